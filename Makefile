@@ -1,0 +1,54 @@
+# Every target sets itself up: the first one that needs it makes .venv and installs kvchat into it.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := kvchat tests models/demo/recipe
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt lint types test test-gpu check demo demo-model chat bench clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "kvchat needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "setting up .venv (once; torch is the large part)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: .venv/.ready  ## virtual environment with kvchat and the developer tools
+
+fmt: setup  ## format the code
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix --quiet $(SOURCES)
+
+lint: setup  ## style and imports
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+
+types: setup  ## mypy
+	@$(BIN)/mypy
+
+test: setup  ## the tests (CPU, no network)
+	@$(BIN)/python -m pytest -m 'not gpu'
+
+test-gpu: setup  ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu
+
+check: lint types test  ## lint, types and tests
+
+demo: setup  ## read a long document, compress it, answer questions, count the right ones
+	@$(BIN)/kvchat demo
+
+demo-model: setup  ## train the demo model again (hours on two cores; resumable)
+	@$(BIN)/python models/demo/recipe/train.py
+
+chat: setup  ## chat about the sample document
+	@$(BIN)/kvchat $(if $(FILE),--file $(FILE),--file samples/valley.txt)
+
+bench: setup  ## quick memory and latency check of this machine
+	@$(BIN)/kvchat bench
+
+clean:  ## remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

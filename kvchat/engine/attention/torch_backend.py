@@ -1,0 +1,98 @@
+"""Attention by torch's fused kernels: the CPU path, and a plain path on any other device.
+
+No T x T mask and no expanded heads: query heads of one KV head become query rows (rectangle) or a
+batch over stride-0 keys (square). The fused CPU kernel returns the log-sum-exp that we need.
+"""
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.attention.rows import Rows
+from kvchat.kernels import reference
+
+FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+# Off the CPU the plain twin materialises its logits; it takes this many query rows at a time.
+PLAIN_QUERIES = 256
+
+
+class TorchBackend:
+    """Reaches every device; fused on the CPU, sliced and materialised elsewhere."""
+
+    def can(self, rows: Rows) -> str | None:
+        """None: torch takes every shape."""
+        return None
+
+    def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over all rows of `rows`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+        if q.device.type != "cpu":
+            parts = [
+                reference.ragged_attention(
+                    part, rows.k, rows.v, rows.start, rows.length, scale, rows.bias
+                )
+                for part in q.split(PLAIN_QUERIES)
+            ]
+            return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+        tokens, query_heads, dim = q.shape
+        heads = len(rows.spans)
+        # [T, H*G, D] -> [H, G*T, D]: all queries of a KV head in one block of rows
+        grouped = q.view(tokens, heads, -1, dim).permute(1, 2, 0, 3).reshape(heads, -1, dim)
+        o, lse = self._uniform(grouped, rows, scale) or self._per_head(grouped, rows, scale)
+        o = o.view(heads, -1, tokens, dim).permute(2, 0, 1, 3)  # [T, H, G, D]
+        lse = lse.view(heads, -1, tokens).permute(2, 0, 1)
+        return o.reshape(tokens, query_heads, dim), lse.reshape(tokens, query_heads)
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees rows 0..t."""
+        tokens, query_heads, dim = q.shape
+        heads = k.shape[0]
+        assert k.shape[1] == tokens, f"a square needs {tokens} rows, got {k.shape[1]}"
+        if q.device.type != "cpu":
+            return self._causal_plain(q, k, v, scale)
+        group = query_heads // heads
+        batched = q.view(tokens, heads, group, dim).permute(2, 1, 0, 3)  # [G, H, T, D]
+        shape = (group, heads, tokens, dim)
+        o, lse = FUSED_CPU(batched, k.expand(shape), v.expand(shape), 0.0, True, scale=scale)
+        o = o.permute(2, 1, 0, 3).reshape(tokens, query_heads, dim)
+        return o, lse.permute(2, 1, 0).reshape(tokens, query_heads)
+
+    @staticmethod
+    def _uniform(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor] | None:
+        """One call for heads of equal length and spacing (the tail), else None."""
+        starts = [a for a, _ in rows.spans]
+        length = rows.spans[0][1]
+        step = starts[1] - starts[0] if len(starts) > 1 else length
+        even = all(b - a == step for a, b in zip(starts, starts[1:], strict=False))
+        if rows.bias is not None or length == 0 or step < length or not even:
+            return None
+        if any(n != length for _, n in rows.spans):
+            return None
+        dim = q.shape[-1]
+        shape, stride = (1, len(starts), length, dim), (0, step * dim, dim, 1)
+        k = rows.k.as_strided(shape, stride, rows.k.storage_offset() + starts[0] * dim)
+        v = rows.v.as_strided(shape, stride, rows.v.storage_offset() + starts[0] * dim)
+        o, lse = FUSED_CPU(q[None], k, v, 0.0, False, scale=scale)
+        return o[0], lse[0]
+
+    @staticmethod
+    def _per_head(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
+        """One call per KV head, for ragged lengths. q `[H, G*T, D]`."""
+        o = q.new_zeros(q.shape)
+        lse = torch.full(q.shape[:2], float("-inf"))
+        for head, (a, n) in enumerate(rows.spans):
+            if n == 0:  # the fused kernel divides by the number of rows
+                continue
+            bias = None if rows.bias is None else rows.bias[None, None, None, a : a + n].to(q.dtype)
+            k, v = rows.k[None, None, a : a + n], rows.v[None, None, a : a + n]
+            part, part_lse = FUSED_CPU(
+                q[None, None, head], k, v, 0.0, False, attn_mask=bias, scale=scale
+            )
+            o[head], lse[head] = part[0, 0], part_lse[0, 0]
+        return o, lse
+
+    @staticmethod
+    def _causal_plain(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        parts = []
+        for a in range(0, q.shape[0], PLAIN_QUERIES):
+            b = min(a + PLAIN_QUERIES, q.shape[0])
+            parts.append(reference.dense_attention(q[a:b], k[:, :b], v[:, :b], scale, causal=True))
+        return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])

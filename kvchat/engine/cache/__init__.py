@@ -1,0 +1,8 @@
+"""The cache: frozen segments and one live tail per layer. Knows no model and no method.
+
+`SEGMENTS` maps a segment's `kind` to the class whose `load` is the inverse of `tensors()`.
+"""
+
+SEGMENTS = {
+    "flat": "kvchat.engine.cache.segment:FlatSegment",
+}

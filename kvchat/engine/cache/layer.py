@@ -1,0 +1,97 @@
+"""One layer's cache and the whole cache: all that a model sees of the past."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from kvchat.engine import ops
+from kvchat.engine.attention.rows import Backend
+from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import Segment
+from kvchat.engine.cache.tail import Tail
+
+# Takes keys and values [H, n, D] and the position of row 0, gives what stays of them.
+Reduction = Callable[[Tensor, Tensor, int], Segment]
+
+
+class LayerCache:
+    """Frozen segments, oldest first, and the live tail; attention is summed over them."""
+
+    def __init__(self, tail: Tail, backend: Backend):
+        self.segments: list[Segment] = []
+        self.tail = tail
+        self.backend = backend
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Add rotated keys and values `[H, T, D]` of new tokens to the tail."""
+        self.tail.append(k, v)
+
+    def attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Exact causal attention of `q [T, H*G, D]`, the queries of the newest T tokens.
+
+        Returns `o [T, H*G, D]` (fp32, or the backend's dtype if there is one part only) and
+        `lse [T, H*G]` over every visible row.
+        """
+        parts = [segment.attend(q, scale, self.backend) for segment in self.segments]
+        parts.append(self.tail.attend(q, scale, self.backend))
+        return ops.combine(parts)
+
+    def freeze(self, rows: int, reduce: Reduction) -> None:
+        """Turn the oldest `rows` rows of the tail into a segment; the rest stays live."""
+        tail = self.tail
+        assert 0 < rows <= tail.length, f"cannot freeze {rows} of {tail.length} rows"
+        segment = reduce(tail.keys[:, :rows], tail.values[:, :rows], tail.start)
+        self.segments.append(segment)
+        tail.drop(rows)
+
+    def memory(self) -> Memory:
+        """Exact bytes of segments and tail."""
+        return sum((s.memory() for s in self.segments), self.tail.memory())
+
+
+class KVCache:
+    """The cache of one conversation.
+
+    `position` counts tokens SEEN, whatever was evicted: it is the next token's rotary position.
+    """
+
+    def __init__(self, layers: list[LayerCache], position: int = 0):
+        self.layers = layers
+        self.position = position
+
+    @classmethod
+    def empty(
+        cls,
+        layers: int,
+        heads: int,
+        dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        backend: Backend,
+    ) -> "KVCache":
+        """A cache of `layers` layers with `heads` KV heads of size `dim` and no rows."""
+        return cls([LayerCache(Tail(heads, dim, dtype, device), backend) for _ in range(layers)])
+
+    @property
+    def frozen(self) -> int:
+        """Tokens covered by segments; `truncate` cannot go below."""
+        return self.layers[0].tail.start if self.layers else 0
+
+    def truncate(self, position: int) -> None:
+        """Forget every token from `position` on. They must be in the tail."""
+        assert self.frozen <= position <= self.position, (
+            f"cannot truncate {self.position} tokens to {position}: {self.frozen} are frozen"
+        )
+        for layer in self.layers:
+            layer.tail.truncate(position - layer.tail.start)
+        self.position = position
+
+    def segments(self) -> Iterator[Segment]:
+        """Every segment of every layer."""
+        for layer in self.layers:
+            yield from layer.segments
+
+    def memory(self) -> Memory:
+        """Exact bytes of all layers."""
+        return sum((layer.memory() for layer in self.layers), Memory())

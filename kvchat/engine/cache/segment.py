@@ -1,0 +1,124 @@
+"""Frozen parts of the past that queries may look at. Knows nothing of how rows were chosen."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.attention.rows import Backend, Rows
+from kvchat.engine.cache.memory import Memory
+
+
+class Segment(Protocol):
+    """A frozen stretch of the past.
+
+    `span` is the half-open range of positions it stands for, `lengths` the rows of each KV head.
+    """
+
+    kind: ClassVar[str]
+    span: tuple[int, int]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows that each KV head holds."""
+        ...
+
+    def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over the segment. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+        ...
+
+    def memory(self) -> Memory:
+        """Exact bytes held, metadata included."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything held, by name; `load` of the class is the inverse."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlatSegment:
+    """The flattened per-head store: KV head h owns rows `cu[h] : cu[h+1]` of `k, v [R, D]`.
+
+    `cu [H+1]` and `position [R]` are int32. Keys are rotated at their `position`, for ever.
+    `bias [R]` (fp32, optional) is added to the scaled logit of its row; `count [R]` (optional) says
+    how many tokens a row stands for.
+    """
+
+    k: Tensor
+    v: Tensor
+    cu: Tensor
+    position: Tensor
+    span: tuple[int, int]
+    ends: tuple[int, ...]  # cu on the host
+    bias: Tensor | None = None
+    count: Tensor | None = None
+    kind: ClassVar[str] = "flat"
+
+    @classmethod
+    def keep(cls, keys: Tensor, values: Tensor, kept: Tensor, start: int) -> "FlatSegment":
+        """Copy out of `keys, values [H, T, D]` the rows where `kept [H, T]` (bool) is true.
+
+        Rows stay in time order inside a head; `start` is the position of row 0.
+        """
+        heads, tokens, dim = keys.shape
+        if bool(kept.all()):
+            k, v = keys.reshape(-1, dim), values.reshape(-1, dim)
+            token = torch.arange(tokens, device=keys.device).repeat(heads)
+        else:
+            head, token = kept.nonzero(as_tuple=True)  # head-major, ascending tokens: [R], [R]
+            k, v = keys[head, token], values[head, token]
+        ends = [0, *kept.sum(dim=1).cumsum(0).tolist()]
+        return cls(
+            k=k,
+            v=v,
+            cu=torch.tensor(ends, dtype=torch.int32, device=keys.device),
+            position=(token + start).to(torch.int32),
+            span=(start, start + tokens),
+            ends=tuple(ends),
+        )
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], span: tuple[int, int]) -> "FlatSegment":
+        """The segment whose `tensors()` these are."""
+        return cls(**tensors, span=span, ends=tuple(tensors["cu"].tolist()))  # type: ignore[arg-type]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows that each KV head holds."""
+        return tuple(b - a for a, b in pairwise(self.ends))
+
+    @cached_property
+    def rows(self) -> Rows:
+        """A view for attention backends."""
+        return Rows(
+            k=self.k,
+            v=self.v,
+            start=self.cu[:-1],
+            length=self.cu.diff(),
+            spans=tuple((a, b - a) for a, b in pairwise(self.ends)),
+            bias=self.bias,
+        )
+
+    def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over all rows. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+        return backend.attend(q, self.rows, scale)
+
+    def memory(self) -> Memory:
+        """Exact bytes held: keys, values, positions, row ranges, bias and count."""
+        return Memory.of(self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything held, by field name."""
+        named = {
+            "k": self.k,
+            "v": self.v,
+            "cu": self.cu,
+            "position": self.position,
+            "bias": self.bias,
+            "count": self.count,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}

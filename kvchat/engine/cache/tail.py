@@ -1,0 +1,119 @@
+"""The live part of a layer's cache: dense, uniform over heads, append-only at its end."""
+
+import torch
+from torch import Tensor
+
+from kvchat.engine import ops
+from kvchat.engine.attention.rows import Backend, Rows
+from kvchat.engine.cache.memory import Memory
+
+
+class Tail:
+    """Keys and values `[H, capacity, D]` of which the first `length` rows are live.
+
+    `start` is the position of row 0, so row i belongs to token `start + i`.
+    """
+
+    def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device):
+        self.start = 0
+        self.length = 0
+        empty = torch.empty(heads, 0, dim, dtype=dtype, device=device)
+        self._lengths = torch.zeros(heads, dtype=torch.int32, device=device)  # `length`, H times
+        self._hold(empty, empty.clone())
+
+    @property
+    def capacity(self) -> int:
+        """Rows per head that fit without growing."""
+        return self.k.shape[1]
+
+    @property
+    def keys(self) -> Tensor:
+        """Live keys `[H, length, D]`, a view."""
+        return self.k[:, : self.length]
+
+    @property
+    def values(self) -> Tensor:
+        """Live values `[H, length, D]`, a view."""
+        return self.v[:, : self.length]
+
+    @property
+    def rows(self) -> Rows:
+        """The live rows, for attention backends."""
+        return self._rows(self.length)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for exactly `rows` rows per head, if there is less."""
+        if rows > self.capacity:
+            self._resize(rows)
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Add `k, v [H, T, D]` after the live rows: one rectangular write each.
+
+        A full tail grows by `max(256, length / 4)` rows, so copies are amortised.
+        """
+        end = self.length + k.shape[1]
+        if end > self.capacity:
+            self._resize(end + max(256, end // 4))
+        self.k[:, self.length : end] = k
+        self.v[:, self.length : end] = v
+        self._set_length(end)
+
+    def truncate(self, length: int) -> None:
+        """Forget the newest rows beyond `length`; nothing is copied."""
+        assert 0 <= length <= self.length, f"cannot truncate {self.length} rows to {length}"
+        self._set_length(length)
+
+    def drop(self, rows: int) -> None:
+        """Give up the oldest `rows` rows and their memory; the rest moves to a store of its own."""
+        assert 0 <= rows <= self.length, f"cannot drop {rows} of {self.length} rows"
+        self._hold(self.k[:, rows : self.length].clone(), self.v[:, rows : self.length].clone())
+        self.start += rows
+        self._set_length(self.length - rows)
+
+    def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
+        """Causal attention of `q [T, H*G, D]`, the queries of the newest T rows.
+
+        A rectangle (the rows before them, all visible) and a square (the new rows themselves,
+        causal), summed by log-sum-exp: no mask. Returns `o [T, H*G, D]`, `lse [T, H*G]`.
+        """
+        tokens = q.shape[0]
+        assert 0 < tokens <= self.length, f"{tokens} queries over {self.length} rows"
+        if tokens == 1:  # the newest row sees everything
+            return backend.attend(q, self.rows, scale)
+        before = self.length - tokens
+        square = backend.causal(q, self.keys[:, before:], self.values[:, before:], scale)
+        if before == 0:
+            return square
+        return ops.combine([backend.attend(q, self._rows(before), scale), square])
+
+    def memory(self) -> Memory:
+        """Exact bytes held, slack included."""
+        return Memory.of([self.k, self.v, self._first, self._lengths])
+
+    def _rows(self, length: int) -> Rows:
+        heads, capacity, dim = self.k.shape
+        whole = length == self.length
+        return Rows(
+            k=self.k.view(-1, dim),
+            v=self.v.view(-1, dim),
+            start=self._first,
+            length=self._lengths if whole else torch.full_like(self._lengths, length),
+            spans=tuple((head * capacity, length) for head in range(heads)),
+        )
+
+    def _set_length(self, length: int) -> None:
+        self.length = length
+        self._lengths.fill_(length)
+
+    def _hold(self, k: Tensor, v: Tensor) -> None:
+        heads, capacity, _ = k.shape
+        self.k, self.v = k, v
+        # [H]: where each head's rows begin in the store seen as [H * capacity, D]
+        self._first = torch.arange(heads, dtype=torch.int32, device=k.device) * capacity
+
+    def _resize(self, capacity: int) -> None:
+        heads, _, dim = self.k.shape
+        k, v = self.k.new_empty(heads, capacity, dim), self.v.new_empty(heads, capacity, dim)
+        k[:, : self.length] = self.keys
+        v[:, : self.length] = self.values
+        self._hold(k, v)

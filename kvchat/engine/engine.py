@@ -1,0 +1,136 @@
+"""`Engine`: a loaded model that reads and writes token ids. Knows nothing of text."""
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kvchat.engine import prefill as reading
+from kvchat.engine.attention import backend
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.events import Loading, Progress, drain
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.decoder import Decoder
+from kvchat.engine.model.weights import load_weights
+from kvchat.engine.prefill import Compression, Reading
+from kvchat.engine.sampling import Sampler, Sampling
+from kvchat.errors import KvchatError
+
+DTYPES = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Engine:
+    """One model on one device. Every public entry runs in inference mode."""
+
+    def __init__(self, model: Decoder, chunk: int = reading.CHUNK):
+        self.model = model
+        self.config = model.config
+        self.chunk = chunk
+        self.backend = backend()
+        weight = model.model.embed_tokens.weight
+        self.device, self.dtype = weight.device, weight.dtype
+
+    @classmethod
+    def load(
+        cls, folder: Path, config: ModelConfig, dtype: str = "auto", device: str = "auto"
+    ) -> Generator[Loading, None, "Engine"]:
+        """Stream a checkpoint in; the generator's value is the engine."""
+        where = resolve_device(device)
+        steps = load_weights(folder, config, resolve_dtype(dtype, config), where)
+        for item in steps:
+            if isinstance(item, tuple):
+                yield Loading(*item)
+            else:
+                return cls(item)
+        raise AssertionError("load_weights ends with the model")
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights, tied ones once."""
+        return sum(p.nbytes for p in self.model.parameters())
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that a token costs in an uncompressed cache."""
+        return self.config.kv_values_per_token * self.dtype.itemsize
+
+    def empty_cache(self) -> KVCache:
+        """A cache that has seen nothing."""
+        c = self.config
+        return KVCache.empty(
+            c.num_layers, c.num_kv_heads, c.head_dim, self.dtype, self.device, self.backend
+        )
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        ids: Sequence[int],
+        compressions: Sequence[Compression],
+        probes: Sequence[Sequence[int]] = (),
+    ) -> Generator[Progress, None, Reading]:
+        """Read `ids` once into one cache per compression; see `prefill.prefill`."""
+        assert ids, "an empty document has nothing to read"
+        return (
+            yield from reading.prefill(
+                self.model, ids, compressions, self.backend, probes, self.chunk
+            )
+        )
+
+    @torch.inference_mode()
+    def extend(self, cache: KVCache, ids: Sequence[int]) -> Generator[Progress, None, Tensor]:
+        """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
+        return (yield from reading.extend(self.model, cache, ids, self.chunk))
+
+    @torch.inference_mode()
+    def decode(self, cache: KVCache, logits: Tensor, sampling: Sampling) -> Iterator[int]:
+        """Tokens after `logits [vocab]`, without end.
+
+        A token is fed to the cache when the next one is asked for: the last one that was yielded
+        is *pending* and belongs to the next `extend`.
+        """
+        sampler = Sampler(sampling, self.device)
+        generated: list[int] = []
+        while True:
+            generated.append(sampler.draw(logits, generated))
+            yield generated[-1]
+            logits = drain(reading.extend(self.model, cache, generated[-1:]))
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises KvchatError("device") if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise KvchatError(
+            "usage", f"{name!r} is not a device", "--device cpu", "--device cuda"
+        ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise KvchatError("usage", f"device {name!r} is not supported", "--device cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        why = "torch is a CPU build" if torch.version.cuda is None else "no device or driver"
+        raise KvchatError("device", f"no CUDA here: {why}", "--device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise KvchatError("device", f"{name}: there are {count} CUDA devices", "--device cuda:0")
+    return device
+
+
+def resolve_dtype(name: str, config: ModelConfig) -> torch.dtype:
+    """`auto` is the checkpoint's own dtype; else `f32`, `bf16`, `f16`."""
+    if name == "auto":
+        return DTYPES[config.dtype]
+    if name not in DTYPES:
+        raise KvchatError(
+            "usage", f"{name!r} is not a dtype", "--dtype auto", "--dtype bf16", "--dtype f32"
+        )
+    return DTYPES[name]

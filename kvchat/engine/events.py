@@ -1,0 +1,67 @@
+"""What happens while the engine works, as plain numbers and text: one stream for the REPL, JSON,
+tests and bench."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+E = TypeVar("E")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Weights: bytes of the checkpoint done and in all."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A reading: `done` and `total` count tokens times layers; KV bytes kept so far."""
+
+    layer: int
+    layers: int
+    done: int
+    total: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of the answer, whole characters only."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TurnDone:
+    """The end of an answer.
+
+    `finish_reason`: `stop` (end of turn), `length` (token limit), `window` (context full) or
+    `cancelled`. Seconds from the question's arrival to the first token, and from first to last.
+    """
+
+    answer: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    ttft: float
+    decode_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """(n - 1) / (t_last - t_first); 0 for fewer than two tokens."""
+        if self.completion_tokens < 2 or self.decode_seconds <= 0:
+            return 0.0
+        return (self.completion_tokens - 1) / self.decode_seconds
+
+
+def drain(events: Generator[E, None, R], show: Callable[[E], object] = lambda event: None) -> R:
+    """Show every event of a generator and return its value."""
+    while True:
+        try:
+            show(next(events))
+        except StopIteration as stop:
+            return stop.value

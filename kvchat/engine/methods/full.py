@@ -1,0 +1,21 @@
+"""No compression: the exact baseline, and the lossless limit of every other method."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvchat.engine.budget import Budget
+from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.evict import keep_all
+
+
+@dataclass(frozen=True)
+class Full:
+    """Keeps every row. It has no options; its budget is always 100 %."""
+
+    budget: ClassVar[Budget] = Budget(fraction=1.0)
+    observed: ClassVar[int] = 0
+
+    def compress(self, prefilled: Prefilled) -> FlatSegment:
+        """All rows of the layer, flat."""
+        return keep_all(prefilled)

@@ -1,0 +1,108 @@
+"""Reads method specs: `adakv`, `adakv:window=16,floor=0.3`, `adakv@preset:budget=20%`.
+
+Names, types and defaults come from the method's dataclass fields, so they are the same everywhere.
+"""
+
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from kvchat.engine.budget import Budget
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.base import Method
+from kvchat.errors import KvchatError
+
+
+def method_name(spec: str) -> str:
+    """The table key that a spec begins with. Raises KvchatError("usage") if there is none."""
+    name = spec.partition(":")[0].partition("@")[0].strip()
+    if name not in METHODS:
+        raise KvchatError(
+            "usage",
+            f"unknown method {name!r}; there are {', '.join(METHODS)}",
+            *(f"--method {close}" for close in get_close_matches(name, METHODS, n=1)),
+            "kvchat methods",
+        )
+    return name
+
+
+def method_class(name: str) -> type:
+    """The dataclass of a method in the table."""
+    module, cls = METHODS[name].path.split(":")
+    return getattr(import_module(module), cls)
+
+
+def options(name: str) -> dict[str, Field]:
+    """The options of a method: its dataclass fields by name."""
+    return {field.name: field for field in fields(method_class(name))}
+
+
+def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] = ()) -> Method:
+    """The method that `spec` names; `extra` are `key=value` options, inline ones win.
+
+    `budget` is used unless the spec has its own. Raises KvchatError("usage") for unknown names and
+    for values of the wrong type.
+    """
+    name = method_name(spec)
+    known = options(name)
+    head, _, inline = spec.partition(":")
+    values: dict[str, Any] = _preset(name, head.partition("@")[2].strip())
+    if budget is not None and "budget" in known:
+        values["budget"] = budget
+    for pair in [*extra, *filter(None, (part.strip() for part in inline.split(",")))]:
+        key, equals, text = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise KvchatError("usage", f"{pair!r} is not an option", f"{name}:{pair}=VALUE")
+        if key not in known:
+            has = f"has {', '.join(known)}" if known else "takes no options"
+            close = get_close_matches(key, known, n=1)
+            raise KvchatError(
+                "usage",
+                f"{name} has no option {key!r}; it {has}",
+                *(f"{name}:{match}={text}" for match in close),
+            )
+        values[key] = _convert(name, known[key], text)
+    return method_class(name)(**values)
+
+
+def default_of(field: Field) -> Any:
+    """The default of an option."""
+    if field.default is not MISSING:
+        return field.default
+    assert field.default_factory is not MISSING
+    return field.default_factory()
+
+
+def method_options(method: Method) -> dict[str, Any]:
+    """Options of a method as they are set, budget apart."""
+    return {f.name: getattr(method, f.name) for f in fields(method) if f.name != "budget"}  # type: ignore[arg-type]
+
+
+def name_of(method: Method) -> str:
+    """The table key of a method."""
+    path = f"{type(method).__module__}:{type(method).__name__}"
+    return next(name for name, entry in METHODS.items() if entry.path == path)
+
+
+def _preset(name: str, preset: str) -> dict[str, Any]:
+    presets = getattr(method_class(name), "PRESETS", {})
+    if preset and preset not in presets:
+        has = f"has {', '.join(presets)}" if presets else "has no presets"
+        raise KvchatError("usage", f"{name} has no preset {preset!r}; it {has}", f"--method {name}")
+    return dict(presets.get(preset, {}))
+
+
+def _convert(name: str, field: Field, text: str) -> Any:
+    kind = field.type if isinstance(field.type, type) else type(default_of(field))
+    if kind is Budget:
+        return Budget.parse(text)
+    try:
+        return kind(text)
+    except ValueError:
+        raise KvchatError(
+            "usage",
+            f"{name}: {field.name}={text} is not {'a whole number' if kind is int else 'a number'}",
+            f"{name}:{field.name}={default_of(field)}  (the default)",
+        ) from None

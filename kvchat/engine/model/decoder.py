@@ -1,0 +1,81 @@
+"""`CausalLM`, what the engine asks of a model, and the decoder that Llama-like families share."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.layers import Block, RMSNorm, Rotation
+from kvchat.engine.model.rotary import angles, frequencies
+
+
+class CausalLM(Protocol):
+    """A decoder taken apart, so that caching and observing happen outside of it."""
+
+    config: ModelConfig
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, first to last."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Hidden states `[T, hidden]` of `ids [T]`."""
+        ...
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Cosine and sine `[T, D/2]` at `positions [T]`."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Next-token logits `[T, vocab]` of final hidden states `[T, hidden]`."""
+        ...
+
+
+class Stack(nn.Module):
+    """What checkpoints call `model`: embedding, layers, final norm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Decoder(nn.Module):
+    """A decoder with pre-norm blocks, rotary positions and tied or untied embeddings."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Stack(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self._inverse: Tensor | None = None
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, first to last."""
+        return list(self.model.layers)  # type: ignore[arg-type]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Hidden states `[T, hidden]` of `ids [T]`."""
+        return self.model.embed_tokens(ids)
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Cosine and sine `[T, D/2]` fp32 at `positions [T]`."""
+        if self._inverse is None or self._inverse.device != positions.device:
+            self._inverse = frequencies(self.config).to(positions.device)
+        return angles(self._inverse, positions)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Next-token logits `[T, vocab]` of final hidden states `x [T, hidden]`."""
+        return self.lm_head(self.model.norm(x))
+
+
+def empty_decoder(family: type[Decoder], config: ModelConfig) -> Decoder:
+    """A model of that family on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        return family(config)

@@ -1,0 +1,79 @@
+"""The parts of a Llama-like decoder block. Attention itself is not here: a block projects and
+finishes, and whoever runs it stores the keys and attends in between."""
+
+import torch
+from torch import Tensor, nn
+
+from kvchat.engine import ops
+from kvchat.engine.model.config import ModelConfig
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dim."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype of `x`."""
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """The four projections of grouped-query attention."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        queries = config.num_heads * config.head_dim
+        kv = config.num_kv_heads * config.head_dim
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv, bias=bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=bias)
+
+
+class MLP(nn.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`."""
+        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """One decoder layer in two halves around attention."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[T, H*G, D]`, keys and values `[H, T, D]` of `x [T, hidden]`, rotated."""
+        attention, tokens = self.self_attn, x.shape[0]
+        normed = self.input_layernorm(x)
+        split = (tokens, -1, attention.head_dim)
+        q = ops.rope(attention.q_proj(normed).view(split), *rotation)
+        k = ops.rope(attention.k_proj(normed).view(split), *rotation)
+        v = attention.v_proj(normed).view(split)
+        return q, k.transpose(0, 1), v.transpose(0, 1)
+
+    def finish(self, x: Tensor, o: Tensor) -> Tensor:
+        """The layer's output `[T, hidden]` from its input `x` and the attended `o [T, H*G, D]`."""
+        x = x + self.self_attn.o_proj(o.flatten(1).to(x.dtype))
+        return x + self.mlp(self.post_attention_layernorm(x))

@@ -1,0 +1,181 @@
+"""Reading: token ids walk the layers, one layer at a time, exactly. The only place where models
+and methods meet. Knows no text.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.attention.rows import Backend
+from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.tail import Tail
+from kvchat.engine.events import Progress
+from kvchat.engine.methods.base import Method, Prefilled
+from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.model.layers import Block
+
+CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One cache to make from a reading: a method, and what it may observe.
+
+    `probes` are numbers of probes whose queries the method scores with; empty means the last
+    queries of the document.
+    """
+
+    method: Method
+    probes: tuple[int, ...] = ()
+
+
+@dataclass
+class Reading:
+    """What a reading leaves: one cache per compression, and the last token's logits `[vocab]`."""
+
+    caches: list[KVCache]
+    logits: Tensor | None = None
+
+
+@dataclass
+class Observation:
+    """The newest queries `[W, H*G, D]` and log-sum-exps `[W, H*G]` that pass by, at most `limit`.
+
+    The window crosses chunk borders: what is kept are the last W queries, not the last chunk's.
+    """
+
+    limit: int
+    queries: list[Tensor] = field(default_factory=list)
+    lses: list[Tensor] = field(default_factory=list)
+
+    def see(self, q: Tensor, lse: Tensor) -> None:
+        """Take in the queries `[T, H*G, D]` of one chunk."""
+        if self.limit:
+            # slices are copied, so that the chunk's own tensors are freed
+            self.queries = [torch.cat([*self.queries, q[-self.limit :]])[-self.limit :].clone()]
+            self.lses = [torch.cat([*self.lses, lse[-self.limit :]])[-self.limit :].clone()]
+
+
+def step(
+    model: CausalLM, block: Block, layer: LayerCache, x: Tensor, start: int, seen: Observation
+) -> Tensor:
+    """Run hidden states `x [T, hidden]` of positions `start..` through one block and its cache."""
+    positions = torch.arange(start, start + len(x), device=x.device)
+    q, k, v = block.project(x, model.rotation(positions))
+    layer.append(k, v)
+    o, lse = layer.attend(q, q.shape[-1] ** -0.5)
+    seen.see(q, lse)
+    return block.finish(x, o)
+
+
+def extend(
+    model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int = CHUNK
+) -> Generator[Progress, None, Tensor]:
+    """Append `ids` to the cache's tail, layer by layer.
+
+    The generator's value is the last token's logits `[vocab]`. If the consumer stops in between,
+    the cache is as it was before.
+    """
+    before, total = cache.position, len(ids) * len(cache.layers)
+    x = model.embed(torch.tensor(ids, device=_device(model)))  # [T, hidden]
+    done = 0
+    try:
+        for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
+            for a in range(0, len(ids), chunk):
+                b = min(a + chunk, len(ids))
+                x[a:b] = step(model, block, layer, x[a:b], before + a, Observation(0))
+                done += b - a
+                yield Progress(number, len(cache.layers), done, total, 0)
+    except BaseException:
+        for layer in cache.layers:
+            layer.tail.truncate(before - layer.tail.start)
+        raise
+    cache.position = before + len(ids)
+    return model.logits(x[-1:])[0]
+
+
+def prefill(
+    model: CausalLM,
+    ids: Sequence[int],
+    compressions: Sequence[Compression],
+    backend: Backend,
+    probes: Sequence[Sequence[int]] = (),
+    chunk: int = CHUNK,
+) -> Generator[Progress, None, Reading]:
+    """Read `ids` into one new cache per compression; the generator's value is a `Reading`.
+
+    Layer-major and exact: for each layer all chunks attend to the layer's dense keys and values,
+    every compression takes from them what it keeps, and they are freed before the next layer.
+    Alive at any time: the weights, the hidden states `[T, hidden]` once, one layer's dense K/V,
+    and what is kept. Probes are token lists that follow the document, each by itself: they walk
+    the layers beside it, are observed, and leave no trace.
+    """
+    config, device = model.config, _device(model)
+    tokens, layers = len(ids), config.num_layers
+    x = model.embed(torch.tensor(ids, device=device))  # [T, hidden]
+    asides = [model.embed(torch.tensor(probe, device=device)) for probe in probes]
+    caches = [
+        KVCache.empty(layers, config.num_kv_heads, config.head_dim, x.dtype, device, backend)
+        for _ in compressions
+    ]
+    window = max((c.method.observed for c in compressions if not c.probes), default=0)
+    room = tokens + max((len(aside) for aside in asides), default=0)
+    kept = done = 0
+    for number, block in enumerate(model.blocks):
+        tail = Tail(config.num_kv_heads, config.head_dim, x.dtype, device)
+        tail.reserve(room)
+        layer = LayerCache(tail, backend)
+        recent = Observation(window)
+        for a in range(0, tokens, chunk):
+            b = min(a + chunk, tokens)
+            x[a:b] = step(model, block, layer, x[a:b], a, recent)
+            done += b - a
+            if b < tokens:
+                yield Progress(number, layers, done, tokens * layers, kept)
+        observed = []
+        for aside in asides:
+            observed.append(Observation(len(aside)))
+            aside[:] = step(model, block, layer, aside, tokens, observed[-1])
+            tail.truncate(tokens)
+        for cache, compression in zip(caches, compressions, strict=True):
+            chosen = [observed[p] for p in compression.probes] or [recent]
+            prefilled = _prefilled(tail, chosen, compression, number, layers)
+            target = cache.layers[number]
+            target.segments.append(compression.method.compress(prefilled))
+            target.tail.start = tokens
+            kept += target.segments[-1].memory().device
+            del prefilled
+        del tail, layer  # this layer's dense K/V is free before anyone looks
+        yield Progress(number, layers, done, tokens * layers, kept)
+    for cache in caches:
+        cache.position = tokens
+    return Reading(caches, model.logits(x[-1:])[0])
+
+
+def _prefilled(
+    tail: Tail, chosen: list[Observation], compression: Compression, layer: int, layers: int
+) -> Prefilled:
+    """The dense layer as a method sees it, with the queries that this compression observes."""
+    keys, limit = tail.keys, compression.method.observed
+    queries = [part[-limit:] for o in chosen for part in o.queries] if limit else []
+    lses = [part[-limit:] for o in chosen for part in o.lses] if limit else []
+    seen = torch.full((sum(map(len, queries)),), tail.length, device=keys.device)
+    if not compression.probes:  # the document's own queries see nothing later than themselves
+        seen -= torch.arange(len(seen), device=keys.device).flip(0)
+    empty = keys.new_empty(0)
+    return Prefilled(
+        keys=keys,
+        values=tail.values,
+        queries=torch.cat(queries) if queries else empty,
+        lse=torch.cat(lses) if lses else empty,
+        seen=seen,
+        scale=keys.shape[-1] ** -0.5,
+        layer=layer,
+        num_layers=layers,
+    )
+
+
+def _device(model: CausalLM) -> torch.device:
+    return model.blocks[0].input_layernorm.weight.device

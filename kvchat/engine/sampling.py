@@ -1,0 +1,74 @@
+"""Choosing the next token from logits. Knows no model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvchat.errors import KvchatError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose; temperature 0 is greedy, 0 switches top-k and min-p off, 1 top-p."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temp", self.temperature, self.temperature >= 0, "0 or more"),
+            ("top-k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repeat-penalty", self.repeat_penalty, self.repeat_penalty > 0, "above 0"),
+        )
+        for name, value, good, wanted in checks:
+            if not good:
+                raise KvchatError("usage", f"--{name} {value:g} must be {wanted}")
+
+
+class Sampler:
+    """Draws tokens one after another; the same seed and logits give the same tokens."""
+
+    def __init__(self, sampling: Sampling, device: torch.device):
+        self.sampling = sampling
+        self.generator = torch.Generator(device=device).manual_seed(sampling.seed)
+
+    def draw(self, logits: Tensor, generated: Sequence[int]) -> int:
+        """The next token from `logits [vocab]`; the penalty looks at `generated` tokens only."""
+        wide = logits.float()
+        if self.sampling.repeat_penalty != 1.0 and generated:
+            wide = penalised(wide, generated, self.sampling.repeat_penalty)
+        if self.sampling.temperature == 0:
+            return int(wide.argmax())
+        probabilities = distribution(wide, self.sampling)
+        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+
+
+def penalised(logits: Tensor, generated: Sequence[int], penalty: float) -> Tensor:
+    """Logits `[vocab]` with those of generated tokens made less likely (CTRL, 1909.05858)."""
+    seen = torch.tensor(sorted(set(generated)), device=logits.device)
+    values = logits[seen]
+    return logits.scatter(0, seen, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities `[vocab]` after temperature, top-k, top-p (1904.09751), min-p (2407.01082)."""
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.numel():
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    if sampling.top_p < 1:
+        falling, order = logits.sort(descending=True)
+        before = falling.softmax(0).cumsum(0) - falling.softmax(0)  # mass of likelier tokens
+        logits = logits.index_fill(0, order[before >= sampling.top_p], -torch.inf)
+    if sampling.min_p > 0:
+        probabilities = logits.softmax(0)
+        unlikely = probabilities < sampling.min_p * probabilities.max()
+        logits = logits.masked_fill(unlikely, -torch.inf)
+    return logits.softmax(0)

@@ -1,0 +1,142 @@
+"""Text to token ids and back, over a Hugging Face tokenizer. Knows no chat and no model."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from kvchat.errors import KvchatError
+
+FILES = ("tokenizer.json", "tokenizer.model")
+INCOMPLETE = "\ufffd"
+
+
+class Tokenizer:
+    """Encodes trusted text (special tokens parsed) and foreign text (special tokens stay text)."""
+
+    def __init__(self, hf):
+        self.hf = hf
+        self.specials = {t.content: i for i, t in hf.added_tokens_decoder.items() if t.special}
+        names = sorted(self.specials, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+        # SentencePiece-like tokenizers put a space before the text; inside a text that is wrong
+        first = hf.convert_ids_to_tokens(self._raw("x"))[0]
+        self._prefixes_space = first.startswith("\u2581")
+        self._space_after_special = self._prefixes_space and self._prefixed_after_special()
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer of a model folder. Raises KvchatError("model")."""
+        if not any((folder / name).exists() for name in FILES):
+            raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}")
+        try:
+            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        except Exception as error:  # the library raises many kinds for damaged files
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise KvchatError(
+                "model", f"the tokenizer of {folder} cannot be read: {reason}"
+            ) from error
+
+    @property
+    def bos(self) -> list[int]:
+        """What the tokenizer itself puts before a text: the beginning-of-text token, or nothing."""
+        ids = self.hf("x", add_special_tokens=True)["input_ids"]
+        return (
+            ids[:1] if self.hf.bos_token_id is not None and ids[0] == self.hf.bos_token_id else []
+        )
+
+    def encode(self, pieces: Sequence[tuple[str, bool]], continues: bool = False) -> list[int]:
+        """Ids of pieces `(text, trusted)`, as if they were one text.
+
+        Special tokens are parsed in trusted pieces only; neighbouring plain text is encoded
+        together, so that words at the joints are not split. `continues` says that the pieces
+        follow plain text already encoded.
+        """
+        ids: list[int] = []
+        run, after = "", "text" if continues else "start"
+        for text, trusted in pieces:
+            atoms = self._atoms(text) if trusted else [(text, None)]
+            for plain, special in atoms:
+                run += plain
+                if special is not None:
+                    ids += [*self._plain(run, after), special]
+                    run, after = "", "special"
+        return ids + self._plain(run, after)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are left out, incomplete characters show as U+FFFD."""
+        return self.hf.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _atoms(self, text: str) -> list[tuple[str, int | None]]:
+        """Plain text with the special token that follows it, if any."""
+        atoms: list[tuple[str, int | None]] = []
+        end = 0
+        for match in self._special.finditer(text):
+            atoms.append((text[end : match.start()], self.specials[match[0]]))
+            end = match.end()
+        return [*atoms, (text[end:], None)]
+
+    def _plain(self, text: str, after: str) -> list[int]:
+        if not text:
+            return []
+        fresh = after == "start" or (after == "special" and self._space_after_special)
+        if fresh or not self._prefixes_space:
+            return self._raw(text)
+        anchor = self._raw("\n")  # takes the space in place of the text's first word
+        ids = self._raw("\n" + text)
+        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._raw(text)
+
+    def _prefixed_after_special(self) -> bool:
+        if not self.specials:
+            return False
+        name, number = next(iter(self.specials.items()))
+        whole = self.hf(name + "x", add_special_tokens=False)["input_ids"]
+        return whole == [number, *self._raw("x")]
+
+    def _raw(self, text: str) -> list[int]:
+        return self.hf(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
+
+
+class TextStream:
+    """Turns tokens into text as they come; only whole characters leave it.
+
+    A short window of tokens is decoded again for each token, for a token's text can depend on its
+    neighbours (bytes of one character, spaces between words).
+    """
+
+    WINDOW = 8  # tokens kept for context once their text is out
+    PATIENCE = 16  # tokens after which bytes that make no character are shown as they are
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = ""  # what of the window's text is out
+        self._held = 0
+
+    def push(self, token: int) -> str:
+        """The new whole characters that `token` completes."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        whole = text.rstrip(INCOMPLETE)
+        self._held = 0 if whole == text else self._held + 1
+        return self._emit(text if self._held > self.PATIENCE else whole)
+
+    def flush(self) -> str:
+        """What is left at the end, incomplete characters as U+FFFD."""
+        return self._emit(self._tokenizer.decode(self._ids)) if self._ids else ""
+
+    def _emit(self, text: str) -> str:
+        new = text[len(self._shown) :]
+        if new:
+            self._shown = text
+        if len(self._ids) > 2 * self.WINDOW and not self._held:
+            window = self._ids[-self.WINDOW :]
+            shown = self._tokenizer.decode(window)
+            if not shown.startswith(INCOMPLETE):
+                self._ids, self._shown = window, shown
+        return new

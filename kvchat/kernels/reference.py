@@ -1,0 +1,120 @@
+"""The plain-torch specification of every kernel: short, exact in fp32, not tuned.
+
+Letters: T new tokens, N rows of a head, H KV heads, G query heads per KV head, D head dim, R rows
+of a flat store, W window queries. Query head `h*G + g` reads KV head `h`.
+"""
+
+import torch
+from torch import Tensor
+
+NEGATIVE = float("-inf")
+
+
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention of `q [T, H*G, D]` over `k, v [H, N, D]`, with its log-sum-exp.
+
+    `causal` aligns the last query with the last row (bottom-right): query t sees the first
+    `N - T + t + 1` rows. `bias [H, N]` is added to the scaled logits.
+    Returns `o [T, H*G, D]` and `lse [T, H*G]`, both fp32. A query that sees no row gets o = 0 and
+    lse = -inf, the neutral element of `combine`.
+    """
+    tokens, query_heads, dim = q.shape
+    heads, rows, _ = k.shape
+    grouped = q.float().view(tokens, heads, query_heads // heads, dim)
+    logits = torch.einsum("thgd,hnd->thgn", grouped, k.float()) * scale
+    if bias is not None:
+        logits = logits + bias[None, :, None, :]
+    if causal:
+        last = torch.arange(tokens, device=q.device)[:, None] + rows - tokens
+        hidden = torch.arange(rows, device=q.device)[None] > last  # [T, N]
+        logits = logits.masked_fill(hidden[:, None, None], NEGATIVE)
+    lse = torch.logsumexp(logits, dim=-1)  # [T, H, G]
+    weights = torch.exp(logits - lse[..., None]).nan_to_num(0.0)
+    o = torch.einsum("thgn,hnd->thgd", weights, v.float())
+    return o.reshape(tokens, query_heads, dim), lse.reshape(tokens, query_heads)
+
+
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: Tensor,
+    length: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of `q [T, H*G, D]` over flat stores `k, v [R, D]`, every row visible.
+
+    KV head h owns the rows `start[h] : start[h] + length[h]` (int32 `[H]`); `bias [R]` is added to
+    the scaled logit of its row. Returns `o [T, H*G, D]` and `lse [T, H*G]` in fp32.
+    """
+    group = q.shape[1] // len(start)
+    parts = []
+    for head, (a, n) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
+        queries = q[:, head * group : (head + 1) * group]
+        row_bias = None if bias is None else bias[None, a : a + n]
+        parts.append(
+            dense_attention(
+                queries, k[None, a : a + n], v[None, a : a + n], scale, causal=False, bias=row_bias
+            )
+        )
+    return torch.cat([o for o, _ in parts], dim=1), torch.cat([lse for _, lse in parts], dim=1)
+
+
+def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Exact attention over a union of row sets from the attention over each of them.
+
+    `parts` are `(o [T, H*G, D], lse [T, H*G])`; with `s` the sets,
+    `o = sum_s softmax_s(lse_s) * o_s` and `lse = log sum_s exp(lse_s)`, in fp32.
+    """
+    if len(parts) == 1:
+        o, lse = parts[0]
+        return o.float(), lse
+    lses = torch.stack([lse for _, lse in parts])  # [S, T, H*G]
+    lse = torch.logsumexp(lses, dim=0)
+    o = torch.zeros_like(parts[0][0], dtype=torch.float32)
+    for (part, _), weight in zip(parts, torch.exp(lses - lse).nan_to_num(0.0), strict=True):
+        o.addcmul_(part.float(), weight[..., None])
+    return o, lse
+
+
+def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Mean attention mass that each key gets from a window of queries, per query head.
+
+    `q [W, H*G, D]` with the known `lse [W, H*G]` of all rows that they attend to, `k [H, N, D]` of
+    which query w sees the first `seen[w]` (int64 `[W]`). Returns `[H*G, N]` fp32:
+    `mean_w exp(q_w . k_n * scale - lse_w)`, 0 where unseen. A row's total is one minus its mass on
+    rows outside `k` (SnapKV, arXiv 2404.14469, section 4).
+    """
+    window, query_heads, dim = q.shape
+    heads, rows, _ = k.shape
+    grouped = q.float().view(window, heads, query_heads // heads, dim)
+    logits = torch.einsum("whgd,hnd->whgn", grouped, k.float()) * scale
+    mass = torch.exp(logits - lse.view(window, heads, -1, 1))
+    hidden = torch.arange(rows, device=k.device) >= seen[:, None]  # [W, N]
+    return mass.masked_fill_(hidden[:, None, None], 0.0).mean(dim=0).reshape(query_heads, rows)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / rms(x) * weight` over the last dim, the statistics in fp32; shape and dtype of `x`."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `x [T, heads, D]` by `cos, sin [T, D/2]` (fp32), pairing dim i with dim i + D/2.
+
+    Rotary embedding (arXiv 2104.09864) in the half-split layout of Llama checkpoints.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, element by element (arXiv 2002.05202)."""
+    return torch.nn.functional.silu(gate) * up
