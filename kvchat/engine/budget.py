@@ -91,3 +91,6 @@ class Budget:
             if self.bytes >= unit and self.bytes * 100 % unit == 0:
                 return f"{self.bytes / unit:g}{name}"
         return f"{self.bytes}B"
+
+
+DEFAULT_BUDGET = Budget(fraction=0.25)

@@ -65,6 +65,7 @@ class Session:
         self.cache = engine.empty_cache()
         self.document: list[int] = []
         self.turns: list[Turn] = []
+        self._talk: list[int] = []  # ids in the tail: all turns so far, but the pending token
         self._pending: list[int] = []
 
     def read(
@@ -95,12 +96,24 @@ class Session:
         """Talk over this cache of the document `ids` from now on; earlier turns are forgotten."""
         assert cache.position == len(ids), f"{cache.position} tokens read of {len(ids)}"
         self.cache, self.document = cache, list(ids)
-        self.turns, self._pending = [], []
+        self.turns, self._talk, self._pending = [], [], []
+
+    def use(self, method: Method) -> Generator[Progress, None, None]:
+        """Read the document and the turns again with another method.
+
+        If the consumer stops in between, the session is as it was.
+        """
+        cache = self.engine.empty_cache()
+        if self.document:
+            cache = (yield from self.read(self.document, [Compression(method)])).caches[0]
+        if self._talk:
+            yield from self.engine.extend(cache, self._talk)
+        self.cache = cache
 
     def clear(self) -> None:
         """Forget the conversation and keep the document: the tail gets shorter."""
         self.cache.truncate(len(self.document))
-        self.turns, self._pending = [], []
+        self.turns, self._talk, self._pending = [], [], []
 
     def ask(
         self,
@@ -127,41 +140,32 @@ class Session:
                 needed=self.cache.position + len(ids),
                 limit=self.limit,
             )
-        reading = self.engine.extend(self.cache, ids)
-        logits = yield from self._until_cancelled(reading, cancelled)
-        if logits is None:  # nothing of the question is in the cache
-            yield TurnDone("", "cancelled", len(ids), 0, perf_counter() - started, 0.0)
-            return
-        begin = self.cache.position
-        answer = _Answer(TextStream(self.dialogue.tokenizer), (*self.dialogue.form.stop, *stop))
-        reason = "length"
-        first = last = started
-        for token in self.engine.decode(self.cache, logits, sampling or Sampling()):
-            last = perf_counter()
-            first = last if not answer.tokens else first
-            self._pending = [token]
-            if token in self.ends:
-                reason = "stop"
-                answer.tokens += 1
-                break
-            if text := answer.push(token):
+        before = self.cache.position
+        try:
+            reading = self.engine.extend(self.cache, ids)
+            logits = yield from self._until_cancelled(reading, cancelled)
+            if logits is None:  # nothing of the question is in the cache
+                yield TurnDone("", "cancelled", len(ids), 0, perf_counter() - started, 0.0)
+                return
+            answer = _Answer(TextStream(self.dialogue.tokenizer), (*self.dialogue.form.stop, *stop))
+            tokens = self.engine.decode(self.cache, logits, sampling or Sampling())
+            first = last = started
+            reason = ""
+            for token in tokens:
+                last = perf_counter()
+                first = last if not answer.tokens else first
+                if text := answer.push(token, is_end=token in self.ends):
+                    yield Delta(text)
+                if reason := self._finished(answer, room, max_tokens, cancelled):
+                    break
+            if text := answer.flush():
                 yield Delta(text)
-            if answer.stopped:
-                reason = "stop"
-            elif cancelled():
-                reason = "cancelled"
-            elif answer.tokens >= min(room, max_tokens):
-                reason = "window" if answer.tokens >= room else "length"
-            else:
-                continue
-            break
-        if text := answer.flush():
-            yield Delta(text)
-        if answer.stopped:  # what made the stop string is no part of the conversation
-            self.cache.truncate(begin + answer.whole_tokens)
-            self._pending = []
-        self.turns.append(Turn(question, answer.text, reason))
-        yield TurnDone(answer.text, reason, len(ids), answer.tokens, first - started, last - first)
+        except BaseException:  # nobody waited for the end: the question was not asked
+            self.cache.truncate(before)
+            raise
+        self._record(before, question, ids, answer, reason)
+        count = len(answer.tokens)
+        yield TurnDone(answer.text, reason, len(ids), count, first - started, last - first)
 
     def memory(self) -> Memory:
         """Exact bytes of the cache."""
@@ -178,6 +182,31 @@ class Session:
         # an end token that was sampled is the template's own, or stands in its place
         ended = {*self._pending, ids[0]} <= self.ends
         return ids if ended else self._pending + ids
+
+    def _finished(
+        self, answer: "_Answer", room: int, max_tokens: int, cancelled: Callable[[], bool]
+    ) -> str:
+        """Why the answer ends here, or an empty string."""
+        count = len(answer.tokens)
+        if answer.stopped or answer.tokens[-1] in self.ends:
+            return "stop"
+        if cancelled():
+            return "cancelled"
+        if count >= min(room, max_tokens):
+            return "window" if count >= room else "length"
+        return ""
+
+    def _record(
+        self, before: int, question: str, ids: list[int], answer: "_Answer", reason: str
+    ) -> None:
+        """Note a finished turn that began at position `before`."""
+        begin = before + len(ids)
+        if answer.stopped:  # what made the stop string is no part of the conversation
+            self.cache.truncate(begin + answer.whole_tokens)
+        fed = self.cache.position - begin
+        self._talk += ids + answer.tokens[:fed]
+        self._pending = [] if answer.stopped else answer.tokens[fed:]
+        self.turns.append(Turn(question, answer.text, reason))
 
     @staticmethod
     def _until_cancelled(
@@ -200,15 +229,17 @@ class _Answer:
 
     stream: TextStream
     stops: tuple[str, ...]
-    tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
     text: str = ""
     held: str = ""
     stopped: bool = False
     ends: list[int] = field(default_factory=list)  # characters known after each token
 
-    def push(self, token: int) -> str:
-        """Text that is certain after `token`."""
-        self.tokens += 1
+    def push(self, token: int, is_end: bool) -> str:
+        """Text that is certain after `token`; an end token has none."""
+        self.tokens.append(token)
+        if is_end:
+            return ""
         sure = self._release(self.stream.push(token), final=False)
         self.ends.append(len(self.text) + len(self.held))
         return sure

@@ -4,6 +4,8 @@ No T x T mask and no expanded heads: query heads of one KV head become query row
 batch over stride-0 keys (square). The fused CPU kernel returns the log-sum-exp that we need.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,7 @@ class TorchBackend:
         starts = [a for a, _ in rows.spans]
         length = rows.spans[0][1]
         step = starts[1] - starts[0] if len(starts) > 1 else length
-        even = all(b - a == step for a, b in zip(starts, starts[1:], strict=False))
+        even = all(b - a == step for a, b in pairwise(starts))
         if rows.bias is not None or length == 0 or step < length or not even:
             return None
         if any(n != length for _, n in rows.spans):

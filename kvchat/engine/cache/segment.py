@@ -13,13 +13,14 @@ from kvchat.engine.cache.memory import Memory
 
 
 class Segment(Protocol):
-    """A frozen stretch of the past.
-
-    `span` is the half-open range of positions it stands for, `lengths` the rows of each KV head.
-    """
+    """A frozen stretch of the past."""
 
     kind: ClassVar[str]
-    span: tuple[int, int]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The half-open range of positions that it stands for."""
+        ...
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -84,7 +85,7 @@ class FlatSegment:
     @classmethod
     def load(cls, tensors: dict[str, Tensor], span: tuple[int, int]) -> "FlatSegment":
         """The segment whose `tensors()` these are."""
-        return cls(**tensors, span=span, ends=tuple(tensors["cu"].tolist()))  # type: ignore[arg-type]
+        return cls(**tensors, span=span, ends=tuple(tensors["cu"].tolist()))
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -101,6 +101,7 @@ class Tail:
             spans=tuple((head * capacity, length) for head in range(heads)),
         )
 
+    @torch.inference_mode()  # the store may have been made in it, and then only it may write
     def _set_length(self, length: int) -> None:
         self.length = length
         self._lengths.fill_(length)

@@ -44,7 +44,10 @@ class Prefilled:
 class Method(Protocol):
     """One paper: a frozen dataclass whose fields are the hyper-parameters."""
 
-    budget: Budget
+    @property
+    def budget(self) -> Budget:
+        """What it keeps."""
+        ...
 
     @property
     def observed(self) -> int:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from kvchat.engine.budget import Budget
+from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.budgets import uniform
@@ -22,7 +22,7 @@ class StreamingLLM:
     since the document is read exactly and fits the window.
     """
 
-    budget: Budget = Budget(fraction=0.25)
+    budget: Budget = DEFAULT_BUDGET
     sinks: int = 4
     observed: ClassVar[int] = 0
 

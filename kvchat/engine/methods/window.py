@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvchat.engine.budget import Budget
+from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.evict import keep_all, keep_ranked
@@ -22,7 +22,7 @@ class WindowEviction(ABC):
     short documents and small budgets leave rows to choose.
     """
 
-    budget: Budget = Budget(fraction=0.25)
+    budget: Budget = DEFAULT_BUDGET
     window: int = 32
     kernel: int = 7
     pool: str = "max"

@@ -1,0 +1,1 @@
+"""The program: command line, chat, rendering. Everything that a person sees."""

@@ -1,0 +1,264 @@
+"""The command line: parses, calls, and is the only place that exits. Heavy imports happen inside
+commands, so that `--help` and `--version` answer at once."""
+
+import json
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from kvchat import __version__
+from kvchat.app.options import Options
+from kvchat.engine.methods import DEFAULT, METHODS
+from kvchat.errors import KvchatError
+
+app = typer.Typer(
+    help="Chat about long documents with a compressed KV cache. `kvchat FILE` is `kvchat chat`.",
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Chat about long documents with a compressed KV cache; `kvchat FILE` is `kvchat chat FILE`."""
+    if version:
+        print(f"kvchat {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def chat(
+    documents: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...")] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="Folder, or a name under models/.")
+    ] = None,
+    file: Annotated[
+        list[str] | None, typer.Option("-f", "--file", help="Document to read; - is stdin.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("-p", "--prompt", help="Answer on stdout and exit.")
+    ] = None,
+    system: Annotated[str, typer.Option("-s", "--system", help="System text.")] = "",
+    encoding: Annotated[str | None, typer.Option(help="Encoding of the documents.")] = None,
+    method: Annotated[
+        str, typer.Option(help=f"{', '.join(METHODS)}; options as NAME:key=value,…")
+    ] = DEFAULT,
+    method_opt: Annotated[
+        list[str] | None, typer.Option("-O", "--method-opt", help="key=value of the method.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB."),
+    ] = None,
+    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Window to use.")] = None,
+    prefill_chunk: Annotated[int | None, typer.Option(help="Tokens read at once (2048).")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer (2048).")
+    ] = None,
+    temp: Annotated[float | None, typer.Option(help="Temperature; 0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest mass p.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Only above p times the likeliest.")] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling (0).")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Answers and errors only.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="No live lines.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Progress, tracebacks.")] = False,
+) -> int:
+    """Read documents once, then answer questions about them."""
+    options = Options(
+        model=model,
+        files=[*(documents or []), *(file or [])],
+        prompts=prompt or [],
+        system=system,
+        encoding=encoding,
+        method=method,
+        method_options=method_opt or [],
+        budget=budget,
+        ctx_size=ctx_size,
+        prefill_chunk=prefill_chunk,
+        max_tokens=max_tokens,
+        temperature=temp,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repeat_penalty=repeat_penalty,
+        seed=seed,
+        stop=stop or [],
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        json=json_,
+        quiet=quiet,
+        plain=plain,
+        verbose=verbose,
+    )
+    return _chat(options)
+
+
+@app.command()
+def bench(
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Folder or name.")] = None,
+    dummy: Annotated[
+        str | None, typer.Option(help="A config.json: random weights of its shape.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option("-p", help="Tokens to read (4096).")] = None,
+    generate: Annotated[list[str] | None, typer.Option("-n", help="Tokens to write (64).")] = None,
+    depth: Annotated[
+        list[str] | None, typer.Option("-d", help="Tokens read before writing (4096).")
+    ] = None,
+    repeat: Annotated[int, typer.Option("-r", min=1, help="Repetitions.")] = 3,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods to compare (full, adakv); repeatable.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help="What is kept.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
+    warmup: Annotated[bool, typer.Option(help="One run that is not counted.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    output: Annotated[str, typer.Option("-o", help="md or json.")] = "md",
+) -> int:
+    """Speed and memory of this machine, by method."""
+    from kvchat.app import bench as benchmark
+
+    settings = benchmark.Settings(
+        model=model,
+        dummy=dummy,
+        prompts=benchmark.counts(prompt, [4096]),
+        generates=benchmark.counts(generate, [64]),
+        depths=benchmark.counts(depth, [4096], least=0),
+        repeat=repeat,
+        methods=method or ["full", "adakv"],
+        budget=budget,
+        seed=seed,
+        warmup=warmup,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        output=output,
+    )
+    return benchmark.run(settings)
+
+
+@app.command()
+def demo(
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+) -> int:
+    """Read the sample with the bundled model, compress it, answer and mark its questions."""
+    from kvchat.app import demo as demonstration
+
+    return demonstration.run(threads)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
+) -> int:
+    """The compression methods, or one of them with its options."""
+    if name is None:
+        for key, entry in METHODS.items():
+            mark = "  (default)" if key == DEFAULT else ""
+            print(f"{key:<13} {entry.idea}{mark}")
+            if entry.paper:
+                print(f"{'':<13} {entry.paper}")
+        return 0
+    from kvchat.engine.methods.spec import default_of, method_class, method_name, options
+
+    key = method_name(name)
+    print(f"{key}: {(method_class(key).__doc__ or '').strip()}\n\noptions:")
+    for option, field in options(key).items():
+        print(f"  {option:<8} {default_of(field)}")
+    if not options(key):
+        print("  none")
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code; nothing below exits or prints a traceback."""
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    verbose, as_json = "-v" in arguments or "--verbose" in arguments, "--json" in arguments
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(_with_command(arguments), prog_name="kvchat", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except KvchatError as error:
+        if verbose:
+            raise
+        return _failed(error, as_json)
+    except typer.TyperException as error:  # click's own usage errors
+        return _failed(KvchatError("usage", error.format_message(), "kvchat --help"), as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # whoever read our output is gone; keep the interpreter from flushing into nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if verbose:
+            raise
+        return _failed(_unexpected(error), as_json)
+
+
+def _chat(options: Options) -> int:
+    from kvchat.app.screen import Screen
+
+    screen = Screen(options.quiet, options.plain, options.verbose)
+    if options.prompts:
+        from kvchat.app import oneshot
+
+        return oneshot.run(options, screen)
+    if not (sys.stdin.isatty() or sys.stdout.isatty()):
+        raise KvchatError(
+            "usage", "a chat needs a terminal; without one give a prompt", '-p "QUESTION"'
+        )
+    from kvchat.app import repl
+
+    return repl.run(options, screen)
+
+
+def _failed(error: KvchatError, as_json: bool) -> int:
+    if as_json:
+        print(
+            json.dumps({"error": {"code": error.code, "message": error.message, **error.details}})
+        )
+    else:
+        from kvchat.app.screen import Screen
+
+        Screen().error(error)
+    return error.exit_code
+
+
+def _unexpected(error: Exception) -> KvchatError:
+    """An error that is our fault, or memory that ran out in spite of the plan."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, MemoryError) or ("memory" in text.lower() and "alloc" in text.lower()):
+        return KvchatError("memory", text, "--budget 10%", "a smaller --prefill-chunk")
+    return KvchatError("unexpected", text, "the same with -v shows where; please report it")
+
+
+def _with_command(arguments: list[str]) -> list[str]:
+    """`kvchat book.txt` and `kvchat --file book.txt` both mean `kvchat chat …`."""
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    if arguments and arguments[0] in {*names, "--help", "-h", "--version"}:
+        return arguments
+    return ["chat", *arguments]

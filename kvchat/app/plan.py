@@ -1,0 +1,85 @@
+"""What a reading will need, by arithmetic from the config alone. Nothing is loaded."""
+
+from dataclasses import dataclass
+
+from kvchat.app.text import size
+from kvchat.engine.budget import Budget
+from kvchat.engine.model.config import ModelConfig
+from kvchat.errors import KvchatError
+
+# Interpreter, torch and its libraries in RAM after import, measured on Linux.
+PROCESS = 300 * 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes, estimated: what a reading and the chat after it hold."""
+
+    weights: int
+    kv_full: int
+    kv_kept: int
+    dense_layer: int
+    hidden: int
+    workspace: int
+    tail: int
+
+    @property
+    def reading(self) -> int:
+        """At most, while the last layer is read."""
+        parts = (self.weights, self.kv_kept, self.dense_layer, self.hidden, self.workspace)
+        return PROCESS + sum(parts)
+
+    @property
+    def chatting(self) -> int:
+        """With the window full."""
+        return PROCESS + self.weights + self.kv_kept + self.tail
+
+    @property
+    def peak(self) -> int:
+        """The larger of both."""
+        return max(self.reading, self.chatting)
+
+
+def make_plan(
+    config: ModelConfig, itemsize: int, tokens: int, budget: Budget, limit: int, chunk: int
+) -> Plan:
+    """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
+
+    Raises KvchatError("usage") if the budget cannot hold a row per head.
+    """
+    per_token = config.kv_values_per_token * itemsize
+    layers, heads = config.num_layers, config.num_kv_heads
+    row_bytes = 2 * config.head_dim * itemsize + 4
+    kept = budget.rows(tokens, heads, layers, row_bytes) * row_bytes * layers if tokens else 0
+    step = min(chunk, max(tokens, 1))
+    # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
+    wide = 3 * config.intermediate_size + 6 * config.hidden_size
+    return Plan(
+        weights=config.parameters * itemsize,
+        kv_full=per_token * tokens,
+        kv_kept=kept,
+        dense_layer=per_token * tokens // layers,
+        hidden=tokens * config.hidden_size * itemsize,
+        workspace=step * wide * max(itemsize, 4),
+        tail=per_token * max(limit - tokens, 0),
+    )
+
+
+def require_memory(plan: Plan, free: int, where: str, method: str) -> None:
+    """Raise KvchatError("memory") if reading needs more than is free."""
+    if plan.reading <= free:
+        return
+    saved = plan.kv_kept - plan.kv_full // 4
+    compressed = (
+        [f"--method adakv --budget 25%  (needs {size(plan.reading - saved)})"] if saved > 0 else []
+    )
+    raise KvchatError(
+        "memory",
+        f"reading with {method} needs {size(plan.reading)}, {size(free)} are free on {where} "
+        f"(weights {size(plan.weights)}, KV {size(plan.kv_kept)}, one layer dense "
+        f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)})",
+        *compressed,
+        "a smaller model, or --dtype bf16 if the weights are f32",
+        needed=plan.reading,
+        free=free,
+    )

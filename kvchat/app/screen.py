@@ -1,0 +1,101 @@
+"""The terminal while kvchat works: notices, progress bars, streamed answers. One owner at a time:
+prompt-toolkit has the terminal while a line is read, this while anything else happens."""
+
+import os
+import sys
+from collections.abc import Generator
+from time import perf_counter
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from kvchat.app.text import clean, size
+from kvchat.engine import events
+from kvchat.errors import KvchatError
+
+E = TypeVar("E", events.Loading, events.Progress)
+R = TypeVar("R")
+PLAIN_STEP = 0.1  # plain mode prints a line per this share of the work, or per PLAIN_SECONDS
+PLAIN_SECONDS = 5.0
+
+
+class Screen:
+    """Everything but the answer goes to stderr; foreign text is never markup."""
+
+    def __init__(self, quiet: bool = False, plain: bool = False, verbose: bool = False):
+        dumb = os.environ.get("TERM") == "dumb" or bool(os.environ.get("KVCHAT_PLAIN"))
+        self.err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.out = Console(highlight=False, markup=False, soft_wrap=True)
+        self.live = self.err.is_terminal and not (plain or dumb)
+        self.quiet = quiet
+        # off a terminal, one-shot runs are silent unless asked
+        self.steps = not quiet and (verbose or plain or self.err.is_terminal)
+        self.warnings: list[str] = []
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line for the person, on stderr."""
+        if self.steps:
+            self.err.print(Text(clean(text), style=style))
+
+    def warn(self, text: str) -> None:
+        """A notice about something that differs from what was asked; kept for `--json`."""
+        self.warnings.append(text)
+        if not self.quiet:
+            self.err.print(Text(f"kvchat: {clean(text)}", style="yellow"))
+
+    def error(self, error: KvchatError) -> None:
+        """What went wrong and the ways out."""
+        self.err.print(Text(f"kvchat: error: {clean(error.message)}", style="red"))
+        for way in error.tries:
+            self.err.print(Text(f"  try: {clean(way)}"))
+
+    def write(self, text: str) -> None:
+        """A piece of the answer on stdout, as it is."""
+        sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+
+    def watch(self, work: Generator[E, None, R], label: str, tokens: int = 0) -> R:
+        """Run `work` to its value behind a bar; `tokens` is the length of what is read."""
+        if not self.live:
+            return self._watch_plain(work, label, tokens)
+        columns = (
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        begin = perf_counter()
+        with Progress(*columns, console=self.err, transient=True, refresh_per_second=12) as bar:
+            task = bar.add_task(label, total=None, note="")
+
+            def show(event: E) -> None:
+                note = describe(event, tokens, perf_counter() - begin)
+                bar.update(task, completed=event.done, total=event.total, note=note)
+
+            return events.drain(work, show)
+
+    def _watch_plain(self, work: Generator[E, None, R], label: str, tokens: int) -> R:
+        begin = shown_at = perf_counter()
+        shown = 0.0
+
+        def show(event: E) -> None:
+            nonlocal shown, shown_at
+            now, share = perf_counter(), event.done / event.total
+            if share - shown >= PLAIN_STEP or now - shown_at >= PLAIN_SECONDS:
+                shown, shown_at = share, now
+                if self.steps:
+                    note = describe(event, tokens, now - begin)
+                    self.err.print(f"kvchat: {label} {share:.0%} ({note})")
+
+        return events.drain(work, show)
+
+
+def describe(event: events.Loading | events.Progress, tokens: int, elapsed: float) -> str:
+    """The numbers beside a bar: bytes loaded, or layer, speed and KV kept so far."""
+    if isinstance(event, events.Loading):
+        return f"{size(event.done)} of {size(event.total)}"
+    speed = tokens * event.done / event.total / max(elapsed, 1e-6)
+    kept = f" · KV {size(event.kv_bytes)} kept so far" if event.kv_bytes else ""
+    return f"layer {event.layer + 1}/{event.layers} · {speed:,.0f} tok/s{kept}"

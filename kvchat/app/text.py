@@ -1,0 +1,49 @@
+"""Numbers and foreign text as a person reads them: pure functions, no terminal."""
+
+import re
+
+# C0 but newline and tab, DEL, C1, bidirectional overrides: they could steer the terminal.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """Text of documents, file names and models with control characters made visible as `·`."""
+    return CONTROL.sub("·", text.replace("\r\n", "\n"))
+
+
+def size(count: float) -> str:
+    """Bytes in binary units with three figures: `0.86 GiB`, `13.5 MiB`, `512 B`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        # GiB already from a tenth of one: memory is told in GiB as far as it is readable
+        if count >= unit or (name == "GiB" and count >= unit / 10):
+            value = count / unit
+            return f"{value:.2f} {name}" if value < 100 else f"{value:.0f} {name}"
+    return f"{count:.0f} B"
+
+
+def sizes(part: float, whole: float) -> str:
+    """`0.86 of 3.41 GiB`: two sizes, the unit once if they share it."""
+    a, b = size(part), size(whole)
+    return f"{a.split()[0]} of {b}" if a.split()[1] == b.split()[1] else f"{a} of {b}"
+
+
+def short(count: float) -> str:
+    """Tokens for a narrow place: `512`, `27.9k`."""
+    return f"{count:.0f}" if count < 1000 else f"{count / 1000:.1f}k"
+
+
+def seconds(value: float) -> str:
+    """`0.06 s`, `6.6 s`, `74 s`."""
+    return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 60 else f"{value:.0f} s"
+
+
+def ratio(part: float, whole: float) -> str:
+    """`25 % (4.0× smaller)`."""
+    if not whole or not part:
+        return "0 %"
+    return f"{100 * part / whole:.3g} % ({whole / part:.1f}× smaller)"
+
+
+def level(fraction: float) -> str:
+    """How full the window is in a word, so that nothing depends on colour."""
+    return "full soon" if fraction >= 0.95 else "high" if fraction >= 0.8 else ""
