@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter, time
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -260,9 +259,10 @@ def _print(name: str, engine: Engine, results: list[Result]) -> None:
         f"{name} · {engine.config.parameters / 1e6:,.1f} M parameters, weights "
         f"{size(engine.weights_bytes)} · {where}, {torch.get_num_threads()} threads"
     )
-    table = Table(box=MARKDOWN)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     for column in ("method", "kept", "test", "t/s", "TTFT ms", "TPOT ms", "KV", "KV full", "peak"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+        justify: Literal["left", "right"] = "left" if column in ("method", "test") else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
     for result in results:
         ts = result.samples_ts
         ms = statistics.mean(result.samples_ns) / 1e6
@@ -270,8 +270,8 @@ def _print(name: str, engine: Engine, results: list[Result]) -> None:
             result.method,
             f"{result.kept_fraction:.0%}",
             result.test,
-            f"{statistics.mean(ts):,.1f} ± {statistics.pstdev(ts):,.1f}",
-            f"{ms:,.1f}" if result.n_prompt else "",
+            f"{statistics.mean(ts):,.0f} ± {statistics.pstdev(ts):,.0f}",
+            f"{ms:,.0f}" if result.n_prompt else "",
             f"{ms / result.n_gen:.2f}" if result.n_gen else "",
             size(result.kv_bytes),
             size(result.kv_full_bytes),

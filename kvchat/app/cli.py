@@ -197,10 +197,13 @@ def run(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     verbose, as_json = "-v" in arguments or "--verbose" in arguments, "--json" in arguments
     try:
-        command = typer.main.get_command(app)
-        code = command.main(_with_command(arguments), prog_name="kvchat", standalone_mode=False)
+        # not command.main(): it turns a closed pipe into exit code 1
+        with typer.main.get_command(app).make_context("kvchat", _with_command(arguments)) as made:
+            code = made.command.invoke(made)
         sys.stdout.flush()
         return code or 0
+    except typer.Exit as stop:
+        return stop.exit_code
     except KvchatError as error:
         if verbose:
             raise

@@ -1,4 +1,4 @@
-"""Ctrl-C while kvchat works: the first press asks it to stop, a second one soon after breaks off."""
+"""Ctrl-C while kvchat works: once asks it to stop, twice soon after each other breaks off."""
 
 import signal
 from time import monotonic

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 
 from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
@@ -32,10 +33,12 @@ def run(options: Options, screen: Screen) -> int:
     chat = open_chat(options, screen)
     about = f"Ask about {chat.title}." if chat.files else "No document: ask anything."
     screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
-    prompt = line_reader(chat)
+    prompt = line_reader()
     context = commands.Context(chat, screen)
     interrupted = False
+    speed = 0.0
     while True:
+        prompt.bottom_toolbar = toolbar_of(chat, speed)
         try:
             line = prompt.prompt("> ")
         except EOFError:
@@ -51,19 +54,19 @@ def run(options: Options, screen: Screen) -> int:
             if line.startswith("/"):
                 commands.run(line.rstrip(), context)
             elif line.strip():
-                answer(chat, line.strip(), screen, prompt)
+                speed = answer(chat, line.strip(), screen)
         except commands.Quit:
             return 0
         except KvchatError as error:
             screen.error(error)
 
 
-def answer(chat: Chat, question: str, screen: Screen, prompt: PromptSession) -> None:
-    """Stream one answer and print the line that stays after it."""
+def answer(chat: Chat, question: str, screen: Screen) -> float:
+    """Stream one answer and print the line that stays after it. Returns tokens per second."""
     with Interrupt() as interrupt:
         done = ask(chat, question, screen, interrupt, show=True)
     screen.say(turn_line(done, chat), style="dim")
-    prompt.bottom_toolbar = toolbar_of(chat, done.tokens_per_second)
+    return done.tokens_per_second
 
 
 def turn_line(done: TurnDone, chat: Chat) -> str:
@@ -77,8 +80,8 @@ def turn_line(done: TurnDone, chat: Chat) -> str:
     )
 
 
-def toolbar_of(chat: Chat, speed: float = 0.0):
-    """A callable that reads numbers taken now, never the engine."""
+def toolbar_of(chat: Chat, speed: float) -> Callable[[], str]:
+    """A toolbar of numbers taken now: drawing it asks nothing of the engine."""
     session, method = chat.session, chat.method
     state = State(
         model=chat.model.name,
@@ -110,7 +113,7 @@ class Commands(Completer):
                 yield Completion(name, start_position=-len(typed))
 
 
-def line_reader(chat: Chat) -> PromptSession:
+def line_reader() -> PromptSession:
     """The prompt: Enter sends, Alt-Enter breaks the line, history is private to the user."""
     keys = KeyBindings()
 
@@ -131,7 +134,6 @@ def line_reader(chat: Chat) -> PromptSession:
         key_bindings=keys,
         multiline=True,
         prompt_continuation=lambda width, line, wrapped: " " * width,
-        bottom_toolbar=toolbar_of(chat),
         enable_suspend=True,
         search_ignore_case=True,
     )

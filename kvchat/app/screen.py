@@ -26,8 +26,9 @@ class Screen:
 
     def __init__(self, quiet: bool = False, plain: bool = False, verbose: bool = False):
         dumb = os.environ.get("TERM") == "dumb" or bool(os.environ.get("KVCHAT_PLAIN"))
-        self.err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self.out = Console(highlight=False, markup=False, soft_wrap=True)
+        self.err = Console(stderr=True, highlight=False, markup=False)
+        self.err.soft_wrap = not self.err.is_terminal  # whole lines in a log
+        self.out = Console(highlight=False, markup=False)
         self.live = self.err.is_terminal and not (plain or dumb)
         self.quiet = quiet
         # off a terminal, one-shot runs are silent unless asked

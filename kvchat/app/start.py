@@ -20,6 +20,7 @@ from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of, parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.weights import check_weights
@@ -115,6 +116,8 @@ def open_chat(options: Options, screen: Screen) -> Chat:
     engine.chunk = chunk
     load = perf_counter() - begin
     session = Session(engine, dialogue, ends, limit)
+    if not files:
+        method = Full()  # a system text alone is not worth a choice
     chat = Chat(options, model, session, method, sampling, files, {})
     begin = perf_counter()
     screen.watch(session.open(ids, method), "reading", len(ids))
@@ -129,7 +132,8 @@ def reading_line(chat: Chat) -> str:
     """`read 27,913 tokens in 6.6 s (4,230 tok/s) · kept 25 % of KV: 0.86 of 3.41 GiB`."""
     session, took = chat.session, chat.timings["prefill"]
     tokens = len(session.document)
-    held, full = sum(s.memory().total for s in session.cache.segments()), session.full_bytes()
+    held = sum(segment.memory().total for segment in session.cache.segments())
+    full = tokens * session.engine.kv_bytes_per_token
     return (
         f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s) · "
         f"{name_of(chat.method)} keeps {sizes(held, full)} of KV: {ratio(held, full)}"

@@ -38,9 +38,9 @@ def seconds(value: float) -> str:
 
 
 def ratio(part: float, whole: float) -> str:
-    """`25 % (4.0× smaller)`."""
-    if not whole or not part:
-        return "0 %"
+    """`25 % (4.0× smaller)`, or `all of it`."""
+    if part >= whole:
+        return "all of it"
     return f"{100 * part / whole:.3g} % ({whole / part:.1f}× smaller)"
 
 

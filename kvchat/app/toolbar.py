@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kvchat.app.text import level, short, size
+from kvchat.app.text import level, short, size, sizes
 
 
 @dataclass(frozen=True)
@@ -21,25 +21,22 @@ class State:
 
 
 def toolbar(state: State, width: int) -> str:
-    """The toolbar for a terminal of `width` columns. Context and KV kept are never dropped."""
+    """The fullest toolbar that fits `width` columns. Context and KV kept are in each of them."""
     share = state.used / state.limit
-    word = level(share)
-    context = f"{share:.0%}" + (f" {word}" if word else "")
+    context = f"{share:.0%} {level(share)}".rstrip()
     tokens = f"{short(state.used)}/{short(state.limit)}"
-    kept, full = size(state.kv), size(state.kv_full)
-    speed = f"  {state.speed:.0f} t/s" if state.speed else ""
-    ram = size(state.resident)
-    if width >= 122:
-        filled = round(9 * min(share, 1))
-        bar = "▓" * filled + "░" * (9 - filled)
-        text = (
-            f"{state.model} · ctx {tokens} {bar} {context} · {state.method} · "
-            f"KV {kept} of {full} · ram {ram} of {size(state.total)}"
-        )
-        return text + speed.replace("  ", " · ")
-    if width >= 80:
-        text = f"ctx {tokens} {context}  KV {kept} of {full} {state.method}  ram {ram}"
-        return text + speed if len(text + speed) <= width else text[:width]
-    if width >= 60:
-        return f"ctx {context}  KV {kept} of {full}  ram {ram}"[:width]
-    return f"ctx {context}  KV {kept}"[:width]
+    filled = round(9 * min(share, 1))
+    bar = "▓" * filled + "░" * (9 - filled)
+    kv, ram = sizes(state.kv, state.kv_full), size(state.resident)
+    speed = [f"{state.speed:.0f} t/s"] if state.speed else []
+    wide = [state.model, f"ctx {tokens} {bar} {context}", state.method, f"KV {kv}"]
+    fields = [f"ctx {tokens} {context}", f"KV {kv}", state.method, f"ram {ram}"]
+    choices = (
+        " · ".join([*wide, f"ram {sizes(state.resident, state.total)}", *speed]),
+        "  ".join([*fields, *speed]),
+        "  ".join(fields),
+        f"ctx {context}  KV {kv}  ram {ram}",
+        f"ctx {context}  KV {kv}",
+    )
+    fitting = [text for text in choices if len(text) <= width]
+    return fitting[0] if fitting else f"ctx {context}  KV {size(state.kv)}"[:width]

@@ -56,12 +56,12 @@ class Budget:
     def rows(self, tokens: int, heads: int, layers: int, row_bytes: int) -> int:
         """Rows that one layer may keep, over all its KV heads, of `tokens * heads`.
 
-        `row_bytes` is what one kept row costs: key, value and its position. Raises
-        KvchatError("usage") if that is less than one row per head.
+        `row_bytes` is what one kept row costs: key, value and its position. A share of a document
+        is at least one row per head; KvchatError("usage") if bytes do not suffice for that.
         """
         full = tokens * heads
         if self.fraction is not None:
-            rows = round(self.fraction * full)
+            rows = max(round(self.fraction * full), heads)
         elif self.rows_per_head is not None:
             rows = self.rows_per_head * heads
         else:
@@ -72,10 +72,10 @@ class Budget:
             least = layers * (heads * row_bytes + 4 * (heads + 1))
             raise KvchatError(
                 "usage",
-                f"a budget of {self} keeps {max(rows, 0):,} rows per layer of {tokens:,} tokens; "
-                f"{heads} KV heads need at least one each",
-                f"--budget {max(1, -(-100 // max(tokens, 1)))}%",
+                f"a budget of {self} keeps {max(rows, 0):,} rows per layer; its {heads} KV heads "
+                "need at least one each",
                 f"--budget {least}B or more",
+                "--budget 25%",
                 rows=rows,
                 heads=heads,
             )

@@ -1,0 +1,78 @@
+"""A real terminal for tests: a child on a pty whose output a screen emulator draws."""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pyte
+
+
+class _Screen(pyte.HistoryScreen):
+    """A screen whose replies (cursor position reports) go back to the child."""
+
+    reply = staticmethod(lambda data: None)
+
+    def write_process_input(self, data: str) -> None:
+        self.reply(data)
+
+
+class Terminal:
+    """`python -m kvchat ARGUMENTS` in a terminal of `columns` by `rows`."""
+
+    def __init__(self, arguments: list[str], home: Path, columns: int = 80, rows: int = 24):
+        environment = os.environ | {
+            "TERM": "xterm-256color",
+            "HOME": str(home),
+            "XDG_STATE_HOME": str(home / "state"),
+            "LANG": "C.UTF-8",
+        }
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "kvchat", *arguments],
+            dimensions=(rows, columns),
+            env=environment,
+            timeout=60,
+        )
+        self.screen = _Screen(columns, rows, history=5000, ratio=0.5)
+        self.screen.reply = self.child.send
+        self.stream = pyte.ByteStream(self.screen)
+
+    def text(self) -> str:
+        """Everything that was drawn: what scrolled away, then the screen."""
+        above = [
+            "".join(line[x].data for x in range(self.screen.columns)).rstrip()
+            for line in self.screen.history.top
+        ]
+        return "\n".join([*above, *(line.rstrip() for line in self.screen.display)])
+
+    def wait(self, pattern: str, seconds: float = 60.0) -> str:
+        """Read until the drawn text matches; fails with what was drawn instead."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if re.search(pattern, self.text()):
+                return self.text()
+            self._read()
+        raise AssertionError(f"no {pattern!r} within {seconds} s; drawn:\n{self.text()}")
+
+    def send(self, keys: str) -> None:
+        """Type."""
+        self.child.send(keys)
+
+    def close(self) -> int:
+        """Wait for the end and return the exit status."""
+        end = time.monotonic() + 30
+        while self.child.isalive() and time.monotonic() < end:
+            self._read()
+        self.child.close()
+        if self.child.exitstatus is not None:
+            return self.child.exitstatus
+        return -(self.child.signalstatus or 0)
+
+    def _read(self) -> None:
+        try:
+            self.stream.feed(self.child.read_nonblocking(65536, timeout=0.1))
+        except (pexpect.TIMEOUT, pexpect.EOF):
+            time.sleep(0.02)

@@ -1,0 +1,176 @@
+"""The command line as a process: quick commands, exit codes, pipes, JSON."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.program import DEMO, SAMPLE, kvchat
+from kvchat import __version__
+from kvchat.engine.methods import METHODS
+
+QUESTION = "What is the home of Mara Voss?"
+
+
+@pytest.fixture
+def story(tmp_path):
+    path = tmp_path / "story.txt"
+    path.write_text("The mill stands by the river. " * 10)
+    return str(path)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["methods"], ["chat", "--help"]])
+def test_quick_commands_import_nothing_heavy(arguments):
+    code = (
+        "import sys; from kvchat.app.cli import run; code = run(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'prompt_toolkit'} & set(sys.modules);"
+        "print('HEAVY', sorted(heavy)); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("HEAVY []\n")
+
+
+def test_version_and_methods():
+    assert kvchat("--version").stdout.decode() == f"kvchat {__version__}\n"
+    table = kvchat("methods").stdout.decode()
+    assert all(name in table and entry.idea in table for name, entry in METHODS.items())
+    assert "window   32" in kvchat("methods", "adakv").stdout.decode()
+
+
+def test_answer_alone_is_on_stdout(story):
+    done = kvchat(story, "-p", QUESTION, "-n", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"\n") == 1 and done.stdout.strip()
+    assert b"bundled demo model" in done.stderr
+
+
+def test_json_is_one_object_per_question(story):
+    done = kvchat("-m", "demo", "--file", story, "-p", QUESTION, "-p", "Who?", "--json", "-n", "5")
+    lines = done.stdout.decode().splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        report = json.loads(line)
+        assert report["schema"] == 1 and report["model"] == "demo"
+        assert report["usage"]["completion_tokens"] <= 5
+        assert report["kv"]["method"] == "adakv" and report["kv"]["budget"] == "25%"
+        assert report["kv"]["kept_fraction"] == pytest.approx(0.25, abs=0.02)
+        assert report["memory"]["weights_bytes"] > 0 and report["truncated"] is None
+    first, second = map(json.loads, lines)
+    assert first["usage"]["document_tokens"] == second["usage"]["document_tokens"]
+
+
+def test_piped_text_is_the_document(story):
+    text = Path(story).read_bytes()
+    piped = json.loads(kvchat("-p", QUESTION, "--json", "-n", "5", stdin=text).stdout)
+    named = json.loads(kvchat(story, "-p", QUESTION, "--json", "-n", "5").stdout)
+    assert piped["usage"] == named["usage"] and piped["answer"] == named["answer"]
+
+
+def test_several_questions_are_independent(story):
+    alone = kvchat(story, "-p", QUESTION, "-n", "12").stdout
+    after = kvchat(story, "-p", "Who is there?", "-p", QUESTION, "-n", "12").stdout
+    assert after.endswith(alone)
+
+
+def test_without_terminal_and_prompt_it_is_a_usage_error():
+    done = kvchat()
+    assert done.returncode == 2 and b"-p" in done.stderr
+
+
+def test_long_document_is_refused_with_numbers(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("The valley is wide. " * 20_000)
+    done = kvchat(str(path), "-p", "Why?", "--json")
+    assert done.returncode == 5
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "too_long" and error["needed"] > error["limit"] == 32768
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["-f", "/no/such/file"], 4, "does not exist"),
+        (["-f", "/"], 4, "directory"),
+        (["-m", "/no/such/model"], 3, "no model"),
+        (["-m", "/"], 3, "config.json"),
+        (["-m", str(SAMPLE)], 3, "is a file"),
+        (["--method", "adakw"], 2, "adakv"),
+        (["--method", "adakv:windo=3"], 2, "window"),
+        (["--method", "adakv:window=x"], 2, "whole number"),
+        (["--method", "full", "-O", "window=3"], 2, "no option"),
+        (["--budget", "0.25"], 2, "25%"),
+        (["--budget", "0%"], 2, "outside"),
+        (["--budget", "120%"], 2, "outside"),
+        (["--budget", "lots"], 2, "not a budget"),
+        (["--temp", "-1"], 2, "--temp"),
+        (["--top-p", "0"], 2, "--top-p"),
+        (["--max-tokens", "0"], 2, "--max-tokens"),
+        (["--threads", "0"], 2, "--threads"),
+        (["--device", "tpu"], 2, "tpu"),
+        (["--dtype", "int3"], 2, "int3"),
+        (["--ctx-size", "999999"], 2, "32,768"),
+        (["--nonsense"], 2, "--nonsense"),
+    ],
+)
+def test_bad_input_has_one_message_and_its_exit_code(arguments, code, part):
+    done = kvchat("-p", "Why?", *arguments)
+    text = done.stderr.decode()
+    assert done.returncode == code, text
+    assert part in text and "Traceback" not in text
+    assert text.count("error:") == 1 and done.stdout == b""
+
+
+def test_impossible_budget_in_bytes(story):
+    done = kvchat(story, "-p", "Why?", "--budget", "100B")
+    assert done.returncode == 2 and b"or more" in done.stderr
+
+
+def test_closed_pipe_is_141_and_silent(story):
+    with subprocess.Popen(
+        [sys.executable, "-m", "kvchat", "-q", story, "-p", QUESTION, "-p", QUESTION, "-n", "30"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.read(1)
+        child.stdout.close()
+        errors = child.stderr.read()
+    assert child.returncode == 141
+    assert b"Traceback" not in errors and b"Broken" not in errors
+
+
+def test_ctrl_c_while_reading_is_130_without_a_traceback():
+    with subprocess.Popen(
+        [sys.executable, "-m", "kvchat", "-v", str(SAMPLE), "-p", "Why?", "--prefill-chunk", "8"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if b"reading" in line and b"%" in line:
+                break
+        os.kill(child.pid, signal.SIGINT)
+        rest = child.stderr.read()
+    assert child.returncode == 130
+    assert b"Traceback" not in rest
+
+
+def test_bench_measures_and_reports(tmp_path):
+    done = kvchat("bench", "-p", "64", "-n", "4", "-d", "64", "-r", "2", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    tests = {(r["method"], r["test"]): r for r in report["results"]}
+    assert len(tests) == 4
+    full, ada = tests["full", "tg4 @ d64"], tests["adakv", "tg4 @ d64"]
+    assert full["kept_fraction"] == 1 and ada["kept_fraction"] == pytest.approx(0.25, abs=0.02)
+    assert ada["kv_bytes"] < full["kv_bytes"]
+    assert all(len(r["samples_ns"]) == 2 and r["avg_ts"] > 0 for r in report["results"])
+    table = kvchat("bench", "--dummy", str(DEMO / "config.json"), "-p", "32", "-n", "2", "-d", "32")
+    assert table.returncode == 0 and b"tg2 @ d32" in table.stdout

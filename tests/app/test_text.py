@@ -1,0 +1,78 @@
+"""Pure functions of the screen: numbers, sanitising, toolbar, plan arithmetic."""
+
+import random
+
+import pytest
+
+from kvchat.app.plan import make_plan, require_memory
+from kvchat.app.text import clean, level, ratio, short, size, sizes
+from kvchat.app.toolbar import State, toolbar
+from kvchat.engine.budget import Budget
+from kvchat.engine.model.config import ModelConfig
+from kvchat.errors import KvchatError
+
+LLAMA_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+}
+
+
+def test_sizes_are_readable_and_in_binary_units():
+    assert size(512) == "512 B"
+    assert size(3.41 * 2**30) == "3.41 GiB"
+    assert size(0.86 * 2**30) == "0.86 GiB"
+    assert size(20 * 2**20) == "20.00 MiB"
+    assert sizes(0.86 * 2**30, 3.41 * 2**30) == "0.86 of 3.41 GiB"
+    assert sizes(20 * 2**20, 3 * 2**30) == "20.00 MiB of 3.00 GiB"
+    assert ratio(1, 4) == "25 % (4.0× smaller)"
+    assert ratio(5, 4) == "all of it"
+    assert (short(512), short(27913)) == ("512", "27.9k")
+    assert (level(0.5), level(0.8), level(0.96)) == ("", "high", "full soon")
+
+
+def test_no_control_character_survives_cleaning():
+    letters = "".join(map(chr, range(0x20, 0x7F)))
+    foreign = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2066, 0x1B]))
+    draw = random.Random(0)
+    for _ in range(200):
+        text = "".join(draw.choice(letters + foreign) for _ in range(50))
+        shown = clean(text)
+        assert not set(shown) & (set(foreign) - set("\n\t "))
+        assert [c for c in shown if c in letters] == [c for c in text if c in letters]
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 80, 100, 121, 122, 200])
+def test_toolbar_fits_and_never_drops_context_and_kv(width):
+    gib = 2**30
+    state = State("mistral-7b", "adakv 25%", 28200, 32768, gib, 4 * gib, 15 * gib, 64 * gib, 54.1)
+    text = toolbar(state, width)
+    assert len(text) <= width
+    assert "86% high" in text and "KV 1.00" in text
+
+
+def test_plan_of_a_known_model():
+    config = ModelConfig.from_dict(LLAMA_8B)
+    plan = make_plan(config, 2, 2**17 - 1024, Budget.parse("25%"), 2**17, 2048)
+    assert plan.kv_full == 128 * 1024 * (2**17 - 1024)  # 128 KiB per token
+    assert plan.dense_layer * 32 == plan.kv_full
+    assert plan.kv_kept == pytest.approx(plan.kv_full / 4, rel=0.01)
+    assert plan.weights == pytest.approx(8.03e9 * 2, rel=0.001)
+    assert plan.tail == 128 * 1024 * 1024
+    require_memory(plan, plan.reading, "cpu", "adakv")
+    with pytest.raises(KvchatError) as caught:
+        require_memory(plan, plan.reading - 1, "cpu", "adakv")
+    assert caught.value.exit_code == 6
+
+
+def test_plan_of_a_full_cache_offers_compression():
+    config = ModelConfig.from_dict(LLAMA_8B)
+    plan = make_plan(config, 2, 100_000, Budget(fraction=1.0), 2**17, 2048)
+    with pytest.raises(KvchatError) as caught:
+        require_memory(plan, 2**30, "cpu", "full")
+    assert any("adakv" in way for way in caught.value.tries)
