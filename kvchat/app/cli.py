@@ -58,7 +58,9 @@ def chat(
         typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB."),
     ] = None,
     ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Window to use.")] = None,
-    prefill_chunk: Annotated[int | None, typer.Option(help="Tokens read at once (2048).")] = None,
+    prefill_chunk: Annotated[
+        int | None, typer.Option(help="Tokens read at once (512; CUDA 2048).")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer (2048).")
     ] = None,

@@ -7,8 +7,8 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.model.config import ModelConfig
 from kvchat.errors import KvchatError
 
-# Interpreter, torch and its libraries in RAM after import, measured on Linux.
-PROCESS = 300 * 2**20
+# Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
+PROCESS = 420 * 2**20
 
 
 @dataclass(frozen=True)

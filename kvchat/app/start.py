@@ -24,7 +24,7 @@ from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of, parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.weights import check_weights
-from kvchat.engine.prefill import CHUNK
+from kvchat.engine.prefill import CHUNKS
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.session import MAX_TOKENS, Session, require_fit
 from kvchat.engine.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ def open_chat(options: Options, screen: Screen) -> Chat:
     limit = context_limit(config, options)
     title = ", ".join(file.name for file in files) or "the system text"
     require_fit(len(ids), limit, title)
-    chunk = options.prefill_chunk or CHUNK
+    chunk = options.prefill_chunk or CHUNKS[device.type]
     if chunk < 1:
         raise KvchatError("usage", f"--prefill-chunk {chunk} is below 1", "--prefill-chunk 2048")
 

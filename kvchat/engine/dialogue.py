@@ -101,8 +101,10 @@ def _taken_apart(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Form |
         if not found:
             return None
         parts.append(before)
-    lead, joint, opening, header, between = parts
-    # what follows the last question must be what followed the first, or turns are not alike
-    if any(mark in rendered for mark in (SYSTEM, DOCUMENT)) or rendered != header:
+    lead, joint, opening, answered, between = parts
+    header = rendered  # what follows the last question: the model speaks next
+    # The first question must be followed by the same, or turns are not alike. Templates may put a
+    # space before answers that they are given, which a model writes itself.
+    if DOCUMENT in header or not answered.startswith(header.rstrip()):
         return None
     return Form(lead, joint, opening, header, between)

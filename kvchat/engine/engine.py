@@ -30,13 +30,13 @@ DTYPES = {
 class Engine:
     """One model on one device. Every public entry runs in inference mode."""
 
-    def __init__(self, model: Decoder, chunk: int = reading.CHUNK):
+    def __init__(self, model: Decoder):
         self.model = model
         self.config = model.config
-        self.chunk = chunk
         self.backend = backend()
         weight = model.model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
+        self.chunk = reading.CHUNKS[self.device.type]
 
     @classmethod
     def load(
@@ -80,7 +80,7 @@ class Engine:
         assert ids, "an empty document has nothing to read"
         return (
             yield from reading.prefill(
-                self.model, ids, compressions, self.backend, probes, self.chunk
+                self.model, ids, compressions, self.backend, self.chunk, probes
             )
         )
 
@@ -101,7 +101,7 @@ class Engine:
         while True:
             generated.append(sampler.draw(logits, generated))
             yield generated[-1]
-            logits = drain(reading.extend(self.model, cache, generated[-1:]))
+            logits = drain(reading.extend(self.model, cache, generated[-1:], 1))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -14,9 +14,11 @@ from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress
 from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.model.decoder import CausalLM
-from kvchat.engine.model.layers import Block
+from kvchat.engine.model.layers import Block, Rotation
 
-CHUNK = 2048
+# Tokens that walk a layer at once: they bound the workspace, and Ctrl-C waits for at most one.
+# On a CPU large products are no faster beyond a few hundred rows.
+CHUNKS = {"cpu": 512, "cuda": 2048}
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,16 @@ class Observation:
             self.lses = [torch.cat([*self.lses, lse[-self.limit :]])[-self.limit :].clone()]
 
 
+def rotation_at(model: CausalLM, start: int, count: int) -> Rotation:
+    """Cosine and sine `[count, D/2]` of the positions from `start` on."""
+    return model.rotation(torch.arange(start, start + count, device=_device(model)))
+
+
 def step(
-    model: CausalLM, block: Block, layer: LayerCache, x: Tensor, start: int, seen: Observation
+    block: Block, layer: LayerCache, x: Tensor, rotation: Rotation, seen: Observation
 ) -> Tensor:
-    """Run hidden states `x [T, hidden]` of positions `start..` through one block and its cache."""
-    positions = torch.arange(start, start + len(x), device=x.device)
-    q, k, v = block.project(x, model.rotation(positions))
+    """Run hidden states `x [T, hidden]` of the newest tokens through one block and its cache."""
+    q, k, v = block.project(x, rotation)
     layer.append(k, v)
     o, lse = layer.attend(q, q.shape[-1] ** -0.5)
     seen.see(q, lse)
@@ -71,7 +77,7 @@ def step(
 
 
 def extend(
-    model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int = CHUNK
+    model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int
 ) -> Generator[Progress, None, Tensor]:
     """Append `ids` to the cache's tail, layer by layer.
 
@@ -80,13 +86,15 @@ def extend(
     """
     before, total = cache.position, len(ids) * len(cache.layers)
     x = model.embed(torch.tensor(ids, device=_device(model)))  # [T, hidden]
-    done = 0
+    parts = x.split(chunk)  # views: written in place
+    starts = range(before, before + len(ids), chunk)
+    rotations = [rotation_at(model, a, len(p)) for a, p in zip(starts, parts, strict=True)]
+    unseen, done = Observation(0), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
-            for a in range(0, len(ids), chunk):
-                b = min(a + chunk, len(ids))
-                x[a:b] = step(model, block, layer, x[a:b], before + a, Observation(0))
-                done += b - a
+            for part, rotation in zip(parts, rotations, strict=True):
+                part[:] = step(block, layer, part, rotation, unseen)
+                done += len(part)
                 yield Progress(number, len(cache.layers), done, total, 0)
     except BaseException:
         for layer in cache.layers:
@@ -101,8 +109,8 @@ def prefill(
     ids: Sequence[int],
     compressions: Sequence[Compression],
     backend: Backend,
+    chunk: int,
     probes: Sequence[Sequence[int]] = (),
-    chunk: int = CHUNK,
 ) -> Generator[Progress, None, Reading]:
     """Read `ids` into one new cache per compression; the generator's value is a `Reading`.
 
@@ -130,14 +138,15 @@ def prefill(
         recent = Observation(window)
         for a in range(0, tokens, chunk):
             b = min(a + chunk, tokens)
-            x[a:b] = step(model, block, layer, x[a:b], a, recent)
+            x[a:b] = step(block, layer, x[a:b], rotation_at(model, a, b - a), recent)
             done += b - a
             if b < tokens:
                 yield Progress(number, layers, done, tokens * layers, kept)
         observed = []
         for aside in asides:
             observed.append(Observation(len(aside)))
-            aside[:] = step(model, block, layer, aside, tokens, observed[-1])
+            rotation = rotation_at(model, tokens, len(aside))
+            aside[:] = step(block, layer, aside, rotation, observed[-1])
             tail.truncate(tokens)
         for cache, compression in zip(caches, compressions, strict=True):
             chosen = [observed[p] for p in compression.probes] or [recent]
