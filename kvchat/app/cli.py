@@ -155,6 +155,48 @@ def bench(
     return benchmark.run(settings)
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Folder or name.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task (world); repeatable.")] = None,
+    length: Annotated[list[str] | None, typer.Option(help="Document tokens (4096).")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods (streamingllm, snapkv, adakv); repeatable.")
+    ] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="Budgets (25%); repeatable.")] = None,
+    view: Annotated[
+        list[str] | None, typer.Option(help="unseen, seen: the question at compression (both).")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="Per task and length.")] = 200,
+    per_document: Annotated[int, typer.Option(min=1, help="Questions per document.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of documents and questions.")] = 1,
+    out: Annotated[str, typer.Option(help="Folder of the results; goes on from there.")] = "eval",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+) -> int:
+    """Quality at a budget: right answers and KL to the full cache, by method."""
+    from kvchat.app.bench import counts
+    from kvchat.app.eval import run as evaluation
+
+    settings = evaluation.Settings(
+        model=model,
+        tasks=task or ["world"],
+        lengths=counts(length, [4096]),
+        methods=method or ["streamingllm", "snapkv", "adakv"],
+        budgets=budget or ["25%"],
+        views=view or ["unseen", "seen"],
+        questions=questions,
+        per_document=per_document,
+        seed=seed,
+        out=out,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+    )
+    return evaluation.run(settings)
+
+
 @app.command()
 def demo(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
@@ -195,8 +237,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code; nothing below exits or prints a traceback."""
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     verbose, as_json = "-v" in arguments or "--verbose" in arguments, "--json" in arguments
     try:
         # not command.main(): it turns a closed pipe into exit code 1

@@ -60,16 +60,17 @@ class Budget:
         is at least one row per head; KvchatError("usage") if bytes do not suffice for that.
         """
         full = tokens * heads
+        # of a layer, int32: row ranges of the segment, starts and lengths of the tail's heads
+        overhead = 4 * (heads + 1) + 8 * heads
         if self.fraction is not None:
             rows = max(round(self.fraction * full), heads)
         elif self.rows_per_head is not None:
             rows = self.rows_per_head * heads
         else:
             assert self.bytes is not None
-            overhead = 4 * (heads + 1)  # row ranges
             rows = int((self.bytes / layers - overhead) // row_bytes)
         if rows < heads:
-            least = layers * (heads * row_bytes + 4 * (heads + 1))
+            least = layers * (heads * row_bytes + overhead)
             raise KvchatError(
                 "usage",
                 f"a budget of {self} keeps {max(rows, 0):,} rows per layer; its {heads} KV heads "

@@ -87,7 +87,16 @@ class Engine:
     @torch.inference_mode()
     def extend(self, cache: KVCache, ids: Sequence[int]) -> Generator[Progress, None, Tensor]:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
-        return (yield from reading.extend(self.model, cache, ids, self.chunk))
+        x = yield from reading.extend(self.model, cache, ids, self.chunk)
+        return self.model.logits(x[-1:])[0]
+
+    @torch.inference_mode()
+    def score(self, cache: KVCache, ids: Sequence[int]) -> Tensor:
+        """Logits `[T, vocab]` after each of `ids`; the cache is left as it was."""
+        before = cache.position
+        x = drain(reading.extend(self.model, cache, ids, self.chunk))
+        cache.truncate(before)
+        return self.model.logits(x)
 
     @torch.inference_mode()
     def decode(self, cache: KVCache, logits: Tensor, sampling: Sampling) -> Iterator[int]:
@@ -101,7 +110,8 @@ class Engine:
         while True:
             generated.append(sampler.draw(logits, generated))
             yield generated[-1]
-            logits = drain(reading.extend(self.model, cache, generated[-1:], 1))
+            x = drain(reading.extend(self.model, cache, generated[-1:], 1))
+            logits = self.model.logits(x)[0]
 
 
 def resolve_device(name: str) -> torch.device:

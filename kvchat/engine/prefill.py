@@ -81,8 +81,8 @@ def extend(
 ) -> Generator[Progress, None, Tensor]:
     """Append `ids` to the cache's tail, layer by layer.
 
-    The generator's value is the last token's logits `[vocab]`. If the consumer stops in between,
-    the cache is as it was before.
+    The generator's value is their final hidden states `[T, hidden]`. If the consumer stops in
+    between, the cache is as it was before.
     """
     before, total = cache.position, len(ids) * len(cache.layers)
     x = model.embed(torch.tensor(ids, device=_device(model)))  # [T, hidden]
@@ -101,7 +101,7 @@ def extend(
             layer.tail.truncate(before - layer.tail.start)
         raise
     cache.position = before + len(ids)
-    return model.logits(x[-1:])[0]
+    return x
 
 
 def prefill(

@@ -1,6 +1,5 @@
 """`Session`: one document, many questions. Text in, events out; knows nothing of the terminal."""
 
-import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -179,9 +178,14 @@ class Session:
         if not self.turns:
             return self.dialogue.first(question)
         ids = self.dialogue.following(question)
-        # an end token that was sampled is the template's own, or stands in its place
-        ended = {*self._pending, ids[0]} <= self.ends
-        return ids if ended else self._pending + ids
+        if not self._pending or self._pending[0] not in self.ends:
+            return self._pending + ids
+        # The end token that was sampled is the template's own, or stands in its place; what the
+        # template writes before its own (a space, in some) was not sampled.
+        end = next((i for i, token in enumerate(ids) if token in self.ends), None)
+        if end is None or self.dialogue.tokenizer.decode(ids[:end]).strip():
+            return self._pending + ids
+        return ids[end:]
 
     def _finished(
         self, answer: "_Answer", room: int, max_tokens: int, cancelled: Callable[[], bool]
@@ -233,7 +237,7 @@ class _Answer:
     text: str = ""
     held: str = ""
     stopped: bool = False
-    ends: list[int] = field(default_factory=list)  # characters known after each token
+    safe: list[tuple[int, int]] = field(default_factory=list)  # (tokens, characters) at whole text
 
     def push(self, token: int, is_end: bool) -> str:
         """Text that is certain after `token`; an end token has none."""
@@ -241,14 +245,15 @@ class _Answer:
         if is_end:
             return ""
         sure = self._release(self.stream.push(token), final=False)
-        self.ends.append(len(self.text) + len(self.held))
+        if self.stream.is_whole and not self.stopped:
+            self.safe.append((len(self.tokens), len(self.text) + len(self.held)))
         return sure
 
     @property
     def whole_tokens(self) -> int:
-        """Tokens, from the first, whose text lies inside the answer's."""
-        before = itertools.takewhile(lambda end: end <= len(self.text), self.ends[:-1])
-        return sum(1 for _ in before)
+        """Tokens, from the first, whose text is whole and lies inside the answer's."""
+        inside = (tokens for tokens, characters in self.safe if characters <= len(self.text))
+        return max(inside, default=0)
 
     def flush(self) -> str:
         """The rest of the text, once no more tokens come."""

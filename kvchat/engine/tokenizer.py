@@ -118,6 +118,11 @@ class TextStream:
         self._shown = ""  # what of the window's text is out
         self._held = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every token's text is out: no character waits for more bytes."""
+        return self._held == 0
+
     def push(self, token: int) -> str:
         """The new whole characters that `token` completes."""
         self._ids.append(token)
@@ -137,6 +142,7 @@ class TextStream:
         if len(self._ids) > 2 * self.WINDOW and not self._held:
             window = self._ids[-self.WINDOW :]
             shown = self._tokenizer.decode(window)
-            if not shown.startswith(INCOMPLETE):
+            # a window without text would lose the space that its first word begins with
+            if shown and not shown.startswith(INCOMPLETE):
                 self._ids, self._shown = window, shown
         return new

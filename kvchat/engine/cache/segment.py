@@ -67,7 +67,7 @@ class FlatSegment:
         """
         heads, tokens, dim = keys.shape
         if bool(kept.all()):
-            k, v = keys.reshape(-1, dim), values.reshape(-1, dim)
+            k, v = _owned(keys.reshape(-1, dim)), _owned(values.reshape(-1, dim))
             token = torch.arange(tokens, device=keys.device).repeat(heads)
         else:
             head, token = kept.nonzero(as_tuple=True)  # head-major, ascending tokens: [R], [R]
@@ -123,3 +123,8 @@ class FlatSegment:
             "count": self.count,
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _owned(rows: Tensor) -> Tensor:
+    """`rows` in a store of exactly their size: theirs if it fits, else a copy."""
+    return rows if rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()

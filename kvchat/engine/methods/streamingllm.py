@@ -36,7 +36,7 @@ class StreamingLLM:
         counts = uniform(prefilled.allowed(self.budget), heads, tokens)
         if int(counts.min()) == tokens:
             return keep_all(prefilled)
-        sinks = min(self.sinks, int(counts.min()))
+        sinks = min(self.sinks, int(counts.min()) - 1)  # the newest row always stays
         newest = torch.arange(tokens - 1, sinks - 1, -1)
         order = torch.cat((torch.arange(sinks), newest)).expand(heads, tokens)
         return keep_ranked(prefilled, order.to(prefilled.keys.device), counts, recent=0)

@@ -96,8 +96,9 @@ class ModelConfig:
                 f"(supported: {', '.join(MODELS)})",
                 supported=list(MODELS),
             )
-        if "quantization_config" in raw:
-            kind = raw["quantization_config"].get("quant_method", "unknown")
+        quantised = raw.get("quantization_config")
+        if quantised is not None:
+            kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
             raise KvchatError(
                 "model",
                 f"{source}: quantised checkpoint ({kind}) is not supported",
@@ -110,8 +111,10 @@ class ModelConfig:
             return cls._read(raw, source)
         except KeyError as error:
             raise KvchatError("model", f"{source} has no {error.args[0]!r}") from None
-        except (TypeError, ValueError) as error:
-            raise KvchatError("model", f"{source}: a value has the wrong type ({error})") from None
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise KvchatError(
+                "model", f"{source}: a value is out of range or has the wrong type ({error})"
+            ) from None
 
     @classmethod
     def _read(cls, raw: dict[str, Any], source: str) -> "ModelConfig":
@@ -128,7 +131,8 @@ class ModelConfig:
         dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
         end = raw.get("eos_token_id")
         theta, rope = _rope(raw, source)
-        window = raw.get("sliding_window")
+        # transformers leaves this default of Mistral v0.1 out of the files it writes
+        window = raw.get("sliding_window", 4096 if raw["model_type"] == "mistral" else None)
         return cls(
             family=raw["model_type"],
             vocab_size=int(raw["vocab_size"]),

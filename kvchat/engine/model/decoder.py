@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.layers import Block, RMSNorm, Rotation
+from kvchat.engine.model.layers import Block, Embedding, Linear, RMSNorm, Rotation
 from kvchat.engine.model.rotary import angles, frequencies
 
 
@@ -38,7 +38,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -50,7 +50,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Stack(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self._inverse: Tensor | None = None

@@ -158,7 +158,7 @@ def _opened(shard: Path):
 def _indexed(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise KvchatError("model", f"{folder / INDEX} is not a valid index") from None
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
