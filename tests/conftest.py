@@ -1,0 +1,67 @@
+"""Fixtures that many tests share: tiny models and tokenizers, built once per run. No downloads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine import texts, tiny
+
+# Tensors here are tiny: threads would wait for each other longer than they work.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """`checkpoint(**changes) -> Path` of a tiny random checkpoint; equal ones are built once."""
+    built: dict[str, Path] = {}
+
+    def build(**changes) -> Path:
+        key = repr(sorted(changes.items(), key=lambda item: item[0]))
+        if key not in built:
+            built[key] = tiny.save_model(tmp_path_factory.mktemp("model"), **changes)
+        return built[key]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def engine(checkpoint):
+    """A tiny Llama with two KV heads of two query heads each."""
+    return tiny.load_engine(checkpoint())
+
+
+@pytest.fixture(scope="session")
+def oracle(checkpoint):
+    """The same weights as `engine` in transformers."""
+    return tiny.load_oracle(checkpoint())
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """`tokenizer_folder(kind, template) -> Path`; kinds and templates are those of `texts`."""
+    built: dict[tuple[str, str | None], Path] = {}
+
+    def build(kind: str, template: str | None = None) -> Path:
+        if (kind, template) not in built:
+            folder = tmp_path_factory.mktemp("tokenizer")
+            texts.save_tokenizer(folder, kind, template)
+            built[kind, template] = folder
+        return built[kind, template]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory):
+    """`chat_folder(kind, template) -> Path` of a tiny model together with its tokenizer."""
+    built: dict[tuple[str, str | None], Path] = {}
+
+    def build(kind: str, template: str | None = None) -> Path:
+        if (kind, template) not in built:
+            folder = tmp_path_factory.mktemp("chat")
+            size = texts.save_tokenizer(folder, kind, template)
+            tiny.save_model(folder, vocab_size=size)
+            built[kind, template] = folder
+        return built[kind, template]
+
+    return build

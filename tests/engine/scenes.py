@@ -1,0 +1,56 @@
+"""Layers of made-up documents, as a method sees them after an exact reading."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.methods.base import Prefilled
+from kvchat.kernels.reference import dense_attention
+
+# Oracle S of the Ada-KV specification: D 2, T 6, W 2; key j of a head is sqrt(2)·(ln a, ln b).
+A = [[1.0, 2, 4, 1, 2, 7], [14.0, 1, 1, 2, 2, 9]]
+B = [[3.0, 1, 1, 1, 2, 2], [28.0, 1, 3, 2, 4, 2]]
+
+
+def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Prefilled:
+    """`keys [H, T, D]` and the last W queries `[W, H*G, D]`; row t of every value is full of t."""
+    heads, tokens, dim = keys.shape
+    values = torch.arange(tokens).float()[None, :, None].expand(heads, tokens, dim).contiguous()
+    window = len(queries)
+    _, lse = dense_attention(queries, keys, values, scale, causal=True)
+    return Prefilled(
+        keys=keys,
+        values=values,
+        queries=queries,
+        lse=lse,
+        seen=torch.arange(tokens - window, tokens) + 1,
+        scale=scale,
+        layer=0,
+        num_layers=1,
+        start=start,
+    )
+
+
+def oracle_scene() -> Prefilled:
+    """Oracle S: mean prefix scores .20 .15 .25 .10 | .70 .0375 .0625 .075."""
+    keys = math.sqrt(2) * torch.stack((torch.tensor(A).log(), torch.tensor(B).log()), dim=-1)
+    queries = torch.eye(2)[:, None].expand(2, 2, 2).contiguous()
+    return prefilled(keys, queries, 2**-0.5)
+
+
+def random_scene(
+    heads: int, group: int, tokens: int, window: int, seed: int = 0, dim: int = 8
+) -> Prefilled:
+    """Heads of very different sharpness, so that an adaptive allocation is uneven."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(heads, tokens, dim, generator=generator)
+    queries = torch.randn(min(window, tokens), heads, group, dim, generator=generator)
+    queries *= torch.linspace(0.3, 4, heads)[None, :, None, None]
+    return prefilled(keys, queries.flatten(1, 2), dim**-0.5)
+
+
+def kept_tokens(segment) -> list[list[int]]:
+    """Row numbers that each head keeps, in the order of the store."""
+    rows = (segment.position - segment.span[0]).tolist()
+    return [rows[a:b] for a, b in zip(segment.ends, segment.ends[1:], strict=False)]

@@ -1,0 +1,89 @@
+"""Sessions over a tiny model, with a log of the tokens that the cache really holds: one answers by
+itself, the other says what is written down beforehand."""
+
+from pathlib import Path
+
+from engine.tiny import load_engine
+from kvchat.engine.dialogue import Dialogue
+from kvchat.engine.engine import Engine
+from kvchat.engine.events import Delta, TurnDone, drain
+from kvchat.engine.methods.full import Full
+from kvchat.engine.session import Session
+from kvchat.engine.tokenizer import Tokenizer
+
+BOOK = "The keeper counted ships. At night he counted the stars above the sea."
+
+
+class LoggedEngine(Engine):
+    """An engine that writes down which tokens its one cache holds."""
+
+    def __init__(self, engine: Engine):
+        super().__init__(engine.model)
+        self.chunk = engine.chunk
+        self.log: list[int] = []
+
+    def prefill(self, ids, compressions, probes=()):
+        self.log = list(ids)
+        return (yield from super().prefill(ids, compressions, probes))
+
+    def extend(self, cache, ids):
+        position = cache.position
+        result = yield from super().extend(cache, ids)
+        self.log = self.log[:position] + list(ids)
+        return result
+
+    def decode(self, cache, logits, sampling):
+        fed: list[int] = []
+        for token in super().decode(cache, logits, sampling):
+            self.log = self.log[: cache.position - len(fed)] + fed
+            yield token
+            fed.append(token)
+
+    def tokens_in(self, cache) -> list[int]:
+        """What the cache holds."""
+        return self.log[: cache.position]
+
+
+class ScriptedEngine(LoggedEngine):
+    """The tokens of its answers come from `script`; they are fed to the cache as usual."""
+
+    script: list[int]
+
+    def decode(self, cache, logits, sampling):
+        while True:
+            token = self.script.pop(0)
+            yield token
+            drain(self.extend(cache, [token]))
+
+
+def new_session(folder: Path, limit: int = 0, book: str = BOOK, chunk: int = 2048) -> Session:
+    """A session over a book, read in full."""
+    engine = LoggedEngine(load_engine(folder, chunk=chunk))
+    session = Session(engine, Dialogue(Tokenizer.load(folder)), (), limit)
+    drain(session.open(session.dialogue.document(book), Full()))
+    return session
+
+
+def scripted_session(folder: Path, book: str = BOOK) -> Session:
+    """A session whose answers are set with `say`."""
+    engine = ScriptedEngine(load_engine(folder))
+    session = Session(engine, Dialogue(Tokenizer.load(folder)))
+    drain(session.open(session.dialogue.document(book), Full()))
+    return session
+
+
+def say(session: Session, text: str, *specials: str) -> list[int]:
+    """Let the next answer be `text`, a token per character, followed by special tokens."""
+    tokenizer = session.dialogue.tokenizer
+    ids = [i for c in text for i in tokenizer.encode([(c, False)], continues=True)]
+    ids += [tokenizer.specials[name] for name in specials]
+    session.engine.script = list(ids)
+    return ids
+
+
+def ask(session: Session, question: str, **options) -> TurnDone:
+    """The end of a turn; the deltas before it must add up to its answer."""
+    events = list(session.ask(question, **options))
+    assert isinstance(events[-1], TurnDone)
+    assert "".join(e.text for e in events if isinstance(e, Delta)) == events[-1].answer
+    return events[-1]

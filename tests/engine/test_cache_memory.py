@@ -1,0 +1,133 @@
+"""Bytes of the cache are those of its tensors, slack and metadata included; packing of segments."""
+
+import pytest
+import torch
+
+from engine.tiny import torch_backend
+from kvchat.engine.cache import SEGMENTS
+from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.cache.tail import Tail
+
+CPU = torch.device("cpu")
+DIM = 8
+
+
+def numbered(heads: int, tokens: int) -> torch.Tensor:
+    """`[H, T, D]` in which row (h, t) is full of `100 h + t`."""
+    rows = torch.arange(heads)[:, None] * 100 + torch.arange(tokens)[None]
+    return rows[..., None].expand(heads, tokens, DIM).float().contiguous()
+
+
+def mask(heads: int, tokens: int, rows: list[list[int]]) -> torch.Tensor:
+    kept = torch.zeros(heads, tokens, dtype=torch.bool)
+    for head, numbers in enumerate(rows):
+        kept[head, numbers] = True
+    return kept
+
+
+def tail_bytes(heads: int, capacity: int, size: int = 4) -> int:
+    """Keys, values, and the int32 start and length of each head."""
+    return 2 * heads * capacity * DIM * size + 2 * 4 * heads
+
+
+def test_segments_pack_heads_one_after_another():
+    rows = [[0, 1, 2, 4, 5], [0, 4, 5], [1, 3, 4, 5]]
+    keys = numbered(3, 6)
+    segment = FlatSegment.keep(keys, keys + 1000, mask(3, 6, rows), start=7)
+    assert segment.cu.tolist() == [0, 5, 8, 12]
+    assert segment.ends == (0, 5, 8, 12)
+    assert segment.lengths == (5, 3, 4)
+    assert segment.span == (7, 13)
+    want = [100 * head + t for head, numbers in enumerate(rows) for t in numbers]
+    assert segment.k[:, 0].tolist() == want
+    assert segment.v[:, 0].tolist() == [1000 + row for row in want]
+    assert segment.position.tolist() == [7 + t for numbers in rows for t in numbers]
+    assert segment.cu.dtype == segment.position.dtype == torch.int32
+
+
+def test_decoding_changes_no_row_of_a_segment_and_one_column_of_the_tail():
+    layer = LayerCache(Tail(3, DIM, torch.float32, CPU), torch_backend())
+    layer.append(numbered(3, 6), numbered(3, 6))
+    kept = mask(3, 6, [[0, 1, 2, 4, 5], [0, 4, 5], [1, 3, 4, 5]])
+    layer.freeze(6, lambda k, v, start: FlatSegment.keep(k, v, kept, start))
+    layer.append(numbered(3, 2), numbered(3, 2))
+    segment = layer.segments[0]
+    before = {name: t.clone() for name, t in segment.tensors().items()}
+    store, k = layer.tail.k, layer.tail.k.clone()
+    layer.append(torch.full((3, 1, DIM), 5.0), torch.full((3, 1, DIM), 6.0))
+    assert layer.tail.k is store, "nothing is copied"
+    assert all(torch.equal(t, before[name]) for name, t in segment.tensors().items())
+    assert torch.equal(layer.tail.k[:, :2], k[:, :2])
+    assert torch.equal(layer.tail.k[:, 2], torch.full((3, DIM), 5.0))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("every", [False, True])
+def test_a_segment_owns_exactly_its_rows(heads, every):
+    """Also when all rows stay, and whatever the capacity of the store they came from."""
+    store = torch.full((heads, 20, DIM), float("nan"))
+    store[:, :6] = numbered(heads, 6)
+    kept = torch.ones(heads, 6, dtype=torch.bool)
+    kept[0, 2] = every
+    segment = FlatSegment.keep(store[:, :6], store[:, :6], kept, 0)
+    rows = int(kept.sum())
+    assert segment.memory() == Memory(device=rows * (2 * DIM * 4 + 4) + 4 * (heads + 1))
+
+
+def test_tensors_and_load_are_inverse():
+    segment = FlatSegment.keep(numbered(2, 5), numbered(2, 5), mask(2, 5, [[1, 2], [0]]), 3)
+    rich = FlatSegment.load(
+        {**segment.tensors(), "bias": torch.rand(3), "count": torch.tensor([1, 2, 3])},
+        segment.span,
+    )
+    for one in (segment, rich):
+        again = FlatSegment.load(one.tensors(), one.span)
+        assert again.tensors().keys() == one.tensors().keys()
+        assert all(torch.equal(again.tensors()[n], t) for n, t in one.tensors().items())
+        assert (again.span, again.ends, again.lengths) == (one.span, one.ends, one.lengths)
+        assert again.memory() == one.memory()
+    assert rich.memory().device == segment.memory().device + 3 * 4 + 3 * 8
+    assert SEGMENTS[FlatSegment.kind].endswith(":FlatSegment")
+
+
+def test_capacity_grows_by_a_quarter_and_at_least_256():
+    tail = Tail(2, DIM, torch.float32, CPU)
+    assert tail.memory().total == tail_bytes(2, 0)
+    seen = []
+    for _ in range(3000):
+        tail.append(torch.zeros(2, 1, DIM), torch.zeros(2, 1, DIM))
+        if tail.capacity not in seen:
+            seen.append(tail.capacity)
+            full = tail.length
+            assert tail.capacity == full + max(256, full // 4)
+        assert tail.memory() == Memory(device=tail_bytes(2, tail.capacity))
+    assert len(seen) <= 10, "copies are amortised"
+
+
+def test_reserve_is_exact_and_never_shrinks():
+    tail = Tail(2, DIM, torch.bfloat16, CPU)
+    tail.reserve(100)
+    assert tail.memory().device == tail_bytes(2, 100, size=2)
+    tail.reserve(10)
+    tail.append(torch.zeros(2, 100, DIM), torch.zeros(2, 100, DIM))
+    assert tail.capacity == 100
+
+
+def test_freezing_gives_the_memory_back():
+    layer = LayerCache(Tail(2, DIM, torch.float32, CPU), torch_backend())
+    layer.append(numbered(2, 60), numbered(2, 60))
+    kept = mask(2, 50, [[0, 1], [3]])
+    layer.freeze(50, lambda k, v, start: FlatSegment.keep(k, v, kept, start))
+    assert (layer.tail.start, layer.tail.length, layer.tail.capacity) == (50, 10, 10)
+    segment = 3 * (2 * DIM * 4 + 4) + 4 * 3
+    assert layer.memory() == Memory(device=segment + tail_bytes(2, 10))
+    assert layer.tail.keys[1, 0, 0] == 150
+
+
+def test_memory_adds_up_by_place_and_counts_a_storage_once():
+    both = Memory(1, 2, 3) + Memory(device=10)
+    assert (both, both.total) == (Memory(11, 2, 3), 16)
+    store = torch.zeros(100)
+    assert Memory.of([store[:3], store[50:]]).device == 400

@@ -1,0 +1,185 @@
+"""A cache under random operations against lists of rows: value rows carry their token's number, so
+that a key which meets another token's value is seen."""
+
+import random
+
+import pytest
+import torch
+from closeness import assert_close, assert_lse_close, relative_rms
+from kernels.naive import attention
+
+from engine.tiny import torch_backend
+from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.cache.tail import Tail
+
+HEADS, GROUP, DIM = 2, 2, 16
+CPU = torch.device("cpu")
+
+
+def new_layer() -> LayerCache:
+    return LayerCache(Tail(HEADS, DIM, torch.float32, CPU), torch_backend())
+
+
+class Model:
+    """The same cache as lists: per head the kept `(key, value)` rows, oldest first."""
+
+    def __init__(self):
+        self.frozen = [[] for _ in range(HEADS)]
+        self.tail = [[] for _ in range(HEADS)]
+
+    def parts(self):
+        rows = [self.frozen[h] + self.tail[h] for h in range(HEADS)]
+        return [
+            (
+                torch.stack([k for k, _ in head]),
+                torch.stack([v for _, v in head]),
+                None,
+            )
+            for head in rows
+        ]
+
+
+def value_of(head: int, token: int) -> torch.Tensor:
+    v = torch.zeros(DIM)
+    v[0], v[1], v[2 + token % (DIM - 2)] = head, token, 1.0
+    return v
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_operations_agree_with_lists_of_rows(seed):
+    dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    layer, model, seen = new_layer(), Model(), 0
+    for _ in range(30):
+        live = layer.tail.length
+        what = dice.choice(["append", "append", "freeze", "truncate"])
+        if what == "append" or live == 0:
+            count = dice.choice([1, 1, 3, 40])
+            k = torch.randn(HEADS, count, DIM, generator=generator)
+            tokens = range(seen, seen + count)
+            v = torch.stack([torch.stack([value_of(h, t) for t in tokens]) for h in range(HEADS)])
+            layer.append(k, v)
+            for h in range(HEADS):
+                model.tail[h] += list(zip(k[h], v[h], strict=True))
+            seen += count
+            q = torch.randn(count, HEADS * GROUP, DIM, generator=generator)
+            o, lse = layer.attend(q, 0.25)
+            want, want_lse = attention(q, model.parts(), 0.25, causal=True)
+            assert_close("o", o, want, 1e-5)
+            assert_lse_close("lse", lse, want_lse, 1e-5)
+        elif what == "freeze":
+            rows = dice.randint(1, live)
+            kept = torch.rand(HEADS, rows, generator=generator) < 0.5
+            layer.freeze(rows, lambda k, v, start, kept=kept: FlatSegment.keep(k, v, kept, start))
+            for h in range(HEADS):
+                old = model.tail[h][:rows]
+                model.frozen[h] += [row for row, keep in zip(old, kept[h], strict=True) if keep]
+                model.tail[h] = model.tail[h][rows:]
+        else:
+            length = dice.randint(0, live)
+            layer.tail.truncate(length)
+            seen -= live - length
+            for h in range(HEADS):
+                model.tail[h] = model.tail[h][:length]
+        assert layer.tail.start + layer.tail.length == seen
+        for h in range(HEADS):  # keys beside the values of the same token
+            assert [int(v[1]) for v in layer.tail.values[h]] == [
+                int(v[1]) for _, v in model.tail[h]
+            ]
+
+
+def test_single_appends_equal_one_append():
+    generator = torch.Generator().manual_seed(0)
+    k, v = torch.randn(2, HEADS, 9, DIM, generator=generator).unbind()
+    q = torch.randn(9, HEADS * GROUP, DIM, generator=generator)
+    together, apart = new_layer(), new_layer()
+    together.append(k, v)
+    o, lse = together.attend(q, 0.25)
+    for t in range(9):
+        apart.append(k[:, t : t + 1], v[:, t : t + 1])
+        one, one_lse = apart.attend(q[t : t + 1], 0.25)
+        assert_close("o", one, o[t : t + 1], 1e-6)
+        assert_lse_close("lse", one_lse, lse[t : t + 1], 1e-5)
+    assert torch.equal(apart.tail.keys, together.tail.keys)
+    assert torch.equal(apart.tail.values, together.tail.values)
+
+
+def test_truncate_restores_the_rows_and_the_answer():
+    generator = torch.Generator().manual_seed(0)
+    k, v = torch.randn(2, HEADS, 30, DIM, generator=generator).unbind()
+    q = torch.randn(1, HEADS * GROUP, DIM, generator=generator)
+    layer = new_layer()
+    layer.append(k[:, :20], v[:, :20])
+    before = layer.attend(q, 0.25)
+    for _ in range(2):
+        layer.append(k[:, 20:], v[:, 20:])
+        layer.tail.truncate(20)
+    assert torch.equal(layer.tail.keys, k[:, :20])
+    assert torch.equal(layer.tail.values, v[:, :20])
+    assert all(torch.equal(a, b) for a, b in zip(before, layer.attend(q, 0.25), strict=True))
+
+
+def test_slack_of_the_tail_is_never_read():
+    generator = torch.Generator().manual_seed(0)
+    k, v = torch.randn(2, HEADS, 12, DIM, generator=generator).unbind()
+    q = torch.randn(5, HEADS * GROUP, DIM, generator=generator)
+    layer = new_layer()
+    layer.append(k, v)
+    want, _ = layer.attend(q, 0.25)
+    assert layer.tail.capacity > 12
+    layer.tail.k[:, 12:] = float("nan")
+    layer.tail.v[:, 12:] = float("nan")
+    assert torch.equal(layer.attend(q, 0.25)[0], want)
+
+
+def test_a_cache_counts_tokens_seen_and_truncates_its_tail_only():
+    cache = KVCache.empty(2, HEADS, DIM, torch.float32, CPU, torch_backend())
+    rows = torch.randn(HEADS, 10, DIM, generator=torch.Generator().manual_seed(0))
+    for layer in cache.layers:
+        layer.append(rows, rows)
+        kept = torch.zeros(HEADS, 6, dtype=torch.bool)
+        kept[:, 0] = True
+        layer.freeze(6, lambda k, v, start, kept=kept: FlatSegment.keep(k, v, kept, start))
+    cache.position = 10
+    assert cache.frozen == 6
+    cache.truncate(7)
+    assert (cache.position, cache.layers[1].tail.length) == (7, 1)
+    with pytest.raises(AssertionError, match="6 are frozen"):
+        cache.truncate(5)
+    with pytest.raises(AssertionError):
+        cache.truncate(8)
+
+
+def test_two_caches_of_one_shape_do_not_touch():
+    layers = [new_layer(), new_layer()]
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, HEADS * GROUP, DIM, generator=generator)
+    rows = torch.randn(2, HEADS, 4, DIM, generator=generator)
+    layers[0].append(rows[0], rows[0])
+    alone = layers[0].attend(q, 0.25)[0]
+    layers[1].append(rows[1], rows[1])
+    assert torch.equal(layers[0].attend(q, 0.25)[0], alone)
+    assert not torch.equal(layers[1].attend(q, 0.25)[0], alone)
+
+
+def test_sums_over_parts_in_bf16_are_as_good_as_plain_torch_in_bf16():
+    """A ragged segment, a second one and the tail, against one softmax over all their rows."""
+    generator = torch.Generator().manual_seed(0)
+    layer = LayerCache(Tail(HEADS, DIM, torch.bfloat16, CPU), torch_backend())
+    k, v = torch.randn(2, HEADS, 120, DIM, generator=generator).bfloat16().unbind()
+    layer.append(k, v)
+    kept = torch.rand(2, HEADS, 50, generator=generator) < torch.tensor([0.2, 0.7])[:, None]
+    for part in kept:
+        layer.freeze(50, lambda k, v, start, part=part: FlatSegment.keep(k, v, part, start))
+    q = torch.randn(1, HEADS * GROUP, DIM, generator=generator).bfloat16()
+    alive = torch.cat([*kept, torch.ones(HEADS, 20, dtype=torch.bool)], dim=1)
+    parts = [(k[h, alive[h]], v[h, alive[h]], None) for h in range(HEADS)]
+    want, _ = attention(q, parts, 0.25)
+    plain = torch.stack(
+        [
+            torch.softmax(q[0, n] @ parts[n // GROUP][0].T * 0.25, -1) @ parts[n // GROUP][1]
+            for n in range(HEADS * GROUP)
+        ]
+    )
+    o, _ = layer.attend(q, 0.25)
+    assert relative_rms(o[0], want[0]) <= 2 * relative_rms(plain, want[0])

@@ -1,0 +1,122 @@
+"""Every method of the table in a model, for budgets and head geometries: exact totals, the lossless
+limit, positions, and attention to exactly the rows that are kept."""
+
+import pytest
+import torch
+from closeness import assert_close
+
+from engine.scenes import kept_tokens
+from engine.tiny import load_engine, load_oracle, random_ids, read
+from kvchat.engine.budget import Budget
+from kvchat.engine.events import drain
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.prefill import Compression
+
+GEOMETRIES = {  # query heads, KV heads
+    "one KV head of four": (4, 1),
+    "two KV heads of two": (4, 2),
+    "four KV heads of one": (4, 4),
+}
+TOKENS, NEXT = 140, 6
+IDS = random_ids(TOKENS + NEXT, seed=5)
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES.values(), ids=GEOMETRIES.keys())
+def folder(request, checkpoint):
+    heads, kv_heads = request.param
+    return checkpoint(num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=16)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.5])
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_are_exact_in_every_layer(folder, name, fraction):
+    engine = load_engine(folder)
+    method = parse_method(name, Budget(fraction=fraction))
+    cache, _ = read(engine, IDS[:TOKENS], method)
+    full = engine.config.num_kv_heads * TOKENS
+    for segment in cache.segments():
+        assert sum(segment.lengths) == round(method.budget.fraction * full)
+        assert segment.span == (0, TOKENS)
+    assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
+    assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense rows are gone"
+
+
+@pytest.mark.parametrize("budget", ["100%", "140", "4096", "1GiB"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_budget_for_everything_is_lossless(folder, name, budget):
+    engine, want = load_engine(folder), None
+    for method in (parse_method("full"), parse_method(name, Budget.parse(budget))):
+        cache, first = read(engine, IDS[:TOKENS], method)
+        logits = torch.stack([first, drain(engine.extend(cache, IDS[TOKENS:]))])
+        want = logits if want is None else want
+    assert_close("logits", logits, want, 1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "full"])
+def test_bytes_that_are_held_stay_within_the_budget(folder, name):
+    """Positions, row ranges and whatever else `memory()` counts are paid from the budget."""
+    engine = load_engine(folder)
+    row = 2 * 16 * 4 + 4
+    for size in [3000, *range(9000, 9000 + 2 * row, 8), 20000]:
+        cache, _ = read(engine, IDS[:TOKENS], parse_method(name, Budget(bytes=size)))
+        assert cache.memory().total <= size
+        assert cache.memory().total > size - 2 * 2 * row, "and what fits is kept"
+
+
+@pytest.mark.parametrize("budget", ["20%", "50%", "100%"])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("heads", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+def test_later_tokens_see_the_kept_rows_at_their_true_positions(checkpoint, name, heads, budget):
+    """One layer, so that transformers with a mask per head is an oracle for evicted rows too."""
+    query_heads, kv_heads = heads
+    folder = checkpoint(
+        num_attention_heads=query_heads, num_key_value_heads=kv_heads, num_hidden_layers=1
+    )
+    engine = load_engine(folder, chunk=50)
+    cache, _ = read(engine, IDS[:TOKENS], parse_method(name, Budget.parse(budget)))
+    total = TOKENS + NEXT
+    visible = torch.ones(query_heads, total, total, dtype=torch.bool).tril()
+    for head, rows in enumerate(kept_tokens(next(cache.segments()))):
+        evicted = sorted(set(range(TOKENS)) - set(rows))
+        group = query_heads // kv_heads
+        for query_head in range(head * group, (head + 1) * group):
+            visible[query_head, TOKENS:, evicted] = False
+    mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+    with torch.inference_mode():
+        oracle = load_oracle(folder, "eager")
+        want = oracle(torch.tensor([IDS]), attention_mask=mask[None]).logits[0]
+    assert_close("extend", drain(engine.extend(cache, IDS[TOKENS : total - 1])), want[-2], 1e-5)
+    assert_close("decode", drain(engine.extend(cache, IDS[-1:])), want[-1], 1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tokens_one_by_one_equal_tokens_together(engine, name):
+    method = parse_method(name, Budget(fraction=0.3))
+    together, _ = read(engine, IDS[:TOKENS], method)
+    apart, _ = read(engine, IDS[:TOKENS], method)
+    for token in IDS[TOKENS:]:
+        logits = drain(engine.extend(apart, [token]))
+    assert_close("logits", logits, drain(engine.extend(together, IDS[TOKENS:])), 1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 31, 32, 33])
+@pytest.mark.parametrize("name", METHODS)
+def test_short_documents_answer(engine, name, tokens):
+    cache, _ = read(engine, IDS[:tokens], parse_method(name, Budget(rows_per_head=3)))
+    got = drain(engine.extend(cache, IDS[tokens : tokens + 2]))
+    if tokens <= 3 or name == "full":
+        full, _ = read(engine, IDS[:tokens])
+        assert_close("logits", got, drain(engine.extend(full, IDS[tokens : tokens + 2])), 1e-6)
+    assert bool(torch.isfinite(got).all())
+
+
+def test_a_short_document_read_with_a_long_probe_is_intact(engine):
+    """The room for the probe is not part of the document's rows."""
+    for tokens in (1, 2, 9):
+        want, _ = read(engine, IDS[:tokens])
+        probed = drain(engine.prefill(IDS[:tokens], [Compression(Full())], [IDS[:40]])).caches[0]
+        assert probed.memory() == want.memory()
+        logits = [drain(engine.extend(c, IDS[50:53])) for c in (probed, want)]
+        assert_close("logits", *logits, 1e-6)

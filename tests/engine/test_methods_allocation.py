@@ -1,0 +1,163 @@
+"""Scores and shares: the numeric oracles of the Ada-KV specification, and its theory as properties
+of thousands of random cases in float64."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from closeness import assert_close
+
+from engine.scenes import kept_tokens, oracle_scene
+from kvchat.engine.budget import Budget
+from kvchat.engine.methods import budgets, scores
+from kvchat.engine.methods.adakv import AdaKV
+from kvchat.engine.methods.snapkv import SnapKV
+
+S = torch.tensor([[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]])
+TOY = torch.tensor(
+    [
+        [0.32, 0.01, 0.18, 0.08, 0.22, 0.19],
+        [0.89, 0.01, 0.05, 0.02, 0.01, 0.02],
+        [0.68, 0.01, 0.08, 0.04, 0.09, 0.10],
+    ]
+)
+
+
+def retained(table, counts) -> float:
+    """Mass that heads keep when each takes its best `counts[h]` rows."""
+    best = table.sort(dim=1, descending=True).values
+    return float(sum(row[:n].sum() for row, n in zip(best, [int(c) for c in counts], strict=True)))
+
+
+def test_observed_mass_of_the_oracle():
+    assert_close("mass", scores.observed_mass(oracle_scene(), 4), S, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind, want",
+    [
+        ("max", [[0.20, 0.25, 0.25, 0.25], [0.70, 0.70, 0.075, 0.075]]),
+        ("avg", [[0.11667, 0.20, 0.16667, 0.11667], [0.24583, 0.26667, 0.05833, 0.04583]]),
+    ],
+)
+def test_pooling_of_the_oracle(kind, want):
+    assert float((scores.pool(S, 3, kind) - torch.tensor(want)).abs().max()) < 6e-6
+    assert torch.equal(scores.pool(S, 1, kind), S)
+
+
+def test_ranking_puts_the_earlier_of_equals_first():
+    assert scores.ranked(torch.tensor([[1.0, 2, 2, 3, 2]])).tolist() == [[3, 1, 2, 4, 0]]
+
+
+def test_shares_of_the_oracle():
+    for floor, want in ((0.0, [3, 1]), (0.2, [3, 1]), (0.5, [3, 1]), (1.0, [2, 2])):
+        assert budgets.adaptive(S, 4, floor).tolist() == want
+    assert budgets.uniform(4, 2, 4).tolist() == [2, 2]
+
+
+def test_kept_rows_of_the_oracle():
+    options = {"budget": Budget(rows_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
+    scene = oracle_scene()
+    ada = AdaKV(**options, floor=0.0).compress(scene)
+    assert ada.lengths == (5, 3)
+    assert kept_tokens(ada) == [[0, 1, 2, 4, 5], [0, 4, 5]]
+    snap = SnapKV(**options).compress(scene)
+    assert kept_tokens(snap) == [[0, 2, 4, 5], [0, 3, 4, 5]]
+    assert retained(S, [3, 1]) - retained(S, [2, 2]) == pytest.approx(1.725 - 1.65)
+
+
+def test_ties_after_pooling_fall_to_the_lower_head_and_the_earlier_token():
+    method = AdaKV(Budget(rows_per_head=4), window=2, kernel=3, sinks=0, floor=0.0)
+    assert kept_tokens(method.compress(oracle_scene())) == [[1, 2, 4, 5], [0, 1, 4, 5]]
+
+
+def test_the_toy_of_the_ada_kv_readme():
+    even = budgets.uniform(6, 3, 6)
+    assert even.tolist() == [2, 2, 2]
+    assert retained(TOY, even) == pytest.approx(2.26)
+    for floor in (0.0, 0.2, 0.5):
+        shares = budgets.adaptive(TOY, 6, floor)
+        assert shares.tolist() == [4, 1, 1]
+        assert retained(TOY, shares) == pytest.approx(2.48)
+
+
+def test_uniform_shares_add_up_and_differ_by_one_at_most():
+    for total, heads in itertools.product(range(25), (1, 3, 8)):
+        shares = budgets.uniform(total, heads, 25)
+        assert int(shares.sum()) == total
+        assert int(shares.max() - shares.min()) <= 1
+
+
+def cases(count: int, heads: int, rows: int, seed: int):
+    """Random attention tables `[H, N]` in float64 (rows sum to at most 1), totals and floors."""
+    dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        h, n = dice.randint(1, heads), dice.randint(1, rows)
+        sharp = torch.rand(h, 1, generator=generator, dtype=torch.float64) * 6
+        logits = torch.randn(h, n, generator=generator, dtype=torch.float64) * sharp
+        share = torch.rand(h, 1, generator=generator, dtype=torch.float64)
+        table = logits.softmax(1) * (0.3 + 0.7 * share)
+        yield table, dice.randint(0, h * n), dice.choice([0.0, 0.05, 0.2, 0.5, 0.9, 1.0])
+
+
+def test_adaptive_shares_are_exact_bounded_and_never_worse_than_uniform():
+    for table, total, floor in cases(2000, heads=8, rows=40, seed=0):
+        heads, rows = table.shape
+        shares = budgets.adaptive(table, total, floor)
+        sure = min(int(floor * (total // heads)), rows)
+        assert int(shares.sum()) == total
+        assert sure <= int(shares.min()) and int(shares.max()) <= rows
+        even = budgets.uniform(total, heads, rows)
+        # eps = 2C·sum(1 - F): smaller where more mass is retained
+        assert retained(table, shares) >= retained(table, even) - 1e-12
+
+
+def test_adaptive_shares_are_the_best_of_all_by_brute_force():
+    for table, total, floor in cases(300, heads=3, rows=5, seed=1):
+        heads, rows = table.shape
+        sure = min(int(floor * (total // heads)), rows)
+        best = max(
+            retained(table, counts)
+            for counts in itertools.product(range(sure, rows + 1), repeat=heads)
+            if sum(counts) == total
+        )
+        assert retained(table, budgets.adaptive(table, total, floor)) == pytest.approx(best)
+
+
+def test_the_bound_of_ada_kv_holds():
+    """|y - y'|_1 <= 2·sum C_i (1 - F_i) <= eps, with F_i > 0 (the window is always kept)."""
+    generator = torch.Generator().manual_seed(3)
+    for table, total, floor in cases(1000, heads=4, rows=12, seed=2):
+        heads, rows = table.shape
+        attention = table / table.sum(dim=1, keepdim=True)
+        values = torch.randn(heads, rows, 3, generator=generator, dtype=torch.float64)
+        out = torch.randn(heads, 3, 5, generator=generator, dtype=torch.float64)
+        projected = values @ out  # [H, N, model]
+        total = max(total, heads)
+        shares = budgets.adaptive(attention, total, floor).clamp_min(1)
+        kept = torch.zeros(heads, rows, dtype=torch.float64)
+        rank = torch.arange(rows) < shares[:, None]
+        kept.scatter_(1, scores.ranked(attention), rank.double())
+        mass = (kept * attention).sum(dim=1)  # F
+        exact = torch.einsum("hn,hnm->m", attention, projected)
+        pruned = torch.einsum("hn,hnm->m", kept * attention / mass[:, None], projected)
+        norm = projected.abs().sum(dim=-1).max(dim=1).values  # C
+        tight = 2 * (norm * (1 - mass)).sum()
+        assert (exact - pruned).abs().sum() <= tight + 1e-9
+        assert tight <= 2 * norm.max() * (1 - mass).sum() + 1e-9
+
+
+def test_shares_follow_the_heads():
+    for table, total, floor in cases(300, heads=6, rows=20, seed=4):
+        heads, rows = table.shape
+        shares = budgets.adaptive(table, total, floor)
+        order = torch.randperm(heads, generator=torch.Generator().manual_seed(heads))
+        assert torch.equal(budgets.adaptive(table[order], total, floor), shares[order])
+        louder = table.clone()
+        louder[0] *= 3
+        assert int(budgets.adaptive(louder, total, floor)[0]) >= int(shares[0])
+        share = total // heads
+        same = budgets.adaptive(table[:1].expand(heads, rows), share * heads, floor)
+        assert same.tolist() == [share] * heads
+        assert budgets.adaptive(table, share * heads, 1.0).tolist() == [share] * heads

@@ -1,0 +1,139 @@
+"""Which rows a method keeps of one layer, for every entry of METHODS: exact totals, sinks, window,
+short documents and every form of budget."""
+
+import pytest
+import torch
+
+from engine.scenes import kept_tokens, random_scene
+from kvchat.engine.budget import Budget
+from kvchat.engine.methods import METHODS, budgets, scores
+from kvchat.engine.methods.adakv import AdaKV
+from kvchat.engine.methods.snapkv import SnapKV
+from kvchat.engine.methods.spec import parse_method
+from kvchat.errors import KvchatError
+
+FORMS = ["25%", "3%", "99%", "100%", "1", "8", "33", "2k", "300B", "1KiB", "2.5kB", "100MiB"]
+ROW_BYTES = 2 * 8 * 4 + 4  # key, value and position of a row of random_scene
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_budget_is_exact_or_an_error_with_numbers(name, form):
+    """Documents of 1 to 40 tokens; what the error proposes works."""
+    method = parse_method(name, Budget.parse(form))
+    heads, worked = 2, 0
+    for tokens in range(1, 41):
+        scene = random_scene(heads, 2, tokens, max(method.observed, 1))
+        try:
+            segment = method.compress(scene)
+        except KvchatError as error:
+            assert error.code == "usage"
+            assert str(method.budget) in error.message
+            assert error.details["rows"] < error.details["heads"] == heads
+            for text in error.tries:
+                proposed = Budget.parse(text.removeprefix("--budget ").split()[0])
+                assert min(parse_method(name, proposed).compress(scene).lengths) >= 1
+            continue
+        worked += 1
+        budget, full = method.budget, heads * tokens
+        if budget.fraction is not None:
+            want = max(round(budget.fraction * full), heads)
+        elif budget.rows_per_head is not None:
+            want = min(budget.rows_per_head * heads, full)
+        else:
+            want = sum(segment.lengths)
+            left = budget.bytes - segment.memory().total
+            assert left >= 0
+            assert want == full or left < 2 * ROW_BYTES, "what fits is kept"
+        assert sum(segment.lengths) == want
+        assert min(segment.lengths) >= 1
+        for rows in kept_tokens(segment):
+            assert rows == sorted(set(rows)), "in time order, none twice"
+            assert tokens - 1 in rows, "the newest row stays"
+        assert segment.v[:, 0].tolist() == [t for rows in kept_tokens(segment) for t in rows]
+    assert worked > 0
+
+
+@pytest.mark.parametrize("form", ["10%", "25%", "50%", "90%", "20", "64"])
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "full"])
+def test_sinks_and_the_last_rows_stay_in_every_head(name, form):
+    method = parse_method(name, Budget.parse(form))
+    for heads, group, tokens in ((2, 2, 200), (3, 1, 101), (1, 8, 97)):
+        segment = method.compress(random_scene(heads, group, tokens, max(method.observed, 1)))
+        each = sum(segment.lengths) // heads
+        window = min(getattr(method, "window", 1), each // 2)
+        for rows in kept_tokens(segment):
+            assert rows[: method.sinks] == list(range(method.sinks))
+            assert rows[-window:] == list(range(tokens - window, tokens))
+
+
+@pytest.mark.parametrize("heads, group", [(1, 4), (2, 1), (4, 2)])
+@pytest.mark.parametrize("kernel, pool", [(1, "max"), (7, "max"), (5, "avg")])
+@pytest.mark.parametrize("floor", [0.0, 0.2, 1.0])
+def test_adakv_keeps_the_best_rows_of_every_head(heads, group, kernel, pool, floor):
+    """A head keeps a prefix of its ranking; beyond floors, what is kept beats what is not."""
+    window, tokens = 8, 120
+    method = AdaKV(
+        Budget(fraction=0.3), window=window, kernel=kernel, pool=pool, sinks=0, floor=floor
+    )
+    for seed in range(5):
+        scene = random_scene(heads, group, tokens, window, seed)
+        segment = method.compress(scene)
+        table = scores.pool(scores.observed_mass(scene, tokens - window), kernel, pool)
+        order, total = scores.ranked(table).tolist(), round(0.3 * heads * tokens)
+        prefix = total - heads * window
+        sure = int(floor * (prefix // heads))
+        lowest, highest = float("inf"), float("-inf")
+        for head, rows in enumerate(kept_tokens(segment)):
+            capacity = len(rows) - window
+            assert rows[-window:] == list(range(tokens - window, tokens))
+            assert set(rows[:-window]) == set(order[head][:capacity])
+            assert sure <= capacity <= tokens - window
+            if capacity > sure:
+                lowest = min(lowest, float(table[head, order[head][capacity - 1]]))
+            if capacity < tokens - window:
+                highest = max(highest, float(table[head, order[head][capacity]]))
+        assert sum(segment.lengths) == total
+        assert lowest >= highest
+
+
+def test_snapkv_is_adakv_with_every_row_sure():
+    options = {"budget": Budget(rows_per_head=20), "window": 8}
+    for seed in range(5):
+        scene = random_scene(4, 2, 90, 8, seed)
+        snap = SnapKV(**options).compress(scene)
+        assert snap.lengths == (20,) * 4
+        assert kept_tokens(AdaKV(**options, floor=1.0).compress(scene)) == kept_tokens(snap)
+
+
+def test_adakv_moves_rows_from_focused_to_dispersed_heads():
+    scene = random_scene(4, 2, 400, 8)  # head 0 is the most dispersed
+    lengths = AdaKV(Budget(fraction=0.2), window=8, sinks=0).compress(scene).lengths
+    assert lengths[0] != lengths[-1]
+    table = scores.observed_mass(scene, 392)
+    shares = budgets.adaptive(scores.pool(table, 7, "max"), sum(lengths) - 32, 0.2)
+    assert tuple((shares + 8).tolist()) == lengths
+
+
+def test_streamingllm_keeps_sinks_and_the_newest():
+    method = parse_method("streamingllm:sinks=3,budget=10")
+    segment = method.compress(random_scene(2, 1, 50, 1))
+    assert kept_tokens(segment) == [[0, 1, 2, *range(43, 50)]] * 2
+
+
+def test_positions_begin_where_the_rows_begin():
+    method = parse_method("streamingllm:sinks=1,budget=2")
+    scene = random_scene(2, 1, 9, 1)
+    moved = type(scene)(**{**scene.__dict__, "start": 100})
+    segment = method.compress(moved)
+    assert segment.position.tolist() == [100, 108, 100, 108]
+    assert segment.span == (100, 109)
+
+
+def test_a_method_does_not_write_into_what_it_reads():
+    for name in METHODS:
+        method = parse_method(name)
+        scene = random_scene(2, 2, 100, max(method.observed, 1))
+        before = {n: getattr(scene, n).clone() for n in ("keys", "values", "queries", "lse")}
+        method.compress(scene)
+        assert all(torch.equal(getattr(scene, n), t) for n, t in before.items())

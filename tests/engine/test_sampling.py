@@ -1,0 +1,98 @@
+"""Choosing tokens: every filter against probabilities worked out by hand."""
+
+import pytest
+import torch
+from closeness import assert_close
+
+from kvchat.engine.sampling import Sampler, Sampling, distribution, penalised
+from kvchat.errors import KvchatError
+
+CPU = torch.device("cpu")
+P = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05])
+LOGITS = P.log() + 3.0
+
+
+def test_plain_temperature_is_softmax():
+    assert_close("1", distribution(LOGITS, Sampling(temperature=1.0)), P, 1e-6)
+    squared = P.square() / P.square().sum()
+    assert_close("0.5", distribution(LOGITS, Sampling(temperature=0.5)), squared, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, kept",
+    [
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 1}, [1]),
+        ({"top_k": 9}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.6}, [1, 3]),  # 0.40 is not enough, 0.65 is
+        ({"top_p": 0.66}, [1, 2, 3]),
+        ({"top_p": 0.01}, [1]),
+        ({"min_p": 0.5}, [1, 2, 3]),  # at least half of 0.4
+        ({"min_p": 0.51}, [1, 3]),
+        ({"min_p": 1.0}, [1]),
+        ({"top_k": 3, "top_p": 0.7}, [1, 3]),  # of 0.85: 0.40 / 0.85 = 0.47, with 0.25: 0.76
+        ({"top_k": 4, "min_p": 0.3}, [1, 2, 3]),
+    ],
+)
+def test_filters_keep_the_right_tokens_and_renormalise(options, kept):
+    # a hair below a boundary: 0.2 is half of 0.4 up to rounding
+    if "min_p" in options and options["min_p"] == 0.5:
+        options = {"min_p": 0.4999}
+    want = torch.zeros(5)
+    want[kept] = P[kept] / P[kept].sum()
+    assert_close("p", distribution(LOGITS, Sampling(temperature=1.0, **options)), want, 1e-6)
+
+
+def test_greedy_takes_the_largest_whatever_the_filters():
+    sampler = Sampler(Sampling(temperature=0.0, top_k=1, top_p=0.1, min_p=0.9), CPU)
+    assert sampler.draw(LOGITS, []) == 1
+
+
+def test_the_penalty_divides_positive_and_multiplies_negative_logits():
+    got = penalised(torch.tensor([2.0, -2.0, 1.0, -1.0]), [0, 1, 1, 0, 0], 2.0)
+    assert got.tolist() == [1.0, -4.0, 1.0, -1.0]
+
+
+def test_the_penalty_looks_at_generated_tokens_only():
+    sampler = Sampler(Sampling(repeat_penalty=1.5), CPU)
+    logits = torch.tensor([3.0, 2.5, 1.0])
+    assert sampler.draw(logits, []) == 0
+    assert sampler.draw(logits, [0]) == 1
+    assert sampler.draw(logits, [0, 1]) == 0
+    assert logits.tolist() == [3.0, 2.5, 1.0], "the model's logits stay as they are"
+
+
+def test_draws_follow_the_probabilities():
+    sampler = Sampler(Sampling(temperature=1.0, seed=3), CPU)
+    draws = torch.tensor([sampler.draw(LOGITS, []) for _ in range(4000)])
+    share = torch.bincount(draws, minlength=5) / 4000
+    # four standard deviations of the largest share: 4·sqrt(0.24 / 4000)
+    assert float((share - P).abs().max()) < 0.031
+
+
+def test_a_seed_reproduces_and_another_differs():
+    def draws(seed):
+        sampler = Sampler(Sampling(temperature=1.0, seed=seed), CPU)
+        return [sampler.draw(LOGITS, []) for _ in range(40)]
+
+    assert draws(1) == draws(1)
+    assert draws(1) != draws(2)
+
+
+@pytest.mark.parametrize(
+    "options, flag",
+    [
+        ({"temperature": -0.1}, "--temp"),
+        ({"temperature": float("nan")}, "--temp"),
+        ({"top_k": -1}, "--top-k"),
+        ({"top_p": 0.0}, "--top-p"),
+        ({"top_p": 1.1}, "--top-p"),
+        ({"min_p": -0.1}, "--min-p"),
+        ({"min_p": 1.1}, "--min-p"),
+        ({"repeat_penalty": 0.0}, "--repeat-penalty"),
+    ],
+)
+def test_impossible_values_are_usage_errors(options, flag):
+    with pytest.raises(KvchatError, match=flag) as caught:
+        Sampling(**options)
+    assert caught.value.code == "usage"

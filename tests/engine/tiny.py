@@ -1,0 +1,95 @@
+"""Tiny random checkpoints in Hugging Face form, and the two models that are made of one: ours and
+the oracle's."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from kvchat.engine.attention import backend
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.engine import Engine
+from kvchat.engine.events import drain
+from kvchat.engine.methods.full import Full
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.prefill import Compression
+
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+}
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 1024,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def save_model(
+    folder: Path,
+    family: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "1GB",
+    seed: int = 0,
+    **changes,
+) -> Path:
+    """A random checkpoint whose logits are far from flat; `changes` are config keys."""
+    make_config, make_model = FAMILIES[family]
+    model = make_model(make_config(**{**SHAPE, **changes}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(1 + 0.2 * noise if name.endswith("norm.weight") else 0.2 * noise)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def load_engine(folder: Path, dtype: str = "f32", chunk: int = 2048) -> Engine:
+    """Our engine over a checkpoint, on the CPU."""
+    engine = drain(Engine.load(folder, ModelConfig.load(folder), dtype, "cpu"))
+    engine.chunk = chunk
+    return engine
+
+
+def load_oracle(folder: Path, attention: str = "sdpa"):
+    """The same checkpoint in transformers, fp32; `eager` attention can show its weights."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention
+    ).eval()
+
+
+@torch.inference_mode()
+def oracle_logits(oracle, ids: list[int]) -> torch.Tensor:
+    """Logits `[T, vocab]` of transformers for every position of `ids`."""
+    return oracle(torch.tensor([ids])).logits[0]
+
+
+def random_ids(count: int, vocab: int = SHAPE["vocab_size"], seed: int = 1) -> list[int]:
+    """A random document."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab, (count,), generator=generator).tolist()
+
+
+def read(engine: Engine, ids: list[int], method=None) -> tuple[KVCache, torch.Tensor]:
+    """The cache that one method leaves of a document, and the last logits."""
+    reading = drain(engine.prefill(ids, [Compression(method or Full())]))
+    return reading.caches[0], reading.logits
+
+
+def torch_backend():
+    """The backend under test on any machine."""
+    return backend("torch")

@@ -1,0 +1,100 @@
+"""The torch backend against the float64 oracle: ragged and dense rows, slack full of NaN."""
+
+import pytest
+import torch
+from closeness import assert_close, assert_lse_close, relative_rms
+
+from kernels.naive import attention, per_head, random_rows
+from kvchat.engine.attention.torch_backend import TorchBackend
+from kvchat.kernels import reference
+
+BACKEND = TorchBackend()
+LENGTHS = {
+    "ragged with an empty head": [63, 0, 1, 100],
+    "equal": [63, 63],
+    "one head": [100],
+    "single rows": [1, 1, 1],
+    "all empty": [0, 0],
+}
+
+
+def queries(tokens, heads, dim, dtype=torch.float32, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tokens, heads, dim, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_attend_is_exact_and_reads_no_slack(lengths, group, tokens, bias):
+    rows = random_rows(lengths, dim=16, slack=5, bias=bias)
+    q = queries(tokens, len(lengths) * group, 16)
+    o, lse = BACKEND.attend(q, rows, 0.25)
+    want, want_lse = attention(q, per_head(rows), 0.25)
+    assert_close("o", o, want, 2e-6)
+    assert_lse_close("lse", lse, want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("dim", [16, 48, 64, 80, 128])
+def test_attend_takes_every_head_size(dim):
+    for lengths in ([100, 63], [63, 63]):
+        rows = random_rows(lengths, dim, slack=2)
+        q = queries(3, 4, dim)
+        o, _ = BACKEND.attend(q, rows, dim**-0.5)
+        assert_close("o", o, attention(q, per_head(rows), dim**-0.5)[0], 2e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 63, 100])
+@pytest.mark.parametrize("heads, group, dim", [(2, 1, 64), (2, 2, 16), (1, 8, 32), (2, 4, 128)])
+def test_causal_square_is_exact(heads, group, dim, tokens):
+    rows = random_rows([tokens] * heads, dim)
+    capacity = random_rows([tokens] * heads, dim, slack=9)  # the same rows, inside a larger store
+    q = queries(tokens, heads * group, dim)
+    want, want_lse = attention(q, per_head(rows), dim**-0.5, causal=True)
+    step = tokens + 9
+    for k, v in (
+        (rows.k.view(heads, tokens, dim), rows.v.view(heads, tokens, dim)),
+        tuple(store[9:].view(heads, step, dim)[:, :tokens] for store in (capacity.k, capacity.v)),
+    ):
+        o, lse = BACKEND.causal(q, k, v, dim**-0.5)
+        assert_close("o", o, want, 2e-6)
+        assert_lse_close("lse", lse, want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[100, 63, 0, 1], [63, 63, 63, 63]])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_bf16_is_as_good_as_plain_torch_in_bf16(lengths, tokens):
+    rows = random_rows(lengths, 64, torch.bfloat16, slack=4)
+    q = queries(tokens, 16, 64, torch.bfloat16)
+    o, lse = BACKEND.attend(q, rows, 0.125)
+    want, want_lse = attention(q, per_head(rows), 0.125)
+    plain = torch.zeros_like(want)
+    for head in range(16):
+        k, v, _ = per_head(rows)[head // 4]
+        weights = torch.softmax(q[:, head] @ k.T * 0.125, dim=-1)  # bf16 throughout
+        plain[:, head] = (weights @ v).double()
+    assert relative_rms(o, want) <= 2 * relative_rms(plain, want)
+    assert_lse_close("lse", lse.double(), want_lse, 2e-2)
+
+
+def test_bf16_causal_is_as_good_as_plain_torch_in_bf16():
+    rows = random_rows([63] * 2, 32, torch.bfloat16)
+    q = queries(63, 4, 32, torch.bfloat16)
+    k, v = rows.k.view(2, 63, 32), rows.v.view(2, 63, 32)
+    o, _ = BACKEND.causal(q, k, v, 0.2)
+    want, _ = attention(q, per_head(rows), 0.2, causal=True)
+    hidden = torch.ones(63, 63, dtype=torch.bool).triu(1)
+    logits = torch.einsum("thd,hnd->htn", q, k.repeat_interleave(2, 0)) * 0.2
+    weights = torch.softmax(logits.masked_fill(hidden, float("-inf")), dim=-1)
+    plain = torch.einsum("htn,hnd->thd", weights, v.repeat_interleave(2, 0))
+    assert relative_rms(o, want) <= 2 * relative_rms(plain, want)
+
+
+def test_attend_equals_the_reference_twin():
+    rows = random_rows([63, 0, 100], dim=32, slack=1, bias=True)
+    q = queries(6, 6, 32)
+    o, lse = BACKEND.attend(q, rows, 0.3)
+    twin = reference.ragged_attention(q, rows.k, rows.v, rows.start, rows.length, 0.3, rows.bias)
+    assert_close("o", o, twin[0], 2e-6)
+    assert_lse_close("lse", lse, twin[1], 1e-5)
