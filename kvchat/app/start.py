@@ -77,7 +77,8 @@ def open_chat(options: Options, screen: Screen) -> Chat:
             screen.warn(notice)
 
     begin = perf_counter()
-    dialogue = Dialogue(Tokenizer.load(model.folder))
+    tokenizer = Tokenizer.load(model.folder)
+    dialogue = Dialogue(tokenizer, has_document=bool(files or options.system))
     if not dialogue.form.is_template:
         screen.warn(f"{model.name} has no usable chat template: plain Question / Answer form")
     ids = dialogue.document(documents.joined(files) if files else "", options.system)

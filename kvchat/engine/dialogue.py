@@ -31,9 +31,10 @@ class Form:
 class Dialogue:
     """Ids of a document and of turns in the form that the model was trained on."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, has_document: bool = True):
+        """`has_document`: there is a document or a system text; without, no place is made."""
         self.tokenizer = tokenizer
-        self.form = template_form(tokenizer) or plain_form()
+        self.form = template_form(tokenizer, has_document) or plain_form()
 
     @property
     def end_tokens(self) -> set[int]:
@@ -67,7 +68,7 @@ def plain_form() -> Form:
     return Form("", "\n\n", PLAIN_QUESTION, PLAIN_ANSWER, PLAIN_QUESTION, False, ("\nQuestion:",))
 
 
-def template_form(tokenizer: Tokenizer) -> Form | None:
+def template_form(tokenizer: Tokenizer, has_document: bool = True) -> Form | None:
     """The model's template as a `Form`, or None if it has none or cannot be taken apart.
 
     The document goes into the system message where the template keeps that message in front,
@@ -75,20 +76,24 @@ def template_form(tokenizer: Tokenizer) -> Form | None:
     """
     if not tokenizer.hf.chat_template:
         return None
-    text = f"{SYSTEM}\n\n{DOCUMENT}"
     dialogue = [
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": ANSWER},
         {"role": "user", "content": NEXT},
     ]
+    if not has_document:
+        return _taken_apart(tokenizer, dialogue, (QUESTION, ANSWER, NEXT))
+    text = f"{SYSTEM}\n\n{DOCUMENT}"
     merged = [{"role": "user", "content": f"{text}\n\n{QUESTION}"}, *dialogue[1:]]
     for messages in ([{"role": "system", "content": text}, *dialogue], merged):
-        if form := _taken_apart(tokenizer, messages):
+        if form := _taken_apart(tokenizer, messages, (SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT)):
             return form
     return None
 
 
-def _taken_apart(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Form | None:
+def _taken_apart(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], marks: tuple[str, ...]
+) -> Form | None:
     try:
         rendered = tokenizer.hf.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -96,12 +101,13 @@ def _taken_apart(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Form |
     except Exception:  # templates refuse roles in their own words
         return None
     parts = []
-    for mark in (SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT):
+    for mark in marks:
         before, found, rendered = rendered.partition(mark)
         if not found:
             return None
         parts.append(before)
-    lead, joint, opening, answered, between = parts
+    lead, *document, answered, between = parts
+    joint, opening = document or ("", "")
     header = rendered  # what follows the last question: the model speaks next
     # The first question must be followed by the same, or turns are not alike. Templates may put a
     # space before answers that they are given, which a model writes itself.

@@ -75,7 +75,8 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     lses = torch.stack([lse for _, lse in parts])  # [S, T, H*G]
     lse = torch.logsumexp(lses, dim=0)
     o = torch.zeros_like(parts[0][0], dtype=torch.float32)
-    for (part, _), weight in zip(parts, torch.exp(lses - lse).nan_to_num(0.0), strict=True):
+    weights = torch.softmax(lses, dim=0).nan_to_num(0.0)  # all parts empty: 0
+    for (part, _), weight in zip(parts, weights, strict=True):
         o.addcmul_(part.float(), weight[..., None])
     return o, lse
 

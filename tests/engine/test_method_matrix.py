@@ -98,7 +98,8 @@ def test_tokens_one_by_one_equal_tokens_together(engine, name):
     apart, _ = read(engine, IDS[:TOKENS], method)
     for token in IDS[TOKENS:]:
         logits = drain(engine.extend(apart, [token]))
-    assert_close("logits", logits, drain(engine.extend(together, IDS[TOKENS:])), 1e-6)
+    # fp32 sums of the same numbers in another order, over all layers
+    assert_close("logits", logits, drain(engine.extend(together, IDS[TOKENS:])), 5e-6)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 31, 32, 33])
