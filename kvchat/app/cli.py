@@ -1,6 +1,7 @@
 """The command line: parses, calls, and is the only place that exits. Heavy imports happen inside
 commands, so that `--help` and `--version` answer at once."""
 
+import io
 import json
 import os
 import signal
@@ -239,6 +240,9 @@ def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code; nothing below exits or prints a traceback."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, not an error
     verbose, as_json = "-v" in arguments or "--verbose" in arguments, "--json" in arguments
     try:
         # not command.main(): it turns a closed pipe into exit code 1

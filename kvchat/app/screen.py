@@ -17,8 +17,8 @@ from kvchat.errors import KvchatError
 
 E = TypeVar("E", events.Loading, events.Progress)
 R = TypeVar("R")
-PLAIN_STEP = 0.1  # plain mode prints a line per this share of the work, or per PLAIN_SECONDS
-PLAIN_SECONDS = 5.0
+# Without a live bar: a line per tenth of the work, at most two a second, or per five seconds.
+PLAIN_STEP, PLAIN_SOONEST, PLAIN_LATEST = 0.1, 0.5, 5.0
 
 
 class Screen:
@@ -84,7 +84,9 @@ class Screen:
         def show(event: E) -> None:
             nonlocal shown, shown_at
             now, share = perf_counter(), event.done / event.total
-            if share - shown >= PLAIN_STEP or now - shown_at >= PLAIN_SECONDS:
+            waited = now - shown_at
+            due = share - shown >= PLAIN_STEP and waited >= PLAIN_SOONEST
+            if due or waited >= PLAIN_LATEST:
                 shown, shown_at = share, now
                 if self.steps:
                     note = describe(event, tokens, now - begin)

@@ -24,6 +24,7 @@ class Terminal:
 
     def __init__(self, arguments: list[str], home: Path, columns: int = 80, rows: int = 24):
         environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
             "TERM": "xterm-256color",
             "HOME": str(home),
             "XDG_STATE_HOME": str(home / "state"),
