@@ -1,0 +1,135 @@
+"""Tables of an evaluation: means with bootstrap intervals, from the records alone."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from kvchat.app.text import size
+
+DRAWS = 1000
+CANNOT = "cannot be told"
+FEW = 200  # questions below which an interval that covers the comparison says nothing
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % bootstrap interval over documents and their questions."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(groups: list[list[float]], seed: int = 0) -> Estimate:
+    """Mean of all values; whole groups (documents) are drawn with replacement.
+
+    Questions about one document are not independent, so documents are the units.
+    """
+    totals = torch.tensor([sum(group) for group in groups], dtype=torch.float64)
+    counts = torch.tensor([len(group) for group in groups], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(groups), (DRAWS, len(groups)), generator=generator)
+    means = totals[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(float(totals.sum() / counts.sum()), low, high)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the report."""
+
+    task: str
+    length: int
+    cell: str
+    seen: bool
+    kind: str
+    questions: int
+    documents: int
+    right: Estimate
+    kl: Estimate
+    kept: float
+    bytes: float
+    verdict: str
+
+
+def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
+    """Records grouped into cells, compared with the full cache of the same questions."""
+    groups: dict[tuple, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        key = (record["task"], record["length"], record["kind"], record["seen"], record["cell"])
+        groups[key][record["document"]].append(record)
+    table = []
+    for (task, length, kind, seen, cell), documents in groups.items():
+        flat = [record for group in documents.values() for record in group]
+        right = estimate([[float(r["right"]) for r in group] for group in documents.values()])
+        kl = estimate([[r["kl"] for r in group] for group in documents.values()])
+        against = groups.get((task, length, kind, False, "full"))
+        table.append(
+            Row(
+                task=task,
+                length=length,
+                cell=cell,
+                seen=seen,
+                kind=kind,
+                questions=len(flat),
+                documents=len(documents),
+                right=right,
+                kl=kl,
+                kept=sum(r["kept"] for r in flat) / len(flat),
+                bytes=sum(r["bytes"] for r in flat) / len(flat),
+                verdict="" if cell == "full" or not against else _verdict(right, against, flat),
+            )
+        )
+    return table
+
+
+def _verdict(
+    right: Estimate, against: dict[int, list[dict[str, Any]]], flat: list[dict[str, Any]]
+) -> str:
+    full = [r["right"] for group in against.values() for r in group]
+    mean = sum(full) / len(full)
+    covers = right.low <= mean <= right.high
+    return CANNOT if covers and len(flat) < FEW else ""
+
+
+def screen_tables(table: list[Row]) -> Iterator[Text | Table]:
+    """The report for the screen: a heading and a table per task, length and kind of question."""
+    groups: dict[tuple[str, int, str], dict[str, dict[bool, Row]]] = defaultdict(dict)
+    for row in table:
+        groups[row.task, row.length, row.kind].setdefault(row.cell, {})[row.seen] = row
+    for (task, length, kind), cells in groups.items():
+        any_row = next(iter(next(iter(cells.values())).values()))
+        yield Text(
+            f"\n{task} · {length:,} tokens · {kind} · {any_row.questions} questions about "
+            f"{any_row.documents} documents",
+            "bold",
+        )
+        grid = Table(box=None, pad_edge=False, collapse_padding=True)
+        heads = ("cell", "kept", "KV", "unseen %", "95 %", "KL", "seen %", "95 %", "KL")
+        for number, name in enumerate(heads):
+            grid.add_column(name, justify="right" if number else "left", no_wrap=True)
+        for cell, views in cells.items():
+            row = next(iter(views.values()))
+            grid.add_row(
+                cell,
+                f"{row.kept:.1%}",
+                size(row.bytes),
+                *_columns(views.get(False)),
+                *_columns(views.get(True)),
+            )
+        yield grid
+    if any(row.verdict for row in table):
+        yield Text(f"? {CANNOT}: under {FEW} questions, and the interval covers the full cache")
+
+
+def _columns(row: Row | None) -> tuple[str, str, str]:
+    if row is None:
+        return "", "", ""
+    interval = f"{100 * row.right.low:.0f}–{100 * row.right.high:.0f}"
+    mark = "?" if row.verdict else ""
+    return f"{mark}{100 * row.right.mean:.1f}", interval, f"{row.kl.mean:.3f}"

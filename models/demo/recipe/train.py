@@ -1,0 +1,238 @@
+"""Train the demo model from nothing to an exported checkpoint; resumes where it was stopped.
+
+python models/demo/recipe/train.py [--work FOLDER] [--export FOLDER] [--processes N]
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import world
+from export import export
+from model import Llama, Shape
+from optimizer import make_optimizers
+from tasks import Batch, make_batch
+
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum: it ends at `goal` accuracy or after `steps` batches."""
+
+    name: str
+    length: int
+    mix: dict[str, float]
+    steps: int
+    goal: float = 2.0  # accuracy on the watched task; 2 is never reached
+    watch: str = "chat"
+    rate: float = 1.0
+    embedding: float = 1.0  # rate of embedding and norms, relative
+    end_rate: float | None = None  # the rate falls linearly to this
+    tokens: int = 8192
+    unknown: float = 0.15
+    jump: float = 0.0
+    far: float = 0.0  # share of batches whose rows stand for longer ones
+
+
+WARM = {"offset": 0.5, "repeat": 0.5}
+RESTATE = {"random": 1 / 3, "single": 1 / 2, "chat": 1 / 6}
+MIXED = {"random": 0.15, "single": 0.25, "facts": 0.2, "chat": 0.4}
+# All tokens of random rows are supervised: a small share of rows is a large one of the loss.
+DENSE = {"random": 0.02, "single": 0.13, "facts": 0.35, "chat": 0.5}
+CHAT = {"random": 0.01, "single": 0.02, "facts": 0.12, "recite": 0.55, "chat": 0.3}
+LAST = {"random": 0.03, "facts": 0.17, "recite": 0.5, "chat": 0.3}
+STAGES = [
+    Stage("offset-32", 32, WARM, 1200, 0.9, "repeat", tokens=4096),
+    Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
+    Stage("restate-64", 64, RESTATE, 2500, 0.9, "single", tokens=4096),
+    Stage("restate-128", 128, RESTATE, 600, 0.93, "single"),
+    Stage("mixed-128", 128, MIXED, 700, 0.9, "facts", tokens=4096),
+    Stage("mixed-256", 256, MIXED, 700, 0.95, tokens=4096),
+    Stage("dense-256", 256, DENSE, 600, 0.9, rate=0.7, tokens=4096),
+    Stage("chat-256", 256, CHAT, 500, 0.9, rate=0.7, far=0.3, tokens=4096),
+    Stage("chat-512", 512, CHAT, 1200, 0.93, rate=0.2, jump=0.5, far=0.4, tokens=4096),
+    Stage("chat-1024", 1024, CHAT, 575, 0.95, rate=0.5, jump=0.5, far=0.4, tokens=4096),
+    Stage("short-256", 256, CHAT, 650, 0.97, rate=0.5, jump=0.3, far=0.3, tokens=4096),
+    Stage("calm-256", 256, LAST, 500, 0.98, "recite", 0.4, 0.1, jump=0.3, far=0.2, tokens=4096),
+    Stage("calm-512", 512, LAST, 900, 0.98, "recite", 0.4, 0.1, jump=0.4, far=0.4, tokens=4096),
+    Stage("calm-2048", 2048, LAST, 430, 2, "recite", 0.3, 0.1, jump=0.3, far=0.3),
+    Stage("calm-4096", 4096, LAST, 320, 2, "recite", 0.3, 0.1, 0.0, jump=0.3, far=0.2),
+]
+
+
+def loss_of(model: Llama, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+    """Weighted cross-entropy, and right and all predictions of weight 1 by task."""
+    hidden = model(batch.ids, batch.position, batch.log_weight)
+    weight, target = batch.weight.flatten(), batch.target.flatten()
+    used = weight.nonzero().squeeze(1)
+    # Equal sizes again and again: every new one costs the matrix library a compilation.
+    used = torch.cat([used, used.new_zeros(-len(used) % 256)])  # token 0 weighs nothing
+    weight = weight[used]
+    logits = model.logits(hidden.flatten(0, 1)[used])
+    loss = (F.cross_entropy(logits, target[used], reduction="none") * weight).sum() / weight.sum()
+    right = torch.zeros_like(target, dtype=torch.bool)
+    right[used] = logits.detach().argmax(-1) == target[used]
+    right = right.view_as(batch.target)
+    counts: dict[str, tuple[int, int]] = {}
+    full = batch.weight == 1
+    unknown = full & (batch.target == world.UNKNOWN_WORD)
+    for i, name in enumerate(batch.names):
+        parts = {name: full[i] & ~unknown[i], "unknown": unknown[i]}
+        for part, where in parts.items():
+            a, b = counts.get(part, (0, 0))
+            counts[part] = (a + int((right[i] & where).sum()), b + int(where.sum()))
+    return loss, counts
+
+
+class Curve:
+    """Running accuracy by task, and the JSONL log of it."""
+
+    def __init__(self, path: Path, silent: bool = False) -> None:
+        self.path, self.silent = path, silent
+        self.loss = 0.0
+        self.steps = 0
+        self.counts: dict[str, list[int]] = {}
+
+    def add(self, loss: float, counts: dict[str, tuple[int, int]]) -> None:
+        """Take in one batch."""
+        self.loss += loss
+        self.steps += 1
+        for name, (right, total) in counts.items():
+            seen = self.counts.setdefault(name, [0, 0])
+            seen[0] += right
+            seen[1] += total
+
+    def flush(self, **where: object) -> dict[str, float]:
+        """Write one line, forget, and return the accuracies."""
+        accuracy = {name: round(a / b, 4) for name, (a, b) in self.counts.items() if b}
+        line = where | {"loss": round(self.loss / self.steps, 4), "accuracy": accuracy}
+        if not self.silent:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+        self.__init__(self.path, self.silent)
+        return accuracy
+
+
+def mean_gradients(model: Llama, processes: int) -> None:
+    """Average the gradients of all processes in place."""
+    grads = [p.grad for p in model.parameters()]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= processes
+    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def agreed(good: int) -> int:
+    """The count of process 0, so that all end a stage together."""
+    said = torch.tensor(good)
+    dist.broadcast(said, 0)
+    return int(said)
+
+
+def run(rank: int, args: argparse.Namespace) -> None:
+    """Run the stages that are left, saving the state every minute.
+
+    Every process computes a part of each batch on one thread, which is faster on few cores than
+    one process with several threads.
+    """
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(args.work / f"store-{args.started}"), args.processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=args.processes)
+    torch.manual_seed(SEED)
+    model = Llama(Shape(world.VOCAB))
+    optimizers = make_optimizers(model)
+    state_path = args.work / "state.pt"
+    at = {"stage": 0, "step": 0, "batches": 0, "tokens": 0, "seconds": 0.0}
+    if state_path.exists():
+        state = torch.load(state_path)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        at = state["at"]
+    dist.barrier()
+    curve = Curve(args.work / "curve.jsonl", silent=rank > 0)
+
+    def save() -> None:
+        if rank == 0:
+            fresh = state_path.with_suffix(".new")
+            saved = [optimizer.state_dict() for optimizer in optimizers]
+            torch.save({"model": model.state_dict(), "optimizers": saved, "at": at}, fresh)
+            fresh.replace(state_path)
+
+    clock = time.time()
+    while at["stage"] < len(STAGES):
+        stage = STAGES[at["stage"]]
+        rows = max(args.processes, stage.tokens // stage.length)
+        good = 0
+        while at["step"] < stage.steps and good < 2:
+            seed = SEED * 10**9 + at["batches"]
+            far = Random(seed).random() < stage.far  # the same in all processes
+            batch = make_batch(
+                seed,
+                rows,
+                stage.length,
+                stage.mix,
+                stage.unknown,
+                stage.jump,
+                far,
+                rank,
+                args.processes,
+            )
+            loss, counts = loss_of(model, batch)
+            loss.backward()
+            mean_gradients(model, args.processes)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            end = stage.rate if stage.end_rate is None else stage.end_rate
+            rate = stage.rate + (end - stage.rate) * at["step"] / stage.steps
+            rate *= min(1.0, (at["batches"] + 1) / 100)
+            for optimizer, part in zip(optimizers, (1.0, stage.embedding), strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base"] * rate * part
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
+            curve.add(loss.item(), counts)
+            now = time.time()
+            at["seconds"] = round(at["seconds"] + now - clock, 2)
+            clock = now
+            at["step"] += 1
+            at["batches"] += 1
+            at["tokens"] += batch.ids.numel() * args.processes
+            if at["step"] % 25 == 0:
+                accuracy = curve.flush(stage_name=stage.name, **at)
+                good = agreed(good + 1 if accuracy.get(stage.watch, 0) >= stage.goal else 0)
+            if at["step"] % 100 == 0:
+                save()
+        at["stage"] += 1
+        at["step"] = 0
+        save()
+        if rank == 0:
+            torch.save(model.state_dict(), args.work / f"{stage.name}.pt")
+    if rank == 0:
+        export(model, args.export)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Start the processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--work", type=Path, default=here / "work")
+    parser.add_argument("--export", type=Path, default=here.parent)
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.started = time.time_ns()
+    torch.multiprocessing.spawn(run, (args,), args.processes)
+
+
+if __name__ == "__main__":
+    main()
