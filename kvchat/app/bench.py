@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvchat import __version__
-from kvchat.app import machine
+from kvchat.app import machine, process
 from kvchat.app.models import find_model
 from kvchat.app.screen import Screen
 from kvchat.app.text import size
@@ -86,7 +86,7 @@ def counts(given: Sequence[str] | None, default: list[int], least: int = 1) -> l
     if not given:
         return default
     texts = [text.strip() for item in given for text in item.split(",")]
-    bad = [text for text in texts if not text.isdigit() or int(text) < least]
+    bad = [text for text in texts if not (text.isascii() and text.isdecimal()) or int(text) < least]
     if bad:
         raise KvchatError("usage", f"{bad[0]!r} is not a number of tokens (at least {least})")
     return [int(text) for text in texts]
@@ -94,6 +94,7 @@ def counts(given: Sequence[str] | None, default: list[int], least: int = 1) -> l
 
 def run(settings: Settings) -> int:
     """Measure the cross product of methods and tests, print a table or JSON."""
+    process.interruptible()
     if settings.output not in ("md", "json"):
         raise KvchatError("usage", f"-o {settings.output!r} is unknown", "-o md", "-o json")
     if settings.threads:
@@ -156,7 +157,7 @@ def _reading(engine: Engine, method: Method, tokens: int, settings: Settings) ->
     ids = _tokens(engine, tokens, settings.seed)
     samples = []
     for number in range(settings.repeat + settings.warmup):
-        _reset_peak(engine)
+        machine.reset_peak(engine.device)
         begin = _clock(engine)
         cache = _read(engine, method, ids)
         if number >= settings.warmup:
@@ -168,7 +169,7 @@ def _writing(engine: Engine, method: Method, tokens: int, depth: int, settings: 
     ids = _tokens(engine, max(depth, 1), settings.seed)
     cache = _read(engine, method, ids)
     samples = []
-    _reset_peak(engine)
+    machine.reset_peak(engine.device)
     for number in range(settings.repeat + settings.warmup):
         first = torch.zeros(engine.config.vocab_size, device=engine.device)
         written = engine.decode(cache, first, Sampling())
@@ -209,7 +210,7 @@ def _result(
         kept_fraction=kept / rows,
         kv_bytes=cache.memory().total,
         kv_full_bytes=cache.position * engine.kv_bytes_per_token,
-        peak_bytes=_peak(engine),
+        peak_bytes=machine.peak(engine.device),
     )
 
 
@@ -286,15 +287,3 @@ def _clock(engine: Engine) -> int:
     if engine.device.type == "cuda":
         torch.cuda.synchronize(engine.device)
     return int(perf_counter() * 1e9)
-
-
-def _reset_peak(engine: Engine) -> None:
-    machine.reset_peak()
-    if engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(engine.device)
-
-
-def _peak(engine: Engine) -> int:
-    if engine.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(engine.device)
-    return machine.peak_resident()

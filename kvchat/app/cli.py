@@ -1,16 +1,14 @@
 """The command line: parses, calls, and is the only place that exits. Heavy imports happen inside
 commands, so that `--help` and `--version` answer at once."""
 
-import io
-import json
 import os
-import signal
 import sys
 from typing import Annotated
 
 import typer
 
 from kvchat import __version__
+from kvchat.app import process
 from kvchat.app.options import Options
 from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.errors import KvchatError
@@ -22,6 +20,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=4 * (os.cpu_count() or 1), help="CPU threads.")
+]
+
+
+def count(text: str) -> int:
+    """A number of tokens: `4096`, `32k` (thousands), `32K` (1,024 each)."""
+    unit = {"k": 1000, "K": 1024}.get(text[-1:], 1)
+    digits = text[:-1] if unit > 1 else text
+    if not (digits.isascii() and digits.isdecimal()):
+        raise typer.BadParameter(f"{text!r} is not a number of tokens")
+    return int(digits) * unit
 
 
 @app.callback(invoke_without_command=True)
@@ -60,21 +72,22 @@ def chat(
     ] = None,
     ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Window to use.")] = None,
     prefill_chunk: Annotated[
-        int | None, typer.Option(help="Tokens read at once (512; CUDA 2048).")
+        int | None, typer.Option(min=1, max=2**20, help="Tokens read at once (512; CUDA 2048).")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer (2048).")
+        int | None,
+        typer.Option("-n", "--max-tokens", min=1, max=2**31, help="Tokens (2048)."),
     ] = None,
     temp: Annotated[float | None, typer.Option(help="Temperature; 0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest mass p.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Only above p times the likeliest.")] = None,
     repeat_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling (0).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of sampling (0).")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Answers and errors only.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="No live lines.")] = False,
@@ -131,7 +144,7 @@ def bench(
     warmup: Annotated[bool, typer.Option(help="One run that is not counted.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
     output: Annotated[str, typer.Option("-o", help="md or json.")] = "md",
 ) -> int:
     """Speed and memory of this machine, by method."""
@@ -174,7 +187,7 @@ def evaluate(
     out: Annotated[str, typer.Option(help="Folder of the results; goes on from there.")] = "eval",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
 ) -> int:
     """Quality at a budget: right answers and KL to the full cache, by method."""
     from kvchat.app.bench import counts
@@ -200,7 +213,7 @@ def evaluate(
 
 @app.command()
 def demo(
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
 ) -> int:
     """Read the sample with the bundled model, compress it, answer and mark its questions."""
     from kvchat.app import demo as demonstration
@@ -237,37 +250,15 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code; nothing below exits or prints a traceback."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, not an error
-    verbose, as_json = "-v" in arguments or "--verbose" in arguments, "--json" in arguments
-    try:
+    """Run the command line and return its exit code."""
+
+    def invoke() -> int | None:
         # not command.main(): it turns a closed pipe into exit code 1
         with typer.main.get_command(app).make_context("kvchat", _with_command(arguments)) as made:
-            code = made.command.invoke(made)
-        sys.stdout.flush()
-        return code or 0
-    except typer.Exit as stop:
-        return stop.exit_code
-    except KvchatError as error:
-        if verbose:
-            raise
-        return _failed(error, as_json)
-    except typer.TyperException as error:  # click's own usage errors
-        return _failed(KvchatError("usage", error.format_message(), "kvchat --help"), as_json)
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
-    except BrokenPipeError:
-        # whoever read our output is gone; keep the interpreter from flushing into nothing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:
-        if verbose:
-            raise
-        return _failed(_unexpected(error), as_json)
+            return made.command.invoke(made)
+
+    verbose = "-v" in arguments or "--verbose" in arguments
+    return process.run(invoke, verbose, as_json="--json" in arguments)
 
 
 def _chat(options: Options) -> int:
@@ -285,26 +276,6 @@ def _chat(options: Options) -> int:
     from kvchat.app import repl
 
     return repl.run(options, screen)
-
-
-def _failed(error: KvchatError, as_json: bool) -> int:
-    if as_json:
-        print(
-            json.dumps({"error": {"code": error.code, "message": error.message, **error.details}})
-        )
-    else:
-        from kvchat.app.screen import Screen
-
-        Screen().error(error)
-    return error.exit_code
-
-
-def _unexpected(error: Exception) -> KvchatError:
-    """An error that is our fault, or memory that ran out in spite of the plan."""
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, MemoryError) or ("memory" in text.lower() and "alloc" in text.lower()):
-        return KvchatError("memory", text, "--budget 10%", "a smaller --prefill-chunk")
-    return KvchatError("unexpected", text, "the same with -v shows where; please report it")
 
 
 def _with_command(arguments: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from time import perf_counter
 
 from kvchat.app import machine
 from kvchat.app.interrupt import Interrupt
+from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Screen
 from kvchat.app.start import Chat, reading_line
 from kvchat.app.text import ratio, size
@@ -35,11 +36,11 @@ def help_(context: Context, argument: str) -> None:
     if argument:
         command = COMMANDS[find(argument.lstrip("/"))]
         for line in (command.__doc__ or "").splitlines():
-            context.screen.say(line.strip())
+            context.screen.tell(line.strip())
         return
     for name, command in COMMANDS.items():
-        context.screen.say(f"  /{name:<8} {(command.__doc__ or '').splitlines()[0]}")
-    context.screen.say("  Alt-Enter new line · Ctrl-C stops an answer · Ctrl-D quits")
+        context.screen.tell(f"  /{name:<8} {(command.__doc__ or '').splitlines()[0]}")
+    context.screen.tell("  Alt-Enter new line · Ctrl-C stops an answer · Ctrl-D quits")
 
 
 def method(context: Context, argument: str) -> None:
@@ -52,10 +53,10 @@ def method(context: Context, argument: str) -> None:
     if not argument:
         now = name_of(chat.method)
         for name, entry in METHODS.items():
-            context.screen.say(f"{'→' if name == now else ' '} {name:<13} {entry.idea}")
+            context.screen.tell(f"{'→' if name == now else ' '} {name:<13} {entry.idea}")
         values = method_options(chat.method).items()
         settings = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
-        context.screen.say(f"now: {now}:{settings}")
+        context.screen.tell(f"now: {now}:{settings}")
         return
     budget = None if isinstance(chat.method, Full) else chat.method.budget
     read_again(context, parse_method(argument, budget))
@@ -71,8 +72,8 @@ def budget(context: Context, argument: str) -> None:
     if not argument:
         held = sum(s.memory().total for s in chat.session.cache.segments())
         full = len(chat.session.document) * chat.session.engine.kv_bytes_per_token
-        context.screen.say(f"budget {chat.method.budget} · document keeps {ratio(held, full)}")
-        context.screen.say(f"/budget takes {FORMS}")
+        context.screen.tell(f"budget {chat.method.budget} · document keeps {ratio(held, full)}")
+        context.screen.tell(f"/budget takes {FORMS}")
         return
     wanted = Budget.parse(argument)
     if "budget" not in options(name_of(chat.method)):
@@ -87,22 +88,24 @@ def memory(context: Context, argument: str) -> None:
     session = context.chat.session
     document = sum(s.memory().total for s in session.cache.segments())
     kept, full = session.memory().total, session.full_bytes()
+    device = session.engine.device
     rows = [
         ("weights", session.engine.weights_bytes, ""),
         ("KV kept", kept, f"document {size(document)} + chat {size(kept - document)}"),
-        ("this process", machine.resident(), f"peak {size(machine.peak_resident())}"),
-        ("free", machine.free_memory(), f"of {size(machine.total_memory())}"),
+        ("this process", machine.resident(), "of RAM"),
+        ("peak", machine.peak(device), f"on {device}"),
+        ("free", machine.free(device), f"of {size(machine.total(device))} on {device}"),
     ]
     for name, count, note in rows:
-        context.screen.say(f"  {name:<13} {size(count):>11}  {note}".rstrip())
+        context.screen.tell(f"  {name:<13} {size(count):>11}  {note}".rstrip())
     if full:
-        context.screen.say(f"  KV in full would be {size(full)} · kept {ratio(kept, full)}")
+        context.screen.tell(f"  KV in full would be {size(full)} · kept {ratio(kept, full)}")
 
 
 def clear(context: Context, argument: str) -> None:
     """forget the conversation, keep the document"""
     context.chat.session.clear()
-    context.screen.say("conversation forgotten; the document is kept")
+    context.screen.tell("conversation forgotten; the document is kept")
 
 
 def quit_(context: Context, argument: str) -> None:
@@ -150,7 +153,27 @@ def run(line: str, context: Context) -> None:
 def read_again(context: Context, wanted: Method) -> None:
     """Read document and turns with another method; Ctrl-C keeps what there was."""
     chat, screen = context.chat, context.screen
-    session = chat.session
+    session, engine = chat.session, chat.session.engine
+    plan = make_plan(
+        engine.config,
+        engine.dtype.itemsize,
+        len(session.document),
+        wanted.budget,
+        session.limit,
+        engine.chunk,
+    )
+    # weights and process are there already; the old cache stays until the new one is read
+    needed = plan.reading - plan.weights - PROCESS
+    free = machine.free(engine.device)
+    if needed > free:
+        raise KvchatError(
+            "memory",
+            f"reading again with {name_of(wanted)} needs {size(needed)}, {size(free)} are free "
+            f"while the present cache is kept",
+            "/budget 10%",
+            needed=needed,
+            free=free,
+        )
     work = session.use(wanted)
     begin = perf_counter()
     with Interrupt() as interrupt:
@@ -164,11 +187,11 @@ def read_again(context: Context, wanted: Method) -> None:
         try:
             screen.watch(watched(), "reading", session.cache.position)
         except KeyboardInterrupt:
-            screen.say("stopped: nothing has changed")
+            screen.tell("stopped: nothing has changed")
             return
         finally:
             work.close()
     chat.method = wanted
     chat.timings["prefill"] = perf_counter() - begin
     if session.document:
-        screen.say(reading_line(chat))
+        screen.tell(reading_line(chat))

@@ -4,13 +4,20 @@ import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import BinaryIO
 
 from kvchat.app.text import clean
 from kvchat.errors import KvchatError
 
 SIZE_CAP = 200 * 10**6
 STDIN = "-"
-BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+BOMS = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
 # First bytes of formats that are not text, and what to do with them.
 FORMATS = (
     (b"%PDF", "a PDF", "pdftotext -layout {path} - | kvchat -p …"),
@@ -34,24 +41,33 @@ class Document:
 def read(path: str, encoding: str | None = None) -> Document:
     """The text of a file, or of standard input for `-`. Raises KvchatError("input")."""
     if path == STDIN:
-        return decode("stdin", sys.stdin.buffer.read(), encoding)
-    file, name = Path(path).expanduser(), clean(path)
+        return decode("stdin", capped("stdin", sys.stdin.buffer), encoding)
+    name = clean(path)
     try:
+        file = Path(path).expanduser()
         if file.is_dir():
             raise KvchatError("input", f"{name} is a directory", f"--file {name}/FILE")
-        count = file.stat().st_size
-        if count > SIZE_CAP:
-            raise KvchatError(
-                "input",
-                f"{name} has {count:,} bytes; documents are read up to {SIZE_CAP:,}",
-                f"split -b {SIZE_CAP} {name}",
-            )
-        return decode(name, file.read_bytes(), encoding)
+        with file.open("rb") as stream:
+            return decode(name, capped(name, stream), encoding)
     except FileNotFoundError:
         close = _similar(file)
         raise KvchatError("input", f"{name} does not exist", *close) from None
     except OSError as error:
         raise KvchatError("input", f"{name} cannot be read: {error.strerror}") from None
+    except RuntimeError as error:  # ~nobody
+        raise KvchatError("input", f"{name} cannot be read: {error}") from None
+
+
+def capped(name: str, stream: BinaryIO) -> bytes:
+    """All of a stream, unless it is longer than `SIZE_CAP`: then KvchatError("input")."""
+    data = stream.read(SIZE_CAP + 1)
+    if len(data) > SIZE_CAP:
+        raise KvchatError(
+            "input",
+            f"{name} has more than {SIZE_CAP:,} bytes, the most that is read",
+            f"split -b {SIZE_CAP} {name}",
+        )
+    return data
 
 
 def decode(name: str, data: bytes, encoding: str | None = None) -> Document:
@@ -87,12 +103,19 @@ def joined(documents: list[Document]) -> str:
 def _text(name: str, data: bytes, encoding: str | None) -> tuple[str, str, tuple[str, ...]]:
     try:
         return data.decode(encoding or "utf-8"), encoding or "utf-8", ()
-    except LookupError:
+    except UnicodeDecodeError as error:
+        return _replaced(name, data, encoding, error.start)
+    except (LookupError, UnicodeError):
         raise KvchatError(
             "usage", f"{encoding!r} is not an encoding", "--encoding utf-8", "--encoding cp1252"
         ) from None
-    except UnicodeDecodeError as error:
-        at = f"first at offset {error.start:,}"
+
+
+def _replaced(
+    name: str, data: bytes, encoding: str | None, offset: int
+) -> tuple[str, str, tuple[str, ...]]:
+    """Text of bytes that do not decode: by the given encoding with gaps, else by cp1252."""
+    at = f"first at offset {offset:,}"
     if encoding is not None:
         text = data.decode(encoding, errors="replace")
         bad = text.count("\ufffd")

@@ -1,4 +1,4 @@
-"""What this machine has: memory of the process and of the system, threads, names."""
+"""What this machine has and uses: memory by device, and the processor's name."""
 
 import os
 import platform
@@ -6,6 +6,8 @@ import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+import torch
 
 CGROUP = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -29,38 +31,52 @@ def _proc(path: str) -> dict[str, int]:
 
 def resident() -> int:
     """Bytes of this process in RAM now."""
-    return _proc("/proc/self/status").get("VmRSS", peak_resident())
+    return _proc("/proc/self/status").get("VmRSS") or peak(torch.device("cpu"))
 
 
-def peak_resident() -> int:
-    """Most bytes of this process in RAM since the start or the last `reset_peak`."""
-    if peak := _proc("/proc/self/status").get("VmHWM"):
-        return peak
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def peak(device: torch.device) -> int:
+    """Most bytes in use since the last `reset_peak`: of RAM by this process, or of CUDA tensors."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if most := _proc("/proc/self/status").get("VmHWM"):
+        return most
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
-def reset_peak() -> None:
-    """Begin a new `peak_resident`, where the system lets us."""
+def reset_peak(device: torch.device) -> None:
+    """Begin a new `peak`, where the system lets us."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def total_memory() -> int:
-    """Bytes of RAM that this process may use: the machine's, or its control group's limit."""
+def reserved(device: torch.device) -> int:
+    """Bytes that torch's allocator holds on a CUDA device, in use or not; 0 on a CPU."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
+def total(device: torch.device) -> int:
+    """Bytes of the device; on a CPU the machine's RAM or the control group's limit."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
     machine = _proc("/proc/meminfo").get("MemTotal") or (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
     return min([machine, *_limits(CGROUP)])
 
 
-def free_memory() -> int:
-    """Bytes of RAM that are free for us now, reclaimable file pages included."""
-    free = _proc("/proc/meminfo").get("MemAvailable", total_memory())
+def free(device: torch.device) -> int:
+    """Bytes that are free for us now; on a CPU reclaimable file pages included."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = _proc("/proc/meminfo").get("MemAvailable", total(device))
     limits, used = _limits(CGROUP), _limits(CGROUP_USED)
     if limits and used:
-        free = min(free, limits[0] - used[0] + _proc("/proc/meminfo").get("Cached", 0))
-    return max(free, 0)
+        cached = _proc("/proc/meminfo").get("Cached", 0)
+        available = min(available, limits[0] - used[0] + cached)
+    return max(available, 0)
 
 
 def processor() -> str:

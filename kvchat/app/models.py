@@ -17,14 +17,13 @@ class Model:
 
     name: str
     folder: Path
-    is_demo: bool = False
 
 
 def demo_model() -> Model:
     """The bundled model: inside the installed package, or in the checkout."""
     for folder in (PACKAGE / "demo_model", CHECKOUT / "models" / "demo"):
         if (folder / "config.json").exists():
-            return Model("demo", folder, is_demo=True)
+            return Model("demo", folder)
     raise KvchatError("model", "the bundled demo model is missing from this installation", "-m DIR")
 
 
@@ -35,12 +34,15 @@ def find_model(name: str | None) -> Model:
     """
     if name is None or name == "demo":
         return demo_model()
-    given = Path(name).expanduser()
-    for folder in (given, *(parent / name for parent in MODEL_FOLDERS)):
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise KvchatError("model", f"{clean(str(folder))} has no config.json")
-            return Model(folder.resolve().name, folder)
+    try:
+        given = Path(name).expanduser()
+        folders = [f for f in (given, *(parent / name for parent in MODEL_FOLDERS)) if f.is_dir()]
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, a zero byte
+        raise KvchatError("model", f"{clean(name)[:80]} is not a model: {error}") from None
+    if folders:
+        if not (folders[0] / "config.json").is_file():
+            raise KvchatError("model", f"{clean(str(folders[0]))} has no config.json")
+        return Model(folders[0].resolve().name, folders[0])
     if given.is_file():
         raise KvchatError(
             "model",

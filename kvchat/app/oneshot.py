@@ -1,6 +1,7 @@
 """`-p`: answers on stdout, one reading for all questions, then the end."""
 
 import json
+from contextlib import closing
 from importlib.metadata import version
 from typing import Any
 
@@ -9,7 +10,7 @@ from kvchat.app import machine
 from kvchat.app.interrupt import Interrupt
 from kvchat.app.options import Options
 from kvchat.app.screen import Screen
-from kvchat.app.start import Chat, open_chat
+from kvchat.app.start import Chat, open_chat, unicode
 from kvchat.engine.events import Delta, TurnDone
 from kvchat.engine.methods.spec import method_options, name_of
 
@@ -35,14 +36,17 @@ def run(options: Options, screen: Screen) -> int:
 def ask(chat: Chat, prompt: str, screen: Screen, interrupt: Interrupt, show: bool) -> TurnDone:
     """Stream one answer to stdout (if `show`), ended by a newline."""
     turn = chat.session.ask(
-        prompt, chat.sampling, chat.max_tokens, chat.options.stop, interrupt.asked
+        unicode(prompt), chat.sampling, chat.max_tokens, chat.options.stop, interrupt.asked
     )
     done = None
-    for event in turn:
-        if isinstance(event, Delta) and show:
-            screen.write(event.text)
-        elif isinstance(event, TurnDone):
-            done = event
+    with screen.busy("reading the question") as answering, closing(turn):
+        for event in turn:
+            if isinstance(event, Delta):
+                answering()
+                if show:
+                    screen.write(event.text)
+            elif isinstance(event, TurnDone):
+                done = event
     assert done is not None, "every turn ends with TurnDone"
     if show:
         screen.write("\n")
@@ -65,6 +69,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
     config = session.engine.config
     rows = document * config.num_kv_heads * config.num_layers
     prefill = timings["prefill"]
+    device = session.engine.device
     return {
         "schema": 1,
         "model": chat.model.name,
@@ -81,6 +86,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "tokenize_ms": round(1000 * timings["tokenize"]),
             "prefill_ms": round(1000 * prefill),
             "prefill_per_second": round(document / prefill, 1) if prefill and document else 0.0,
+            "select_ms": round(1000 * session.select_seconds),
             "ttft_ms": round(1000 * done.ttft),
             "decode_ms": round(1000 * done.decode_seconds),
             "decode_per_second": round(done.tokens_per_second, 1),
@@ -99,8 +105,9 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
         },
         "memory": {
             "weights_bytes": session.engine.weights_bytes,
-            "peak_bytes": machine.peak_resident(),
-            "device_total_bytes": machine.total_memory(),
+            "peak_bytes": machine.peak(device),
+            "reserved_bytes": machine.reserved(device),
+            "device_total_bytes": machine.total(device),
         },
         "truncated": None,
         "warnings": warnings,

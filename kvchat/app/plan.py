@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from kvchat.app.text import size
 from kvchat.engine.budget import Budget
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.ops import MASS_VALUES
 from kvchat.errors import KvchatError
 
 # Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
 PROCESS = 420 * 2**20
+
+# Logits, masses, masks and ranks of one slice of scored rows, each of 4 bytes or more.
+SCORING = 16 * MASS_VALUES
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,6 @@ class Plan:
         """With the window full."""
         return PROCESS + self.weights + self.kv_kept + self.tail
 
-    @property
-    def peak(self) -> int:
-        """The larger of both."""
-        return max(self.reading, self.chatting)
-
 
 def make_plan(
     config: ModelConfig, itemsize: int, tokens: int, budget: Budget, limit: int, chunk: int
@@ -60,7 +59,7 @@ def make_plan(
         kv_kept=kept,
         dense_layer=per_token * tokens // layers,
         hidden=tokens * config.hidden_size * itemsize,
-        workspace=step * wide * max(itemsize, 4),
+        workspace=step * wide * max(itemsize, 4) + SCORING,
         tail=per_token * max(limit - tokens, 0),
     )
 

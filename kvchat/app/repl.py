@@ -2,8 +2,12 @@
 
 import os
 import shutil
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
 
+import torch
 from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
@@ -12,12 +16,12 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings
 
-from kvchat.app import commands, machine
-from kvchat.app.interrupt import Interrupt
+from kvchat.app import commands, machine, process
+from kvchat.app.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.app.oneshot import ask, limit_text
 from kvchat.app.options import Options
 from kvchat.app.screen import Screen
-from kvchat.app.start import Chat, open_chat
+from kvchat.app.start import Chat, open_chat, unicode
 from kvchat.app.text import seconds, sizes
 from kvchat.app.toolbar import State, toolbar
 from kvchat.engine.events import TurnDone
@@ -35,30 +39,34 @@ def run(options: Options, screen: Screen) -> int:
     screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
     prompt = line_reader()
     context = commands.Context(chat, screen)
-    interrupted = False
-    speed = 0.0
+    speed, pressed = 0.0, -AGAIN_SECONDS
     while True:
         prompt.bottom_toolbar = toolbar_of(chat, speed)
         try:
             line = prompt.prompt("> ")
         except EOFError:
             return 0
-        except KeyboardInterrupt:  # once clears the line, twice leaves
-            if interrupted:
+        except KeyboardInterrupt:  # once clears the line, twice soon after each other leaves
+            if monotonic() - pressed < AGAIN_SECONDS:
                 raise
-            interrupted = True
-            screen.say("Ctrl-C again, or Ctrl-D, to quit")
+            pressed = monotonic()
+            screen.tell("Ctrl-C again, or Ctrl-D, to quit")
             continue
-        interrupted = False
         try:
             if line.startswith("/"):
-                commands.run(line.rstrip(), context)
+                commands.run(unicode(line.rstrip()), context)
             elif line.strip():
                 speed = answer(chat, line.strip(), screen)
         except commands.Quit:
             return 0
         except KvchatError as error:
             screen.error(error)
+        except KeyboardInterrupt:
+            screen.tell("stopped")
+        except Exception as error:  # the document and the turns must not be lost
+            if options.verbose:
+                traceback.print_exc()
+            screen.error(process.unexpected(error))
 
 
 def answer(chat: Chat, question: str, screen: Screen) -> float:
@@ -91,7 +99,7 @@ def toolbar_of(chat: Chat, speed: float) -> Callable[[], str]:
         kv=session.memory().total,
         kv_full=session.full_bytes(),
         resident=machine.resident(),
-        total=machine.total_memory(),
+        total=machine.total(torch.device("cpu")),
         speed=speed,
     )
     return lambda: toolbar(state, shutil.get_terminal_size().columns)
@@ -145,7 +153,7 @@ def private_history() -> History:
     path = user_state_path("kvchat") / "history"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_APPEND, 0o600))
+        os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
     except OSError:
         return InMemoryHistory()
     return _History(str(path))
@@ -153,6 +161,7 @@ def private_history() -> History:
 
 class _History(FileHistory):
     def store_string(self, string: str) -> None:
-        """A line that starts with a space is not saved."""
+        """A line that starts with a space is not saved; a full disk does not stop the chat."""
         if not string.startswith(" "):
-            super().store_string(string)
+            with suppress(OSError, UnicodeError):
+                super().store_string(string)

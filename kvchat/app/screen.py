@@ -3,7 +3,8 @@ prompt-toolkit has the terminal while a line is read, this while anything else h
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
@@ -39,6 +40,19 @@ class Screen:
         """A line for the person, on stderr."""
         if self.steps:
             self.err.print(Text(clean(text), style=style))
+
+    def tell(self, text: str) -> None:
+        """What a person asked for in the chat: shown even where progress is not."""
+        self.err.print(Text(clean(text)))
+
+    @contextmanager
+    def busy(self, label: str) -> Iterator[Callable[[], None]]:
+        """A moving line while nothing can be counted; the given callable ends it early."""
+        if not self.live:
+            yield lambda: None
+            return
+        with self.err.status(label, refresh_per_second=8) as status:
+            yield status.stop
 
     def warn(self, text: str) -> None:
         """A notice about something that differs from what was asked; kept for `--json`."""

@@ -1,6 +1,7 @@
 """From options to an open session: find, check and plan before anything large is loaded."""
 
-import json
+import os
+import stat
 import sys
 from dataclasses import dataclass
 from time import perf_counter
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from kvchat import __version__
-from kvchat.app import documents, machine
+from kvchat.app import documents, machine, process
 from kvchat.app.models import Model, find_model
 from kvchat.app.options import Options
 from kvchat.app.plan import make_plan, require_memory
@@ -22,13 +23,15 @@ from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of, parse_method
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.config import ModelConfig, read_json
 from kvchat.engine.model.weights import check_weights
 from kvchat.engine.prefill import CHUNKS
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.session import MAX_TOKENS, Session, require_fit
 from kvchat.engine.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
+
+PROBE = 16  # characters per token of the window that are tokenised before the rest is
 
 
 @dataclass
@@ -56,9 +59,7 @@ class Chat:
 
 def open_chat(options: Options, screen: Screen) -> Chat:
     """Find, check, plan, load, read. Raises KvchatError before the weights load if it can."""
-    if options.threads is not None:
-        if options.threads < 1:
-            raise KvchatError("usage", f"--threads {options.threads} is below 1", "--threads 2")
+    if options.threads:
         torch.set_num_threads(options.threads)
     method = chosen_method(options)
     model = find_model(options.model)
@@ -77,21 +78,24 @@ def open_chat(options: Options, screen: Screen) -> Chat:
             screen.warn(notice)
 
     begin = perf_counter()
-    tokenizer = Tokenizer.load(model.folder)
-    dialogue = Dialogue(tokenizer, has_document=bool(files or options.system))
+    limit = context_limit(config, options)
+    with screen.busy("tokenising"):
+        tokenizer = Tokenizer.load(model.folder)
+        dialogue = Dialogue(tokenizer, has_document=bool(files or options.system))
+        ids = document_ids(dialogue, files, unicode(options.system), limit)
     if not dialogue.form.is_template:
         screen.warn(f"{model.name} has no usable chat template: plain Question / Answer form")
-    ids = dialogue.document(documents.joined(files) if files else "", options.system)
+    if ids and max(ids) >= config.vocab_size:
+        raise KvchatError(
+            "model",
+            f"the tokenizer of {model.folder} makes token {max(ids):,}; the model has "
+            f"{config.vocab_size:,}",
+        )
     tokenize = perf_counter() - begin
-    limit = context_limit(config, options)
-    title = ", ".join(file.name for file in files) or "the system text"
-    require_fit(len(ids), limit, title)
     chunk = options.prefill_chunk or CHUNKS[device.type]
-    if chunk < 1:
-        raise KvchatError("usage", f"--prefill-chunk {chunk} is below 1", "--prefill-chunk 2048")
 
     plan = make_plan(config, dtype.itemsize, len(ids), method.budget, limit, chunk)
-    free = machine.free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    free = machine.free(device)
     screen.say(
         f"kvchat {__version__} · {model.name} ({config.family}, {config.parameters / 1e6:,.1f} M "
         f"parameters, {str(dtype).removeprefix('torch.')}) · {device}"
@@ -107,10 +111,12 @@ def open_chat(options: Options, screen: Screen) -> Chat:
         )
         screen.say(
             f"plan: KV {size(plan.kv_full)} in full → {size(plan.kv_kept)} with "
-            f"{name_of(method)} · est. {size(plan.reading)} while reading, {size(free)} free"
+            f"{name_of(method)} · est. {size(plan.reading)} while reading, {size(plan.chatting)} "
+            f"with the window full, {size(free)} free"
         )
     require_memory(plan, free, str(device), name_of(method))
 
+    process.interruptible()
     begin = perf_counter()
     loading = Engine.load(model.folder, config, options.dtype, options.device)
     engine = screen.watch(loading, "loading")
@@ -141,10 +147,42 @@ def reading_line(chat: Chat) -> str:
     )
 
 
+def document_ids(
+    dialogue: Dialogue, files: list[documents.Document], system: str, limit: int
+) -> list[int]:
+    """Ids up to the end of the documents. Raises KvchatError("too_long").
+
+    A text that is far too long is refused from its beginning: tokenising a library takes minutes
+    and gigabytes.
+    """
+    text = documents.joined(files) if files else ""
+    title = ", ".join(file.name for file in files) or "the system text"
+    beginning = text[: PROBE * limit]
+    if len(beginning) < len(text):
+        tokens = len(dialogue.document(beginning, system))
+        if tokens > limit:
+            require_fit(tokens * len(text) // len(beginning), limit, f"{title} (estimated)")
+    ids = dialogue.document(text, system)
+    require_fit(len(ids), limit, title)
+    return ids
+
+
+def unicode(text: str) -> str:
+    """Text of the command line or of a terminal; bytes that were not UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def chosen_method(options: Options) -> Method:
-    """The method of `--method`, `-O` and `--budget`."""
+    """The method of `--method`, `-O` and `--budget`. Raises KvchatError("usage")."""
     budget = Budget.parse(options.budget) if options.budget else None
-    return parse_method(options.method or DEFAULT, budget, options.method_options)
+    method = parse_method(options.method or DEFAULT, budget, options.method_options)
+    if budget is not None and isinstance(method, Full):
+        raise KvchatError(
+            "usage",
+            "full keeps everything and takes no budget",
+            f"--method adakv --budget {budget}",
+        )
+    return method
 
 
 def context_limit(config: ModelConfig, options: Options) -> int:
@@ -164,34 +202,33 @@ def context_limit(config: ModelConfig, options: Options) -> int:
 def generation_settings(model: Model, options: Options) -> tuple[Sampling, list[int]]:
     """Sampling from flags over generation_config.json, and the end tokens that file names."""
     path = model.folder / "generation_config.json"
-    raw: dict[str, Any] = {}
-    if path.exists():
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise KvchatError("model", f"{path} is not valid JSON ({error})") from None
+    raw: dict[str, Any] = read_json(path) if path.exists() else {}
     sampled = raw if raw.get("do_sample") else {}
-    given = {
-        "temperature": (options.temperature, sampled.get("temperature", 1.0 if sampled else 0.0)),
-        "top_k": (options.top_k, sampled.get("top_k", 0)),
-        "top_p": (options.top_p, sampled.get("top_p", 1.0)),
-        "min_p": (options.min_p, sampled.get("min_p", 0.0)),
-        "repeat_penalty": (options.repeat_penalty, raw.get("repetition_penalty", 1.0)),
-        "seed": (options.seed, 0),
+    flags = {
+        "temperature": (options.temperature, sampled.get("temperature"), 1.0 if sampled else 0.0),
+        "top_k": (options.top_k, sampled.get("top_k"), 0),
+        "top_p": (options.top_p, sampled.get("top_p"), 1.0),
+        "min_p": (options.min_p, sampled.get("min_p"), 0.0),
+        "repeat_penalty": (options.repeat_penalty, raw.get("repetition_penalty"), 1.0),
+        "seed": (options.seed, None, 0),
     }
-    values: dict[str, Any] = {
-        key: (default or 0) if flag is None else flag for key, (flag, default) in given.items()
-    }
+    values: dict[str, Any] = {}
+    for name, (flag, named, default) in flags.items():
+        values[name] = next(value for value in (flag, named, default) if value is not None)
+        if flag is None and not isinstance(values[name], int | float):
+            raise KvchatError("model", f"{path}: {name} is {values[name]!r}, not a number")
     ends = raw.get("eos_token_id")
-    named = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return Sampling(**values), named
+    named_ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return Sampling(**values), [int(end) for end in named_ends]
 
 
 def read_documents(options: Options) -> list[documents.Document]:
-    """The named files, or what is piped in, or nothing. Raises KvchatError("input")."""
+    """The named files, or what is piped in, or nothing. Raises KvchatError("input").
+
+    An empty pipe is an error, for whatever should have filled it has failed; /dev/null is not.
+    """
     if options.files:
-        return [documents.read(path, options.encoding) for path in options.files]
-    if sys.stdin is None or sys.stdin.isatty():
+        return [documents.read(unicode(path), options.encoding) for path in options.files]
+    if stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode):
         return []
-    data = sys.stdin.buffer.read()
-    return [documents.decode("stdin", data, options.encoding)] if data.strip() else []
+    return [documents.read(documents.STDIN, options.encoding)]

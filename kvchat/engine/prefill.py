@@ -4,6 +4,7 @@ and methods meet. Knows no text.
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -35,10 +36,12 @@ class Compression:
 
 @dataclass
 class Reading:
-    """What a reading leaves: one cache per compression, and the last token's logits `[vocab]`."""
+    """What a reading leaves: one cache per compression, the last token's logits `[vocab]`, and the
+    seconds that compressing took."""
 
     caches: list[KVCache]
-    logits: Tensor | None = None
+    logits: Tensor
+    select_seconds: float
 
 
 @dataclass
@@ -131,6 +134,7 @@ def prefill(
     window = max((c.method.observed for c in compressions if not c.probes), default=0)
     room = tokens + max((len(aside) for aside in asides), default=0)
     kept = done = 0
+    select = 0.0
     for number, block in enumerate(model.blocks):
         tail = Tail(config.num_kv_heads, config.head_dim, x.dtype, device)
         tail.reserve(room)
@@ -148,19 +152,20 @@ def prefill(
             rotation = rotation_at(model, tokens, len(aside))
             aside[:] = step(block, layer, aside, rotation, observed[-1])
             tail.truncate(tokens)
+        begin = perf_counter()
         for cache, compression in zip(caches, compressions, strict=True):
             chosen = [observed[p] for p in compression.probes] or [recent]
             prefilled = _prefilled(tail, chosen, compression, number, layers)
-            target = cache.layers[number]
-            target.segments.append(compression.method.compress(prefilled))
-            target.tail.start = tokens
-            kept += target.segments[-1].memory().device
+            segment = compression.method.compress(prefilled)
+            cache.layers[number].adopt(segment)
+            kept += segment.memory().device
             del prefilled
+        select += perf_counter() - begin
         del tail, layer  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, tokens * layers, kept)
     for cache in caches:
         cache.position = tokens
-    return Reading(caches, model.logits(x[-1:])[0])
+    return Reading(caches, model.logits(x[-1:])[0], select)
 
 
 def _prefilled(

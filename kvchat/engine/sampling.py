@@ -33,6 +33,10 @@ class Sampling:
                 raise KvchatError("usage", f"--{name} {value:g} must be {wanted}")
 
 
+# Dividing logits by less than this overflows; the likeliest token is certain long before.
+COLD = 1e-5
+
+
 class Sampler:
     """Draws tokens one after another; the same seed and logits give the same tokens."""
 
@@ -45,7 +49,7 @@ class Sampler:
         wide = logits.float()
         if self.sampling.repeat_penalty != 1.0 and generated:
             wide = penalised(wide, generated, self.sampling.repeat_penalty)
-        if self.sampling.temperature == 0:
+        if self.sampling.temperature < COLD:
             return int(wide.argmax())
         probabilities = distribution(wide, self.sampling)
         return int(torch.multinomial(probabilities, 1, generator=self.generator))

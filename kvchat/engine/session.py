@@ -1,6 +1,6 @@
 """`Session`: one document, many questions. Text in, events out; knows nothing of the terminal."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -62,10 +62,12 @@ class Session:
         self.ends = dialogue.end_tokens | set(engine.config.end_tokens) | set(end_tokens)
         self.limit = limit or engine.config.context_limit
         self.cache = engine.empty_cache()
+        self.select_seconds = 0.0  # that compressing took at the last reading
         self.document: list[int] = []
         self.turns: list[Turn] = []
         self._talk: list[int] = []  # ids in the tail: all turns so far, but the pending token
         self._pending: list[int] = []
+        self._asked = 0  # questions begun: an abandoned one must not undo a later one
 
     def read(
         self,
@@ -89,6 +91,7 @@ class Session:
         if not ids:
             return self.adopt(self.engine.empty_cache(), ids)
         reading = yield from self.read(ids, [Compression(method)])
+        self.select_seconds = reading.select_seconds
         self.adopt(reading.caches[0], ids)
 
     def adopt(self, cache: KVCache, ids: Sequence[int]) -> None:
@@ -104,7 +107,8 @@ class Session:
         """
         cache = self.engine.empty_cache()
         if self.document:
-            cache = (yield from self.read(self.document, [Compression(method)])).caches[0]
+            reading = yield from self.read(self.document, [Compression(method)])
+            cache, self.select_seconds = reading.caches[0], reading.select_seconds
         if self._talk:
             yield from self.engine.extend(cache, self._talk)
         self.cache = cache
@@ -121,7 +125,7 @@ class Session:
         max_tokens: int = MAX_TOKENS,
         stop: Sequence[str] = (),
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Progress | Delta | TurnDone]:
+    ) -> Generator[Progress | Delta | TurnDone, None, None]:
         """Answer a question; ends with `TurnDone`. A cancelled answer is kept as far as it came.
 
         Raises KvchatError("too_long") if the question does not fit into the window; the session
@@ -133,20 +137,27 @@ class Session:
         if room < 1:
             raise KvchatError(
                 "too_long",
-                f"the window of {self.limit:,} tokens is full: {self.cache.position:,} are used, "
-                f"the question needs {len(ids):,}",
-                "/clear  (forgets the conversation, keeps the document)",
+                f"the question needs {len(ids):,} tokens and one for the answer; of the window's "
+                f"{self.limit:,} tokens {self.cache.position:,} are used",
+                *(
+                    ["/clear  (forgets the conversation, keeps the document)"]
+                    if self.turns
+                    else ["a shorter question or document"]
+                ),
                 needed=self.cache.position + len(ids),
                 limit=self.limit,
             )
-        before = self.cache.position
+        before, cache = self.cache.position, self.cache
+        self._asked += 1
+        asked = self._asked
         try:
             reading = self.engine.extend(self.cache, ids)
             logits = yield from self._until_cancelled(reading, cancelled)
             if logits is None:  # nothing of the question is in the cache
                 yield TurnDone("", "cancelled", len(ids), 0, perf_counter() - started, 0.0)
                 return
-            answer = _Answer(TextStream(self.dialogue.tokenizer), (*self.dialogue.form.stop, *stop))
+            stops = tuple(filter(None, (*self.dialogue.form.stop, *stop)))
+            answer = _Answer(TextStream(self.dialogue.tokenizer), stops)
             tokens = self.engine.decode(self.cache, logits, sampling or Sampling())
             first = last = started
             reason = ""
@@ -160,7 +171,8 @@ class Session:
             if text := answer.flush():
                 yield Delta(text)
         except BaseException:  # nobody waited for the end: the question was not asked
-            self.cache.truncate(before)
+            if self._asked == asked and self.cache is cache:
+                cache.truncate(before)
             raise
         self._record(before, question, ids, answer, reason)
         count = len(answer.tokens)

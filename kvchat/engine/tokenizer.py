@@ -31,7 +31,7 @@ class Tokenizer:
         if not any((folder / name).exists() for name in FILES):
             raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}")
         try:
-            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+            return cls(_pretrained(folder))
         except Exception as error:  # the library raises many kinds for damaged files
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise KvchatError(
@@ -100,6 +100,11 @@ class Tokenizer:
         return self.hf(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
             "input_ids"
         ]
+
+
+def _pretrained(folder: Path):
+    # code from a model's folder is never run, and nobody is asked whether to
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 class TextStream:

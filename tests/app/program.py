@@ -15,10 +15,10 @@ DEMO = ROOT / "models" / "demo"
 def kvchat(
     *arguments: str, stdin: bytes | None = None, **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run `python -m kvchat` to its end, with nothing (or `stdin`) piped in."""
+    """Run `python -m kvchat` to its end; `stdin` is piped in, None is /dev/null."""
     return subprocess.run(
         [sys.executable, "-m", "kvchat", *arguments],
-        input=stdin if stdin is not None else b"",
+        **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
         capture_output=True,
         timeout=120,
         env=os.environ | ONE_THREAD | environment,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,13 +116,20 @@ def test_long_document_is_refused_with_numbers(tmp_path):
         (["--dtype", "int3"], 2, "int3"),
         (["--ctx-size", "999999"], 2, "32,768"),
         (["--nonsense"], 2, "--nonsense"),
+        (["--method", "full", "--budget", "25%"], 2, "takes no budget"),
+        (["--method", "adakv:kernel=99999999999999999999"], 2, "kernel"),
+        (["--seed", "9" * 26], 2, "--seed"),
+        (["--encoding", "undefined", "-f", str(SAMPLE)], 2, "encoding"),
+        (["-f", "~nobody-has-this-name/x"], 4, "cannot be read"),
+        (["-m", "x" * 5000], 3, "not a model"),
+        (["-v", "-f", "/no/such/file"], 4, "does not exist"),
     ],
 )
 def test_bad_input_has_one_message_and_its_exit_code(arguments, code, part):
     done = kvchat("-p", "Why?", *arguments)
     text = done.stderr.decode()
     assert done.returncode == code, text
-    assert part in text and "Traceback" not in text
+    assert part in text and ("Traceback" in text) == ("-v" in arguments)
     assert text.count("error:") == 1 and done.stdout == b""
 
 
@@ -130,15 +138,33 @@ def test_impossible_budget_in_bytes(story):
     assert done.returncode == 2 and b"or more" in done.stderr
 
 
-def test_closed_pipe_is_141_and_silent(story):
+def test_an_empty_pipe_is_an_error_and_dev_null_is_not():
+    assert kvchat("-p", "Why?", stdin=b"").returncode == 4
+    assert kvchat("-p", "Why?", stdin=b" \n").returncode == 4
+    assert kvchat("-p", "Why?", "-n", "3").returncode == 0
+
+
+def test_json_errors_carry_the_ways_out():
+    error = json.loads(kvchat("-m", "nope", "-p", "Why?", "--json").stdout)["error"]
+    assert error["code"] == "model" and error["tries"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-q", "STORY", "-p", QUESTION, "-p", QUESTION],
+        ["--help"],
+        ["-m", "no", "-p", "x", "--json"],
+    ],
+)
+def test_closed_pipe_is_141_and_silent(story, arguments):
     with subprocess.Popen(
-        [sys.executable, "-m", "kvchat", "-q", story, "-p", QUESTION, "-p", QUESTION, "-n", "30"],
+        [sys.executable, "-m", "kvchat", *(story if a == "STORY" else a for a in arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as child:
         assert child.stdout is not None and child.stderr is not None
-        child.stdout.read(1)
         child.stdout.close()
         errors = child.stderr.read()
     assert child.returncode == 141
@@ -160,6 +186,23 @@ def test_ctrl_c_while_reading_is_130_without_a_traceback():
         rest = child.stderr.read()
     assert child.returncode == 130
     assert b"Traceback" not in rest
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.6, 1.5])
+def test_ctrl_c_while_starting_is_130_without_a_traceback(delay):
+    with subprocess.Popen(
+        [sys.executable, "-m", "kvchat", str(SAMPLE), "-p", "Why?", "--prefill-chunk", "1"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stderr is not None
+        time.sleep(delay)  # wherever that falls: in the interpreter, an import, the reading
+        os.kill(child.pid, signal.SIGINT)
+        errors = child.stderr.read()
+    assert child.returncode in (130, -signal.SIGINT)  # before our first line Python itself dies
+    assert child.returncode == 130 or delay < 0.5
+    assert b"Traceback" not in errors or delay < 0.5
 
 
 def test_bench_measures_and_reports(tmp_path):

@@ -71,7 +71,7 @@ def test_directory_and_size_cap(tmp_path, monkeypatch):
         documents.read(str(tmp_path))
     monkeypatch.setattr(documents, "SIZE_CAP", 3)
     (tmp_path / "a.txt").write_text("four")
-    with pytest.raises(KvchatError, match="4 bytes"):
+    with pytest.raises(KvchatError, match="more than 3 bytes"):
         documents.read(str(tmp_path / "a.txt"))
 
 

@@ -39,6 +39,8 @@ def test_a_conversation_with_commands(chat, tmp_path):
     chat.wait("conversation forgotten")
     chat.send("/nonsense\r")
     chat.wait("unknown command /nonsense")
+    chat.send("/method adakv:kernel=4\r")
+    chat.wait("must be odd")
     chat.send("/q\r")
     assert chat.close() == 0
     history = tmp_path / "state" / "kvchat" / "history"

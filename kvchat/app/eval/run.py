@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kvchat import __version__
-from kvchat.app import machine
+from kvchat.app import machine, process
 from kvchat.app.eval.measure import Cell, measure
 from kvchat.app.eval.report import rows, screen_tables
 from kvchat.app.eval.tasks import TASKS, Case
@@ -52,6 +52,7 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Measure what is not measured yet, then print the table. Returns the exit code."""
+    process.interruptible()
     check(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -22,18 +22,9 @@ class Rows:
     spans: tuple[tuple[int, int], ...]
     bias: Tensor | None = None
 
-    @property
-    def max_length(self) -> int:
-        """Rows of the longest head."""
-        return max((n for _, n in self.spans), default=0)
-
 
 class Backend(Protocol):
     """Exact attention with its log-sum-exp; partial outputs are joined by `ops.combine`."""
-
-    def can(self, rows: Rows) -> str | None:
-        """Why this backend cannot take these rows, or None."""
-        ...
 
     def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
         """Rectangle: `q [T, H*G, D]` sees every row. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""

@@ -20,10 +20,6 @@ PLAIN_QUERIES = 256
 class TorchBackend:
     """Reaches every device; fused on the CPU, sliced and materialised elsewhere."""
 
-    def can(self, rows: Rows) -> str | None:
-        """None: torch takes every shape."""
-        return None
-
     def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all rows of `rows`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         if q.device.type != "cpu":

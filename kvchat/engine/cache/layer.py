@@ -30,8 +30,7 @@ class LayerCache:
     def attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Exact causal attention of `q [T, H*G, D]`, the queries of the newest T tokens.
 
-        Returns `o [T, H*G, D]` (fp32, or the backend's dtype if there is one part only) and
-        `lse [T, H*G]` over every visible row.
+        Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible row, both fp32.
         """
         parts = [segment.attend(q, scale, self.backend) for segment in self.segments]
         parts.append(self.tail.attend(q, scale, self.backend))
@@ -42,8 +41,14 @@ class LayerCache:
         tail = self.tail
         assert 0 < rows <= tail.length, f"cannot freeze {rows} of {tail.length} rows"
         segment = reduce(tail.keys[:, :rows], tail.values[:, :rows], tail.start)
-        self.segments.append(segment)
         tail.drop(rows)
+        self.segments.append(segment)
+
+    def adopt(self, segment: Segment) -> None:
+        """Take a segment that was made elsewhere, in front of a tail that is still empty."""
+        assert self.tail.length == 0 and segment.span[0] == self.tail.start, segment.span
+        self.segments.append(segment)
+        self.tail.start = segment.span[1]
 
     def memory(self) -> Memory:
         """Exact bytes of segments and tail."""

@@ -30,10 +30,12 @@ class WindowEviction(ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__.lower()
-        if self.window < 1:
-            raise KvchatError("usage", f"{name}: window={self.window} is below 1", "window=32")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise KvchatError("usage", f"{name}: kernel={self.kernel} must be odd", "kernel=7")
+        if not 1 <= self.window < 2**31:
+            raise KvchatError("usage", f"{name}: window={self.window} is not a size", "window=32")
+        if not 1 <= self.kernel < 2**15 or self.kernel % 2 == 0:
+            raise KvchatError(
+                "usage", f"{name}: kernel={self.kernel} must be odd and below 32,768", "kernel=7"
+            )
         if self.pool not in POOLS:
             tries = [f"pool={kind}" for kind in POOLS]
             raise KvchatError("usage", f"{name}: pool={self.pool} is unknown", *tries)

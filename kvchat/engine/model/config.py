@@ -8,6 +8,7 @@ from typing import Any
 from kvchat.engine.model import MODELS
 from kvchat.errors import KvchatError
 
+LFS_MARK = b"version https://git-lfs"
 ROPE_KINDS = ("default", "linear", "llama3")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -77,13 +78,7 @@ class ModelConfig:
     def load(cls, folder: Path) -> "ModelConfig":
         """Read `folder/config.json`. Raises KvchatError("model") naming what is not supported."""
         path = folder / "config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise KvchatError("model", f"{path} is not valid JSON ({error})") from None
-        if not isinstance(raw, dict):
-            raise KvchatError("model", f"{path} does not hold a JSON object")
-        return cls.from_dict(raw, str(path))
+        return cls.from_dict(read_json(path), str(path))
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> "ModelConfig":
@@ -111,17 +106,17 @@ class ModelConfig:
             return cls._read(raw, source)
         except KeyError as error:
             raise KvchatError("model", f"{source} has no {error.args[0]!r}") from None
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise KvchatError(
                 "model", f"{source}: a value is out of range or has the wrong type ({error})"
             ) from None
 
     @classmethod
     def _read(cls, raw: dict[str, Any], source: str) -> "ModelConfig":
-        heads = int(raw["num_attention_heads"])
-        hidden = int(raw["hidden_size"])
-        kv_heads = int(raw.get("num_key_value_heads") or heads)
-        head_dim = int(raw.get("head_dim") or hidden // heads)
+        heads = _size(raw["num_attention_heads"])
+        hidden = _size(raw["hidden_size"])
+        kv_heads = _size(raw.get("num_key_value_heads") or heads)
+        head_dim = _size(raw.get("head_dim") or hidden // heads)
         if heads % kv_heads:
             raise KvchatError(
                 "model", f"{source}: {heads} query heads do not divide into {kv_heads} KV heads"
@@ -135,24 +130,50 @@ class ModelConfig:
         window = raw.get("sliding_window", 4096 if raw["model_type"] == "mistral" else None)
         return cls(
             family=raw["model_type"],
-            vocab_size=int(raw["vocab_size"]),
+            vocab_size=_size(raw["vocab_size"]),
             hidden_size=hidden,
-            intermediate_size=int(raw["intermediate_size"]),
-            num_layers=int(raw["num_hidden_layers"]),
+            intermediate_size=_size(raw["intermediate_size"]),
+            num_layers=_size(raw["num_hidden_layers"]),
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             rope_theta=theta,
             rope=rope,
-            max_position=int(raw.get("max_position_embeddings", 2048)),
-            sliding_window=int(window) if window else None,
+            max_position=_size(raw.get("max_position_embeddings", 2048)),
+            sliding_window=_size(window) if window else None,
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             attention_bias=bool(raw.get("attention_bias", False)),
             mlp_bias=bool(raw.get("mlp_bias", False)),
             dtype=dtype if dtype in DTYPES else "float32",
             end_tokens=tuple(end) if isinstance(end, list) else () if end is None else (int(end),),
         )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a model's file. Raises KvchatError("model")."""
+    try:
+        data = path.read_bytes()
+        if data.startswith(LFS_MARK):
+            raise KvchatError(
+                "model",
+                f"{path} is a {len(data)}-byte Git LFS pointer",
+                f"git -C {path.parent} lfs pull",
+            )
+        raw = json.loads(data)
+    except (ValueError, RecursionError, OSError) as error:
+        raise KvchatError("model", f"{path} is not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise KvchatError("model", f"{path} does not hold a JSON object")
+    return raw
+
+
+def _size(value: Any) -> int:
+    """A size that a tensor can have. Raises ValueError."""
+    number = int(value)
+    if not 0 < number < 2**31:
+        raise ValueError(f"{number} is not a size")
+    return number
 
 
 def _rope(raw: dict[str, Any], source: str) -> tuple[float, RopeScaling]:
@@ -169,8 +190,12 @@ def _rope(raw: dict[str, Any], source: str) -> tuple[float, RopeScaling]:
     partial = scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
     if float(partial) != 1.0:
         raise KvchatError("model", f"{source}: partial RoPE ({partial}) is not supported")
+    if theta <= 0:
+        raise KvchatError("model", f"{source}: rope_theta {theta:g} is not above 0")
     if kind == "default":
         return theta, RopeScaling()
+    if float(scaling["factor"]) <= 0:
+        raise KvchatError("model", f"{source}: RoPE factor {scaling['factor']} is not above 0")
     if kind == "linear":
         return theta, RopeScaling(kind, factor=float(scaling["factor"]))
     return theta, RopeScaling(

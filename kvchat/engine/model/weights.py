@@ -4,7 +4,7 @@ Strict: missing, unexpected or misshapen tensors are errors. Nothing is read but
 `load_weights`.
 """
 
-import json
+import math
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kvchat.engine.model import MODELS
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.config import LFS_MARK, ModelConfig, read_json
 from kvchat.engine.model.decoder import Decoder, empty_decoder
 from kvchat.errors import KvchatError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-LFS_MARK = b"version https://git-lfs"
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 OTHER_FORMATS = {".bin": "pickle", ".pth": "pickle", ".pt": "pickle", ".gguf": "GGUF"}
 
 
@@ -49,15 +49,25 @@ def check_weights(folder: Path, config: ModelConfig) -> int:
     names and the file.
     """
     shapes: dict[str, tuple[tuple[int, ...], Path]] = {}
+    ignored = _ignored(config)
     size = 0
     for shard in find_shards(folder):
         with _opened(shard) as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
-                shapes[name] = (tuple(file.get_slice(name).get_shape()), shard)
-        size += shard.stat().st_size
+                header = file.get_slice(name)
+                shapes[name] = (tuple(header.get_shape()), shard)
+                if _skip(name, ignored):
+                    continue
+                if (kind := header.get_dtype()) not in ITEM_BYTES:
+                    raise KvchatError(
+                        "model",
+                        f"{shard}: {name} has dtype {kind}; weights are read as "
+                        f"{', '.join(ITEM_BYTES)}",
+                        "use the original checkpoint in bf16, f16 or f32",
+                    )
+                size += math.prod(shapes[name][0]) * ITEM_BYTES[kind]
     model = _build(config)
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    ignored = _ignored(config)
     missing = [name for name in wanted if name not in shapes]
     unexpected = [name for name in shapes if name not in wanted and not _skip(name, ignored)]
     wrong = [
@@ -156,10 +166,10 @@ def _opened(shard: Path):
 
 
 def _indexed(folder: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise KvchatError("model", f"{folder / INDEX} is not a valid index") from None
+    index = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise KvchatError("model", f"{folder / INDEX} is not a valid index")
+    names = sorted(set(index.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise KvchatError(
