@@ -36,7 +36,7 @@ class Stage:
     embedding: float = 1.0  # rate of embedding and norms, relative
     end_rate: float | None = None  # the rate falls linearly to this
     tokens: int = 8192
-    unknown: float = 0.15
+    unknown: float = 0.25
     jump: float = 0.0
     far: float = 0.0  # share of batches whose rows stand for longer ones
 
@@ -61,9 +61,10 @@ STAGES = [
     Stage("chat-1024", 1024, CHAT, 575, 0.95, rate=0.5, jump=0.5, far=0.4, tokens=4096),
     Stage("short-256", 256, CHAT, 650, 0.97, rate=0.5, jump=0.3, far=0.3, tokens=4096),
     Stage("calm-256", 256, LAST, 500, 0.98, "recite", 0.4, 0.1, jump=0.3, far=0.2, tokens=4096),
-    Stage("calm-512", 512, LAST, 900, 0.98, "recite", 0.4, 0.1, jump=0.4, far=0.4, tokens=4096),
-    Stage("calm-2048", 2048, LAST, 430, 2, "recite", 0.3, 0.1, jump=0.3, far=0.3),
-    Stage("calm-4096", 4096, LAST, 320, 2, "recite", 0.3, 0.1, 0.0, jump=0.3, far=0.2),
+    Stage("calm-512", 512, LAST, 400, 0.98, "recite", 0.4, 0.1, jump=0.4, far=0.4, tokens=4096),
+    Stage("calm-2048", 2048, LAST, 230, 2, "recite", 0.4, 0.1, jump=0.3, far=0.3),
+    Stage("calm-4096", 4096, LAST, 150, 2, "recite", 0.4, 0.1, 0.25, jump=0.3, far=0.15),
+    Stage("calm-8192", 8192, LAST, 65, 2, "recite", 0.25, 0.1, 0.0, 16384, jump=0.3),
 ]
 
 
@@ -139,7 +140,7 @@ def agreed(good: int) -> int:
 
 
 def run(rank: int, args: argparse.Namespace) -> None:
-    """Run the stages that are left, saving the state every minute.
+    """Run the stages that are left, saving the state every 25 batches.
 
     Every process computes a part of each batch on one thread, which is faster on few cores than
     one process with several threads.
@@ -209,7 +210,6 @@ def run(rank: int, args: argparse.Namespace) -> None:
             if at["step"] % 25 == 0:
                 accuracy = curve.flush(stage_name=stage.name, **at)
                 good = agreed(good + 1 if accuracy.get(stage.watch, 0) >= stage.goal else 0)
-            if at["step"] % 100 == 0:
                 save()
         at["stage"] += 1
         at["step"] = 0
