@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import tokenizer
-import torch
 import world
 from model import Llama
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -27,10 +26,3 @@ def export(model: Llama, folder: Path) -> None:
         for file in sorted(Path(fresh).iterdir()):
             file.chmod(0o644)
             shutil.move(file, folder / file.name)
-
-
-def load(path: Path, model: Llama) -> Llama:
-    """Read weights saved in training."""
-    state = torch.load(path)
-    model.load_state_dict(state.get("model", state))
-    return model

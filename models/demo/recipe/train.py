@@ -48,6 +48,7 @@ MIXED = {"random": 0.15, "single": 0.25, "facts": 0.2, "chat": 0.4}
 DENSE = {"random": 0.02, "single": 0.13, "facts": 0.35, "chat": 0.5}
 CHAT = {"random": 0.01, "single": 0.02, "facts": 0.12, "recite": 0.55, "chat": 0.3}
 LAST = {"random": 0.03, "facts": 0.17, "recite": 0.5, "chat": 0.3}
+SETTLE = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
 STAGES = [
     Stage("offset-32", 32, WARM, 1200, 0.9, "repeat", tokens=4096),
     Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
@@ -64,7 +65,7 @@ STAGES = [
     Stage("calm-512", 512, LAST, 400, 0.98, "recite", 0.4, 0.1, jump=0.4, far=0.4, tokens=4096),
     Stage("calm-2048", 2048, LAST, 230, 2, "recite", 0.4, 0.1, jump=0.3, far=0.3),
     Stage("calm-4096", 4096, LAST, 150, 2, "recite", 0.4, 0.1, 0.25, jump=0.3, far=0.15),
-    Stage("calm-8192", 8192, LAST, 65, 2, "recite", 0.25, 0.1, 0.0, 16384, jump=0.3),
+    Stage("settle-4096", 4096, SETTLE, 65, 2, "recite", 0.3, 0.1, 0.0, jump=0.3),
 ]
 
 
