@@ -31,7 +31,7 @@ Mallory Napier Otway Pike Radley Stroud Thatcher Venn Wolfe Ashby Bolt Cray Dext
 Gale Hyde Jolly Knox Lister Monk Niles Onslow Peck Rusk Snell Tate Vail Wick Arlen Barlow Croft
 Denby Esmond Flint Glover Hendry Jago Kern""")
 
-VALUES = {
+_VALUES = {
     "home": """Ashford Brackwater Coldbrook Dunmere Eastwick Fallowby Grimsholm Hartlow Ivyden
         Kelder Larkham Millbrook Northgate Oxcombe Pinehurst Quarley Redmarsh Stonebridge Thornby
         Ulverton Westerby Yewdale Birchover Crowhill Deepford Elmstead Foxley Gullhaven Highmoor
@@ -64,10 +64,10 @@ VALUES = {
         mahogany rosewood boxwood yew pear plum apple almond hickory balsa""",
 }
 
-VALUES = {relation: names(text) for relation, text in VALUES.items()}
+VALUES = {relation: names(text) for relation, text in _VALUES.items()}
 RELATIONS = list(VALUES)
 
-SLOTS = {
+_SLOTS = {
     "adj": """plain quiet narrow bright cold warm long heavy broken hollow crowded gentle muddy
         dusty steep low wide pale dark fresh late small large busy patient careful rusty painted
         wooden""",
@@ -87,7 +87,7 @@ SLOTS = {
     "number": "two three four five six seven eight nine ten twelve twenty forty",
 }
 
-SLOTS = {name: names(text) for name, text in SLOTS.items()}
+SLOTS = {name: names(text) for name, text in _SLOTS.items()}
 
 FILLER = lines("""The {adj} {noun} stood beside the {adj} {noun}.
 In the {time} the {people} {deed} near the {noun}.

@@ -88,28 +88,30 @@ def fact_sentence(fact: Fact, rng: Random, plain: bool = False) -> list[int]:
 
 
 def people(count: int, rng: Random, kin: bool = False) -> list[tuple[int, int]]:
-    """Different people, half of the sets drawn from few names; kin share one of the two names."""
+    """Different people; the longer the list, the more share a name. Kin all share one."""
     if kin:
         count = min(count, len(FIRST))
         first, last = rng.choice(FIRST), rng.choice(LAST)
         if rng.random() < 0.3:
             return [(first, name) for name in rng.sample(LAST, count)]
         return [(name, last) for name in rng.sample(FIRST, count)]
-    few = max(2, int(count * rng.uniform(0.5, 1.5))) if rng.random() < 0.5 else 10**6
-    firsts = rng.sample(FIRST, min(few, len(FIRST)))
-    lasts = rng.sample(LAST, min(few, len(LAST)))
     found: dict[tuple[int, int], None] = {}
-    while len(found) < min(count, len(firsts) * len(lasts)):
-        found[rng.choice(firsts), rng.choice(lasts)] = None
+    while len(found) < count:
+        found[rng.choice(FIRST), rng.choice(LAST)] = None
     return list(found)
 
 
 def draw_facts(
     count: int, rng: Random, relations: list[int] | None = None, kin: bool = False
 ) -> list[Fact]:
-    """Facts about people who have one to `len(relations)` relations each, in random order."""
+    """Facts in random order, on average one to three about each person.
+
+    kin: the hard cases only, people who share a name or have four to eight facts each.
+    """
     relations = relations or RELATIONS
-    per_person = rng.uniform(1, 1 + len(relations) * 0.6)
+    per_person = rng.uniform(1, min(3, len(relations)))
+    if kin and len(relations) > 1 and rng.random() < 0.6:
+        kin, per_person = False, rng.uniform(4, len(relations))
     crowd = people(max(2, round(count / per_person)), rng, kin)
     pairs = [(r, *p) for p in crowd for r in rng.sample(relations, len(relations))]
     chosen = rng.sample(pairs, min(count, len(pairs)))
@@ -134,14 +136,9 @@ class Document:
         while True:
             first, last = rng.choice(self.crowd)
             kind = rng.random()
-            if kind >= 0.5:  # a person who is not in the document
-                if kind < 0.8:
-                    first = rng.choice(FIRST if kind < 0.65 else self.crowd)
-                    first = first if isinstance(first, int) else first[0]
-                elif kind < 0.9:
-                    last = rng.choice(LAST)
-                else:
-                    first, last = rng.choice(FIRST), rng.choice(LAST)
+            if kind >= 0.6:  # a person who is not in the document
+                first = first if kind > 0.95 else rng.choice(FIRST)
+                last = last if kind < 0.65 else rng.choice(LAST)
                 if (first, last) in self.crowd:
                     continue
             relation = rng.choice(RELATIONS)
@@ -149,13 +146,13 @@ class Document:
                 return relation, first, last
 
 
-def document(seed: int, tokens: int, per_fact: float = 36.0) -> Document:
+def document(seed: int, tokens: int, per_fact: float = 36.0, kin: bool = False) -> Document:
     """Prose of at most `tokens` tokens with about one fact in `per_fact` tokens."""
     rng = Random(seed)
-    facts = draw_facts(max(2, int(tokens / per_fact)), rng)
+    facts = draw_facts(max(2, int(tokens / per_fact)), rng, kin=kin)
     crowd = list(dict.fromkeys(fact[1:3] for fact in facts))
-    # A fact takes 13.5 tokens on average and a sentence of filler 12.5.
-    filler = max(0, round((tokens - 13.5 * len(facts)) / 12.5))
+    # More sentences than fit: the document ends where the next one would not.
+    filler = max(0, round((tokens - 12 * len(facts)) / 10))
     plan: list[Fact | None] = [*facts, *[None] * filler]
     rng.shuffle(plan)
     doc = Document([], [], [])

@@ -10,8 +10,9 @@ from pathlib import Path
 from random import Random
 
 import torch
-import world
 from transformers import DynamicCache, LlamaForCausalLM
+
+from kvchat.app.eval import world
 
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
 

@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 
 import tokenizer
-import world
 from model import Llama
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from kvchat.app.eval import world
 
 
 def export(model: Llama, folder: Path) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 import torch
-import world
 from torch import Tensor
-from world import ASSISTANT, BOS, END, SYSTEM, USER
+
+from kvchat.app.eval import world
+from kvchat.app.eval.world import ASSISTANT, BOS, END, SYSTEM, USER
 
 WORDS = range(world.WORD0, world.WORD0 + len(world.PIECES))
 MARKERS = [world.ID[digit] for digit in "12345"]

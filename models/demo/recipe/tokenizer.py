@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from kvchat.app.eval import world
 
 CHAT_TEMPLATE = (
     # a question is followed by its answer at once: no end token between them

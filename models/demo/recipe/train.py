@@ -13,11 +13,12 @@ from random import Random
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import world
 from export import export
 from model import Llama, Shape
 from optimizer import make_optimizers
 from tasks import Batch, make_batch
+
+from kvchat.app.eval import world
 
 SEED = 20
 
