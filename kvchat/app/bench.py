@@ -25,16 +25,16 @@ from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.spec import method_options, name_of, parse_method
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.config import ModelConfig, read_json
 from kvchat.engine.model.weights import random_weights
 from kvchat.engine.prefill import Compression
 from kvchat.engine.sampling import Sampling
 from kvchat.errors import KvchatError
 
 CAVEATS = (
-    "One sequence, greedy, end of turn ignored, random tokens; tokenising excluded. "
-    "Peak is this process in RAM (on CUDA: allocated by torch), reset before each test. "
-    "Speed and memory say nothing about quality."
+    "TTFT of a reading, TPOT of writing. One sequence, greedy, end of turn ignored, random "
+    "tokens; tokenising excluded. Peak is this process in RAM (on CUDA: allocated by torch), "
+    "reset before each test. Speed and memory say nothing about quality."
 )
 
 
@@ -133,8 +133,7 @@ def _engine(settings: Settings, screen: Screen) -> tuple[str, Engine]:
         path = Path(settings.dummy).expanduser()
         if not path.is_file():
             raise KvchatError("input", f"{path} is not a file", "--dummy FOLDER/config.json")
-        config = ModelConfig.load(path.parent) if path.name == "config.json" else None
-        config = config or ModelConfig.from_dict(json.loads(path.read_text()), str(path))
+        config = ModelConfig.from_dict(read_json(path), str(path))
         device = resolve_device(settings.device)
         model = random_weights(config, resolve_dtype(settings.dtype, config), device)
         return f"random {config.family}", Engine(model)
@@ -261,19 +260,17 @@ def _print(name: str, engine: Engine, results: list[Result]) -> None:
         f"{size(engine.weights_bytes)} · {where}, {torch.get_num_threads()} threads"
     )
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for column in ("method", "kept", "test", "t/s", "TTFT ms", "TPOT ms", "KV", "KV full", "peak"):
+    for column in ("method", "test", "t/s", "TTFT, TPOT ms", "KV", "KV full", "peak"):
         justify: Literal["left", "right"] = "left" if column in ("method", "test") else "right"
         table.add_column(column, justify=justify, no_wrap=True)
     for result in results:
         ts = result.samples_ts
         ms = statistics.mean(result.samples_ns) / 1e6
         table.add_row(
-            result.method,
-            f"{result.kept_fraction:.0%}",
+            f"{result.method} {result.kept_fraction:.0%}",
             result.test,
             f"{statistics.mean(ts):,.0f} ± {statistics.pstdev(ts):,.0f}",
-            f"{ms:,.0f}" if result.n_prompt else "",
-            f"{ms / result.n_gen:.2f}" if result.n_gen else "",
+            f"{ms:,.0f}" if result.n_prompt else f"{ms / result.n_gen:.2f}",
             size(result.kv_bytes),
             size(result.kv_full_bytes),
             size(result.peak_bytes),
