@@ -226,21 +226,10 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
 ) -> int:
     """The compression methods, or one of them with its options."""
-    if name is None:
-        for key, entry in METHODS.items():
-            mark = "  (default)" if key == DEFAULT else ""
-            print(f"{key:<13} {entry.idea}{mark}")
-            if entry.paper:
-                print(f"{'':<13} {entry.paper}")
-        return 0
-    from kvchat.engine.methods.spec import default_of, method_class, method_name, options
+    from kvchat.app import methods as listing
 
-    key = method_name(name)
-    print(f"{key}: {(method_class(key).__doc__ or '').strip()}\n\noptions:")
-    for option, field in options(key).items():
-        print(f"  {option:<8} {default_of(field)}")
-    if not options(key):
-        print("  none")
+    for line in listing.table() if name is None else listing.details(name):
+        print(line)
     return 0
 
 

@@ -60,24 +60,33 @@ class FlatSegment:
     kind: ClassVar[str] = "flat"
 
     @classmethod
-    def keep(cls, keys: Tensor, values: Tensor, kept: Tensor, start: int) -> "FlatSegment":
+    def keep(
+        cls,
+        keys: Tensor,
+        values: Tensor,
+        kept: Tensor,
+        start: int,
+        position: Tensor | None = None,
+    ) -> "FlatSegment":
         """Copy out of `keys, values [H, T, D]` the rows where `kept [H, T]` (bool) is true.
 
-        Rows stay in time order inside a head; `start` is the position of row 0.
+        Rows stay in time order inside a head. They belong to the positions from `start` on, one
+        after the other, unless `position [H, T]` says where each belongs.
         """
         heads, tokens, dim = keys.shape
         if bool(kept.all()):
             k, v = _owned(keys.reshape(-1, dim)), _owned(values.reshape(-1, dim))
-            token = torch.arange(tokens, device=keys.device).repeat(heads)
         else:
             head, token = kept.nonzero(as_tuple=True)  # head-major, ascending tokens: [R], [R]
             k, v = keys[head, token], values[head, token]
+        if position is None:
+            position = torch.arange(start, start + tokens, device=keys.device).expand(heads, -1)
         ends = [0, *kept.sum(dim=1).cumsum(0).tolist()]
         return cls(
             k=k,
             v=v,
             cu=torch.tensor(ends, dtype=torch.int32, device=keys.device),
-            position=(token + start).to(torch.int32),
+            position=position[kept].to(torch.int32),
             span=(start, start + tokens),
             ends=tuple(ends),
         )
