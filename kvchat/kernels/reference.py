@@ -101,6 +101,16 @@ def column_mass(
     return mass.masked_fill_(hidden[:, None, None], 0.0).sum(dim=0).reshape(query_heads, rows)
 
 
+def merge_rows(rows: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
+    """Weighted sums of consecutive rows: `rows [n, D]` in runs of `lengths [S]` to `[S, D]`.
+
+    `weight [n]` (fp32); sums are fp32 and taken in order, so they are the same every time; the
+    result has the dtype of `rows` (KVMerger, arXiv 2407.08454).
+    """
+    weighted = rows.float() * weight[:, None]
+    return torch.segment_reduce(weighted, "sum", lengths=lengths, axis=0).to(rows.dtype)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / rms(x) * weight` over the last dim, the statistics in fp32; shape and dtype of `x`."""
     wide = x.float()

@@ -5,8 +5,14 @@ import math
 import torch
 from torch import Tensor
 
+from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Moments, Prefilled
+from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.spec import method_class
 from kvchat.kernels.reference import dense_attention
+
+EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
+"""Methods that keep rows as they are, or drop them."""
 
 # Oracle S of the Ada-KV specification: D 2, T 6, W 2; key j of a head is sqrt(2)·(ln a, ln b).
 A = [[1.0, 2, 4, 1, 2, 7], [14.0, 1, 1, 2, 2, 9]]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from closeness import assert_close
 
-from engine.scenes import kept_tokens
+from engine.scenes import EVICTING, kept_tokens
 from engine.tiny import load_engine, load_oracle, random_ids, read
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
@@ -70,7 +70,7 @@ def test_bytes_that_are_held_stay_within_the_budget(folder, name):
 
 
 @pytest.mark.parametrize("budget", ["20%", "50%", "100%"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["full", *EVICTING])
 @pytest.mark.parametrize("heads", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 def test_later_tokens_see_the_kept_rows_at_their_true_positions(checkpoint, name, heads, budget):
     """One layer, so that transformers with a mask per head is an oracle for evicted rows too."""
@@ -143,7 +143,7 @@ def test_wide_groups_and_large_heads(checkpoint, name, heads, kv_heads, dim):
     assert_close("logits", *logits, 1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if "window" in options(n)])
+@pytest.mark.parametrize("name", [n for n in EVICTING if "window" in options(n)])
 def test_a_budget_below_what_always_stays_is_refused_before_reading(engine, name):
     reading = engine.prefill(IDS, [Compression(parse_method(name, Budget(rows_per_head=30)))])
     with pytest.raises(KvchatError, match="leaves 30 per head") as caught:

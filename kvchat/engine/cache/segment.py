@@ -1,8 +1,9 @@
 """Frozen parts of the past that queries may look at. Knows nothing of how rows were chosen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import ClassVar, Protocol
 
 import torch
@@ -81,14 +82,31 @@ class FlatSegment:
             k, v = keys[head, token], values[head, token]
         if position is None:
             position = torch.arange(start, start + tokens, device=keys.device).expand(heads, -1)
-        ends = [0, *kept.sum(dim=1).cumsum(0).tolist()]
+        lengths = kept.sum(dim=1).tolist()
+        return cls.of(k, v, lengths, position[kept], (start, start + tokens))
+
+    @classmethod
+    def of(
+        cls,
+        k: Tensor,
+        v: Tensor,
+        lengths: Sequence[int],
+        position: Tensor,
+        span: tuple[int, int],
+        bias: Tensor | None = None,
+        count: Tensor | None = None,
+    ) -> "FlatSegment":
+        """A segment of rows `k, v [R, D]`, `lengths[h]` of them for head h, head after head."""
+        ends = (0, *accumulate(lengths))
         return cls(
             k=k,
             v=v,
-            cu=torch.tensor(ends, dtype=torch.int32, device=keys.device),
-            position=position[kept].to(torch.int32),
-            span=(start, start + tokens),
-            ends=tuple(ends),
+            cu=torch.tensor(ends, dtype=torch.int32, device=k.device),
+            position=position.to(torch.int32),
+            span=span,
+            ends=ends,
+            bias=bias,
+            count=count,
         )
 
     @classmethod

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 NOTHING = "keys and values only"
 WINDOW = "the last W queries: a window of the document, or the question"
+MASS = "the attention that each row gets from all queries"
 FREE = "next to nothing"
 SCORE = "W/T of the attention FLOPs of reading"
 NORMS = f"{SCORE}, and its output projection"
@@ -88,7 +89,14 @@ METHODS = {
         "kvchat.engine.methods.h2o:H2O",
         "keeps the most recent rows and those that all queries attended to most",
         "arXiv 2306.14048",
-        "the attention that each row gets from all queries",
+        MASS,
+        SECOND,
+    ),
+    "kvmerger": Entry(
+        "kvchat.engine.methods.kvmerger:KVMerger",
+        "merges neighbouring rows whose keys are similar, drops nothing",
+        "arXiv 2407.08454",
+        MASS,
         SECOND,
     ),
     "tova": Entry(
