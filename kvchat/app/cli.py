@@ -70,6 +70,9 @@ def chat(
         str | None,
         typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB."),
     ] = None,
+    kv_bits: Annotated[
+        int | None, typer.Option("--kv-bits", help="Bits of a kept value: 16 (as it is), 8, 4.")
+    ] = None,
     ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Window to use.")] = None,
     prefill_chunk: Annotated[
         int | None, typer.Option(min=1, max=2**20, help="Tokens read at once (512; CUDA 2048).")
@@ -101,7 +104,7 @@ def chat(
         system=system,
         encoding=encoding,
         method=method,
-        method_options=method_opt or [],
+        method_options=[*([f"bits={kv_bits}"] if kv_bits else []), *(method_opt or [])],
         budget=budget,
         ctx_size=ctx_size,
         prefill_chunk=prefill_chunk,

@@ -1,7 +1,7 @@
 """Slash commands: a table of functions whose first docstring line is the help text."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from time import perf_counter
 
@@ -15,7 +15,7 @@ from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import method_options, name_of, options, parse_method
+from kvchat.engine.methods.spec import method_options, name_of, options, parse_method, with_budget
 from kvchat.errors import KvchatError
 
 
@@ -80,7 +80,7 @@ def budget(context: Context, argument: str) -> None:
         raise KvchatError(
             "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
         )
-    read_again(context, replace(chat.method, budget=wanted))  # type: ignore[type-var]
+    read_again(context, with_budget(chat.method, wanted))
 
 
 def memory(context: Context, argument: str) -> None:

@@ -6,9 +6,29 @@ Each function has the name, signature and meaning of its twin in `kernels/refere
 import torch
 from torch import Tensor
 
-from kvchat.kernels.reference import combine, merge_rows, rope, swiglu
+from kvchat.kernels.reference import (
+    combine,
+    dequantize,
+    merge_rows,
+    pack,
+    quantize,
+    rope,
+    swiglu,
+    unpack,
+)
 
-__all__ = ["column_mass", "combine", "merge_rows", "rms_norm", "rope", "swiglu"]
+__all__ = [
+    "column_mass",
+    "combine",
+    "dequantize",
+    "merge_rows",
+    "pack",
+    "quantize",
+    "rms_norm",
+    "rope",
+    "swiglu",
+    "unpack",
+]
 
 # Logits of column_mass alive at once: 2**22 fp32 values are 16 MiB.
 MASS_VALUES = 2**22
