@@ -16,8 +16,9 @@ from kvchat.app.text import clean, size
 from kvchat.engine import events
 from kvchat.errors import KvchatError
 
-E = TypeVar("E", events.Loading, events.Progress)
 R = TypeVar("R")
+Work = events.Loading | events.Progress | events.Smaller
+W = TypeVar("W", bound=Work)
 # Without a live bar: a line per tenth of the work, at most two a second, or per five seconds.
 PLAIN_STEP, PLAIN_SOONEST, PLAIN_LATEST = 0.1, 0.5, 5.0
 
@@ -71,7 +72,7 @@ class Screen:
         sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
-    def watch(self, work: Generator[E, None, R], label: str, tokens: int = 0) -> R:
+    def watch(self, work: Generator[W, None, R], label: str, tokens: int = 0) -> R:
         """Run `work` to its value behind a bar; `tokens` is the length of what is read."""
         if not self.live:
             return self._watch_plain(work, label, tokens)
@@ -85,18 +86,22 @@ class Screen:
         with Progress(*columns, console=self.err, transient=True, refresh_per_second=12) as bar:
             task = bar.add_task(label, total=None, note="")
 
-            def show(event: E) -> None:
+            def show(event: W) -> None:
+                if isinstance(event, events.Smaller):
+                    return self.warn(smaller(event))
                 note = describe(event, tokens, perf_counter() - begin)
                 bar.update(task, completed=event.done, total=event.total, note=note)
 
             return events.drain(work, show)
 
-    def _watch_plain(self, work: Generator[E, None, R], label: str, tokens: int) -> R:
+    def _watch_plain(self, work: Generator[W, None, R], label: str, tokens: int) -> R:
         begin = shown_at = perf_counter()
         shown = 0.0
 
-        def show(event: E) -> None:
+        def show(event: W) -> None:
             nonlocal shown, shown_at
+            if isinstance(event, events.Smaller):
+                return self.warn(smaller(event))
             now, share = perf_counter(), event.done / event.total
             waited = now - shown_at
             due = share - shown >= PLAIN_STEP and waited >= PLAIN_SOONEST
@@ -116,3 +121,8 @@ def describe(event: events.Loading | events.Progress, tokens: int, elapsed: floa
     speed = tokens * event.done / event.total / max(elapsed, 1e-6)
     kept = f" · KV {size(event.kv_bytes)} kept so far" if event.kv_bytes else ""
     return f"layer {event.layer + 1}/{event.layers} · {speed:,.0f} tok/s{kept}"
+
+
+def smaller(event: events.Smaller) -> str:
+    """What is said when memory ran out at a chunk."""
+    return f"out of memory at a chunk: going on with --prefill-chunk {event.chunk}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from kvchat.engine import prefill as reading
 from kvchat.engine.attention import backend
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.events import Loading, Progress, drain
+from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.weights import load_weights
@@ -75,7 +75,7 @@ class Engine:
         ids: Sequence[int],
         compressions: Sequence[Compression],
         probes: Sequence[Sequence[int]] = (),
-    ) -> Generator[Progress, None, Reading]:
+    ) -> Generator[Progress | Smaller, None, Reading]:
         """Read `ids` once into one cache per compression; see `prefill.prefill`."""
         assert ids, "an empty document has nothing to read"
         return (
@@ -85,7 +85,9 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def extend(self, cache: KVCache, ids: Sequence[int]) -> Generator[Progress, None, Tensor]:
+    def extend(
+        self, cache: KVCache, ids: Sequence[int]
+    ) -> Generator[Progress | Smaller, None, Tensor]:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
         x = yield from reading.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]

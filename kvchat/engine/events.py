@@ -29,6 +29,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Smaller:
+    """Memory ran out at a chunk of a reading: it goes on with chunks of `chunk` tokens."""
+
+    chunk: int
+
+
+@dataclass(frozen=True)
 class Delta:
     """A piece of the answer, whole characters only."""
 
