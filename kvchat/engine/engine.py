@@ -15,6 +15,7 @@ from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.weights import load_weights
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.sampling import Sampler, Sampling
+from kvchat.engine.sizes import CHUNKS
 from kvchat.errors import KvchatError
 
 DTYPES = {
@@ -36,7 +37,7 @@ class Engine:
         self.backend = backend()
         weight = model.model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.chunk = reading.CHUNKS[self.device.type]
+        self.chunk = CHUNKS[self.device.type]
 
     @classmethod
     def load(

@@ -37,9 +37,10 @@ class Smaller:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of the answer, whole characters only."""
+    """A piece of the answer, whole characters only; `tokens` have been drawn for it so far."""
 
     text: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@ Each function has the name, signature and meaning of its twin in `kernels/refere
 import torch
 from torch import Tensor
 
+from kvchat.engine.sizes import MASS_VALUES
 from kvchat.kernels import reference
 from kvchat.kernels.reference import combine, rope, swiglu
 
 __all__ = ["combine", "rms_norm", "rope", "swiglu", "window_mass"]
-
-# Logits of window_mass alive at once: 2**22 fp32 values are 16 MiB.
-MASS_VALUES = 2**22
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

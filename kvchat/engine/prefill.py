@@ -18,10 +18,6 @@ from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.errors import is_out_of_memory
 
-# Tokens that walk a layer at once: they bound the workspace, and Ctrl-C waits for at most one.
-# On a CPU large products are no faster beyond a few hundred rows.
-CHUNKS = {"cpu": 512, "cuda": 2048}
-
 
 @dataclass(frozen=True)
 class Compression:

@@ -14,11 +14,11 @@ from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
 from kvchat.engine.methods.base import Method
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.sampling import Sampling
+from kvchat.engine.sizes import reserve_of
 from kvchat.engine.tokenizer import TextStream
 from kvchat.errors import KvchatError
 
 MAX_TOKENS = 2048
-ANSWER_RESERVE = 512
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Turn:
 
 def require_fit(tokens: int, limit: int, name: str = "the document") -> None:
     """Raise KvchatError("too_long") unless `tokens` leave room for a question in the window."""
-    reserve = min(ANSWER_RESERVE, limit // 4)
+    reserve = reserve_of(limit)
     if tokens + reserve > limit:
         share = (limit - reserve) / tokens
         raise KvchatError(
@@ -234,15 +234,15 @@ class Session:
                 last = perf_counter()
                 first = last if len(answer.tokens) == len(earlier) else first
                 answer.push(token, is_end=token in self.ends)
+                count = len(answer.tokens) - len(earlier)
                 if text := answer.text[shown:]:
                     shown = len(answer.text)
-                    yield Delta(text)
-                count = len(answer.tokens) - len(earlier)
+                    yield Delta(text, count)
                 if reason := self._finished(answer, count, room, max_tokens, cancelled):
                     break
             answer.flush()
             if text := answer.text[shown:]:
-                yield Delta(text)
+                yield Delta(text, count)
         except BaseException:  # nobody waited for the end: the question was not asked
             if self._asked == asked and self.cache is cache:
                 cache.truncate(before)
