@@ -33,3 +33,12 @@ class KvchatError(Exception):
     def exit_code(self) -> int:
         """Process exit status of this error."""
         return EXIT_CODES[self.code]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # what torch's CPU allocator raises is a plain RuntimeError
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and "memory" in text and "alloc" in text

@@ -20,6 +20,7 @@ FLOORS = {
     "kvchat": 0,
     "kvchat.errors": 0,
     "kvchat.kernels": 0,
+    "kvchat.engine.sizes": 0,
     "kvchat.engine.ops": 1,
     "kvchat.engine.attention": 1,
     "kvchat.engine.cache": 2,

@@ -1,17 +1,21 @@
-"""The command line: parses, calls, and is the only place that exits. Heavy imports happen inside
-commands, so that `--help` and `--version` answer at once."""
+"""The command line: parses and calls. Heavy imports happen inside commands, so that `--help` and
+`--version` answer at once."""
 
 import os
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kvchat import __version__
-from kvchat.app import process
+from kvchat.app import cli_tools, flags, process
 from kvchat.app.options import Options
-from kvchat.engine.methods import DEFAULT, METHODS
+from kvchat.engine.methods import DEFAULT
 from kvchat.errors import KvchatError
+
+COMPLETE = "_KVCHAT_COMPLETE"  # set by the shell that asks for completions
+VERBOSE = re.compile(r"-[qvyC]*v[qvyC]*|--verbose")
 
 app = typer.Typer(
     help="Chat about long documents with a compressed KV cache. `kvchat FILE` is `kvchat chat`.",
@@ -20,20 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-Threads = Annotated[
-    int | None, typer.Option(min=1, max=4 * (os.cpu_count() or 1), help="CPU threads.")
-]
-
-
-def count(text: str) -> int:
-    """A number of tokens: `4096`, `32k` (thousands), `32K` (1,024 each)."""
-    unit = {"k": 1000, "K": 1024}.get(text[-1:], 1)
-    digits = text[:-1] if unit > 1 else text
-    if not (digits.isascii() and digits.isdecimal()):
-        raise typer.BadParameter(f"{text!r} is not a number of tokens")
-    return int(digits) * unit
+cli_tools.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -49,34 +40,33 @@ def root(
 @app.command()
 def chat(
     documents: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...")] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="Folder, or a name under models/.")
-    ] = None,
+    model: flags.Model = None,
     file: Annotated[
         list[str] | None, typer.Option("-f", "--file", help="Document to read; - is stdin.")
+    ] = None,
+    encoding: flags.Encoding = None,
+    pages: Annotated[str | None, typer.Option(help="Pages or chapters to read: 1-40,60.")] = None,
+    loader: Annotated[str | None, typer.Option(help="auto, text, html, epub, docx, pdf.")] = None,
+    overflow: Annotated[
+        str | None,
+        typer.Option(help="Too long: error, or the part to cut: head, tail, middle."),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option("-p", "--prompt", help="Answer on stdout and exit.")
     ] = None,
-    system: Annotated[str, typer.Option("-s", "--system", help="System text.")] = "",
-    encoding: Annotated[str | None, typer.Option(help="Encoding of the documents.")] = None,
-    method: Annotated[
-        str, typer.Option(help=f"{', '.join(METHODS)}; options as NAME:key=value,…")
-    ] = DEFAULT,
+    prompt_file: Annotated[
+        str | None, typer.Option(help="Prompts, one per line; - is stdin.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="System text.")] = None,
+    system_file: Annotated[str | None, typer.Option(help="System text from a file.")] = None,
+    method: flags.Method = None,
     method_opt: Annotated[
         list[str] | None, typer.Option("-O", "--method-opt", help="key=value of the method.")
     ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB."),
-    ] = None,
-    kv_bits: Annotated[
-        int | None, typer.Option("--kv-bits", help="Bits of a kept value: 16 (as it is), 8, 4.")
-    ] = None,
-    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Window to use.")] = None,
-    prefill_chunk: Annotated[
-        int | None, typer.Option(min=1, max=2**20, help="Tokens read at once (512; CUDA 2048).")
-    ] = None,
+    budget: flags.Budget = None,
+    kv_bits: flags.Bits = None,
+    ctx_size: flags.Window = None,
+    prefill_chunk: flags.Chunk = None,
     max_tokens: Annotated[
         int | None,
         typer.Option("-n", "--max-tokens", min=1, max=2**31, help="Tokens (2048)."),
@@ -88,135 +78,103 @@ def chat(
     repeat_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of sampling (0).")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
-    threads: Threads = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
+    threads: flags.Threads = None,
+    last: Annotated[
+        bool, typer.Option("-C", "--continue", help="Go on with the last saved chat.")
+    ] = False,
+    resume: Annotated[
+        str | None, typer.Option("-r", "--resume", help="Go on with a saved chat.")
+    ] = None,
+    session: Annotated[
+        str | None, typer.Option(help="Go on with the chat of that name, or begin it.")
+    ] = None,
+    save: Annotated[bool | None, typer.Option("--save/--no-save", help="Save the chat.")] = None,
+    history: Annotated[
+        bool | None, typer.Option("--history/--no-history", help="Remember typed lines.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON events, a line each.")] = False,
+    stats: Annotated[
+        str | None, typer.Option(help="Numbers after an answer: off, short, long.")
+    ] = None,
+    markdown: Annotated[
+        bool | None, typer.Option("--markdown/--no-markdown", help="Draw answers as Markdown.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Answers and errors only.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="No live lines.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Progress, tracebacks.")] = False,
+    plain: Annotated[bool | None, typer.Option("--plain", help="No live lines.")] = None,
+    color: Annotated[str | None, typer.Option(help="auto, always, never.")] = None,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Progress, tracebacks.")
+    ] = 0,
+    yes: flags.Yes = False,
 ) -> int:
-    """Read documents once, then answer questions about them."""
+    """Read documents once, then answer questions about them.
+
+    After an answer: tok/s is (n - 1) / (last - first token), "first" is the time from Enter to the
+    first token.
+    """
+    from kvchat.app import config, inputs
+
+    given: dict[str, Any] = {
+        "model": model,
+        "encoding": encoding,
+        "pages": pages,
+        "loader": loader,
+        "overflow": overflow,
+        "system": inputs.system_text(system, system_file),
+        "method": method,
+        "budget": budget,
+        "ctx_size": flags.tokens("--ctx-size", ctx_size),
+        "prefill_chunk": flags.tokens("--prefill-chunk", prefill_chunk),
+        "max_tokens": max_tokens,
+        "temperature": temp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "seed": seed,
+        "stop": stop or None,
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+        "save": save,
+        "history": history,
+        "stats": stats,
+        "markdown": markdown,
+        "plain": plain,
+        "color": color,
+    }
+    settings = config.load()
+    values, origins = config.settle(given, settings)
+    chosen = values.setdefault("method", DEFAULT)
+    inputs.require_choices(values)
     options = Options(
-        model=model,
+        **values,
         files=[*(documents or []), *(file or [])],
-        prompts=prompt or [],
-        system=system,
-        encoding=encoding,
-        method=method,
-        method_options=[*([f"bits={kv_bits}"] if kv_bits else []), *(method_opt or [])],
-        budget=budget,
-        ctx_size=ctx_size,
-        prefill_chunk=prefill_chunk,
-        max_tokens=max_tokens,
-        temperature=temp,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        seed=seed,
-        stop=stop or [],
-        device=device,
-        dtype=dtype,
-        threads=threads,
+        prompts=[*(prompt or []), *inputs.prompts_of(prompt_file)],
+        method_options=[
+            *inputs.method_defaults(chosen, settings),
+            *([f"bits={kv_bits}"] if kv_bits else []),
+            *(method_opt or []),
+        ],
+        last=last,
+        resume=resume,
+        session=session,
         json=json_,
+        jsonl=jsonl,
         quiet=quiet,
-        plain=plain,
-        verbose=verbose,
+        verbose=verbose > 0,
+        yes=yes,
+        origins=origins,
     )
     return _chat(options)
 
 
 @app.command()
-def bench(
-    model: Annotated[str | None, typer.Option("-m", "--model", help="Folder or name.")] = None,
-    dummy: Annotated[
-        str | None, typer.Option(help="A config.json: random weights of its shape.")
-    ] = None,
-    prompt: Annotated[list[str] | None, typer.Option("-p", help="Tokens to read (4096).")] = None,
-    generate: Annotated[list[str] | None, typer.Option("-n", help="Tokens to write (64).")] = None,
-    depth: Annotated[
-        list[str] | None, typer.Option("-d", help="Tokens read before writing (4096).")
-    ] = None,
-    repeat: Annotated[int, typer.Option("-r", min=1, help="Repetitions.")] = 3,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Methods to compare (full, adakv); repeatable.")
-    ] = None,
-    budget: Annotated[str | None, typer.Option("--budget", help="What is kept.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
-    warmup: Annotated[bool, typer.Option(help="One run that is not counted.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
-    threads: Threads = None,
-    output: Annotated[str, typer.Option("-o", help="md or json.")] = "md",
-) -> int:
-    """Speed and memory of this machine, by method."""
-    from kvchat.app import bench as benchmark
-
-    settings = benchmark.Settings(
-        model=model,
-        dummy=dummy,
-        prompts=benchmark.counts(prompt, [4096]),
-        generates=benchmark.counts(generate, [64]),
-        depths=benchmark.counts(depth, [4096], least=0),
-        repeat=repeat,
-        methods=method or ["full", "adakv"],
-        budget=budget,
-        seed=seed,
-        warmup=warmup,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        output=output,
-    )
-    return benchmark.run(settings)
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[str | None, typer.Option("-m", "--model", help="Folder or name.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task (world); repeatable.")] = None,
-    length: Annotated[list[str] | None, typer.Option(help="Document tokens (4096).")] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Methods (streamingllm, snapkv, adakv); repeatable.")
-    ] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="Budgets (25%); repeatable.")] = None,
-    view: Annotated[
-        list[str] | None, typer.Option(help="unseen, seen: the question at compression (both).")
-    ] = None,
-    questions: Annotated[int, typer.Option(min=1, help="Per task and length.")] = 200,
-    per_document: Annotated[int, typer.Option(min=1, help="Questions per document.")] = 25,
-    seed: Annotated[int, typer.Option(help="Of documents and questions.")] = 1,
-    out: Annotated[str, typer.Option(help="Folder of the results; goes on from there.")] = "eval",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, bf16, f16, f32.")] = "auto",
-    threads: Threads = None,
-) -> int:
-    """Quality at a budget: right answers and KL to the full cache, by method."""
-    from kvchat.app.bench import counts
-    from kvchat.app.eval import run as evaluation
-
-    settings = evaluation.Settings(
-        model=model,
-        tasks=task or ["world"],
-        lengths=counts(length, [4096]),
-        methods=method or ["streamingllm", "snapkv", "adakv"],
-        budgets=budget or ["25%"],
-        views=view or ["unseen", "seen"],
-        questions=questions,
-        per_document=per_document,
-        seed=seed,
-        out=out,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-    )
-    return evaluation.run(settings)
-
-
-@app.command()
 def demo(
-    threads: Threads = None,
+    threads: flags.Threads = None,
 ) -> int:
     """Read the sample with the bundled model, compress it, answer and mark its questions."""
     from kvchat.app import demo as demonstration
@@ -245,18 +203,21 @@ def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
 
     def invoke() -> int | None:
+        if COMPLETE in os.environ:
+            typer.main.get_command(app).main(prog_name="kvchat", complete_var=COMPLETE)
         # not command.main(): it turns a closed pipe into exit code 1
         with typer.main.get_command(app).make_context("kvchat", _with_command(arguments)) as made:
             return made.command.invoke(made)
 
-    verbose = "-v" in arguments or "--verbose" in arguments
-    return process.run(invoke, verbose, as_json="--json" in arguments)
+    verbose = any(VERBOSE.fullmatch(argument) for argument in arguments)
+    as_json = bool({"--json", "--jsonl"} & set(arguments))
+    return process.run(invoke, verbose, as_json)
 
 
 def _chat(options: Options) -> int:
     from kvchat.app.screen import Screen
 
-    screen = Screen(options.quiet, options.plain, options.verbose)
+    screen = Screen(options.quiet, options.plain, options.verbose, options.color)
     if options.prompts:
         from kvchat.app import oneshot
 
@@ -273,6 +234,7 @@ def _chat(options: Options) -> int:
 def _with_command(arguments: list[str]) -> list[str]:
     """`kvchat book.txt` and `kvchat --file book.txt` both mean `kvchat chat …`."""
     names = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    names |= {str(group.name) for group in app.registered_groups}
     if arguments and arguments[0] in {*names, "--help", "-h", "--version"}:
         return arguments
     return ["chat", *arguments]

@@ -82,7 +82,7 @@ def answer(chat: Chat, question: str, cache: KVCache) -> str:
     session = chat.session
     cache.truncate(len(session.document))
     session.adopt(cache, session.document)
-    greedy = replace(chat.sampling, temperature=0.0)
+    greedy = replace(chat.settings.sampling, temperature=0.0)
     done = [e for e in session.ask(question, greedy, LONGEST) if isinstance(e, TurnDone)]
     return done[-1].answer.strip()
 

@@ -98,3 +98,21 @@ def _limits(paths: tuple[Path, ...]) -> list[int]:
         except (OSError, ValueError):  # "max", or no such control group
             continue
     return values
+
+
+def release(device: torch.device) -> None:
+    """Give back what torch's allocator holds without using it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of CUDA tensors; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def device_name(device: torch.device) -> str:
+    """`cuda:0 NVIDIA …`, or the processor's name."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"cpu {processor()}"

@@ -1,7 +1,11 @@
-"""Finds the folder of a model by name. Knows no weights."""
+"""Finds the folder of a model by name: a folder, models/NAME, an alias of the config, or a
+repository in the Hugging Face cache. Downloads nothing, knows no weights."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kvchat.app.text import clean
 from kvchat.errors import KvchatError
@@ -9,6 +13,8 @@ from kvchat.errors import KvchatError
 PACKAGE = Path(__file__).resolve().parent.parent
 CHECKOUT = PACKAGE.parent
 MODEL_FOLDERS = (Path("models"), CHECKOUT / "models")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+Aliases = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,16 @@ def demo_model() -> Model:
     raise KvchatError("model", "the bundled demo model is missing from this installation", "-m DIR")
 
 
-def find_model(name: str | None) -> Model:
-    """The model for `--model`: a folder, a name under models/, or the demo model for None.
+def find_model(name: str | None, aliases: Aliases | None = None) -> Model:
+    """The model for `--model`: a folder, a name, or the demo model for None.
 
-    Raises KvchatError("model") if there is none of that name.
+    Raises KvchatError("model") if there is none of that name here.
     """
-    if name is None or name == "demo":
+    aliases = aliases or {}
+    if name is None or (name == "demo" and name not in aliases):
         return demo_model()
+    if name in aliases:
+        return _aliased(name, aliases[name])
     try:
         given = Path(name).expanduser()
         folders = [f for f in (given, *(parent / name for parent in MODEL_FOLDERS)) if f.is_dir()]
@@ -50,13 +59,45 @@ def find_model(name: str | None) -> Model:
             f"-m {given.parent}",
             f"-f {clean(name)}  (if it is the document)",
         )
-    known = sorted(
-        {entry.parent.name for parent in MODEL_FOLDERS for entry in parent.glob("*/config.json")}
-    )
+    if REPOSITORY.fullmatch(name):
+        return Model(name.split("/")[1], cached(name))
     raise KvchatError(
         "model",
-        f"no model {clean(name)!r}: not a folder, and not under models/ "
-        f"(there: {', '.join(known) or 'none'})",
+        f"no model {clean(name)!r}: not a folder, not under models/, no alias in config.toml "
+        f"(there: {', '.join([*local_models(), *aliases]) or 'none'})",
         "-m /path/to/folder",
+        "kvchat models",
         "leave --model out to use the bundled demo model",
     )
+
+
+def local_models() -> dict[str, Path]:
+    """Folders under models/ that hold a config.json, by name."""
+    found = [file.parent for parent in MODEL_FOLDERS for file in parent.glob("*/config.json")]
+    return {folder.name: folder for folder in sorted(found, reverse=True)}
+
+
+def cached(repository: str) -> Path:
+    """The folder of a repository in the Hugging Face cache. Raises KvchatError("model")."""
+    # heavy only in comparison with `--help`
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, "config.json")
+    if not isinstance(found, str):
+        raise KvchatError(
+            "model",
+            f"{repository} is not in the Hugging Face cache; nothing is downloaded unasked",
+            f"kvchat models pull {repository}",
+        )
+    return Path(found).parent
+
+
+def _aliased(name: str, place: Mapping[str, Any]) -> Model:
+    if "repo" in place:
+        return Model(name, cached(place["repo"]))
+    folder = Path(place["path"]).expanduser()
+    if not (folder / "config.json").is_file():
+        raise KvchatError(
+            "model", f"[models.{name}] of config.toml: {clean(str(folder))} has no config.json"
+        )
+    return Model(name, folder)

@@ -1,116 +1,93 @@
 """`-p`: answers on stdout, one reading for all questions, then the end."""
 
 import json
-from contextlib import closing
-from importlib.metadata import version
+import sys
+from time import perf_counter
 from typing import Any
 
-from kvchat import __version__
-from kvchat.app import machine
-from kvchat.app.interrupt import Interrupt
+from kvchat.app.answering import ask, ending
 from kvchat.app.options import Options
-from kvchat.app.screen import Screen
-from kvchat.app.start import Chat, open_chat, unicode
-from kvchat.engine.events import Delta, TurnDone
-from kvchat.engine.methods.spec import method_options, name_of
-
-REASONS = {"stop": "stop", "length": "length", "window": "length", "cancelled": "cancelled"}
+from kvchat.app.report import report
+from kvchat.app.resume import open_or_resume
+from kvchat.app.screen import Screen, Work
+from kvchat.app.text import unicode
+from kvchat.engine.events import Loading, Progress, Smaller
 
 
 def run(options: Options, screen: Screen) -> int:
-    """Ask every prompt about the document, independently. Returns the exit code."""
-    chat = open_chat(options, screen)
+    """Ask every prompt about the document, independently. Returns the exit code.
+
+    In a chat that is gone on with (`--continue`, `--resume`, `--session`) the prompts are turns of
+    it, and it is saved.
+    """
+    if options.jsonl:
+        screen.observer = Reporter().see
+    chat, keeper = open_or_resume(options, screen, interactive=False)
+    talking = options.last or options.resume or options.session
     for prompt in options.prompts:
-        chat.session.clear()  # several questions are independent of each other
-        with Interrupt() as interrupt:
-            done = ask(chat, prompt, screen, interrupt, show=not options.json)
-        if options.json:
-            screen.write(json.dumps(report(chat, done, screen.warnings), ensure_ascii=False) + "\n")
+        if not talking:
+            chat.session.clear()
+        on_delta = None
+        if options.machine_readable:
+            on_delta = token if options.jsonl else lambda text: None
+        done = ask(chat, screen, unicode(prompt), on_delta=on_delta)
+        if talking:
+            keeper.turn(chat)
+        if options.machine_readable:
+            found = report(chat, done, screen.warnings)
+            emit({"event": "done"} | found if options.jsonl else found)
+        if chat.leaving:
+            sys.exit(128 + chat.leaving)
         if done.finish_reason == "cancelled":
             raise KeyboardInterrupt
-        if done.finish_reason in ("length", "window") and not options.json:
-            screen.warn(f"the answer was cut: {limit_text(done, chat)}")
+        if done.finish_reason in ("length", "window") and not options.machine_readable:
+            screen.warn(f"the answer was cut: {ending(done, chat)}")
+    keeper.close()
     return 0
 
 
-def ask(chat: Chat, prompt: str, screen: Screen, interrupt: Interrupt, show: bool) -> TurnDone:
-    """Stream one answer to stdout (if `show`), ended by a newline."""
-    turn = chat.session.ask(
-        unicode(prompt), chat.sampling, chat.max_tokens, chat.options.stop, interrupt.asked
-    )
-    done = None
-    with screen.busy("reading the question") as answering, closing(turn):
-        for event in turn:
-            if isinstance(event, Delta):
-                answering()
-                if show:
-                    screen.write(event.text)
-            elif isinstance(event, TurnDone):
-                done = event
-    assert done is not None, "every turn ends with TurnDone"
-    if show:
-        screen.write("\n")
-    return done
+def emit(event: dict[str, Any]) -> None:
+    """A JSON object on a line of its own."""
+    print(json.dumps(event, ensure_ascii=False), flush=True)
 
 
-def limit_text(done: TurnDone, chat: Chat) -> str:
-    """Which limit an answer met."""
-    if done.finish_reason == "window":
-        return f"the window of {chat.session.limit:,} tokens is full"
-    return f"token limit {chat.max_tokens:,} (--max-tokens)"
+def token(text: str) -> None:
+    """A piece of the answer for `--jsonl`."""
+    emit({"event": "token", "text": text})
 
 
-def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
-    """The `--json` object of one answer; times in milliseconds, sizes in bytes."""
-    session, timings = chat.session, chat.timings
-    document = len(session.document)
-    memory = session.memory()
-    kept = sum(sum(s.lengths) for s in session.cache.segments())
-    config = session.engine.config
-    rows = document * config.num_kv_heads * config.num_layers
-    prefill = timings["prefill"]
-    device = session.engine.device
-    return {
-        "schema": 1,
-        "model": chat.model.name,
-        "answer": done.answer,
-        "finish_reason": REASONS[done.finish_reason],
-        "usage": {
-            "document_tokens": document,
-            "prompt_tokens": document + done.prompt_tokens,
-            "cached_tokens": 0,
-            "completion_tokens": done.completion_tokens,
-        },
-        "timings": {
-            "load_ms": round(1000 * timings["load"]),
-            "tokenize_ms": round(1000 * timings["tokenize"]),
-            "prefill_ms": round(1000 * prefill),
-            "prefill_per_second": round(document / prefill, 1) if prefill and document else 0.0,
-            "select_ms": round(1000 * session.select_seconds),
-            "ttft_ms": round(1000 * done.ttft),
-            "decode_ms": round(1000 * done.decode_seconds),
-            "decode_per_second": round(done.tokens_per_second, 1),
-        },
-        "kv": {
-            "method": name_of(chat.method),
-            "options": method_options(chat.method),
-            "budget": str(chat.method.budget),
-            "kept_fraction": round(kept / rows, 6) if rows else 1.0,
-            "bytes": memory.device,
-            "full_bytes": session.full_bytes(),
-            "host_bytes": memory.host,
-            "disk_bytes": memory.disk,
-            "select": "document",
-            "keep_full": "off",
-        },
-        "memory": {
-            "weights_bytes": session.engine.weights_bytes,
-            "peak_bytes": machine.peak(device),
-            "reserved_bytes": machine.reserved(device),
-            "device_total_bytes": machine.total(device),
-        },
-        "truncated": None,
-        "warnings": warnings,
-        "seed": chat.sampling.seed,
-        "versions": {"kvchat": __version__, "torch": version("torch")},
-    }
+class Reporter:
+    """`--jsonl`: what happens while kvchat works, a line each."""
+
+    def __init__(self) -> None:
+        self._begin = perf_counter()
+        self._reading = False
+
+    def see(self, event: Work | str) -> None:
+        """Write down an event; a reading starts with one at 0 %."""
+        if isinstance(event, str):
+            emit({"event": "warning", "message": event})
+        elif isinstance(event, Smaller):
+            emit({"event": "warning", "message": "out of memory", "chunk": event.chunk})
+        elif isinstance(event, Loading):
+            emit({"event": "load", "done": event.done, "total": event.total})
+        else:
+            if not self._reading:
+                self._reading, self._begin = True, perf_counter()
+                self._prefill(event, 0, 0)
+            self._prefill(event, event.done, event.kv_bytes)
+            self._reading = event.done < event.total
+
+    def _prefill(self, event: Progress, done: int, kv_bytes: int) -> None:
+        emit(
+            {
+                "event": "prefill",
+                "total": event.total // event.layers,
+                "cache": 0,
+                "processed": done // event.layers,
+                "time_ms": round(1000 * (perf_counter() - self._begin)),
+                "layer": event.layer,
+                "layers": event.layers,
+                "kv_bytes": kv_bytes,
+            }
+        )

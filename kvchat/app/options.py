@@ -1,17 +1,23 @@
-"""What was asked on the command line, as plain values. Imports no torch."""
+"""What was asked on the command line, in the environment and in config.toml, as plain values.
+Imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of `kvchat chat`; None means "not given"."""
+    """Options of `kvchat chat`; None means "not given". `origins` says where a value is from."""
 
     model: str | None = None
     files: list[str] = field(default_factory=list)
+    piped: str | None = None  # what standard input said when the chat was saved
     prompts: list[str] = field(default_factory=list)
     system: str = ""
     encoding: str | None = None
+    pages: str | None = None
+    loader: str = "auto"
+    overflow: str = "error"
     method: str = ""
     method_options: list[str] = field(default_factory=list)
     budget: str | None = None
@@ -28,7 +34,23 @@ class Options:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    last: bool = False  # --continue
+    resume: str | None = None
+    session: str | None = None
+    save: bool = True
+    history: bool = True
     json: bool = False
+    jsonl: bool = False
     quiet: bool = False
     plain: bool = False
     verbose: bool = False
+    color: str = "auto"
+    yes: bool = False
+    stats: str = "short"
+    markdown: bool = True
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def machine_readable(self) -> bool:
+        """Whether stdout carries JSON."""
+        return self.json or self.jsonl

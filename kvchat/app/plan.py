@@ -1,15 +1,17 @@
-"""What a reading will need, by arithmetic from the config alone. Nothing is loaded."""
+"""What a reading will need, by arithmetic from the config alone. Imports no torch."""
 
 from dataclasses import dataclass
 
 from kvchat.app.text import size
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.ops import MASS_VALUES
+from kvchat.engine.sizes import MASS_VALUES
 from kvchat.errors import KvchatError
 
 # Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
 PROCESS = 420 * 2**20
+# On the card: what the CUDA context takes before the first tensor.
+CONTEXT = 460 * 2**20
 
 # Logits, masses, masks and ranks of one slice of scored rows, each of 4 bytes or more.
 SCORING = 16 * MASS_VALUES
@@ -26,21 +28,28 @@ class Plan:
     hidden: int
     workspace: int
     tail: int
+    base: int = PROCESS
 
     @property
     def reading(self) -> int:
         """At most, while the last layer is read."""
         parts = (self.weights, self.kv_kept, self.dense_layer, self.hidden, self.workspace)
-        return PROCESS + sum(parts)
+        return self.base + sum(parts)
 
     @property
     def chatting(self) -> int:
         """With the window full."""
-        return PROCESS + self.weights + self.kv_kept + self.tail
+        return self.base + self.weights + self.kv_kept + self.tail
 
 
 def make_plan(
-    config: ModelConfig, itemsize: int, tokens: int, budget: Budget, limit: int, chunk: int
+    config: ModelConfig,
+    itemsize: int,
+    tokens: int,
+    budget: Budget,
+    limit: int,
+    chunk: int,
+    cuda: bool = False,
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
@@ -61,7 +70,30 @@ def make_plan(
         hidden=tokens * config.hidden_size * itemsize,
         workspace=step * wide * max(itemsize, 4) + SCORING,
         tail=per_token * max(limit - tokens, 0),
+        base=CONTEXT if cuda else PROCESS,
     )
+
+
+def longest(
+    config: ModelConfig,
+    itemsize: int,
+    budget: Budget,
+    limit: int,
+    chunk: int,
+    free: int,
+    cuda: bool,
+) -> int:
+    """The most tokens that can be read and talked about to the window's end in `free` bytes."""
+
+    def fits(tokens: int) -> bool:
+        plan = make_plan(config, itemsize, tokens, budget, limit, chunk, cuda)
+        return max(plan.reading, plan.chatting) <= free
+
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def require_memory(plan: Plan, free: int, where: str, method: str) -> None:

@@ -1,23 +1,26 @@
-"""The terminal while kvchat works: notices, progress bars, streamed answers. One owner at a time:
+"""The terminal while kvchat works: notices, errors, progress bars. One owner at a time:
 prompt-toolkit has the terminal while a line is read, this while anything else happens."""
 
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from kvchat.app.text import clean, size
 from kvchat.engine import events
 from kvchat.errors import KvchatError
 
-E = TypeVar("E", events.Loading, events.Progress)
 R = TypeVar("R")
+Work = events.Loading | events.Progress | events.Smaller
+W = TypeVar("W", bound=Work)
+Pause = Callable[[], AbstractContextManager[None]]
 # Without a live bar: a line per tenth of the work, at most two a second, or per five seconds.
 PLAIN_STEP, PLAIN_SOONEST, PLAIN_LATEST = 0.1, 0.5, 5.0
 
@@ -25,38 +28,60 @@ PLAIN_STEP, PLAIN_SOONEST, PLAIN_LATEST = 0.1, 0.5, 5.0
 class Screen:
     """Everything but the answer goes to stderr; foreign text is never markup."""
 
-    def __init__(self, quiet: bool = False, plain: bool = False, verbose: bool = False):
-        dumb = os.environ.get("TERM") == "dumb" or bool(os.environ.get("KVCHAT_PLAIN"))
-        self.err = Console(stderr=True, highlight=False, markup=False)
+    def __init__(
+        self,
+        quiet: bool = False,
+        plain: bool = False,
+        verbose: bool = False,
+        color: str = "auto",
+    ):
+        dumb = os.environ.get("TERM") == "dumb"
+        system: Literal["auto"] | None = "auto" if color != "never" else None
+        forced = True if color == "always" else None
+        self.err = Console(
+            stderr=True, highlight=False, markup=False, color_system=system, force_terminal=forced
+        )
         self.err.soft_wrap = not self.err.is_terminal  # whole lines in a log
-        self.out = Console(highlight=False, markup=False)
-        self.live = self.err.is_terminal and not (plain or dumb)
+        self.out = Console(
+            highlight=False, markup=False, color_system=system, force_terminal=forced
+        )
+        self.plain = plain or dumb
+        self.live = sys.stderr.isatty() and not self.plain
+        # block glyphs need UTF-8; plain mode leaves them out for screen readers
+        self.glyphs = not self.plain and "utf" in (self.err.encoding or "").lower()
         self.quiet = quiet
         # off a terminal, one-shot runs are silent unless asked
         self.steps = not quiet and (verbose or plain or self.err.is_terminal)
         self.warnings: list[str] = []
+        self.observer: Callable[[Work | str], object] = lambda event: None
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, at least 40."""
+        return max(self.err.width, 40)
 
     def say(self, text: str, style: str = "") -> None:
         """A line for the person, on stderr."""
         if self.steps:
             self.err.print(Text(clean(text), style=style))
 
-    def tell(self, text: str) -> None:
+    def tell(self, text: str = "", style: str = "") -> None:
         """What a person asked for in the chat: shown even where progress is not."""
-        self.err.print(Text(clean(text)))
+        self.err.print(Text(clean(text), style=style))
 
     @contextmanager
     def busy(self, label: str) -> Iterator[Callable[[], None]]:
         """A moving line while nothing can be counted; the given callable ends it early."""
-        if not self.live:
+        if not self.live or self.quiet:
             yield lambda: None
             return
-        with self.err.status(label, refresh_per_second=8) as status:
+        with self.err.status(Text(label), refresh_per_second=8) as status:
             yield status.stop
 
     def warn(self, text: str) -> None:
         """A notice about something that differs from what was asked; kept for `--json`."""
         self.warnings.append(text)
+        self.observer(text)
         if not self.quiet:
             self.err.print(Text(f"kvchat: {clean(text)}", style="yellow"))
 
@@ -66,47 +91,100 @@ class Screen:
         for way in error.tries:
             self.err.print(Text(f"  try: {clean(way)}"))
 
-    def write(self, text: str) -> None:
-        """A piece of the answer on stdout, as it is."""
-        sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
+    def watch(
+        self,
+        work: Generator[W, None, R],
+        label: str,
+        tokens: int = 0,
+        check: Callable[[Pause], None] = lambda pause: None,
+    ) -> R:
+        """Run `work` to its value behind a bar; `tokens` is the length of what is read.
 
-    def watch(self, work: Generator[E, None, R], label: str, tokens: int = 0) -> R:
-        """Run `work` to its value behind a bar; `tokens` is the length of what is read."""
-        if not self.live:
-            return self._watch_plain(work, label, tokens)
-        columns = (
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(compact=True),
-        )
-        begin = perf_counter()
-        with Progress(*columns, console=self.err, transient=True, refresh_per_second=12) as bar:
-            task = bar.add_task(label, total=None, note="")
+        `check` is called after every event; it may raise, and it gets a context in which the
+        terminal is free.
+        """
+        bar = _Bar(self, label, tokens) if self.live and not self.quiet else _Lines(self, label)
+        bar.tokens = tokens
+        with bar:
 
-            def show(event: E) -> None:
-                note = describe(event, tokens, perf_counter() - begin)
-                bar.update(task, completed=event.done, total=event.total, note=note)
+            def show(event: W) -> None:
+                self.observer(event)
+                if isinstance(event, events.Smaller):
+                    self.warn(f"out of memory: going on with --prefill-chunk {event.chunk}")
+                else:
+                    bar.show(event)
+                check(bar.pause)
 
             return events.drain(work, show)
 
-    def _watch_plain(self, work: Generator[E, None, R], label: str, tokens: int) -> R:
-        begin = shown_at = perf_counter()
-        shown = 0.0
 
-        def show(event: E) -> None:
-            nonlocal shown, shown_at
-            now, share = perf_counter(), event.done / event.total
-            waited = now - shown_at
-            due = share - shown >= PLAIN_STEP and waited >= PLAIN_SOONEST
-            if due or waited >= PLAIN_LATEST:
-                shown, shown_at = share, now
-                if self.steps:
-                    note = describe(event, tokens, now - begin)
-                    self.err.print(f"kvchat: {label} {share:.0%} ({note})")
+class _Lines:
+    """Progress without a live area: a line now and then."""
 
-        return events.drain(work, show)
+    def __init__(self, screen: Screen, label: str):
+        self.screen, self.label, self.tokens = screen, label, 0
+        self.begin = self.shown_at = perf_counter()
+        self.shown = 0.0
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to take away."""
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """The terminal is free anyway."""
+        yield
+
+    def show(self, event: events.Loading | events.Progress) -> None:
+        """A line if one is due."""
+        now, share = perf_counter(), event.done / max(event.total, 1)
+        waited = now - self.shown_at
+        due = share - self.shown >= PLAIN_STEP and waited >= PLAIN_SOONEST
+        if due or waited >= PLAIN_LATEST:
+            self.shown, self.shown_at = share, now
+            if self.screen.steps:
+                note = describe(event, self.tokens, now - self.begin)
+                self.screen.err.print(f"kvchat: {self.label} {share:.0%} ({note})")
+
+
+class _Bar:
+    """A live bar that leaves nothing behind."""
+
+    def __init__(self, screen: Screen, label: str, tokens: int):
+        width = screen.width
+        columns = (
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24 if width >= 100 else 10 if width >= 72 else 4),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            *([TimeRemainingColumn(compact=True)] if width >= 60 else []),
+        )
+        self.tokens, self.begin = tokens, perf_counter()
+        self.progress = Progress(
+            *columns, console=screen.err, transient=True, refresh_per_second=12
+        )
+        self.task = self.progress.add_task(label, total=None, note="")
+
+    def __enter__(self) -> "_Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Take the bar away for a while."""
+        self.progress.stop()
+        yield
+        self.progress.start()
+
+    def show(self, event: events.Loading | events.Progress) -> None:
+        """Move the bar."""
+        note = describe(event, self.tokens, perf_counter() - self.begin)
+        self.progress.update(self.task, completed=event.done, total=event.total, note=note)
 
 
 def describe(event: events.Loading | events.Progress, tokens: int, elapsed: float) -> str:
@@ -114,5 +192,5 @@ def describe(event: events.Loading | events.Progress, tokens: int, elapsed: floa
     if isinstance(event, events.Loading):
         return f"{size(event.done)} of {size(event.total)}"
     speed = tokens * event.done / event.total / max(elapsed, 1e-6)
-    kept = f" · KV {size(event.kv_bytes)} kept so far" if event.kv_bytes else ""
+    kept = f" · KV {size(event.kv_bytes)}" if event.kv_bytes else ""
     return f"layer {event.layer + 1}/{event.layers} · {speed:,.0f} tok/s{kept}"

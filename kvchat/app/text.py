@@ -47,3 +47,8 @@ def ratio(part: float, whole: float) -> str:
 def level(fraction: float) -> str:
     """How full the window is in a word, so that nothing depends on colour."""
     return "full soon" if fraction >= 0.95 else "high" if fraction >= 0.8 else ""
+
+
+def unicode(text: str) -> str:
+    """Text of the command line or of a terminal; bytes that were not UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -18,25 +18,37 @@ class State:
     resident: int
     total: int
     speed: float = 0.0
+    peak: int = 0
+    where: str = "ram"
+    inexact: bool = False  # after an answer that was stopped
+    notice: str = ""
 
 
 def toolbar(state: State, width: int) -> str:
     """The fullest toolbar that fits `width` columns. Context and KV kept are in each of them."""
     share = state.used / state.limit
-    context = f"{share:.0%} {level(share)}".rstrip()
-    tokens = f"{short(state.used)}/{short(state.limit)}"
+    about = "~" if state.inexact else ""
+    context = f"{about}{share:.0%} {level(share)}".rstrip()
+    tokens = f"{about}{short(state.used)}/{short(state.limit)}"
     filled = round(9 * min(share, 1))
     bar = "▓" * filled + "░" * (9 - filled)
-    kv, ram = sizes(state.kv, state.kv_full), size(state.resident)
+    kv = sizes(state.kv, state.kv_full)
+    memory = f"{state.where} {size(state.resident)}"
+    whole = f"{state.where} {sizes(state.resident, state.total)}"
     speed = [f"{state.speed:.0f} t/s"] if state.speed else []
-    wide = [state.model, f"ctx {tokens} {bar} {context}", state.method, f"KV {kv}"]
-    fields = [f"ctx {tokens} {context}", f"KV {kv}", state.method, f"ram {ram}"]
+    notice = [f"! {state.notice}"] if state.notice else []
+    peak = [f"{whole} peak {size(state.peak)}"] if state.peak else [whole]
+    ctx, kept = f"ctx {tokens} {context}", f"KV {kv}"
+    wide = [state.model, f"ctx {tokens} {bar} {context}", state.method, kept]
     choices = (
-        " · ".join([*wide, f"ram {sizes(state.resident, state.total)}", *speed]),
-        "  ".join([*fields, *speed]),
-        "  ".join(fields),
-        f"ctx {context}  KV {kv}  ram {ram}",
-        f"ctx {context}  KV {kv}",
+        " · ".join([*wide, *peak, *speed, *notice]),
+        "  ".join([ctx, kept, state.method, whole, *speed, *notice]),
+        "  ".join([ctx, kept, state.method, memory, *speed, *notice]),
+        "  ".join([ctx, kept, state.method, memory, *notice]),
+        "  ".join([f"ctx {context}", kept, state.method, memory]),
+        "  ".join([f"ctx {context}", kept, memory]),
+        "  ".join([f"ctx {context}", kept]),
     )
-    fitting = [text for text in choices if len(text) <= width]
+    # the full form needs 122 columns even where it is short: the eye should not have to search
+    fitting = [text for text in choices[width < 122 :] if len(text) <= width]
     return fitting[0] if fitting else f"ctx {context}  KV {size(state.kv)}"[:width]

@@ -9,12 +9,13 @@ from torch import Tensor
 from kvchat.engine import prefill as reading
 from kvchat.engine.attention import backend
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.events import Loading, Progress, drain
+from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.weights import load_weights
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.sampling import Sampler, Sampling
+from kvchat.engine.sizes import CHUNKS
 from kvchat.errors import KvchatError
 
 DTYPES = {
@@ -36,7 +37,7 @@ class Engine:
         self.backend = backend()
         weight = model.model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.chunk = reading.CHUNKS[self.device.type]
+        self.chunk = CHUNKS[self.device.type]
 
     @classmethod
     def load(
@@ -75,7 +76,7 @@ class Engine:
         ids: Sequence[int],
         compressions: Sequence[Compression],
         probes: Sequence[Sequence[int]] = (),
-    ) -> Generator[Progress, None, Reading]:
+    ) -> Generator[Progress | Smaller, None, Reading]:
         """Read `ids` once into one cache per compression; see `prefill.prefill`."""
         assert ids, "an empty document has nothing to read"
         return (
@@ -85,7 +86,9 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def extend(self, cache: KVCache, ids: Sequence[int]) -> Generator[Progress, None, Tensor]:
+    def extend(
+        self, cache: KVCache, ids: Sequence[int]
+    ) -> Generator[Progress | Smaller, None, Tensor]:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
         x = yield from reading.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]

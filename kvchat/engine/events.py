@@ -29,10 +29,18 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Smaller:
+    """Memory ran out at a chunk of a reading: it goes on with chunks of `chunk` tokens."""
+
+    chunk: int
+
+
+@dataclass(frozen=True)
 class Delta:
-    """A piece of the answer, whole characters only."""
+    """A piece of the answer, whole characters only; `tokens` have been drawn for it so far."""
 
     text: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Each function has the name, signature and meaning of its twin in `kernels/refere
 import torch
 from torch import Tensor
 
+from kvchat.engine.sizes import MASS_VALUES
 from kvchat.kernels.reference import (
     combine,
     dequantize,
@@ -29,9 +30,6 @@ __all__ = [
     "swiglu",
     "unpack",
 ]
-
-# Logits of column_mass alive at once: 2**22 fp32 values are 16 MiB.
-MASS_VALUES = 2**22
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -2,7 +2,7 @@
 and methods meet. Knows no text.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
@@ -15,15 +15,12 @@ from kvchat.engine.attention.rows import Backend
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.events import Progress
+from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method, Needs, Prefilled
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments
-
-# Tokens that walk a layer at once: they bound the workspace, and Ctrl-C waits for at most one.
-# On a CPU large products are no faster beyond a few hundred rows.
-CHUNKS = {"cpu": 512, "cuda": 2048}
+from kvchat.errors import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,57 @@ def step(
     return block.finish(x, o)
 
 
+@dataclass
+class Pace:
+    """Tokens that walk a layer at once; halved one time if memory does not suffice."""
+
+    chunk: int
+    halved: bool = False
+
+    def slow(self, error: Exception) -> Smaller:
+        """Halve the chunk; raises `error` if it is something else or if that was done before."""
+        if self.halved or self.chunk < 2 or not is_out_of_memory(error):
+            raise error
+        self.chunk, self.halved = self.chunk // 2, True
+        return Smaller(self.chunk)
+
+
+def walk(
+    block: Block,
+    layer: LayerCache,
+    x: Tensor,
+    rotation: Callable[[int, int], Rotation],
+    seen: Observation,
+    pace: Pace,
+) -> Generator[int | Smaller, None, None]:
+    """Run `x [T, hidden]` of the newest tokens through one block, chunk by chunk, in place.
+
+    `rotation(a, b)` is that of rows `a` to `b`. Yields the tokens of each chunk that is done.
+    """
+    a = 0
+    while a < len(x):
+        b = min(a + pace.chunk, len(x))
+        rows, observed = layer.tail.length, vars(seen).copy()
+        try:
+            x[a:b] = step(block, layer, x[a:b], rotation(a, b), seen)
+        except Exception as error:
+            smaller = pace.slow(error)
+        else:
+            del observed  # or it would stay alive beside its successor
+            yield b - a
+            a = b
+            continue
+        # outside of the handler, so that the failed chunk's tensors are free
+        layer.tail.truncate(rows)
+        vars(seen).update(observed)
+        if x.is_cuda:
+            torch.cuda.empty_cache()
+        yield smaller
+
+
 def extend(
     model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int
-) -> Generator[Progress, None, Tensor]:
+) -> Generator[Progress | Smaller, None, Tensor]:
     """Append `ids` to the cache's tail, layer by layer.
 
     The generator's value is their final hidden states `[T, hidden]`. If the consumer stops in
@@ -75,15 +120,15 @@ def extend(
     """
     before, total = cache.position, len(ids) * len(cache.layers)
     x = model.embed(torch.tensor(ids, device=_device(model)))  # [T, hidden]
-    parts = x.split(chunk)  # views: written in place
-    starts = range(before, before + len(ids), chunk)
-    rotations = [rotation_at(model, a, len(p)) for a, p in zip(starts, parts, strict=True)]
-    unseen, done = Observation(Needs()), 0
+    cos, sin = rotation_at(model, before, len(ids))
+    unseen, pace, done = Observation(Needs()), Pace(chunk), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
-            for part, rotation in zip(parts, rotations, strict=True):
-                part[:] = step(block, layer, part, rotation, unseen)
-                done += len(part)
+            for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), unseen, pace):
+                if isinstance(item, Smaller):
+                    yield item
+                    continue
+                done += item
                 yield Progress(number, len(cache.layers), done, total, 0)
     except BaseException:
         for layer in cache.layers:
@@ -100,7 +145,7 @@ def prefill(
     backend: Backend,
     chunk: int,
     probes: Sequence[Sequence[int]] = (),
-) -> Generator[Progress, None, Reading]:
+) -> Generator[Progress | Smaller, None, Reading]:
     """Read `ids` into one new cache per compression; the generator's value is a `Reading`.
 
     Layer-major and exact: for each layer all chunks attend to the layer's dense keys and values,
@@ -127,6 +172,7 @@ def prefill(
     own = replace(asked, queries=window)
     coming = rotation_at(model, tokens, asked.future)
     room = tokens + max((len(aside) for aside in asides), default=0)
+    pace = Pace(chunk)
     kept = done = 0
     select = 0.0
     for number, block in enumerate(model.blocks):
@@ -134,11 +180,12 @@ def prefill(
         tail.reserve(room)
         layer = LayerCache(tail, backend)
         recent = Observation(own)
-        for a in range(0, tokens, chunk):
-            b = min(a + chunk, tokens)
-            x[a:b] = step(block, layer, x[a:b], rotation_at(model, a, b - a), recent)
-            done += b - a
-            if b < tokens:
+        for item in walk(block, layer, x, lambda a, b: rotation_at(model, a, b - a), recent, pace):
+            if isinstance(item, Smaller):
+                yield item
+                continue
+            done += item
+            if done < tokens * (number + 1):
                 yield Progress(number, layers, done, tokens * layers, kept)
         observed = []
         for aside in asides:

@@ -45,8 +45,18 @@ class Sampler:
         self.generator = torch.Generator(device=device).manual_seed(sampling.seed)
 
     def draw(self, logits: Tensor, generated: Sequence[int]) -> int:
-        """The next token from `logits [vocab]`; the penalty looks at `generated` tokens only."""
+        """The next token from `logits [vocab]`; the penalty looks at `generated` tokens only.
+
+        Raises KvchatError("model") if the logits are no numbers.
+        """
         wide = logits.float()
+        if bool(wide.isnan().any()):
+            raise KvchatError(
+                "model",
+                "the model computes NaN: its weights are damaged, or too large for f16",
+                "--dtype bf16 or --dtype f32",
+                "download the weights again",
+            )
         if self.sampling.repeat_penalty != 1.0 and generated:
             wide = penalised(wide, generated, self.sampling.repeat_penalty)
         if self.sampling.temperature < COLD:

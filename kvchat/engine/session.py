@@ -1,7 +1,7 @@
 """`Session`: one document, many questions. Text in, events out; knows nothing of the terminal."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from torch import Tensor
@@ -10,29 +10,41 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Delta, Progress, TurnDone
+from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
 from kvchat.engine.methods.base import Method
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.sampling import Sampling
+from kvchat.engine.sizes import reserve_of
 from kvchat.engine.tokenizer import TextStream
 from kvchat.errors import KvchatError
 
 MAX_TOKENS = 2048
-ANSWER_RESERVE = 512
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer."""
+    """A question and its answer, with their tokens.
+
+    `ids` is what the turn put into the cache; the first `asked` of them end where the answer
+    begins. `pending` is the last sampled token, which the next turn feeds.
+    """
 
     question: str
     answer: str
     finish_reason: str
+    ids: tuple[int, ...] = ()
+    asked: int = 0
+    pending: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The answer's tokens."""
+        return (*self.ids[self.asked :], *self.pending)
 
 
 def require_fit(tokens: int, limit: int, name: str = "the document") -> None:
     """Raise KvchatError("too_long") unless `tokens` leave room for a question in the window."""
-    reserve = min(ANSWER_RESERVE, limit // 4)
+    reserve = reserve_of(limit)
     if tokens + reserve > limit:
         share = (limit - reserve) / tokens
         raise KvchatError(
@@ -65,8 +77,6 @@ class Session:
         self.select_seconds = 0.0  # that compressing took at the last reading
         self.document: list[int] = []
         self.turns: list[Turn] = []
-        self._talk: list[int] = []  # ids in the tail: all turns so far, but the pending token
-        self._pending: list[int] = []
         self._asked = 0  # questions begun: an abandoned one must not undo a later one
 
     def read(
@@ -74,7 +84,7 @@ class Session:
         ids: Sequence[int],
         compressions: Sequence[Compression],
         questions: Sequence[str] = (),
-    ) -> Generator[Progress, None, Reading]:
+    ) -> Generator[Progress | Smaller, None, Reading]:
         """Read a document once into one cache per compression; `questions` are its probes.
 
         The session itself does not change: `adopt` one of the caches to talk over it.
@@ -83,7 +93,7 @@ class Session:
         probes = [self.dialogue.first(question) for question in questions]
         return (yield from self.engine.prefill(ids, compressions, probes))
 
-    def open(self, ids: Sequence[int], method: Method) -> Generator[Progress, None, None]:
+    def open(self, ids: Sequence[int], method: Method) -> Generator[Progress | Smaller, None, None]:
         """Read `ids` (of `Dialogue.document`) with a method and begin a conversation about them.
 
         If the consumer stops in between, the session is as it was.
@@ -97,26 +107,58 @@ class Session:
     def adopt(self, cache: KVCache, ids: Sequence[int]) -> None:
         """Talk over this cache of the document `ids` from now on; earlier turns are forgotten."""
         assert cache.position == len(ids), f"{cache.position} tokens read of {len(ids)}"
-        self.cache, self.document = cache, list(ids)
-        self.turns, self._talk, self._pending = [], [], []
+        self.cache, self.document, self.turns = cache, list(ids), []
 
-    def use(self, method: Method) -> Generator[Progress, None, None]:
-        """Read the document and the turns again with another method.
+    def use(
+        self,
+        method: Method,
+        questions: Sequence[str] = (),
+        document: Sequence[int] | None = None,
+        dialogue: Dialogue | None = None,
+    ) -> Generator[Progress | Smaller, None, None]:
+        """Read the document and the turns again, with another method or another document.
+
+        With `questions` the method scores rows by them and not by the document's end. `dialogue`
+        replaces the form of the conversation. If the consumer stops in between, the session is as
+        it was. Raises KvchatError("too_long").
+        """
+        ids = self.document if document is None else list(document)
+        dialogue = dialogue or self.dialogue
+        turns = self._turns_in(dialogue)
+        talk = [i for turn in turns for i in turn.ids]
+        if document is not None:
+            require_fit(len(ids) + len(talk), self.limit, "the document with the conversation")
+        cache, select = self.engine.empty_cache(), 0.0
+        if ids:
+            compression = Compression(method, tuple(range(len(questions))))
+            reading = yield from self.read(ids, [compression], questions)
+            cache, select = reading.caches[0], reading.select_seconds
+        if talk:
+            yield from self.engine.extend(cache, talk)
+        self.cache, self.document, self.turns = cache, ids, turns
+        self.dialogue, self.select_seconds = dialogue, select
+
+    def restore(self, turns: Sequence[Turn]) -> Generator[Progress | Smaller, None, None]:
+        """Feed turns of an earlier conversation after those that are there.
 
         If the consumer stops in between, the session is as it was.
         """
-        cache = self.engine.empty_cache()
-        if self.document:
-            reading = yield from self.read(self.document, [Compression(method)])
-            cache, self.select_seconds = reading.caches[0], reading.select_seconds
-        if self._talk:
-            yield from self.engine.extend(cache, self._talk)
-        self.cache = cache
+        if ids := [i for turn in turns for i in turn.ids]:
+            require_fit(self.cache.position + len(ids), self.limit, "the saved conversation")
+            yield from self.engine.extend(self.cache, ids)
+        self.turns = [*self.turns, *turns]
+
+    def undo(self, count: int = 1) -> list[Turn]:
+        """Forget the last `count` turns and return them; nothing is read again."""
+        assert 0 <= count <= len(self.turns), f"cannot undo {count} of {len(self.turns)} turns"
+        kept, dropped = self.turns[: len(self.turns) - count], self.turns[len(self.turns) - count :]
+        self.cache.truncate(len(self.document) + sum(len(turn.ids) for turn in kept))
+        self.turns = kept
+        return dropped
 
     def clear(self) -> None:
         """Forget the conversation and keep the document: the tail gets shorter."""
-        self.cache.truncate(len(self.document))
-        self.turns, self._talk, self._pending = [], [], []
+        self.undo(len(self.turns))
 
     def ask(
         self,
@@ -125,57 +167,87 @@ class Session:
         max_tokens: int = MAX_TOKENS,
         stop: Sequence[str] = (),
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Generator[Progress | Delta | TurnDone, None, None]:
+    ) -> Generator[Progress | Smaller | Delta | TurnDone, None, None]:
         """Answer a question; ends with `TurnDone`. A cancelled answer is kept as far as it came.
 
         Raises KvchatError("too_long") if the question does not fit into the window; the session
         is then as it was.
         """
-        started = perf_counter()
         ids = self._turn_ids(question)
-        room = self.limit - self.cache.position - len(ids)
-        if room < 1:
+        begun = Turn(question, "", "", tuple(ids), len(ids))
+        yield from self._answer(begun, ids, sampling or Sampling(), max_tokens, stop, cancelled)
+
+    def more(
+        self,
+        sampling: Sampling | None = None,
+        max_tokens: int = MAX_TOKENS,
+        stop: Sequence[str] = (),
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Generator[Progress | Smaller | Delta | TurnDone, None, None]:
+        """Go on with the last answer where a limit or the user cut it; `TurnDone` has all of it.
+
+        Raises KvchatError("usage") if it ended by itself.
+        """
+        last = self.turns[-1] if self.turns else None
+        if last is None or last.finish_reason == "stop" or not last.pending:
             raise KvchatError(
-                "too_long",
-                f"the question needs {len(ids):,} tokens and one for the answer; of the window's "
-                f"{self.limit:,} tokens {self.cache.position:,} are used",
-                *(
-                    ["/clear  (forgets the conversation, keeps the document)"]
-                    if self.turns
-                    else ["a shorter question or document"]
-                ),
-                needed=self.cache.position + len(ids),
-                limit=self.limit,
+                "usage",
+                "there is no answer to go on with" if last is None else "the answer has ended",
+                "/retry  (answers again)" if last else "ask a question first",
             )
-        before, cache = self.cache.position, self.cache
+        ids = list(last.pending)
+        yield from self._answer(last, ids, sampling or Sampling(), max_tokens, stop, cancelled)
+
+    def _answer(
+        self,
+        begun: Turn,
+        ids: list[int],
+        sampling: Sampling,
+        max_tokens: int,
+        stop: Sequence[str],
+        cancelled: Callable[[], bool],
+    ) -> Generator[Progress | Smaller | Delta | TurnDone, None, None]:
+        """Feed `ids`, then write: the answer of a new turn, or more of the last one's."""
+        started = perf_counter()
+        before, cache, earlier = self.cache.position, self.cache, begun.tokens
+        room = self.limit - before - len(ids)
+        if room < 1:
+            raise self._window_full(len(ids))
         self._asked += 1
         asked = self._asked
         try:
             reading = self.engine.extend(self.cache, ids)
             logits = yield from self._until_cancelled(reading, cancelled)
             if logits is None:  # nothing of the question is in the cache
-                yield TurnDone("", "cancelled", len(ids), 0, perf_counter() - started, 0.0)
+                seconds = perf_counter() - started
+                yield TurnDone(begun.answer, "cancelled", len(ids), 0, seconds, 0.0)
                 return
             stops = tuple(filter(None, (*self.dialogue.form.stop, *stop)))
             answer = _Answer(TextStream(self.dialogue.tokenizer), stops)
-            tokens = self.engine.decode(self.cache, logits, sampling or Sampling())
+            for token in earlier:  # text can depend on the tokens before it
+                answer.push(token, is_end=False)
+            shown = len(begun.answer)
+            tokens = self.engine.decode(self.cache, logits, sampling)
             first = last = started
             reason = ""
             for token in tokens:
                 last = perf_counter()
-                first = last if not answer.tokens else first
-                if text := answer.push(token, is_end=token in self.ends):
-                    yield Delta(text)
-                if reason := self._finished(answer, room, max_tokens, cancelled):
+                first = last if len(answer.tokens) == len(earlier) else first
+                answer.push(token, is_end=token in self.ends)
+                count = len(answer.tokens) - len(earlier)
+                if text := answer.text[shown:]:
+                    shown = len(answer.text)
+                    yield Delta(text, count)
+                if reason := self._finished(answer, count, room, max_tokens, cancelled):
                     break
-            if text := answer.flush():
-                yield Delta(text)
+            answer.flush()
+            if text := answer.text[shown:]:
+                yield Delta(text, count)
         except BaseException:  # nobody waited for the end: the question was not asked
             if self._asked == asked and self.cache is cache:
                 cache.truncate(before)
             raise
-        self._record(before, question, ids, answer, reason)
-        count = len(answer.tokens)
+        self._record(begun, before + len(ids) - len(earlier), answer, reason)
         yield TurnDone(answer.text, reason, len(ids), count, first - started, last - first)
 
     def memory(self) -> Memory:
@@ -190,20 +262,48 @@ class Session:
         if not self.turns:
             return self.dialogue.first(question)
         ids = self.dialogue.following(question)
-        if not self._pending or self._pending[0] not in self.ends:
-            return self._pending + ids
+        pending = list(self.turns[-1].pending)
+        if not pending or pending[0] not in self.ends:
+            return pending + ids
         # The end token that was sampled is the template's own, or stands in its place; what the
         # template writes before its own (a space, in some) was not sampled.
         end = next((i for i, token in enumerate(ids) if token in self.ends), None)
         if end is None or self.dialogue.tokenizer.decode(ids[:end]).strip():
-            return self._pending + ids
+            return pending + ids
         return ids[end:]
 
+    def _turns_in(self, dialogue: Dialogue) -> list[Turn]:
+        """The turns in another form: what opens the first one can differ, the rest stays."""
+        if dialogue is self.dialogue or not self.turns:
+            return self.turns
+        first, *rest = self.turns
+        ids = dialogue.first(first.question)
+        changed = replace(first, ids=(*ids, *first.ids[first.asked :]), asked=len(ids))
+        return [changed, *rest]
+
+    def _window_full(self, needed: int) -> KvchatError:
+        used = self.cache.position
+        ways = ["a shorter question or document"]
+        if self.turns:
+            ways = ["/undo  (forgets the last turn)", "/clear  (keeps only the document)"]
+        return KvchatError(
+            "too_long",
+            f"the question needs {needed:,} tokens and one for the answer; of the window's "
+            f"{self.limit:,} tokens {used:,} are used",
+            *ways,
+            needed=used + needed,
+            limit=self.limit,
+        )
+
     def _finished(
-        self, answer: "_Answer", room: int, max_tokens: int, cancelled: Callable[[], bool]
+        self,
+        answer: "_Answer",
+        count: int,
+        room: int,
+        max_tokens: int,
+        cancelled: Callable[[], bool],
     ) -> str:
-        """Why the answer ends here, or an empty string."""
-        count = len(answer.tokens)
+        """Why the answer ends here, `count` tokens after the last stop, or an empty string."""
         if answer.stopped or answer.tokens[-1] in self.ends:
             return "stop"
         if cancelled():
@@ -212,22 +312,26 @@ class Session:
             return "window" if count >= room else "length"
         return ""
 
-    def _record(
-        self, before: int, question: str, ids: list[int], answer: "_Answer", reason: str
-    ) -> None:
-        """Note a finished turn that began at position `before`."""
-        begin = before + len(ids)
+    def _record(self, begun: Turn, begin: int, answer: "_Answer", reason: str) -> None:
+        """Note the end of a turn whose answer began at position `begin`."""
         if answer.stopped:  # what made the stop string is no part of the conversation
             self.cache.truncate(begin + answer.whole_tokens)
         fed = self.cache.position - begin
-        self._talk += ids + answer.tokens[:fed]
-        self._pending = [] if answer.stopped else answer.tokens[fed:]
-        self.turns.append(Turn(question, answer.text, reason))
+        turn = replace(
+            begun,
+            answer=answer.text,
+            finish_reason=reason,
+            ids=(*begun.ids[: begun.asked], *answer.tokens[:fed]),
+            pending=() if answer.stopped else tuple(answer.tokens[fed:]),
+        )
+        if self.turns and self.turns[-1] is begun:
+            self.turns = self.turns[:-1]
+        self.turns = [*self.turns, turn]
 
     @staticmethod
     def _until_cancelled(
-        reading: Generator[Progress, None, Tensor], cancelled: Callable[[], bool]
-    ) -> Generator[Progress, None, Tensor | None]:
+        reading: Generator[Progress | Smaller, None, Tensor], cancelled: Callable[[], bool]
+    ) -> Generator[Progress | Smaller, None, Tensor | None]:
         while True:
             try:
                 progress = next(reading)

@@ -3,6 +3,7 @@
 import pytest
 
 from kvchat.app import documents
+from kvchat.app.book import joined
 from kvchat.errors import KvchatError
 
 
@@ -47,7 +48,7 @@ def test_newlines_are_the_same_everywhere(tmp_path):
         (b"", "empty"),
         (b" \n\t", "no text"),
         (b"abc\x00def", "offset 3"),
-        (b"%PDF-1.7 xyz", "PDF"),
+        (b"%PDF-1.7 xyz", "cannot be read"),
         (b"PK\x03\x04rest", "zip"),
     ],
 )
@@ -77,5 +78,5 @@ def test_directory_and_size_cap(tmp_path, monkeypatch):
 
 def test_several_files_are_one_document_with_headings():
     two = [documents.decode(name, name.encode()) for name in ("a.txt", "b.txt")]
-    assert documents.joined(two) == "# a.txt\n\na.txt\n\n# b.txt\n\nb.txt"
-    assert documents.joined(two[:1]) == "a.txt"
+    assert joined(two) == "# a.txt\n\na.txt\n\n# b.txt\n\nb.txt"
+    assert joined(two[:1]) == "a.txt"

@@ -97,6 +97,11 @@ class KVCache:
         for layer in self.layers:
             yield from layer.segments
 
+    @property
+    def slack(self) -> int:
+        """Bytes of the tails that hold no rows yet."""
+        return sum(layer.tail.slack for layer in self.layers)
+
     def memory(self) -> Memory:
         """Exact bytes of all layers."""
         return sum((layer.memory() for layer in self.layers), Memory())

@@ -90,6 +90,13 @@ class Tail:
         """Exact bytes held, slack included."""
         return Memory.of([self.k, self.v, self._first, self._lengths])
 
+    @property
+    def slack(self) -> int:
+        """Bytes of rows that are not live."""
+        return (
+            (self.k.nbytes + self.v.nbytes) * (self.capacity - self.length) // max(self.capacity, 1)
+        )
+
     def _rows(self, length: int) -> Rows:
         heads, capacity, dim = self.k.shape
         whole = length == self.length

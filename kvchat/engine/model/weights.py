@@ -92,10 +92,12 @@ def load_weights(
 ) -> Iterator[tuple[int, int] | Decoder]:
     """Build the model and stream its tensors in, one at a time.
 
-    Yields `(bytes done, bytes in all)` of the checkpoint, then the model. On the CPU, tensors that
+    Yields `(bytes done, bytes in all)` of the checkpoint, first with nothing done but everything
+    checked, then the model. On the CPU, tensors that
     already have the wanted dtype stay mapped to the file; others are converted one by one.
     """
     total = check_weights(folder, config)
+    yield 0, total
     model = _build(config)
     slots = dict(model.named_parameters())
     ignored = _ignored(config)

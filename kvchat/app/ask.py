@@ -1,0 +1,38 @@
+"""Questions that one key answers."""
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.input import create_input
+from prompt_toolkit.key_binding import KeyBindings
+
+
+def choose(question: str, keys: str, default: str) -> str:
+    """The key of `keys` that is pressed; `default` for Enter, Ctrl-C and the end of input."""
+    bindings = KeyBindings()
+
+    def answers(key: str) -> None:
+        @bindings.add(key)
+        @bindings.add(key.upper())
+        def _(event) -> None:
+            event.current_buffer.insert_text(key)
+            event.app.exit(result=key)
+
+    for key in keys:
+        answers(key)
+
+    @bindings.add("enter")
+    @bindings.add("c-c")
+    @bindings.add("c-d")
+    def _(event) -> None:
+        event.app.exit(result=default)
+
+    @bindings.add("<any>")
+    def _(event) -> None:
+        """Other keys are no answer."""
+
+    session: PromptSession[str] = PromptSession(
+        input=create_input(always_prefer_tty=True), key_bindings=bindings
+    )
+    try:
+        return session.prompt(f"{question} ")
+    except (EOFError, KeyboardInterrupt):
+        return default

@@ -1,0 +1,116 @@
+"""Commands about saved chats: name, open, list, export."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kvchat.app import resume, saved
+from kvchat.app.commands.context import Context
+from kvchat.app.keeper import turn_event
+from kvchat.app.reading import Dropped
+from kvchat.app.text import clean
+from kvchat.errors import KvchatError
+
+
+def save(context: Context, argument: str) -> None:
+    """where the chat is saved, or `/save NAME`: give it a name
+
+    Every turn is saved when it ends; `kvchat --resume NAME` goes on with it.
+    """
+    keeper = context.keeper
+    if keeper.path is None:
+        raise KvchatError("session", "this chat is not saved (--no-save, or the disk failed)")
+    if argument:
+        name = saved.checked_name(argument)
+        taken = [chat for chat in saved.listing() if chat.name == name and chat.path != keeper.path]
+        if taken:
+            raise KvchatError("session", f"a chat is called {name!r} already", f"/load {name}")
+        keeper.rename(context.chat, name)
+        context.screen.tell(f"saved as {name!r}")
+        return
+    turns = len(context.chat.session.turns)
+    where = keeper.path if turns else "written with the first turn"
+    context.screen.tell(f"{keeper.title} · {turns} turns · {where}")
+
+
+def load(context: Context, argument: str) -> None:
+    """list the saved chats, or `/load NAME`: go on with one of them"""
+    if not argument:
+        sessions(context, "")
+        return
+    if context.keeper.path and argument in (context.keeper.name, context.keeper.path.stem):
+        raise KvchatError("usage", f"{argument} is this chat")
+    try:
+        keeper = resume.load(context.chat, context.screen, argument)
+    except Dropped:
+        context.screen.tell("stopped: nothing has changed")
+        return
+    context.keeper.close()
+    context.keeper = keeper
+    turns = context.chat.session.turns
+    context.screen.tell(f"going on with {keeper.title}: {len(turns)} turns")
+    if turns:
+        context.screen.tell(f"  last question: {turns[-1].question.splitlines()[0]}")
+
+
+def sessions(context: Context, argument: str) -> None:
+    """list the saved chats, the last used first"""
+    chats = saved.listing()
+    for chat in chats:
+        mark = "→" if chat.path == context.keeper.path else " "
+        context.screen.tell(f"{mark} {saved.summary(chat)}")
+    if not chats:
+        context.screen.tell("no saved chats")
+
+
+def export(context: Context, argument: str) -> None:
+    """write the conversation to a file: FILE.md, FILE.json or FILE.txt
+
+    Without a name it is called like the chat. A file that exists is not overwritten.
+    """
+    path = Path(argument or f"{context.keeper.title}.md").expanduser()
+    if path.suffix not in FORMS:
+        raise KvchatError(
+            "usage", f"{clean(path.name)} ends with none of {', '.join(FORMS)}", "/export chat.md"
+        )
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(FORMS[path.suffix](context))
+    except FileExistsError:
+        raise KvchatError(
+            "input", f"{clean(str(path))} exists already", "/export ANOTHER.md"
+        ) from None
+    except OSError as error:
+        raise KvchatError(
+            "input", f"{clean(str(path))} cannot be written: {error.strerror}"
+        ) from None
+    turns = len(context.chat.session.turns)
+    context.screen.tell(f"{turns} turns written to {path}")
+
+
+def completes(context: Context, typed: str) -> Iterable[str]:
+    """Names of saved chats."""
+    return [chat.title for chat in saved.listing()]
+
+
+def _markdown(context: Context) -> str:
+    parts = [f"# {context.chat.book.title or 'Chat'}"]
+    for turn in context.chat.session.turns:
+        parts += [f"## {turn.question}", turn.answer.strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _text(context: Context) -> str:
+    turns = context.chat.session.turns
+    return "\n\n".join(f"> {turn.question}\n\n{turn.answer.strip()}" for turn in turns) + "\n"
+
+
+def _json(context: Context) -> str:
+    chat = context.chat
+    turns = [turn_event(turn, None, 0) for turn in chat.session.turns]
+    documents = [file.name for file in chat.book.files]
+    about = {"schema": 1, "model": chat.model.name, "documents": documents, "turns": turns}
+    return json.dumps(about, ensure_ascii=False, indent=1) + "\n"
+
+
+FORMS: dict[str, Callable[[Context], str]] = {".md": _markdown, ".txt": _text, ".json": _json}

@@ -1,0 +1,39 @@
+"""What a command may touch."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from kvchat.app.chat import Chat
+from kvchat.app.keeper import Keeper
+from kvchat.app.screen import Screen
+
+
+class Quit(Exception):
+    """The person wants to leave."""
+
+
+@dataclass
+class Context:
+    """The chat, its file and the terminal."""
+
+    chat: Chat
+    screen: Screen
+    keeper: Keeper
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function whose first docstring line is the help; `argument` is shown after the name.
+
+    `completes` gives what may stand after the name, from what is typed there so far.
+    """
+
+    run: Callable[[Context, str], None]
+    argument: str = ""
+    completes: Callable[[Context, str], Iterable[str]] | None = None
+    paths: bool = False  # completes file names
+
+    @property
+    def lines(self) -> list[str]:
+        """The help, line by line."""
+        return [line.strip() for line in (self.run.__doc__ or "").strip().splitlines()]

@@ -1,0 +1,121 @@
+"""Commands about what is read: files, the system text, nothing at all."""
+
+import shlex
+from collections.abc import Sequence
+
+from kvchat.app import documents
+from kvchat.app.book import Book, compose
+from kvchat.app.commands.context import Context
+from kvchat.app.keeper import Keeper
+from kvchat.app.options import Options
+from kvchat.app.plan import make_plan
+from kvchat.app.reading import read_again
+from kvchat.app.saved import new_path
+from kvchat.app.start import chosen_method, longer_windows, open_document
+from kvchat.app.text import size
+from kvchat.app.views import near
+from kvchat.engine.events import drain
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.spec import name_of
+from kvchat.errors import KvchatError
+
+
+def file(context: Context, argument: str) -> None:
+    """attach documents; everything is read again as one document
+
+    Quotes keep spaces in a name together. The turns so far stay.
+    """
+    chat = context.chat
+    if not argument:
+        raise KvchatError("usage", "/file needs the path of a document", "/file book.txt", "/files")
+    try:
+        paths = shlex.split(argument)
+    except ValueError as error:
+        raise KvchatError("usage", f"/file: {error}", "/file 'a name.txt'") from None
+    added = [open_document(path, chat.options) for path in paths]
+    for each in added:
+        for notice in each.notices:
+            context.screen.warn(notice)
+    book = recompose(context, (*chat.book.files, *added), chat.book.system)
+    method = first_method(context) if not chat.book.files else chat.method
+    announce(context, book, method)
+    if read_again(chat, context.screen, method=method, book=book):
+        context.keeper.changed(chat)
+
+
+def files(context: Context, argument: str) -> None:
+    """the documents with their tokens and their place in the window"""
+    book = context.chat.book
+    if not book.files:
+        context.screen.tell("no document; /file PATH reads one")
+        return
+    begin = 0
+    for number, (each, tokens) in enumerate(zip(book.files, near(context.chat), strict=True), 1):
+        places = f", {len(each.places):,} {each.unit}" if len(each.places) > 1 else ""
+        about = "about " if len(book.files) > 1 or book.cut else ""
+        context.screen.tell(
+            f"  {number}  {each.name} · {size(each.size)}, {each.encoding}{places} · {about}"
+            f"{tokens:,} tokens from {begin:,} on"
+        )
+        begin += tokens
+    if book.cut:
+        context.screen.tell(f"  {book.cut}")
+
+
+def system(context: Context, argument: str) -> None:
+    """show the system text, or `/system TEXT`: change it, which reads the document again
+
+    `/system -` takes it away.
+    """
+    chat = context.chat
+    if not argument:
+        context.screen.tell(chat.book.system or "no system text")
+        return
+    text = "" if argument == "-" else argument
+    book = recompose(context, chat.book.files, text)
+    if read_again(chat, context.screen, book=book):
+        context.keeper.changed(chat)
+        context.screen.tell("system text changed" if text else "system text taken away")
+
+
+def reset(context: Context, argument: str) -> None:
+    """forget the conversation and the document; a new chat begins"""
+    chat, session = context.chat, context.chat.session
+    book = compose(session.dialogue.tokenizer, (), "", session.limit)
+    session.dialogue = book.dialogue
+    drain(session.open(book.ids, Full()))
+    chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
+    context.keeper.close()
+    path = new_path() if chat.options.save else None
+    context.keeper = Keeper(context.screen, path)
+    context.screen.tell("document and conversation forgotten; /file PATH reads another")
+
+
+def recompose(context: Context, files: Sequence[documents.Document], system: str) -> Book:
+    """The book of other files or another system text, for the same model."""
+    session = context.chat.session
+    tokenizer, limit = session.dialogue.tokenizer, session.limit
+    talk = sum(len(turn.ids) for turn in session.turns)
+    overflow = context.chat.options.overflow
+    book = compose(tokenizer, files, system, limit - talk, overflow, longer_windows)
+    if book.cut:
+        context.screen.warn(f"{book.title}: {book.cut}")
+    return book
+
+
+def first_method(context: Context) -> Method:
+    """The method that the options ask for, for the first document of a chat."""
+    options: Options = context.chat.options
+    return chosen_method(options)
+
+
+def announce(context: Context, book: Book, method: Method) -> None:
+    """The plan of a reading, in a line."""
+    engine, limit = context.chat.session.engine, context.chat.session.limit
+    itemsize, tokens = engine.dtype.itemsize, len(book.ids)
+    plan = make_plan(engine.config, itemsize, tokens, method.budget, limit, engine.chunk)
+    context.screen.tell(
+        f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window · plan: KV "
+        f"{size(plan.kv_full)} in full → {size(plan.kv_kept)} with {name_of(method)}"
+    )

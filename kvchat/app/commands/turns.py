@@ -1,0 +1,73 @@
+"""Commands about turns: answer again, go on, take back, forget."""
+
+from kvchat.app.answering import ask, turn_line
+from kvchat.app.answering import more as go_on
+from kvchat.app.commands.context import Context
+from kvchat.engine.events import drain
+from kvchat.errors import KvchatError
+
+
+def retry(context: Context, argument: str) -> None:
+    """answer the last question again, with the next seed
+
+    The earlier answer is forgotten once the new one is there. With temperature 0 it will be the
+    same.
+    """
+    chat = context.chat
+    require_turns(context, 1)
+    seed = chat.settings.sampling.seed + 1
+    chat.settings = chat.settings.changed("seed", seed, "/retry")
+    if not chat.settings.sampling.temperature:
+        context.screen.tell("temperature is 0, so the answer may not change (/set temperature 0.7)")
+    [old] = chat.session.undo(1)
+    try:
+        done = ask(chat, context.screen, old.question)
+    except BaseException:
+        drain(chat.session.restore([old]))
+        raise
+    if not done.completion_tokens:  # stopped before anything came
+        drain(chat.session.restore([old]))
+        context.screen.tell("stopped: the earlier answer stays")
+        return
+    context.keeper.turn(chat, replaces=1)
+    context.screen.say(turn_line(done, chat), style="dim")
+
+
+def more(context: Context, argument: str) -> None:
+    """go on with an answer that a limit or Ctrl-C cut"""
+    done = go_on(context.chat, context.screen)
+    context.keeper.turn(context.chat, replaces=1)
+    context.screen.say(turn_line(done, context.chat), style="dim")
+
+
+def undo(context: Context, argument: str) -> None:
+    """take back the last turn, or `/undo N`: the last N; nothing is read again"""
+    count = 1
+    if argument:
+        if not (argument.isascii() and argument.isdecimal()) or int(argument) < 1:
+            raise KvchatError("usage", f"/undo {argument}: a number of turns is wanted", "/undo 2")
+        count = int(argument)
+    require_turns(context, count)
+    dropped = context.chat.session.undo(count)
+    context.keeper.undo(context.chat, count)
+    first = dropped[0].question.splitlines()[0]
+    what = "1 turn" if count == 1 else f"{count} turns"
+    context.screen.tell(f"{what} taken back, from {first!r} on")
+
+
+def clear(context: Context, argument: str) -> None:
+    """forget the conversation, keep the document"""
+    session = context.chat.session
+    count = len(session.turns)
+    session.clear()
+    context.keeper.undo(context.chat, count)
+    context.chat.last = None
+    context.screen.tell("conversation forgotten; the document is kept")
+
+
+def require_turns(context: Context, count: int) -> None:
+    """Raise KvchatError("usage") if there are fewer turns."""
+    there = len(context.chat.session.turns)
+    if there < count:
+        some = f"there are {there}" if there else "nothing has been asked"
+        raise KvchatError("usage", f"no {'turn' if count == 1 else f'{count} turns'}: {some}")

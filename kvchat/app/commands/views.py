@@ -1,0 +1,96 @@
+"""Commands that draw: memory, rows per head, coverage of the document, the window."""
+
+from kvchat.app import memory as measured
+from kvchat.app import views
+from kvchat.app.commands.context import Context
+from kvchat.engine.sizes import reserve_of
+from kvchat.errors import KvchatError
+
+WORDS = 8  # first words of an empty slice
+LOOK = 24  # tokens that are decoded for them
+
+
+def memory(context: Context, argument: str) -> None:
+    """where the memory is: weights, KV kept, KV if full, this process, others, free"""
+    found = measured.breakdown(context.chat)
+    for line in measured.lines(found, context.screen.width, context.screen.glyphs):
+        context.screen.tell(line)
+
+
+def heads(context: Context, argument: str) -> None:
+    """kept rows per layer and KV head, or `/heads LAYER`: the heads of one layer"""
+    cache, tokens = context.chat.session.cache, len(context.chat.session.document)
+    rows = [
+        [sum(counts) for counts in zip(*(s.lengths for s in layer.segments), strict=True)]
+        for layer in cache.layers
+    ]
+    width, glyphs = context.screen.width, context.screen.glyphs
+    if argument:
+        if not (argument.isascii() and argument.isdecimal()) or int(argument) >= len(rows):
+            raise KvchatError(
+                "usage", f"/heads {argument}: there are layers 0–{len(rows) - 1}", "/heads 0"
+            )
+        tokens = tokens if rows[int(argument)] else 0
+        lines = views.one_layer(rows[int(argument)], tokens, int(argument), width, glyphs)
+    else:
+        lines = views.heads(rows, tokens, width, glyphs)
+    for line in lines:
+        context.screen.tell(line)
+
+
+def coverage(context: Context, argument: str) -> None:
+    """how much of each part of the document is kept, and which parts are nearly gone"""
+    session = context.chat.session
+    tokens = len(session.document)
+    kept = [0] * tokens
+    for segment in session.cache.segments():
+        position = segment.tensors().get("position")
+        if position is None:
+            raise KvchatError("usage", f"{segment.kind} rows have no single place in the document")
+        for place in position.tolist():
+            kept[place] += 1
+    if not tokens or not any(kept):
+        context.screen.tell("no document is read")
+        return
+    config = session.engine.config
+    cells = min(views.CELLS, context.screen.width - 2)
+    found = views.slices(kept, tokens, config.num_layers * config.num_kv_heads, cells)
+    decode = session.dialogue.tokenizer.decode
+    words = [" ".join(decode(session.document[s.start :][:LOOK]).split()[:WORDS]) for s in found]
+    for line in views.coverage(found, words, _places(context, tokens), context.screen.glyphs):
+        context.screen.tell(line)
+
+
+def ctx(context: Context, argument: str) -> None:
+    """what fills the window: system text, files, turns; and what would free most"""
+    chat, session = context.chat, context.chat.session
+    files = views.near(chat) if chat.book.files else []
+    turns = sum(len(turn.ids) for turn in session.turns)
+    parts = [("system, template", max(len(session.document) - sum(files), 0))]
+    parts += [(f.name, count) for f, count in zip(chat.book.files, files, strict=True)]
+    parts += [(f"{len(session.turns)} turns", session.cache.position - len(session.document))]
+    width, glyphs = context.screen.width, context.screen.glyphs
+    for line in views.window(parts, session.limit, width, glyphs):
+        context.screen.tell(f"  {line}")
+    reserve = f"{reserve_of(session.limit):,}"
+    context.screen.tell(f"  a document must leave {reserve} for questions and answers")
+    if turns > sum(files):
+        context.screen.tell(f"  /clear would free {turns:,}")
+    elif files:
+        context.screen.tell(f"  the document is the largest part; /clear would free {turns:,}")
+
+
+def _places(context: Context, tokens: int) -> list[tuple[str, int]]:
+    """Chapters and pages with the token where each begins, by their share of the text."""
+    files = context.chat.book.files
+    if context.chat.book.cut or not files:
+        return []  # places of what was cut out would be wrong
+    whole = sum(len(file.text) for file in files)
+    before, found = 0, []
+    for file in files:
+        several = len(file.places) > 1
+        for place in file.places:
+            name = place.name if several else file.name
+            found.append((name, tokens * (before + place.start) // max(whole, 1)))
+        before += len(file.text)
+    return found

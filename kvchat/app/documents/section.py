@@ -1,0 +1,21 @@
+"""What every loader gives: sections of a document, each with a name and a text."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Section:
+    """A page, a chapter or a whole file."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Sections:
+    """A document in parts; `unit` is what a part is called, in the plural."""
+
+    parts: tuple[Section, ...]
+    unit: str
+    encoding: str
+    notices: tuple[str, ...] = ()

@@ -1,0 +1,107 @@
+"""Reads the person's lines with prompt-toolkit: keys, history, completion, several lines."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from platformdirs import user_state_path
+from prompt_toolkit import PromptSession
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.completion import Completer
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input import create_input
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.keys import Keys
+
+BLOCK = '"""'
+PASTE = 2000  # characters above which a paste is shown as its size
+
+
+class Lines:
+    """The prompt. Large pastes are shown as `[pasted N lines]` and put back when sent."""
+
+    def __init__(self, completer: Completer, keep_history: bool = True):
+        self.pastes: dict[str, str] = {}
+        self.session: PromptSession[str] = PromptSession(
+            input=create_input(always_prefer_tty=True),  # stdin may have been the document
+            history=private_history() if keep_history else InMemoryHistory(),
+            completer=completer,
+            complete_while_typing=False,
+            auto_suggest=AutoSuggestFromHistory(),
+            key_bindings=self._keys(),
+            multiline=True,
+            prompt_continuation=lambda width, line, wrapped: " " * width,
+            enable_suspend=True,
+            enable_open_in_editor=True,
+            search_ignore_case=True,
+            reserve_space_for_menu=4,
+        )
+
+    def read(self, toolbar: Callable[[], str] | None = None) -> str:
+        """The next message. Raises EOFError, KeyboardInterrupt."""
+        self.session.bottom_toolbar = toolbar
+        return self.unfolded(self.session.prompt("> "))
+
+    def unfolded(self, text: str) -> str:
+        """`text` with what was pasted in place of its mark, and without block quotes."""
+        for mark, pasted in self.pastes.items():
+            text = text.replace(mark, pasted)
+        self.pastes.clear()
+        stripped = text.strip()
+        if stripped.startswith(BLOCK) and stripped.endswith(BLOCK) and len(stripped) > 5:
+            return stripped[3:-3].strip("\n")
+        return text
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+
+        @keys.add("enter")
+        def _(event) -> None:
+            buffer = event.current_buffer
+            if buffer.text.lstrip().startswith(BLOCK) and buffer.text.count(BLOCK) % 2:
+                buffer.insert_text("\n")
+            else:
+                buffer.validate_and_handle()
+
+        @keys.add("escape", "enter")
+        def _(event) -> None:
+            event.current_buffer.insert_text("\n")
+
+        @keys.add("c-x", "c-e")
+        def _(event) -> None:
+            event.current_buffer.open_in_editor()
+
+        @keys.add(Keys.BracketedPaste)
+        def _(event) -> None:
+            text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+            if len(text) <= PASTE:
+                event.current_buffer.insert_text(text)
+                return
+            count = f"{text.count(chr(10)) + 1:,} lines, {len(text):,} characters"
+            mark = (
+                f"[pasted {count}]" if not self.pastes else f"[pasted {count}, {len(self.pastes)}]"
+            )
+            self.pastes[mark] = text
+            event.current_buffer.insert_text(mark)
+
+        return keys
+
+
+def private_history() -> History:
+    """Questions of earlier chats, readable by the user alone; in memory if that cannot be."""
+    path = user_state_path("kvchat") / "history"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+        path.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
+    return _History(str(path))
+
+
+class _History(FileHistory):
+    def store_string(self, string: str) -> None:
+        """A line that starts with a space is not saved; a full disk does not stop the chat."""
+        if not string.startswith(" "):
+            with suppress(OSError, UnicodeError):
+                super().store_string(string)

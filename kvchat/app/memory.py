@@ -1,0 +1,104 @@
+"""Where the memory is, told apart: measured from tensors, torch's allocator and the system."""
+
+from dataclasses import dataclass
+
+from kvchat.app import machine
+from kvchat.app.chat import Chat
+from kvchat.app.text import size
+from kvchat.app.views import saving
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Bytes on the compute device. On a CPU `process` is resident RAM; weights mapped from their
+    file are a part of it once they were used."""
+
+    device: str
+    weights: int
+    document: int
+    tail: int
+    index: int
+    workspace: int
+    slack: int
+    other: int  # of this process: libraries, driver, tokenizer
+    process: int
+    peak: int
+    others: int  # other processes, and what the system keeps for itself
+    free: int
+    total: int
+    full: int
+    host: int
+
+
+def breakdown(chat: Chat) -> Breakdown:
+    """Measure now."""
+    session, engine = chat.session, chat.session.engine
+    device, held = engine.device, session.memory()
+    segments = list(session.cache.segments())
+    document = sum(segment.memory().device for segment in segments)
+    index = sum(segment_index(segment) for segment in segments)
+    weights, free, total = engine.weights_bytes, machine.free(device), machine.total(device)
+    used = max(total - free, 0)
+    if device.type == "cuda":
+        allocated, reserved = machine.allocated(device), machine.reserved(device)
+        workspace = max(allocated - weights - held.device, 0)
+        slack, process, other = reserved - allocated, reserved, 0
+    else:
+        process = machine.resident()
+        workspace, slack = 0, session.cache.slack
+        other = max(process - weights - held.device, 0)
+    return Breakdown(
+        device=machine.device_name(device),
+        weights=weights,
+        document=document - index,
+        tail=held.device - document,
+        index=index,
+        workspace=workspace,
+        slack=slack,
+        other=other,
+        process=process,
+        peak=machine.peak(device),
+        others=max(used - process, 0),
+        free=free,
+        total=total,
+        full=session.full_bytes(),
+        host=held.host,
+    )
+
+
+def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
+    """The view of `/memory`."""
+    kept = found.document + found.tail
+    share = f" ({found.document / max(found.full, 1):.0%} of all)" if found.full else ""
+    cuda = found.device.startswith("cuda")
+    rows = [
+        ("weights", found.weights, ""),
+        ("KV kept", kept, f"document {size(found.document)}{share} + chat {size(found.tail)}"),
+        ("KV index", found.index, "codes and codebooks" if found.index else ""),
+        *([("workspace", found.workspace, "now")] if cuda else []),
+        (
+            "slack",
+            found.slack,
+            "held by torch, not in use" if cuda else "of the chat's rows, room to grow",
+        ),
+        *([] if cuda else [("the rest", found.other, "libraries, tokenizer, workspace")]),
+        ("this process", found.process, f"{size(found.peak)} at most, while reading"),
+        ("others", found.others, "driver and other processes" if cuda else "other processes"),
+        ("free", found.free, f"of {size(found.total)}"),
+    ]
+    text = [f"memory · {found.device}"]
+    room = max(width - 66, 0)
+    for name, count, note in rows:
+        bar = ("█" if unicode else "#") * round(room * count / max(found.total, 1))
+        text.append(f"  {name:<13}{size(count):>11}  {bar}{' ' * bool(bar)}{note}".rstrip())
+    if found.full:
+        text.append(f"  KV in full would be {size(found.full)} · {saving(kept, found.full)}")
+    if found.host:
+        text.append(f"  KV in host RAM {size(found.host)}")
+    return text
+
+
+def segment_index(segment) -> int:
+    """Bytes of a segment that are neither keys, values nor rows' metadata: codes, codebooks."""
+    names = ("code", "codebook", "codes", "codebooks", "centroid", "centroids")
+    return sum(t.nbytes for name, t in segment.tensors().items() if name in names)

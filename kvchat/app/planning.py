@@ -1,0 +1,182 @@
+"""`kvchat plan`: what reading needs, from config.json alone. Imports no torch, loads nothing."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvchat.app import config as settings
+from kvchat.app import flags
+from kvchat.app.models import find_model
+from kvchat.app.plan import Plan, longest, make_plan
+from kvchat.app.text import clean, size
+from kvchat.engine.budget import DEFAULT_BUDGET, UNITS, Budget
+from kvchat.engine.methods import METHODS
+from kvchat.engine.model.config import ModelConfig, read_json
+from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
+from kvchat.errors import KvchatError
+
+SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Options of `kvchat plan`."""
+
+    model: str | None
+    dummy: str | None
+    tokens: list[str]
+    fit: str | None
+    methods: list[str]
+    budget: str | None
+    ctx_size: int | None
+    chunk: int | None
+    dtype: str
+    device: str
+    json: bool
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all rows of the table share."""
+
+    name: str
+    config: ModelConfig
+    itemsize: int
+    limit: int
+    chunk: int
+    cuda: bool
+
+    def plan(self, tokens: int, budget: Budget) -> Plan:
+        """The plan of one row."""
+        return make_plan(
+            self.config, self.itemsize, tokens, budget, self.limit, self.chunk, self.cuda
+        )
+
+
+def run(wanted: Wanted) -> int:
+    """Print a line per method and length, or the longest document that fits."""
+    frame = settle(wanted)
+    budgets = {spec: budget_of(spec, wanted.budget) for spec in wanted.methods}
+    if wanted.fit:
+        room = memory(wanted.fit)
+        lengths = {
+            spec: longest(
+                frame.config, frame.itemsize, budget, frame.limit, frame.chunk, room, frame.cuda
+            )
+            for spec, budget in budgets.items()
+        }
+        rows = [(spec, count, frame.plan(count, budgets[spec])) for spec, count in lengths.items()]
+    else:
+        rows = [
+            (spec, count, frame.plan(count, budget))
+            for spec, budget in budgets.items()
+            for count in counts(wanted.tokens, frame)
+        ]
+    if wanted.json:
+        plans = [
+            {"method": spec, "budget": str(budgets[spec]), "tokens": tokens, **asdict(plan)}
+            | {"reading": plan.reading, "chatting": plan.chatting}
+            for spec, tokens, plan in rows
+        ]
+        print(json.dumps({"schema": 1, "model": frame.name, "window": frame.limit, "plans": plans}))
+        return 0
+    show(frame, budgets, rows, wanted.fit)
+    return 0
+
+
+def settle(wanted: Wanted) -> Frame:
+    """Model, dtype, window and chunk. Raises KvchatError."""
+    if wanted.device not in CHUNKS:
+        raise KvchatError("usage", f"--device {clean(wanted.device)!r}: there are cpu and cuda")
+    values, _ = settings.settle({"model": wanted.model}, found := settings.load())
+    if wanted.dummy:
+        path = Path(wanted.dummy).expanduser()
+        if not path.is_file():
+            raise KvchatError("input", f"{path} is not a file", "--dummy FOLDER/config.json")
+        name, config = str(path), ModelConfig.from_dict(read_json(path), str(path))
+    else:
+        model = find_model(values.get("model"), found.models)
+        name, config = model.name, ModelConfig.load(model.folder)
+    dtype = config.dtype if wanted.dtype == "auto" else DTYPES.get(wanted.dtype, wanted.dtype)
+    if dtype not in ITEM_BYTES:
+        raise KvchatError("usage", f"{clean(dtype)!r} is not a dtype", "--dtype bf16")
+    limit = min(wanted.ctx_size or config.context_limit, config.context_limit)
+    chunk = wanted.chunk or CHUNKS[wanted.device]
+    return Frame(name, config, ITEM_BYTES[dtype], limit, chunk, wanted.device == "cuda")
+
+
+def budget_of(spec: str, given: str | None) -> Budget:
+    """What a method keeps; read from its spec, without importing it. Raises KvchatError."""
+    name = spec.partition(":")[0].partition("@")[0]
+    if name not in METHODS:
+        raise KvchatError(
+            "usage", f"unknown method {clean(name)!r}; there are {', '.join(METHODS)}"
+        )
+    if name == "full":
+        return Budget(fraction=1.0)
+    inline = re.search(r"[:,]\s*budget\s*=\s*([^,]+)", spec)
+    text = inline[1] if inline else given
+    return Budget.parse(text) if text else DEFAULT_BUDGET
+
+
+def counts(given: list[str], frame: Frame) -> list[int]:
+    """Document lengths: as given, or parts of the window. Raises KvchatError."""
+    most = frame.limit - reserve_of(frame.limit)
+    if not given:
+        return [frame.limit // share if share > 1 else most for share in SHARES]
+    texts = [text.strip() for item in given for text in item.split(",")]
+    found = [flags.tokens("--tokens", text) or 0 for text in texts]
+    if max(found) > most:
+        raise KvchatError(
+            "too_long",
+            f"{max(found):,} tokens do not fit the window of {frame.name}: {frame.limit:,}, of "
+            f"which {frame.limit - most:,} are kept for questions and answers",
+            f"--tokens {most}",
+            needed=max(found),
+            limit=frame.limit,
+        )
+    return found
+
+
+def memory(text: str) -> int:
+    """Bytes of `24GiB`, `16 GB`. Raises KvchatError("usage")."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)\s*", text, re.IGNORECASE)
+    if match is None:
+        raise KvchatError("usage", f"--fit {clean(text)!r} is not a size", "--fit 24GiB")
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def show(
+    frame: Frame,
+    budgets: dict[str, Budget],
+    rows: list[tuple[str, int, Plan]],
+    fit: str | None,
+) -> None:
+    """The table for the eye."""
+    console = Console(highlight=False, markup=False)
+    config = frame.config
+    console.print(
+        f"{clean(frame.name)} · {config.family}, {config.parameters / 1e6:,.1f} M parameters · "
+        f"window {frame.limit:,} tokens · {size(config.kv_values_per_token * frame.itemsize)} of "
+        f"KV per token · weights {size(config.parameters * frame.itemsize)}",
+        soft_wrap=False,
+    )
+    if fit:
+        console.print(f"the longest document that fits into {clean(fit)}, and the chat after it:")
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in ("method", "tokens", "KV full", "KV kept", "reading", "window full"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for spec, tokens, plan in rows:
+        table.add_row(
+            Text(f"{clean(spec)} {budgets[spec]}"),
+            f"{tokens:,}",
+            *map(size, (plan.kv_full, plan.kv_kept, plan.reading, plan.chatting)),
+        )
+    console.print(table)
+    where = "the CUDA context" if frame.cuda else "the process"
+    console.print(Text(f"estimated; reading and window full include weights and {where}", "dim"))

@@ -1,0 +1,69 @@
+"""One answer as a JSON object: the schema of `--json`. Times in milliseconds, sizes in bytes."""
+
+from importlib.metadata import version
+from typing import Any
+
+from kvchat import __version__
+from kvchat.app import machine
+from kvchat.app.chat import Chat
+from kvchat.engine.events import TurnDone
+from kvchat.engine.methods.spec import method_options, name_of
+
+REASONS = {"stop": "stop", "length": "length", "window": "length", "cancelled": "cancelled"}
+
+
+def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
+    """The object of one answer."""
+    session, timings = chat.session, chat.timings
+    document = len(session.document)
+    memory = session.memory()
+    kept = sum(sum(s.lengths) for s in session.cache.segments())
+    config = session.engine.config
+    rows = document * config.num_kv_heads * config.num_layers
+    prefill = timings["prefill"]
+    device = session.engine.device
+    before = sum(len(turn.ids) for turn in session.turns[:-1])
+    return {
+        "schema": 1,
+        "model": chat.model.name,
+        "answer": done.answer,
+        "finish_reason": REASONS[done.finish_reason],
+        "usage": {
+            "document_tokens": document,
+            "prompt_tokens": document + before + done.prompt_tokens,
+            "cached_tokens": before,
+            "completion_tokens": done.completion_tokens,
+        },
+        "timings": {
+            "load_ms": round(1000 * timings["load"]),
+            "tokenize_ms": round(1000 * timings["tokenize"]),
+            "prefill_ms": round(1000 * prefill),
+            "prefill_per_second": round(document / prefill, 1) if prefill and document else 0.0,
+            "select_ms": round(1000 * session.select_seconds),
+            "ttft_ms": round(1000 * done.ttft),
+            "decode_ms": round(1000 * done.decode_seconds),
+            "decode_per_second": round(done.tokens_per_second, 1),
+        },
+        "kv": {
+            "method": name_of(chat.method),
+            "options": method_options(chat.method),
+            "budget": str(chat.method.budget),
+            "kept_fraction": round(kept / rows, 6) if rows else 1.0,
+            "bytes": memory.device,
+            "full_bytes": session.full_bytes(),
+            "host_bytes": memory.host,
+            "disk_bytes": memory.disk,
+            "select": "question" if chat.in_view else "document",
+            "keep_full": "off",
+        },
+        "memory": {
+            "weights_bytes": session.engine.weights_bytes,
+            "peak_bytes": machine.peak(device),
+            "reserved_bytes": machine.reserved(device),
+            "device_total_bytes": machine.total(device),
+        },
+        "truncated": chat.book.cut.report() if chat.book.cut else None,
+        "warnings": warnings,
+        "seed": chat.settings.sampling.seed,
+        "versions": {"kvchat": __version__, "torch": version("torch")},
+    }

@@ -1,0 +1,148 @@
+"""Opens a chat anew, or goes on with a saved one: document, method, settings, turns come back."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from kvchat.app import documents, saved
+from kvchat.app.ask import choose
+from kvchat.app.book import compose
+from kvchat.app.chat import Chat
+from kvchat.app.keeper import Keeper, fingerprint, turn_of
+from kvchat.app.options import Options
+from kvchat.app.reading import Dropped, watched
+from kvchat.app.screen import Screen
+from kvchat.app.settings import KEYS
+from kvchat.app.start import chosen_method, open_chat, open_document, timed
+from kvchat.app.text import clean
+from kvchat.engine.methods.full import Full
+from kvchat.engine.session import Session, Turn
+from kvchat.errors import KvchatError
+
+ORIGIN = "saved chat"
+
+
+def open_or_resume(
+    options: Options, screen: Screen, interactive: bool = True
+) -> tuple[Chat, Keeper]:
+    """The chat that options ask for, and its file. Raises KvchatError."""
+    found = named(options)
+    if found is None:
+        keeps = options.save and (interactive or options.session is not None)
+        path = saved.new_path() if keeps else None
+        name = saved.checked_name(options.session) if options.session else ""
+        keeper = Keeper(screen, path, name)
+        return open_chat(options, screen, interactive), keeper
+    keeper = Keeper.of(screen, found)
+    screen.say(f"going on with {found.title}: {len(found.turns)} turns", "bold")
+    chat = open_chat(restored(options, found), screen, interactive)
+    same_tokens(chat, found)
+    same_text(chat.book.files, found, screen, interactive)
+    turns = [turn_of(event) for event in found.turns]
+    try:
+        recall(chat.session, turns, screen)
+    except Dropped:
+        raise KeyboardInterrupt from None
+    return chat, keeper
+
+
+def named(options: Options) -> saved.Saved | None:
+    """The saved chat that options name; None for a new one. Raises KvchatError("session")."""
+    if options.last or options.resume:
+        return saved.find(options.resume)
+    if options.session:
+        exact = [chat for chat in saved.listing() if chat.name == options.session]
+        return exact[0] if exact else None
+    return None
+
+
+def restored(options: Options, found: saved.Saved) -> Options:
+    """Options with everything that the saved chat knows and no flag says otherwise."""
+    document, method = found.document, found.method
+    values: dict[str, Any] = {"model": found.chat.get("folder")}
+    for name in ("system", "encoding", "pages", "loader", "overflow", "ctx_size"):
+        values[name] = document.get(name)
+    values |= {name: found.settings[name] for name in KEYS if name in found.settings}
+    if "method" not in by_flag(options):
+        values["method"] = method.get("name")
+        values["method_options"] = [f"{k}={v}" for k, v in method.get("options", {}).items()]
+        values["budget"] = method.get("budget") if method.get("name") != "full" else None
+    taken = {
+        name: value
+        for name, value in values.items()
+        if value is not None and name not in by_flag(options)
+    }
+    if not options.files:
+        saved_files = document.get("files", ())
+        taken["files"] = [file["path"] or documents.STDIN for file in saved_files]
+        taken["piped"] = next((file["text"] for file in saved_files if "text" in file), None)
+    origins = {**options.origins, **dict.fromkeys(taken, ORIGIN)}
+    return replace(options, **taken, origins=origins)
+
+
+def by_flag(options: Options) -> set[str]:
+    """Names of options that were given on the command line."""
+    return {name for name, origin in options.origins.items() if origin == "flag"}
+
+
+def same_tokens(chat: Chat, found: saved.Saved) -> None:
+    """Raise KvchatError("session") if the saved ids belong to another tokenizer."""
+    if fingerprint(chat.model.folder.resolve()) != found.chat.get("tokenizer"):
+        folder = clean(str(found.chat.get("folder")))
+        raise KvchatError(
+            "session",
+            f"{found.title} was a chat with {folder}; its tokens mean something else to "
+            f"{chat.model.name}",
+            f"kvchat -m {folder} --resume {found.title!r}",
+        )
+
+
+def same_text(
+    files: Sequence[documents.Document], found: saved.Saved, screen: Screen, interactive: bool
+) -> None:
+    """Name files that are not as they were; the person may stop here."""
+    known = {file["name"]: file["sha256"] for file in found.document.get("files", ())}
+    for file in files:
+        if file.path and known.get(file.name, file.digest) != file.digest:
+            screen.warn(f"{file.name} has changed since the chat; the new text was read")
+            if interactive and choose("[g]o on / [q]uit", "gq", "g") == "q":
+                raise KeyboardInterrupt
+
+
+def recall(session: Session, turns: Sequence[Turn], screen: Screen) -> None:
+    """Feed saved turns to a session, behind a bar. Raises `Dropped` if the person stops it."""
+    count = sum(len(turn.ids) for turn in turns)
+    watched(session.restore(turns), screen, "recalling", count)
+
+
+def load(chat: Chat, screen: Screen, name: str) -> Keeper:
+    """Turn `chat` into a saved one, with the same model. Raises KvchatError, Dropped.
+
+    Until everything is read the present chat stays as it is.
+    """
+    found = saved.find(name)
+    same_tokens(chat, found)
+    options = restored(replace(chat.options, files=[], origins={}), found)
+    keeper = Keeper.of(screen, found)
+    try:
+        files = [open_document(path, options) for path in options.files]
+        same_text(files, found, screen, interactive=False)
+        method = chosen_method(options) if files else Full()
+        tokenizer, engine = chat.session.dialogue.tokenizer, chat.session.engine
+        book = compose(tokenizer, files, options.system, chat.session.limit, options.overflow)
+        session = Session(engine, book.dialogue, tuple(chat.session.ends), chat.session.limit)
+        with timed(chat.timings, "prefill"):
+            watched(session.open(book.ids, method), screen, "reading", len(book.ids))
+        recall(session, [turn_of(event) for event in found.turns], screen)
+    except BaseException:
+        keeper.close()
+        raise
+    settings = chat.settings
+    for key in KEYS:
+        if key in found.settings:
+            value = found.settings[key]
+            value = tuple(value) if isinstance(value, list) else value
+            settings = settings.changed(key, value, ORIGIN)
+    chat.options, chat.session, chat.method, chat.book = options, session, method, book
+    chat.settings, chat.in_view, chat.last = settings, "", None
+    return keeper

@@ -1,0 +1,22 @@
+"""`kvchat completion SHELL`: the script that a shell loads to complete kvchat."""
+
+from typer.completion import completion_init, get_completion_script
+
+from kvchat.app.text import clean
+from kvchat.errors import KvchatError
+
+SHELLS = ("bash", "zsh", "fish", "powershell")
+VARIABLE = "_KVCHAT_COMPLETE"  # set by the script when it asks
+
+
+def run(shell: str) -> int:
+    """Print the script. Raises KvchatError("usage") for other shells."""
+    if shell not in SHELLS:
+        raise KvchatError(
+            "usage",
+            f"no completion for {clean(shell)!r}; there is {', '.join(SHELLS)}",
+            'eval "$(kvchat completion bash)"',
+        )
+    completion_init()
+    print(get_completion_script(prog_name="kvchat", complete_var=VARIABLE, shell=shell))
+    return 0

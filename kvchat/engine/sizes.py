@@ -1,0 +1,18 @@
+"""Sizes that bound the workspace and the window: plans read them without torch."""
+
+# Logits of column_mass alive at once: 2**22 fp32 values are 16 MiB.
+MASS_VALUES = 2**22
+
+# Tokens that walk a layer at once: they bound the workspace, and Ctrl-C waits for at most one.
+# On a CPU large products are no faster beyond a few hundred rows.
+CHUNKS = {"cpu": 512, "cuda": 2048}
+
+ANSWER_RESERVE = 512  # tokens of the window that a document must leave
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+def reserve_of(limit: int) -> int:
+    """Tokens of a window that stay free for questions and answers."""
+    return min(ANSWER_RESERVE, limit // 4)

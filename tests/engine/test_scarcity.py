@@ -1,0 +1,91 @@
+"""Memory that runs out at a chunk: half the chunk, once, with the same result; then an error that
+leaves the session as it was. And weights that compute no numbers."""
+
+import pytest
+import torch
+
+from engine.scripted import ask, new_session
+from engine.tiny import load_engine, random_ids
+from kvchat.engine.events import Progress, Smaller
+from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.model.layers import Block
+from kvchat.engine.prefill import Compression
+from kvchat.errors import KvchatError, is_out_of_memory
+
+CPU = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 99 bytes"
+
+
+@pytest.fixture
+def scarce(monkeypatch):
+    """`scarce(calls)`: those calls of a block's second half find no memory."""
+
+    def install(calls):
+        made, finish = [0], Block.finish
+
+        def failing(self, x, o):
+            made[0] += 1
+            if made[0] in calls:
+                raise RuntimeError(CPU)
+            return finish(self, x, o)
+
+        monkeypatch.setattr(Block, "finish", failing)
+
+    return install
+
+
+def events_of(work):
+    events = []
+    while True:
+        try:
+            events.append(next(work))
+        except StopIteration as stop:
+            return events, stop.value
+
+
+@pytest.mark.parametrize("call", [1, 2, 4, 5, 8])
+def test_a_reading_goes_on_with_half_the_chunk(checkpoint, scarce, call):
+    ids, method = random_ids(200), Compression(parse_method("adakv:budget=40%"))
+    _, want = events_of(load_engine(checkpoint(), chunk=64).prefill(ids, [method]))
+    scarce({call})
+    events, got = events_of(load_engine(checkpoint(), chunk=64).prefill(ids, [method]))
+    assert [e.chunk for e in events if isinstance(e, Smaller)] == [32]
+    done = [e.done for e in events if isinstance(e, Progress)]
+    assert done == sorted(done) and done[-1] == 400
+    assert torch.allclose(got.logits, want.logits, atol=1e-5)
+    for a, b in zip(got.caches[0].segments(), want.caches[0].segments(), strict=True):
+        assert torch.equal(a.position, b.position) and torch.allclose(a.k, b.k, atol=1e-5)
+
+
+def test_a_second_time_is_an_error_and_the_session_stays(chat_folder, scarce):
+    session = new_session(chat_folder("byte-level", "chatml"), chunk=16)
+    first = ask(session, "What?", max_tokens=4).answer
+    before = (session.cache, session.cache.position, session.turns)
+    scarce({2, 3})
+    with pytest.raises(RuntimeError) as caught:
+        events_of(session.use(parse_method("adakv")))
+    assert is_out_of_memory(caught.value)
+    assert (session.cache, session.cache.position, session.turns) == before
+    session.clear()
+    assert ask(session, "What?", max_tokens=4).answer == first
+
+
+def test_other_errors_are_not_tried_again(checkpoint, monkeypatch):
+    def broken(self, x, o):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Block, "finish", broken)
+    work = load_engine(checkpoint()).prefill(random_ids(20), [Compression(parse_method("full"))])
+    with pytest.raises(RuntimeError, match="shapes"):
+        events_of(work)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_no_numbers_are_said_to_be(chat_folder, temperature):
+    from kvchat.engine.sampling import Sampling
+
+    session = new_session(chat_folder("byte-level", "chatml"))
+    with torch.inference_mode():
+        session.engine.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(KvchatError, match="NaN") as caught:
+        ask(session, "What?", sampling=Sampling(temperature=temperature))
+    assert caught.value.exit_code == 3 and session.turns == []
