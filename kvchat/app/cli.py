@@ -11,7 +11,7 @@ import typer
 from kvchat import __version__
 from kvchat.app import cli_tools, flags, process
 from kvchat.app.options import Options
-from kvchat.engine.methods import DEFAULT, METHODS
+from kvchat.engine.methods import DEFAULT
 from kvchat.errors import KvchatError
 
 COMPLETE = "_KVCHAT_COMPLETE"  # set by the shell that asks for completions
@@ -182,21 +182,10 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
 ) -> int:
     """The compression methods, or one of them with its options."""
-    if name is None:
-        for key, entry in METHODS.items():
-            mark = "  (default)" if key == DEFAULT else ""
-            print(f"{key:<13} {entry.idea}{mark}")
-            if entry.paper:
-                print(f"{'':<13} {entry.paper}")
-        return 0
-    from kvchat.engine.methods.spec import default_of, method_class, method_name, options
+    from kvchat.app import methods as listing
 
-    key = method_name(name)
-    print(f"{key}: {(method_class(key).__doc__ or '').strip()}\n\noptions:")
-    for option, field in options(key).items():
-        print(f"  {option:<8} {default_of(field)}")
-    if not options(key):
-        print("  none")
+    for line in listing.table() if name is None else listing.details(name):
+        print(line)
     return 0
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from kvchat.app.text import size
-from kvchat.engine.budget import Budget
+from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import MASS_VALUES
 from kvchat.errors import KvchatError
@@ -57,15 +57,15 @@ def make_plan(
     """
     per_token = config.kv_values_per_token * itemsize
     layers, heads = config.num_layers, config.num_kv_heads
-    row_bytes = 2 * config.head_dim * itemsize + 4
-    kept = budget.rows(tokens, heads, layers, row_bytes) * row_bytes * layers if tokens else 0
+    geometry = Geometry(tokens, heads, layers, config.head_dim, itemsize)
+    rows = budget.rows(geometry) if tokens else 0
     step = min(chunk, max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
     return Plan(
         weights=config.parameters * itemsize,
         kv_full=per_token * tokens,
-        kv_kept=kept,
+        kv_kept=round(rows * geometry.row_bytes) * layers,
         dense_layer=per_token * tokens // layers,
         hidden=tokens * config.hidden_size * itemsize,
         workspace=step * wide * max(itemsize, 4) + SCORING,

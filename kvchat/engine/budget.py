@@ -1,7 +1,9 @@
-"""`Budget`: how much of the KV cache the user asked to keep. Imports no torch."""
+"""`Budget`: how much of the KV cache the user asked to keep, and what a row of it costs. Imports
+no torch."""
 
 import re
 from dataclasses import dataclass
+from math import ceil
 
 from kvchat.errors import KvchatError
 
@@ -16,6 +18,36 @@ UNITS = {
     "mib": 2**20,
     "gib": 2**30,
 }
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a budget is shared out over: the rows of a document and the bytes of storing one.
+
+    `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model.
+    """
+
+    tokens: int
+    heads: int
+    layers: int
+    dim: int
+    itemsize: int
+
+    @property
+    def full(self) -> int:
+        """Rows of a layer."""
+        return self.tokens * self.heads
+
+    @property
+    def row_bytes(self) -> float:
+        """Key, value and int32 position of a stored row."""
+        return 2 * self.dim * self.itemsize + 4
+
+    @property
+    def layer_bytes(self) -> int:
+        """What a layer holds beside its rows, at most: the segment's row ranges, the starts and
+        lengths of the tail's heads (all int32)."""
+        return 4 * (self.heads + 1) + 8 * self.heads
 
 
 @dataclass(frozen=True)
@@ -53,24 +85,23 @@ class Budget:
             raise KvchatError("usage", f"a budget of {text} keeps nothing", "--budget 1GiB")
         return cls(bytes=size)
 
-    def rows(self, tokens: int, heads: int, layers: int, row_bytes: int) -> int:
-        """Rows that one layer may keep, over all its KV heads, of `tokens * heads`.
+    def rows(self, geometry: Geometry, extra: int = 0) -> int:
+        """Rows that one layer may keep, over all its KV heads, of `geometry.full`.
 
-        `row_bytes` is what one kept row costs: key, value and its position. A share of a document
-        is at least one row per head; KvchatError("usage") if bytes do not suffice for that.
+        `extra` bytes beside every row (a bias, a count) are paid from a budget in bytes. A share of
+        a document is at least one row per head; KvchatError("usage") if bytes do not suffice for
+        that.
         """
-        full = tokens * heads
-        # of a layer, int32: row ranges of the segment, starts and lengths of the tail's heads
-        overhead = 4 * (heads + 1) + 8 * heads
+        heads, row_bytes = geometry.heads, geometry.row_bytes + extra
         if self.fraction is not None:
-            rows = max(round(self.fraction * full), heads)
+            rows = max(round(self.fraction * geometry.full), heads)
         elif self.rows_per_head is not None:
             rows = self.rows_per_head * heads
         else:
             assert self.bytes is not None
-            rows = int((self.bytes / layers - overhead) // row_bytes)
+            rows = int((self.bytes / geometry.layers - geometry.layer_bytes) // row_bytes)
         if rows < heads:
-            least = layers * (heads * row_bytes + overhead)
+            least = geometry.layers * ceil(heads * row_bytes + geometry.layer_bytes)
             raise KvchatError(
                 "usage",
                 f"a budget of {self} keeps {max(rows, 0):,} rows per layer; its {heads} KV heads "
@@ -80,7 +111,17 @@ class Budget:
                 rows=rows,
                 heads=heads,
             )
-        return min(rows, full)
+        return min(rows, geometry.full)
+
+    def of_rows(self, each: int, geometry: Geometry, extra: int = 0) -> "Budget":
+        """The least budget of this kind that keeps `each` rows per head."""
+        if self.fraction is not None:
+            return Budget(fraction=min(1.0, each / geometry.tokens))
+        if self.rows_per_head is not None:
+            return Budget(rows_per_head=each)
+        row_bytes = geometry.row_bytes + extra
+        layer = ceil(each * geometry.heads * row_bytes + geometry.layer_bytes)
+        return Budget(bytes=geometry.layers * layer)
 
     def __str__(self) -> str:
         if self.fraction is not None:

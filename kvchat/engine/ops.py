@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.sizes import MASS_VALUES
-from kvchat.kernels import reference
-from kvchat.kernels.reference import combine, rope, swiglu
+from kvchat.kernels.reference import combine, merge_rows, rope, swiglu
 
-__all__ = ["combine", "rms_norm", "rope", "swiglu", "window_mass"]
+__all__ = ["column_mass", "combine", "merge_rows", "rms_norm", "rope", "swiglu"]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -18,14 +17,30 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
-    """Mean mass per key from a window of queries, `[H*G, N]`; keys are taken in slices.
+def column_mass(
+    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
+) -> Tensor:
+    """Mass per key from all queries together, `[H*G, N]`; keys are taken in slices.
 
-    Grouped queries meet unexpanded keys, so the workspace is `MASS_VALUES` logits whatever N is.
+    Grouped queries meet unexpanded keys in one batched product per slice, so the workspace is
+    `MASS_VALUES` logits whatever N is.
     """
-    step = max(1, MASS_VALUES // (q.shape[0] * q.shape[1]))
-    slices = [
-        reference.window_mass(q, part, lse, seen - index * step, scale)
-        for index, part in enumerate(k.split(step, dim=1))
-    ]
-    return torch.cat(slices, dim=1)
+    window, query_heads, dim = q.shape
+    heads, rows, _ = k.shape
+    # [H, G*W, D] and [H, G*W, 1]: all queries of a KV head in one block of rows
+    blocks = (q.float() * scale).view(window, heads, -1, dim).permute(1, 2, 0, 3)
+    blocks = blocks.reshape(heads, -1, dim)
+    total = -lse.float().view(window, heads, -1).permute(1, 2, 0).reshape(heads, -1, 1)
+    first = int(seen.min())  # rows below it are seen by all queries
+    step = max(1, MASS_VALUES // (window * query_heads))
+    out = k.new_empty(heads, query_heads // heads, rows, dtype=torch.float32)
+    for a in range(0, rows, step):
+        part = k[:, a : a + step].float().transpose(1, 2)  # [H, D, n]
+        mass = torch.baddbmm(total, blocks, part)  # [H, G*W, n]
+        mass = (mass if power == 1 else mass.mul_(power)).exp_()
+        mass = mass.view(heads, -1, window, part.shape[2])
+        if a + step > first:
+            hidden = torch.arange(a, a + part.shape[2], device=k.device) >= seen[:, None]
+            mass.masked_fill_(hidden, 0.0)  # [W, n]
+        torch.sum(mass, dim=2, out=out[:, :, a : a + step])
+    return out.view(query_heads, rows)

@@ -3,19 +3,23 @@ and methods meet. Knows no text.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from kvchat.engine.attention.rows import Backend
+from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Prefilled
+from kvchat.engine.methods.base import Method, Needs, Prefilled
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
+from kvchat.engine.observation import Observation, column_mass, moments
 from kvchat.errors import is_out_of_memory
 
 
@@ -41,25 +45,6 @@ class Reading:
     select_seconds: float
 
 
-@dataclass
-class Observation:
-    """The newest queries `[W, H*G, D]` and log-sum-exps `[W, H*G]` that pass by, at most `limit`.
-
-    The window crosses chunk borders: what is kept are the last W queries, not the last chunk's.
-    """
-
-    limit: int
-    queries: list[Tensor] = field(default_factory=list)
-    lses: list[Tensor] = field(default_factory=list)
-
-    def see(self, q: Tensor, lse: Tensor) -> None:
-        """Take in the queries `[T, H*G, D]` of one chunk."""
-        if self.limit:
-            # slices are copied, so that the chunk's own tensors are freed
-            self.queries = [torch.cat([*self.queries, q[-self.limit :]])[-self.limit :].clone()]
-            self.lses = [torch.cat([*self.lses, lse[-self.limit :]])[-self.limit :].clone()]
-
-
 def rotation_at(model: CausalLM, start: int, count: int) -> Rotation:
     """Cosine and sine `[count, D/2]` of the positions from `start` on."""
     return model.rotation(torch.arange(start, start + count, device=_device(model)))
@@ -70,9 +55,10 @@ def step(
 ) -> Tensor:
     """Run hidden states `x [T, hidden]` of the newest tokens through one block and its cache."""
     q, k, v = block.project(x, rotation)
+    scale = q.shape[-1] ** -0.5
     layer.append(k, v)
-    o, lse = layer.attend(q, q.shape[-1] ** -0.5)
-    seen.see(q, lse)
+    o, lse = layer.attend(q, scale)
+    seen.see(q, lse, layer.tail.keys, scale, rotation)
     return block.finish(x, o)
 
 
@@ -106,7 +92,7 @@ def walk(
     a = 0
     while a < len(x):
         b = min(a + pace.chunk, len(x))
-        rows, observed = layer.tail.length, (seen.queries, seen.lses)
+        rows, observed = layer.tail.length, vars(seen).copy()
         try:
             x[a:b] = step(block, layer, x[a:b], rotation(a, b), seen)
         except Exception as error:
@@ -118,7 +104,7 @@ def walk(
             continue
         # outside of the handler, so that the failed chunk's tensors are free
         layer.tail.truncate(rows)
-        seen.queries, seen.lses = observed
+        vars(seen).update(observed)
         if x.is_cuda:
             torch.cuda.empty_cache()
         yield smaller
@@ -135,7 +121,7 @@ def extend(
     before, total = cache.position, len(ids) * len(cache.layers)
     x = model.embed(torch.tensor(ids, device=_device(model)))  # [T, hidden]
     cos, sin = rotation_at(model, before, len(ids))
-    unseen, pace, done = Observation(0), Pace(chunk), 0
+    unseen, pace, done = Observation(Needs()), Pace(chunk), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
             for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), unseen, pace):
@@ -170,13 +156,21 @@ def prefill(
     """
     config, device = model.config, _device(model)
     tokens, layers = len(ids), config.num_layers
+    itemsize = model.blocks[0].input_layernorm.weight.element_size()
+    geometry = Geometry(tokens, config.num_kv_heads, layers, config.head_dim, itemsize)
+    for compression in compressions:
+        compression.method.rows(geometry)  # a budget that cannot be met is refused now
     x = model.embed(torch.tensor(ids, device=device))  # [T, hidden]
     asides = [model.embed(torch.tensor(probe, device=device)) for probe in probes]
     caches = [
         KVCache.empty(layers, config.num_kv_heads, config.head_dim, x.dtype, device, backend)
         for _ in compressions
     ]
-    window = max((c.method.observed for c in compressions if not c.probes), default=0)
+    asked = reduce(or_, (c.method.needs for c in compressions), Needs())
+    # the document's last queries matter to those only who do not score with a probe's
+    window = max((c.method.needs.queries for c in compressions if not c.probes), default=0)
+    own = replace(asked, queries=window)
+    coming = rotation_at(model, tokens, asked.future)
     room = tokens + max((len(aside) for aside in asides), default=0)
     pace = Pace(chunk)
     kept = done = 0
@@ -185,7 +179,7 @@ def prefill(
         tail = Tail(config.num_kv_heads, config.head_dim, x.dtype, device)
         tail.reserve(room)
         layer = LayerCache(tail, backend)
-        recent = Observation(window)
+        recent = Observation(own)
         for item in walk(block, layer, x, lambda a, b: rotation_at(model, a, b - a), recent, pace):
             if isinstance(item, Smaller):
                 yield item
@@ -195,14 +189,16 @@ def prefill(
                 yield Progress(number, layers, done, tokens * layers, kept)
         observed = []
         for aside in asides:
-            observed.append(Observation(len(aside)))
+            observed.append(Observation(asked))
             rotation = rotation_at(model, tokens, len(aside))
             aside[:] = step(block, layer, aside, rotation, observed[-1])
             tail.truncate(tokens)
         begin = perf_counter()
         for cache, compression in zip(caches, compressions, strict=True):
-            chosen = [observed[p] for p in compression.probes] or [recent]
-            prefilled = _prefilled(tail, chosen, compression, number, layers)
+            probed = [observed[p] for p in compression.probes]
+            prefilled = _prefilled(
+                tail, recent, probed, compression.method.needs, coming, block, (number, layers)
+            )
             segment = compression.method.compress(prefilled)
             cache.layers[number].adopt(segment)
             kept += segment.memory().device
@@ -216,14 +212,21 @@ def prefill(
 
 
 def _prefilled(
-    tail: Tail, chosen: list[Observation], compression: Compression, layer: int, layers: int
+    tail: Tail,
+    document: Observation,
+    probes: list[Observation],
+    needs: Needs,
+    coming: Rotation,
+    block: Block,
+    place: tuple[int, int],
 ) -> Prefilled:
-    """The dense layer as a method sees it, with the queries that this compression observes."""
-    keys, limit = tail.keys, compression.method.observed
-    queries = [part[-limit:] for o in chosen for part in o.queries] if limit else []
-    lses = [part[-limit:] for o in chosen for part in o.lses] if limit else []
+    """The dense layer as a method sees it, with what it observes; `place` is its number of all."""
+    keys = tail.keys
+    windows = [part for part in (probes or [document]) if needs.queries]
+    queries = [q[-needs.queries :] for part in windows for q in part.queries]
+    lses = [lse[-needs.queries :] for part in windows for lse in part.lses]
     seen = torch.full((sum(map(len, queries)),), tail.length, device=keys.device)
-    if not compression.probes:  # the document's own queries see nothing later than themselves
+    if not probes:  # the document's own queries see nothing later than themselves
         seen -= torch.arange(len(seen), device=keys.device).flip(0)
     empty = keys.new_empty(0)
     return Prefilled(
@@ -233,8 +236,11 @@ def _prefilled(
         lse=torch.cat(lses) if lses else empty,
         seen=seen,
         scale=keys.shape[-1] ** -0.5,
-        layer=layer,
-        num_layers=layers,
+        layer=place[0],
+        num_layers=place[1],
+        column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
+        moments=moments([document, *probes], coming) if needs.future else None,
+        output=block.output,
     )
 
 

@@ -81,21 +81,34 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return o, lse
 
 
-def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
-    """Mean attention mass that each key gets from a window of queries, per query head.
+def column_mass(
+    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
+) -> Tensor:
+    """Attention mass that each key gets from all queries together, per query head.
 
     `q [W, H*G, D]` with the known `lse [W, H*G]` of all rows that they attend to, `k [H, N, D]` of
     which query w sees the first `seen[w]` (int64 `[W]`). Returns `[H*G, N]` fp32:
-    `mean_w exp(q_w . k_n * scale - lse_w)`, 0 where unseen. A row's total is one minus its mass on
-    rows outside `k` (SnapKV, arXiv 2404.14469, section 4).
+    `sum_w exp(q_w . k_n * scale - lse_w) ** power`, 0 where unseen. With power 1 a head's total is
+    W minus the mass on rows outside `k` (H2O, arXiv 2306.14048; for a window of last queries
+    SnapKV, arXiv 2404.14469, section 4); power 2 is the metric of KV-Compress (arXiv 2410.00161).
     """
     window, query_heads, dim = q.shape
     heads, rows, _ = k.shape
     grouped = q.float().view(window, heads, query_heads // heads, dim)
     logits = torch.einsum("whgd,hnd->whgn", grouped, k.float()) * scale
-    mass = torch.exp(logits - lse.view(window, heads, -1, 1))
+    mass = torch.exp(power * (logits - lse.view(window, heads, -1, 1)))
     hidden = torch.arange(rows, device=k.device) >= seen[:, None]  # [W, N]
-    return mass.masked_fill_(hidden[:, None, None], 0.0).mean(dim=0).reshape(query_heads, rows)
+    return mass.masked_fill_(hidden[:, None, None], 0.0).sum(dim=0).reshape(query_heads, rows)
+
+
+def merge_rows(rows: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
+    """Weighted sums of consecutive rows: `rows [n, D]` in runs of `lengths [S]` to `[S, D]`.
+
+    `weight [n]` (fp32); sums are fp32 and taken in order, so they are the same every time; the
+    result has the dtype of `rows` (KVMerger, arXiv 2407.08454).
+    """
+    weighted = rows.float() * weight[:, None]
+    return torch.segment_reduce(weighted, "sum", lengths=lengths, axis=0).to(rows.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

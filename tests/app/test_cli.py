@@ -13,6 +13,7 @@ import pytest
 from app.program import DEMO, SAMPLE, kvchat
 from kvchat import __version__
 from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.spec import options
 
 QUESTION = "What is the home of Mara Voss?"
 
@@ -24,7 +25,7 @@ def story(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["methods"], ["chat", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["chat", "--help"]])
 def test_quick_commands_import_nothing_heavy(arguments):
     code = (
         "import sys; from kvchat.app.cli import run; code = run(sys.argv[1:]);"
@@ -39,8 +40,12 @@ def test_quick_commands_import_nothing_heavy(arguments):
 def test_version_and_methods():
     assert kvchat("--version").stdout.decode() == f"kvchat {__version__}\n"
     table = kvchat("methods").stdout.decode()
-    assert all(name in table and entry.idea in table for name, entry in METHODS.items())
-    assert "window   32" in kvchat("methods", "adakv").stdout.decode()
+    for name, entry in METHODS.items():
+        assert all(text in table for text in (name, entry.idea, entry.paper, entry.needs))
+        assert all(f"{option}=" in table for option in options(name))
+    assert max(map(len, table.splitlines())) <= 80
+    one = kvchat("methods", "adakv").stdout.decode()
+    assert "  window    32" in one and "adakv@paper: " in one
 
 
 def test_answer_alone_is_on_stdout(story):

@@ -5,8 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.base import Moments, Prefilled
+from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.spec import method_class
 from kvchat.kernels.reference import dense_attention
+
+EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
+"""Methods that keep rows as they are, or drop them."""
 
 # Oracle S of the Ada-KV specification: D 2, T 6, W 2; key j of a head is sqrt(2)·(ln a, ln b).
 A = [[1.0, 2, 4, 1, 2, 7], [14.0, 1, 1, 2, 2, 9]]
@@ -19,6 +25,8 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
     values = torch.arange(tokens).float()[None, :, None].expand(heads, tokens, dim).contiguous()
     window = len(queries)
     _, lse = dense_attention(queries, keys, values, scale, causal=True)
+    query_heads, generator = queries.shape[1], torch.Generator().manual_seed(tokens)
+    covariance = torch.randn(query_heads, dim, dim, generator=generator)
     return Prefilled(
         keys=keys,
         values=values,
@@ -29,6 +37,12 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
         layer=0,
         num_layers=1,
         start=start,
+        column_mass=torch.rand(heads, tokens, generator=generator),
+        moments=Moments(
+            torch.randn(query_heads, dim, generator=generator),
+            covariance @ covariance.transpose(1, 2),
+        ),
+        output=torch.randn(query_heads, dim, 2 * dim, generator=generator),
     )
 
 
@@ -54,3 +68,8 @@ def kept_tokens(segment) -> list[list[int]]:
     """Row numbers that each head keeps, in the order of the store."""
     rows = (segment.position - segment.span[0]).tolist()
     return [rows[a:b] for a, b in zip(segment.ends, segment.ends[1:], strict=False)]
+
+
+def window_of(method) -> int:
+    """Observation queries that a scene for `method` needs, one at least."""
+    return max(method.needs.queries, 1)

@@ -1,8 +1,10 @@
 """What users write for a budget and a method: forms, defaults, errors that show a way out."""
 
+from dataclasses import replace
+
 import pytest
 
-from kvchat.engine.budget import DEFAULT_BUDGET, Budget
+from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.spec import (
     default_of,
@@ -56,15 +58,16 @@ def test_a_budget_prints_as_it_is_read(text):
 
 
 def test_rows_are_exact_and_never_more_than_there_are():
-    assert Budget(fraction=0.25).rows(101, 3, 2, 100) == round(0.25 * 303)
-    assert Budget(rows_per_head=7).rows(101, 3, 2, 100) == 21
-    assert Budget(rows_per_head=7).rows(5, 3, 2, 100) == 15
-    assert Budget(bytes=10**9).rows(101, 3, 2, 100) == 303
+    geometry = Geometry(tokens=101, heads=3, layers=2, dim=12, itemsize=4)
+    assert Budget(fraction=0.25).rows(geometry) == round(0.25 * 303)
+    assert Budget(rows_per_head=7).rows(geometry) == 21
+    assert Budget(rows_per_head=7).rows(replace(geometry, tokens=5)) == 15
+    assert Budget(bytes=10**9).rows(geometry) == 303
 
 
 def test_bytes_are_shared_by_layers_and_pay_for_metadata():
     for size in range(2000, 4000, 7):
-        rows = Budget(bytes=size).rows(1000, 3, 4, 68)
+        rows = Budget(bytes=size).rows(Geometry(tokens=1000, heads=3, layers=4, dim=8, itemsize=4))
         assert 4 * (rows * 68 + 4 * (3 + 1)) <= size
 
 
@@ -87,7 +90,8 @@ def test_a_spec_sets_options_of_their_types():
     method = parse_method("adakv:budget=20%, window=16,floor=0.3,pool=avg,kernel=5")
     assert method.budget == Budget(fraction=0.2)
     assert method_options(method) == {
-        "window": 16, "kernel": 5, "pool": "avg", "sinks": 4, "floor": 0.3,
+        "window": 16, "kernel": 5, "pool": "avg", "sinks": 4, "floor": 0.3, "rule": "floor",
+        "score_by": "mass",
     }  # fmt: skip
 
 

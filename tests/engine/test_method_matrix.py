@@ -5,14 +5,15 @@ import pytest
 import torch
 from closeness import assert_close
 
-from engine.scenes import kept_tokens
+from engine.scenes import EVICTING, kept_tokens
 from engine.tiny import load_engine, load_oracle, random_ids, read
-from kvchat.engine.budget import Budget
+from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.spec import options, parse_method
 from kvchat.engine.prefill import Compression
+from kvchat.errors import KvchatError
 
 GEOMETRIES = {  # query heads, KV heads
     "one KV head of four": (4, 1),
@@ -35,9 +36,11 @@ def test_rows_are_exact_in_every_layer(folder, name, fraction):
     engine = load_engine(folder)
     method = parse_method(name, Budget(fraction=fraction))
     cache, _ = read(engine, IDS[:TOKENS], method)
-    full = engine.config.num_kv_heads * TOKENS
-    for segment in cache.segments():
-        assert sum(segment.lengths) == round(method.budget.fraction * full)
+    heads, layers = engine.config.num_kv_heads, engine.config.num_layers
+    wanted = method.rows(Geometry(TOKENS, heads, layers, 16, 4))
+    assert sum(wanted) == layers * round(method.budget.fraction * heads * TOKENS)
+    for segment, rows in zip(cache.segments(), wanted, strict=True):
+        assert sum(segment.lengths) == rows
         assert segment.span == (0, TOKENS)
     assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
     assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense rows are gone"
@@ -59,14 +62,15 @@ def test_bytes_that_are_held_stay_within_the_budget(folder, name):
     """Positions, row ranges and whatever else `memory()` counts are paid from the budget."""
     engine = load_engine(folder)
     row = 2 * 16 * 4 + 4
-    for size in [3000, *range(9000, 9000 + 2 * row, 8), 20000]:
-        cache, _ = read(engine, IDS[:TOKENS], parse_method(name, Budget(bytes=size)))
+    spec = f"{name}:window=4" if "window" in options(name) else name
+    for size in [12000, *range(15000, 15000 + 2 * row, 8), 20000]:
+        cache, _ = read(engine, IDS[:TOKENS], parse_method(spec, Budget(bytes=size)))
         assert cache.memory().total <= size
         assert cache.memory().total > size - 2 * 2 * row, "and what fits is kept"
 
 
 @pytest.mark.parametrize("budget", ["20%", "50%", "100%"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["full", *EVICTING])
 @pytest.mark.parametrize("heads", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 def test_later_tokens_see_the_kept_rows_at_their_true_positions(checkpoint, name, heads, budget):
     """One layer, so that transformers with a mask per head is an oracle for evicted rows too."""
@@ -105,12 +109,49 @@ def test_tokens_one_by_one_equal_tokens_together(engine, name):
 @pytest.mark.parametrize("tokens", [1, 2, 5, 31, 32, 33])
 @pytest.mark.parametrize("name", METHODS)
 def test_short_documents_answer(engine, name, tokens):
-    cache, _ = read(engine, IDS[:tokens], parse_method(name, Budget(rows_per_head=3)))
-    got = drain(engine.extend(cache, IDS[tokens : tokens + 2]))
-    if tokens <= 3 or name == "full":
-        full, _ = read(engine, IDS[:tokens])
-        assert_close("logits", got, drain(engine.extend(full, IDS[tokens : tokens + 2])), 1e-6)
-    assert bool(torch.isfinite(got).all())
+    for budget in (Budget(fraction=0.3), Budget(rows_per_head=40)):
+        cache, _ = read(engine, IDS[:tokens], parse_method(name, budget))
+        got = drain(engine.extend(cache, IDS[tokens : tokens + 2]))
+        assert bool(torch.isfinite(got).all())
+    full, _ = read(engine, IDS[:tokens])  # what 40 rows keep
+    assert_close("logits", got, drain(engine.extend(full, IDS[tokens : tokens + 2])), 1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 9, 64])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_chunk_size_does_not_matter(checkpoint, name, chunk):
+    method = parse_method(name, Budget(fraction=0.4))
+    want, want_logits = read(load_engine(checkpoint(), chunk=2048), IDS[:90], method)
+    got, logits = read(load_engine(checkpoint(), chunk=chunk), IDS[:90], method)
+    assert_close("logits", logits, want_logits, 1e-5)
+    for mine, other in zip(got.segments(), want.segments(), strict=True):
+        assert kept_tokens(mine) == kept_tokens(other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("heads, kv_heads, dim", [(8, 1, 32), (8, 8, 64), (16, 2, 128)])
+def test_wide_groups_and_large_heads(checkpoint, name, heads, kv_heads, dim):
+    """Groups of 8 and 1, head dims up to 128, one layer: the lossless limit and finite logits."""
+    shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
+    engine = load_engine(checkpoint(num_hidden_layers=1, **shape))
+    cache, _ = read(engine, IDS[:60], parse_method(name, Budget(fraction=0.5)))
+    assert sum(next(cache.segments()).lengths) in (30 * kv_heads, 60 * kv_heads)
+    assert bool(torch.isfinite(drain(engine.extend(cache, IDS[60:64]))).all())
+    kept, _ = read(engine, IDS[:60], parse_method(name, Budget(fraction=1.0)))
+    full, _ = read(engine, IDS[:60])
+    logits = [drain(engine.extend(c, IDS[60:64])) for c in (kept, full)]
+    assert_close("logits", *logits, 1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in EVICTING if "window" in options(n)])
+def test_a_budget_below_what_always_stays_is_refused_before_reading(engine, name):
+    reading = engine.prefill(IDS, [Compression(parse_method(name, Budget(rows_per_head=30)))])
+    with pytest.raises(KvchatError, match="leaves 30 per head") as caught:
+        next(reading)
+    assert caught.value.tries == ("--budget 37 or more", f"{name}:window=25")
+    drain(engine.prefill(IDS, [Compression(parse_method(name, Budget(rows_per_head=37)))]))
+    smaller = parse_method(caught.value.tries[1], Budget(rows_per_head=30))
+    drain(engine.prefill(IDS, [Compression(smaller)]))
 
 
 def test_a_short_document_read_with_a_long_probe_is_intact(engine):

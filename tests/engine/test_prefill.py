@@ -13,10 +13,10 @@ from engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, rea
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import Progress, drain
 from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.base import Needs, Prefilled
 from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.scores import observed_mass
+from kvchat.engine.methods.scores import by_head, observed_mass
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression
 
@@ -27,9 +27,12 @@ IDS, PROBE = random_ids(90), random_ids(11, seed=2)
 class Recorder:
     """A method that keeps everything and remembers what it was shown."""
 
-    observed: int = 16
+    needs: ClassVar[Needs] = Needs(queries=16)
     shown: list[Prefilled] = field(default_factory=list)
     budget: ClassVar[Budget] = Budget(fraction=1.0)
+
+    def rows(self, geometry):
+        return [geometry.full] * geometry.layers
 
     def compress(self, prefilled: Prefilled):
         self.shown.append(prefilled)
@@ -75,7 +78,7 @@ def test_scoring_gives_every_position_s_logits_and_leaves_the_cache(checkpoint, 
 
 
 def test_compressions_of_one_reading_equal_readings_of_their_own(engine):
-    specs = ["full", "adakv:budget=25%", "snapkv:budget=12", "adakv:budget=25%,window=8",
+    specs = ["full", "adakv:budget=25%", "snapkv:budget=40", "adakv:budget=25%,window=8",
              "streamingllm:budget=50%", "full"]  # fmt: skip
     jobs = [Compression(parse_method(spec)) for spec in specs]
     jobs.append(Compression(parse_method("adakv:budget=25%"), probes=(0,)))
@@ -115,7 +118,7 @@ def weights_of(oracle, ids: list[int]) -> list[torch.Tensor]:
 
 def group_mean(weights: torch.Tensor) -> torch.Tensor:
     """`[H*G, W, N]` to the mean over queries and over the two query heads of a KV head."""
-    return weights.mean(dim=1).view(2, 2, -1).mean(dim=1)
+    return by_head(weights.mean(dim=1), 2)
 
 
 @pytest.mark.parametrize("chunk", [5, 2048])
@@ -125,12 +128,12 @@ def test_scores_of_the_document_s_end_are_its_attention_weights(checkpoint, chun
     drain(engine.prefill(IDS, [Compression(recorder)]))
     for seen, weights in zip(recorder.shown, weights_of(oracle, IDS), strict=True):
         want = group_mean(weights[:, -16:])
-        assert_close("all rows", observed_mass(seen, len(IDS)), want, 1e-5)
-        assert_close("the prefix", observed_mass(seen, 70), want[:, :70], 1e-5)
+        assert_close("all rows", by_head(observed_mass(seen, len(IDS)), 2), want, 1e-5)
+        assert_close("the prefix", by_head(observed_mass(seen, 70), 2), want[:, :70], 1e-5)
 
 
 def test_scores_of_probes_are_their_attention_weights(engine, checkpoint):
-    """Each probe follows the document by itself; its last queries, `observed` at most, count."""
+    """Each probe follows the document by itself; its last queries, as many as wanted, count."""
     oracle = load_oracle(checkpoint(), "eager")
     probes, recorder = [PROBE, random_ids(20, seed=3)], Recorder()
     drain(engine.prefill(IDS, [Compression(recorder, probes=(0, 1))], probes))
@@ -139,7 +142,7 @@ def test_scores_of_probes_are_their_attention_weights(engine, checkpoint):
         assert len(seen.queries) == 11 + 16
         rows = [part[layer][:, len(IDS) :][:, -16:, : len(IDS)] for part in parts]
         want = group_mean(torch.cat(rows, dim=1))
-        assert_close("mass", observed_mass(seen, len(IDS)), want, 1e-5)
+        assert_close("mass", by_head(observed_mass(seen, len(IDS)), 2), want, 1e-5)
 
 
 def test_a_method_sees_keys_after_rope_and_its_layer(engine, checkpoint):

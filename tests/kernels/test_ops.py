@@ -22,9 +22,9 @@ def keys(a=A, b=B):
 
 
 def mass(q, k, rows=4):
-    """window_mass of the last two queries, with the log-sum-exp of their exact attention."""
+    """Mean column_mass of the last two queries, with the lse of their exact attention."""
     _, lse = reference.dense_attention(q, k, k, SCALE, causal=True)
-    return ops.window_mass(q, k[:, :rows], lse, torch.tensor([5, 6]), SCALE)
+    return ops.column_mass(q, k[:, :rows], lse, torch.tensor([5, 6]), SCALE) / 2
 
 
 def window(heads):
@@ -32,7 +32,7 @@ def window(heads):
     return torch.eye(2)[:, None].expand(2, heads, 2).contiguous()
 
 
-def test_window_mass_of_the_oracle():
+def test_column_mass_of_the_oracle():
     assert_close("mass", mass(window(2), keys()), torch.tensor(MEAN), 1e-6)
 
 
@@ -46,7 +46,7 @@ def test_the_window_s_own_rows_are_causal_too():
     assert_close("query 5 alone sees key 5", got[:, 5], torch.tensor([0.10, 0.025]), 1e-6)
 
 
-def test_window_mass_of_grouped_queries():
+def test_column_mass_of_grouped_queries():
     q = window(2).clone()
     q[:, 1] = q[:, 1].flip(0)
     got = mass(q, keys()[:1])
@@ -56,16 +56,35 @@ def test_window_mass_of_grouped_queries():
     assert float((got.max(dim=0).values - best).abs().max()) < 6e-5
 
 
+@pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("values", [1, 24, 100, 2**22])
-def test_window_mass_in_slices_is_the_same(monkeypatch, values):
+def test_column_mass_in_slices_is_the_same(monkeypatch, values, power):
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(3, 8, 16, generator=generator), torch.randn(2, 63, 16, generator=generator)
     _, lse = reference.dense_attention(q, k, k, 0.25, causal=True)
     seen = torch.tensor([61, 62, 63])
-    want = reference.window_mass(q, k, lse, seen, 0.25)
+    want = reference.column_mass(q, k, lse, seen, 0.25, power)
     monkeypatch.setattr(ops, "MASS_VALUES", values)
-    assert_close("mass", ops.window_mass(q, k, lse, seen, 0.25), want, 1e-6)
-    assert_close("all of it", want.sum(dim=1), torch.ones(8), 1e-6)
+    assert_close("mass", ops.column_mass(q, k, lse, seen, 0.25, power), want, 1e-6)
+    if power == 1:
+        assert_close("all of it", want.sum(dim=1), torch.full((8,), 3.0), 1e-6)
+
+
+@pytest.mark.parametrize("group, dim, power", [(1, 16, 1), (2, 32, 2), (4, 80, 1), (8, 128, 2)])
+def test_column_mass_of_all_queries_is_the_materialised_column_sum(group, dim, power):
+    """`kvmerger.md` 7.1.9: all causal queries together give T in all per query head."""
+    generator = torch.Generator().manual_seed(group)
+    tokens, scale = 77, dim**-0.5
+    q = torch.randn(tokens, 2 * group, dim, generator=generator)
+    k = torch.randn(2, tokens, dim, generator=generator)
+    _, lse = reference.dense_attention(q, k, k, scale, causal=True)
+    logits = torch.einsum("thd,hnd->htn", q, k.repeat_interleave(group, 0)) * scale
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    want = logits.masked_fill(hidden, float("-inf")).softmax(-1).pow(power).sum(1)
+    got = ops.column_mass(q, k, lse, torch.arange(1, tokens + 1), scale, power)
+    assert_close("column sums", got, want, 1e-5)
+    if power == 1:
+        assert_close("in all", got.sum(1), torch.full((2 * group,), float(tokens)), 1e-5)
 
 
 def test_rms_norm_is_its_formula_and_its_twin():

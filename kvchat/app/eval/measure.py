@@ -58,7 +58,7 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dic
         for cell, cache in zip([exact, *unseen], [full, *caches], strict=True):
             yield _record(session, cache, cell, number, question, answered[number])
     del reading, caches, full
-    seen = [cell for cell in cells if cell.seen and cell.method.observed]
+    seen = [cell for cell in cells if cell.seen and cell.method.needs]
     for start in range(0, len(case.questions) if seen else 0, GROUP):
         group = case.questions[start : start + GROUP]
         wanted = [(cell, i) for i in range(len(group)) for cell in seen]

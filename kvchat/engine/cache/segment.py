@@ -1,8 +1,9 @@
 """Frozen parts of the past that queries may look at. Knows nothing of how rows were chosen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import ClassVar, Protocol
 
 import torch
@@ -60,26 +61,52 @@ class FlatSegment:
     kind: ClassVar[str] = "flat"
 
     @classmethod
-    def keep(cls, keys: Tensor, values: Tensor, kept: Tensor, start: int) -> "FlatSegment":
+    def keep(
+        cls,
+        keys: Tensor,
+        values: Tensor,
+        kept: Tensor,
+        start: int,
+        position: Tensor | None = None,
+    ) -> "FlatSegment":
         """Copy out of `keys, values [H, T, D]` the rows where `kept [H, T]` (bool) is true.
 
-        Rows stay in time order inside a head; `start` is the position of row 0.
+        Rows stay in time order inside a head. They belong to the positions from `start` on, one
+        after the other, unless `position [H, T]` says where each belongs.
         """
         heads, tokens, dim = keys.shape
         if bool(kept.all()):
             k, v = _owned(keys.reshape(-1, dim)), _owned(values.reshape(-1, dim))
-            token = torch.arange(tokens, device=keys.device).repeat(heads)
         else:
             head, token = kept.nonzero(as_tuple=True)  # head-major, ascending tokens: [R], [R]
             k, v = keys[head, token], values[head, token]
-        ends = [0, *kept.sum(dim=1).cumsum(0).tolist()]
+        if position is None:
+            position = torch.arange(start, start + tokens, device=keys.device).expand(heads, -1)
+        lengths = kept.sum(dim=1).tolist()
+        return cls.of(k, v, lengths, position[kept], (start, start + tokens))
+
+    @classmethod
+    def of(
+        cls,
+        k: Tensor,
+        v: Tensor,
+        lengths: Sequence[int],
+        position: Tensor,
+        span: tuple[int, int],
+        bias: Tensor | None = None,
+        count: Tensor | None = None,
+    ) -> "FlatSegment":
+        """A segment of rows `k, v [R, D]`, `lengths[h]` of them for head h, head after head."""
+        ends = (0, *accumulate(lengths))
         return cls(
             k=k,
             v=v,
-            cu=torch.tensor(ends, dtype=torch.int32, device=keys.device),
-            position=(token + start).to(torch.int32),
-            span=(start, start + tokens),
-            ends=tuple(ends),
+            cu=torch.tensor(ends, dtype=torch.int32, device=k.device),
+            position=position.to(torch.int32),
+            span=span,
+            ends=ends,
+            bias=bias,
+            count=count,
         )
 
     @classmethod

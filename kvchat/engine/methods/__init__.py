@@ -1,18 +1,28 @@
 """Compression methods by name. The table is literal: reading it imports no torch.
 
-A new method is one file and one entry here; `--method`, completion, `kvchat methods`, bench and
-the matrix tests read this table.
+A new method is one file and one entry here; `--method`, completion, `kvchat methods`, `/method`,
+bench, eval and the matrix tests read this table.
 """
 
 from typing import NamedTuple
 
+NOTHING = "keys and values only"
+WINDOW = "the last W queries: a window of the document, or the question"
+MASS = "the attention that each row gets from all queries"
+FREE = "next to nothing"
+SCORE = "W/T of the attention FLOPs of reading"
+NORMS = f"{SCORE}, and its output projection"
+SECOND = "half of the attention FLOPs of reading"
+
 
 class Entry(NamedTuple):
-    """Where a method is, its idea in a line, and its paper."""
+    """Where a method is, its idea in a line, its paper, what it looks at, what that costs."""
 
     path: str
     idea: str
     paper: str
+    needs: str = NOTHING
+    cost: str = FREE
 
 
 METHODS = {
@@ -30,11 +40,81 @@ METHODS = {
         "kvchat.engine.methods.snapkv:SnapKV",
         "keeps what the last queries attend to, the same number of rows in every head",
         "arXiv 2404.14469",
+        WINDOW,
+        SCORE,
+    ),
+    "pyramidkv": Entry(
+        "kvchat.engine.methods.pyramidkv:PyramidKV",
+        "SnapKV's scores, with more rows for the first layers than for the last",
+        "arXiv 2406.02069",
+        WINDOW,
+        SCORE,
     ),
     "adakv": Entry(
         "kvchat.engine.methods.adakv:AdaKV",
         "SnapKV's scores, with a layer's rows shared out among its heads by need",
         "arXiv 2407.11550",
+        WINDOW,
+        SCORE,
+    ),
+    "ada-pyramid": Entry(
+        "kvchat.engine.methods.adakv:AdaPyramid",
+        "Ada-KV's shares of the heads, PyramidKV's of the layers",
+        "arXiv 2407.11550",
+        WINDOW,
+        SCORE,
+    ),
+    "criticalkv": Entry(
+        "kvchat.engine.methods.criticalkv:Critical",
+        "SnapKV, half of it weighed by what a value can change in the output",
+        "arXiv 2502.03805",
+        WINDOW,
+        NORMS,
+    ),
+    "critical-adakv": Entry(
+        "kvchat.engine.methods.criticalkv:CriticalAda",
+        "CriticalKV over Ada-KV's shares of the heads",
+        "arXiv 2502.03805",
+        WINDOW,
+        NORMS,
+    ),
+    "defensivekv": Entry(
+        "kvchat.engine.methods.defensivekv:DefensiveKV",
+        "keeps what any of the last queries needs, not what they need on average",
+        "arXiv 2510.13334",
+        WINDOW,
+        NORMS,
+    ),
+    "h2o": Entry(
+        "kvchat.engine.methods.h2o:H2O",
+        "keeps the most recent rows and those that all queries attended to most",
+        "arXiv 2306.14048",
+        MASS,
+        SECOND,
+    ),
+    "kvmerger": Entry(
+        "kvchat.engine.methods.kvmerger:KVMerger",
+        "merges neighbouring rows whose keys are similar, drops nothing",
+        "arXiv 2407.08454",
+        MASS,
+        SECOND,
+    ),
+    "tova": Entry(
+        "kvchat.engine.methods.tova:TOVA",
+        "keeps what the last token attends to, the same tokens in all heads",
+        "arXiv 2401.06104",
+        "the last query",
+    ),
+    "knorm": Entry(
+        "kvchat.engine.methods.knorm:Knorm",
+        "keeps the rows whose keys are shortest",
+        "arXiv 2406.11430",
+    ),
+    "expected-attention": Entry(
+        "kvchat.engine.methods.expected_attention:ExpectedAttention",
+        "keeps what a Gaussian of queries to come would attend to",
+        "arXiv 2510.00636",
+        "mean and covariance of all queries",
     ),
 }
 

@@ -1,31 +1,29 @@
 """Ada-KV: SnapKV's scores with a budget that is shared out among the heads of a layer."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
-
-from kvchat.engine.methods import budgets
-from kvchat.engine.methods.window import WindowEviction
-from kvchat.errors import KvchatError
+from kvchat.engine.methods.shares import Adaptive, Pyramidal
 
 
 @dataclass(frozen=True)
-class AdaKV(WindowEviction):
+class AdaKV(Adaptive):
     """Pools a layer's budget over its heads: dispersed heads keep more rows than focused ones.
 
     Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation,
-    https://arxiv.org/abs/2407.11550. Different here: the safeguard is "floor first, then global"
-    (each head is sure of the fraction `floor` of an even share), so the total is exact and the
-    bound is never worse than uniform; see `budgets.adaptive`.
+    https://arxiv.org/abs/2407.11550. Different here: the safeguard is "floor first, then global",
+    so the total is exact and the bound is never worse than uniform. `paper` is the authors'
+    setting with their safeguard.
     """
 
-    floor: float = 0.2
+    name: ClassVar[str] = "adakv"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.floor <= 1:
-            raise KvchatError("usage", f"adakv: floor={self.floor:g} is outside 0–1", "floor=0.2")
 
-    def allocate(self, scores: Tensor, total: int) -> Tensor:
-        """Shares by the pooled ranking of all heads, above the floor."""
-        return budgets.adaptive(scores, total, self.floor)
+@dataclass(frozen=True)
+class AdaPyramid(Adaptive, Pyramidal):
+    """Ada-KV's shares inside a layer, PyramidKV's over the layers.
+
+    Ada-Pyramid of https://arxiv.org/abs/2407.11550. Floors follow each layer's own budget.
+    """
+
+    name: ClassVar[str] = "ada-pyramid"

@@ -3,19 +3,63 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from kvchat.engine.budget import Budget
+from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.segment import Segment
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a method wants to be shown beside keys and values; the reading gathers it.
+
+    `queries`: how many of the last queries (W). `column_mass`: the attention that every row gets
+    from all queries. `future`: over how many coming positions the moments of the queries are to be
+    averaged; 0 for no moments.
+    """
+
+    queries: int = 0
+    column_mass: bool = False
+    future: int = 0
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(
+            max(self.queries, other.queries),
+            self.column_mass or other.column_mass,
+            max(self.future, other.future),
+        )
+
+    def __bool__(self) -> bool:
+        return self != Needs()
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean `[H*G, D]` and covariance `[H*G, D, D]` (fp32) of the queries to come.
+
+    Taken over the document's queries before rotation, then turned by the mean rotation of the next
+    positions.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
 class Prefilled:
-    """One layer of a document after its exact reading: exactly what a method may use.
+    """Rows of one layer after their exact reading: exactly what a method may use.
 
     `keys, values [H, T, D]` after RoPE, row 0 at position `start`. `queries [W, H*G, D]` are the
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
-    log-sum-exp `lse [W, H*G]` of everything they attend to. `scale` is the logit scale.
+    log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]` rows.
+    `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]` fp32,
+    summed over queries and query heads, and `moments`. `output [H*G, D, hidden]` is the output
+    projection by query head.
+
+    Rows of a conversation that were kept before and rows that join them differ in number from head
+    to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how many
+    tokens it stands for, and the first `absent[h]` rows of head h do not exist.
     """
 
     keys: Tensor
@@ -27,18 +71,37 @@ class Prefilled:
     layer: int
     num_layers: int
     start: int = 0
+    column_mass: Tensor | None = None
+    moments: Moments | None = None
+    output: Tensor | None = None
+    position: Tensor | None = None
+    count: Tensor | None = None
+    absent: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """KV heads and tokens."""
         return self.keys.shape[0], self.keys.shape[1]
 
-    def allowed(self, budget: Budget) -> int:
-        """Rows that this layer may keep over all its heads, of `H * T`."""
+    @property
+    def geometry(self) -> Geometry:
+        """What a budget is shared out over."""
+        heads, tokens, dim = self.keys.shape
+        return Geometry(tokens, heads, self.num_layers, dim, self.keys.element_size())
+
+    @property
+    def exists(self) -> Tensor:
+        """Which rows there are, `[H, T]` bool."""
         heads, tokens = self.shape
-        # key and value of a row, and its int32 position
-        row_bytes = 2 * self.keys.shape[2] * self.keys.element_size() + 4
-        return budget.rows(tokens, heads, self.num_layers, row_bytes)
+        if self.absent is None:
+            return torch.ones(heads, tokens, dtype=torch.bool, device=self.keys.device)
+        return torch.arange(tokens, device=self.keys.device) >= self.absent[:, None]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, over all heads."""
+        heads, tokens = self.shape
+        return heads * tokens - (0 if self.absent is None else int(self.absent.sum()))
 
 
 class Method(Protocol):
@@ -50,8 +113,15 @@ class Method(Protocol):
         ...
 
     @property
-    def observed(self) -> int:
-        """How many of the document's last queries `compress` wants to see (W); 0 for none."""
+    def needs(self) -> Needs:
+        """What `compress` wants to be shown."""
+        ...
+
+    def rows(self, geometry: Geometry) -> list[int]:
+        """Rows that each layer keeps at most, over all its heads.
+
+        Asked before anything is read. Raises KvchatError("usage") if the budget cannot be met.
+        """
         ...
 
     def compress(self, prefilled: Prefilled) -> Segment:

@@ -1,22 +1,37 @@
-"""How many rows each head may keep, shared by methods. Totals are exact. Knows no method."""
+"""How many rows each layer and each head may keep. Totals are exact. Knows no method.
+
+A row of score -inf does not exist: it is never counted.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+ABSENT = float("-inf")
 
-def uniform(total: int, heads: int, rows: int) -> Tensor:
-    """`total` rows shared evenly over `heads` heads of `rows` rows, `[H]` int64.
 
-    The first heads take the remainder. `total <= heads * rows`.
+def uniform(total: int, existing: Sequence[int]) -> list[int]:
+    """`total` rows shared evenly over heads that have `existing[h]` rows.
+
+    The first heads take the remainder; what a short head cannot take goes to the others.
     """
-    assert 0 <= total <= heads * rows, f"{total} rows do not fit into {heads} heads of {rows}"
-    share = torch.full((heads,), total // heads)
-    share[: total % heads] += 1
-    return share
+    assert 0 <= total <= sum(existing), f"{total} rows are not among {list(existing)}"
+
+    def held(level: int) -> int:
+        return sum(min(level, rows) for rows in existing)
+
+    level = bisect_right(range(total + 1), total, key=held) - 1
+    counts = [min(level, rows) for rows in existing]
+    for head in [h for h, rows in enumerate(existing) if rows > level][: total - held(level)]:
+        counts[head] += 1
+    return counts
 
 
-def adaptive(scores: Tensor, total: int, floor: float) -> Tensor:
-    """Ada-KV's allocation, "floor first, then global" (`adakv.md` 2.3, rule b/c), `[H]` int64.
+def adaptive(scores: Tensor, total: int, floor: float) -> list[int]:
+    """Ada-KV's allocation, "floor first, then global" (`adakv.md` 2.3, rule b/c).
 
     Every head is sure of the fraction `floor` of an even share; what remains of `total` goes to the
     best remaining `scores [H, N]` of all heads together. The sum is exactly `total`. Uniform
@@ -25,10 +40,47 @@ def adaptive(scores: Tensor, total: int, floor: float) -> Tensor:
     Ties: lower head first, then the earlier token.
     """
     heads, rows = scores.shape
-    assert 0 <= total <= heads * rows, f"{total} rows do not fit into {heads} heads of {rows}"
-    sure = min(int(floor * (total // heads)), rows)
+    existing = (scores != ABSENT).sum(dim=1)
+    assert 0 <= total <= int(existing.sum()), f"{total} rows are not among {existing.tolist()}"
+    sure = existing.clamp(max=int(floor * (total // heads)))
     best = torch.sort(scores, dim=1, descending=True).values
-    rest = best[:, sure:].flatten()
-    chosen = torch.sort(rest, descending=True, stable=True).indices[: total - heads * sure]
-    hits = torch.bincount(chosen.div(max(rows - sure, 1), rounding_mode="floor"), minlength=heads)
-    return (hits + sure).cpu()
+    rank = torch.arange(rows, device=scores.device)
+    best = best.masked_fill(rank < sure[:, None], float("inf"))
+    chosen = torch.sort(best.flatten(), descending=True, stable=True).indices[:total]
+    return torch.bincount(chosen // max(rows, 1), minlength=heads).tolist()
+
+
+def mixed(scores: Tensor, total: int, alpha: float) -> list[int]:
+    """The shares of Ada-KV's authors (`adakv.md` 2.3, rule a), with an exact total.
+
+    `(1 - alpha)` of the pooled ranking's shares plus `alpha` of even ones, rounded by largest
+    remainder where the authors' code rounds each head by itself and loses or adds rows.
+    """
+    pooled = adaptive(scores, total, 0.0)
+    even = uniform(total, (scores != ABSENT).sum(dim=1).tolist())
+    part = Fraction(alpha).limit_denominator(10**6)
+    return largest_remainder([(1 - part) * p + part * e for p, e in zip(pooled, even, strict=True)])
+
+
+def pyramid(total: int, layers: int, most: int, beta: int) -> list[int]:
+    """PyramidKV's layer budgets (arXiv 2406.02069, `adakv.md` 2.2), `layers * total` in all.
+
+    They fall in a line from the first layer to the last, around `total` rows of a layer that has
+    `most`: the last layer gets `total / beta`; if the first would need more than `most`, the line
+    is flatter. Real numbers are rounded by largest remainder, so nothing is added or lost.
+    """
+    assert 0 <= total <= most, f"{total} of {most} rows"
+    top = min(2 * total - Fraction(total, beta), Fraction(most))
+    fall = 2 * (top - total) / max(layers - 1, 1)
+    line = [top - fall * layer for layer in range(layers)] if layers > 1 else [Fraction(total)]
+    return largest_remainder(line)
+
+
+def largest_remainder(shares: Sequence[Fraction]) -> list[int]:
+    """Whole numbers of the same sum, each `shares[i]` rounded down or up; ties: the lower index."""
+    counts = [int(share) for share in shares]
+    missing = int(sum(shares)) - sum(counts)
+    by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    for index in by_remainder[:missing]:
+        counts[index] += 1
+    return counts

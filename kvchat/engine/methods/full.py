@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvchat.engine.budget import Budget
+from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.base import Needs, Prefilled
 from kvchat.engine.methods.evict import keep_all
 
 
@@ -14,7 +14,11 @@ class Full:
     """Keeps every row. It has no options; its budget is always 100 %."""
 
     budget: ClassVar[Budget] = Budget(fraction=1.0)
-    observed: ClassVar[int] = 0
+    needs: ClassVar[Needs] = Needs()
+
+    def rows(self, geometry: Geometry) -> list[int]:
+        """All of them."""
+        return [geometry.full] * geometry.layers
 
     def compress(self, prefilled: Prefilled) -> FlatSegment:
         """All rows of the layer, flat."""

@@ -1,7 +1,4 @@
-"""Scores per row, shared by methods: what the observation queries attend to, pooled.
-
-Knows no budget and no method.
-"""
+"""Scores per row, shared by methods. Knows no budget and no method."""
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +8,95 @@ from kvchat.engine import ops
 from kvchat.engine.methods.base import Prefilled
 
 POOLS = ("max", "avg")
+SCORES = ("mass", "squared")
+# Values of the projected rows that `projected_norm` has alive at once.
+NORM_VALUES = 2**22
 
 
-def observed_mass(prefilled: Prefilled, rows: int) -> Tensor:
-    """Attention mass of the first `rows` keys, `[H, rows]` fp32 (`adakv.md` 2.1, steps 1 to 6).
+def observed_mass(prefilled: Prefilled, rows: int, power: int = 1) -> Tensor:
+    """Attention mass of the first `rows` keys by query head, `[H*G, rows]` fp32.
 
-    Mean over the observation queries and over the query heads of a KV head. A head's masses sum to
-    what its queries do not spend on later rows; they are not renormalised, for Ada-KV compares
-    heads by them.
+    Mean over the observation queries (`adakv.md` 2.1, steps 1 to 5). A head's masses sum to what
+    its queries do not spend on later rows; they are not renormalised, for Ada-KV compares heads by
+    them.
     """
-    heads, _ = prefilled.shape
-    mass = ops.window_mass(  # [H*G, rows]
+    mass = ops.column_mass(
         prefilled.queries,
         prefilled.keys[:, :rows],
         prefilled.lse,
         prefilled.seen,
         prefilled.scale,
+        power,
     )
-    return mass.view(heads, -1, rows).mean(dim=1)
+    mass /= len(prefilled.queries)
+    if prefilled.absent is not None:  # what is not there spreads nothing when it is pooled
+        exists = prefilled.exists[:, :rows].repeat_interleave(len(mass) // len(prefilled.keys), 0)
+        mass.masked_fill_(~exists, 0.0)
+    return mass
+
+
+def by_head(scores: Tensor, heads: int) -> Tensor:
+    """Mean over the query heads of a KV head: `[H*G, N]` to `[H, N]`."""
+    return scores.view(heads, -1, scores.shape[1]).mean(dim=1)
+
+
+def pooled_mass(prefilled: Prefilled, rows: int, kernel: int, kind: str, score: str) -> Tensor:
+    """Observed mass, smoothed along tokens, `[H, rows]`.
+
+    Attention is averaged over the group and then pooled, as in Ada-KV; squared attention is pooled
+    per query head first, as in KV-Compress (`adakv.md` 2.9).
+    """
+    heads, _ = prefilled.shape
+    if score == "squared":
+        return by_head(pool(observed_mass(prefilled, rows, power=2), kernel, kind), heads)
+    return pool(by_head(observed_mass(prefilled, rows), heads), kernel, kind)
+
+
+def defensive_mass(prefilled: Prefilled, rows: int, kernel: int) -> Tensor:
+    """The worst case over observation queries and query heads, `[H, rows]` (`adakv.md` 2.8).
+
+    Each query's attention is average-pooled and scaled back to the mass it had; the largest of all
+    queries of a KV head counts, and at least the head's mean of these.
+    """
+    heads, _ = prefilled.shape
+    q, window = prefilled.queries, len(prefilled.queries)
+    group = q.shape[1] // heads
+    exists = prefilled.exists[:, :rows]
+    out = []
+    for head in range(heads):
+        block = q[:, head * group : (head + 1) * group]  # [W, G, D]
+        logits = torch.einsum(
+            "wgd,nd->wgn", block.float(), prefilled.keys[head, :rows].float()
+        )  # [W, G, N]
+        logits = logits * prefilled.scale
+        mass = torch.exp(logits - prefilled.lse[:, head * group : (head + 1) * group, None])
+        seen = torch.arange(rows, device=q.device) < prefilled.seen[:, None]
+        mass.masked_fill_(~(seen & exists[head])[:, None], 0.0)
+        smooth = pool(mass.view(window * group, rows), kernel, "avg").view_as(mass)
+        keep = mass.sum(dim=-1, keepdim=True) / smooth.sum(dim=-1, keepdim=True).clamp_min(1e-30)
+        worst = (smooth * keep).amax(dim=(0, 1))
+        worst *= exists[head]
+        out.append(worst.clamp_min(worst.sum() / exists[head].sum().clamp_min(1)))
+    return torch.stack(out)
+
+
+def projected_norm(prefilled: Prefilled, rows: int) -> Tensor:
+    """L1 norm of the value rows behind the output projection, `[H, rows]` fp32.
+
+    `|v_j O_h|_1`, mean over the query heads of a KV head: what a row can change in the layer's
+    output (`adakv.md` 2.7).
+    """
+    assert prefilled.output is not None, "the reading gives the output projection"
+    heads, _ = prefilled.shape
+    _, dim, hidden = prefilled.output.shape
+    by_group = prefilled.output.view(heads, -1, dim, hidden)
+    step = max(1, NORM_VALUES // (hidden * by_group.shape[1]))
+    norms = [
+        torch.einsum("nd,gdm->gnm", part.float(), by_group[head].float()).abs().sum(-1).mean(0)
+        for head in range(heads)
+        for part in prefilled.values[head, :rows].split(step)
+    ]
+    return torch.cat(norms).view(heads, rows) if rows else prefilled.values.new_zeros(heads, 0)
 
 
 def pool(scores: Tensor, kernel: int, kind: str) -> Tensor:

@@ -14,6 +14,8 @@ from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.errors import KvchatError
 
+TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
 
 def method_name(spec: str) -> str:
     """The table key that a spec begins with. Raises KvchatError("usage") if there is none."""
@@ -67,6 +69,11 @@ def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] =
     return method_class(name)(**values)
 
 
+def presets(name: str) -> dict[str, dict[str, Any]]:
+    """Named settings of a method: option values by name of the preset."""
+    return getattr(method_class(name), "PRESETS", {})
+
+
 def default_of(field: Field) -> Any:
     """The default of an option."""
     if field.default is not MISSING:
@@ -87,11 +94,11 @@ def name_of(method: Method) -> str:
 
 
 def _preset(name: str, preset: str) -> dict[str, Any]:
-    presets = getattr(method_class(name), "PRESETS", {})
-    if preset and preset not in presets:
-        has = f"has {', '.join(presets)}" if presets else "has no presets"
+    known = presets(name)
+    if preset and preset not in known:
+        has = f"has {', '.join(known)}" if known else "has no presets"
         raise KvchatError("usage", f"{name} has no preset {preset!r}; it {has}", f"--method {name}")
-    return dict(presets.get(preset, {}))
+    return dict(known.get(preset, {}))
 
 
 def _convert(name: str, field: Field, text: str) -> Any:
@@ -99,10 +106,11 @@ def _convert(name: str, field: Field, text: str) -> Any:
     if kind is Budget:
         return Budget.parse(text)
     try:
-        return kind(text)
-    except ValueError:
+        return TRUTHS[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        wanted = {int: "a whole number", bool: "true or false"}.get(kind, "a number")
         raise KvchatError(
             "usage",
-            f"{name}: {field.name}={text} is not {'a whole number' if kind is int else 'a number'}",
+            f"{name}: {field.name}={text} is not {wanted}",
             f"{name}:{field.name}={default_of(field)}  (the default)",
         ) from None

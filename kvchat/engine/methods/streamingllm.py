@@ -4,17 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from kvchat.engine.budget import DEFAULT_BUDGET, Budget
-from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.budgets import uniform
-from kvchat.engine.methods.evict import keep_all, keep_ranked
-from kvchat.errors import KvchatError
+from kvchat.engine.methods.eviction import Eviction
 
 
 @dataclass(frozen=True)
-class StreamingLLM:
+class StreamingLLM(Eviction):
     """Keeps the first `sinks` tokens and the most recent ones, the same in every head.
 
     Efficient Streaming Language Models with Attention Sinks, https://arxiv.org/abs/2309.17453.
@@ -22,21 +19,10 @@ class StreamingLLM:
     since the document is read exactly and fits the window.
     """
 
-    budget: Budget = DEFAULT_BUDGET
-    sinks: int = 4
-    observed: ClassVar[int] = 0
+    name: ClassVar[str] = "streamingllm"
 
-    def __post_init__(self) -> None:
-        if self.sinks < 0:
-            raise KvchatError("usage", f"streamingllm: sinks={self.sinks} is negative", "sinks=4")
-
-    def compress(self, prefilled: Prefilled) -> FlatSegment:
-        """`sinks` rows and the newest rows of each head, `budget` in all."""
-        heads, tokens = prefilled.shape
-        counts = uniform(prefilled.allowed(self.budget), heads, tokens)
-        if int(counts.min()) == tokens:
-            return keep_all(prefilled)
-        sinks = min(self.sinks, int(counts.min()) - 1)  # the newest row always stays
-        newest = torch.arange(tokens - 1, sinks - 1, -1)
-        order = torch.cat((torch.arange(sinks), newest)).expand(heads, tokens)
-        return keep_ranked(prefilled, order.to(prefilled.keys.device), counts, recent=0)
+    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+        """The later, the better."""
+        heads, _ = prefilled.shape
+        age = torch.arange(rows, dtype=torch.float32, device=prefilled.keys.device)
+        return age.repeat(heads, 1)

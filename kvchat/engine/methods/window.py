@@ -1,66 +1,87 @@
-"""Options and steps that methods with an observation window share. Not a method itself."""
+"""Options and scores that methods with an observation window share. Not a method itself."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvchat.engine.budget import DEFAULT_BUDGET, Budget
-from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.evict import keep_all, keep_ranked
-from kvchat.engine.methods.scores import POOLS, observed_mass, pool, ranked
+from kvchat.engine.budget import Geometry
+from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.scores import POOLS, SCORES, pooled_mass
 from kvchat.errors import KvchatError
 
 
 @dataclass(frozen=True)
-class WindowEviction(ABC):
-    """Scores the prefix by the observation queries, keeps the best rows and the last `window`.
+class Window(Eviction):
+    """Observes the last `window` queries, and keeps the rows that they belong to.
 
-    `window` rows and the first `sinks` rows are always kept and paid from the budget. A budget of
-    fewer than `2 * window` rows per head shrinks the protected window to half of it, so that
-    short documents and small budgets leave rows to choose.
+    `kernel` is the width over which scores are smoothed along tokens.
     """
 
-    budget: Budget = DEFAULT_BUDGET
     window: int = 32
     kernel: int = 7
-    pool: str = "max"
-    sinks: int = 4
 
     def __post_init__(self) -> None:
-        name = type(self).__name__.lower()
+        super().__post_init__()
         if not 1 <= self.window < 2**31:
-            raise KvchatError("usage", f"{name}: window={self.window} is not a size", "window=32")
+            raise KvchatError(
+                "usage", f"{self.name}: window={self.window} is not a size", "window=32"
+            )
         if not 1 <= self.kernel < 2**15 or self.kernel % 2 == 0:
             raise KvchatError(
-                "usage", f"{name}: kernel={self.kernel} must be odd and below 32,768", "kernel=7"
+                "usage",
+                f"{self.name}: kernel={self.kernel} must be odd and below 32,768",
+                "kernel=7",
             )
-        if self.pool not in POOLS:
-            tries = [f"pool={kind}" for kind in POOLS]
-            raise KvchatError("usage", f"{name}: pool={self.pool} is unknown", *tries)
-        if self.sinks < 0:
-            raise KvchatError("usage", f"{name}: sinks={self.sinks} is negative", "sinks=4")
 
     @property
-    def observed(self) -> int:
+    def needs(self) -> Needs:
         """The observation window W."""
-        return self.window
+        return Needs(queries=self.window)
 
-    @abstractmethod
-    def allocate(self, scores: Tensor, total: int) -> Tensor:
-        """Rows of the prefix that each head keeps, `[H]`, `total` in all; `scores [H, N]`."""
+    def newest(self, each: int) -> int:
+        """The window itself, at most half of an even share."""
+        return min(self.window, max(1, each // 2))
 
-    def compress(self, prefilled: Prefilled) -> FlatSegment:
-        """The best rows of each head, its sinks and its last rows; `budget` in all."""
-        heads, tokens = prefilled.shape
-        total = prefilled.allowed(self.budget)
-        if total == heads * tokens:
-            return keep_all(prefilled)
-        recent = min(self.window, max(1, total // heads // 2))
-        scorable = tokens - recent
-        scores = pool(observed_mass(prefilled, scorable), self.kernel, self.pool)
-        prefix = total - heads * recent
-        scores[:, : min(self.sinks, prefix // heads)] = float("inf")
-        counts = self.allocate(scores, prefix)
-        return keep_ranked(prefilled, ranked(scores), counts, recent)
+    def require_room(self, total: int, geometry: Geometry) -> None:
+        """A budget given as a size holds window, sinks and a row beside them.
+
+        A share of a short document need not: it protects fewer rows, and leaves some to choose.
+        """
+        each, least = total // geometry.heads, self.window + self.sinks + 1
+        if self.budget.fraction is not None or total == geometry.full or each >= least:
+            return
+        fitting = [f"{self.name}:window={each - self.sinks - 1}"] if each > self.sinks + 1 else []
+        raise KvchatError(
+            "usage",
+            f"{self.name} always keeps the last {self.window} rows and the first {self.sinks} of "
+            f"every head; a budget of {self.budget} leaves {each} per head",
+            f"--budget {self.budget.of_rows(least, geometry)} or more",
+            *fitting,
+            rows=each,
+            needed=least,
+        )
+
+
+@dataclass(frozen=True)
+class WindowEviction(Window):
+    """Scores rows by what the observation queries attend to, smoothed by `pool`.
+
+    `score_by=squared` takes squared attention, pooled per query head (KV-Compress,
+    https://arxiv.org/abs/2410.00161).
+    """
+
+    pool: str = "max"
+    score_by: str = "mass"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, known in (("pool", POOLS), ("score_by", SCORES)):
+            value = getattr(self, option)
+            if value not in known:
+                tries = [f"{option}={kind}" for kind in known]
+                raise KvchatError("usage", f"{self.name}: {option}={value} is unknown", *tries)
+
+    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+        """Pooled attention of the observation queries."""
+        return pooled_mass(prefilled, rows, self.kernel, self.pool, self.score_by)

@@ -90,6 +90,12 @@ class Block(nn.Module):
         v = attention.v_proj(normed).view(split)
         return q, k.transpose(0, 1), v.transpose(0, 1)
 
+    @property
+    def output(self) -> Tensor:
+        """The output projection by query head, `[H*G, D, hidden]`, a view."""
+        weight = self.self_attn.o_proj.weight  # [hidden, H*G*D]
+        return weight.t().view(-1, self.self_attn.head_dim, weight.shape[0])
+
     def finish(self, x: Tensor, o: Tensor) -> Tensor:
         """The layer's output `[T, hidden]` from its input `x` and the attended `o [T, H*G, D]`."""
         x = x + self.self_attn.o_proj(o.flatten(1).to(x.dtype))

@@ -1,0 +1,61 @@
+"""CriticalKV: attention weighed by what a value can change in the output."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.methods import budgets
+from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.scores import projected_norm, ranked
+from kvchat.engine.methods.shares import Adaptive
+from kvchat.engine.methods.window import WindowEviction
+from kvchat.errors import KvchatError
+
+
+@dataclass(frozen=True)
+class Critical(WindowEviction):
+    """Half of a head's rows by attention, the rest by attention times the projected value's norm.
+
+    Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective,
+    https://arxiv.org/abs/2502.03805. `first` is the share that attention alone decides; it makes
+    the rest provably useful. `epsilon` is added to the attention before it is weighed.
+    """
+
+    first: float = 0.5
+    epsilon: float = 1e-4
+    name: ClassVar[str] = "criticalkv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.first <= 1:
+            raise KvchatError(
+                "usage", f"{self.name}: first={self.first:g} is outside 0–1", "first=0.5"
+            )
+        if not self.epsilon >= 0:
+            raise KvchatError(
+                "usage", f"{self.name}: epsilon={self.epsilon:g} is negative", "epsilon=0.0001"
+            )
+
+    def order(self, prefilled: Prefilled, scores: Tensor, counts: list[int]) -> Tensor:
+        """Rows that attention alone decides first, then by the weighed score."""
+        by_attention = ranked(scores)
+        sure = (torch.tensor(counts) * self.first).int().to(scores.device)
+        rank = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+        decided = torch.zeros_like(scores, dtype=torch.bool)
+        decided.scatter_(1, by_attention, rank < sure[:, None])
+        decided |= scores == float("inf")
+        weighed = (scores + self.epsilon) * projected_norm(prefilled, scores.shape[1])
+        weighed = weighed.masked_fill(decided, float("inf"))
+        return ranked(weighed.masked_fill(scores == budgets.ABSENT, budgets.ABSENT))
+
+
+@dataclass(frozen=True)
+class CriticalAda(Critical, Adaptive):
+    """CriticalKV's two stages over Ada-KV's shares of the heads.
+
+    CriticalAdaKV of https://arxiv.org/abs/2502.03805.
+    """
+
+    name: ClassVar[str] = "critical-adakv"

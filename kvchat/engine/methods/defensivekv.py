@@ -1,0 +1,55 @@
+"""DefensiveKV: the worst case over the observation queries in place of their mean."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.methods import budgets
+from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.scores import by_head, defensive_mass, observed_mass, projected_norm
+from kvchat.engine.methods.window import Window
+from kvchat.errors import KvchatError
+
+
+@dataclass(frozen=True)
+class DefensiveKV(Window):
+    """Keeps rows that any observation query needs, weighed by the projected value's norm.
+
+    Taming the Fragility of KV Cache Eviction in LLM Inference (ICLR 2026),
+    https://arxiv.org/abs/2510.13334. Rows that carry a head's mean attention up to the share
+    `secure` stay in any case, the rest of the layer's rows goes to the best defensive scores of
+    all heads. Different here: what the window itself receives counts towards `secure`, where the
+    authors' code takes the rows before the window for it. Smoothing is by mean.
+    """
+
+    kernel: int = 5
+    secure: float = 0.9
+    name: ClassVar[str] = "defensivekv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.secure <= 1:
+            raise KvchatError(
+                "usage", f"defensivekv: secure={self.secure:g} is outside 0–1", "secure=0.9"
+            )
+
+    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+        """Defensive mass times the head's share of the value norms; secured rows are infinite."""
+        heads, _ = prefilled.shape
+        norm = projected_norm(prefilled, rows)
+        scores = defensive_mass(prefilled, rows, self.kernel)
+        scores *= norm / norm.sum(dim=0).clamp_min(1e-30)
+        mean = by_head(observed_mass(prefilled, rows), heads)
+        best, order = torch.sort(mean, dim=1, descending=True, stable=True)
+        missing = self.secure - (1 - mean.sum(dim=1, keepdim=True))  # beyond the rows scored here
+        secured = (best.cumsum(dim=1) < missing).sum(dim=1).clamp(max=max(each - self.sinks, 0))
+        rank = torch.arange(rows, device=scores.device).expand(heads, rows)
+        held = torch.zeros_like(scores, dtype=torch.bool)
+        held.scatter_(1, order, rank < secured[:, None])
+        return scores.masked_fill(held, float("inf"))
+
+    def allocate(self, scores: Tensor, total: int) -> list[int]:
+        """The best scores of all heads together; secured rows are the floor."""
+        return budgets.adaptive(scores, total, floor=0.0)

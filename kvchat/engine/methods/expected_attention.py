@@ -1,0 +1,59 @@
+"""Expected Attention: what queries that have not come yet will attend to."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.eviction import Eviction
+from kvchat.errors import KvchatError
+
+
+@dataclass(frozen=True)
+class ExpectedAttention(Eviction):
+    """Scores rows by the attention of a Gaussian of queries, times the norm of the value.
+
+    Expected Attention: KV Cache Compression by Estimating Attention from Future Queries
+    Distribution, https://arxiv.org/abs/2510.00636. Mean and covariance of the document's queries
+    before rotation are turned by the mean rotation of the next `future` positions. `epsilon` is
+    added before the value norm.
+    """
+
+    future: int = 512
+    epsilon: float = 0.0
+    name: ClassVar[str] = "expected-attention"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.future < 2**20:
+            raise KvchatError(
+                "usage", f"expected-attention: future={self.future} is not a size", "future=512"
+            )
+        if not self.epsilon >= 0:
+            raise KvchatError(
+                "usage", f"expected-attention: epsilon={self.epsilon:g} is negative", "epsilon=0"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """Moments of the queries."""
+        return Needs(future=self.future)
+
+    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+        """`(mean_g softmax(mu.k s + k' S k s^2 / 2) + epsilon) |v|`, softmax without the sinks."""
+        assert prefilled.moments is not None, "the reading gives what `needs` names"
+        heads, _ = prefilled.shape
+        keys = prefilled.keys[:, :rows].float()
+        mean = prefilled.moments.mean.view(heads, -1, keys.shape[2])  # [H, G, D]
+        logits = torch.einsum("hgd,hnd->hgn", mean, keys) * prefilled.scale
+        covariance = prefilled.moments.covariance.view(*mean.shape, keys.shape[2])
+        for group in range(mean.shape[1]):  # one [N, D] product at a time
+            spread = torch.bmm(keys, covariance[:, group])  # [H, N, D]
+            logits[:, group] += (spread * keys).sum(-1) * (prefilled.scale**2 / 2)
+        if prefilled.position is None:  # a document, not a conversation
+            logits[:, :, : min(self.sinks, rows)] = float("-inf")
+        logits.masked_fill_(~prefilled.exists[:, None, :rows], float("-inf"))
+        expected = torch.softmax(logits, dim=-1).nan_to_num(0.0).mean(dim=1)
+        return (expected + self.epsilon) * prefilled.values[:, :rows].float().norm(dim=-1)

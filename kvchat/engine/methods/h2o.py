@@ -1,0 +1,51 @@
+"""H2O: heavy hitters and recent rows."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.eviction import Eviction
+from kvchat.errors import KvchatError
+
+
+@dataclass(frozen=True)
+class H2O(Eviction):
+    """Keeps the newest rows and those that all queries so far attended to most.
+
+    H2O: Heavy-Hitter Oracle, https://arxiv.org/abs/2306.14048. `recent` is the share of the budget
+    that goes to the newest rows. `average` divides a row's sum by the number of queries that could
+    see it, which early rows need not fear then. Different here: sums over the whole document are
+    exact and computed in a second pass from the known log-sum-exps, without a T x T matrix; they
+    are summed over the query heads of a KV head.
+    """
+
+    sinks: int = 0
+    recent: float = 0.5
+    average: bool = False
+    name: ClassVar[str] = "h2o"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.recent <= 1:
+            raise KvchatError("usage", f"h2o: recent={self.recent:g} is outside 0–1", "recent=0.5")
+
+    @property
+    def needs(self) -> Needs:
+        """Column sums over all queries."""
+        return Needs(column_mass=True)
+
+    def newest(self, each: int) -> int:
+        """The recent share of the budget, and the newest row in any case."""
+        return min(each, max(1, int(self.recent * each)))
+
+    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+        """The attention that a row has received."""
+        assert prefilled.column_mass is not None, "the reading gives what `needs` names"
+        mass = prefilled.column_mass[:, :rows].clone()
+        if self.average:
+            tokens = prefilled.shape[1]
+            mass /= tokens - torch.arange(rows, device=mass.device)
+        return mass

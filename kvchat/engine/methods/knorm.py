@@ -1,0 +1,25 @@
+"""Knorm: rows whose keys are short."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.eviction import Eviction
+
+
+@dataclass(frozen=True)
+class Knorm(Eviction):
+    """Keeps the rows with the smallest key norms, which tend to be attended most.
+
+    A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression,
+    https://arxiv.org/abs/2406.11430. Different here: sinks and the newest row always stay.
+    """
+
+    name: ClassVar[str] = "knorm"
+    PRESETS: ClassVar = {"paper": {"sinks": 0}}
+
+    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+        """The shorter, the better."""
+        return -prefilled.keys[:, :rows].float().norm(dim=-1)

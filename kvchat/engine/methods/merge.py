@@ -1,0 +1,235 @@
+"""The reduction that merges runs of neighbouring rows into one row each (KVMerger, arXiv
+2407.08454; `kvmerger.md` 2.2 to 2.4). Knows which rows may merge, no method.
+
+A *link* joins a row with the one before it in its head; a *run* is what links hold together, and
+becomes one slot. Everything is computed on all rows of a layer at once.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from kvchat.engine import ops
+from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.methods.base import Prefilled
+
+SIGMAS = ("mean_dist", "mean_dist_excl", "rms", "literal")
+VALUES = ("votes", "paper", "plain")
+LEAST_SIGMA = 1e-6
+
+
+def similarity(keys: Tensor) -> Tensor:
+    """Cosine of each key with the one before it, `[H, T]` fp32; -1 for the first of a head."""
+    delta = torch.full(keys.shape[:2], -1.0, device=keys.device)
+    for head, rows in enumerate(keys):  # fp32 copies of one head at a time
+        unit = torch.nn.functional.normalize(rows.float(), dim=-1)
+        delta[head, 1:] = (unit[1:] * unit[:-1]).sum(-1)
+    return delta
+
+
+def free_links(protected: Tensor) -> Tensor:
+    """Links between two rows of which neither is `protected [H, T]`."""
+    free = ~protected
+    free[:, 1:] &= ~protected[:, :-1]
+    free[:, 0] = False
+    return free
+
+
+def links_above(delta: Tensor, free: Tensor, threshold: float, most: int) -> Tensor:
+    """Free links whose `delta [H, T]` exceeds a threshold; runs have at most `most` rows (0: any).
+
+    Longer runs are cut at their weakest links.
+    """
+    links = free & (delta > threshold)
+    while bool((cut := _cuts(links, delta, most)).any()):
+        links &= ~cut
+    return links
+
+
+def best_links(delta: Tensor, free: Tensor, count: int, most: int) -> Tensor:
+    """The `count` strongest free links of all heads together, or all there are.
+
+    One adaptive threshold per layer. Runs have at most `most` rows (0: any): longer ones are cut
+    at their weakest links, and the next strongest links are taken instead. Ties: the lower head,
+    then the earlier row.
+    """
+    free = free.clone()
+    while True:
+        table = delta.masked_fill(~free, float("-inf")).flatten()
+        chosen = torch.sort(table, descending=True, stable=True).indices
+        links = torch.zeros_like(free).flatten()
+        links[chosen[: min(count, int(free.sum()))]] = True
+        links = links.view_as(free)
+        cut = _cuts(links, delta, most)
+        if not bool(cut.any()):
+            return links
+        free &= ~cut
+
+
+def _cuts(links: Tensor, delta: Tensor, most: int) -> Tensor:
+    """The weakest links of runs of more than `most` rows, as many as it takes at least."""
+    cut = torch.zeros_like(links).flatten()
+    if most == 0:
+        return cut.view_as(links)
+    run = run_of(links)
+    length = torch.bincount(run)[run]
+    at = (links.flatten() & (length > most)).nonzero().flatten()
+    at = at[torch.sort(delta.flatten()[at], stable=True).indices]
+    at = at[torch.sort(run[at], stable=True).indices]  # by run, weakest first
+    _, sizes = torch.unique_consecutive(run[at], return_counts=True)
+    rank = torch.arange(len(at), device=at.device)
+    rank -= torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    cut[at[rank < (length[at] - 1) // most]] = True
+    return cut.view_as(links)
+
+
+def run_of(links: Tensor) -> Tensor:
+    """The number of the run that each row belongs to, `[H*T]` int64, head after head."""
+    return (~links).flatten().cumsum(0) - 1
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Merged rows before some of them are kept: `k, v [S, D]`, and what belongs to each.
+
+    `head, position, count [S]`: where a slot stands, its pivot's position, its tokens; `mass [S]`
+    the attention of all its rows; `guarded [S]` whether it holds a protected row.
+    """
+
+    k: Tensor
+    v: Tensor
+    head: Tensor
+    position: Tensor
+    count: Tensor
+    mass: Tensor
+    guarded: Tensor
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+    def where(self, kept: Tensor) -> "Slots":
+        """The slots for which `kept [S]` is true."""
+        return Slots(*(getattr(self, name)[kept] for name in self.__dataclass_fields__))
+
+    def segment(self, heads: int, span: tuple[int, int], value: str) -> FlatSegment:
+        """A flat segment; with `votes` a slot's logit is raised by the log of its tokens."""
+        bias = self.count.float().log() if value == "votes" else None
+        lengths = torch.bincount(self.head, minlength=heads).tolist()
+        count = self.count.to(torch.int32)
+        return FlatSegment.of(self.k, self.v, lengths, self.position, span, bias, count)
+
+
+def merge(
+    prefilled: Prefilled, links: Tensor, mass: Tensor, protected: Tensor, sigma: str, value: str
+) -> Slots:
+    """Merge the runs that `links [H, T]` hold together, around their most attended rows.
+
+    `g_i = exp(-|k_p - k_i|^2 / 2 sigma^2)` with the pivot p, the row of the largest `mass [H, T]`;
+    a row that stands for n tokens weighs n g. Keys are means with these weights; so are values,
+    times the number of tokens if `value` is `paper`. See `kvmerger.md` 2.4 for `sigma`.
+    """
+    heads, tokens, _ = prefilled.keys.shape
+    device = prefilled.keys.device
+    run = run_of(links)
+    lengths = torch.bincount(run)
+    a = mass.flatten().float()
+    pivot = _first_best(a, run, lengths)
+    count = torch.ones(heads * tokens, device=device)
+    if prefilled.count is not None:
+        count = prefilled.count.flatten().float()
+    weight = _gaussian(_distance(prefilled.keys, pivot[run]), run, lengths, sigma) * count
+    weight = weight / _sums(weight, lengths)[run]
+    members = _sums(count, lengths)
+    position = prefilled.position
+    if position is None:
+        end = prefilled.start + tokens
+        position = torch.arange(prefilled.start, end, device=device).expand(heads, -1)
+    # the value of a row that stands for n tokens was stored times n
+    scale = (1 / count, members) if value == "paper" else (None, None)
+    slots = Slots(
+        k=_merged(prefilled.keys, weight, pivot, lengths),
+        v=_merged(prefilled.values, weight, pivot, lengths, *scale),
+        head=pivot // tokens,
+        position=position.flatten()[pivot],
+        count=members,
+        mass=_sums(a, lengths),
+        guarded=_sums(protected.flatten().float(), lengths) > 0,
+    )
+    return slots.where(prefilled.exists.flatten()[pivot])
+
+
+def _distance(keys: Tensor, pivot: Tensor) -> Tensor:
+    """Distance of every row from the pivot of its run, `[H*T]`; `pivot [H*T]` row numbers."""
+    tokens = keys.shape[1]
+    parts = [
+        (rows.float() - rows.float()[at - head * tokens]).norm(dim=-1)
+        for head, (rows, at) in enumerate(zip(keys, pivot.view(-1, tokens), strict=True))
+    ]
+    return torch.cat(parts)
+
+
+def _merged(
+    rows: Tensor,
+    weight: Tensor,
+    pivot: Tensor,
+    lengths: Tensor,
+    before: Tensor | None = None,
+    after: Tensor | None = None,
+) -> Tensor:
+    """Weighted sums of the runs of `rows [H, T, D]`, `[S, D]`; single rows as they are.
+
+    `before [H*T]` scales rows, `after [S]` sums; runs do not cross heads.
+    """
+    heads, tokens, dim = rows.shape
+    if before is not None:
+        weight = weight * before
+    runs = torch.bincount(pivot // tokens, minlength=heads).tolist()
+    parts = [
+        ops.merge_rows(part, part_weight, part_lengths)
+        for part, part_weight, part_lengths in zip(
+            rows, weight.view(heads, tokens), lengths.split(runs), strict=True
+        )
+    ]
+    merged = torch.cat(parts)
+    if after is not None:
+        merged *= after[:, None].to(merged.dtype)
+    single = lengths == 1  # bit-equal, whatever the weights
+    merged[single] = rows.reshape(-1, dim)[pivot[single]]
+    return merged
+
+
+def _sums(x: Tensor, lengths: Tensor) -> Tensor:
+    return torch.segment_reduce(x.float(), "sum", lengths=lengths)
+
+
+def _first_best(a: Tensor, run: Tensor, lengths: Tensor) -> Tensor:
+    """The row of the largest `a` in each run; among equals the first. `[S]` int64."""
+    best = torch.segment_reduce(a, "max", lengths=lengths)
+    rows = torch.arange(len(a), device=a.device)
+    candidates = rows.masked_fill(a != best[run], len(a)).double()
+    return torch.segment_reduce(candidates, "min", lengths=lengths).long()
+
+
+def _gaussian(distance: Tensor, run: Tensor, lengths: Tensor, sigma: str) -> Tensor:
+    """`exp(-d^2 / 2 sigma^2)` of every row, with its run's sigma."""
+    number = lengths.float()
+    if sigma == "mean_dist":
+        width = _sums(distance, lengths) / (sqrt(2) * number)
+    elif sigma == "mean_dist_excl":
+        width = _sums(distance, lengths) / (sqrt(2) * (number - 1).clamp_min(1))
+    elif sigma == "rms":
+        width = (_sums(distance.square(), lengths) / number).sqrt()
+    elif sigma == "literal":  # the formula as printed, which refers to itself: its fixed point
+        width = torch.ones_like(number)
+        for _ in range(50):
+            near = _bell(distance, width[run])
+            width = _sums(near, lengths) / (sqrt(2) * number)
+    else:
+        width = torch.full_like(number, float(sigma))
+    return _bell(distance, width[run])
+
+
+def _bell(distance: Tensor, width: Tensor) -> Tensor:
+    return torch.exp(-(distance / width.clamp_min(LEAST_SIGMA)).square() / 2)

@@ -1,0 +1,67 @@
+"""Two ways to share rows out that methods inherit: over heads by need, over layers by depth. Not
+methods themselves."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from kvchat.engine.budget import Geometry
+from kvchat.engine.methods import budgets
+from kvchat.engine.methods.window import WindowEviction
+from kvchat.errors import KvchatError
+
+RULES = {"floor": budgets.adaptive, "mix": budgets.mixed}
+"""Safeguards for focused heads: floor first, then global; or mixed with even shares."""
+
+
+@dataclass(frozen=True)
+class Adaptive(WindowEviction):
+    """Ada-KV's shares (https://arxiv.org/abs/2407.11550): the best scores of all heads together.
+
+    Each head is sure of the fraction `floor` of an even share; `rule=mix` is the authors' own
+    safeguard, `paper` their setting.
+    """
+
+    floor: float = 0.2
+    rule: str = "floor"
+    PRESETS: ClassVar = {
+        "paper": {"window": 32, "kernel": 7, "pool": "max", "sinks": 0, "rule": "mix"}
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.floor <= 1:
+            raise KvchatError(
+                "usage", f"{self.name}: floor={self.floor:g} is outside 0–1", "floor=0.2"
+            )
+        if self.rule not in RULES:
+            tries = [f"rule={rule}" for rule in RULES]
+            raise KvchatError("usage", f"{self.name}: rule={self.rule} is unknown", *tries)
+
+    def allocate(self, scores: Tensor, total: int) -> list[int]:
+        """Shares by the pooled ranking of all heads, above the safeguard."""
+        return RULES[self.rule](scores, total, self.floor)
+
+
+@dataclass(frozen=True)
+class Pyramidal(WindowEviction):
+    """PyramidKV's layer budgets (https://arxiv.org/abs/2406.02069): a falling line.
+
+    The last layer gets 1/`beta` of an even share beside its window. All layers together keep
+    exactly the budget, where the authors' rounding keeps up to 15 % more.
+    """
+
+    beta: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta < 1:
+            raise KvchatError("usage", f"{self.name}: beta={self.beta} is below 1", "beta=20")
+
+    def spread(self, total: int, geometry: Geometry) -> list[int]:
+        """The newest rows of every layer, and the line over the rest."""
+        newest = geometry.heads * self.newest(total // geometry.heads)
+        most = geometry.full - newest
+        line = budgets.pyramid(total - newest, geometry.layers, most, self.beta)
+        return [newest + rows for rows in line]

@@ -1,0 +1,327 @@
+"""Scores against formulas written out with materialised attention, and the hand-worked oracles of
+the specifications (named by section)."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from closeness import assert_close
+
+from engine.scenes import kept_tokens, oracle_scene, prefilled, random_scene
+from engine.tiny import load_engine, load_oracle, random_ids
+from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.events import drain
+from kvchat.engine.methods import budgets, scores
+from kvchat.engine.methods.base import Moments, Needs
+from kvchat.engine.methods.criticalkv import Critical
+from kvchat.engine.methods.defensivekv import DefensiveKV
+from kvchat.engine.methods.evict import keep_all
+from kvchat.engine.methods.expected_attention import ExpectedAttention
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.h2o import H2O
+from kvchat.engine.methods.knorm import Knorm
+from kvchat.engine.methods.pyramidkv import PyramidKV
+from kvchat.engine.methods.snapkv import SnapKV
+from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.tova import TOVA
+from kvchat.engine.prefill import Compression
+
+S = torch.tensor([[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]])
+
+
+def attention(scene) -> torch.Tensor:
+    """Weights `[H*G, W, T]` of the window queries, by softmax over all rows that each sees."""
+    group = scene.queries.shape[1] // len(scene.keys)
+    keys = scene.keys.repeat_interleave(group, 0)
+    logits = torch.einsum("whd,hnd->hwn", scene.queries, keys) * scene.scale
+    unseen = torch.arange(keys.shape[1]) >= scene.seen[:, None]
+    return logits.masked_fill(unseen, float("-inf")).softmax(-1)
+
+
+def grouped(table: torch.Tensor, heads: int) -> torch.Tensor:
+    return table.view(heads, -1, *table.shape[1:])
+
+
+@pytest.mark.parametrize("kernel, kind", [(7, "max"), (5, "avg")])
+def test_adakv_2_9_squared_attention_is_pooled_per_query_head(kernel, kind):
+    """KVC-w: softmax, square, window sum, pool per query head, sum over the group."""
+    scene = random_scene(2, 4, 90, 8)
+    squares = attention(scene).square().mean(dim=1)[:, :82]
+    want = grouped(scores.pool(squares, kernel, kind), 2).mean(dim=1)
+    assert_close("squared", scores.pooled_mass(scene, 82, kernel, kind, "squared"), want, 1e-5)
+
+
+def test_adakv_2_9_squares_change_what_is_kept():
+    scene = random_scene(2, 4, 90, 8)
+    budget = Budget(fraction=0.3)
+    by_mass, by_square = (
+        kept_tokens(SnapKV(budget, window=8, score_by=kind).compress(scene))
+        for kind in ("mass", "squared")
+    )
+    assert by_mass != by_square
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_adakv_2_7_projected_norms_are_those_of_the_values_behind_the_output(monkeypatch, group):
+    scene = random_scene(3, group, 50, 4)
+    monkeypatch.setattr(scores, "NORM_VALUES", 100)
+    output = grouped(scene.output, 3)
+    projected = [torch.stack([scene.values[h] @ w for w in output[h]]) for h in range(3)]
+    want = torch.stack([rows.norm(p=1, dim=-1).mean(0) for rows in projected])
+    assert_close("norms", scores.projected_norm(scene, 50), want, 1e-5)
+    assert_close("some", scores.projected_norm(scene, 20), want[:, :20], 1e-5)
+
+
+def test_adakv_2_7_two_stages():
+    """Half of the rows by attention, the rest by (attention + 1e-4) times the norm."""
+    scene, window = random_scene(2, 2, 80, 8), 8
+    scene = replace(scene, values=torch.randn(2, 80, 8) * torch.rand(2, 80, 1) * 5)
+    method = Critical(Budget(rows_per_head=28), window=window, kernel=1, sinks=0)
+    mass = grouped(attention(scene).mean(1)[:, :72], 2).mean(1)
+    norms = scores.projected_norm(scene, 72)
+    for head, rows in enumerate(kept_tokens(method.compress(scene))):
+        order = sorted(range(72), key=lambda j, h=head: -mass[h, j])
+        sure, rest = order[:10], order[10:]
+        rest.sort(key=lambda j, h=head: -(mass[h, j] + 1e-4) * norms[h, j])
+        assert rows == sorted([*sure, *rest[:10], *range(72, 80)])
+    snap = SnapKV(Budget(rows_per_head=28), window=window, kernel=1, sinks=0).compress(scene)
+    assert kept_tokens(snap) != kept_tokens(method.compress(scene))
+
+
+def test_adakv_2_7_the_bound_holds():
+    """|y - y'| <= sum A n - (2 - 1/sigma) * sum over kept A n, for any kept set of mass sigma."""
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(1000):
+        rows = int(torch.randint(2, 12, (1,), generator=generator))
+        share = (3 * torch.randn(rows, generator=generator, dtype=torch.float64)).softmax(0)
+        projected = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+        kept = torch.rand(rows, generator=generator) < 0.6
+        kept[int(share.argmax())] = True
+        norms, sigma = projected.abs().sum(1), share[kept].sum()
+        loss = (share @ projected - share[kept] @ projected[kept] / sigma).abs().sum()
+        weighed = share * norms
+        assert loss <= weighed.sum() - (2 - 1 / sigma) * weighed[kept].sum() + 1e-12
+
+
+def test_adakv_2_8_defensive_mass_is_the_worst_case():
+    scene = random_scene(2, 2, 60, 6)
+    table = attention(scene)[:, :, :54]  # [H*G, W, N]
+    flat = table.reshape(-1, 54)
+    smooth = scores.pool(flat, 5, "avg")
+    smooth = smooth * (flat.sum(1, keepdim=True) / smooth.sum(1, keepdim=True))
+    worst = grouped(smooth.view_as(table), 2).amax(dim=(1, 2))
+    want = torch.maximum(worst, worst.mean(dim=1, keepdim=True))
+    assert_close("defensive", scores.defensive_mass(scene, 54, 5), want, 1e-5)
+
+
+def test_adakv_2_8_rows_that_carry_the_mass_are_secure():
+    scene = random_scene(2, 2, 200, 8)
+    mean = grouped(attention(scene).mean(1), 2).mean(1)
+    table = DefensiveKV(Budget(fraction=0.4), window=8, sinks=0).score(scene, 192, each=72)
+    for head in range(2):
+        best = mean[head, :192].sort(descending=True, stable=True)
+        beyond = 0.9 - float(mean[head, 192:].sum())
+        secured = min(int((best.values.cumsum(0) < beyond).sum()), 72)
+        infinite = table[head].isinf().nonzero().flatten().tolist()
+        assert infinite == sorted(best.indices[:secured].tolist())
+    segment = DefensiveKV(Budget(fraction=0.4), window=8, sinks=0).compress(scene)
+    assert sum(segment.lengths) == 160
+
+
+def test_kvmerger_7_h2o():
+    """Sums 3.00 .57 .83 .30 .30; heavy 2, recent 2 keep 0, 2, 3, 4; and the averaged sums."""
+    rows = [[1], [0.6, 0.4], [0.5, 0.1, 0.4], [0.4, 0.05, 0.35, 0.2], [0.5, 0.02, 0.08, 0.1, 0.3]]
+    table = torch.zeros(5, 5)
+    for t, row in enumerate(rows):
+        table[t, : len(row)] = torch.tensor(row)
+    keys = torch.zeros(1, 5, 2)
+    scene = replace(prefilled(keys, torch.zeros(1, 1, 2), 1.0), column_mass=table.sum(0)[None])
+    assert_close("sums", scene.column_mass[0], torch.tensor([3, 0.57, 0.83, 0.30, 0.30]), 1e-6)
+    method = H2O(Budget(rows_per_head=4))
+    assert kept_tokens(method.compress(scene)) == [[0, 2, 3, 4]]
+    averaged = replace(method, average=True).score(scene, 5, each=2)
+    want = torch.tensor([[0.6, 0.1425, 0.2767, 0.15, 0.3]])
+    assert float((averaged - want).abs().max()) < 6e-5
+
+
+def test_tova_keeps_the_same_tokens_in_all_heads():
+    scene = random_scene(3, 2, 40, 1)
+    last = attention(scene)[:, 0].mean(0)[:39]
+    best = sorted([*last.topk(9).indices.tolist(), 39])
+    assert kept_tokens(TOVA(Budget(rows_per_head=10)).compress(scene)) == [best] * 3
+
+
+def test_knorm_keeps_the_shortest_keys():
+    scene = random_scene(2, 1, 40, 1)
+    for head, rows in enumerate(
+        kept_tokens(Knorm(Budget(rows_per_head=10), sinks=0).compress(scene))
+    ):
+        short = (-scene.keys[head, :39].norm(dim=-1)).topk(9).indices.tolist()
+        assert rows == sorted([*short, 39])
+
+
+def test_frontier_2_6_expected_attention():
+    """No covariance: mu.k / sqrt D; no mean and the identity: |k|^2 / 2D; in general both."""
+    scene = random_scene(2, 2, 30, 1)
+    keys, dim = scene.keys.repeat_interleave(2, 0), 8
+
+    def score(mean, covariance, epsilon=0.0):
+        given = replace(scene, moments=Moments(mean, covariance))
+        return ExpectedAttention(sinks=0, epsilon=epsilon).score(given, 30, each=9)
+
+    def want(logits, epsilon=0.0):
+        table = grouped(logits.softmax(-1), 2).mean(1) + epsilon
+        return table * scene.values.norm(dim=-1)
+
+    mean, zero = scene.moments.mean, torch.zeros(4, dim, dim)
+    along = torch.einsum("hd,hnd->hn", mean, keys) / dim**0.5
+    assert_close("mean alone", score(mean, zero), want(along), 1e-5)
+    eye = torch.eye(dim).expand(4, dim, dim)
+    square = keys.square().sum(-1) / (2 * dim)
+    assert_close("covariance alone", score(torch.zeros(4, dim), eye), want(square), 1e-5)
+    both = along + torch.einsum("hnd,hde,hne->hn", keys, scene.moments.covariance, keys) / (2 * dim)
+    got = score(mean, scene.moments.covariance, epsilon=0.1)
+    assert_close("both", got, want(both, 0.1), 1e-5)
+
+
+def test_adakv_2_2_pyramid_lines():
+    """At 32 layers and b = 96 the authors' rounding keeps 3,536 rows of 3,072; ours 3,072."""
+    for rows, first in ((96, 188), (224, 437), (480, 936), (992, 1935), (2016, 3932)):
+        line = budgets.pyramid(rows, 32, 10**6, beta=20)
+        assert sum(line) == 32 * rows
+        assert line == sorted(line, reverse=True)
+        assert abs(line[0] - first) <= 1 and abs(line[-1] - Fraction(rows, 20)) <= 1
+    for rows in range(0, 101):
+        for layers in (1, 2, 5, 32):
+            line = budgets.pyramid(rows, layers, 100, beta=20)
+            assert sum(line) == layers * rows
+            assert min(line) >= 0 and max(line) <= 100
+    assert budgets.pyramid(7, 3, 100, beta=20) == [14, 7, 0]  # b below beta
+
+
+def test_adakv_2_2_layers_of_a_model_keep_the_budget_together():
+    for fraction in (0.1, 0.3, 0.6, 0.95):
+        for heads, layers, tokens in ((1, 1, 50), (2, 4, 333), (8, 32, 1000)):
+            method = PyramidKV(Budget(fraction=fraction))
+            geometry = Geometry(tokens, heads, layers, 8, 4)
+            rows = method.rows(geometry)
+            assert sum(rows) == layers * method.budget.rows(geometry)
+            assert max(rows) <= geometry.full
+            assert min(rows) >= heads * method.newest(method.budget.rows(geometry) // heads)
+
+
+def test_adakv_7_shares_of_the_authors_rule():
+    """Largest remainder where the authors' rounding loses or adds rows."""
+    for alpha, want in ((0.0, [3, 1]), (0.2, [3, 1]), (0.5, [3, 1]), (1.0, [2, 2])):
+        assert budgets.mixed(S, 4, alpha) == want
+    toy = torch.tensor(
+        [
+            [0.32, 0.01, 0.18, 0.08, 0.22, 0.19],
+            [0.89, 0.01, 0.05, 0.02, 0.01, 0.02],
+            [0.68, 0.01, 0.08, 0.04, 0.09, 0.10],
+        ]
+    )
+    assert budgets.mixed(toy, 6, 0.5) == [3, 2, 1]
+    assert budgets.mixed(toy, 6, 0.2) == [4, 1, 1]
+
+
+def test_rows_that_do_not_exist_are_never_counted():
+    gone = float("-inf")
+    table = torch.tensor([[gone, gone, 0.1, 0.2], [0.5, 0.6, 0.7, 0.8], [gone, 0.1, 0.1, 0.1]])
+    for total in range(10):
+        assert budgets.uniform(total, [2, 4, 3]) == sorted_even(total)
+        for floor in (0.0, 0.5, 1.0):
+            shares = budgets.adaptive(table, total, floor)
+            assert sum(shares) == total and shares[0] <= 2 and shares[2] <= 3
+
+
+def sorted_even(total: int) -> list[int]:
+    """One row a turn for each head that has one left, the first heads first."""
+    counts, left = [0, 0, 0], [2, 4, 3]
+    turn = 0
+    while total:
+        if left[turn % 3]:
+            counts[turn % 3] += 1
+            left[turn % 3] -= 1
+            total -= 1
+        turn += 1
+    return counts
+
+
+def test_absent_rows_change_nothing():
+    """A layer whose first rows do not exist keeps what the layer without them keeps."""
+    for name in ("snapkv", "adakv", "defensivekv", "criticalkv", "knorm", "tova", "h2o",
+                 "expected-attention"):  # fmt: skip
+        method = parse_method(name, Budget(rows_per_head=20), ["sinks=0"])
+        if hasattr(method, "window"):
+            method = replace(method, window=4)
+        scene = random_scene(2, 2, 80, window=4)
+        position = torch.arange(80).expand(2, -1)
+        scene = replace(scene, position=position)
+        junk = torch.full((2, 30, 8), 1e3)
+        padded = replace(
+            scene,
+            keys=torch.cat((junk, scene.keys), 1),
+            values=torch.cat((junk, scene.values), 1),
+            seen=scene.seen + 30,
+            column_mass=torch.cat((torch.full((2, 30), 9.0), scene.column_mass), 1),
+            position=torch.cat((torch.zeros(2, 30), position), 1),
+            absent=torch.tensor([30, 30]),
+        )
+        got, want = method.compress(padded), method.compress(scene)
+        assert kept_tokens(got) == kept_tokens(want), name
+        assert torch.equal(got.k, want.k)
+
+
+class Recorder(Full):
+    """Keeps everything and remembers what it was shown."""
+
+    needs = Needs(queries=3, column_mass=True, future=16)
+
+    def __init__(self):
+        self.__dict__["shown"] = []
+
+    def compress(self, given):
+        self.shown.append(given)
+        return keep_all(given)
+
+
+@pytest.mark.parametrize("chunk", [7, 2048])
+@pytest.mark.parametrize("probed", [False, True])
+def test_sums_and_moments_are_those_of_transformers(checkpoint, chunk, probed):
+    """Column sums of its attention weights; moments of its query projections before rotation."""
+    ids, probe = random_ids(60), random_ids(9, seed=4)
+    engine, oracle = load_engine(checkpoint(), chunk=chunk), load_oracle(checkpoint(), "eager")
+    recorder = Recorder()
+    jobs = [Compression(recorder, probes=(0,) if probed else ())]
+    drain(engine.prefill(ids, jobs, [probe] if probed else []))
+    seen = ids + (probe if probed else [])
+    normed: list[torch.Tensor] = []
+    for layer in oracle.model.layers:
+        layer.self_attn.q_proj.register_forward_hook(lambda _, __, out: normed.append(out[0]))
+    with torch.inference_mode():
+        weights = oracle(torch.tensor([seen]), output_attentions=True).attentions
+        cos, sin = (
+            part[0].mean(0)
+            for part in oracle.model.rotary_emb(normed[0], torch.arange(60, 76)[None])
+        )
+        half = len(cos) // 2
+        turn = torch.diag(cos)  # the mean rotation as a matrix
+        for i in range(half):
+            turn[i, i + half], turn[i + half, i] = -sin[i], sin[i]
+    for given, table, queries in zip(recorder.shown, weights, normed, strict=True):
+        want = grouped(table[0].sum(1)[:, :60], 2).sum(1)
+        assert_close("column sums", given.column_mass, want, 1e-5)
+        plain = queries.view(len(seen), 4, 16).transpose(0, 1)  # [H*G, T, D]
+        assert_close("mean", given.moments.mean, plain.mean(1) @ turn.T, 1e-4)
+        spread = torch.stack([torch.cov(rows.T, correction=0) for rows in plain])
+        assert_close("covariance", given.moments.covariance, turn @ spread @ turn.T, 1e-4)
+
+
+def test_oracle_s_is_kept_by_the_family():
+    """Oracle S, kernel 1, b 2: heads keep 0 and 2, 0 and 3; pooled 3 and 1."""
+    options = {"budget": Budget(rows_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
+    assert kept_tokens(SnapKV(**options).compress(oracle_scene())) == [[0, 2, 4, 5], [0, 3, 4, 5]]
+    paper = parse_method("adakv@paper:window=2,kernel=1,floor=0.5", Budget(rows_per_head=4))
+    assert kept_tokens(paper.compress(oracle_scene())) == [[0, 1, 2, 4, 5], [0, 4, 5]]
