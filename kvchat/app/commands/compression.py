@@ -70,9 +70,9 @@ def budget(context: Context, argument: str) -> None:
 def reread(context: Context, argument: str) -> None:
     """choose what to keep anew, for the last question
 
-    `/reread QUESTION` chooses for that one; the document is read again either way. Rows that were chosen by the document's end may miss what a question asks for. Chosen with a
-    question in view they fit that question, and others less. `/method NAME` chooses by the end
-    of the document again.
+    `/reread QUESTION` chooses for that one; the document is read again either way. Rows that were
+    chosen by the document's end may miss what a question asks for. Chosen with a question in view
+    they fit that question, and others less. `/method NAME` chooses by the end again.
     """
     chat = context.chat
     if not chat.book.files:
