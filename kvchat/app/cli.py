@@ -63,6 +63,7 @@ def chat(
         list[str] | None, typer.Option("-O", "--method-opt", help="key=value of the method.")
     ] = None,
     budget: flags.Budget = None,
+    kv_bits: flags.Bits = None,
     ctx_size: flags.Window = None,
     prefill_chunk: flags.Chunk = None,
     max_tokens: Annotated[
@@ -152,7 +153,11 @@ def chat(
         **values,
         files=[*(documents or []), *(file or [])],
         prompts=[*(prompt or []), *inputs.prompts_of(prompt_file)],
-        method_options=[*inputs.method_defaults(chosen, settings), *(method_opt or [])],
+        method_options=[
+            *inputs.method_defaults(chosen, settings),
+            *([f"bits={kv_bits}"] if kv_bits else []),
+            *(method_opt or []),
+        ],
         last=last,
         resume=resume,
         session=session,

@@ -21,6 +21,9 @@ Budget = Annotated[
     str | None,
     typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB."),
 ]
+Bits = Annotated[
+    int | None, typer.Option("--kv-bits", help="Bits of a kept value: 16 (as it is), 8, 4.")
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, bf16, f16, f32.")]
 Threads = Annotated[

@@ -12,6 +12,8 @@ def table() -> Iterator[str]:
         yield from _entry(name)
         yield ""
     yield "A method with options is written NAME:key=value,… and a preset NAME@preset."
+    yield "bits=8 or bits=4 (--kv-bits) stores what any of them keeps quantised (KIVI,"
+    yield "arXiv 2402.02750)."
     yield "kvchat methods NAME tells more."
 
 

@@ -3,8 +3,9 @@ no torch."""
 
 import re
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, gcd
 
+from kvchat.engine.cache import GROUP
 from kvchat.errors import KvchatError
 
 FORMS = "a share of all rows (25%), tokens per KV head (2048) or bytes (1.5GiB)"
@@ -24,7 +25,8 @@ UNITS = {
 class Geometry:
     """What a budget is shared out over: the rows of a document and the bytes of storing one.
 
-    `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model.
+    `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model; rows are
+    stored in `bits` bits, or as the model has them.
     """
 
     tokens: int
@@ -32,6 +34,7 @@ class Geometry:
     layers: int
     dim: int
     itemsize: int
+    bits: int | None = None
 
     @property
     def full(self) -> int:
@@ -39,15 +42,34 @@ class Geometry:
         return self.tokens * self.heads
 
     @property
-    def row_bytes(self) -> float:
-        """Key, value and int32 position of a stored row."""
+    def plain_bytes(self) -> int:
+        """Key, value and int32 position of a row as the model has it."""
         return 2 * self.dim * self.itemsize + 4
 
     @property
+    def row_bytes(self) -> float:
+        """Key, value and position of a stored row.
+
+        Quantised: the codes, and a 16-bit scale and zero for every `GROUP` rows of a key's
+        channel and for every group of a value's channels.
+        """
+        if self.bits is None:
+            return self.plain_bytes
+        scales = self.dim / GROUP + self.dim / gcd(self.dim, GROUP)
+        return 2 * self.dim * self.bits / 8 + 4 * scales + 4
+
+    @property
     def layer_bytes(self) -> int:
-        """What a layer holds beside its rows, at most: the segment's row ranges, the starts and
-        lengths of the tail's heads (all int32)."""
-        return 4 * (self.heads + 1) + 8 * self.heads
+        """What a layer holds beside its rows, at most.
+
+        The segment's row ranges, the starts and lengths of the tail's heads (all int32). Quantised,
+        up to `GROUP - 1` rows of a head stay as they are, with row ranges of their own.
+        """
+        beside = 4 * (self.heads + 1) + 8 * self.heads
+        if self.bits is None:
+            return beside
+        more = ceil((GROUP - 1) * self.heads * (self.plain_bytes - self.row_bytes))
+        return beside + more + 4 * (self.heads + 1)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,29 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.sizes import MASS_VALUES
-from kvchat.kernels.reference import combine, merge_rows, rope, swiglu
+from kvchat.kernels.reference import (
+    combine,
+    dequantize,
+    merge_rows,
+    pack,
+    quantize,
+    rope,
+    swiglu,
+    unpack,
+)
 
-__all__ = ["column_mass", "combine", "merge_rows", "rms_norm", "rope", "swiglu"]
+__all__ = [
+    "column_mass",
+    "combine",
+    "dequantize",
+    "merge_rows",
+    "pack",
+    "quantize",
+    "rms_norm",
+    "rope",
+    "swiglu",
+    "unpack",
+]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Sizes that bound the workspace and the window: plans read them without torch."""
 
-# Logits of window_mass alive at once: 2**22 fp32 values are 16 MiB.
+# Logits of column_mass alive at once: 2**22 fp32 values are 16 MiB.
 MASS_VALUES = 2**22
 
 # Tokens that walk a layer at once: they bound the workspace, and Ctrl-C waits for at most one.

@@ -111,6 +111,44 @@ def merge_rows(rows: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
     return torch.segment_reduce(weighted, "sum", lengths=lengths, axis=0).to(rows.dtype)
 
 
+def quantize(x: Tensor, bits: int, meta: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Round groups `x [..., g]` to `bits` bits: codes `[..., g]` (uint8), scale and zero `[...]`.
+
+    `zero = min`, `scale = (max - min) / (2^bits - 1)`, both in dtype `meta`;
+    `code = round((x - zero) / scale)`, so the error is at most `scale / 2` where rounding the
+    scale has not shortened the range; a constant group is exact but for its zero (KIVI,
+    arXiv 2402.02750, section 3.2).
+    """
+    wide, levels = x.float(), 2**bits - 1
+    zero = wide.amin(dim=-1).to(meta)
+    scale = ((wide.amax(dim=-1) - zero.float()) / levels).to(meta)
+    step = scale.float().where(scale > 0, 1.0)[..., None]
+    codes = ((wide - zero.float()[..., None]) / step).round_().clamp_(0, levels)
+    return codes.to(torch.uint8), scale, zero
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """`codes [..., g] * scale + zero` in `dtype`; the inverse of `quantize` up to rounding."""
+    return torch.addcmul(zero.float()[..., None], codes.float(), scale.float()[..., None]).to(dtype)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes `[..., n]` (uint8) side by side in bytes `[..., n * bits / 8]`.
+
+    Element j of a byte is at its bits `[bits * j, bits * (j + 1))`, the lowest first.
+    """
+    each = 8 // bits
+    parts = codes.unflatten(-1, (-1, each))
+    shifts = torch.arange(each, dtype=torch.uint8, device=codes.device) * bits
+    return (parts << shifts).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The inverse of `pack`: `[..., m]` bytes to `[..., m * 8 / bits]` codes."""
+    shifts = torch.arange(8 // bits, dtype=torch.uint8, device=packed.device) * bits
+    return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / rms(x) * weight` over the last dim, the statistics in fp32; shape and dtype of `x`."""
     wide = x.float()

@@ -44,6 +44,8 @@ def test_version_and_methods():
         assert all(text in table for text in (name, entry.idea, entry.paper, entry.needs))
         assert all(f"{option}=" in table for option in options(name))
     assert max(map(len, table.splitlines())) <= 80
+    # in the chat's list: a mark, the name, the idea, in a line of 80 columns
+    assert max(len(e.idea) for e in METHODS.values()) + max(map(len, METHODS)) + 3 <= 80
     one = kvchat("methods", "adakv").stdout.decode()
     assert "  window    32" in one and "adakv@paper: " in one
 

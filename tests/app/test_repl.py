@@ -34,7 +34,7 @@ def test_a_conversation_with_commands(chat, tmp_path):
     chat.send("/met\t")
     chat.wait("> /method")
     chat.send("\r")
-    chat.wait("now: snapkv:budget=50%, window=8")
+    chat.wait("now: snapkv:budget=50%, sinks=4, window=8")
     chat.send("/clear\r")
     chat.wait("conversation forgotten")
     chat.send("/nonsense\r")

@@ -19,7 +19,7 @@ from kvchat.engine.events import TurnDone, drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import method_options, name_of, options, parse_method
+from kvchat.engine.methods.spec import method_options, name_of, options, parse_method, with_budget
 from kvchat.engine.session import Session
 from kvchat.errors import KvchatError
 
@@ -62,8 +62,7 @@ def budget(context: Context, argument: str) -> None:
         raise KvchatError(
             "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
         )
-    changed: Method = replace(chat.method, budget=wanted)  # type: ignore[type-var]
-    if read_again(chat, context.screen, method=changed):
+    if read_again(chat, context.screen, method=with_budget(chat.method, wanted)):
         context.keeper.changed(chat)
 
 

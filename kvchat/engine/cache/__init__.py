@@ -5,4 +5,8 @@
 
 SEGMENTS = {
     "flat": "kvchat.engine.cache.segment:FlatSegment",
+    "quantized": "kvchat.engine.cache.quantized:QuantizedSegment",
 }
+
+GROUP = 32
+"""Rows of a key channel, or channels of a value, that share a scale when rows are quantised."""

@@ -60,6 +60,8 @@ class Prefilled:
     Rows of a conversation that were kept before and rows that join them differ in number from head
     to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how many
     tokens it stands for, and the first `absent[h]` rows of head h do not exist.
+
+    What is kept will be stored in `bits` bits, or as it is.
     """
 
     keys: Tensor
@@ -77,6 +79,7 @@ class Prefilled:
     position: Tensor | None = None
     count: Tensor | None = None
     absent: Tensor | None = None
+    bits: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +90,8 @@ class Prefilled:
     def geometry(self) -> Geometry:
         """What a budget is shared out over."""
         heads, tokens, dim = self.keys.shape
-        return Geometry(tokens, heads, self.num_layers, dim, self.keys.element_size())
+        itemsize = self.keys.element_size()
+        return Geometry(tokens, heads, self.num_layers, dim, itemsize, self.bits)
 
     @property
     def exists(self) -> Tensor:

@@ -4,7 +4,7 @@ Names, types and defaults come from the method's dataclass fields, so they are t
 """
 
 from collections.abc import Iterable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.quantized import BITS, Quantized
 from kvchat.errors import KvchatError
 
+PLAIN = "16"  # bits: rows are stored as the model has them
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -44,8 +46,9 @@ def options(name: str) -> dict[str, Field]:
 def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] = ()) -> Method:
     """The method that `spec` names; `extra` are `key=value` options, inline ones win.
 
-    `budget` is used unless the spec has its own. Raises KvchatError("usage") for unknown names and
-    for values of the wrong type.
+    `budget` is used unless the spec has its own. Every method takes `bits=8` or `bits=4`, which
+    stores what it keeps quantised. Raises KvchatError("usage") for unknown names and for values of
+    the wrong type.
     """
     name = method_name(spec)
     known = options(name)
@@ -53,10 +56,14 @@ def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] =
     values: dict[str, Any] = _preset(name, head.partition("@")[2].strip())
     if budget is not None and "budget" in known:
         values["budget"] = budget
+    bits = PLAIN
     for pair in [*extra, *filter(None, (part.strip() for part in inline.split(",")))]:
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals:
             raise KvchatError("usage", f"{pair!r} is not an option", f"{name}:{pair}=VALUE")
+        if key == "bits":
+            bits = text
+            continue
         if key not in known:
             has = f"has {', '.join(known)}" if known else "takes no options"
             close = get_close_matches(key, known, n=1)
@@ -66,7 +73,7 @@ def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] =
                 *(f"{name}:{match}={text}" for match in close),
             )
         values[key] = _convert(name, known[key], text)
-    return method_class(name)(**values)
+    return _stored(name, method_class(name)(**values), bits)
 
 
 def presets(name: str) -> dict[str, dict[str, Any]]:
@@ -82,15 +89,36 @@ def default_of(field: Field) -> Any:
     return field.default_factory()
 
 
+def with_budget(method: Method, budget: Budget) -> Method:
+    """The same method with another budget."""
+    if isinstance(method, Quantized):
+        return replace(method, method=with_budget(method.method, budget))
+    return replace(method, budget=budget)  # type: ignore[type-var]
+
+
 def method_options(method: Method) -> dict[str, Any]:
     """Options of a method as they are set, budget apart."""
+    if isinstance(method, Quantized):
+        return method_options(method.method) | {"bits": method.bits}
     return {f.name: getattr(method, f.name) for f in fields(method) if f.name != "budget"}  # type: ignore[arg-type]
 
 
 def name_of(method: Method) -> str:
     """The table key of a method."""
+    if isinstance(method, Quantized):
+        return name_of(method.method)
     path = f"{type(method).__module__}:{type(method).__name__}"
     return next(name for name, entry in METHODS.items() if entry.path == path)
+
+
+def _stored(name: str, method: Method, bits: str) -> Method:
+    """The method, with what it keeps in `bits` bits."""
+    if bits == PLAIN:
+        return method
+    if bits not in map(str, BITS):
+        choices = [f"{name}:bits={b}" for b in BITS]
+        raise KvchatError("usage", f"{name}: bits={bits} is none of 16, 8 and 4", *choices)
+    return Quantized(method, int(bits))
 
 
 def _preset(name: str, preset: str) -> dict[str, Any]:

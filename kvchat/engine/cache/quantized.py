@@ -1,0 +1,171 @@
+"""A flat segment in few bits: keys per channel, values per token (KIVI, arXiv 2402.02750).
+
+Knows nothing of how rows were chosen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
+from math import gcd
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvchat.engine import ops
+from kvchat.engine.attention.rows import Backend, Rows
+from kvchat.engine.cache import GROUP
+from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import FlatSegment
+
+META = torch.float16  # of scales and zeros
+SLICE = 4096  # rows that attention turns back into numbers at a time
+
+
+@dataclass(frozen=True)
+class QuantizedSegment:
+    """The rows of a flat segment in 8 or 4 bits, and a few of each head as they were.
+
+    Of a head's rows the first multiple of 32 is packed: `k, v [R, D * bits / 8]` uint8, head after
+    head, `cu [H+1]`. Keys have a scale and a zero for every 32 rows of a channel,
+    `k_scale, k_zero [R/32, D]`, values for every group of channels, `v_scale, v_zero [R, D/g]`, all
+    16-bit floats. The remaining rows of each head are in `rest`. `position`, `bias` and `count [R]`
+    are those of a flat segment.
+    """
+
+    k: Tensor
+    k_scale: Tensor
+    k_zero: Tensor
+    v: Tensor
+    v_scale: Tensor
+    v_zero: Tensor
+    cu: Tensor
+    position: Tensor
+    rest: FlatSegment
+    ends: tuple[int, ...]  # cu on the host
+    bias: Tensor | None = None
+    count: Tensor | None = None
+    kind: ClassVar[str] = "quantized"
+
+    @classmethod
+    def of(cls, flat: FlatSegment, bits: int) -> "QuantizedSegment":
+        """Quantise a flat segment, head by head, in the order in which its rows are stored."""
+        dim, device = flat.k.shape[1], flat.k.device
+        packed = torch.zeros(len(flat.k), dtype=torch.bool, device=device)
+        lengths = [n - n % GROUP for n in flat.lengths]
+        for start, length in zip(flat.ends[:-1], lengths, strict=True):
+            packed[start : start + length] = True
+        body = _rows_where(flat, packed, lengths)
+        # keys: [R/32, 32, D] to groups of 32 rows of one channel; values: groups of channels
+        keys = body.k.view(len(body.k) // GROUP, GROUP, dim).transpose(1, 2)
+        k_codes, k_scale, k_zero = ops.quantize(keys, bits, META)
+        values = body.v.unflatten(1, (-1, gcd(dim, GROUP)))
+        v_codes, v_scale, v_zero = ops.quantize(values, bits, META)
+        rest = [n % GROUP for n in flat.lengths]
+        return cls(
+            k=ops.pack(k_codes.transpose(1, 2).flatten(0, 1), bits),
+            k_scale=k_scale,
+            k_zero=k_zero,
+            v=ops.pack(v_codes.flatten(1), bits),
+            v_scale=v_scale,
+            v_zero=v_zero,
+            cu=body.cu,
+            position=body.position,
+            rest=_rows_where(flat, ~packed, rest),
+            ends=body.ends,
+            bias=body.bias,
+            count=body.count,
+        )
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], span: tuple[int, int]) -> "QuantizedSegment":
+        """The segment whose `tensors()` these are."""
+        rest = {n.removeprefix("rest."): t for n, t in tensors.items() if n.startswith("rest.")}
+        own = {n: t for n, t in tensors.items() if not n.startswith("rest.")}
+        ends = tuple(own["cu"].tolist())
+        return cls(**own, rest=FlatSegment.load(rest, span), ends=ends)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return 8 * self.k.shape[1] // self.k_scale.shape[1]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The half-open range of positions that it stands for."""
+        return self.rest.span
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows that each KV head holds."""
+        body = (b - a for a, b in pairwise(self.ends))
+        return tuple(n + more for n, more in zip(body, self.rest.lengths, strict=True))
+
+    def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over all rows, a slice at a time. Returns `o [T, H*G, D]`, `lse`."""
+        parts = [backend.attend(q, rows, scale) for rows in self._slices()]
+        return ops.combine([*parts, self.rest.attend(q, scale, backend)])
+
+    def memory(self) -> Memory:
+        """Exact bytes held: codes, scales, zeros, the rest, positions, row ranges."""
+        return Memory.of(self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything held, by name."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        held = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+        return held | {f"rest.{name}": t for name, t in self.rest.tensors().items()}
+
+    def _slices(self) -> Iterator[Rows]:
+        """The packed rows as numbers, `SLICE` at a time; a head without rows there has none."""
+        for start, length, spans, a, b in self._cuts:
+            yield Rows(
+                k=self._keys(a, b),
+                v=self._values(a, b),
+                start=start,
+                length=length,
+                spans=spans,
+                bias=None if self.bias is None else self.bias[a:b],
+            )
+
+    @cached_property
+    def _cuts(self) -> list[tuple[Tensor, Tensor, tuple[tuple[int, int], ...], int, int]]:
+        """Of each slice: starts and lengths of its heads, on the device and here, and its rows."""
+        cuts = []
+        for a in range(0, self.ends[-1], SLICE):
+            b = min(a + SLICE, self.ends[-1])
+            clipped = [min(max(end, a), b) - a for end in self.ends]
+            spans = tuple((lo, hi - lo) for lo, hi in pairwise(clipped))
+            table = torch.tensor(spans, dtype=torch.int32, device=self.k.device)
+            cuts.append((table[:, 0].contiguous(), table[:, 1].contiguous(), spans, a, b))
+        return cuts
+
+    def _keys(self, a: int, b: int) -> Tensor:
+        codes = ops.unpack(self.k[a:b], self.bits).view(-1, GROUP, self.k_scale.shape[1])
+        groups = slice(a // GROUP, b // GROUP)  # one scale for 32 rows of a channel
+        rows = torch.addcmul(
+            self.k_zero[groups, None].float(), codes.float(), self.k_scale[groups, None].float()
+        )
+        return rows.flatten(0, 1).to(self.rest.k.dtype)
+
+    def _values(self, a: int, b: int) -> Tensor:
+        codes = ops.unpack(self.v[a:b], self.bits)
+        codes = codes.unflatten(1, (self.v_scale.shape[1], -1))
+        rows = ops.dequantize(codes, self.v_scale[a:b], self.v_zero[a:b], self.rest.v.dtype)
+        return rows.flatten(1)
+
+
+def _rows_where(flat: FlatSegment, chosen: Tensor, lengths: list[int]) -> FlatSegment:
+    """The rows of a flat segment for which `chosen [R]` is true, `lengths[h]` of each head."""
+    ends = (0, *accumulate(lengths))
+    return replace(
+        flat,
+        k=flat.k[chosen],
+        v=flat.v[chosen],
+        cu=torch.tensor(ends, dtype=torch.int32, device=flat.k.device),
+        position=flat.position[chosen],
+        ends=ends,
+        bias=None if flat.bias is None else flat.bias[chosen],
+        count=None if flat.count is None else flat.count[chosen],
+    )

@@ -1,0 +1,189 @@
+"""Rows in few bits: KIVI's hand-worked oracle (`kvmerger.md` 7), the error bound, exact bytes, and
+attention against the rows turned back into numbers."""
+
+from dataclasses import replace
+from math import gcd
+
+import pytest
+import torch
+from closeness import assert_close
+
+from engine.scenes import EVICTING, random_scene, window_of
+from engine.tiny import load_engine, random_ids, read, torch_backend
+from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.cache import quantized
+from kvchat.engine.cache.quantized import QuantizedSegment
+from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.events import drain
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.spec import method_options, name_of, parse_method, with_budget
+from kvchat.errors import KvchatError
+from kvchat.kernels import reference
+from kvchat.kernels.reference import dense_attention
+
+
+def test_7_kivi_in_two_bits():
+    """(0, 1, 2, 5): zero 0, scale 5/3, codes 0 1 1 3, back to 0 1.6667 1.6667 5, low byte 212."""
+    codes, scale, zero = reference.quantize(torch.tensor([0.0, 1, 2, 5]), 2, torch.float32)
+    assert (codes.tolist(), float(zero)) == ([0, 1, 1, 3], 0)
+    assert float(scale) == pytest.approx(5 / 3)
+    back = reference.dequantize(codes, scale, zero, torch.float32)
+    assert_close("back", back, torch.tensor([0, 5 / 3, 5 / 3, 5]), 1e-6)
+    assert reference.pack(codes, 2).tolist() == [212]
+    constant = torch.full((3, 8), 0.375)
+    assert torch.equal(
+        reference.dequantize(*reference.quantize(constant, 4, torch.float16), torch.float32),
+        constant,
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_survive_packing_and_errors_are_half_a_step(bits):
+    generator = torch.Generator().manual_seed(bits)
+    x = torch.randn(50, 3, 32, generator=generator) * torch.rand(50, 3, 1, generator=generator) * 9
+    for meta in (torch.float32, torch.float16):
+        codes, scale, zero = reference.quantize(x, bits, meta)
+        packed = reference.pack(codes, bits)
+        assert packed.shape == (50, 3, 32 * bits // 8)
+        assert torch.equal(reference.unpack(packed, bits), codes)
+        error = (reference.dequantize(codes, scale, zero, torch.float32) - x).abs()
+        # rounding to 16 bits shortens the range by at most 2^-11 of it, at its end
+        slack = (2**bits - 1) * 2**-11 if meta == torch.float16 else 1e-5
+        assert bool((error <= scale.float()[..., None] * (0.5 + slack) + 2e-3 * slack).all())
+
+
+def flat(lengths, dim, seed=0, bias=False, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    rows = sum(lengths)
+    k, v = (torch.randn(rows, dim, generator=generator).to(dtype) for _ in range(2))
+    weights = torch.rand(rows, generator=generator) if bias else None
+    position = torch.cat([torch.arange(n) for n in lengths])
+    count = torch.ones(rows, dtype=torch.int32) if bias else None
+    return FlatSegment.of(k, v, lengths, position, (0, 500), weights, count)
+
+
+def numbers(segment: QuantizedSegment) -> list[tuple[torch.Tensor, ...]]:
+    """Keys, values and biases of each head, turned back, in the order of the store."""
+    rows, rest = segment.ends[-1], segment.rest
+    k, v = segment._keys(0, rows), segment._values(0, rows)
+    heads = []
+    for h in range(len(segment.ends) - 1):
+        own, more = slice(*segment.ends[h : h + 2]), slice(*rest.ends[h : h + 2])
+        bias = None
+        if segment.bias is not None:
+            bias = torch.cat((segment.bias[own], rest.bias[more]))
+        heads.append((torch.cat((k[own], rest.k[more])), torch.cat((v[own], rest.v[more])), bias))
+    return heads
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("lengths", [[64, 70, 32, 5], [200, 0, 31, 33], [3], [1000, 100]])
+@pytest.mark.parametrize("dim", [16, 80, 128])
+def test_attention_is_that_of_the_rows_turned_back(monkeypatch, bits, lengths, dim):
+    """Slices that begin and end inside heads, heads without rows, and a bias per row."""
+    monkeypatch.setattr(quantized, "SLICE", 96)
+    for bias in (False, True):
+        source = flat(lengths, dim, bias=bias)
+        segment = QuantizedSegment.of(source, bits)
+        assert segment.lengths == source.lengths and segment.bits == bits
+        q = torch.randn(3, 2 * len(lengths), dim, generator=torch.Generator().manual_seed(1))
+        o, lse = segment.attend(q, dim**-0.5, torch_backend())
+        for head, (k, v, weights) in enumerate(numbers(segment)):
+            if len(k) == 0:
+                assert bool((lse[:, 2 * head : 2 * head + 2] == float("-inf")).all())
+                continue
+            given = None if weights is None else weights[None]
+            want, want_lse = dense_attention(
+                q[:, 2 * head : 2 * head + 2], k[None], v[None], dim**-0.5, causal=False, bias=given
+            )
+            assert_close("o", o[:, 2 * head : 2 * head + 2], want, 1e-5)
+            assert_close("lse", lse[:, 2 * head : 2 * head + 2], want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_come_back_within_half_a_step_of_their_group(bits):
+    source = flat([96, 40], 64)
+    segment, levels = QuantizedSegment.of(source, bits), 2**bits - 1
+    for head, (k, v, _) in enumerate(numbers(segment)):
+        own = slice(*source.ends[head : head + 2])
+        body = len(k) - len(k) % 32
+        keys = source.k[own][:body].view(-1, 32, 64)
+        step = (keys.amax(1) - keys.amin(1)) / levels  # per channel of 32 rows
+        error = (k[:body].view(-1, 32, 64) - keys).abs()
+        assert bool((error <= 0.5 * step[:, None] + 0.004).all())
+        values = source.v[own][:body].view(body, 2, 32)
+        step = (values.amax(2) - values.amin(2)) / levels  # per group of channels of a row
+        error = (v[:body].view(body, 2, 32) - values).abs()
+        assert bool((error <= 0.5 * step[..., None] + 0.004).all())
+        assert torch.equal(k[body:], source.k[own][body:]), "the rest is as it was"
+
+
+def test_2_10_bytes_per_row():
+    """D 128 in 16 bits: 4 bits cost 160 bytes, 8 bits 288, of 512; and a position."""
+    for bits, want in ((4, 160), (8, 288), (None, 512)):
+        geometry = Geometry(tokens=1, heads=1, layers=1, dim=128, itemsize=2, bits=bits)
+        assert geometry.row_bytes == want + 4
+    source = flat([3200, 640], 128, dtype=torch.bfloat16)
+    assert QuantizedSegment.of(source, 4).memory().total == 3840 * 164 + 2 * 12
+
+
+def test_tensors_are_everything_and_load_is_the_inverse():
+    segment = QuantizedSegment.of(flat([70, 33], 32, bias=True), 4)
+    again = QuantizedSegment.load(segment.tensors(), segment.span)
+    assert again.tensors().keys() == segment.tensors().keys()
+    assert all(torch.equal(t, segment.tensors()[n]) for n, t in again.tensors().items())
+    assert (again.lengths, again.span, again.bits) == (segment.lengths, segment.span, 4)
+    assert again.memory() == segment.memory()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_flat_method_takes_bits(checkpoint, name, bits):
+    """The same rows in fewer bytes; logits are those of the rows turned back."""
+    engine, ids = load_engine(checkpoint(head_dim=32)), random_ids(300, seed=8)
+    method = parse_method(f"{name}:bits={bits}", Budget(fraction=0.5))
+    assert name_of(method) == name and method_options(method)["bits"] == bits
+    few, _ = read(engine, ids[:290], method)
+    plain, _ = read(engine, ids[:290], parse_method(name, Budget(fraction=0.5)))
+    twin, _ = read(engine, ids[:290], parse_method(name, Budget(fraction=0.5)))
+    for small, layer in zip(few.segments(), twin.layers, strict=True):
+        (flat,) = layer.segments
+        assert small.lengths == flat.lengths
+        assert small.kind == "quantized" and small.memory().total < 0.7 * flat.memory().total
+        keys, values, biases = zip(*numbers(small), strict=True)
+        bias = None if biases[0] is None else torch.cat(biases)
+        layer.segments = [replace(flat, k=torch.cat(keys), v=torch.cat(values), bias=bias)]
+    got, same, want = (drain(engine.extend(cache, ids[290:])) for cache in (few, twin, plain))
+    assert_close("turned back", got, same, 1e-5)
+    if bits == 8:
+        assert_close("not quantised", got, want, 0.02)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", [*EVICTING, "kvmerger"])
+def test_a_budget_in_bytes_holds_in_few_bits_too(name, bits):
+    method = parse_method(f"{name}:bits={bits}", Budget(bytes=40_000))
+    scene = random_scene(4, 2, 900, window_of(method), dim=32)
+    segment = method.compress(scene)
+    rows = sum(segment.lengths)
+    geometry = replace(scene.geometry, bits=bits)
+    beside = 2 * 4 * 4  # starts and lengths of the tail's heads
+    assert segment.memory().total + beside <= 40_000
+    assert segment.memory().total > 40_000 - geometry.layer_bytes - 2 * geometry.row_bytes - 1000
+    assert rows > sum(parse_method(name, Budget(bytes=40_000)).compress(scene).lengths)
+
+
+def test_groups_of_odd_head_sizes():
+    for dim, group in ((16, 16), (32, 32), (80, 16), (96, 32), (128, 32)):
+        assert gcd(dim, 32) == group
+        segment = QuantizedSegment.of(flat([64], dim), 4)
+        assert segment.v_scale.shape == (64, dim // group)
+
+
+def test_bits_are_refused_or_kept():
+    with pytest.raises(KvchatError, match="bits=3") as caught:
+        parse_method("adakv:bits=3")
+    assert "adakv:bits=4" in caught.value.tries
+    assert parse_method("adakv:bits=16") == parse_method("adakv")
+    half = with_budget(parse_method("adakv:bits=4"), Budget(fraction=0.5))
+    assert half.budget == Budget(fraction=0.5) and half.bits == 4
