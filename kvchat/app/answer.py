@@ -66,7 +66,8 @@ class LiveAnswer:
 
     def _frame(self) -> Group:
         width = max(self._console.width, 1)
-        rest = clean(self._blocks.rest).strip("\n")
+        # more than this cannot be in the last lines, however they are broken
+        rest = clean(self._blocks.rest[-2 * width * LIVE_LINES :]).strip("\n")
         lines = [line[a : a + width] for line in rest.split("\n") for a in _starts(line, width)]
         parts = [Text(line, no_wrap=True, overflow="crop") for line in lines[-LIVE_LINES:] if rest]
         status = self._status()

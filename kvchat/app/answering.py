@@ -130,7 +130,7 @@ def turn_line(done: TurnDone, chat: Chat) -> str:
             f"seed {chat.settings.sampling.seed}",
         ]
     if chat.in_view:
-        parts.append("rows kept for one question (/reread)")
+        parts.append("kept set from one question")
     return "  " + " · ".join([*parts, ending(done, chat)])
 
 

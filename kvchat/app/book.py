@@ -56,7 +56,7 @@ class Book:
     @property
     def title(self) -> str:
         """What the conversation is about."""
-        return ", ".join(file.name for file in self.files)
+        return ", ".join(file.title for file in self.files)
 
 
 def compose(
@@ -94,7 +94,7 @@ def joined(files: Sequence[Document]) -> str:
     """One text of several documents, each under its name; a single one stays as it is."""
     if len(files) == 1:
         return files[0].text
-    return "\n\n".join(f"# {file.name}\n\n{file.text}" for file in files)
+    return "\n\n".join(f"# {file.title}\n\n{file.text}" for file in files)
 
 
 def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:

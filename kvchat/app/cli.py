@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from kvchat import __version__
-from kvchat.app import cli_tools, flags, process
+from kvchat.app import cli_tools, flags, process, shells
 from kvchat.app.options import Options
 from kvchat.engine.methods import DEFAULT
 from kvchat.errors import KvchatError
 
-COMPLETE = "_KVCHAT_COMPLETE"  # set by the shell that asks for completions
 VERBOSE = re.compile(r"-[qvyC]*v[qvyC]*|--verbose")
 
 app = typer.Typer(
@@ -203,8 +202,8 @@ def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
 
     def invoke() -> int | None:
-        if COMPLETE in os.environ:
-            typer.main.get_command(app).main(prog_name="kvchat", complete_var=COMPLETE)
+        if shells.VARIABLE in os.environ:
+            shells.complete(app)
         # not command.main(): it turns a closed pipe into exit code 1
         with typer.main.get_command(app).make_context("kvchat", _with_command(arguments)) as made:
             return made.command.invoke(made)

@@ -25,8 +25,7 @@ class SlashCompleter(Completer):
         if not space:
             for name, command in COMMANDS.items():
                 if name.startswith(word):
-                    meta = command.lines[0].partition("; `/")[0].partition(", or `/")[0]
-                    yield Completion(name, -len(word), display_meta=meta)
+                    yield Completion(name, -len(word), display_meta=command.summary)
             return
         try:
             command = COMMANDS[find(word)]

@@ -110,7 +110,7 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
     """Document, method and settings as they are."""
     options, book = chat.options, chat.book
     files = [
-        {"name": file.name, "path": file.path, "sha256": file.digest}
+        {"name": file.title, "path": file.path, "sha256": file.digest}
         # what was piped in cannot be read again from anywhere else
         | ({} if file.path else {"text": file.text})
         for file in book.files

@@ -2,7 +2,7 @@
 repository in the Hugging Face cache. Downloads nothing, knows no weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,30 @@ def local_models() -> dict[str, Path]:
 
 def cached(repository: str) -> Path:
     """The folder of a repository in the Hugging Face cache. Raises KvchatError("model")."""
-    # heavy only in comparison with `--help`
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, "config.json")
-    if not isinstance(found, str):
+    found = dict(cache()).get(repository)
+    if found is None:
         raise KvchatError(
             "model",
             f"{repository} is not in the Hugging Face cache; nothing is downloaded unasked",
             f"kvchat models pull {repository}",
         )
-    return Path(found).parent
+    return found
+
+
+def cache() -> Iterator[tuple[str, Path]]:
+    """Models of the Hugging Face cache that have a config.json: the newest revision of each."""
+    # heavy only in comparison with `--help`
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda r: r.repo_id):
+        for revision in sorted(repository.revisions, key=lambda r: -r.last_modified):
+            if (revision.snapshot_path / "config.json").exists():
+                yield repository.repo_id, revision.snapshot_path
+                break
 
 
 def _aliased(name: str, place: Mapping[str, Any]) -> Model:

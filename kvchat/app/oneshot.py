@@ -48,7 +48,8 @@ def run(options: Options, screen: Screen) -> int:
 
 def emit(event: dict[str, Any]) -> None:
     """A JSON object on a line of its own."""
-    print(json.dumps(event, ensure_ascii=False), flush=True)
+    # escapes keep control characters away from a terminal
+    print(json.dumps(event, ensure_ascii=sys.stdout.isatty()), flush=True)
 
 
 def token(text: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from kvchat.app.text import size
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.sizes import MASS_VALUES
+from kvchat.engine.sizes import MASS_VALUES, reserve_of
 from kvchat.errors import KvchatError
 
 # Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
@@ -83,13 +83,14 @@ def longest(
     free: int,
     cuda: bool,
 ) -> int:
-    """The most tokens that can be read and talked about to the window's end in `free` bytes."""
+    """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
+    reserve = reserve_of(limit)
 
     def fits(tokens: int) -> bool:
-        plan = make_plan(config, itemsize, tokens, budget, limit, chunk, cuda)
+        plan = make_plan(config, itemsize, tokens, budget, tokens + reserve, chunk, cuda)
         return max(plan.reading, plan.chatting) <= free
 
-    low, high = 0, limit
+    low, high = 0, limit - reserve
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -70,7 +70,10 @@ def run(wanted: Wanted) -> int:
             )
             for spec, budget in budgets.items()
         }
-        rows = [(spec, count, frame.plan(count, budgets[spec])) for spec, count in lengths.items()]
+        rows = [
+            (spec, count, replace(frame, limit=count + reserve_of(frame.limit)).plan(count, budget))
+            for (spec, count), budget in zip(lengths.items(), budgets.values(), strict=True)
+        ]
     else:
         rows = [
             (spec, count, frame.plan(count, budget))
@@ -167,9 +170,10 @@ def show(
         soft_wrap=False,
     )
     if fit:
-        console.print(f"the longest document that fits into {clean(fit)}, and the chat after it:")
+        console.print(f"the longest document that fits into {clean(fit)}:")
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for column in ("method", "tokens", "KV full", "KV kept", "reading", "window full"):
+    last = f"+ {reserve_of(frame.limit):,} tokens" if fit else "window full"
+    for column in ("method", "tokens", "KV full", "KV kept", "reading", last):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for spec, tokens, plan in rows:
         table.add_row(
@@ -179,4 +183,4 @@ def show(
         )
     console.print(table)
     where = "the CUDA context" if frame.cuda else "the process"
-    console.print(Text(f"estimated; reading and window full include weights and {where}", "dim"))
+    console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

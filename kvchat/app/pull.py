@@ -39,7 +39,7 @@ def run(name: str, revision: str | None, yes: bool) -> int:
     repository = repository_of(name)
     screen = Screen(verbose=True)
     with screen.busy(f"looking up {repository}"):
-        commit, files = explained(repository, lambda: contents(repository, revision))
+        files = explained(repository, lambda: contents(repository, revision))
     total = sum(files.values())
     screen.tell(f"{repository}: {len(files)} files, {size(total)}")
     require_disk(repository, total)
@@ -52,7 +52,7 @@ def run(name: str, revision: str | None, yes: bool) -> int:
 
         def fetch(file: str) -> Path:
             bar = _reporting(lambda count: progress.advance(task, count))
-            path = hf_hub_download(repository, file, revision=commit, tqdm_class=bar)
+            path = hf_hub_download(repository, file, revision=revision, tqdm_class=bar)
             return Path(path)
 
         done = 0
@@ -80,8 +80,8 @@ def repository_of(name: str) -> str:
     return repository
 
 
-def contents(repository: str, revision: str | None) -> tuple[str, dict[str, int]]:
-    """The commit, and the files that kvchat needs with their bytes, small ones first."""
+def contents(repository: str, revision: str | None) -> dict[str, int]:
+    """The files that kvchat needs with their bytes, config.json and small ones first."""
     found = HfApi().model_info(repository, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
     small = {name: count for name, count in sizes.items() if SMALL.fullmatch(name)}
@@ -90,7 +90,7 @@ def contents(repository: str, revision: str | None) -> tuple[str, dict[str, int]
         if not there:
             raise KvchatError("model", f"{repository} has no {what}: kvchat cannot read it")
     first = {"config.json": small.pop("config.json")}
-    return str(found.sha), first | small | dict(sorted(weights.items()))
+    return first | small | dict(sorted(weights.items()))
 
 
 def explained(repository: str, work: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ from kvchat.app.chat import Chat
 from kvchat.app.interrupt import Interrupt
 from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Pause, Screen
-from kvchat.app.text import ratio, seconds, size, sizes
+from kvchat.app.text import seconds, size, sizes
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.spec import name_of
@@ -143,5 +143,5 @@ def reading_line(chat: Chat) -> str:
     held, full = chat.document_kept(), chat.document_full()
     return (
         f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s) · "
-        f"{name_of(chat.method)} keeps {sizes(held, full)} of KV: {ratio(held, full)}"
+        f"{name_of(chat.method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
     )

@@ -103,8 +103,8 @@ def same_text(
     """Name files that are not as they were; the person may stop here."""
     known = {file["name"]: file["sha256"] for file in found.document.get("files", ())}
     for file in files:
-        if file.path and known.get(file.name, file.digest) != file.digest:
-            screen.warn(f"{file.name} has changed since the chat; the new text was read")
+        if file.path and known.get(file.title, file.digest) != file.digest:
+            screen.warn(f"{file.title} has changed since the chat; the new text was read")
             if interactive and choose("[g]o on / [q]uit", "gq", "g") == "q":
                 raise KeyboardInterrupt
 

@@ -3,14 +3,15 @@ prompt-toolkit has the terminal while a line is read, this while anything else h
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import Literal, TypeVar
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
 from kvchat.app.text import clean, size
@@ -68,6 +69,17 @@ class Screen:
     def tell(self, text: str = "", style: str = "") -> None:
         """What a person asked for in the chat: shown even where progress is not."""
         self.err.print(Text(clean(text), style=style))
+
+    def rows(self, rows: Iterable[Sequence[str]], style: str = "") -> None:
+        """Lines in columns for the person; the last column wraps inside itself."""
+        table = Table.grid(padding=(0, 2, 0, 0))
+        found = [[Text(clean(cell), style=style) for cell in row] for row in rows]
+        for index in range(max((len(row) for row in found), default=0)):
+            last = index == len(found[0]) - 1
+            table.add_column(no_wrap=not last, overflow="fold" if last else "ellipsis")
+        for row in found:
+            table.add_row(*row)
+        self.err.print(Padding(table, (0, 0, 0, 2)), soft_wrap=False)
 
     @contextmanager
     def busy(self, label: str) -> Iterator[Callable[[], None]]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvchat.app import config
-from kvchat.app.models import demo_model, local_models
+from kvchat.app.models import cache, demo_model, local_models
 from kvchat.app.text import clean, size
 from kvchat.engine.model.config import ModelConfig
 from kvchat.errors import KvchatError
@@ -38,29 +38,14 @@ def at_hand() -> Iterator[tuple[str, Path]]:
             yield name, folder
     for name, place in config.load().models.items():
         yield name, aliased(place)
-    yield from cached()
+    yield from cache()
 
 
 def aliased(place: Mapping[str, Any]) -> Path:
     """The folder of an alias, there or not."""
     if "path" in place:
         return Path(place["path"]).expanduser()
-    return dict(cached()).get(place["repo"], Path(f"{place['repo']} (not downloaded)"))
-
-
-def cached() -> Iterator[tuple[str, Path]]:
-    """Models of the Hugging Face cache that have a config.json."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
-
-    try:
-        repositories = scan_cache_dir().repos
-    except CacheNotFound:
-        return
-    for repository in sorted(repositories, key=lambda r: r.repo_id):
-        for revision in repository.revisions:
-            if (revision.snapshot_path / "config.json").exists():
-                yield repository.repo_id, revision.snapshot_path
-                break
+    return dict(cache()).get(place["repo"], Path(f"{place['repo']} (not downloaded)"))
 
 
 def described(folder: Path) -> tuple[str, str, str]:

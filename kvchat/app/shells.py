@@ -1,5 +1,6 @@
 """`kvchat completion SHELL`: the script that a shell loads to complete kvchat."""
 
+import typer
 from typer.completion import completion_init, get_completion_script
 
 from kvchat.app.text import clean
@@ -17,6 +18,11 @@ def run(shell: str) -> int:
             f"no completion for {clean(shell)!r}; there is {', '.join(SHELLS)}",
             'eval "$(kvchat completion bash)"',
         )
-    completion_init()
     print(get_completion_script(prog_name="kvchat", complete_var=VARIABLE, shell=shell))
     return 0
+
+
+def complete(app: typer.Typer) -> None:
+    """Answer the shell that asks through the environment, and exit."""
+    completion_init()
+    typer.main.get_command(app).main(prog_name="kvchat", complete_var=VARIABLE)

@@ -159,7 +159,7 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     for file in book.files:
         pages = f", {len(file.places):,} {file.unit}" if len(file.places) > 1 else ""
         characters = f"{len(file.text):,} characters"
-        screen.say(f"{file.name} · {size(file.size)}, {file.encoding}{pages}, {characters}")
+        screen.say(f"{file.title} · {size(file.size)}, {file.encoding}{pages}, {characters}")
     if not book.files:
         return
     tokens, limit = len(book.ids), setup.limit
@@ -169,8 +169,11 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
     screen.say(
         f"plan: KV {size(plan.kv_full)} in full → {size(plan.kv_kept)} with "
-        f"{name_of(setup.method)} · est. {size(plan.reading)} while reading, "
-        f"{size(plan.chatting)} with the window full, {size(free)} free"
+        f"{name_of(setup.method)} {setup.method.budget} (estimated)"
+    )
+    screen.say(
+        f"      {size(plan.reading)} while reading, {size(plan.chatting)} with the window full; "
+        f"{size(free)} free"
     )
 
 

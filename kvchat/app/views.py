@@ -139,7 +139,7 @@ def near(chat: Chat) -> list[int]:
         lead = len(session.dialogue.document("", chat.book.system))
         return [len(session.document) - lead]
     encode = session.dialogue.tokenizer.encode
-    return [len(encode([(f"# {f.name}\n\n{f.text}", False)], continues=True)) for f in files]
+    return [len(encode([(f"# {f.title}\n\n{f.text}", False)], continues=True)) for f in files]
 
 
 def saving(held: int, full: int) -> str:

@@ -21,12 +21,10 @@ def help_(context: Context, argument: str) -> None:
         for line in command.lines:
             context.screen.tell(f"  {line}".rstrip())
         return
-    heads = {name: f"/{name} {command.argument}".rstrip() for name, command in COMMANDS.items()}
-    width = max(map(len, heads.values()))
-    narrow = context.screen.width < width + 40
-    for name, command in COMMANDS.items():
-        summary = command.lines[0].partition("; `/")[0].partition(", or `/")[0]
-        context.screen.tell(f"  /{name}" if narrow else f"  {heads[name]:<{width}}  {summary}")
+    context.screen.rows(
+        (f"/{name} {command.argument}".rstrip(), command.summary)
+        for name, command in COMMANDS.items()
+    )
     context.screen.tell("  /help NAME says more · /keys · Ctrl-C stops an answer · Ctrl-D quits")
 
 
@@ -70,7 +68,7 @@ def find(name: str) -> str:
     if len(matches) == 1:
         return matches[0]
     close = matches or get_close_matches(name, [*COMMANDS, *ALIASES], n=2)
-    hint = f" – did you mean {' or '.join(f'/{other}' for other in close)}?" if close else ""
+    hint = f" – did you mean {', '.join(f'/{other}' for other in close)}?" if close else ""
     raise KvchatError(
         "usage",
         f"unknown command /{name}{hint}",

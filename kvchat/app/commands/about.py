@@ -1,6 +1,6 @@
 """Commands that explain: keys, effective settings, the prompt as the model sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvchat.app.commands.context import Context, Quit
 from kvchat.app.settings import KEYS, shown
@@ -20,13 +20,12 @@ KEY_BINDINGS = (
     ("Ctrl-L, Ctrl-Z", "clear the screen, suspend"),
 )
 EXCERPT = 400  # characters of the prompt shown from either end
+Row = tuple[str, ...]
 
 
 def keys(context: Context, argument: str) -> None:
     """what the keys do"""
-    width = max(len(key) for key, _ in KEY_BINDINGS)
-    for key, what in KEY_BINDINGS:
-        context.screen.tell(f"  {key:<{width}}  {what}")
+    context.screen.rows(KEY_BINDINGS)
 
 
 def quit_(context: Context, argument: str) -> None:
@@ -45,65 +44,62 @@ def show(context: Context, argument: str) -> None:
             "usage", f"/show has no {argument!r}", *(f"/show {part}" for part in PARTS)
         )
     for part in ("model", "config") if wanted == ["all"] else wanted:
-        for line in PARTS[part](context):
-            context.screen.tell(f"  {line}")
+        context.screen.rows(PARTS[part](context))
 
 
-def _model(context: Context) -> list[str]:
+def _model(context: Context) -> Sequence[Row]:
     chat = context.chat
     engine, config = chat.session.engine, chat.session.engine.config
+    heads = f"{config.num_heads} query heads over {config.num_kv_heads} KV heads"
     return [
-        f"model      {chat.model.name} ({config.family}), {config.parameters / 1e6:,.1f} M "
-        f"parameters, {size(engine.weights_bytes)}",
-        f"folder     {chat.model.folder}",
-        f"computes   {str(engine.dtype).removeprefix('torch.')} on {engine.device}, attention: "
-        f"{type(engine.backend).__name__}",
-        f"layers     {config.num_layers}, {config.num_heads} query heads over "
-        f"{config.num_kv_heads} KV heads of {config.head_dim}",
-        f"window     {chat.session.limit:,} tokens (the model's: {config.context_limit:,})",
-    ]
+        ("model", f"{chat.model.name} ({config.family}), {config.parameters / 1e6:,.1f} M "
+         f"parameters, {size(engine.weights_bytes)}"),
+        ("folder", str(chat.model.folder)),
+        ("computes", f"{str(engine.dtype).removeprefix('torch.')} on {engine.device}, attention: "
+         f"{type(engine.backend).__name__}"),
+        ("layers", f"{config.num_layers}, {heads} of {config.head_dim}"),
+        ("window", f"{chat.session.limit:,} tokens (the model's: {config.context_limit:,})"),
+    ]  # fmt: skip
 
 
-def _config(context: Context) -> list[str]:
+def _config(context: Context) -> Sequence[Row]:
     chat = context.chat
-    options, origins = chat.options, chat.options.origins
     values = method_options(chat.method).items()
     spec = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
-    chosen = f"for {chat.in_view!r}" if chat.in_view else "by the end of the document"
-    lines = [
-        f"method     {name_of(chat.method)}:{spec}",
-        f"rows kept  {chosen} (/reread chooses by a question)",
-        f"overflow   {options.overflow}, reading in chunks of {chat.session.engine.chunk:,}",
-        f"chat       {context.keeper.title}",
+    chosen = f"for {chat.in_view!r}" if chat.in_view else "by the end of the document (/reread)"
+    rows = [
+        ("method", f"{name_of(chat.method)}:{spec}"),
+        ("rows kept", chosen),
+        ("overflow", chat.options.overflow),
+        ("chunks", f"{chat.session.engine.chunk:,} tokens are read at once"),
+        ("chat", context.keeper.title),
     ]
     if chat.book.cut:
-        lines.append(f"cut        {chat.book.cut}")
+        rows.append(("cut", str(chat.book.cut)))
     for name in KEYS:
         origin = chat.settings.origins.get(name, "built in")
-        lines.append(f"{name:<14} {shown(chat.settings.values()[name]):<8} {origin}")
-    rest = {name: origin for name, origin in origins.items() if name not in KEYS}
-    lines += [f"{name:<14} from {origin}" for name, origin in sorted(rest.items())]
-    return lines
+        rows.append((name, f"{shown(chat.settings.values()[name])}  ({origin})"))
+    return rows
 
 
-def _template(context: Context) -> list[str]:
+def _template(context: Context) -> Sequence[Row]:
     form = context.chat.session.dialogue.form
     kind = "the model's chat template" if form.is_template else "plain Question / Answer form"
     parts = ("lead", "joint", "opening", "header", "between")
-    return [kind, *(f"{part:<8} {getattr(form, part)!r}" for part in parts)]
+    return [("form", kind), *((part, repr(getattr(form, part))) for part in parts)]
 
 
-def _prompt(context: Context) -> list[str]:
+def _prompt(context: Context) -> Sequence[Row]:
     session = context.chat.session
     ids = [*session.document, *(i for turn in session.turns for i in turn.ids)]
     text = session.dialogue.tokenizer.hf.decode(ids)
     count = f"{len(ids):,} tokens, {len(text):,} characters"
     if len(text) <= 2 * EXCERPT:
-        return [count, *text.splitlines()]
-    return [count, *text[:EXCERPT].splitlines(), "[…]", *text[-EXCERPT:].splitlines()]
+        return [(count,), (text,)]
+    return [(count,), (text[:EXCERPT],), ("[…]",), (text[-EXCERPT:],)]
 
 
-PARTS: dict[str, Callable[[Context], list[str]]] = {
+PARTS: dict[str, Callable[[Context], Sequence[Row]]] = {
     "model": _model,
     "template": _template,
     "prompt": _prompt,

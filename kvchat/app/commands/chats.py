@@ -64,7 +64,7 @@ def sessions(context: Context, argument: str) -> None:
 
 
 def export(context: Context, argument: str) -> None:
-    """write the conversation to a file: FILE.md, FILE.json or FILE.txt
+    """write the chat to FILE.md, FILE.json or FILE.txt
 
     Without a name it is called like the chat. A file that exists is not overwritten.
     """

@@ -32,9 +32,10 @@ def method(context: Context, argument: str) -> None:
     """
     chat = context.chat
     if not argument:
-        now, width = name_of(chat.method), max(map(len, METHODS))
-        for name, entry in METHODS.items():
-            context.screen.tell(f"{'→' if name == now else ' '} {name:<{width}} {entry.idea}")
+        now = name_of(chat.method)
+        context.screen.rows(
+            ("→" if name == now else "", name, entry.idea) for name, entry in METHODS.items()
+        )
         values = method_options(chat.method).items()
         settings = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
         context.screen.tell(f"now: {now}:{settings}")
@@ -66,11 +67,11 @@ def budget(context: Context, argument: str) -> None:
 
 
 def reread(context: Context, argument: str) -> None:
-    """read the document again and choose what to keep for the last question, or for QUESTION
+    """choose what to keep anew, for the last question
 
-    Rows that were chosen by the document's end may miss what a question asks for. Chosen with a
-    question in view they fit that question, and others less. `/method NAME` chooses by the end
-    of the document again.
+    `/reread QUESTION` chooses for that one; the document is read again either way. Rows that were
+    chosen by the document's end may miss what a question asks for. Chosen with a question in view
+    they fit that question, and others less. `/method NAME` chooses by the end again.
     """
     chat = context.chat
     if not chat.book.files:
@@ -94,7 +95,7 @@ class Trial:
 
 
 def compare(context: Context, argument: str) -> None:
-    """answer the last question with the full cache too, or with METHOD; both without chance
+    """answer again with the full or another cache
 
     `/compare`, `/compare snapkv:budget=10%`, `/compare full WHAT IS …?`. Both answers are greedy;
     the conversation does not change. The other cache is read beside the present one.

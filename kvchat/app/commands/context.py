@@ -34,6 +34,11 @@ class Command:
     paths: bool = False  # completes file names
 
     @property
+    def summary(self) -> str:
+        """The help in a few words."""
+        return self.lines[0].partition("; `/")[0].partition(", or `/")[0]
+
+    @property
     def lines(self) -> list[str]:
         """The help, line by line."""
         return [line.strip() for line in (self.run.__doc__ or "").strip().splitlines()]

@@ -22,7 +22,7 @@ from kvchat.errors import KvchatError
 
 
 def file(context: Context, argument: str) -> None:
-    """attach documents; everything is read again as one document
+    """attach documents; all are read again as one
 
     Quotes keep spaces in a name together. The turns so far stay.
     """
@@ -45,7 +45,7 @@ def file(context: Context, argument: str) -> None:
 
 
 def files(context: Context, argument: str) -> None:
-    """the documents with their tokens and their place in the window"""
+    """the documents with their tokens and places"""
     book = context.chat.book
     if not book.files:
         context.screen.tell("no document; /file PATH reads one")
@@ -55,7 +55,7 @@ def files(context: Context, argument: str) -> None:
         places = f", {len(each.places):,} {each.unit}" if len(each.places) > 1 else ""
         about = "about " if len(book.files) > 1 or book.cut else ""
         context.screen.tell(
-            f"  {number}  {each.name} · {size(each.size)}, {each.encoding}{places} · {about}"
+            f"  {number}  {each.title} · {size(each.size)}, {each.encoding}{places} · {about}"
             f"{tokens:,} tokens from {begin:,} on"
         )
         begin += tokens
@@ -80,7 +80,7 @@ def system(context: Context, argument: str) -> None:
 
 
 def reset(context: Context, argument: str) -> None:
-    """forget the conversation and the document; a new chat begins"""
+    """forget everything; a new chat begins"""
     chat, session = context.chat, context.chat.session
     book = compose(session.dialogue.tokenizer, (), "", session.limit)
     session.dialogue = book.dialogue

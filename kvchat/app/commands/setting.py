@@ -19,9 +19,9 @@ def set_(context: Context, argument: str) -> None:
         context.keeper.changed(chat)
     wanted = [find_key(name)] if name else list(KEYS)
     values = chat.settings.values()
-    for key in wanted:
-        origin = chat.settings.origins.get(key, "built in")
-        context.screen.tell(f"  {key:<14} {shown(values[key]):<8} {origin}")
+    context.screen.rows(
+        (key, shown(values[key]), chat.settings.origins.get(key, "built in")) for key in wanted
+    )
     if name and not value:
         context.screen.tell(f"  takes {KEYS[wanted[0]][0]}")
 

@@ -8,7 +8,7 @@ from kvchat.errors import KvchatError
 
 
 def retry(context: Context, argument: str) -> None:
-    """answer the last question again, with the next seed
+    """answer again, with the next seed
 
     The earlier answer is forgotten once the new one is there. With temperature 0 it will be the
     same.
@@ -34,7 +34,7 @@ def retry(context: Context, argument: str) -> None:
 
 
 def more(context: Context, argument: str) -> None:
-    """go on with an answer that a limit or Ctrl-C cut"""
+    """go on with an answer that was cut"""
     done = go_on(context.chat, context.screen)
     context.keeper.turn(context.chat, replaces=1)
     context.screen.say(turn_line(done, context.chat), style="dim")

@@ -11,7 +11,7 @@ LOOK = 24  # tokens that are decoded for them
 
 
 def memory(context: Context, argument: str) -> None:
-    """where the memory is: weights, KV kept, KV if full, this process, others, free"""
+    """where the memory is: weights, KV, process, free"""
     found = measured.breakdown(context.chat)
     for line in measured.lines(found, context.screen.width, context.screen.glyphs):
         context.screen.tell(line)
@@ -39,7 +39,7 @@ def heads(context: Context, argument: str) -> None:
 
 
 def coverage(context: Context, argument: str) -> None:
-    """how much of each part of the document is kept, and which parts are nearly gone"""
+    """what is kept along the document"""
     session = context.chat.session
     tokens = len(session.document)
     kept = [0] * tokens
@@ -62,13 +62,16 @@ def coverage(context: Context, argument: str) -> None:
 
 
 def ctx(context: Context, argument: str) -> None:
-    """what fills the window: system text, files, turns; and what would free most"""
+    """what fills the window"""
     chat, session = context.chat, context.chat.session
     files = views.near(chat) if chat.book.files else []
     turns = sum(len(turn.ids) for turn in session.turns)
     parts = [("system, template", max(len(session.document) - sum(files), 0))]
-    parts += [(f.name, count) for f, count in zip(chat.book.files, files, strict=True)]
-    parts += [(f"{len(session.turns)} turns", session.cache.position - len(session.document))]
+    parts += [(f.title, count) for f, count in zip(chat.book.files, files, strict=True)]
+    many = len(session.turns)
+    parts += [
+        ("1 turn" if many == 1 else f"{many} turns", session.cache.position - len(session.document))
+    ]
     width, glyphs = context.screen.width, context.screen.glyphs
     for line in views.window(parts, session.limit, width, glyphs):
         context.screen.tell(f"  {line}")
@@ -90,7 +93,7 @@ def _places(context: Context, tokens: int) -> list[tuple[str, int]]:
     for file in files:
         several = len(file.places) > 1
         for place in file.places:
-            name = place.name if several else file.name
+            name = place.name if several else file.title
             found.append((name, tokens * (before + place.start) // max(whole, 1)))
         before += len(file.text)
     return found

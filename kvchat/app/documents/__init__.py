@@ -58,6 +58,11 @@ class Document:
     path: str = ""  # absolute; empty for standard input
     digest: str = ""  # sha256 of the file
 
+    @property
+    def title(self) -> str:
+        """The name without its folder."""
+        return Path(self.name).name or self.name
+
 
 def read(
     path: str, encoding: str | None = None, pages: str | None = None, loader: str = "auto"

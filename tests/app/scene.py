@@ -1,0 +1,95 @@
+"""A chat without a terminal: a tiny model whose answers are written down beforehand, and a screen
+that is a string."""
+
+import io
+from pathlib import Path
+
+from engine.scripted import ScriptedEngine, say
+from engine.tiny import load_engine
+from rich.console import Console
+
+from kvchat.app.book import compose
+from kvchat.app.chat import Chat
+from kvchat.app.commands import Context, run
+from kvchat.app.documents import decode
+from kvchat.app.keeper import Keeper
+from kvchat.app.models import Model
+from kvchat.app.options import Options
+from kvchat.app.saved import new_path
+from kvchat.app.screen import Screen
+from kvchat.app.settings import Settings
+from kvchat.engine.events import drain
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.session import Session
+from kvchat.engine.tokenizer import Tokenizer
+
+STORY = "The keeper counted ships. At night he counted the stars above the sea. " * 6
+
+
+def string_screen(width: int = 80, terminal: bool = False) -> Screen:
+    """A screen whose both streams end up in one string; `shown` reads it."""
+    screen = Screen(verbose=True)
+    target = io.StringIO()
+    screen.err = screen.out = Console(
+        file=target,
+        width=width,
+        force_terminal=terminal,
+        color_system=None,
+        highlight=False,
+        markup=False,
+    )
+    screen.live, screen.glyphs = False, True
+    return screen
+
+
+def shown(screen: Screen) -> str:
+    """What was written since the last call."""
+    target = screen.err.file
+    assert isinstance(target, io.StringIO)
+    text = target.getvalue()
+    target.seek(0)
+    target.truncate()
+    return text
+
+
+class Scene:
+    """A context with the ways to use it."""
+
+    def __init__(self, folder: Path, story: str = STORY, width: int = 80, **options):
+        engine = ScriptedEngine(load_engine(folder))
+        engine.script = []
+        tokenizer = Tokenizer.load(folder)
+        files = [decode("story.txt", story.encode())] if story else []
+        book = compose(tokenizer, files, "", engine.config.context_limit)
+        session = Session(engine, book.dialogue)
+        method = parse_method("adakv:budget=50%,window=8") if story else Full()
+        drain(session.open(book.ids, method))
+        self.options = Options(method="adakv", **options)
+        model = Model("tiny", folder)
+        timings = {"load": 0.1, "tokenize": 0.1, "prefill": 0.1}
+        chat = Chat(self.options, model, session, method, Settings(), book, timings)
+        screen = string_screen(width)
+        self.context = Context(chat, screen, Keeper(screen, new_path()))
+
+    @property
+    def chat(self) -> Chat:
+        """The chat."""
+        return self.context.chat
+
+    def script(self, answer: str) -> None:
+        """Let the next answer be this text."""
+        say(self.chat.session, answer, "<|im_end|>")
+
+    def ask(self, question: str, answer: str = "Ships.") -> None:
+        """A turn, written down as in the chat."""
+        from kvchat.app.repl import answer as asked
+
+        self.script(answer)
+        asked(self.context, question)
+
+    def run(self, line: str) -> str:
+        """Run a command and return what it showed."""
+        shown(self.context.screen)
+        run(line, self.context)
+        return shown(self.context.screen)

@@ -1,0 +1,71 @@
+"""Keys at the prompt, through prompt-toolkit's own pipe input."""
+
+import os
+import stat
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import DummyCompleter
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from kvchat.app.lines import Lines, private_history
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def typed(keys, history=False):
+    """What `read` returns once these keys were typed."""
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), history)
+        lines.session.app.input = pipe
+        pipe.send_text(keys)
+        return lines.read(lambda: "toolbar")
+
+
+PASTE = "\x1b[200~{}\x1b[201~"
+LARGE = "\n".join(f"line {number} of a long text" for number in range(500))
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ("hello\r", "hello"),
+        ("one\x1b\rtwo\r", "one\ntwo"),
+        ('"""one\rtwo"""\r', "one\ntwo"),
+        ('"""\rdef f():\r    pass\r"""\r', "def f():\n    pass"),
+        (PASTE.format("a\r\nb") + "\r", "a\nb"),
+        ("see " + PASTE.format(LARGE) + " end\r", f"see {LARGE} end"),
+        (PASTE.format(LARGE) + PASTE.format(LARGE + "!") + "\r", LARGE + LARGE + "!"),
+        ("ab\x7fc\r", "ac"),
+    ],
+)
+def test_what_is_typed_is_what_is_read(keys, text):
+    assert typed(keys) == text
+
+
+@pytest.mark.parametrize(("key", "error"), [("\x03", KeyboardInterrupt), ("\x04", EOFError)])
+def test_leaving(key, error):
+    with pytest.raises(error):
+        typed(key)
+
+
+def test_history_is_private_and_forgets_lines_with_a_space_in_front(home):
+    typed("remember this\r", history=True)
+    typed(" but not this\r", history=True)
+    path = home / "kvchat" / "history"
+    assert "remember this" in path.read_text() and "not this" not in path.read_text()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    path.chmod(0o644)
+    private_history()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_without_a_place_for_history_it_stays_in_memory(home, monkeypatch):
+    (home / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "file"))
+    assert typed("hello\r", history=True) == "hello"
