@@ -130,9 +130,11 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
         method = chosen_method(options) if files else Full()
         tokenizer, engine = chat.session.dialogue.tokenizer, chat.session.engine
         book = compose(tokenizer, files, options.system, chat.session.limit, options.overflow)
-        session = Session(engine, book.dialogue, tuple(chat.session.ends), chat.session.limit)
+        ends, limit = tuple(chat.session.ends), chat.session.limit
+        session = Session(engine, book.dialogue, ends, limit, chat.session.tail_budget)
+        work = session.open(book.ids, method, chat.session.method)
         with timed(chat.timings, "prefill"):
-            watched(session.open(book.ids, method), screen, "reading", len(book.ids))
+            watched(work, screen, "reading", len(book.ids))
         recall(session, [turn_of(event) for event in found.turns], screen)
     except BaseException:
         keeper.close()

@@ -26,6 +26,7 @@ from kvchat.app.text import size, unicode
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, drain
+from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
@@ -81,11 +82,11 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     with timed(timings, "load"):
         engine = screen.watch(loading, "loading")
     engine.chunk = setup.chunk
-    session = Session(engine, book.dialogue, setup.ends, setup.limit)
+    session = Session(engine, book.dialogue, setup.ends, setup.limit, options.tail_budget)
     # a system text alone is not worth a choice
     method = setup.method if files else Full()
     chat = Chat(options, setup.model, session, method, setup.settings, book, timings)
-    read_first(chat, screen, interactive)
+    read_first(chat, screen, interactive, setup.method)
     return chat
 
 
@@ -94,6 +95,8 @@ def settle(options: Options, screen: Screen) -> Setup:
     if options.threads:
         torch.set_num_threads(options.threads)
     method = chosen_method(options)
+    if options.tail_budget:
+        folding(method, options.tail_budget)  # refused now if it cannot fold
     model = find_model(options.model, load_config().models)
     if options.model is None:
         screen.warn(
@@ -177,10 +180,10 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
 
 
-def read_first(chat: Chat, screen: Screen, interactive: bool) -> None:
+def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
     """Read the book of a new chat. If the person drops it, the chat has no document."""
     session, ids = chat.session, chat.book.ids
-    work = session.open(ids, chat.method)
+    work = session.open(ids, chat.method, folds)
     try:
         with timed(chat.timings, "prefill"):
             if interactive:
@@ -191,7 +194,7 @@ def read_first(chat: Chat, screen: Screen, interactive: bool) -> None:
         tokenizer = session.dialogue.tokenizer
         chat.book = compose(tokenizer, (), "", session.limit)
         chat.method, session.dialogue = Full(), chat.book.dialogue
-        drain(session.open(chat.book.ids, chat.method))
+        drain(session.open(chat.book.ids, chat.method, folds))
         screen.tell("document dropped; /file PATH reads another")
         return
     except Exception as error:

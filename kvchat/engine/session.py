@@ -66,11 +66,17 @@ class Session:
     """The conversation: a document read once, and turns that stay in the cache's tail.
 
     The last sampled token is *pending*: it is fed with the next turn. Nothing is rendered or
-    tokenised twice.
+    tokenised twice. With a `tail_budget` the conversation holds at most so many rows per KV head:
+    its oldest turns are folded, see `fold`.
     """
 
     def __init__(
-        self, engine: Engine, dialogue: Dialogue, end_tokens: Sequence[int] = (), limit: int = 0
+        self,
+        engine: Engine,
+        dialogue: Dialogue,
+        end_tokens: Sequence[int] = (),
+        limit: int = 0,
+        tail_budget: int = 0,
     ):
         self.engine = engine
         self.dialogue = dialogue
@@ -80,8 +86,8 @@ class Session:
         self.select_seconds = 0.0  # that compressing took at the last reading
         self.document: list[int] = []
         self.turns: list[Turn] = []
-        self.method: Method | None = None  # that the document was read with
-        self.tail_budget = 0  # rows per KV head that the conversation may hold; 0: any number
+        self.method: Method | None = None  # that folds turns
+        self.tail_budget = tail_budget
         self._asked = 0  # questions begun: an abandoned one must not undo a later one
 
     def read(
@@ -98,16 +104,19 @@ class Session:
         probes = [self.dialogue.first(question) for question in questions]
         return (yield from self.engine.prefill(ids, compressions, probes))
 
-    def open(self, ids: Sequence[int], method: Method) -> Generator[Progress | Smaller, None, None]:
+    def open(
+        self, ids: Sequence[int], method: Method, folds: Method | None = None
+    ) -> Generator[Progress | Smaller, None, None]:
         """Read `ids` (of `Dialogue.document`) with a method and begin a conversation about them.
 
-        If the consumer stops in between, the session is as it was.
+        Turns are folded with the same method, or with `folds`. If the consumer stops in between,
+        the session is as it was.
         """
         if not ids:
-            return self.adopt(self.engine.empty_cache(), ids, method)
+            return self.adopt(self.engine.empty_cache(), ids, folds or method)
         reading = yield from self.read(ids, [Compression(method)])
         self.select_seconds = reading.select_seconds
-        self.adopt(reading.caches[0], ids, method)
+        self.adopt(reading.caches[0], ids, folds or method)
 
     def adopt(self, cache: KVCache, ids: Sequence[int], method: Method | None = None) -> None:
         """Talk over this cache of the document `ids` from now on; earlier turns are forgotten.
@@ -131,6 +140,8 @@ class Session:
         replaces the form of the conversation. If the consumer stops in between, the session is as
         it was. Raises KvchatError("too_long").
         """
+        if self.tail_budget:
+            folding(method, self.tail_budget)  # refused before anything is read
         ids = self.document if document is None else list(document)
         dialogue = dialogue or self.dialogue
         turns = self._turns_in(dialogue)

@@ -242,3 +242,15 @@ def test_a_fold_that_fails_changes_nothing(checkpoint, monkeypatch):
         fold(engine.model, cache, rows, 60, 100)
     assert cache.frozen == 60 and all(len(layer.segments) == 1 for layer in cache.layers)
     assert torch.equal(engine.score(cache, [1, 2]), before)
+
+
+def test_a_chat_without_a_document_folds_with_a_method_of_its_own(folder):
+    engine = LoggedEngine(load_engine(folder))
+    session = Session(engine, Dialogue(Tokenizer.load(folder)), (), 100_000, tail_budget=160)
+    drain(session.open([], parse_method("full"), small("adakv")))
+    for number in range(20):
+        ask(session, f"And {number}?", max_tokens=3)
+    assert session.folded and session.document == []
+    with pytest.raises(KvchatError, match="full keeps every row"):
+        drain(session.use(parse_method("full")))
+    assert session.folded

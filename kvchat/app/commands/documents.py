@@ -84,7 +84,7 @@ def reset(context: Context, argument: str) -> None:
     chat, session = context.chat, context.chat.session
     book = compose(session.dialogue.tokenizer, (), "", session.limit)
     session.dialogue = book.dialogue
-    drain(session.open(book.ids, Full()))
+    drain(session.open(book.ids, Full(), session.method))
     chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
     context.keeper.close()
     path = new_path() if chat.options.save else None

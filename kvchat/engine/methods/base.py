@@ -96,9 +96,9 @@ class Prefilled:
     @property
     def geometry(self) -> Geometry:
         """What a budget is shared out over."""
-        heads, tokens, dim = self.keys.shape
+        (start, end), (heads, _, dim) = self.span, self.keys.shape
         itemsize = self.keys.element_size()
-        return Geometry(tokens, heads, self.num_layers, dim, itemsize, self.bits)
+        return Geometry(end - start, heads, self.num_layers, dim, itemsize, self.bits)
 
     @property
     def exists(self) -> Tensor:
