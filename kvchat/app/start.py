@@ -18,7 +18,7 @@ from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.models import Model, find_model, local_models
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, make_plan, require_memory
+from kvchat.app.plan import Plan, geometry_of, make_plan, require_memory
 from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
@@ -30,7 +30,7 @@ from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of, parse_method
+from kvchat.engine.methods.spec import bits_of, name_of, parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS
@@ -66,6 +66,8 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     with screen.busy("tokenising"), timed(timings, "tokenize"):
         book = make_book(setup, files, unicode(options.system))
     check_book(setup, book, screen)
+    if book.ids:  # a budget that cannot be met is refused before the weights load
+        setup.method.rows(geometry_of(setup.config, setup.dtype.itemsize, len(book.ids)))
     plan = make_plan(
         setup.config,
         setup.dtype.itemsize,
@@ -73,6 +75,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.method.budget,
         setup.limit,
         setup.chunk,
+        bits=bits_of(setup.method),
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)
