@@ -126,11 +126,11 @@ def union(
     keys[:, rows - new :], values[:, rows - new :] = tail.keys[:, :new], tail.values[:, :new]
     position[:, rows - new :] = torch.arange(tail.start, end, device=keys.device)
     queries, lse, visible = _window(seen, end, rows, keys)
-    coming = None
-    if seen is not None and seen.needs.future:
+    expected = None
+    if seen is not None and (future := seen.needs.future):
         after = tail.start + tail.length
-        device = keys.device
-        coming = model.rotation(torch.arange(after, after + seen.needs.future, device=device))
+        coming = model.rotation(torch.arange(after, after + future, device=keys.device))
+        expected = moments([seen], coming, future)
     return Prefilled(
         keys=keys,
         values=values,
@@ -143,7 +143,7 @@ def union(
         start=since,
         end=end,
         column_mass=mass,
-        moments=moments([seen], coming) if seen is not None and coming is not None else None,
+        moments=expected,
         output=block.output,
         position=position,
         count=count if old is not None and old.count is not None else None,

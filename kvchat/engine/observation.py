@@ -11,6 +11,10 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.base import Moments, Needs
 from kvchat.engine.model.layers import Rotation
 
+# The first tokens' queries are far from all others: moments leave them out, as Expected Attention
+# does.
+OUTLIERS = 4
+
 
 class Observation:
     """Gathers, chunk by chunk, what `needs` names, of one layer.
@@ -48,7 +52,8 @@ class Observation:
                     assert isinstance(segment, FlatSegment)
                     self.frozen_mass = self._segment_mass(q, lse, segment, scale)
         if self.needs.future:
-            self._add_moments(q, cos, sin)
+            first = layer.tail.start + layer.tail.length - len(q)
+            self._add_moments(q, first, cos, sin)
 
     def forget(self, position: int) -> None:
         """Drop the queries of tokens from `position` on; what they attended to stays counted."""
@@ -80,9 +85,10 @@ class Observation:
         mass = torch.cat(parts)
         return mass if self.frozen_mass is None else mass + self.frozen_mass
 
-    def _add_moments(self, q: Tensor, cos: Tensor, sin: Tensor) -> None:
-        plain = ops.rope(q.float(), cos, -sin).transpose(0, 1)  # turned back, [H*G, T, D]
-        count, total = len(q), plain.sum(1).double()
+    def _add_moments(self, q: Tensor, first: int, cos: Tensor, sin: Tensor) -> None:
+        skip = min(len(q), max(0, OUTLIERS - first))
+        plain = ops.rope(q.float(), cos, -sin)[skip:].transpose(0, 1)  # turned back, [H*G, T, D]
+        count, total = len(q) - skip, plain.sum(1).double()
         square = (plain.transpose(1, 2) @ plain).double()
         if self.sums is not None:
             before = self.sums
@@ -96,16 +102,16 @@ def column_mass(parts: list[Observation], rows: int) -> Tensor | None:
     return torch.stack(masses).sum(dim=0) if masses else None
 
 
-def moments(parts: list[Observation], coming: Rotation) -> Moments | None:
-    """Moments of all parts' queries, turned by the mean of the `coming` rotations `[n, D/2]`."""
+def moments(parts: list[Observation], coming: Rotation, future: int) -> Moments | None:
+    """Moments of all parts' queries, turned by the mean of the first `future` of `coming`."""
     sums = [part.sums for part in parts if part.sums is not None]
     if not sums:
         return None
-    count = sum(number for number, _, _ in sums)
+    count = max(1, sum(number for number, _, _ in sums))
     mean = torch.stack([total for _, total, _ in sums]).sum(0) / count
     square = torch.stack([products for _, _, products in sums]).sum(0) / count
     covariance = (square - mean[:, :, None] * mean[:, None]).float()  # [H*G, D, D]
-    cos, sin = (part.mean(dim=0, keepdim=True) for part in coming)
+    cos, sin = (part[:future].mean(dim=0, keepdim=True) for part in coming)
 
     def turn(rows: Tensor) -> Tensor:  # [..., D]
         flat = rows.reshape(1, -1, rows.shape[-1])

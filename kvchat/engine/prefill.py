@@ -239,7 +239,7 @@ def _prefilled(
         layer=place[0],
         num_layers=place[1],
         column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
-        moments=moments([document, *probes], coming) if needs.future else None,
+        moments=moments([document, *probes], coming, needs.future) if needs.future else None,
         output=block.output,
     )
 
