@@ -224,3 +224,32 @@ def test_bench_measures_and_reports(tmp_path):
     assert all(len(r["samples_ns"]) == 2 and r["avg_ts"] > 0 for r in report["results"])
     table = kvchat("bench", "--dummy", str(DEMO / "config.json"), "-p", "32", "-n", "2", "-d", "32")
     assert table.returncode == 0 and b"tg2 @ d32" in table.stdout
+
+
+def test_bits_and_budgets_reach_the_cache(story):
+    def kept(*arguments: str) -> dict:
+        done = kvchat(story, "-p", QUESTION, "-n", "2", "--json", *arguments)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["kv"]
+
+    plain, few = kept("--method", "full"), kept("--method", "full", "--kv-bits", "8")
+    assert few["options"]["bits"] == 8 and few["kept_fraction"] == plain["kept_fraction"] == 1
+    assert few["bytes"] < plain["bytes"]
+    assert kept("--budget", "90KB")["bytes"] - plain["bytes"] < 0
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--kv-bits", "3"], b"bits=3"),
+        (["--budget", "20"], b"leaves 20 per head"),
+        (["--tail-budget", "40"], b"--tail-budget 74"),
+        (["--method", "full", "--tail-budget", "100"], b"full keeps every row"),
+        (["--method", "kvmerger:mode=eps", "--budget", "30%"], b"finds its own size"),
+        (["--method", "h2o:recent=2"], b"recent=2"),
+    ],
+)
+def test_what_a_method_cannot_do_is_said_before_anything_is_read(story, arguments, said):
+    done = kvchat(story, "-p", QUESTION, *arguments)
+    assert done.returncode == 2 and said in done.stderr
+    assert b"try: " in done.stderr and b"read " not in done.stderr and done.stdout == b""
