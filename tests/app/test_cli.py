@@ -235,7 +235,6 @@ def test_bits_and_budgets_reach_the_cache(story):
     plain, few = kept("--method", "full"), kept("--method", "full", "--kv-bits", "8")
     assert few["options"]["bits"] == 8 and few["kept_fraction"] == plain["kept_fraction"] == 1
     assert few["bytes"] < plain["bytes"]
-    assert kept("--budget", "90KB")["bytes"] - plain["bytes"] < 0
 
 
 @pytest.mark.parametrize(
