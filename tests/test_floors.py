@@ -28,6 +28,7 @@ FLOORS = {
     "kvchat.engine.methods": 3,
     "kvchat.engine.model": 4,
     "kvchat.engine.events": 5,
+    "kvchat.engine.fold": 5,
     "kvchat.engine.observation": 5,
     "kvchat.engine.prefill": 5,
     "kvchat.engine.sampling": 5,

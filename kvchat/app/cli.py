@@ -64,6 +64,12 @@ def chat(
     ] = None,
     budget: flags.Budget = None,
     kv_bits: flags.Bits = None,
+    tail_budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rows per KV head for the conversation: older turns are folded (off)."
+        ),
+    ] = None,
     ctx_size: flags.Window = None,
     prefill_chunk: flags.Chunk = None,
     max_tokens: Annotated[
@@ -158,6 +164,7 @@ def chat(
             *([f"bits={kv_bits}"] if kv_bits else []),
             *(method_opt or []),
         ],
+        tail_budget=tail_budget or 0,
         last=last,
         resume=resume,
         session=session,

@@ -79,6 +79,7 @@ def evaluate(
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     threads: flags.Threads = None,
+    output: Annotated[str, typer.Option("-o", help="table or md.")] = "table",
 ) -> int:
     """Quality at a budget: right answers and KL to the full cache, by method."""
     from kvchat.app.bench import counts
@@ -98,6 +99,7 @@ def evaluate(
         device=device or "auto",
         dtype=dtype or "auto",
         threads=threads,
+        output=output,
     )
     return evaluation.run(settings)
 

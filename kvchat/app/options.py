@@ -21,6 +21,7 @@ class Options:
     method: str = ""
     method_options: list[str] = field(default_factory=list)
     budget: str | None = None
+    tail_budget: int = 0
     ctx_size: int | None = None
     prefill_chunk: int | None = None
     max_tokens: int | None = None

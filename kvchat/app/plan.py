@@ -1,6 +1,6 @@
 """What a reading will need, by arithmetic from the config alone. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvchat.app.text import size
 from kvchat.engine.budget import Budget, Geometry
@@ -42,6 +42,11 @@ class Plan:
         return self.base + self.weights + self.kv_kept + self.tail
 
 
+def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
+    """What a method's budget is shared out over."""
+    return Geometry(tokens, config.num_kv_heads, config.num_layers, config.head_dim, itemsize)
+
+
 def make_plan(
     config: ModelConfig,
     itemsize: int,
@@ -50,15 +55,16 @@ def make_plan(
     limit: int,
     chunk: int,
     cuda: bool = False,
+    bits: int | None = None,
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
-    Raises KvchatError("usage") if the budget cannot hold a row per head.
+    Kept rows are stored in `bits` bits, or as they are. Raises KvchatError("usage") if the budget
+    cannot hold a row per head.
     """
     per_token = config.kv_values_per_token * itemsize
-    layers, heads = config.num_layers, config.num_kv_heads
-    geometry = Geometry(tokens, heads, layers, config.head_dim, itemsize)
-    rows = budget.rows(geometry) if tokens else 0
+    geometry = replace(geometry_of(config, itemsize, tokens), bits=bits)
+    layers, rows = config.num_layers, budget.rows(geometry) if tokens else 0
     step = min(chunk, max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
@@ -82,12 +88,13 @@ def longest(
     chunk: int,
     free: int,
     cuda: bool,
+    bits: int | None,
 ) -> int:
     """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
     reserve = reserve_of(limit)
 
     def fits(tokens: int) -> bool:
-        plan = make_plan(config, itemsize, tokens, budget, tokens + reserve, chunk, cuda)
+        plan = make_plan(config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits)
         return max(plan.reading, plan.chatting) <= free
 
     low, high = 0, limit - reserve

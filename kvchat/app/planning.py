@@ -51,10 +51,10 @@ class Frame:
     chunk: int
     cuda: bool
 
-    def plan(self, tokens: int, budget: Budget) -> Plan:
+    def plan(self, tokens: int, budget: Budget, bits: int | None) -> Plan:
         """The plan of one row."""
         return make_plan(
-            self.config, self.itemsize, tokens, budget, self.limit, self.chunk, self.cuda
+            self.config, self.itemsize, tokens, budget, self.limit, self.chunk, self.cuda, bits
         )
 
 
@@ -66,17 +66,30 @@ def run(wanted: Wanted) -> int:
         room = memory(wanted.fit)
         lengths = {
             spec: longest(
-                frame.config, frame.itemsize, budget, frame.limit, frame.chunk, room, frame.cuda
+                frame.config,
+                frame.itemsize,
+                budget,
+                frame.limit,
+                frame.chunk,
+                room,
+                frame.cuda,
+                bits_of(spec),
             )
             for spec, budget in budgets.items()
         }
         rows = [
-            (spec, count, replace(frame, limit=count + reserve_of(frame.limit)).plan(count, budget))
+            (
+                spec,
+                count,
+                replace(frame, limit=count + reserve_of(frame.limit)).plan(
+                    count, budget, bits_of(spec)
+                ),
+            )
             for (spec, count), budget in zip(lengths.items(), budgets.values(), strict=True)
         ]
     else:
         rows = [
-            (spec, count, frame.plan(count, budget))
+            (spec, count, frame.plan(count, budget, bits_of(spec)))
             for spec, budget in budgets.items()
             for count in counts(wanted.tokens, frame)
         ]
@@ -125,6 +138,16 @@ def budget_of(spec: str, given: str | None) -> Budget:
     inline = re.search(r"[:,]\s*budget\s*=\s*([^,]+)", spec)
     text = inline[1] if inline else given
     return Budget.parse(text) if text else DEFAULT_BUDGET
+
+
+def bits_of(spec: str) -> int | None:
+    """In how many bits a spec stores rows, None for as they are. Raises KvchatError."""
+    inline = re.search(r"[:,]\s*bits\s*=\s*([^,\s]+)", spec)
+    if inline is None or inline[1] == "16":
+        return None
+    if inline[1] not in ("8", "4"):
+        raise KvchatError("usage", f"bits={clean(inline[1])} is none of 16, 8 and 4", "bits=4")
+    return int(inline[1])
 
 
 def counts(given: list[str], frame: Frame) -> list[int]:

@@ -16,7 +16,7 @@ from kvchat.app.screen import Pause, Screen
 from kvchat.app.text import seconds, size, sizes
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.spec import name_of
+from kvchat.engine.methods.spec import bits_of, name_of
 from kvchat.errors import KvchatError, is_out_of_memory
 
 R = TypeVar("R")
@@ -107,6 +107,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
         method.budget,
         chat.session.limit,
         engine.chunk,
+        bits=bits_of(method),
     )
     # weights and process are there already; the old cache stays until the new one is read
     needed = plan.reading - plan.weights - PROCESS

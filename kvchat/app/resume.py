@@ -62,6 +62,7 @@ def restored(options: Options, found: saved.Saved) -> Options:
     values: dict[str, Any] = {"model": found.chat.get("folder")}
     for name in ("system", "encoding", "pages", "loader", "overflow", "ctx_size"):
         values[name] = document.get(name)
+    values["tail_budget"] = method.get("tail_budget")
     values |= {name: found.settings[name] for name in KEYS if name in found.settings}
     if "method" not in by_flag(options):
         values["method"] = method.get("name")
@@ -130,9 +131,11 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
         method = chosen_method(options) if files else Full()
         tokenizer, engine = chat.session.dialogue.tokenizer, chat.session.engine
         book = compose(tokenizer, files, options.system, chat.session.limit, options.overflow)
-        session = Session(engine, book.dialogue, tuple(chat.session.ends), chat.session.limit)
+        ends, limit = tuple(chat.session.ends), chat.session.limit
+        session = Session(engine, book.dialogue, ends, limit, chat.session.tail_budget)
+        work = session.open(book.ids, method, chat.session.method)
         with timed(chat.timings, "prefill"):
-            watched(session.open(book.ids, method), screen, "reading", len(book.ids))
+            watched(work, screen, "reading", len(book.ids))
         recall(session, [turn_of(event) for event in found.turns], screen)
     except BaseException:
         keeper.close()

@@ -18,7 +18,7 @@ from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.models import Model, find_model, local_models
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, make_plan, require_memory
+from kvchat.app.plan import Plan, geometry_of, make_plan, require_memory
 from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
@@ -26,10 +26,11 @@ from kvchat.app.text import size, unicode
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, drain
+from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of, parse_method
+from kvchat.engine.methods.spec import bits_of, name_of, parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS
@@ -65,6 +66,8 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     with screen.busy("tokenising"), timed(timings, "tokenize"):
         book = make_book(setup, files, unicode(options.system))
     check_book(setup, book, screen)
+    if book.ids:  # a budget that cannot be met is refused before the weights load
+        setup.method.rows(geometry_of(setup.config, setup.dtype.itemsize, len(book.ids)))
     plan = make_plan(
         setup.config,
         setup.dtype.itemsize,
@@ -72,6 +75,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.method.budget,
         setup.limit,
         setup.chunk,
+        bits=bits_of(setup.method),
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)
@@ -81,11 +85,11 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     with timed(timings, "load"):
         engine = screen.watch(loading, "loading")
     engine.chunk = setup.chunk
-    session = Session(engine, book.dialogue, setup.ends, setup.limit)
+    session = Session(engine, book.dialogue, setup.ends, setup.limit, options.tail_budget)
     # a system text alone is not worth a choice
     method = setup.method if files else Full()
     chat = Chat(options, setup.model, session, method, setup.settings, book, timings)
-    read_first(chat, screen, interactive)
+    read_first(chat, screen, interactive, setup.method)
     return chat
 
 
@@ -94,6 +98,8 @@ def settle(options: Options, screen: Screen) -> Setup:
     if options.threads:
         torch.set_num_threads(options.threads)
     method = chosen_method(options)
+    if options.tail_budget:
+        folding(method, options.tail_budget)  # refused now if it cannot fold
     model = find_model(options.model, load_config().models)
     if options.model is None:
         screen.warn(
@@ -177,10 +183,10 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
 
 
-def read_first(chat: Chat, screen: Screen, interactive: bool) -> None:
+def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
     """Read the book of a new chat. If the person drops it, the chat has no document."""
     session, ids = chat.session, chat.book.ids
-    work = session.open(ids, chat.method)
+    work = session.open(ids, chat.method, folds)
     try:
         with timed(chat.timings, "prefill"):
             if interactive:
@@ -191,7 +197,7 @@ def read_first(chat: Chat, screen: Screen, interactive: bool) -> None:
         tokenizer = session.dialogue.tokenizer
         chat.book = compose(tokenizer, (), "", session.limit)
         chat.method, session.dialogue = Full(), chat.book.dialogue
-        drain(session.open(chat.book.ids, chat.method))
+        drain(session.open(chat.book.ids, chat.method, folds))
         screen.tell("document dropped; /file PATH reads another")
         return
     except Exception as error:

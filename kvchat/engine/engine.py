@@ -6,10 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kvchat.engine import fold as folding
 from kvchat.engine import prefill as reading
 from kvchat.engine.attention import backend
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import Loading, Progress, Smaller, drain
+from kvchat.engine.methods.base import Method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.weights import load_weights
@@ -92,6 +94,11 @@ class Engine:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
         x = yield from reading.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]
+
+    @torch.inference_mode()
+    def fold(self, cache: KVCache, method: Method, since: int, end: int) -> None:
+        """Compress the rows between positions `since` and `end`; see `fold.fold`."""
+        folding.fold(self.model, cache, method, since, end)
 
     @torch.inference_mode()
     def score(self, cache: KVCache, ids: Sequence[int]) -> Tensor:

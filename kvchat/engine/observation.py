@@ -1,55 +1,94 @@
 """What is gathered while tokens walk through one layer, for the methods that will compress it."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from kvchat.engine import ops
+from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.base import Moments, Needs
 from kvchat.engine.model.layers import Rotation
+
+# The first tokens' queries are far from all others: moments leave them out, as Expected Attention
+# does.
+OUTLIERS = 4
 
 
 class Observation:
     """Gathers, chunk by chunk, what `needs` names, of one layer.
 
     The observation window crosses chunk borders: what is kept are the last W queries, not the last
-    chunk's. Column sums are final per chunk, for a chunk's log-sum-exp is.
+    chunk's. Column sums are final per chunk, for a chunk's log-sum-exp is. They are of the tail's
+    rows, and of the rows of segments that begin at position `since` or later.
     """
 
-    def __init__(self, needs: Needs):
+    def __init__(self, needs: Needs, since: int | None = None):
         self.needs = needs
+        self.since = since
+        self.end = 0  # position after the newest query
         self.queries: list[Tensor] = []
         self.lses: list[Tensor] = []
-        self.mass: Tensor | None = None  # [H, rows so far]
+        self.mass: Tensor | None = None  # of the tail, [H, rows so far]
+        self.frozen_mass: Tensor | None = None  # of a flat segment, [R]
         # how many queries before rotation, their sum [H*G, D], that of their outer products
         # [H*G, D, D], both float64
         self.sums: tuple[int, Tensor, Tensor] | None = None
 
-    def see(self, q: Tensor, lse: Tensor, keys: Tensor, scale: float, rotation: Rotation) -> None:
-        """Take in a chunk: the queries `q [T, H*G, D]` of the newest T of `keys [H, n, D]`.
-
-        `lse [T, H*G]` is over all that they attend to, `rotation` what they were rotated by.
-        """
+    def see(
+        self, q: Tensor, lse: Tensor, layer: LayerCache, scale: float, cos: Tensor, sin: Tensor
+    ) -> None:
+        """Take in a chunk; see `Observer.see`."""
         if limit := self.needs.queries:
             # slices are copied, so that the chunk's own tensors are freed
             self.queries = [torch.cat([*self.queries, q[-limit:]])[-limit:].clone()]
             self.lses = [torch.cat([*self.lses, lse[-limit:]])[-limit:].clone()]
+            self.end = layer.tail.start + layer.tail.length
         if self.needs.column_mass:
-            self._add_mass(q, lse, keys, scale)
+            self.mass = self._tail_mass(q, lse, layer.tail.keys, scale)
+            if self.since is not None:
+                for segment in layer.since(self.since):
+                    assert isinstance(segment, FlatSegment)
+                    self.frozen_mass = self._segment_mass(q, lse, segment, scale)
         if self.needs.future:
-            self._add_moments(q, rotation)
+            first = layer.tail.start + layer.tail.length - len(q)
+            self._add_moments(q, first, cos, sin)
 
-    def _add_mass(self, q: Tensor, lse: Tensor, keys: Tensor, scale: float) -> None:
+    def forget(self, position: int) -> None:
+        """Drop the queries of tokens from `position` on; what they attended to stays counted."""
+        kept = max(0, sum(map(len, self.queries)) - max(0, self.end - position))
+        self.queries = [part[:kept] for part in self.queries]
+        self.lses = [part[:kept] for part in self.lses]
+        self.end = min(self.end, position)
+
+    def _tail_mass(self, q: Tensor, lse: Tensor, keys: Tensor, scale: float) -> Tensor:
         heads, rows, _ = keys.shape
         seen = torch.arange(rows - len(q), rows, device=q.device) + 1
         mass = ops.column_mass(q, keys, lse, seen, scale).view(heads, -1, rows).sum(dim=1)
-        if self.mass is not None:
-            mass[:, : self.mass.shape[1]] += self.mass
-        self.mass = mass
+        if self.mass is not None:  # rows that were truncated since count no more
+            before = self.mass[:, : rows - len(q)]
+            mass[:, : before.shape[1]] += before
+        return mass
 
-    def _add_moments(self, q: Tensor, rotation: Rotation) -> None:
-        cos, sin = rotation
-        plain = ops.rope(q.float(), cos, -sin).transpose(0, 1)  # turned back, [H*G, T, D]
-        count, total = len(q), plain.sum(1).double()
+    def _segment_mass(self, q: Tensor, lse: Tensor, segment: FlatSegment, scale: float) -> Tensor:
+        group = q.shape[1] // len(segment.lengths)
+        parts = []
+        for head, (a, b) in enumerate(pairwise(segment.ends)):
+            own = slice(head * group, (head + 1) * group)
+            seen = torch.full((len(q),), b - a, device=q.device)
+            keys = segment.k[None, a:b]
+            mass = ops.column_mass(q[:, own], keys, lse[:, own], seen, scale).sum(dim=0)
+            if segment.bias is not None:  # it raises the logit of its row
+                mass *= segment.bias[a:b].exp()
+            parts.append(mass)
+        mass = torch.cat(parts)
+        return mass if self.frozen_mass is None else mass + self.frozen_mass
+
+    def _add_moments(self, q: Tensor, first: int, cos: Tensor, sin: Tensor) -> None:
+        skip = min(len(q), max(0, OUTLIERS - first))
+        plain = ops.rope(q.float(), cos, -sin)[skip:].transpose(0, 1)  # turned back, [H*G, T, D]
+        count, total = len(q) - skip, plain.sum(1).double()
         square = (plain.transpose(1, 2) @ plain).double()
         if self.sums is not None:
             before = self.sums
@@ -63,16 +102,16 @@ def column_mass(parts: list[Observation], rows: int) -> Tensor | None:
     return torch.stack(masses).sum(dim=0) if masses else None
 
 
-def moments(parts: list[Observation], coming: Rotation) -> Moments | None:
-    """Moments of all parts' queries, turned by the mean of the `coming` rotations `[n, D/2]`."""
+def moments(parts: list[Observation], coming: Rotation, future: int) -> Moments | None:
+    """Moments of all parts' queries, turned by the mean of the first `future` of `coming`."""
     sums = [part.sums for part in parts if part.sums is not None]
     if not sums:
         return None
-    count = sum(number for number, _, _ in sums)
+    count = max(1, sum(number for number, _, _ in sums))
     mean = torch.stack([total for _, total, _ in sums]).sum(0) / count
     square = torch.stack([products for _, _, products in sums]).sum(0) / count
     covariance = (square - mean[:, :, None] * mean[:, None]).float()  # [H*G, D, D]
-    cos, sin = (part.mean(dim=0, keepdim=True) for part in coming)
+    cos, sin = (part[:future].mean(dim=0, keepdim=True) for part in coming)
 
     def turn(rows: Tensor) -> Tensor:  # [..., D]
         flat = rows.reshape(1, -1, rows.shape[-1])

@@ -50,15 +50,14 @@ def rotation_at(model: CausalLM, start: int, count: int) -> Rotation:
     return model.rotation(torch.arange(start, start + count, device=_device(model)))
 
 
-def step(
-    block: Block, layer: LayerCache, x: Tensor, rotation: Rotation, seen: Observation
-) -> Tensor:
+def step(block: Block, layer: LayerCache, x: Tensor, rotation: Rotation) -> Tensor:
     """Run hidden states `x [T, hidden]` of the newest tokens through one block and its cache."""
     q, k, v = block.project(x, rotation)
     scale = q.shape[-1] ** -0.5
     layer.append(k, v)
     o, lse = layer.attend(q, scale)
-    seen.see(q, lse, layer.tail.keys, scale, rotation)
+    if layer.observer is not None:
+        layer.observer.see(q, lse, layer, scale, *rotation)
     return block.finish(x, o)
 
 
@@ -82,7 +81,6 @@ def walk(
     layer: LayerCache,
     x: Tensor,
     rotation: Callable[[int, int], Rotation],
-    seen: Observation,
     pace: Pace,
 ) -> Generator[int | Smaller, None, None]:
     """Run `x [T, hidden]` of the newest tokens through one block, chunk by chunk, in place.
@@ -92,9 +90,10 @@ def walk(
     a = 0
     while a < len(x):
         b = min(a + pace.chunk, len(x))
-        rows, observed = layer.tail.length, vars(seen).copy()
+        rows = layer.tail.length
+        observed = vars(layer.observer).copy() if layer.observer is not None else {}
         try:
-            x[a:b] = step(block, layer, x[a:b], rotation(a, b), seen)
+            x[a:b] = step(block, layer, x[a:b], rotation(a, b))
         except Exception as error:
             smaller = pace.slow(error)
         else:
@@ -104,7 +103,8 @@ def walk(
             continue
         # outside of the handler, so that the failed chunk's tensors are free
         layer.tail.truncate(rows)
-        vars(seen).update(observed)
+        if layer.observer is not None:
+            vars(layer.observer).update(observed)
         if x.is_cuda:
             torch.cuda.empty_cache()
         yield smaller
@@ -121,10 +121,10 @@ def extend(
     before, total = cache.position, len(ids) * len(cache.layers)
     x = model.embed(torch.tensor(ids, device=_device(model)))  # [T, hidden]
     cos, sin = rotation_at(model, before, len(ids))
-    unseen, pace, done = Observation(Needs()), Pace(chunk), 0
+    pace, done = Pace(chunk), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
-            for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), unseen, pace):
+            for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), pace):
                 if isinstance(item, Smaller):
                     yield item
                     continue
@@ -178,9 +178,9 @@ def prefill(
     for number, block in enumerate(model.blocks):
         tail = Tail(config.num_kv_heads, config.head_dim, x.dtype, device)
         tail.reserve(room)
-        layer = LayerCache(tail, backend)
         recent = Observation(own)
-        for item in walk(block, layer, x, lambda a, b: rotation_at(model, a, b - a), recent, pace):
+        layer = LayerCache(tail, backend, recent)
+        for item in walk(block, layer, x, lambda a, b: rotation_at(model, a, b - a), pace):
             if isinstance(item, Smaller):
                 yield item
                 continue
@@ -189,9 +189,9 @@ def prefill(
                 yield Progress(number, layers, done, tokens * layers, kept)
         observed = []
         for aside in asides:
-            observed.append(Observation(asked))
-            rotation = rotation_at(model, tokens, len(aside))
-            aside[:] = step(block, layer, aside, rotation, observed[-1])
+            layer.observer = Observation(asked)
+            observed.append(layer.observer)
+            aside[:] = step(block, layer, aside, rotation_at(model, tokens, len(aside)))
             tail.truncate(tokens)
         begin = perf_counter()
         for cache, compression in zip(caches, compressions, strict=True):
@@ -239,7 +239,7 @@ def _prefilled(
         layer=place[0],
         num_layers=place[1],
         column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
-        moments=moments([document, *probes], coming) if needs.future else None,
+        moments=moments([document, *probes], coming, needs.future) if needs.future else None,
         output=block.output,
     )
 

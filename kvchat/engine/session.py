@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from time import perf_counter
 
 from torch import Tensor
@@ -10,8 +11,10 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
+from kvchat.engine.events import Delta, Progress, Smaller, TurnDone, drain
+from kvchat.engine.fold import folding, watch
 from kvchat.engine.methods.base import Method
+from kvchat.engine.observation import Observation
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.sizes import reserve_of
@@ -63,11 +66,17 @@ class Session:
     """The conversation: a document read once, and turns that stay in the cache's tail.
 
     The last sampled token is *pending*: it is fed with the next turn. Nothing is rendered or
-    tokenised twice.
+    tokenised twice. With a `tail_budget` the conversation holds at most so many rows per KV head:
+    its oldest turns are folded, see `fold`.
     """
 
     def __init__(
-        self, engine: Engine, dialogue: Dialogue, end_tokens: Sequence[int] = (), limit: int = 0
+        self,
+        engine: Engine,
+        dialogue: Dialogue,
+        end_tokens: Sequence[int] = (),
+        limit: int = 0,
+        tail_budget: int = 0,
     ):
         self.engine = engine
         self.dialogue = dialogue
@@ -77,6 +86,8 @@ class Session:
         self.select_seconds = 0.0  # that compressing took at the last reading
         self.document: list[int] = []
         self.turns: list[Turn] = []
+        self.method: Method | None = None  # that folds turns
+        self.tail_budget = tail_budget
         self._asked = 0  # questions begun: an abandoned one must not undo a later one
 
     def read(
@@ -93,21 +104,28 @@ class Session:
         probes = [self.dialogue.first(question) for question in questions]
         return (yield from self.engine.prefill(ids, compressions, probes))
 
-    def open(self, ids: Sequence[int], method: Method) -> Generator[Progress | Smaller, None, None]:
+    def open(
+        self, ids: Sequence[int], method: Method, folds: Method | None = None
+    ) -> Generator[Progress | Smaller, None, None]:
         """Read `ids` (of `Dialogue.document`) with a method and begin a conversation about them.
 
-        If the consumer stops in between, the session is as it was.
+        Turns are folded with the same method, or with `folds`. If the consumer stops in between,
+        the session is as it was.
         """
         if not ids:
-            return self.adopt(self.engine.empty_cache(), ids)
+            return self.adopt(self.engine.empty_cache(), ids, folds or method)
         reading = yield from self.read(ids, [Compression(method)])
         self.select_seconds = reading.select_seconds
-        self.adopt(reading.caches[0], ids)
+        self.adopt(reading.caches[0], ids, folds or method)
 
-    def adopt(self, cache: KVCache, ids: Sequence[int]) -> None:
-        """Talk over this cache of the document `ids` from now on; earlier turns are forgotten."""
+    def adopt(self, cache: KVCache, ids: Sequence[int], method: Method | None = None) -> None:
+        """Talk over this cache of the document `ids` from now on; earlier turns are forgotten.
+
+        `method` is what folds turns, if a tail budget is set.
+        """
         assert cache.position == len(ids), f"{cache.position} tokens read of {len(ids)}"
-        self.cache, self.document, self.turns = cache, list(ids), []
+        self.cache, self.document, self.turns, self.method = cache, list(ids), [], method
+        self._watch(cache, len(ids), method)
 
     def use(
         self,
@@ -122,6 +140,8 @@ class Session:
         replaces the form of the conversation. If the consumer stops in between, the session is as
         it was. Raises KvchatError("too_long").
         """
+        if self.tail_budget:
+            folding(method, self.tail_budget)  # refused before anything is read
         ids = self.document if document is None else list(document)
         dialogue = dialogue or self.dialogue
         turns = self._turns_in(dialogue)
@@ -133,10 +153,12 @@ class Session:
             compression = Compression(method, tuple(range(len(questions))))
             reading = yield from self.read(ids, [compression], questions)
             cache, select = reading.caches[0], reading.select_seconds
+        self._watch(cache, len(ids), method)
         if talk:
             yield from self.engine.extend(cache, talk)
         self.cache, self.document, self.turns = cache, ids, turns
-        self.dialogue, self.select_seconds = dialogue, select
+        self.dialogue, self.select_seconds, self.method = dialogue, select, method
+        self._fold()
 
     def restore(self, turns: Sequence[Turn]) -> Generator[Progress | Smaller, None, None]:
         """Feed turns of an earlier conversation after those that are there.
@@ -147,14 +169,61 @@ class Session:
             require_fit(self.cache.position + len(ids), self.limit, "the saved conversation")
             yield from self.engine.extend(self.cache, ids)
         self.turns = [*self.turns, *turns]
+        self._fold()
+
+    @property
+    def folded(self) -> int:
+        """Tokens of the conversation that were folded: their turns are compressed."""
+        return self.cache.frozen - len(self.document)
 
     def undo(self, count: int = 1) -> list[Turn]:
-        """Forget the last `count` turns and return them; nothing is read again."""
+        """Forget the last `count` turns and return them.
+
+        Nothing is read again, unless a turn that stays was folded together with one that goes:
+        then the turns that stay are.
+        """
         assert 0 <= count <= len(self.turns), f"cannot undo {count} of {len(self.turns)} turns"
         kept, dropped = self.turns[: len(self.turns) - count], self.turns[len(self.turns) - count :]
-        self.cache.truncate(len(self.document) + sum(len(turn.ids) for turn in kept))
+        talk = [i for turn in kept for i in turn.ids]
+        if not self._rewind(len(self.document) + len(talk)) and talk:
+            drain(self.engine.extend(self.cache, talk))
         self.turns = kept
         return dropped
+
+    def _rewind(self, position: int) -> bool:
+        """Forget the tokens from `position` on; False if all of the conversation had to go."""
+        if position >= self.cache.frozen:
+            self.cache.truncate(position)
+            for layer in self.cache.layers:
+                if isinstance(layer.observer, Observation):
+                    layer.observer.forget(position)
+            return True
+        self.cache.thaw(len(self.document))
+        self._watch(self.cache, len(self.document), self.method)
+        return False
+
+    def _watch(self, cache: KVCache, since: int, method: Method | None) -> None:
+        """Let a cache gather what folding its turns will need."""
+        if self.tail_budget and method is not None:
+            watch(cache, folding(method, self.tail_budget), since)
+
+    def _fold(self) -> None:
+        """Compress the oldest turns if the live ones exceed half of the tail budget.
+
+        Whole turns are folded, never the newest one.
+        """
+        if not self.tail_budget or self.method is None:
+            return
+        half, position = self.tail_budget // 2, self.cache.position
+        if position - self.cache.frozen <= half:
+            return
+        lengths = (len(turn.ids) for turn in self.turns)
+        # where a turn ends that is not the newest
+        ends = list(accumulate(lengths, initial=len(self.document)))[1:-1]
+        end = next((end for end in ends if position - end <= half), max(ends, default=0))
+        if end > self.cache.frozen:
+            method = folding(self.method, self.tail_budget)
+            self.engine.fold(self.cache, method, len(self.document), end)
 
     def clear(self) -> None:
         """Forget the conversation and keep the document: the tail gets shorter."""
@@ -245,7 +314,7 @@ class Session:
                 yield Delta(text, count)
         except BaseException:  # nobody waited for the end: the question was not asked
             if self._asked == asked and self.cache is cache:
-                cache.truncate(before)
+                self._rewind(before)
             raise
         self._record(begun, before + len(ids) - len(earlier), answer, reason)
         yield TurnDone(answer.text, reason, len(ids), count, first - started, last - first)
@@ -315,7 +384,7 @@ class Session:
     def _record(self, begun: Turn, begin: int, answer: "_Answer", reason: str) -> None:
         """Note the end of a turn whose answer began at position `begin`."""
         if answer.stopped:  # what made the stop string is no part of the conversation
-            self.cache.truncate(begin + answer.whole_tokens)
+            self._rewind(begin + answer.whole_tokens)
         fed = self.cache.position - begin
         turn = replace(
             begun,
@@ -327,6 +396,7 @@ class Session:
         if self.turns and self.turns[-1] is begun:
             self.turns = self.turns[:-1]
         self.turns = [*self.turns, turn]
+        self._fold()
 
     @staticmethod
     def _until_cancelled(

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from app.program import kvchat
-from kvchat.app.eval.report import FEW, estimate, rows
+from kvchat.app.eval.claims import claims
+from kvchat.app.eval.markdown import claim_table, tables
+from kvchat.app.eval.report import CANNOT, FEW, estimate, rows
 from kvchat.app.eval.tasks import TASKS, Question
 
 
@@ -59,6 +61,7 @@ def _records(cell: str, right: list[bool]) -> list[dict]:
             "seen": False,
             "cell": cell,
             "document": number // 5,
+            "question": number,
             "right": value,
             "kl": 0.1,
             "kept": 1.0,
@@ -104,3 +107,63 @@ def test_a_run_resumes_and_refuses_another_experiment(tmp_path):
     other = kvchat("eval", *arguments, "--questions", "4", "--seed", "9")
     assert other.returncode == 8 and b"seed differ" in other.stderr
     assert (out / "answers.jsonl").read_text() == grown
+
+
+def _paired(cell: str, right: list[bool], kl: float, seen: bool = False) -> list[dict]:
+    """Records of ten documents, the same answers about each."""
+    return [
+        record | {"document": document, "kl": kl, "seen": seen}
+        for document in range(10)
+        for record in _records(cell, right)
+    ]
+
+
+def test_claims_are_paired_differences():
+    """Better in one question of four, everywhere: that holds, the other way round it does not."""
+    better, worse = [True, True, True, False], [True, True, False, False]
+    records = _paired("adakv 25%", better, 0.1) + _paired("snapkv 25%", worse, 0.3)
+    (claim,) = claims(records)
+    assert (claim.better, claim.worse, claim.budget, claim.questions) == (
+        "adakv",
+        "snapkv",
+        "25%",
+        40,
+    )
+    assert claim.right.mean == pytest.approx(0.25) and claim.verdict == "holds here"
+    assert claim.kl.mean == pytest.approx(-0.2) and claim.kl_verdict == "holds here"
+    turned = _paired("adakv 25%", worse, 0.3) + _paired("snapkv 25%", better, 0.1)
+    (claim,) = claims(turned)
+    assert claim.verdict == claim.kl_verdict == "does not"
+
+
+def test_a_claim_with_documents_for_and_against_cannot_be_told():
+    def answers(cell: str, parity: int) -> list[dict]:
+        return [_records(cell, [n % 2 == parity])[0] | {"document": n} for n in range(10)]
+
+    (claim,) = claims(answers("kvmerger 50%", 0) + answers("h2o 50%", 1))
+    assert claim.verdict == CANNOT
+
+
+def test_nothing_is_claimed_from_few_documents_or_where_all_fails():
+    right, wrong = [True, True, False], [False, False, False]
+    few = [r for r in _paired("adakv 5%", right, 0.1) + _paired("snapkv 5%", wrong, 0.2)
+           if r["document"] < 4]  # fmt: skip
+    bad = _paired("adakv 5%", wrong, 2.0) + _paired("snapkv 5%", wrong, 2.1)
+    assert [c.verdict for c in claims(few) + claims(bad)] == [CANNOT, CANNOT]
+
+
+def test_a_method_without_queries_is_compared_with_in_both_views():
+    records = _paired("kvmerger 35%", [True], 0.1) + _paired("kvmerger 35%", [True], 0.1, seen=True)
+    records += _paired("cam 35%", [False], 0.5)
+    assert [(c.seen, c.verdict) for c in claims(records)] == [
+        (False, "holds here"),
+        (True, "holds here"),
+    ]
+
+
+def test_markdown_has_a_row_per_cell_and_a_row_per_claim():
+    records = _paired("adakv 25%", [True], 0.1) + _paired("snapkv 25%", [True], 0.1)
+    lines = [*tables(rows(records)), *claim_table(claims(records))]
+    assert sum(line.startswith("| adakv 25% |") for line in lines) == 1
+    assert any("adakv ≥ snapkv" in line and "holds here" in line for line in lines)
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1

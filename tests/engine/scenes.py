@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Moments, Prefilled
 from kvchat.engine.methods.eviction import Eviction
@@ -73,3 +75,9 @@ def kept_tokens(segment) -> list[list[int]]:
 def window_of(method) -> int:
     """Observation queries that a scene for `method` needs, one at least."""
     return max(method.needs.queries, 1)
+
+
+def freeze(layer: LayerCache, rows: int, kept: Tensor) -> None:
+    """Let the oldest `rows` rows of a layer's tail become a segment of those that are `kept`."""
+    tail = layer.tail
+    layer.freeze(FlatSegment.keep(tail.keys[:, :rows], tail.values[:, :rows], kept, tail.start))

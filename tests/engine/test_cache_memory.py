@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.scenes import freeze
 from engine.tiny import torch_backend
 from kvchat.engine.cache import SEGMENTS
 from kvchat.engine.cache.layer import LayerCache
@@ -51,7 +52,7 @@ def test_decoding_changes_no_row_of_a_segment_and_one_column_of_the_tail():
     layer = LayerCache(Tail(3, DIM, torch.float32, CPU), torch_backend())
     layer.append(numbered(3, 6), numbered(3, 6))
     kept = mask(3, 6, [[0, 1, 2, 4, 5], [0, 4, 5], [1, 3, 4, 5]])
-    layer.freeze(6, lambda k, v, start: FlatSegment.keep(k, v, kept, start))
+    freeze(layer, 6, kept)
     layer.append(numbered(3, 2), numbered(3, 2))
     segment = layer.segments[0]
     before = {name: t.clone() for name, t in segment.tensors().items()}
@@ -119,7 +120,7 @@ def test_freezing_gives_the_memory_back():
     layer = LayerCache(Tail(2, DIM, torch.float32, CPU), torch_backend())
     layer.append(numbered(2, 60), numbered(2, 60))
     kept = mask(2, 50, [[0, 1], [3]])
-    layer.freeze(50, lambda k, v, start: FlatSegment.keep(k, v, kept, start))
+    freeze(layer, 50, kept)
     assert (layer.tail.start, layer.tail.length, layer.tail.capacity) == (50, 10, 10)
     segment = 3 * (2 * DIM * 4 + 4) + 4 * 3
     assert layer.memory() == Memory(device=segment + tail_bytes(2, 10))

@@ -8,9 +8,9 @@ import torch
 from closeness import assert_close, assert_lse_close, relative_rms
 from kernels.naive import attention
 
+from engine.scenes import freeze
 from engine.tiny import torch_backend
 from kvchat.engine.cache.layer import KVCache, LayerCache
-from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.cache.tail import Tail
 
 HEADS, GROUP, DIM = 2, 2, 16
@@ -70,7 +70,7 @@ def test_random_operations_agree_with_lists_of_rows(seed):
         elif what == "freeze":
             rows = dice.randint(1, live)
             kept = torch.rand(HEADS, rows, generator=generator) < 0.5
-            layer.freeze(rows, lambda k, v, start, kept=kept: FlatSegment.keep(k, v, kept, start))
+            freeze(layer, rows, kept)
             for h in range(HEADS):
                 old = model.tail[h][:rows]
                 model.frozen[h] += [row for row, keep in zip(old, kept[h], strict=True) if keep]
@@ -139,7 +139,7 @@ def test_a_cache_counts_tokens_seen_and_truncates_its_tail_only():
         layer.append(rows, rows)
         kept = torch.zeros(HEADS, 6, dtype=torch.bool)
         kept[:, 0] = True
-        layer.freeze(6, lambda k, v, start, kept=kept: FlatSegment.keep(k, v, kept, start))
+        freeze(layer, 6, kept)
     cache.position = 10
     assert cache.frozen == 6
     cache.truncate(7)
@@ -170,7 +170,7 @@ def test_sums_over_parts_in_bf16_are_as_good_as_plain_torch_in_bf16():
     layer.append(k, v)
     kept = torch.rand(2, HEADS, 50, generator=generator) < torch.tensor([0.2, 0.7])[:, None]
     for part in kept:
-        layer.freeze(50, lambda k, v, start, part=part: FlatSegment.keep(k, v, part, start))
+        freeze(layer, 50, part)
     q = torch.randn(1, HEADS * GROUP, DIM, generator=generator).bfloat16()
     alive = torch.cat([*kept, torch.ones(HEADS, 20, dtype=torch.bool)], dim=1)
     parts = [(k[h, alive[h]], v[h, alive[h]], None) for h in range(HEADS)]

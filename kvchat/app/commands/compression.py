@@ -114,7 +114,8 @@ def compare(context: Context, argument: str) -> None:
     tokens = len(session.document) + sum(len(turn.ids) for turn in history)
     if not agreed(chat, context.screen, tokens):
         return
-    beside = Session(session.engine, session.dialogue, tuple(session.ends), session.limit)
+    ends, folds = tuple(session.ends), session.tail_budget
+    beside = Session(session.engine, session.dialogue, ends, session.limit, folds)
     try:
         work = beside.open(session.document, other)
         watched(work, context.screen, "comparing", len(session.document))

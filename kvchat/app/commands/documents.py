@@ -17,7 +17,7 @@ from kvchat.app.views import near
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of
+from kvchat.engine.methods.spec import bits_of, name_of
 from kvchat.errors import KvchatError
 
 
@@ -84,7 +84,7 @@ def reset(context: Context, argument: str) -> None:
     chat, session = context.chat, context.chat.session
     book = compose(session.dialogue.tokenizer, (), "", session.limit)
     session.dialogue = book.dialogue
-    drain(session.open(book.ids, Full()))
+    drain(session.open(book.ids, Full(), session.method))
     chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
     context.keeper.close()
     path = new_path() if chat.options.save else None
@@ -114,7 +114,15 @@ def announce(context: Context, book: Book, method: Method) -> None:
     """The plan of a reading, in a line."""
     engine, limit = context.chat.session.engine, context.chat.session.limit
     itemsize, tokens = engine.dtype.itemsize, len(book.ids)
-    plan = make_plan(engine.config, itemsize, tokens, method.budget, limit, engine.chunk)
+    plan = make_plan(
+        engine.config,
+        itemsize,
+        tokens,
+        method.budget,
+        limit,
+        engine.chunk,
+        bits=bits_of(method),
+    )
     context.screen.tell(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window · plan: KV "
         f"{size(plan.kv_full)} in full → {size(plan.kv_kept)} with {name_of(method)}"

@@ -41,14 +41,22 @@ def more(context: Context, argument: str) -> None:
 
 
 def undo(context: Context, argument: str) -> None:
-    """take back the last turn, or `/undo N`: the last N; nothing is read again"""
+    """take back the last turn, or `/undo N`: the last N
+
+    Nothing is read again, unless old turns were folded (`--tail-budget`) and one of those that stay
+    was folded together with one that goes.
+    """
     count = 1
     if argument:
         if not (argument.isascii() and argument.isdecimal()) or int(argument) < 1:
             raise KvchatError("usage", f"/undo {argument}: a number of turns is wanted", "/undo 2")
         count = int(argument)
     require_turns(context, count)
+    folded = context.chat.session.folded
     dropped = context.chat.session.undo(count)
+    if folded and not context.chat.session.folded and context.chat.session.turns:
+        tokens = sum(len(turn.ids) for turn in context.chat.session.turns)
+        context.screen.tell(f"the turns before were folded: read {tokens:,} tokens of them again")
     context.keeper.undo(context.chat, count)
     first = dropped[0].question.splitlines()[0]
     what = "1 turn" if count == 1 else f"{count} turns"

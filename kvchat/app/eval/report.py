@@ -109,10 +109,11 @@ def screen_tables(table: list[Row]) -> Iterator[Text | Table]:
             f"{any_row.documents} documents",
             "bold",
         )
-        grid = Table(box=None, pad_edge=False, collapse_padding=True)
-        heads = ("cell", "kept", "KV", "unseen %", "95 %", "KL", "seen %", "95 %", "KL")
+        grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        heads = ("cell", "kept", "KV", "unseen", "95 %", "KL", "seen", "95 %", "KL")
         for number, name in enumerate(heads):
-            grid.add_column(name, justify="right" if number else "left", no_wrap=True)
+            # a long name of a cell breaks, numbers never do
+            grid.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
         for cell, views in cells.items():
             row = next(iter(views.values()))
             grid.add_row(

@@ -12,6 +12,8 @@ import torch
 
 from kvchat import __version__
 from kvchat.app import machine, process
+from kvchat.app.eval import markdown
+from kvchat.app.eval.claims import claims, screen_claims
 from kvchat.app.eval.measure import Cell, measure
 from kvchat.app.eval.report import rows, screen_tables
 from kvchat.app.eval.tasks import TASKS, Case
@@ -29,6 +31,7 @@ from kvchat.engine.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
 VIEWS = {"unseen": False, "seen": True}
+OUTPUTS = ("table", "md")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Settings:
     device: str
     dtype: str
     threads: int | None
+    output: str = "table"
 
 
 def run(settings: Settings) -> int:
@@ -74,16 +78,25 @@ def run(settings: Settings) -> int:
             records += new
         if interrupt.asked():
             screen.say(f"stopped; the same command goes on from {out}")
-    table = rows(records)
+    table, tried = rows(records), claims(records)
     (out / "table.json").write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n")
-    for part in screen_tables(table):
-        screen.out.print(part)
+    if settings.output == "md":
+        for line in (*markdown.tables(table), *markdown.claim_table(tried)):
+            print(line)
+    else:
+        for part in (*screen_tables(table), *screen_claims(tried)):
+            screen.out.print(part)
     return 130 if interrupt.asked() else 0
 
 
 def check(settings: Settings) -> None:
     """Raise KvchatError("usage") for names that do not exist."""
-    for what, names, known in (("task", settings.tasks, TASKS), ("view", settings.views, VIEWS)):
+    given = (
+        ("task", settings.tasks, TASKS),
+        ("view", settings.views, VIEWS),
+        ("output", [settings.output], OUTPUTS),
+    )
+    for what, names, known in given:
         for name in names:
             if name not in known:
                 raise KvchatError("usage", f"unknown {what} {name!r}; there are {', '.join(known)}")
@@ -158,7 +171,14 @@ def resume(out: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
     path, answers = out / "run.json", out / "answers.jsonl"
     if path.exists():
         before = json.loads(path.read_text())
-        free = {"questions", "lengths", "tasks", "threads", "out"}  # may grow or do not matter
+        free = {
+            "questions",
+            "lengths",
+            "tasks",
+            "threads",
+            "out",
+            "output",
+        }  # may grow or do not matter
         old, new = (
             {k: v for k, v in d["settings"].items() if k not in free} for d in (before, description)
         )

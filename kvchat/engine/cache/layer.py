@@ -1,6 +1,7 @@
 """One layer's cache and the whole cache: all that a model sees of the past."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,17 +12,28 @@ from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.cache.tail import Tail
 
-# Takes keys and values [H, n, D] and the position of row 0, gives what stays of them.
-Reduction = Callable[[Tensor, Tensor, int], Segment]
+
+class Observer(Protocol):
+    """Sees the queries that attend to a layer."""
+
+    def see(
+        self, q: Tensor, lse: Tensor, layer: "LayerCache", scale: float, cos: Tensor, sin: Tensor
+    ) -> None:
+        """Queries `q [T, H*G, D]` of the newest T tokens, with `lse [T, H*G]` of all they see.
+
+        They were rotated by `cos, sin [T, D/2]`.
+        """
+        ...
 
 
 class LayerCache:
     """Frozen segments, oldest first, and the live tail; attention is summed over them."""
 
-    def __init__(self, tail: Tail, backend: Backend):
+    def __init__(self, tail: Tail, backend: Backend, observer: Observer | None = None):
         self.segments: list[Segment] = []
         self.tail = tail
         self.backend = backend
+        self.observer = observer
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Add rotated keys and values `[H, T, D]` of new tokens to the tail."""
@@ -36,13 +48,22 @@ class LayerCache:
         parts.append(self.tail.attend(q, scale, self.backend))
         return ops.combine(parts)
 
-    def freeze(self, rows: int, reduce: Reduction) -> None:
-        """Turn the oldest `rows` rows of the tail into a segment; the rest stays live."""
-        tail = self.tail
-        assert 0 < rows <= tail.length, f"cannot freeze {rows} of {tail.length} rows"
-        segment = reduce(tail.keys[:, :rows], tail.values[:, :rows], tail.start)
-        tail.drop(rows)
-        self.segments.append(segment)
+    def since(self, position: int) -> list[Segment]:
+        """Segments that begin at `position` or later."""
+        return [segment for segment in self.segments if segment.span[0] >= position]
+
+    def freeze(self, segment: Segment) -> None:
+        """Let `segment` stand for what it covers: segments, and the oldest rows of the tail."""
+        first, end = segment.span
+        assert self.tail.start <= end <= self.tail.start + self.tail.length, segment.span
+        self.tail.drop(end - self.tail.start)
+        self.segments = [s for s in self.segments if s.span[1] <= first] + [segment]
+
+    def thaw(self, position: int) -> None:
+        """Forget the tail and every segment from `position` on, where a segment ends."""
+        self.segments = [s for s in self.segments if s.span[1] <= position]
+        self.tail.drop(self.tail.length)
+        self.tail.start = position
 
     def adopt(self, segment: Segment) -> None:
         """Take a segment that was made elsewhere, in front of a tail that is still empty."""
@@ -90,6 +111,12 @@ class KVCache:
         )
         for layer in self.layers:
             layer.tail.truncate(position - layer.tail.start)
+        self.position = position
+
+    def thaw(self, position: int) -> None:
+        """Forget every token from `position` on, frozen ones too; a segment must end there."""
+        for layer in self.layers:
+            layer.thaw(position)
         self.position = position
 
     def segments(self) -> Iterator[Segment]:

@@ -68,11 +68,12 @@ class FlatSegment:
         kept: Tensor,
         start: int,
         position: Tensor | None = None,
+        end: int | None = None,
     ) -> "FlatSegment":
         """Copy out of `keys, values [H, T, D]` the rows where `kept [H, T]` (bool) is true.
 
         Rows stay in time order inside a head. They belong to the positions from `start` on, one
-        after the other, unless `position [H, T]` says where each belongs.
+        after the other, unless `position [H, T]` says where each belongs and `end` where they end.
         """
         heads, tokens, dim = keys.shape
         if bool(kept.all()):
@@ -83,7 +84,8 @@ class FlatSegment:
         if position is None:
             position = torch.arange(start, start + tokens, device=keys.device).expand(heads, -1)
         lengths = kept.sum(dim=1).tolist()
-        return cls.of(k, v, lengths, position[kept], (start, start + tokens))
+        span = (start, start + tokens if end is None else end)
+        return cls.of(k, v, lengths, position[kept], span)
 
     @classmethod
     def of(

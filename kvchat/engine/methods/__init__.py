@@ -99,6 +99,13 @@ METHODS = {
         MASS,
         SECOND,
     ),
+    "cam": Entry(
+        "kvchat.engine.methods.cam:CaM",
+        "StreamingLLM; folded turns spill values to later rows",
+        "ICML 2024 (CaM)",
+        "the attention that rows of the conversation receive",
+        "a second pass over the conversation's rows per token",
+    ),
     "tova": Entry(
         "kvchat.engine.methods.tova:TOVA",
         "keeps what the last token attends to, alike in all heads",

@@ -59,7 +59,8 @@ class Prefilled:
 
     Rows of a conversation that were kept before and rows that join them differ in number from head
     to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how many
-    tokens it stands for, and the first `absent[h]` rows of head h do not exist.
+    tokens it stands for, the first `absent[h]` rows of head h do not exist, and all of them stand
+    for the positions from `start` to `end`.
 
     What is kept will be stored in `bits` bits, or as it is.
     """
@@ -80,6 +81,12 @@ class Prefilled:
     count: Tensor | None = None
     absent: Tensor | None = None
     bits: int | None = None
+    end: int | None = None
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The positions that the rows stand for."""
+        return self.start, self.start + self.shape[1] if self.end is None else self.end
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,9 +96,9 @@ class Prefilled:
     @property
     def geometry(self) -> Geometry:
         """What a budget is shared out over."""
-        heads, tokens, dim = self.keys.shape
+        (start, end), (heads, _, dim) = self.span, self.keys.shape
         itemsize = self.keys.element_size()
-        return Geometry(tokens, heads, self.num_layers, dim, itemsize, self.bits)
+        return Geometry(end - start, heads, self.num_layers, dim, itemsize, self.bits)
 
     @property
     def exists(self) -> Tensor:

@@ -11,9 +11,8 @@ from kvchat.engine.methods.base import Prefilled
 
 def keep(prefilled: Prefilled, kept: Tensor) -> FlatSegment:
     """The rows where `kept [H, T]` is true."""
-    return FlatSegment.keep(
-        prefilled.keys, prefilled.values, kept, prefilled.start, prefilled.position
-    )
+    start, end = prefilled.span
+    return FlatSegment.keep(prefilled.keys, prefilled.values, kept, start, prefilled.position, end)
 
 
 def keep_all(prefilled: Prefilled) -> FlatSegment:

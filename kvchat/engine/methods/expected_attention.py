@@ -1,6 +1,7 @@
 """Expected Attention: what queries that have not come yet will attend to."""
 
 from dataclasses import dataclass
+from math import log
 from typing import ClassVar
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from kvchat.engine.methods.base import Needs, Prefilled
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.errors import KvchatError
+
+SMALLEST = 1e-30  # of a value's norm
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class ExpectedAttention(Eviction):
         return Needs(future=self.future)
 
     def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
-        """`(mean_g softmax(mu.k s + k' S k s^2 / 2) + epsilon) |v|`, softmax without the sinks."""
+        """Log of `(mean_g softmax(mu.k s + k' S k s^2 / 2) + epsilon) |v|`, without the sinks.
+
+        In logs, since most of these numbers are too small for fp32 and would be ties.
+        """
         assert prefilled.moments is not None, "the reading gives what `needs` names"
         heads, _ = prefilled.shape
         keys = prefilled.keys[:, :rows].float()
@@ -55,5 +61,9 @@ class ExpectedAttention(Eviction):
         if prefilled.position is None:  # a document, not a conversation
             logits[:, :, : min(self.sinks, rows)] = float("-inf")
         logits.masked_fill_(~prefilled.exists[:, None, :rows], float("-inf"))
-        expected = torch.softmax(logits, dim=-1).nan_to_num(0.0).mean(dim=1)
-        return (expected + self.epsilon) * prefilled.values[:, :rows].float().norm(dim=-1)
+        shares = torch.log_softmax(logits, dim=-1)
+        expected = torch.logsumexp(shares, dim=1) - log(mean.shape[1])
+        if self.epsilon:
+            expected = torch.logaddexp(expected, torch.full_like(expected, log(self.epsilon)))
+        norm = prefilled.values[:, :rows].float().norm(dim=-1)
+        return expected + norm.clamp_min(SMALLEST).log()

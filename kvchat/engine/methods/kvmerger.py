@@ -141,8 +141,7 @@ class KVMerger:
 
     def compress(self, prefilled: Prefilled) -> FlatSegment:
         """Runs of similar rows, one row each."""
-        heads, tokens = prefilled.shape
-        span = (prefilled.start, prefilled.start + tokens)
+        heads, _ = prefilled.shape
         total = min(self.rows(prefilled.geometry)[prefilled.layer], prefilled.rows)
         if total == prefilled.rows and self.mode == "budget" and prefilled.count is None:
             return keep_all(prefilled)
@@ -156,7 +155,7 @@ class KVMerger:
         slots = merge(prefilled, links, mass, protected, self.sigma, self.value)
         if self.mode == "budget" and len(slots) > total:
             slots = slots.where(_best(slots.mass, slots.guarded, total))
-        return slots.segment(heads, span, self.value)
+        return slots.segment(heads, prefilled.span, self.value)
 
     def _mass(self, prefilled: Prefilled) -> Tensor:
         """The attention that each row received, `[H, T]`."""

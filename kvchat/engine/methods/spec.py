@@ -89,6 +89,11 @@ def default_of(field: Field) -> Any:
     return field.default_factory()
 
 
+def bits_of(method: Method) -> int | None:
+    """In how many bits a method stores what it keeps; None for as the model has it."""
+    return method.bits if isinstance(method, Quantized) else None
+
+
 def with_budget(method: Method, budget: Budget) -> Method:
     """The same method with another budget."""
     if isinstance(method, Quantized):

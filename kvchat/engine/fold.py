@@ -1,0 +1,188 @@
+"""Folding: the oldest turns of a long conversation become one compressed segment.
+
+A fold takes the rows of these turns out of every layer's tail, joins what was kept of the turns
+before them, and lets the method choose among all of it.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.segment import FlatSegment, Segment
+from kvchat.engine.methods.base import Method, Needs, Prefilled
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.quantized import Quantized
+from kvchat.engine.methods.spec import name_of, with_budget
+from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.model.layers import Block
+from kvchat.engine.observation import Observation, moments
+from kvchat.errors import KvchatError
+
+
+@runtime_checkable
+class Extends(Protocol):
+    """A method with a way of its own to take in rows of a conversation."""
+
+    @property
+    def watches(self) -> Needs:
+        """What `extend` wants to be shown."""
+        ...
+
+    def extend(self, prefilled: Prefilled) -> FlatSegment:
+        """The segment that stands for `prefilled`, old rows and new ones."""
+        ...
+
+
+def folding(method: Method, budget: int) -> Method:
+    """The method that compresses a conversation which may hold `budget` rows per KV head.
+
+    Half of them are the live tail's, half the folded turns'. The folded rows keep the model's
+    precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
+    """
+    plain = method.method if isinstance(method, Quantized) else method
+    if isinstance(plain, Full):
+        raise KvchatError(
+            "usage",
+            "full keeps every row, so --tail-budget has nothing to fold turns with",
+            "--method adakv",
+            "no --tail-budget",
+        )
+    folded = with_budget(plain, Budget(rows_per_head=max(1, budget // 2)))
+    try:  # what the budget cannot hold shows on a conversation of any length
+        folded.rows(Geometry(tokens=2**20, heads=1, layers=1, dim=2, itemsize=2))
+    except KvchatError as error:
+        least = 2 * error.details.get("needed", 1)
+        raise KvchatError(
+            "usage",
+            f"--tail-budget {budget} leaves {budget // 2} rows per head for folded turns; "
+            f"{name_of(method)} needs {least // 2}",
+            f"--tail-budget {least}",
+            rows=budget // 2,
+            needed=least // 2,
+        ) from None
+    return folded
+
+
+def watch(cache: KVCache, method: Method, since: int) -> None:
+    """Let every layer of a cache gather what `method` needs, from position `since` on."""
+    needs = method.watches if isinstance(method, Extends) else method.needs
+    for layer in cache.layers:
+        layer.observer = Observation(needs, since) if needs else None
+
+
+def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) -> None:
+    """Compress what stands between positions `since` and `end`, in every layer.
+
+    The rows are those of segments that begin at `since` and the tail's up to `end`. Nothing has
+    changed if this fails.
+    """
+    segments = []
+    for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
+        given = union(layer, since, end, block, model, (number, len(cache.layers)))
+        compress = method.extend if isinstance(method, Extends) else method.compress
+        segment = compress(given)
+        segments.append((segment, _carried(given, segment)))
+    for layer, (segment, mass) in zip(cache.layers, segments, strict=True):
+        rows = end - layer.tail.start
+        layer.freeze(segment)
+        if (seen := _observation(layer)) is not None and seen.mass is not None:
+            seen.mass, seen.frozen_mass = seen.mass[:, rows:], mass
+
+
+def union(
+    layer: LayerCache, since: int, end: int, block: Block, model: CausalLM, place: tuple[int, int]
+) -> Prefilled:
+    """The rows to fold of one layer, old ones first; `place` is its number of all.
+
+    Heads that kept fewer rows begin with rows that do not exist.
+    """
+    tail, new = layer.tail, end - layer.tail.start
+    old = _flat(layer.since(since))
+    heads, _, dim = tail.keys.shape
+    lengths = old.lengths if old else (0,) * heads
+    rows = max(lengths) + new
+    keys, values = tail.keys.new_zeros(2, heads, rows, dim)
+    position = torch.full((heads, rows), -1, dtype=torch.int32, device=keys.device)
+    count = torch.ones_like(position)
+    seen = _observation(layer)
+    mass = None
+    if seen is not None and seen.mass is not None:
+        mass = torch.zeros(heads, rows, device=keys.device)
+        mass[:, rows - new :] = seen.mass[:, :new]
+    for head, length in enumerate(lengths):
+        if old is None:
+            break
+        here, there = slice(rows - new - length, rows - new), slice(*old.ends[head : head + 2])
+        keys[head, here], values[head, here] = old.k[there], old.v[there]
+        position[head, here] = old.position[there]
+        if old.count is not None:
+            count[head, here] = old.count[there]
+        if mass is not None and seen is not None and seen.frozen_mass is not None:
+            mass[head, here] = seen.frozen_mass[there]
+    keys[:, rows - new :], values[:, rows - new :] = tail.keys[:, :new], tail.values[:, :new]
+    position[:, rows - new :] = torch.arange(tail.start, end, device=keys.device)
+    queries, lse, visible = _window(seen, end, rows, keys)
+    expected = None
+    if seen is not None and (future := seen.needs.future):
+        after = tail.start + tail.length
+        coming = model.rotation(torch.arange(after, after + future, device=keys.device))
+        expected = moments([seen], coming, future)
+    return Prefilled(
+        keys=keys,
+        values=values,
+        queries=queries,
+        lse=lse,
+        seen=visible,
+        scale=dim**-0.5,
+        layer=place[0],
+        num_layers=place[1],
+        start=since,
+        end=end,
+        column_mass=mass,
+        moments=expected,
+        output=block.output,
+        position=position,
+        count=count if old is not None and old.count is not None else None,
+        absent=max(lengths) - torch.tensor(lengths, device=keys.device),
+    )
+
+
+def _observation(layer: LayerCache) -> Observation | None:
+    return layer.observer if isinstance(layer.observer, Observation) else None
+
+
+def _flat(segments: Sequence[Segment]) -> FlatSegment | None:
+    """The one segment of folded turns, if there is any yet."""
+    assert len(segments) <= 1, f"{len(segments)} segments of one conversation"
+    for segment in segments:
+        assert isinstance(segment, FlatSegment), segment.kind
+        return segment
+    return None
+
+
+def _window(
+    seen: Observation | None, end: int, rows: int, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Observation queries, their log-sum-exps, and how many of the `rows` each of them sees."""
+    if seen is None or not seen.queries:
+        empty = like.new_empty(0)
+        return empty, empty, torch.zeros(0, dtype=torch.long, device=like.device)
+    queries, lse = seen.queries[0], seen.lses[0]
+    at = torch.arange(seen.end - len(queries), seen.end, device=like.device)
+    return queries, lse, rows - (end - 1 - at).clamp(0, rows - 1)
+
+
+def _carried(given: Prefilled, segment: Segment) -> Tensor | None:
+    """Column sums `[R]` of the rows that were kept, by their positions."""
+    if given.column_mass is None or given.position is None:
+        return None
+    assert isinstance(segment, FlatSegment), segment.kind
+    parts = []
+    for head, (a, b) in enumerate(zip(segment.ends, segment.ends[1:], strict=False)):
+        at = torch.searchsorted(given.position[head], segment.position[a:b])
+        parts.append(given.column_mass[head, at])
+    return torch.cat(parts)

@@ -1,0 +1,256 @@
+"""Long chats: old turns become one segment whose size is bounded, new ones stay as they are, and a
+turn that was folded can be taken back."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from closeness import assert_close
+
+from engine.scenes import kept_tokens, prefilled
+from engine.scripted import BOOK, LoggedEngine, ask
+from engine.tiny import load_engine, random_ids, read
+from kvchat.engine.budget import Budget
+from kvchat.engine.dialogue import Dialogue
+from kvchat.engine.events import drain
+from kvchat.engine.fold import fold, folding, watch
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.cam import CaM, spill
+from kvchat.engine.methods.h2o import H2O
+from kvchat.engine.methods.spec import options, parse_method
+from kvchat.engine.session import Session
+from kvchat.engine.tokenizer import Tokenizer
+from kvchat.errors import KvchatError
+
+FOLDING = [name for name in METHODS if name != "full"]
+
+
+def small(name: str, **given):
+    """A method whose window fits a small tail budget."""
+    short = ["window=4"] if "window" in options(name) else []
+    return parse_method(name, extra=[*short, *(f"{k}={v}" for k, v in given.items())])
+
+
+def chat(folder, method, tail_budget: int, chunk: int = 2048) -> Session:
+    engine = LoggedEngine(load_engine(folder, chunk=chunk))
+    session = Session(engine, Dialogue(Tokenizer.load(folder)), (), 100_000)
+    session.tail_budget = tail_budget
+    drain(session.open(session.dialogue.document(BOOK), method))
+    return session
+
+
+@pytest.fixture
+def folder(chat_folder):
+    return chat_folder("byte-level", "chatml")
+
+
+@pytest.mark.parametrize("name", FOLDING)
+def test_two_hundred_turns_stay_within_the_budget(folder, name):
+    """At every turn's end: folded rows and live ones, and the newest turn as it was read."""
+    session = chat(folder, small(name), tail_budget=160)
+    begin = len(session.document)
+    row = 2 * 16 * 4 + 4 + 8  # key, value, position, and a merged row's bias and count
+    held = []
+    for number in range(200):
+        done = ask(session, f"And {number}?", max_tokens=3)
+        assert done.completion_tokens >= 1
+        newest = len(session.turns[-1].ids)
+        for layer in session.cache.layers:
+            folded = layer.since(begin)
+            assert len(folded) <= 1 and layer.tail.length >= newest
+            assert layer.tail.length <= max(80, newest)
+            assert all(s.span == (begin, session.cache.frozen) for s in folded)
+        rows = [sum(s.lengths) for layer in session.cache.layers for s in layer.since(begin)]
+        assert sum(rows) <= 2 * 2 * 80  # layers, heads
+        held.append(session.memory().total)
+    assert session.folded > 1000 and session.cache.position > begin + 1500
+    document = held[0]
+    bound = 2 * 2 * (80 + 80 + 256) * row  # layers, heads; tails grow by 256 rows
+    assert max(held) <= document + bound
+    assert max(held[150:]) <= max(held[100:150]), "no growth once it is full"
+    assert session.engine.tokens_in(session.cache)[begin:] == [
+        i for turn in session.turns for i in turn.ids
+    ]
+
+
+@pytest.mark.parametrize("name", ["adakv", "kvmerger", "h2o", "cam", "expected-attention"])
+def test_a_fold_that_keeps_everything_changes_nothing(checkpoint, name):
+    """The lossless limit: folded in steps, with room for all rows, against the plain cache."""
+    engine, ids = load_engine(checkpoint()), random_ids(160, seed=3)
+    method = small(name)
+    plain, _ = read(engine, ids[:60])
+    cache, _ = read(engine, ids[:60])
+    rows = folding(method, 1000)
+    with torch.inference_mode():
+        watch(cache, rows, 60)
+    for a, b, end in ((60, 90, 70), (90, 110, 95), (110, 140, 131)):
+        for each in (plain, cache):
+            drain(engine.extend(each, ids[a:b]))
+        engine.fold(cache, rows, 60, end)
+        assert (cache.frozen, cache.position) == (end, b)
+    for layer in cache.layers:
+        (segment,) = layer.since(60)
+        assert segment.lengths == (71, 71) and kept_tokens(segment) == [list(range(71))] * 2
+    got, want = (drain(engine.extend(each, ids[140:])) for each in (cache, plain))
+    assert_close("logits", got, want, 2e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 2048])
+def test_sums_of_a_folded_chat_are_those_of_the_attention(checkpoint, chunk):
+    """Column sums over rows that were folded before, and over the tail, for any chunks."""
+    ids = random_ids(140, seed=5)
+    engine = load_engine(checkpoint(), chunk=chunk)
+    rows = folding(small("h2o"), 1000)
+    cache, _ = read(engine, ids[:60])
+    watch(cache, rows, 60)
+    drain(engine.extend(cache, ids[60:100]))
+    engine.fold(cache, rows, 60, 80)
+    drain(engine.extend(cache, ids[100:]))
+    whole, _ = read(engine, ids[:60])
+    watch(whole, rows, 60)
+    drain(engine.extend(whole, ids[60:]))
+    for layer, other in zip(cache.layers, whole.layers, strict=True):
+        seen, want = layer.observer, other.observer.mass
+        got = torch.cat((seen.frozen_mass.view(2, 20), seen.mass), dim=1)
+        assert_close("sums", got, want, 1e-5)
+
+
+def test_kvmerger_7_h2o_s_next_step():
+    """(0, 2, 3, 4, 5) with sums 3.5 .93 .4 .4 .2, heavy 2 and recent 2: 3 goes."""
+    scene = replace(
+        prefilled(torch.zeros(1, 5, 2), torch.zeros(1, 1, 2), 1.0),
+        column_mass=torch.tensor([[3.5, 0.93, 0.4, 0.4, 0.2]]),
+        position=torch.tensor([[0, 2, 3, 4, 5]], dtype=torch.int32),
+        end=6,
+    )
+    segment = H2O(Budget(rows_per_head=4)).compress(scene)
+    assert segment.position.tolist() == [0, 2, 4, 5] and segment.span == (0, 6)
+
+
+@pytest.mark.parametrize("mass, part", [(0.15, 0.25), (0.45, 0.5), (0.0, 0.0)])
+def test_kvmerger_7_cam(mass, part):
+    """m 2, targets .4 and .2: attention .15 gives a quarter of the value to each, .45 a half."""
+    values = torch.tensor([[[8.0, 4.0], [1.0, 1.0], [0.0, 2.0], [5.0, 5.0]]])
+    spill(values, torch.tensor([[mass, 0.4, 0.2, 9.0]]), row=0, targets=2)
+    given = part * torch.tensor([8.0, 4.0])
+    want = torch.stack([torch.tensor([1.0, 1.0]) + given, torch.tensor([0.0, 2.0]) + given])
+    assert_close("targets", values[0, 1:3], want, 1e-6)
+    assert values[0, 0].tolist() == [8, 4] and values[0, 3].tolist() == [5, 5]
+
+
+def test_cam_spills_in_order_and_keeps_the_newest():
+    generator = torch.Generator().manual_seed(0)
+    scene = replace(
+        prefilled(torch.randn(2, 12, 4, generator=generator), torch.zeros(1, 2, 4), 0.5),
+        values=torch.randn(2, 12, 4, generator=generator),
+        column_mass=torch.rand(2, 12, generator=generator),
+        position=torch.arange(50, 62, dtype=torch.int32).expand(2, -1),
+        start=50,
+    )
+    values = scene.values.clone()
+    for row in range(4):
+        for head in range(2):
+            targets = scene.column_mass[head, row + 1 : row + 4]
+            p = min(1.0, float(scene.column_mass[head, row] / targets.mean()))
+            values[head, row + 1 : row + 4] += p / 3 * values[head, row]
+    segment = CaM(Budget(rows_per_head=8), targets=3).extend(scene)
+    assert_close("values", segment.v.view(2, 8, 4), values[:, 4:], 1e-5)
+    assert segment.position.tolist() == [*range(54, 62)] * 2
+    assert torch.equal(
+        CaM(Budget(rows_per_head=8)).compress(scene).v.view(2, 8, 4), scene.values[:, 4:]
+    )
+
+
+def test_undo_into_folded_turns_reads_the_others_again(folder):
+    session = chat(folder, small("adakv"), tail_budget=160)
+    for number in range(12):
+        ask(session, f"And {number}?", max_tokens=3)
+    assert session.folded
+    inside = next(
+        n for n, _ in enumerate(session.turns)
+        if sum(len(t.ids) for t in session.turns[: n + 1]) > session.folded // 2
+    )  # fmt: skip
+    dropped = session.undo(12 - inside)
+    assert len(dropped) == 12 - inside and len(session.turns) == inside
+    assert session.folded == 0, "the turns that stay were read again"
+    begin = len(session.document)
+    talk = [i for turn in session.turns for i in turn.ids]
+    assert session.cache.position == begin + len(talk)
+    other = chat(folder, small("adakv"), tail_budget=0)
+    drain(other.engine.extend(other.cache, talk))
+    logits = [s.engine.score(s.cache, [1, 2, 3]) for s in (session, other)]
+    assert_close("as if nothing had been folded", *logits, 1e-5)
+    ask(session, "So?", max_tokens=3)
+
+
+def test_newest_turns_are_taken_back_without_reading(folder):
+    session = chat(folder, small("snapkv"), tail_budget=160)
+    for number in range(12):
+        ask(session, f"And {number}?", max_tokens=3)
+    folded = session.folded
+    log = len(session.engine.log)
+    session.undo()
+    assert session.folded == folded and len(session.engine.log) == log
+    session.clear()
+    assert session.folded == 0 and session.cache.position == len(session.document)
+    assert all(len(layer.segments) == 1 for layer in session.cache.layers)
+    ask(session, "So?", max_tokens=3)
+
+
+def test_a_chat_that_is_read_again_is_folded_again(folder):
+    session = chat(folder, small("adakv"), tail_budget=160)
+    for number in range(12):
+        ask(session, f"And {number}?", max_tokens=3)
+    turns = session.turns
+    drain(session.use(small("h2o")))
+    assert session.turns == turns and session.folded
+    live = session.cache.position - session.cache.frozen
+    assert live <= max(80, len(turns[-1].ids))
+    other = chat(folder, small("adakv"), tail_budget=160)
+    drain(other.restore(turns))
+    assert other.folded and other.cache.position == session.cache.position
+
+
+def test_what_cannot_fold_says_so():
+    with pytest.raises(KvchatError, match="full keeps every row"):
+        folding(parse_method("full:bits=4"), 500)
+    with pytest.raises(KvchatError, match="needs 37") as caught:
+        folding(parse_method("adakv"), 40)
+    assert caught.value.tries == ("--tail-budget 74",)
+    assert folding(parse_method("adakv:bits=4"), 74).budget == Budget(rows_per_head=37)
+    with pytest.raises(KvchatError, match="finds its own size"):
+        folding(parse_method("kvmerger@paper"), 500)
+
+
+def test_a_fold_that_fails_changes_nothing(checkpoint, monkeypatch):
+    engine, ids = load_engine(checkpoint()), random_ids(120, seed=6)
+    cache, _ = read(engine, ids[:60])
+    rows = folding(small("adakv"), 40)
+    watch(cache, rows, 60)
+    drain(engine.extend(cache, ids[60:]))
+    before = engine.score(cache, [1, 2])
+    calls = iter([type(rows).compress])
+
+    def failing(method, given):
+        compress = next(calls, None)
+        if compress is None:
+            raise MemoryError
+        return compress(method, given)
+
+    monkeypatch.setattr(type(rows), "compress", failing)
+    with pytest.raises(MemoryError), torch.inference_mode():
+        fold(engine.model, cache, rows, 60, 100)
+    assert cache.frozen == 60 and all(len(layer.segments) == 1 for layer in cache.layers)
+    assert torch.equal(engine.score(cache, [1, 2]), before)
+
+
+def test_a_chat_without_a_document_folds_with_a_method_of_its_own(folder):
+    engine = LoggedEngine(load_engine(folder))
+    session = Session(engine, Dialogue(Tokenizer.load(folder)), (), 100_000, tail_budget=160)
+    drain(session.open([], parse_method("full"), small("adakv")))
+    for number in range(20):
+        ask(session, f"And {number}?", max_tokens=3)
+    assert session.folded and session.document == []
+    with pytest.raises(KvchatError, match="full keeps every row"):
+        drain(session.use(parse_method("full")))
+    assert session.folded
