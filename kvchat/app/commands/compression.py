@@ -117,7 +117,7 @@ def compare(context: Context, argument: str) -> None:
     ends, folds = tuple(session.ends), session.tail_budget
     beside = Session(session.engine, session.dialogue, ends, session.limit, folds)
     try:
-        work = beside.open(session.document, other)
+        work = beside.open(session.document, other, session.method)
         watched(work, context.screen, "comparing", len(session.document))
         watched(beside.restore(history), context.screen, "recalling", tokens)
     except Dropped:
