@@ -13,7 +13,7 @@ from kvchat.app.reading import (
     require_room,
     watched,
 )
-from kvchat.app.text import ratio, sizes
+from kvchat.app.text import kept_of, ratio
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.events import TurnDone, drain
 from kvchat.engine.methods import METHODS
@@ -179,7 +179,7 @@ def difference(mine: Trial, theirs: Trial, session: Session) -> Sequence[str]:
     width = max(len(mine.name), len(theirs.name))
     lines = [
         f"  {each.name:<{width}}  {each.done.completion_tokens:,} tokens, "
-        f"{each.done.tokens_per_second:.1f} tok/s · KV {sizes(each.kv, each.full)}"
+        f"{each.done.tokens_per_second:.1f} tok/s · KV {kept_of(each.kv, each.full)}"
         for each in (mine, theirs)
     ]
     at = first_difference(mine.tokens, theirs.tokens)
