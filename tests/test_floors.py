@@ -30,6 +30,7 @@ FLOORS = {
     "kvchat.engine.events": 5,
     "kvchat.engine.fold": 5,
     "kvchat.engine.observation": 5,
+    "kvchat.engine.replay": 5,
     "kvchat.engine.prefill": 5,
     "kvchat.engine.sampling": 5,
     "kvchat.engine.tokenizer": 5,

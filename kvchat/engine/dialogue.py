@@ -2,8 +2,11 @@
 once and every turn is spliced in as ids. Knows text and ids, no model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
+from kvchat.engine.replay import CHUNK, Replay
 from kvchat.engine.tokenizer import Tokenizer
 
 # Private-use characters: no tokenizer merges across them and no template looks for them.
@@ -57,6 +60,23 @@ class Dialogue:
     def following(self, question: str) -> list[int]:
         """A later turn: from the answer's end to where the next answer begins."""
         return self._turn(self.form.between, question)
+
+    def replays(self, document: Sequence[int]) -> list[Replay]:
+        """Replays of a document's ids: each repeats a part of it, after an instruction to.
+
+        What stands before the document's text is not repeated.
+        """
+        frame = self.document("")
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(frame, document, strict=False))
+        first, found = sum(1 for _ in pairs), []
+        for start in range(first, len(document), CHUNK):
+            end = min(start + CHUNK, len(document))
+            asked = "Repeat the previous context exactly."
+            if start > first:
+                lead = self.tokenizer.decode(document[start - 8 : start])
+                asked = f"Repeat the part of the previous context that begins with: {lead}"
+            found.append(Replay([*self.first(asked), *document[start:end]], start, end))
+        return found
 
     def _turn(self, before: str, question: str) -> list[int]:
         pieces = [(before, True), (question, False), (self.form.header, True)]

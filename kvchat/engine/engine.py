@@ -16,6 +16,7 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.weights import load_weights
 from kvchat.engine.prefill import Compression, Reading
+from kvchat.engine.replay import Replay
 from kvchat.engine.sampling import Sampler, Sampling
 from kvchat.engine.sizes import CHUNKS
 from kvchat.errors import KvchatError
@@ -78,12 +79,13 @@ class Engine:
         ids: Sequence[int],
         compressions: Sequence[Compression],
         probes: Sequence[Sequence[int]] = (),
+        replays: Sequence[Replay] = (),
     ) -> Generator[Progress | Smaller, None, Reading]:
         """Read `ids` once into one cache per compression; see `prefill.prefill`."""
         assert ids, "an empty document has nothing to read"
         return (
             yield from reading.prefill(
-                self.model, ids, compressions, self.backend, self.chunk, probes
+                self.model, ids, compressions, self.backend, self.chunk, probes, replays
             )
         )
 

@@ -20,6 +20,7 @@ from kvchat.engine.methods.base import Method, Needs, Prefilled
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments
+from kvchat.engine.replay import Replay, ReplayScores, bare_replays, gathered
 from kvchat.errors import is_out_of_memory
 
 
@@ -145,6 +146,7 @@ def prefill(
     backend: Backend,
     chunk: int,
     probes: Sequence[Sequence[int]] = (),
+    replays: Sequence[Replay] = (),
 ) -> Generator[Progress | Smaller, None, Reading]:
     """Read `ids` into one new cache per compression; the generator's value is a `Reading`.
 
@@ -152,7 +154,9 @@ def prefill(
     every compression takes from them what it keeps, and they are freed before the next layer.
     Alive at any time: the weights, the hidden states `[T, hidden]` once, one layer's dense K/V,
     and what is kept. Probes are token lists that follow the document, each by itself: they walk
-    the layers beside it, are observed, and leave no trace.
+    the layers beside it, are observed, and leave no trace. So do replays, for methods that need
+    them (without any given, the bare text is repeated); they count as tokens to read.
+    Raises KvchatError("usage") before anything is read if a budget cannot be met.
     """
     config, device = model.config, _device(model)
     tokens, layers = len(ids), config.num_layers
@@ -160,18 +164,21 @@ def prefill(
     geometry = Geometry(tokens, config.num_kv_heads, layers, config.head_dim, itemsize)
     for compression in compressions:
         compression.method.rows(geometry)  # a budget that cannot be met is refused now
+    asked = reduce(or_, (c.method.needs for c in compressions), Needs())
     x = model.embed(torch.tensor(ids, device=device))  # [T, hidden]
     asides = [model.embed(torch.tensor(probe, device=device)) for probe in probes]
+    told = (replays or bare_replays(ids)) if asked.replay else ()
+    repeats = [model.embed(torch.tensor(replay.ids, device=device)) for replay in told]
+    total = layers * (tokens + sum(map(len, repeats)))
     caches = [
         KVCache.empty(layers, config.num_kv_heads, config.head_dim, x.dtype, device, backend)
         for _ in compressions
     ]
-    asked = reduce(or_, (c.method.needs for c in compressions), Needs())
     # the document's last queries matter to those only who do not score with a probe's
     window = max((c.method.needs.queries for c in compressions if not c.probes), default=0)
     own = replace(asked, queries=window)
     coming = rotation_at(model, tokens, asked.future)
-    room = tokens + max((len(aside) for aside in asides), default=0)
+    room = tokens + max((len(aside) for aside in [*asides, *repeats]), default=0)
     pace = Pace(chunk)
     kept = done = 0
     select = 0.0
@@ -185,27 +192,40 @@ def prefill(
                 yield item
                 continue
             done += item
-            if done < tokens * (number + 1):
-                yield Progress(number, layers, done, tokens * layers, kept)
+            if done * layers < total * (number + 1):
+                yield Progress(number, layers, done, total, kept)
         observed = []
         for aside in asides:
             layer.observer = Observation(asked)
             observed.append(layer.observer)
             aside[:] = step(block, layer, aside, rotation_at(model, tokens, len(aside)))
             tail.truncate(tokens)
+        scored = []
+        for replay, repeat in zip(told, repeats, strict=True):
+            sizes = block.input_layernorm(repeat).float().norm(dim=-1)
+            output = block.output if asked.replay_change else None
+            layer.observer = ReplayScores(replay, sizes, output)
+            scored.append(layer.observer)
+            repeat[:] = step(block, layer, repeat, rotation_at(model, tokens, len(repeat)))
+            tail.truncate(tokens)
+            done += len(repeat)
+            if done * layers < total * (number + 1):
+                yield Progress(number, layers, done, total, kept)
         begin = perf_counter()
         for cache, compression in zip(caches, compressions, strict=True):
             probed = [observed[p] for p in compression.probes]
-            prefilled = _prefilled(
-                tail, recent, probed, compression.method.needs, coming, block, (number, layers)
-            )
+            needs = compression.method.needs
+            prefilled = _prefilled(tail, recent, probed, needs, coming, block, (number, layers))
+            if needs.replay:
+                mass, change = gathered(scored, *prefilled.shape)
+                prefilled = replace(prefilled, replay_mass=mass, replay_change=change)
             segment = compression.method.compress(prefilled)
             cache.layers[number].adopt(segment)
             kept += segment.memory().device
             del prefilled
         select += perf_counter() - begin
         del tail, layer  # this layer's dense K/V is free before anyone looks
-        yield Progress(number, layers, done, tokens * layers, kept)
+        yield Progress(number, layers, done, total, kept)
     for cache in caches:
         cache.position = tokens
     return Reading(caches, model.logits(x[-1:])[0], select)

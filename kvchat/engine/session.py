@@ -102,7 +102,9 @@ class Session:
         """
         require_fit(len(ids), self.limit)
         probes = [self.dialogue.first(question) for question in questions]
-        return (yield from self.engine.prefill(ids, compressions, probes))
+        wanted = any(compression.method.needs.replay for compression in compressions)
+        replays = self.dialogue.replays(ids) if wanted else []
+        return (yield from self.engine.prefill(ids, compressions, probes, replays))
 
     def open(
         self, ids: Sequence[int], method: Method, folds: Method | None = None

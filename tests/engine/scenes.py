@@ -44,6 +44,8 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
             torch.randn(query_heads, dim, generator=generator),
             covariance @ covariance.transpose(1, 2),
         ),
+        replay_mass=torch.rand(heads, tokens, generator=generator),
+        replay_change=torch.rand(heads, tokens, generator=generator),
         output=torch.randn(query_heads, dim, 2 * dim, generator=generator),
     )
 

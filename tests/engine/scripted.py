@@ -22,9 +22,9 @@ class LoggedEngine(Engine):
         self.chunk = engine.chunk
         self.log: list[int] = []
 
-    def prefill(self, ids, compressions, probes=()):
+    def prefill(self, ids, compressions, probes=(), replays=()):
         self.log = list(ids)
-        return (yield from super().prefill(ids, compressions, probes))
+        return (yield from super().prefill(ids, compressions, probes, replays))
 
     def extend(self, cache, ids):
         position = cache.position

@@ -123,6 +123,20 @@ METHODS = {
         "arXiv 2510.00636",
         "mean and covariance of all queries",
     ),
+    "kvzip": Entry(
+        "kvchat.engine.methods.kvzip:KVzip",
+        "keeps what is needed to tell the document again",
+        "arXiv 2505.23416",
+        "replays: the document is told to the model a second time",
+        "a second reading with three times the attention FLOPs",
+    ),
+    "kvzip+": Entry(
+        "kvchat.engine.methods.kvzip:KVzipPlus",
+        "KVzip, weighed by what a row can change in the output",
+        "arXiv 2505.23416",
+        "replays: the document is told to the model a second time",
+        "a second reading with three times the attention FLOPs",
+    ),
 }
 
 DEFAULT = "adakv"

@@ -16,18 +16,23 @@ class Needs:
 
     `queries`: how many of the last queries (W). `column_mass`: the attention that every row gets
     from all queries. `future`: over how many coming positions the moments of the queries are to be
-    averaged; 0 for no moments.
+    averaged; 0 for no moments. `replay`: scores from replays of the document, `replay_change` also
+    those weighed by what a row changes.
     """
 
     queries: int = 0
     column_mass: bool = False
     future: int = 0
+    replay: bool = False
+    replay_change: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             max(self.queries, other.queries),
             self.column_mass or other.column_mass,
             max(self.future, other.future),
+            self.replay or other.replay,
+            self.replay_change or other.replay_change,
         )
 
     def __bool__(self) -> bool:
@@ -54,8 +59,9 @@ class Prefilled:
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
     log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]` rows.
     `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]` fp32,
-    summed over queries and query heads, and `moments`. `output [H*G, D, hidden]` is the output
-    projection by query head.
+    summed over queries and query heads, `moments`, `replay_mass` and `replay_change [H, T]`
+    (infinite for rows before the document). `output [H*G, D, hidden]` is the output projection by
+    query head.
 
     Rows of a conversation that were kept before and rows that join them differ in number from head
     to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how many
@@ -76,6 +82,8 @@ class Prefilled:
     start: int = 0
     column_mass: Tensor | None = None
     moments: Moments | None = None
+    replay_mass: Tensor | None = None
+    replay_change: Tensor | None = None
     output: Tensor | None = None
     position: Tensor | None = None
     count: Tensor | None = None
