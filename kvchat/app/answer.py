@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 from kvchat.app.blocks import Blocks, Code
@@ -62,7 +63,7 @@ class LiveAnswer:
             self._printed = True
             shown = rendered(block) if self._markdown or code else Text(clean(block.text))
             if shown is not None:
-                self._console.print(shown)
+                self._console.print(trimmed(self._console, shown), end="")
 
     def _frame(self) -> Group:
         width = max(self._console.width, 1)
@@ -106,6 +107,15 @@ class PlainAnswer:
             return
         sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
+
+
+def trimmed(console: Console, shown: RenderableType) -> Segments:
+    """A block without the empty lines that some kinds of it begin or end with."""
+    lines = console.render_lines(shown, pad=False)
+    full = [i for i, line in enumerate(lines) if "".join(part.text for part in line).strip()]
+    first, last = (full[0], full[-1]) if full else (0, 0)
+    kept = lines[first : last + 1]
+    return Segments([part for line in kept for part in (*line, Segment.line())])
 
 
 def _starts(line: str, width: int) -> range:

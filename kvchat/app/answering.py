@@ -9,7 +9,7 @@ from kvchat.app.answer import LiveAnswer, PlainAnswer
 from kvchat.app.chat import Chat
 from kvchat.app.interrupt import Interrupt
 from kvchat.app.screen import Screen
-from kvchat.app.text import seconds, sizes
+from kvchat.app.text import kept_of, seconds
 from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
 from kvchat.engine.sampling import Sampling
 
@@ -42,7 +42,7 @@ class Meter:
             return f"▌ reading the question · {self._reading}{waited} · {stop}"
         session = self._chat.session
         speed = (self._tokens - 1) / max(self._last - self._first, 1e-6)
-        kv = sizes(session.memory().total, session.full_bytes())
+        kv = kept_of(session.memory().total, session.full_bytes())
         return (
             f"▌ {self._tokens:,} tok · {speed:.1f} tok/s · first "
             f"{seconds(self._first - self._begin)} · KV {kv} · {stop}"
@@ -116,7 +116,7 @@ def streamed(
 def turn_line(done: TurnDone, chat: Chat) -> str:
     """`212 tokens, 54.1 tok/s · first 0.06 s · KV 0.89 of 3.44 GiB · end of turn`."""
     session, form = chat.session, chat.settings.stats
-    kv = sizes(session.memory().total, session.full_bytes())
+    kv = kept_of(session.memory().total, session.full_bytes())
     parts = [
         f"{done.completion_tokens:,} tokens, {done.tokens_per_second:.1f} tok/s",
         f"first {seconds(done.ttft)}",

@@ -6,6 +6,7 @@ from kvchat.app.book import Book
 from kvchat.app.models import Model
 from kvchat.app.options import Options
 from kvchat.app.settings import Settings
+from kvchat.engine.cache.segment import Segment
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.base import Method
 from kvchat.engine.session import Session
@@ -31,9 +32,15 @@ class Chat:
         """Tokens per second of the last reading; 0 if nothing was read."""
         return len(self.session.document) / max(self.timings.get("prefill", 0.0), 1e-6)
 
+    def document_segments(self) -> list[list[Segment]]:
+        """Per layer what is kept of the document; folded turns are apart."""
+        end = len(self.session.document)
+        layers = self.session.cache.layers
+        return [[s for s in layer.segments if s.span[0] < end] for layer in layers]
+
     def document_kept(self) -> int:
         """Bytes of the compressed document."""
-        return sum(segment.memory().total for segment in self.session.cache.segments())
+        return sum(s.memory().total for layer in self.document_segments() for s in layer)
 
     def document_full(self) -> int:
         """Bytes that the document would hold uncompressed."""

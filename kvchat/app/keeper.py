@@ -136,6 +136,7 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
             "name": name_of(chat.method),
             "budget": str(chat.method.budget) if book.files else None,
             "options": method_options(chat.method),
+            "tail_budget": chat.session.tail_budget,
         },
         {"event": "settings"} | settings,
     ]

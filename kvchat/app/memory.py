@@ -35,7 +35,7 @@ def breakdown(chat: Chat) -> Breakdown:
     session, engine = chat.session, chat.session.engine
     device, held = engine.device, session.memory()
     segments = list(session.cache.segments())
-    document = sum(segment.memory().device for segment in segments)
+    document = sum(s.memory().device for layer in chat.document_segments() for s in layer)
     index = sum(segment_index(segment) for segment in segments)
     weights, free, total = engine.weights_bytes, machine.free(device), machine.total(device)
     used = max(total - free, 0)

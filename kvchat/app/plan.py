@@ -88,7 +88,7 @@ def longest(
     chunk: int,
     free: int,
     cuda: bool,
-    bits: int | None,
+    bits: int | None = None,
 ) -> int:
     """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
     reserve = reserve_of(limit)

@@ -62,6 +62,7 @@ def restored(options: Options, found: saved.Saved) -> Options:
     values: dict[str, Any] = {"model": found.chat.get("folder")}
     for name in ("system", "encoding", "pages", "loader", "overflow", "ctx_size"):
         values[name] = document.get(name)
+    values["tail_budget"] = method.get("tail_budget")
     values |= {name: found.settings[name] for name in KEYS if name in found.settings}
     if "method" not in by_flag(options):
         values["method"] = method.get("name")

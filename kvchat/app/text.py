@@ -27,6 +27,11 @@ def sizes(part: float, whole: float) -> str:
     return f"{a.split()[0]} of {b}" if a.split()[1] == b.split()[1] else f"{a} of {b}"
 
 
+def kept_of(kept: float, full: float) -> str:
+    """`0.86 of 3.41 GiB`; what is kept alone where room to grow makes it the larger one."""
+    return sizes(kept, full) if kept < full else size(kept)
+
+
 def short(count: float) -> str:
     """Tokens for a narrow place: `512`, `27.9k`."""
     return f"{count:.0f}" if count < 1000 else f"{count / 1000:.1f}k"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kvchat.app.text import level, short, size, sizes
+from kvchat.app.text import kept_of, level, short, size, sizes
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def toolbar(state: State, width: int) -> str:
     tokens = f"{about}{short(state.used)}/{short(state.limit)}"
     filled = round(9 * min(share, 1))
     bar = "▓" * filled + "░" * (9 - filled)
-    kv = sizes(state.kv, state.kv_full)
+    kv = kept_of(state.kv, state.kv_full)
     memory = f"{state.where} {size(state.resident)}"
     whole = f"{state.where} {sizes(state.resident, state.total)}"
     speed = [f"{state.speed:.0f} t/s"] if state.speed else []

@@ -1,5 +1,6 @@
 """A real terminal for tests: a child on a pty whose output a screen emulator draws."""
 
+import json
 import os
 import re
 import sys
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import pexpect
 import pyte
+
+# a busy machine may take long; set it lower to see failures sooner
+WAIT = float(os.environ.get("KVCHAT_TEST_WAIT", "60"))
+SCRIPTED = Path(__file__).parent / "scripted_program.py"
 
 
 class _Screen(pyte.HistoryScreen):
@@ -20,23 +25,40 @@ class _Screen(pyte.HistoryScreen):
 
 
 class Terminal:
-    """`python -m kvchat ARGUMENTS` in a terminal of `columns` by `rows`."""
+    """`python -m kvchat ARGUMENTS` in a terminal of `columns` by `rows`.
 
-    def __init__(self, arguments: list[str], home: Path, columns: int = 80, rows: int = 24):
-        environment = os.environ | {
+    With a `script` (see `scripted_program`) the answers are what it says.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        home: Path,
+        columns: int = 80,
+        rows: int = 24,
+        script: dict | None = None,
+        **environment: str,
+    ):
+        surroundings = os.environ | {
             "OMP_NUM_THREADS": "1",
             "TERM": "xterm-256color",
             "HOME": str(home),
             "XDG_STATE_HOME": str(home / "state"),
+            "XDG_CONFIG_HOME": str(home / "config"),
             "LANG": "C.UTF-8",
         }
+        program = ["-m", "kvchat"]
+        if script is not None:
+            (home / "script.json").write_text(json.dumps(script))
+            program = [str(SCRIPTED), str(home / "script.json")]
         self.child = pexpect.spawn(
             sys.executable,
-            ["-m", "kvchat", *arguments],
+            [*program, *arguments],
             dimensions=(rows, columns),
-            env=environment,
+            env=surroundings | environment,
             timeout=60,
         )
+        self.child.delaybeforesend = None
         self.screen = _Screen(columns, rows, history=5000, ratio=0.5)
         self.screen.reply = self.child.send
         self.stream = pyte.ByteStream(self.screen)
@@ -49,7 +71,7 @@ class Terminal:
         ]
         return "\n".join([*above, *(line.rstrip() for line in self.screen.display)])
 
-    def wait(self, pattern: str, seconds: float = 60.0) -> str:
+    def wait(self, pattern: str, seconds: float = WAIT) -> str:
         """Read until the drawn text matches; fails with what was drawn instead."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -62,6 +84,18 @@ class Terminal:
         """Type."""
         self.child.send(keys)
 
+    def paste(self, text: str) -> None:
+        """Paste much, as a terminal does: in pieces, while the other side draws."""
+        data = f"\x1b[200~{text}\x1b[201~"
+        for start in range(0, len(data), 1024):
+            self.child.send(data[start : start + 1024])
+            self._read(0)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change the window's size."""
+        self.screen.resize(rows, columns)
+        self.child.setwinsize(rows, columns)
+
     def close(self) -> int:
         """Wait for the end and return the exit status."""
         end = time.monotonic() + 30
@@ -72,8 +106,8 @@ class Terminal:
             return self.child.exitstatus
         return -(self.child.signalstatus or 0)
 
-    def _read(self) -> None:
+    def _read(self, seconds: float = 0.1) -> None:
         try:
-            self.stream.feed(self.child.read_nonblocking(65536, timeout=0.1))
+            self.stream.feed(self.child.read_nonblocking(65536, timeout=seconds))
         except (pexpect.TIMEOUT, pexpect.EOF):
-            time.sleep(0.02)
+            time.sleep(0.2 * seconds)

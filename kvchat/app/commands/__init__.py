@@ -18,8 +18,7 @@ def help_(context: Context, argument: str) -> None:
         name = find(argument.lstrip("/"))
         command = COMMANDS[name]
         context.screen.tell(f"/{name} {command.argument}".rstrip())
-        for line in command.lines:
-            context.screen.tell(f"  {line}".rstrip())
+        context.screen.rows([line] for line in command.lines)
         return
     context.screen.rows(
         (f"/{name} {command.argument}".rstrip(), command.summary)

@@ -43,8 +43,8 @@ def show(context: Context, argument: str) -> None:
         raise KvchatError(
             "usage", f"/show has no {argument!r}", *(f"/show {part}" for part in PARTS)
         )
-    for part in ("model", "config") if wanted == ["all"] else wanted:
-        context.screen.rows(PARTS[part](context))
+    parts = ("model", "config") if wanted == ["all"] else wanted
+    context.screen.rows(row for part in parts for row in PARTS[part](context))
 
 
 def _model(context: Context) -> Sequence[Row]:

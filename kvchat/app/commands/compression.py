@@ -13,7 +13,7 @@ from kvchat.app.reading import (
     require_room,
     watched,
 )
-from kvchat.app.text import ratio, sizes
+from kvchat.app.text import kept_of, ratio
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.events import TurnDone, drain
 from kvchat.engine.methods import METHODS
@@ -114,9 +114,10 @@ def compare(context: Context, argument: str) -> None:
     tokens = len(session.document) + sum(len(turn.ids) for turn in history)
     if not agreed(chat, context.screen, tokens):
         return
-    beside = Session(session.engine, session.dialogue, tuple(session.ends), session.limit)
+    ends, folds = tuple(session.ends), session.tail_budget
+    beside = Session(session.engine, session.dialogue, ends, session.limit, folds)
     try:
-        work = beside.open(session.document, other)
+        work = beside.open(session.document, other, session.method)
         watched(work, context.screen, "comparing", len(session.document))
         watched(beside.restore(history), context.screen, "recalling", tokens)
     except Dropped:
@@ -178,7 +179,7 @@ def difference(mine: Trial, theirs: Trial, session: Session) -> Sequence[str]:
     width = max(len(mine.name), len(theirs.name))
     lines = [
         f"  {each.name:<{width}}  {each.done.completion_tokens:,} tokens, "
-        f"{each.done.tokens_per_second:.1f} tok/s · KV {sizes(each.kv, each.full)}"
+        f"{each.done.tokens_per_second:.1f} tok/s · KV {kept_of(each.kv, each.full)}"
         for each in (mine, theirs)
     ]
     at = first_difference(mine.tokens, theirs.tokens)

@@ -40,5 +40,6 @@ class Command:
 
     @property
     def lines(self) -> list[str]:
-        """The help, line by line."""
-        return [line.strip() for line in (self.run.__doc__ or "").strip().splitlines()]
+        """The help: its first line, then paragraphs of a line each."""
+        paragraphs = (self.run.__doc__ or "").strip().split("\n\n")
+        return [" ".join(paragraph.split()) for paragraph in paragraphs]

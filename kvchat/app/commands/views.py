@@ -1,5 +1,7 @@
 """Commands that draw: memory, rows per head, coverage of the document, the window."""
 
+from itertools import chain
+
 from kvchat.app import memory as measured
 from kvchat.app import views
 from kvchat.app.commands.context import Context
@@ -19,10 +21,10 @@ def memory(context: Context, argument: str) -> None:
 
 def heads(context: Context, argument: str) -> None:
     """kept rows per layer and KV head, or `/heads LAYER`: the heads of one layer"""
-    cache, tokens = context.chat.session.cache, len(context.chat.session.document)
+    tokens = len(context.chat.session.document)
     rows = [
-        [sum(counts) for counts in zip(*(s.lengths for s in layer.segments), strict=True)]
-        for layer in cache.layers
+        [sum(counts) for counts in zip(*(s.lengths for s in layer), strict=True)]
+        for layer in context.chat.document_segments()
     ]
     width, glyphs = context.screen.width, context.screen.glyphs
     if argument:
@@ -43,11 +45,11 @@ def coverage(context: Context, argument: str) -> None:
     session = context.chat.session
     tokens = len(session.document)
     kept = [0] * tokens
-    for segment in session.cache.segments():
-        position = segment.tensors().get("position")
-        if position is None:
+    for segment in chain.from_iterable(context.chat.document_segments()):
+        places = [t for name, t in segment.tensors().items() if name.endswith("position")]
+        if not places:
             raise KvchatError("usage", f"{segment.kind} rows have no single place in the document")
-        for place in position.tolist():
+        for place in chain.from_iterable(t.tolist() for t in places):
             kept[place] += 1
     if not tokens or not any(kept):
         context.screen.tell("no document is read")
