@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.errors import KvchatError
+from kvchat.engine.methods.scores import recency
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class CaM(Eviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.targets < 1:
-            raise KvchatError("usage", f"cam: targets={self.targets} is below 1", "targets=32")
+        require_least(self, "targets", 1, 32)
 
     @property
     def watches(self) -> Needs:
@@ -39,9 +38,7 @@ class CaM(Eviction):
 
     def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
         """The later, the better."""
-        heads, _ = prefilled.shape
-        age = torch.arange(rows, dtype=torch.float32, device=prefilled.keys.device)
-        return age.repeat(heads, 1)
+        return recency(prefilled, rows)
 
     def extend(self, prefilled: Prefilled) -> FlatSegment:
         """Spill the oldest rows' values one after the other, then let them go."""

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.checks import require_least, require_share
 from kvchat.engine.methods.scores import projected_norm, ranked
 from kvchat.engine.methods.shares import Adaptive
 from kvchat.engine.methods.window import WindowEviction
-from kvchat.errors import KvchatError
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,8 @@ class Critical(WindowEviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.first <= 1:
-            raise KvchatError(
-                "usage", f"{self.name}: first={self.first:g} is outside 0–1", "first=0.5"
-            )
-        if not self.epsilon >= 0:
-            raise KvchatError(
-                "usage", f"{self.name}: epsilon={self.epsilon:g} is negative", "epsilon=0.0001"
-            )
+        require_share(self, "first", 0.5)
+        require_least(self, "epsilon", 0, 1e-4)
 
     def order(self, prefilled: Prefilled, scores: Tensor, counts: list[int]) -> Tensor:
         """Rows that attention alone decides first, then by the weighed score."""

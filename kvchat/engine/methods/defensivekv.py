@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.checks import require_share
 from kvchat.engine.methods.scores import by_head, defensive_mass, observed_mass, projected_norm
 from kvchat.engine.methods.window import Window
-from kvchat.errors import KvchatError
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,7 @@ class DefensiveKV(Window):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.secure <= 1:
-            raise KvchatError(
-                "usage", f"defensivekv: secure={self.secure:g} is outside 0–1", "secure=0.9"
-            )
+        require_share(self, "secure", 0.9)
 
     def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
         """Defensive mass times the head's share of the value norms; secured rows are infinite."""

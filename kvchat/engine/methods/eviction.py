@@ -14,9 +14,9 @@ from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.evict import keep_all, keep_ranked
 from kvchat.engine.methods.scores import ranked
-from kvchat.errors import KvchatError
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Eviction(ABC):
     name: ClassVar[str]  # as in the table
 
     def __post_init__(self) -> None:
-        if self.sinks < 0:
-            raise KvchatError("usage", f"{self.name}: sinks={self.sinks} is negative", "sinks=4")
+        require_least(self, "sinks", 0, 4)
 
     @property
     def needs(self) -> Needs:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.errors import KvchatError
 
@@ -34,10 +35,7 @@ class ExpectedAttention(Eviction):
             raise KvchatError(
                 "usage", f"expected-attention: future={self.future} is not a size", "future=512"
             )
-        if not self.epsilon >= 0:
-            raise KvchatError(
-                "usage", f"expected-attention: epsilon={self.epsilon:g} is negative", "epsilon=0"
-            )
+        require_least(self, "epsilon", 0, 0)
 
     @property
     def needs(self) -> Needs:

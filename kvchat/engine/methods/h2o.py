@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.checks import require_share
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.errors import KvchatError
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class H2O(Eviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.recent <= 1:
-            raise KvchatError("usage", f"h2o: recent={self.recent:g} is outside 0–1", "recent=0.5")
+        require_share(self, "recent", 0.5)
 
     @property
     def needs(self) -> Needs:

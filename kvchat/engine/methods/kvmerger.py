@@ -10,6 +10,7 @@ from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.checks import require_known, require_least, require_share
 from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.merge import (
     SIGMAS,
@@ -72,25 +73,20 @@ class KVMerger:
     }
 
     def __post_init__(self) -> None:
-        known = {"mode": MODES, "value": VALUES, "score": SCORES}
-        for option, values in known.items():
-            if getattr(self, option) not in values:
-                given = f"kvmerger: {option}={getattr(self, option)} is unknown"
-                raise KvchatError("usage", given, *(f"{option}={v}" for v in values))
+        require_known(self, "mode", MODES)
+        require_known(self, "value", VALUES)
+        require_known(self, "score", SCORES)
         if self.sigma not in SIGMAS and not _positive(self.sigma):
             given = f"kvmerger: sigma={self.sigma} is neither a width nor known"
             raise KvchatError("usage", given, *(f"sigma={s}" for s in SIGMAS), "sigma=5")
-        for option in ("recent", "heavy"):
-            if not 0 <= getattr(self, option) <= 1:
-                given = f"kvmerger: {option}={getattr(self, option):g} is outside 0–1"
-                raise KvchatError("usage", given, f"{option}=0.1")
+        require_share(self, "recent", 0.23)
+        require_share(self, "heavy", 0.06)
         if self.recent + self.heavy > 1:
             given = f"kvmerger: recent={self.recent:g} and heavy={self.heavy:g} are more than all"
             raise KvchatError("usage", given, "recent=0.34,heavy=0.24")
-        for option, least in (("sinks", 0), ("longest", 0), ("window", 1)):
-            if getattr(self, option) < least:
-                given = f"kvmerger: {option}={getattr(self, option)} is below {least}"
-                raise KvchatError("usage", given, f"{option}={least or 64}")
+        require_least(self, "sinks", 0, 4)
+        require_least(self, "longest", 0, 16)
+        require_least(self, "window", 1, 64)
         if self.longest == 1:
             raise KvchatError("usage", "kvmerger: longest=1 merges nothing", "longest=16")
         if self.skip != "auto":

@@ -11,9 +11,9 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.scores import pooled_mass
-from kvchat.errors import KvchatError
 
 FOLD_WINDOW, FOLD_KERNEL = 32, 7  # of a conversation's newest queries
 
@@ -34,8 +34,7 @@ class KVzip(Eviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.over >= 1:
-            raise KvchatError("usage", f"{self.name}: over={self.over:g} is below 1", "over=2")
+        require_least(self, "over", 1, 2)
 
     @property
     def needs(self) -> Needs:

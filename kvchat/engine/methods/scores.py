@@ -80,6 +80,13 @@ def defensive_mass(prefilled: Prefilled, rows: int, kernel: int) -> Tensor:
     return torch.stack(out)
 
 
+def recency(prefilled: Prefilled, rows: int) -> Tensor:
+    """The later a row, the higher: `[H, rows]`."""
+    heads, _ = prefilled.shape
+    age = torch.arange(rows, dtype=torch.float32, device=prefilled.keys.device)
+    return age.repeat(heads, 1)
+
+
 def projected_norm(prefilled: Prefilled, rows: int) -> Tensor:
     """L1 norm of the value rows behind the output projection, `[H, rows]` fp32.
 

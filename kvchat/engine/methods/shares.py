@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kvchat.engine.budget import Geometry
 from kvchat.engine.methods import budgets
+from kvchat.engine.methods.checks import require_known, require_least, require_share
 from kvchat.engine.methods.window import WindowEviction
-from kvchat.errors import KvchatError
 
 RULES = {"floor": budgets.adaptive, "mix": budgets.mixed}
 """Safeguards for focused heads: floor first, then global; or mixed with even shares."""
@@ -31,13 +31,8 @@ class Adaptive(WindowEviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.floor <= 1:
-            raise KvchatError(
-                "usage", f"{self.name}: floor={self.floor:g} is outside 0–1", "floor=0.2"
-            )
-        if self.rule not in RULES:
-            tries = [f"rule={rule}" for rule in RULES]
-            raise KvchatError("usage", f"{self.name}: rule={self.rule} is unknown", *tries)
+        require_share(self, "floor", 0.2)
+        require_known(self, "rule", tuple(RULES))
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
         """Shares by the pooled ranking of all heads, above the safeguard."""
@@ -56,8 +51,7 @@ class Pyramidal(WindowEviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta < 1:
-            raise KvchatError("usage", f"{self.name}: beta={self.beta} is below 1", "beta=20")
+        require_least(self, "beta", 1, 20)
 
     def spread(self, total: int, geometry: Geometry) -> list[int]:
         """The newest rows of every layer, and the line over the rest."""

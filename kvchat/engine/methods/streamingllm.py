@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.scores import recency
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,4 @@ class StreamingLLM(Eviction):
 
     def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
         """The later, the better."""
-        heads, _ = prefilled.shape
-        age = torch.arange(rows, dtype=torch.float32, device=prefilled.keys.device)
-        return age.repeat(heads, 1)
+        return recency(prefilled, rows)

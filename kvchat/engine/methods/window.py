@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kvchat.engine.budget import Geometry
 from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.checks import require_known
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.scores import POOLS, SCORES, pooled_mass
 from kvchat.errors import KvchatError
@@ -76,11 +77,8 @@ class WindowEviction(Window):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, known in (("pool", POOLS), ("score_by", SCORES)):
-            value = getattr(self, option)
-            if value not in known:
-                tries = [f"{option}={kind}" for kind in known]
-                raise KvchatError("usage", f"{self.name}: {option}={value} is unknown", *tries)
+        require_known(self, "pool", POOLS)
+        require_known(self, "score_by", SCORES)
 
     def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
         """Pooled attention of the observation queries."""
