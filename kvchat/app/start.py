@@ -18,7 +18,7 @@ from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.models import Model, find_model, local_models
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, make_plan, require_memory
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
@@ -79,7 +79,9 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)
-    require_memory(plan, free, str(setup.device), name_of(setup.method))
+    require_memory(
+        plan, free, str(setup.device), name_of(setup.method), lambda: fitting(setup, free)
+    )
 
     process.interruptible()
     with timed(timings, "load"):
@@ -181,6 +183,14 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
         f"      {size(plan.reading)} while reading, {size(plan.chatting)} with the window full; "
         f"{size(free)} free"
     )
+
+
+def fitting(setup: Setup, free: int) -> int:
+    """Tokens of the longest document that can be read in `free` bytes."""
+    cuda = setup.device.type == "cuda"
+    budget, bits = setup.method.budget, bits_of(setup.method)
+    itemsize, limit = setup.dtype.itemsize, setup.limit
+    return longest(setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits)
 
 
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
