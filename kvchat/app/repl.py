@@ -12,6 +12,7 @@ from kvchat.app import commands, machine, process
 from kvchat.app.answering import ask, turn_line
 from kvchat.app.completion import SlashCompleter
 from kvchat.app.interrupt import AGAIN_SECONDS
+from kvchat.app.keys import unseen
 from kvchat.app.lines import Lines
 from kvchat.app.options import Options
 from kvchat.app.reading import out_of_memory
@@ -25,18 +26,19 @@ from kvchat.errors import KvchatError
 
 def run(options: Options, screen: Screen) -> int:
     """Open the document and talk until the person leaves. Returns the exit code."""
-    chat, keeper = open_or_resume(options, screen)
-    context = commands.Context(chat, screen, keeper)
-    about = f"Ask about {chat.book.title}." if chat.book.files else "No document: ask anything."
-    screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
-    if chat.session.turns:
-        last = chat.session.turns[-1]
-        screen.say(f"last question: {last.question.splitlines()[0]}")
-    lines = Lines(SlashCompleter(context), options.history)
-    try:
-        return talk(context, lines)
-    finally:
-        context.keeper.close()
+    with unseen():
+        chat, keeper = open_or_resume(options, screen)
+        context = commands.Context(chat, screen, keeper)
+        about = f"Ask about {chat.book.title}." if chat.book.files else "No document: ask anything."
+        screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
+        if chat.session.turns:
+            last = chat.session.turns[-1]
+            screen.say(f"last question: {last.question.splitlines()[0]}")
+        lines = Lines(SlashCompleter(context), options.history)
+        try:
+            return talk(context, lines)
+        finally:
+            context.keeper.close()
 
 
 def talk(context: commands.Context, lines: Lines) -> int:

@@ -16,7 +16,7 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs, Prefilled
+from kvchat.engine.methods.base import Method, Needs, Prefilled, Prunes
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments
@@ -180,6 +180,7 @@ def prefill(
     coming = rotation_at(model, tokens, asked.future)
     room = tokens + max((len(aside) for aside in [*asides, *repeats]), default=0)
     pace = Pace(chunk)
+    worth: list[list[Tensor]] = [[] for _ in compressions]  # of rows that are pruned at the end
     kept = done = 0
     select = 0.0
     for number, block in enumerate(model.blocks):
@@ -212,7 +213,7 @@ def prefill(
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)
         begin = perf_counter()
-        for cache, compression in zip(caches, compressions, strict=True):
+        for which, (cache, compression) in enumerate(zip(caches, compressions, strict=True)):
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
             prefilled = _prefilled(tail, recent, probed, needs, coming, block, (number, layers))
@@ -220,14 +221,23 @@ def prefill(
                 mass, change = gathered(scored, *prefilled.shape)
                 prefilled = replace(prefilled, replay_mass=mass, replay_change=change)
             segment = compression.method.compress(prefilled)
+            if isinstance(compression.method, Prunes) and compression.method.over > 1:
+                worth[which].append(compression.method.worth(prefilled, segment))
             cache.layers[number].adopt(segment)
             kept += segment.memory().device
             del prefilled
         select += perf_counter() - begin
         del tail, layer  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, total, kept)
-    for cache in caches:
+    begin = perf_counter()
+    for cache, compression, scores in zip(caches, compressions, worth, strict=True):
         cache.position = tokens
+        if scores and isinstance(compression.method, Prunes):
+            segments = [segment for layer in cache.layers for segment in layer.segments]
+            pruned = compression.method.prune(segments, scores, geometry)
+            for layer, segment in zip(cache.layers, pruned, strict=True):
+                layer.segments = [segment]
+    select += perf_counter() - begin
     return Reading(caches, model.logits(x[-1:])[0], select)
 
 

@@ -76,6 +76,20 @@ def test_a_long_answer_is_drawn_once_and_in_order(start):
     assert "Ctrl-C stops ▌" not in text and "tok · " not in text.split("List them.")[1][:-400]
 
 
+def test_what_is_typed_ahead_waits_for_the_next_line(start):
+    terminal = start({"answers": [LIST, "Fine.<|im_end|>"], "token_seconds": 0.01})
+    terminal.wait(PROMPT)
+    terminal.send("List them.\r")
+    terminal.wait("item number 2")
+    terminal.send("Really?")
+    text = terminal.wait(r"end of turn\s+> Really\?")
+    assert text.count("Really?") == 1, "it is drawn where it belongs, and nowhere else"
+    found = [int(n) for n in re.findall(r"item number (\d+)", text)]
+    assert found == list(range(1, 41))
+    terminal.send("\r")
+    terminal.wait("Fine.")
+
+
 def test_ctrl_c_while_answering_keeps_what_came(start, tmp_path):
     terminal = start({"answers": [LIST, "Fine.<|im_end|>"], "token_seconds": 0.02})
     terminal.wait(PROMPT)

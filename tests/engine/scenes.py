@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.layer import LayerCache
-from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Moments, Prefilled
+from kvchat.engine.methods.base import Method, Moments, Prefilled, Prunes
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.spec import method_class
 from kvchat.kernels.reference import dense_attention
@@ -83,3 +83,11 @@ def freeze(layer: LayerCache, rows: int, kept: Tensor) -> None:
     """Let the oldest `rows` rows of a layer's tail become a segment of those that are `kept`."""
     tail = layer.tail
     layer.freeze(FlatSegment.keep(tail.keys[:, :rows], tail.values[:, :rows], kept, tail.start))
+
+
+def compressed(method: Method, scene: Prefilled) -> Segment:
+    """What a method leaves of a model of one layer."""
+    segment = method.compress(scene)
+    if isinstance(method, Prunes) and method.over > 1:
+        (segment,) = method.prune([segment], [method.worth(scene, segment)], scene.geometry)
+    return segment

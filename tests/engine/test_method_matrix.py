@@ -38,10 +38,11 @@ def test_rows_are_exact_in_every_layer(folder, name, fraction):
     cache, _ = read(engine, IDS[:TOKENS], method)
     heads, layers = engine.config.num_kv_heads, engine.config.num_layers
     wanted = method.rows(Geometry(TOKENS, heads, layers, 16, 4))
-    assert sum(wanted) == layers * round(method.budget.fraction * heads * TOKENS)
-    for segment, rows in zip(cache.segments(), wanted, strict=True):
-        assert sum(segment.lengths) == rows
-        assert segment.span == (0, TOKENS)
+    total, kept = layers * round(method.budget.fraction * heads * TOKENS), list(cache.segments())
+    assert sum(sum(segment.lengths) for segment in kept) == total
+    assert all(segment.span == (0, TOKENS) for segment in kept)
+    if getattr(method, "over", 1) == 1:  # not pruned over all layers
+        assert [sum(segment.lengths) for segment in kept] == wanted
     assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
     assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense rows are gone"
 
@@ -135,7 +136,7 @@ def test_wide_groups_and_large_heads(checkpoint, name, heads, kv_heads, dim):
     shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
     engine = load_engine(checkpoint(num_hidden_layers=1, **shape))
     cache, _ = read(engine, IDS[:60], parse_method(name, Budget(fraction=0.5)))
-    assert sum(next(cache.segments()).lengths) in (30 * kv_heads, 60 * kv_heads)
+    assert sum(next(cache.segments()).lengths) in (30 * kv_heads, 60 * kv_heads)  # or all: full
     assert bool(torch.isfinite(drain(engine.extend(cache, IDS[60:64]))).all())
     kept, _ = read(engine, IDS[:60], parse_method(name, Budget(fraction=1.0)))
     full, _ = read(engine, IDS[:60])

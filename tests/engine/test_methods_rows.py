@@ -4,7 +4,7 @@ short documents and every form of budget."""
 import pytest
 import torch
 
-from engine.scenes import EVICTING, kept_tokens, random_scene, window_of
+from engine.scenes import EVICTING, compressed, kept_tokens, random_scene, window_of
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS, budgets, scores
 from kvchat.engine.methods.adakv import AdaKV
@@ -25,7 +25,7 @@ def test_every_budget_is_exact_or_an_error_with_numbers(name, form):
     for tokens in range(1, 41):
         scene = random_scene(heads, 2, tokens, window_of(method))
         try:
-            segment = method.compress(scene)
+            segment = compressed(method, scene)
         except KvchatError as error:
             assert error.code == "usage"
             assert str(method.budget) in error.message
@@ -37,7 +37,7 @@ def test_every_budget_is_exact_or_an_error_with_numbers(name, form):
                     proposed = parse_method(name, Budget.parse(words[1]))
                 else:
                     proposed = parse_method(words[0], method.budget)
-                assert min(proposed.compress(scene).lengths) >= 1
+                assert min(compressed(proposed, scene).lengths) >= 1
             continue
         worked += 1
         budget, full = method.budget, heads * tokens
@@ -66,7 +66,7 @@ def test_every_budget_is_exact_or_an_error_with_numbers(name, form):
 def test_sinks_and_the_last_rows_stay_in_every_head(name, form):
     method = parse_method(name, Budget.parse(form))
     for heads, group, tokens in ((2, 2, 200), (3, 1, 101), (1, 8, 97)):
-        segment = method.compress(random_scene(heads, group, tokens, window_of(method)))
+        segment = compressed(method, random_scene(heads, group, tokens, window_of(method)))
         each = sum(segment.lengths) // heads
         window = method.newest(each)
         for rows in kept_tokens(segment):
@@ -85,7 +85,7 @@ def test_adakv_keeps_the_best_rows_of_every_head(heads, group, kernel, pool, flo
     )
     for seed in range(5):
         scene = random_scene(heads, group, tokens, window, seed)
-        segment = method.compress(scene)
+        segment = compressed(method, scene)
         table = scores.pooled_mass(scene, tokens - window, kernel, pool, "mass")
         order, total = scores.ranked(table).tolist(), round(0.3 * heads * tokens)
         prefix = total - heads * window

@@ -8,7 +8,7 @@ import pytest
 import torch
 from closeness import assert_close
 
-from engine.scenes import EVICTING, random_scene, window_of
+from engine.scenes import EVICTING, compressed, random_scene, window_of
 from engine.tiny import load_engine, random_ids, read, torch_backend
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache import quantized
@@ -164,13 +164,13 @@ def test_every_flat_method_takes_bits(checkpoint, name, bits):
 def test_a_budget_in_bytes_holds_in_few_bits_too(name, bits):
     method = parse_method(f"{name}:bits={bits}", Budget(bytes=40_000))
     scene = random_scene(4, 2, 900, window_of(method), dim=32)
-    segment = method.compress(scene)
+    segment = compressed(method, scene)
     rows = sum(segment.lengths)
     geometry = replace(scene.geometry, bits=bits)
     beside = 2 * 4 * 4  # starts and lengths of the tail's heads
     assert segment.memory().total + beside <= 40_000
     assert segment.memory().total > 40_000 - geometry.layer_bytes - 2 * geometry.row_bytes - 1000
-    assert rows > sum(parse_method(name, Budget(bytes=40_000)).compress(scene).lengths)
+    assert rows > sum(compressed(parse_method(name, Budget(bytes=40_000)), scene).lengths)
 
 
 def test_groups_of_odd_head_sizes():

@@ -19,6 +19,7 @@ from kvchat.engine.methods.base import Needs
 from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.kvzip import KVzip, KVzipPlus
+from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression
 from kvchat.engine.replay import Replay, ReplayScores
 
@@ -129,7 +130,7 @@ def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
 def test_the_best_rows_of_a_layer_stay(checkpoint, kind):
     engine, recorder = load_engine(checkpoint()), Recorder()
     drain(engine.prefill(IDS, [Compression(recorder)]))
-    method = kind(Budget(fraction=0.3), sinks=0)
+    method = kind(Budget(fraction=0.3), sinks=0, over=1)
     cache = drain(engine.prefill(IDS, [Compression(method)])).caches[0]
     for table, segment in zip(recorder.shown, cache.segments(), strict=True):
         scores = table[kind is KVzipPlus].clone()
@@ -139,6 +140,29 @@ def test_the_best_rows_of_a_layer_stay(checkpoint, kind):
         want[best] = True
         rows = [row.nonzero().flatten().tolist() for row in want.view(2, 70)]
         assert kept_tokens(segment) == rows
+
+
+@pytest.mark.parametrize("kind", [KVzip, KVzipPlus])
+def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
+    """With room for it while reading, as if all layers' scores had been there at once."""
+    engine, recorder = load_engine(checkpoint()), Recorder()
+    drain(engine.prefill(IDS, [Compression(recorder)]))
+    scores = torch.stack([table[kind is KVzipPlus] for table in recorder.shown])  # [L, H, T]
+    scores[:, :, -1] = float("inf")
+    best = scores.flatten().sort(descending=True, stable=True).indices[: 2 * round(0.3 * 140)]
+    want = torch.zeros(280, dtype=torch.bool)
+    want[best] = True
+    for over, equal in ((4.0, True), (1.0, False)):
+        method = kind(Budget(fraction=0.3), sinks=0, over=over)
+        cache = drain(engine.prefill(IDS, [Compression(method)])).caches[0]
+        rows = [kept_tokens(segment) for segment in cache.segments()]
+        whole = [[r.nonzero().flatten().tolist() for r in layer] for layer in want.view(2, 2, 70)]
+        assert (rows == whole) == equal
+    few = parse_method(f"{kind.name}:bits=8,over=4,sinks=0", Budget(fraction=0.3))
+    cache = drain(engine.prefill(IDS, [Compression(few)])).caches[0]
+    lengths = [segment.lengths for segment in cache.segments()]
+    assert lengths == [tuple(map(len, layer)) for layer in whole]
+    assert all(segment.kind == "quantized" for segment in cache.segments())
 
 
 def test_replays_count_as_reading(checkpoint):

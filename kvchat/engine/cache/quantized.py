@@ -4,9 +4,9 @@ Knows nothing of how rows were chosen.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import gcd
 from typing import ClassVar
 
@@ -56,13 +56,12 @@ class QuantizedSegment:
         lengths = [n - n % GROUP for n in flat.lengths]
         for start, length in zip(flat.ends[:-1], lengths, strict=True):
             packed[start : start + length] = True
-        body = _rows_where(flat, packed, lengths)
+        body = flat.where(packed)
         # keys: [R/32, 32, D] to groups of 32 rows of one channel; values: groups of channels
         keys = body.k.view(len(body.k) // GROUP, GROUP, dim).transpose(1, 2)
         k_codes, k_scale, k_zero = ops.quantize(keys, bits, META)
         values = body.v.unflatten(1, (-1, gcd(dim, GROUP)))
         v_codes, v_scale, v_zero = ops.quantize(values, bits, META)
-        rest = [n % GROUP for n in flat.lengths]
         return cls(
             k=ops.pack(k_codes.transpose(1, 2).flatten(0, 1), bits),
             k_scale=k_scale,
@@ -72,7 +71,7 @@ class QuantizedSegment:
             v_zero=v_zero,
             cu=body.cu,
             position=body.position,
-            rest=_rows_where(flat, ~packed, rest),
+            rest=flat.where(~packed),
             ends=body.ends,
             bias=body.bias,
             count=body.count,
@@ -154,18 +153,3 @@ class QuantizedSegment:
         codes = codes.unflatten(1, (self.v_scale.shape[1], -1))
         rows = ops.dequantize(codes, self.v_scale[a:b], self.v_zero[a:b], self.rest.v.dtype)
         return rows.flatten(1)
-
-
-def _rows_where(flat: FlatSegment, chosen: Tensor, lengths: list[int]) -> FlatSegment:
-    """The rows of a flat segment for which `chosen [R]` is true, `lengths[h]` of each head."""
-    ends = (0, *accumulate(lengths))
-    return replace(
-        flat,
-        k=flat.k[chosen],
-        v=flat.v[chosen],
-        cu=torch.tensor(ends, dtype=torch.int32, device=flat.k.device),
-        position=flat.position[chosen],
-        ends=ends,
-        bias=None if flat.bias is None else flat.bias[chosen],
-        count=None if flat.count is None else flat.count[chosen],
-    )

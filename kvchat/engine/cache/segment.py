@@ -111,6 +111,19 @@ class FlatSegment:
             count=count,
         )
 
+    def where(self, chosen: Tensor) -> "FlatSegment":
+        """The rows for which `chosen [R]` (bool) is true; the span stays."""
+        parts = chosen.split(list(self.lengths))
+        return FlatSegment.of(
+            self.k[chosen],
+            self.v[chosen],
+            [int(part.sum()) for part in parts],
+            self.position[chosen],
+            self.span,
+            None if self.bias is None else self.bias[chosen],
+            None if self.count is None else self.count[chosen],
+        )
+
     @classmethod
     def load(cls, tensors: dict[str, Tensor], span: tuple[int, int]) -> "FlatSegment":
         """The segment whose `tensors()` these are."""

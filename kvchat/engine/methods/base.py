@@ -1,7 +1,8 @@
 """What a method may see and what it must be. Knows no particular method."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -145,4 +146,24 @@ class Method(Protocol):
 
     def compress(self, prefilled: Prefilled) -> Segment:
         """The segment that stands for the layer's rows from now on."""
+        ...
+
+
+@runtime_checkable
+class Prunes(Protocol):
+    """A method that keeps more than its budget of each layer, until it has seen all layers."""
+
+    @property
+    def over(self) -> float:
+        """How many times an even share a layer may keep while reading; 1 prunes nothing."""
+        ...
+
+    def worth(self, prefilled: Prefilled, segment: Segment) -> Tensor:
+        """What the rows of a layer's segment are worth beside those of other layers, `[R]`."""
+        ...
+
+    def prune(
+        self, segments: Sequence[Segment], worth: Sequence[Tensor], geometry: Geometry
+    ) -> list[Segment]:
+        """The segments of all layers, with the budget's rows left."""
         ...

@@ -1,11 +1,14 @@
 """A stage after any method that ends in a flat segment: what it keeps is stored in few bits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.quantized import QuantizedSegment
-from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Method, Needs, Prefilled
+from kvchat.engine.cache.segment import FlatSegment, Segment
+from kvchat.engine.methods.base import Method, Needs, Prefilled, Prunes
 
 BITS = (8, 4)
 
@@ -36,8 +39,29 @@ class Quantized:
         """As many as the method keeps when rows cost less."""
         return self.method.rows(replace(geometry, bits=self.bits))
 
-    def compress(self, prefilled: Prefilled) -> QuantizedSegment:
-        """The method's segment, quantised."""
+    def compress(self, prefilled: Prefilled) -> Segment:
+        """The method's segment, quantised unless it will be pruned."""
         segment = self.method.compress(replace(prefilled, bits=self.bits))
+        return segment if self.over > 1 else self._stored(segment)
+
+    @property
+    def over(self) -> float:
+        """The method's."""
+        return self.method.over if isinstance(self.method, Prunes) else 1.0
+
+    def worth(self, prefilled: Prefilled, segment: Segment) -> Tensor:
+        """The method's."""
+        assert isinstance(self.method, Prunes), "over is 1"
+        return self.method.worth(prefilled, segment)
+
+    def prune(
+        self, segments: Sequence[Segment], worth: Sequence[Tensor], geometry: Geometry
+    ) -> list[Segment]:
+        """What the method leaves, quantised."""
+        assert isinstance(self.method, Prunes), "over is 1"
+        few = replace(geometry, bits=self.bits)
+        return [self._stored(segment) for segment in self.method.prune(segments, worth, few)]
+
+    def _stored(self, segment: Segment) -> QuantizedSegment:
         assert isinstance(segment, FlatSegment), f"{segment.kind} has no rows to quantise"
         return QuantizedSegment.of(segment, self.bits)
