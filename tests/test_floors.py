@@ -35,6 +35,7 @@ FLOORS = {
     "kvchat.engine.sampling": 5,
     "kvchat.engine.tokenizer": 5,
     "kvchat.engine.dialogue": 5,
+    "kvchat.engine.answer": 5,
     "kvchat.engine.engine": 5,
     "kvchat.engine.session": 5,
     "kvchat.app": 6,

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CHECKOUT = PACKAGE.parent
 MODEL_FOLDERS = (Path("models"), CHECKOUT / "models")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+DEMO = "demo"  # reads documents of its own small world only
 Aliases = Mapping[str, Mapping[str, Any]]
 
 
@@ -29,7 +30,7 @@ def demo_model() -> Model:
     """The bundled model: inside the installed package, or in the checkout."""
     for folder in (PACKAGE / "demo_model", CHECKOUT / "models" / "demo"):
         if (folder / "config.json").exists():
-            return Model("demo", folder)
+            return Model(DEMO, folder)
     raise KvchatError("model", "the bundled demo model is missing from this installation", "-m DIR")
 
 
@@ -39,7 +40,7 @@ def find_model(name: str | None, aliases: Aliases | None = None) -> Model:
     Raises KvchatError("model") if there is none of that name here.
     """
     aliases = aliases or {}
-    if name is None or (name == "demo" and name not in aliases):
+    if name is None or (name == DEMO and name not in aliases):
         return demo_model()
     if name in aliases:
         return _aliased(name, aliases[name])

@@ -5,7 +5,7 @@ import sys
 from time import perf_counter
 from typing import Any
 
-from kvchat.app.answering import ask, ending
+from kvchat.app.answering import ask
 from kvchat.app.options import Options
 from kvchat.app.report import report
 from kvchat.app.resume import open_or_resume
@@ -41,7 +41,10 @@ def run(options: Options, screen: Screen) -> int:
         if done.finish_reason == "cancelled":
             raise KeyboardInterrupt
         if done.finish_reason in ("length", "window") and not options.machine_readable:
-            screen.warn(f"the answer was cut: {ending(done, chat)}")
+            limit = f"the window of {chat.session.limit:,} tokens is full"
+            if done.finish_reason == "length":
+                limit = f"token limit {chat.settings.max_tokens:,} (--max-tokens)"
+            screen.warn(f"the answer was cut: {limit}")
     keeper.close()
     return 0
 

@@ -1,5 +1,6 @@
 """What a reading will need, by arithmetic from the config alone. Imports no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kvchat.app.text import size
@@ -104,8 +105,13 @@ def longest(
     return low
 
 
-def require_memory(plan: Plan, free: int, where: str, method: str) -> None:
-    """Raise KvchatError("memory") if reading needs more than is free."""
+def require_memory(
+    plan: Plan, free: int, where: str, method: str, fitting: Callable[[], int] = lambda: 0
+) -> None:
+    """Raise KvchatError("memory") if reading needs more than is free.
+
+    `fitting()` is the longest document that could be read with the method.
+    """
     if plan.reading <= free:
         return
     saved = plan.kv_kept - plan.kv_full // 4
@@ -118,6 +124,7 @@ def require_memory(plan: Plan, free: int, where: str, method: str) -> None:
         f"(weights {size(plan.weights)}, KV {size(plan.kv_kept)}, one layer dense "
         f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)})",
         *compressed,
+        *([f"a document of at most {most:,} tokens, with {method}"] if (most := fitting()) else []),
         "a smaller model, or --dtype bf16 if the weights are f32",
         needed=plan.reading,
         free=free,

@@ -39,9 +39,29 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, not an error
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    signal.signal(signal.SIGTSTP, _suspend)
     # While libraries are imported a KeyboardInterrupt can be swallowed or abort in C++; there is
     # nothing to save yet. `interruptible` brings the exception back.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(CTRL_C))
+    signal.signal(signal.SIGINT, _leave_at_once)
+
+
+def show_cursor() -> None:
+    """Give a terminal its cursor back: whatever was drawn may have hidden it."""
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h")
+
+
+def _leave_at_once(*_: object) -> None:
+    show_cursor()
+    os._exit(CTRL_C)
+
+
+def _suspend(*_: object) -> None:
+    """Ctrl-Z: stop as by default, with a cursor, and be ready for the next time."""
+    show_cursor()
+    signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, _suspend)
 
 
 def interruptible() -> None:

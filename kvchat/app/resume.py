@@ -14,7 +14,7 @@ from kvchat.app.reading import Dropped, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import KEYS
 from kvchat.app.start import chosen_method, open_chat, open_document, timed
-from kvchat.app.text import clean
+from kvchat.app.text import clean, counted
 from kvchat.engine.methods.full import Full
 from kvchat.engine.session import Session, Turn
 from kvchat.errors import KvchatError
@@ -34,7 +34,7 @@ def open_or_resume(
         keeper = Keeper(screen, path, name)
         return open_chat(options, screen, interactive), keeper
     keeper = Keeper.of(screen, found)
-    screen.say(f"going on with {found.title}: {len(found.turns)} turns", "bold")
+    screen.say(f"going on with {found.title}: {counted(len(found.turns), 'turn')}", "bold")
     chat = open_chat(restored(options, found), screen, interactive)
     same_tokens(chat, found)
     same_text(chat.book.files, found, screen, interactive)

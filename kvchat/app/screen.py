@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from kvchat.app.config import WORDS
 from kvchat.app.text import clean, size
 from kvchat.engine import events
 from kvchat.errors import KvchatError
@@ -36,7 +37,7 @@ class Screen:
         verbose: bool = False,
         color: str = "auto",
     ):
-        dumb = os.environ.get("TERM") == "dumb"
+        dumb = os.environ.get("TERM") == "dumb" or WORDS.get(os.environ.get("KVCHAT_PLAIN", ""))
         system: Literal["auto"] | None = "auto" if color != "never" else None
         forced = True if color == "always" else None
         self.err = Console(
@@ -46,7 +47,7 @@ class Screen:
         self.out = Console(
             highlight=False, markup=False, color_system=system, force_terminal=forced
         )
-        self.plain = plain or dumb
+        self.plain = bool(plain or dumb)
         self.live = sys.stderr.isatty() and not self.plain
         # block glyphs need UTF-8; plain mode leaves them out for screen readers
         self.glyphs = not self.plain and "utf" in (self.err.encoding or "").lower()

@@ -16,9 +16,9 @@ from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
 from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
-from kvchat.app.models import Model, find_model, local_models
+from kvchat.app.models import DEMO, Model, find_model, local_models
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, make_plan, require_memory
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
@@ -33,7 +33,7 @@ from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import bits_of, name_of, parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
-from kvchat.engine.sizes import CHUNKS
+from kvchat.engine.sizes import CHUNKS, reserve_of
 from kvchat.engine.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
@@ -79,7 +79,9 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)
-    require_memory(plan, free, str(setup.device), name_of(setup.method))
+    require_memory(
+        plan, free, str(setup.device), name_of(setup.method), lambda: fitting(setup, free)
+    )
 
     process.interruptible()
     with timed(timings, "load"):
@@ -135,7 +137,14 @@ def make_book(setup: Setup, files: Sequence[documents.Document], system: str) ->
     """Documents and system text as ids that fit. Raises KvchatError("too_long")."""
     tokenizer = Tokenizer.load(setup.model.folder)
     overflow = setup.options.overflow
-    return compose(tokenizer, files, system, setup.limit, overflow, longer_windows)
+
+    def ways(needed: int) -> list[str]:
+        own = setup.config.context_limit
+        if needed + reserve_of(own) <= own:
+            return [f"--ctx-size {own}  (the model's own window)"]
+        return longer_windows(needed)
+
+    return compose(tokenizer, files, system, setup.limit, overflow, ways)
 
 
 def check_book(setup: Setup, book: Book, screen: Screen) -> None:
@@ -183,6 +192,14 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
 
 
+def fitting(setup: Setup, free: int) -> int:
+    """Tokens of the longest document that can be read in `free` bytes."""
+    cuda = setup.device.type == "cuda"
+    budget, bits = setup.method.budget, bits_of(setup.method)
+    itemsize, limit = setup.dtype.itemsize, setup.limit
+    return longest(setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits)
+
+
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
     """Read the book of a new chat. If the person drops it, the chat has no document."""
     session, ids = chat.session, chat.book.ids
@@ -223,7 +240,7 @@ def longer_windows(needed: int) -> list[str]:
             limit = ModelConfig.load(folder).context_limit
         except KvchatError:
             continue
-        if limit > needed + 512:
+        if name != DEMO and needed + reserve_of(limit) <= limit:
             ways.append(f"-m {name}  (a window of {limit:,} tokens)")
     return ways or ["a model with a longer window: -m NAME"]
 

@@ -32,6 +32,11 @@ def kept_of(kept: float, full: float) -> str:
     return sizes(kept, full) if kept < full else size(kept)
 
 
+def counted(count: int, what: str) -> str:
+    """`1 turn`, `2 turns`, `1,204 turns`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def short(count: float) -> str:
     """Tokens for a narrow place: `512`, `27.9k`."""
     return f"{count:.0f}" if count < 1000 else f"{count / 1000:.1f}k"

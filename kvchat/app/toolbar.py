@@ -21,7 +21,6 @@ class State:
     peak: int = 0
     where: str = "ram"
     inexact: bool = False  # after an answer that was stopped
-    notice: str = ""
 
 
 def toolbar(state: State, width: int) -> str:
@@ -36,15 +35,14 @@ def toolbar(state: State, width: int) -> str:
     memory = f"{state.where} {size(state.resident)}"
     whole = f"{state.where} {sizes(state.resident, state.total)}"
     speed = [f"{state.speed:.0f} t/s"] if state.speed else []
-    notice = [f"! {state.notice}"] if state.notice else []
     peak = [f"{whole} peak {size(state.peak)}"] if state.peak else [whole]
     ctx, kept = f"ctx {tokens} {context}", f"KV {kv}"
     wide = [state.model, f"ctx {tokens} {bar} {context}", state.method, kept]
     choices = (
-        " · ".join([*wide, *peak, *speed, *notice]),
-        "  ".join([ctx, kept, state.method, whole, *speed, *notice]),
-        "  ".join([ctx, kept, state.method, memory, *speed, *notice]),
-        "  ".join([ctx, kept, state.method, memory, *notice]),
+        " · ".join([*wide, *peak, *speed]),
+        "  ".join([ctx, kept, state.method, whole, *speed]),
+        "  ".join([ctx, kept, state.method, memory, *speed]),
+        "  ".join([ctx, kept, state.method, memory]),
         "  ".join([f"ctx {context}", kept, state.method, memory]),
         "  ".join([f"ctx {context}", kept, memory]),
         "  ".join([f"ctx {context}", kept]),

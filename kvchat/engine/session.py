@@ -1,12 +1,13 @@
 """`Session`: one document, many questions. Text in, events out; knows nothing of the terminal."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from time import perf_counter
 
 from torch import Tensor
 
+from kvchat.engine.answer import Answer
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.dialogue import Dialogue
@@ -294,7 +295,7 @@ class Session:
                 yield TurnDone(begun.answer, "cancelled", len(ids), 0, seconds, 0.0)
                 return
             stops = tuple(filter(None, (*self.dialogue.form.stop, *stop)))
-            answer = _Answer(TextStream(self.dialogue.tokenizer), stops)
+            answer = Answer(TextStream(self.dialogue.tokenizer), stops)
             for token in earlier:  # text can depend on the tokens before it
                 answer.push(token, is_end=False)
             shown = len(begun.answer)
@@ -368,7 +369,7 @@ class Session:
 
     def _finished(
         self,
-        answer: "_Answer",
+        answer: Answer,
         count: int,
         room: int,
         max_tokens: int,
@@ -383,7 +384,7 @@ class Session:
             return "window" if count >= room else "length"
         return ""
 
-    def _record(self, begun: Turn, begin: int, answer: "_Answer", reason: str) -> None:
+    def _record(self, begun: Turn, begin: int, answer: Answer, reason: str) -> None:
         """Note the end of a turn whose answer began at position `begin`."""
         if answer.stopped:  # what made the stop string is no part of the conversation
             self._rewind(begin + answer.whole_tokens)
@@ -413,54 +414,3 @@ class Session:
                 reading.close()
                 return None
             yield progress
-
-
-@dataclass
-class _Answer:
-    """The text of an answer so far; holds back what may be the beginning of a stop string."""
-
-    stream: TextStream
-    stops: tuple[str, ...]
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    held: str = ""
-    stopped: bool = False
-    safe: list[tuple[int, int]] = field(default_factory=list)  # (tokens, characters) at whole text
-
-    def push(self, token: int, is_end: bool) -> str:
-        """Text that is certain after `token`; an end token has none."""
-        self.tokens.append(token)
-        if is_end:
-            return ""
-        sure = self._release(self.stream.push(token), final=False)
-        if self.stream.is_whole and not self.stopped:
-            self.safe.append((len(self.tokens), len(self.text) + len(self.held)))
-        return sure
-
-    @property
-    def whole_tokens(self) -> int:
-        """Tokens, from the first, whose text is whole and lies inside the answer's."""
-        inside = (tokens for tokens, characters in self.safe if characters <= len(self.text))
-        return max(inside, default=0)
-
-    def flush(self) -> str:
-        """The rest of the text, once no more tokens come."""
-        return "" if self.stopped else self._release(self.stream.flush(), final=True)
-
-    def _release(self, new: str, final: bool) -> str:
-        self.held += new
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if found:
-            self.stopped, self.held = True, self.held[: min(found)]
-        keep = 0 if final or self.stopped else self._unsure()
-        sure, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        self.text += sure
-        return sure
-
-    def _unsure(self) -> int:
-        """Characters at the end that begin some stop string."""
-        longest = max((len(stop) for stop in self.stops), default=1) - 1
-        for length in range(min(longest, len(self.held)), 0, -1):
-            if any(stop.startswith(self.held[-length:]) for stop in self.stops):
-                return length
-        return 0

@@ -26,14 +26,14 @@ def scripted_decode(self, cache, logits, sampling):
         drain(self.extend(cache, [token]))
 
 
-def slow_step(block, layer, x, rotation):
+def slow_step(block, layer, x, *rest):
     global chunks
     if len(x) > 1:
         time.sleep(SCRIPT.get("chunk_seconds", 0))
         chunks += 1
         if chunks in SCRIPT.get("out_of_memory", ()):
             raise RuntimeError(OUT)
-    return step(block, layer, x, rotation)
+    return step(block, layer, x, *rest)
 
 
 Engine.decode = scripted_decode  # type: ignore[method-assign,assignment]

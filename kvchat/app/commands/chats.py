@@ -8,7 +8,7 @@ from kvchat.app import resume, saved
 from kvchat.app.commands.context import Context
 from kvchat.app.keeper import turn_event
 from kvchat.app.reading import Dropped
-from kvchat.app.text import clean
+from kvchat.app.text import clean, counted
 from kvchat.errors import KvchatError
 
 
@@ -30,7 +30,7 @@ def save(context: Context, argument: str) -> None:
         return
     turns = len(context.chat.session.turns)
     where = keeper.path if turns else "written with the first turn"
-    context.screen.tell(f"{keeper.title} · {turns} turns · {where}")
+    context.screen.tell(f"{keeper.title} · {counted(turns, 'turn')} · {where}")
 
 
 def load(context: Context, argument: str) -> None:
@@ -48,7 +48,7 @@ def load(context: Context, argument: str) -> None:
     context.keeper.close()
     context.keeper = keeper
     turns = context.chat.session.turns
-    context.screen.tell(f"going on with {keeper.title}: {len(turns)} turns")
+    context.screen.tell(f"going on with {keeper.title}: {counted(len(turns), 'turn')}")
     if turns:
         context.screen.tell(f"  last question: {turns[-1].question.splitlines()[0]}")
 
@@ -84,8 +84,8 @@ def export(context: Context, argument: str) -> None:
         raise KvchatError(
             "input", f"{clean(str(path))} cannot be written: {error.strerror}"
         ) from None
-    turns = len(context.chat.session.turns)
-    context.screen.tell(f"{turns} turns written to {path}")
+    turns = counted(len(context.chat.session.turns), "turn")
+    context.screen.tell(f"{turns} written to {path}")
 
 
 def completes(context: Context, typed: str) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from kvchat.app.answering import ask, turn_line
 from kvchat.app.answering import more as go_on
 from kvchat.app.commands.context import Context
+from kvchat.app.text import counted
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
 
@@ -59,8 +60,7 @@ def undo(context: Context, argument: str) -> None:
         context.screen.tell(f"the turns before were folded: read {tokens:,} tokens of them again")
     context.keeper.undo(context.chat, count)
     first = dropped[0].question.splitlines()[0]
-    what = "1 turn" if count == 1 else f"{count} turns"
-    context.screen.tell(f"{what} taken back, from {first!r} on")
+    context.screen.tell(f"{counted(count, 'turn')} taken back, from {first!r} on")
 
 
 def clear(context: Context, argument: str) -> None:

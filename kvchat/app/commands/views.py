@@ -5,6 +5,7 @@ from itertools import chain
 from kvchat.app import memory as measured
 from kvchat.app import views
 from kvchat.app.commands.context import Context
+from kvchat.app.text import counted
 from kvchat.engine.sizes import reserve_of
 from kvchat.errors import KvchatError
 
@@ -70,10 +71,7 @@ def ctx(context: Context, argument: str) -> None:
     turns = sum(len(turn.ids) for turn in session.turns)
     parts = [("system, template", max(len(session.document) - sum(files), 0))]
     parts += [(f.title, count) for f, count in zip(chat.book.files, files, strict=True)]
-    many = len(session.turns)
-    parts += [
-        ("1 turn" if many == 1 else f"{many} turns", session.cache.position - len(session.document))
-    ]
+    parts += [(counted(len(session.turns), "turn"), session.cache.position - len(session.document))]
     width, glyphs = context.screen.width, context.screen.glyphs
     for line in views.window(parts, session.limit, width, glyphs):
         context.screen.tell(f"  {line}")
