@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from kvchat.app.text import size
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.sizes import MASS_VALUES, reserve_of
+from kvchat.engine.sizes import MASS_VALUES, REPLAY, reserve_of
 from kvchat.errors import KvchatError
 
 # Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
@@ -30,12 +30,13 @@ class Plan:
     workspace: int
     tail: int
     base: int = PROCESS
+    replays: int = 0
 
     @property
     def reading(self) -> int:
         """At most, while the last layer is read."""
         parts = (self.weights, self.kv_kept, self.dense_layer, self.hidden, self.workspace)
-        return self.base + sum(parts)
+        return self.base + sum(parts) + self.replays
 
     @property
     def chatting(self) -> int:
@@ -57,27 +58,33 @@ def make_plan(
     chunk: int,
     cuda: bool = False,
     bits: int | None = None,
+    replays: bool = False,
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
-    Kept rows are stored in `bits` bits, or as they are. Raises KvchatError("usage") if the budget
-    cannot hold a row per head.
+    Kept rows are stored in `bits` bits, or as they are. `replays`: the document is told again while
+    it is read, so its hidden states exist twice, and up to twice the budget is kept until the end.
+    Raises KvchatError("usage") if the budget cannot hold a row per head.
     """
     per_token = config.kv_values_per_token * itemsize
     geometry = replace(geometry_of(config, itemsize, tokens), bits=bits)
     layers, rows = config.num_layers, budget.rows(geometry) if tokens else 0
-    step = min(chunk, max(tokens, 1))
+    step = min(max(chunk, REPLAY) if replays else chunk, max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
+    kept, hidden = round(rows * geometry.row_bytes) * layers, config.hidden_size * itemsize
+    # at full precision until it is pruned, and never more than everything
+    over = min(2 * rows, geometry.full) * geometry.plain_bytes * layers - kept
     return Plan(
         weights=config.parameters * itemsize,
         kv_full=per_token * tokens,
-        kv_kept=round(rows * geometry.row_bytes) * layers,
+        kv_kept=kept,
         dense_layer=per_token * tokens // layers,
-        hidden=tokens * config.hidden_size * itemsize,
+        hidden=tokens * hidden,
         workspace=step * wide * max(itemsize, 4) + SCORING,
         tail=per_token * max(limit - tokens, 0),
         base=CONTEXT if cuda else PROCESS,
+        replays=(tokens + REPLAY) * hidden + over if replays else 0,
     )
 
 
@@ -90,12 +97,15 @@ def longest(
     free: int,
     cuda: bool,
     bits: int | None = None,
+    replays: bool = False,
 ) -> int:
     """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
     reserve = reserve_of(limit)
 
     def fits(tokens: int) -> bool:
-        plan = make_plan(config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits)
+        plan = make_plan(
+            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits, replays
+        )
         return max(plan.reading, plan.chatting) <= free
 
     low, high = 0, limit - reserve

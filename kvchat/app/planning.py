@@ -51,10 +51,17 @@ class Frame:
     chunk: int
     cuda: bool
 
-    def plan(self, tokens: int, budget: Budget, bits: int | None) -> Plan:
+    def plan(self, tokens: int, budget: Budget, spec: str) -> Plan:
         """The plan of one row."""
         return make_plan(
-            self.config, self.itemsize, tokens, budget, self.limit, self.chunk, self.cuda, bits
+            self.config,
+            self.itemsize,
+            tokens,
+            budget,
+            self.limit,
+            self.chunk,
+            self.cuda,
+            *stored(spec),
         )
 
 
@@ -73,7 +80,7 @@ def run(wanted: Wanted) -> int:
                 frame.chunk,
                 room,
                 frame.cuda,
-                bits_of(spec),
+                *stored(spec),
             )
             for spec, budget in budgets.items()
         }
@@ -81,15 +88,13 @@ def run(wanted: Wanted) -> int:
             (
                 spec,
                 count,
-                replace(frame, limit=count + reserve_of(frame.limit)).plan(
-                    count, budget, bits_of(spec)
-                ),
+                replace(frame, limit=count + reserve_of(frame.limit)).plan(count, budget, spec),
             )
             for (spec, count), budget in zip(lengths.items(), budgets.values(), strict=True)
         ]
     else:
         rows = [
-            (spec, count, frame.plan(count, budget, bits_of(spec)))
+            (spec, count, frame.plan(count, budget, spec))
             for spec, budget in budgets.items()
             for count in counts(wanted.tokens, frame)
         ]
@@ -138,6 +143,11 @@ def budget_of(spec: str, given: str | None) -> Budget:
     inline = re.search(r"[:,]\s*budget\s*=\s*([^,]+)", spec)
     text = inline[1] if inline else given
     return Budget.parse(text) if text else DEFAULT_BUDGET
+
+
+def stored(spec: str) -> tuple[int | None, bool]:
+    """Bits of a kept value, and whether the document is told twice. Raises KvchatError."""
+    return bits_of(spec), METHODS[spec.partition(":")[0].partition("@")[0]].replays
 
 
 def bits_of(spec: str) -> int | None:

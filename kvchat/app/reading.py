@@ -15,6 +15,7 @@ from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Pause, Screen
 from kvchat.app.text import seconds, size, sizes
 from kvchat.engine.events import Progress, Smaller
+from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.spec import bits_of, name_of
 from kvchat.errors import KvchatError, is_out_of_memory
@@ -108,6 +109,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
         chat.session.limit,
         engine.chunk,
         bits=bits_of(method),
+        replays=METHODS[name_of(method)].replays,
     )
     # weights and process are there already; the old cache stays until the new one is read
     needed = plan.reading - plan.weights - PROCESS

@@ -27,7 +27,7 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, drain
 from kvchat.engine.fold import folding
-from kvchat.engine.methods import DEFAULT
+from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import bits_of, name_of, parse_method
@@ -76,6 +76,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.limit,
         setup.chunk,
         bits=bits_of(setup.method),
+        replays=METHODS[name_of(setup.method)].replays,
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from kvchat.engine.replay import CHUNK, Replay
+from kvchat.engine.replay import Replay
+from kvchat.engine.sizes import REPLAY
 from kvchat.engine.tokenizer import Tokenizer
 
 # Private-use characters: no tokenizer merges across them and no template looks for them.
@@ -69,8 +70,8 @@ class Dialogue:
         frame = self.document("")
         pairs = takewhile(lambda pair: pair[0] == pair[1], zip(frame, document, strict=False))
         first, found = sum(1 for _ in pairs), []
-        for start in range(first, len(document), CHUNK):
-            end = min(start + CHUNK, len(document))
+        for start in range(first, len(document), REPLAY):
+            end = min(start + REPLAY, len(document))
             asked = "Repeat the previous context exactly."
             if start > first:
                 lead = self.tokenizer.decode(document[start - 8 : start])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.sizes import REPLAY
 
-CHUNK = 2048  # tokens of the document that one replay repeats
 SINKS = 4  # first rows that a replay may look at beside its own chunk
 LOGITS = 2**22  # attention values alive at once
 
@@ -27,9 +27,9 @@ class Replay:
 
 
 def bare_replays(ids: Sequence[int]) -> list[Replay]:
-    """The text itself, repeated without an instruction, `CHUNK` tokens at a time."""
-    starts = range(0, len(ids), CHUNK)
-    return [Replay(ids[a : a + CHUNK], a, min(a + CHUNK, len(ids))) for a in starts]
+    """The text itself, repeated without an instruction, `REPLAY` tokens at a time."""
+    starts = range(0, len(ids), REPLAY)
+    return [Replay(ids[a : a + REPLAY], a, min(a + REPLAY, len(ids))) for a in starts]
 
 
 class ReplayScores:

@@ -7,6 +7,8 @@ MASS_VALUES = 2**22
 # On a CPU large products are no faster beyond a few hundred rows.
 CHUNKS = {"cpu": 512, "cuda": 2048}
 
+REPLAY = 2048  # tokens of the document that one replay repeats, in one go
+
 ANSWER_RESERVE = 512  # tokens of the window that a document must leave
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

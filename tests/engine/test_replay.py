@@ -178,7 +178,7 @@ def test_a_session_repeats_the_document_in_parts(chat_folder, monkeypatch):
     session = new_session(chat_folder("byte-level", "chatml"))
     dialogue = session.dialogue
     ids = dialogue.document(BOOK)
-    monkeypatch.setattr("kvchat.engine.dialogue.CHUNK", 9)
+    monkeypatch.setattr("kvchat.engine.dialogue.REPLAY", 9)
     replays = dialogue.replays(ids)
     assert len(replays) > 2
     prefix = replays[0].start

@@ -15,6 +15,7 @@ from kvchat.app.start import chosen_method, longer_windows, open_document
 from kvchat.app.text import size
 from kvchat.app.views import near
 from kvchat.engine.events import drain
+from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import bits_of, name_of
@@ -122,6 +123,7 @@ def announce(context: Context, book: Book, method: Method) -> None:
         limit,
         engine.chunk,
         bits=bits_of(method),
+        replays=METHODS[name_of(method)].replays,
     )
     context.screen.tell(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window · plan: KV "

@@ -16,13 +16,17 @@ SECOND = "half of the attention FLOPs of reading"
 
 
 class Entry(NamedTuple):
-    """Where a method is, its idea in a line, its paper, what it looks at, what that costs."""
+    """Where a method is, its idea in a line, its paper, what it looks at, what that costs.
+
+    `replays`: the document is told to the model again while it is read.
+    """
 
     path: str
     idea: str
     paper: str
     needs: str = NOTHING
     cost: str = FREE
+    replays: bool = False
 
 
 METHODS = {
@@ -129,6 +133,7 @@ METHODS = {
         "arXiv 2505.23416",
         "replays: the document is told to the model a second time",
         "a second reading with three times the attention FLOPs",
+        replays=True,
     ),
     "kvzip+": Entry(
         "kvchat.engine.methods.kvzip:KVzipPlus",
@@ -136,6 +141,7 @@ METHODS = {
         "arXiv 2505.23416",
         "replays: the document is told to the model a second time",
         "a second reading with three times the attention FLOPs",
+        replays=True,
     ),
 }
 
