@@ -14,6 +14,7 @@ WORDS = range(world.WORD0, world.WORD0 + len(world.PIECES))
 MARKERS = [world.ID[digit] for digit in "12345"]
 VALUE, COPY, FORM = 1.0, 0.2, 0.05  # the value, names and relation copied before it, the rest
 MAX_POSITION = 32768
+MOST_WEIGHT = 24  # of a key: a document of 600 tokens stands for at most one of 14,400
 
 
 @dataclass
@@ -105,7 +106,7 @@ def dilute(row: Row, doc: world.Document, at: int, length: int, rng: Random) -> 
     A key that counts r times takes as much of the softmax as r equal keys: a short row stands for
     a long document, at the price of the short row.
     """
-    row.log_weight = math.log(MAX_POSITION / length) * rng.random()
+    row.log_weight = math.log(min(MOST_WEIGHT, MAX_POSITION / length)) * rng.random() ** 0.5
     light, share = [], rng.uniform(0.1, 0.6)
     ends = [*doc.starts[1:], len(doc.ids)]
     for fact, start, end in zip(doc.facts, doc.starts, ends, strict=True):

@@ -58,15 +58,11 @@ STAGES = [
     Stage("mixed-128", 128, MIXED, 700, 0.9, "facts", tokens=4096),
     Stage("mixed-256", 256, MIXED, 700, 0.95, tokens=4096),
     Stage("dense-256", 256, DENSE, 600, 0.9, rate=0.7, tokens=4096),
-    Stage("chat-256", 256, CHAT, 500, 0.9, rate=0.7, far=0.3, tokens=4096),
-    Stage("chat-512", 512, CHAT, 1200, 0.93, rate=0.2, jump=0.5, far=0.4, tokens=4096),
-    Stage("chat-1024", 1024, CHAT, 575, 0.95, rate=0.5, jump=0.5, far=0.4, tokens=4096),
-    Stage("short-256", 256, CHAT, 650, 0.97, rate=0.5, jump=0.3, far=0.3, tokens=4096),
-    Stage("calm-256", 256, LAST, 500, 0.98, "recite", 0.4, 0.1, jump=0.3, far=0.2, tokens=4096),
-    Stage("calm-512", 512, LAST, 400, 0.98, "recite", 0.4, 0.1, jump=0.4, far=0.4, tokens=4096),
-    Stage("calm-2048", 2048, LAST, 230, 2, "recite", 0.4, 0.1, jump=0.3, far=0.3),
-    Stage("calm-4096", 4096, LAST, 150, 2, "recite", 0.4, 0.1, 0.25, jump=0.3, far=0.15),
-    Stage("settle-4096", 4096, SETTLE, 65, 2, "recite", 0.3, 0.1, 0.0, jump=0.3),
+    Stage("chat-256", 256, CHAT, 1000, 0.94, "recite", rate=0.7, far=0.4, tokens=4096),
+    Stage("chat-512", 512, CHAT, 1000, 0.95, "recite", rate=0.6, jump=0.3, far=0.5, tokens=4096),
+    Stage("chat-1024", 1024, CHAT, 700, 0.97, "recite", rate=0.5, jump=0.3, far=0.6),
+    Stage("calm-2048", 2048, SETTLE, 500, 2, rate=0.4, end_rate=0.15, jump=0.3, far=0.5),
+    Stage("calm-4096", 4096, SETTLE, 350, 2, rate=0.15, end_rate=0.01, jump=0.3, far=0.3),
 ]
 
 
@@ -154,7 +150,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
     model = Llama(Shape(world.VOCAB))
     optimizers = make_optimizers(model)
     state_path = args.work / "state.pt"
-    at = {"stage": 0, "step": 0, "batches": 0, "tokens": 0, "seconds": 0.0}
+    # good: how many looks in a row reached the goal of the stage.
+    at = {"stage": 0, "step": 0, "good": 0, "batches": 0, "tokens": 0, "seconds": 0.0}
     if state_path.exists():
         state = torch.load(state_path)
         model.load_state_dict(state["model"])
@@ -175,8 +172,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
     while at["stage"] < len(STAGES):
         stage = STAGES[at["stage"]]
         rows = max(args.processes, stage.tokens // stage.length)
-        good = 0
-        while at["step"] < stage.steps and good < 2:
+        while at["step"] < stage.steps and at["good"] < 2:
             seed = SEED * 10**9 + at["batches"]
             far = Random(seed).random() < stage.far  # the same in all processes
             batch = make_batch(
@@ -211,10 +207,11 @@ def run(rank: int, args: argparse.Namespace) -> None:
             at["tokens"] += batch.ids.numel() * args.processes
             if at["step"] % 25 == 0:
                 accuracy = curve.flush(stage_name=stage.name, **at)
-                good = agreed(good + 1 if accuracy.get(stage.watch, 0) >= stage.goal else 0)
+                reached = accuracy.get(stage.watch, 0) >= stage.goal
+                at["good"] = agreed(at["good"] + 1 if reached else 0)
                 save()
         at["stage"] += 1
-        at["step"] = 0
+        at["step"] = at["good"] = 0
         save()
         if rank == 0:
             torch.save(model.state_dict(), args.work / f"{stage.name}.pt")
