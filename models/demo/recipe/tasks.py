@@ -124,8 +124,10 @@ def chat_row(length: int, rng: Random, unknown: float, share: float, far: bool, 
     """
     row = Row()
     per_fact = rng.uniform(13.5, 30) if length >= 128 else 10
-    seed, kin = rng.randrange(world.HELD_OUT), rng.random() < 0.2
-    doc = world.document(seed, int(length * share), per_fact, kin)
+    doc = world.Document([], [], [])
+    while not doc.facts:  # a very short document may have none
+        seed, kin = rng.randrange(world.HELD_OUT), rng.random() < 0.2
+        doc = world.document(seed, int(length * share), per_fact, kin)
     row.add([SYSTEM])
     at = len(row.ids)
     row.cuts += [at + start for start in doc.starts]
