@@ -12,6 +12,7 @@ from kvchat.app.eval.world import ASSISTANT, BOS, END, SYSTEM, USER
 
 WORDS = range(world.WORD0, world.WORD0 + len(world.PIECES))
 MARKERS = [world.ID[digit] for digit in "12345"]
+VALUES = [value for values in world.VALUES.values() for value in values]
 VALUE, COPY, FORM = 1.0, 0.2, 0.05  # the value, names and relation copied before it, the rest
 MAX_POSITION = 32768
 MOST_WEIGHT = 24  # of a key: a document of 600 tokens stands for at most one of 14,400
@@ -64,7 +65,15 @@ def repeat_row(length: int, rng: Random) -> Row:
     return row
 
 
-def restate_row(length: int, rng: Random, kind: str, most: int) -> Row:
+def any_value(facts: list[world.Fact], rng: Random) -> list[world.Fact]:
+    """The facts with values of any kind, so that the relation does not tell the kind.
+
+    Else a model finds the person only and lets the kind choose among what is said of them.
+    """
+    return [(*fact[:3], rng.choice(VALUES)) for fact in facts]
+
+
+def restate_row(length: int, rng: Random, kind: str, most: int, odd: float) -> Row:
     """Sentences, then the same ones in a new order each time; all restated parts supervised.
 
     kind: "random" (2 to 6 random tokens), "single" (facts of one relation) or "facts" (of all).
@@ -79,6 +88,8 @@ def restate_row(length: int, rng: Random, kind: str, most: int) -> Row:
         relations = [rng.choice(world.RELATIONS)] if kind == "single" else None
         # Hard cases: where one part of the key tells nothing, the others have to be used.
         facts = world.draw_facts(count, rng, relations, kin=rng.random() < 0.4)
+        if odd and rng.random() < odd:
+            facts = any_value(facts, rng)
         sentences = [world.fact_sentence(fact, rng, plain=True) for fact in facts]
         weights = [[0.02, 0.02, 0.02, 0.02, 0.1, 0.05, VALUE, 0.05]] * len(facts)
     first = True
@@ -117,7 +128,25 @@ def dilute(row: Row, doc: world.Document, at: int, length: int, rng: Random) -> 
     return light
 
 
-def chat_row(length: int, rng: Random, unknown: float, share: float, far: bool, bare: bool) -> Row:
+def with_values(doc: world.Document, facts: list[world.Fact]) -> None:
+    """Exchange the values of a document in place."""
+    for old, new, start in zip(doc.facts, facts, doc.starts, strict=True):
+        # The value follows the last name and "is".
+        at = next(i for i in range(start, len(doc.ids)) if tuple(doc.ids[i : i + 2]) == old[1:3])
+        doc.ids[at + 3] = new[3]
+    doc.facts = facts
+
+
+def chat_row(
+    length: int,
+    rng: Random,
+    unknown: float,
+    share: float,
+    far: bool,
+    bare: bool,
+    kin: float,
+    odd: float,
+) -> Row:
     """A document on `share` of the row, then questions to the end of the row.
 
     Bare answers without the questions supervise more than twice as many values per token.
@@ -126,8 +155,10 @@ def chat_row(length: int, rng: Random, unknown: float, share: float, far: bool, 
     per_fact = rng.uniform(13.5, 30) if length >= 128 else 10
     doc = world.Document([], [], [])
     while not doc.facts:  # a very short document may have none
-        seed, kin = rng.randrange(world.HELD_OUT), rng.random() < 0.2
-        doc = world.document(seed, int(length * share), per_fact, kin)
+        seed, hard = rng.randrange(world.HELD_OUT), rng.random() < kin
+        doc = world.document(seed, int(length * share), per_fact, hard)
+    if odd and rng.random() < odd:
+        with_values(doc, any_value(doc.facts, rng))
     row.add([SYSTEM])
     at = len(row.ids)
     row.cuts += [at + start for start in doc.starts]
@@ -170,19 +201,30 @@ def positions(row: Row, length: int, rng: Random, jump: float) -> list[int]:
 
 
 def make_row(
-    mix: dict[str, float], length: int, rng: Random, unknown: float, far: bool
+    mix: dict[str, float],
+    length: int,
+    rng: Random,
+    unknown: float,
+    far: bool,
+    kin: float = 0.2,
+    odd: float = 0.0,
 ) -> tuple[str, Row]:
-    """A row of a task drawn from the mix."""
+    """A row of a task drawn from the mix.
+
+    kin: share of documents about people who share a name or have many facts each; odd: share of
+    rows whose values are of any kind.
+    """
     name = rng.choices(list(mix), list(mix.values()))[0]
     if name == "offset":
         return name, offset_row(length, rng)
     if name == "repeat":
         return name, repeat_row(length, rng)
     if name in ("chat", "recite"):
-        row = chat_row(length, rng, unknown, rng.uniform(0.4, 0.8), far, name == "recite")
+        share = rng.uniform(0.4, 0.8)
+        row = chat_row(length, rng, unknown, share, far, name == "recite", kin, odd)
         return f"{name}-far" if far else name, row
     most = max(8, length // 24)
-    return name, restate_row(length, rng, name, rng.randint(2, most))
+    return name, restate_row(length, rng, name, rng.randint(2, most), odd)
 
 
 @dataclass
@@ -205,6 +247,8 @@ def make_batch(
     unknown: float = 0.15,
     jump: float = 0.0,
     far: bool = False,
+    kin: float = 0.2,
+    odd: float = 0.0,
     part: int = 0,
     parts: int = 1,
 ) -> Batch:
@@ -213,7 +257,7 @@ def make_batch(
     names, ids, weight, position = [], [], [], []
     log_weight = torch.zeros(len(range(part, rows, parts)), length)
     for i in range(rows):
-        name, row = make_row(mix, length, rng, unknown, far)
+        name, row = make_row(mix, length, rng, unknown, far, kin, odd)
         place = positions(row, length, rng, jump)
         if i % parts != part:
             continue
