@@ -14,6 +14,7 @@ WORDS = range(world.WORD0, world.WORD0 + len(world.PIECES))
 MARKERS = [world.ID[digit] for digit in "12345"]
 VALUES = [value for values in world.VALUES.values() for value in values]
 VALUE, COPY, FORM = 1.0, 0.2, 0.05  # the value, names and relation copied before it, the rest
+WEIGHTS = [0.02, 0.02, 0.02, 0.02, 0.1, 0.05, VALUE, 0.05]  # of a plain sentence, token by token
 MAX_POSITION = 32768
 MOST_WEIGHT = 24  # of a key: a document of 600 tokens stands for at most one of 14,400
 
@@ -76,7 +77,8 @@ def any_value(facts: list[world.Fact], rng: Random) -> list[world.Fact]:
 def restate_row(length: int, rng: Random, kind: str, most: int, odd: float) -> Row:
     """Sentences, then the same ones in a new order each time; all restated parts supervised.
 
-    kind: "random" (2 to 6 random tokens), "single" (facts of one relation) or "facts" (of all).
+    kind: "random" (2 to 6 random tokens), "single" (facts of one relation), "person" (facts of one
+    person, with values of any kind) or "facts" (of all).
     """
     row = Row()
     count = min(rng.randint(2, most), max(2, length // 24))
@@ -84,6 +86,12 @@ def restate_row(length: int, rng: Random, kind: str, most: int, odd: float) -> R
         alphabet = rng.sample(WORDS, rng.randint(30, 400))
         sentences = [rng.choices(alphabet, k=rng.randint(2, 6)) for _ in range(count)]
         weights = [[0.0] + [1.0] * (len(s) - 1) for s in sentences]
+    elif kind == "person":
+        who = rng.choice(world.FIRST), rng.choice(world.LAST)
+        relations = rng.sample(world.RELATIONS, min(count, len(world.RELATIONS)))
+        facts = [(relation, *who, rng.choice(VALUES)) for relation in relations]
+        sentences = [world.fact_sentence(fact, rng, plain=True) for fact in facts]
+        weights = [WEIGHTS] * len(facts)
     else:
         relations = [rng.choice(world.RELATIONS)] if kind == "single" else None
         # Hard cases: where one part of the key tells nothing, the others have to be used.
@@ -91,7 +99,7 @@ def restate_row(length: int, rng: Random, kind: str, most: int, odd: float) -> R
         if odd and rng.random() < odd:
             facts = any_value(facts, rng)
         sentences = [world.fact_sentence(fact, rng, plain=True) for fact in facts]
-        weights = [[0.02, 0.02, 0.02, 0.02, 0.1, 0.05, VALUE, 0.05]] * len(facts)
+        weights = [WEIGHTS] * len(facts)
     first = True
     while len(row.ids) <= length:
         for i in rng.sample(range(len(sentences)), len(sentences)):

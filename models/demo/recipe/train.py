@@ -50,6 +50,7 @@ MIXED = {"random": 0.15, "single": 0.25, "facts": 0.2, "chat": 0.4}
 # All tokens of random rows are supervised: a small share of rows is a large one of the loss.
 DENSE = {"random": 0.02, "single": 0.13, "facts": 0.35, "chat": 0.5}
 CHAT = {"random": 0.01, "single": 0.02, "facts": 0.12, "recite": 0.55, "chat": 0.3}
+PERSON = {"person": 0.4, "facts": 0.3, "recite": 0.3}
 ODD = {"facts": 0.3, "recite": 0.5, "chat": 0.2}
 SETTLE = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
 STAGES = [
@@ -63,7 +64,9 @@ STAGES = [
     Stage("chat-256", 256, CHAT, 1000, 0.94, "recite", rate=0.7, far=0.4, tokens=4096),
     Stage("chat-512", 512, CHAT, 350, 0.95, "recite", rate=0.6, jump=0.3, far=0.5, tokens=4096),
     # Until here a model finds the person and little of the relation; see the model card.
-    Stage("odd-256", 256, ODD, 1000, 0.93, "recite", 0.7, far=0.2, kin=0.5, odd=0.8, tokens=4096),
+    Stage("odd-256", 256, ODD, 600, 0.93, "recite", 0.7, far=0.2, kin=0.5, odd=0.8, tokens=4096),
+    Stage("person-128", 128, PERSON, 800, 0.93, "person", kin=0.5, odd=0.9, tokens=4096),
+    Stage("odd-256b", 256, ODD, 600, 0.93, "recite", 0.7, far=0.2, kin=0.5, odd=0.8, tokens=4096),
     Stage("far-512", 512, CHAT, 600, 0.95, "recite", 0.6, far=0.5, kin=0.3, odd=0.5),
     Stage("far-1024", 1024, CHAT, 500, 0.97, "recite", 0.5, jump=0.3, far=0.6, kin=0.3, odd=0.3),
     Stage("calm-2048", 2048, SETTLE, 400, 2, rate=0.4, end_rate=0.15, jump=0.3, far=0.5),
