@@ -64,7 +64,7 @@ STAGES = [
     Stage("chat-256", 256, CHAT, 1000, 0.94, "recite", rate=0.7, far=0.4, tokens=4096),
     Stage("chat-512", 512, CHAT, 350, 0.95, "recite", rate=0.6, jump=0.3, far=0.5, tokens=4096),
     # Until here a model finds the person and little of the relation; see the model card.
-    Stage("odd-256", 256, ODD, 600, 0.93, "recite", 0.7, far=0.2, kin=0.5, odd=0.8, tokens=4096),
+    Stage("odd-256", 256, ODD, 625, 0.93, "recite", 0.7, far=0.2, kin=0.5, odd=0.8, tokens=4096),
     Stage("person-128", 128, PERSON, 800, 0.93, "person", kin=0.5, odd=0.9, tokens=4096),
     Stage("odd-256b", 256, ODD, 600, 0.93, "recite", 0.7, far=0.2, kin=0.5, odd=0.8, tokens=4096),
     Stage("far-512", 512, CHAT, 600, 0.95, "recite", 0.6, far=0.5, kin=0.3, odd=0.5),
