@@ -74,7 +74,7 @@ def any_value(facts: list[world.Fact], rng: Random) -> list[world.Fact]:
     return [(*fact[:3], rng.choice(VALUES)) for fact in facts]
 
 
-def restate_row(length: int, rng: Random, kind: str, most: int, odd: float) -> Row:
+def restate_row(length: int, rng: Random, kind: str, most: int, kin: float, odd: float) -> Row:
     """Sentences, then the same ones in a new order each time; all restated parts supervised.
 
     kind: "random" (2 to 6 random tokens), "single" (facts of one relation), "person" (facts of one
@@ -95,7 +95,7 @@ def restate_row(length: int, rng: Random, kind: str, most: int, odd: float) -> R
     else:
         relations = [rng.choice(world.RELATIONS)] if kind == "single" else None
         # Hard cases: where one part of the key tells nothing, the others have to be used.
-        facts = world.draw_facts(count, rng, relations, kin=rng.random() < 0.4)
+        facts = world.draw_facts(count, rng, relations, kin=rng.random() < kin)
         if odd and rng.random() < odd:
             facts = any_value(facts, rng)
         sentences = [world.fact_sentence(fact, rng, plain=True) for fact in facts]
@@ -219,7 +219,7 @@ def make_row(
 ) -> tuple[str, Row]:
     """A row of a task drawn from the mix.
 
-    kin: share of documents about people who share a name or have many facts each; odd: share of
+    kin: share of rows about people who share a name or have many facts each; odd: share of
     rows whose values are of any kind.
     """
     name = rng.choices(list(mix), list(mix.values()))[0]
@@ -232,7 +232,7 @@ def make_row(
         row = chat_row(length, rng, unknown, share, far, name == "recite", kin, odd)
         return f"{name}-far" if far else name, row
     most = max(8, length // 24)
-    return name, restate_row(length, rng, name, rng.randint(2, most), odd)
+    return name, restate_row(length, rng, name, rng.randint(2, most), kin, odd)
 
 
 @dataclass

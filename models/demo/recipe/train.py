@@ -40,37 +40,24 @@ class Stage:
     unknown: float = 0.25
     jump: float = 0.0
     far: float = 0.0  # share of batches whose rows stand for longer ones
-    kin: float = 0.2  # share of documents in which people share names or have many facts
+    kin: float = 0.3  # share of rows in which people share names or have many facts
     odd: float = 0.0  # share of rows whose values do not tell the relation by their kind
 
 
 WARM = {"offset": 0.5, "repeat": 0.5}
 RESTATE = {"random": 1 / 3, "single": 1 / 2, "chat": 1 / 6}
-MIXED = {"random": 0.15, "single": 0.25, "facts": 0.2, "chat": 0.4}
-# All tokens of random rows are supervised: a small share of rows is a large one of the loss.
-DENSE = {"random": 0.02, "single": 0.13, "facts": 0.35, "chat": 0.5}
-CHAT = {"random": 0.01, "single": 0.02, "facts": 0.12, "recite": 0.55, "chat": 0.3}
-PERSON = {"person": 0.4, "facts": 0.3, "recite": 0.3}
-ODD = {"facts": 0.3, "recite": 0.5, "chat": 0.2}
+PERSON = {"random": 0.2, "single": 0.4, "person": 0.25, "chat": 0.15}
+MIXED = {"random": 0.03, "single": 0.2, "person": 0.2, "facts": 0.25, "recite": 0.2, "chat": 0.12}
+CHAT = {"single": 0.05, "person": 0.05, "facts": 0.2, "recite": 0.5, "chat": 0.2}
 SETTLE = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
 STAGES = [
     Stage("offset-32", 32, WARM, 1200, 0.9, "repeat", tokens=4096),
     Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
-    Stage("restate-64", 64, RESTATE, 2500, 0.9, "single", tokens=4096),
-    Stage("restate-128", 128, RESTATE, 600, 0.93, "single"),
-    Stage("mixed-128", 128, MIXED, 700, 0.9, "facts", tokens=4096),
-    Stage("mixed-256", 256, MIXED, 200, 0.95, tokens=4096),
-    Stage("dense-256", 256, DENSE, 400, 0.9, rate=0.7, tokens=4096),
-    Stage("chat-256", 256, CHAT, 1000, 0.94, "recite", rate=0.7, far=0.4, tokens=4096),
-    Stage("chat-512", 512, CHAT, 350, 0.95, "recite", rate=0.6, jump=0.3, far=0.5, tokens=4096),
-    # Until here a model finds the person and little of the relation; see the model card.
-    Stage("odd-256", 256, ODD, 625, 0.93, "recite", 0.7, far=0.2, kin=0.5, odd=0.8, tokens=4096),
-    Stage("person-128", 128, PERSON, 800, 0.93, "person", kin=0.5, odd=0.9, tokens=4096),
-    Stage("odd-256b", 256, ODD, 600, 0.93, "recite", 0.7, far=0.2, kin=0.5, odd=0.8, tokens=4096),
-    Stage("far-512", 512, CHAT, 600, 0.95, "recite", 0.6, far=0.5, kin=0.3, odd=0.5),
-    Stage("far-1024", 1024, CHAT, 500, 0.97, "recite", 0.5, jump=0.3, far=0.6, kin=0.3, odd=0.3),
-    Stage("calm-2048", 2048, SETTLE, 400, 2, rate=0.4, end_rate=0.15, jump=0.3, far=0.5),
-    Stage("calm-4096", 4096, SETTLE, 350, 2, rate=0.15, end_rate=0.01, jump=0.3, far=0.3),
+    Stage("restate-64", 64, RESTATE, 1500, 0.9, "single", tokens=4096, kin=0.0),
+    Stage("restate-128", 128, RESTATE, 600, 0.93, "single", tokens=4096, kin=0.1),
+    Stage("person-128", 128, PERSON, 600, 0.93, "person", tokens=4096, kin=0.2),
+    Stage("mixed-128", 128, MIXED, 600, 0.9, "facts", tokens=4096, kin=0.3, odd=0.5),
+    Stage("chat-256", 256, CHAT, 1000, 0.93, "recite", 0.8, far=0.2, odd=0.5, tokens=4096),
 ]
 
 
