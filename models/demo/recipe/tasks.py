@@ -77,7 +77,8 @@ def any_value(facts: list[world.Fact], rng: Random) -> list[world.Fact]:
 def restate_row(length: int, rng: Random, kind: str, most: int, kin: float, odd: float) -> Row:
     """Sentences, then the same ones in a new order each time; all restated parts supervised.
 
-    kind: "random" (2 to 6 random tokens), "single" (facts of one relation), "person" (facts of one
+    kind: "random" (2 to 6 random tokens), "tangle" (4 to 8 out of few: one token before does not
+    tell the next, the ones before it have to be matched as well), "single" (facts of one relation), "person" (facts of one
     person, with values of any kind) or "facts" (of all).
     """
     row = Row()
@@ -86,6 +87,10 @@ def restate_row(length: int, rng: Random, kind: str, most: int, kin: float, odd:
         alphabet = rng.sample(WORDS, rng.randint(30, 400))
         sentences = [rng.choices(alphabet, k=rng.randint(2, 6)) for _ in range(count)]
         weights = [[0.0] + [1.0] * (len(s) - 1) for s in sentences]
+    elif kind == "tangle":
+        alphabet = rng.sample(WORDS, rng.randint(4, 12))
+        sentences = [rng.choices(alphabet, k=rng.randint(4, 8)) for _ in range(rng.randint(2, 4))]
+        weights = [[0.0, 0.0] + [1.0] * (len(s) - 2) for s in sentences]
     elif kind == "person":
         who = rng.choice(world.FIRST), rng.choice(world.LAST)
         relations = rng.sample(world.RELATIONS, min(count, len(world.RELATIONS)))

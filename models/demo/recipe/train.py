@@ -41,22 +41,22 @@ class Stage:
     jump: float = 0.0
     far: float = 0.0  # share of batches whose rows stand for longer ones
     kin: float = 0.3  # share of rows in which people share names or have many facts
+    fresh: bool = False  # whether the optimizers forget what came before
     odd: float = 0.0  # share of rows whose values do not tell the relation by their kind
 
 
 WARM = {"offset": 0.5, "repeat": 0.5}
-RESTATE = {"random": 1 / 3, "single": 1 / 2, "chat": 1 / 6}
-PERSON = {"random": 0.2, "single": 0.4, "person": 0.25, "chat": 0.15}
-MIXED = {"random": 0.03, "single": 0.2, "person": 0.2, "facts": 0.25, "recite": 0.2, "chat": 0.12}
+RESTATE = {"random": 0.13, "tangle": 0.2, "single": 0.5, "chat": 0.17}
+PERSON = {"random": 0.05, "tangle": 0.15, "single": 0.35, "person": 0.3, "chat": 0.15}
+MIXED = {"tangle": 0.05, "single": 0.2, "person": 0.2, "facts": 0.25, "recite": 0.2, "chat": 0.1}
 CHAT = {"single": 0.05, "person": 0.05, "facts": 0.2, "recite": 0.5, "chat": 0.2}
 SETTLE = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
 STAGES = [
     Stage("offset-32", 32, WARM, 1200, 0.9, "repeat", tokens=4096),
     Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
-    Stage("restate-64", 64, RESTATE, 1500, 0.9, "single", tokens=4096, kin=0.0),
-    Stage("restate-128", 128, RESTATE, 600, 0.93, "single", tokens=4096, kin=0.1),
-    Stage("person-128", 128, PERSON, 600, 0.93, "person", tokens=4096, kin=0.2),
-    Stage("mixed-128", 128, MIXED, 600, 0.9, "facts", tokens=4096, kin=0.3, odd=0.5),
+    Stage("restate-64", 64, RESTATE, 800, 0.95, "single", tokens=4096, kin=0.0, fresh=True),
+    Stage("person-128", 128, PERSON, 500, 0.95, "person", tokens=4096, kin=0.1),
+    Stage("mixed-128", 128, MIXED, 500, 0.93, "facts", tokens=4096, odd=0.5),
     Stage("chat-256", 256, CHAT, 1000, 0.93, "recite", 0.8, far=0.2, odd=0.5, tokens=4096),
 ]
 
@@ -167,6 +167,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
     while at["stage"] < len(STAGES):
         stage = STAGES[at["stage"]]
         rows = max(args.processes, stage.tokens // stage.length)
+        if stage.fresh and at["step"] == 0:
+            optimizers = make_optimizers(model)
         while at["step"] < stage.steps and at["good"] < 2:
             seed = SEED * 10**9 + at["batches"]
             far = Random(seed).random() < stage.far  # the same in all processes
