@@ -78,8 +78,8 @@ def restate_row(length: int, rng: Random, kind: str, most: int, kin: float, odd:
     """Sentences, then the same ones in a new order each time; all restated parts supervised.
 
     kind: "random" (2 to 6 random tokens), "tangle" (4 to 8 out of few: one token before does not
-    tell the next, the ones before it have to be matched as well), "single" (facts of one relation), "person" (facts of one
-    person, with values of any kind) or "facts" (of all).
+    tell the next, the ones before it have to be matched as well), "single" (facts of one
+    relation), "person" (facts of one person, with values of any kind) or "facts" (of all).
     """
     row = Row()
     count = min(rng.randint(2, most), max(2, length // 24))
