@@ -78,8 +78,9 @@ def restate_row(length: int, rng: Random, kind: str, most: int, kin: float, odd:
     """Sentences, then the same ones in a new order each time; all restated parts supervised.
 
     kind: "random" (2 to 6 random tokens), "tangle" (4 to 8 out of few: one token before does not
-    tell the next, the ones before it have to be matched as well), "single" (facts of one
-    relation), "person" (facts of one person, with values of any kind) or "facts" (of all).
+    tell the next, the ones before it have to be matched as well), "bridge" (the first token tells
+    the last, those between are the same in all), "single" (facts of one relation), "person" (facts
+    of one person, with values of any kind) or "facts" (of all).
     """
     row = Row()
     count = min(rng.randint(2, most), max(2, length // 24))
@@ -91,6 +92,12 @@ def restate_row(length: int, rng: Random, kind: str, most: int, kin: float, odd:
         alphabet = rng.sample(WORDS, rng.randint(4, 12))
         sentences = [rng.choices(alphabet, k=rng.randint(4, 8)) for _ in range(rng.randint(2, 4))]
         weights = [[0.0, 0.0] + [1.0] * (len(s) - 2) for s in sentences]
+    elif kind == "bridge":
+        count, between = rng.randint(2, 5), rng.randint(1, 4)
+        words = rng.sample(WORDS, 2 * count + between)
+        same = words[2 * count :]
+        sentences = [[words[i], *same, words[count + i]] for i in range(count)]
+        weights = [[0.0] * (between + 1) + [1.0]] * count
     elif kind == "person":
         who = rng.choice(world.FIRST), rng.choice(world.LAST)
         relations = rng.sample(world.RELATIONS, min(count, len(world.RELATIONS)))

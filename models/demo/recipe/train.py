@@ -48,6 +48,7 @@ class Stage:
 WARM = {"offset": 0.5, "repeat": 0.5}
 RESTATE = {"random": 0.13, "tangle": 0.2, "single": 0.5, "chat": 0.17}
 PERSON = {"random": 0.05, "tangle": 0.15, "single": 0.35, "person": 0.3, "chat": 0.15}
+BRIDGE = {"tangle": 0.1, "bridge": 0.35, "single": 0.2, "person": 0.3, "chat": 0.05}
 MIXED = {"tangle": 0.05, "single": 0.2, "person": 0.2, "facts": 0.25, "recite": 0.2, "chat": 0.1}
 CHAT = {"single": 0.05, "person": 0.05, "facts": 0.2, "recite": 0.5, "chat": 0.2}
 SETTLE = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
@@ -55,7 +56,8 @@ STAGES = [
     Stage("offset-32", 32, WARM, 1200, 0.9, "repeat", tokens=4096),
     Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
     Stage("restate-64", 64, RESTATE, 800, 0.95, "single", tokens=4096, kin=0.0, fresh=True),
-    Stage("person-128", 128, PERSON, 500, 0.95, "person", tokens=4096, kin=0.1),
+    Stage("person-128", 128, PERSON, 400, 0.95, "person", tokens=4096, kin=0.1),
+    Stage("bridge-64", 64, BRIDGE, 600, 0.95, "person", tokens=4096, kin=0.1),
     Stage("mixed-128", 128, MIXED, 500, 0.93, "facts", tokens=4096, odd=0.5),
     Stage("chat-256", 256, CHAT, 1000, 0.93, "recite", 0.8, far=0.2, odd=0.5, tokens=4096),
 ]
