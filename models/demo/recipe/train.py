@@ -57,7 +57,7 @@ STAGES = [
     Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
     Stage("restate-64", 64, RESTATE, 800, 0.95, "single", tokens=4096, kin=0.0, fresh=True),
     Stage("person-128", 128, PERSON, 400, 0.95, "person", tokens=4096, kin=0.1),
-    Stage("bridge-64", 64, BRIDGE, 600, 0.95, "person", tokens=4096, kin=0.1),
+    Stage("bridge-64", 64, BRIDGE, 1200, 0.95, "person", tokens=4096, kin=0.1),
     Stage("mixed-128", 128, MIXED, 500, 0.93, "facts", tokens=4096, odd=0.5),
     Stage("chat-256", 256, CHAT, 1000, 0.93, "recite", 0.8, far=0.2, odd=0.5, tokens=4096),
 ]
