@@ -50,8 +50,8 @@ RESTATE = {"random": 0.13, "tangle": 0.2, "single": 0.5, "chat": 0.17}
 PERSON = {"random": 0.05, "tangle": 0.15, "single": 0.35, "person": 0.3, "chat": 0.15}
 BRIDGE = {"tangle": 0.1, "bridge": 0.35, "single": 0.2, "person": 0.3, "chat": 0.05}
 MIXED = {"tangle": 0.05, "single": 0.2, "person": 0.2, "facts": 0.25, "recite": 0.2, "chat": 0.1}
-CHAT = {"single": 0.05, "person": 0.05, "facts": 0.2, "recite": 0.5, "chat": 0.2}
-SETTLE = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
+CHAT = {"single": 0.03, "facts": 0.22, "recite": 0.5, "chat": 0.25}
+CALM = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
 STAGES = [
     Stage("offset-32", 32, WARM, 1200, 0.9, "repeat", tokens=4096),
     Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
@@ -59,7 +59,11 @@ STAGES = [
     Stage("person-128", 128, PERSON, 400, 0.95, "person", tokens=4096, kin=0.1),
     Stage("bridge-64", 64, BRIDGE, 1200, 0.95, "person", tokens=4096, kin=0.1),
     Stage("mixed-128", 128, MIXED, 500, 0.93, "facts", tokens=4096, odd=0.5),
-    Stage("chat-256", 256, CHAT, 1000, 0.93, "recite", 0.8, far=0.2, odd=0.5, tokens=4096),
+    Stage("chat-256", 256, CHAT, 800, 0.96, "recite", 0.8, far=0.2, kin=0.2, tokens=4096),
+    Stage("chat-512", 512, CHAT, 800, 0.97, "recite", 0.7, far=0.4, kin=0.2, tokens=4096),
+    Stage("chat-1024", 1024, CHAT, 700, 0.98, "recite", 0.6, jump=0.3, far=0.5, kin=0.2),
+    Stage("calm-2048", 2048, CALM, 500, rate=0.5, end_rate=0.2, jump=0.3, far=0.5, kin=0.2),
+    Stage("calm-4096", 4096, CALM, 350, rate=0.2, end_rate=0.01, jump=0.3, far=0.3, kin=0.2),
 ]
 
 
