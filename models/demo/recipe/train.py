@@ -60,8 +60,10 @@ STAGES = [
     Stage("bridge-64", 64, BRIDGE, 1200, 0.95, "person", tokens=4096, kin=0.1),
     Stage("mixed-128", 128, MIXED, 500, 0.93, "facts", tokens=4096, odd=0.5),
     Stage("chat-256", 256, CHAT, 600, 0.96, "recite", 0.8, far=0.2, kin=0.2, tokens=4096),
-    Stage("chat-512", 512, CHAT, 500, 0.97, "recite", 0.7, far=0.4, kin=0.2, tokens=4096),
-    Stage("chat-1024", 1024, CHAT, 450, 0.98, "recite", 0.6, jump=0.3, far=0.5, kin=0.2),
+    Stage("chat-512", 512, CHAT, 400, 0.97, "recite", 0.7, far=0.4, kin=0.2, tokens=4096),
+    Stage(
+        "chat-1024", 1024, CHAT, 450, 0.98, "recite", 0.6, end_rate=0.5, jump=0.3, far=0.5, kin=0.2
+    ),
     Stage("calm-2048", 2048, CALM, 350, rate=0.5, end_rate=0.2, jump=0.3, far=0.5, kin=0.2),
     Stage("calm-4096", 4096, CALM, 250, rate=0.2, end_rate=0.01, jump=0.3, far=0.3, kin=0.2),
 ]
