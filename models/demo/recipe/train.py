@@ -62,10 +62,20 @@ STAGES = [
     Stage("chat-256", 256, CHAT, 600, 0.96, "recite", 0.8, far=0.2, kin=0.2, tokens=4096),
     Stage("chat-512", 512, CHAT, 400, 0.97, "recite", 0.7, far=0.4, kin=0.2, tokens=4096),
     Stage(
-        "chat-1024", 1024, CHAT, 450, 0.98, "recite", 0.6, end_rate=0.5, jump=0.3, far=0.5, kin=0.2
+        "chat-1024",
+        1024,
+        CHAT,
+        300,
+        0.98,
+        "recite",
+        0.6,
+        end_rate=8 / 15,
+        jump=0.3,
+        far=0.5,
+        kin=0.2,
     ),
-    Stage("calm-2048", 2048, CALM, 350, rate=0.5, end_rate=0.2, jump=0.3, far=0.5, kin=0.2),
-    Stage("calm-4096", 4096, CALM, 250, rate=0.2, end_rate=0.01, jump=0.3, far=0.3, kin=0.2),
+    Stage("calm-2048", 2048, CALM, 300, rate=0.5, end_rate=0.2, jump=0.3, far=0.5, kin=0.2),
+    Stage("calm-4096", 4096, CALM, 220, rate=0.2, end_rate=0.01, jump=0.3, far=0.3, kin=0.2),
 ]
 
 
