@@ -74,8 +74,8 @@ STAGES = [
         far=0.5,
         kin=0.2,
     ),
-    Stage("calm-2048", 2048, CALM, 300, rate=0.5, end_rate=0.2, jump=0.3, far=0.5, kin=0.2),
-    Stage("calm-4096", 4096, CALM, 220, rate=0.2, end_rate=0.01, jump=0.3, far=0.3, kin=0.2),
+    Stage("calm-2048", 2048, CALM, 240, rate=0.5, end_rate=0.2, jump=0.3, far=0.5, kin=0.2),
+    Stage("calm-4096", 4096, CALM, 170, rate=0.2, end_rate=0.01, jump=0.3, far=0.3, kin=0.2),
 ]
 
 
