@@ -41,6 +41,7 @@ class Stage:
     jump: float = 0.0
     far: float = 0.0  # share of batches whose rows stand for longer ones
     kin: float = 0.3  # share of rows in which people share names or have many facts
+    sharpen: float = 1.0  # the queries of all layers are multiplied by this at the start
     fresh: bool = False  # whether the optimizers forget what came before
     odd: float = 0.0  # share of rows whose values do not tell the relation by their kind
 
@@ -75,7 +76,19 @@ STAGES = [
         kin=0.2,
     ),
     Stage("calm-2048", 2048, CALM, 240, rate=0.5, end_rate=0.2, jump=0.3, far=0.5, kin=0.2),
-    Stage("calm-4096", 4096, CALM, 170, rate=0.2, end_rate=0.01, jump=0.3, far=0.3, kin=0.2),
+    Stage(
+        "calm-4096",
+        4096,
+        CALM,
+        200,
+        rate=0.2,
+        end_rate=0.01,
+        unknown=0.2,
+        jump=0.3,
+        far=0.4,
+        kin=0.2,
+        sharpen=1.25,
+    ),
 ]
 
 
@@ -187,6 +200,9 @@ def run(rank: int, args: argparse.Namespace) -> None:
         rows = max(args.processes, stage.tokens // stage.length)
         if stage.fresh and at["step"] == 0:
             optimizers = make_optimizers(model)
+        if at["step"] == 0:
+            for layer in model.layers:
+                layer.self_attn.q_proj.weight.data *= stage.sharpen
         while at["step"] < stage.steps and at["good"] < 2:
             seed = SEED * 10**9 + at["batches"]
             far = Random(seed).random() < stage.far  # the same in all processes
