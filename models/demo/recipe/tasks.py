@@ -228,11 +228,12 @@ def make_row(
     far: bool,
     kin: float = 0.2,
     odd: float = 0.0,
+    shares: tuple[float, float] = (0.4, 0.8),
 ) -> tuple[str, Row]:
     """A row of a task drawn from the mix.
 
     kin: share of rows about people who share a name or have many facts each; odd: share of
-    rows whose values are of any kind.
+    rows whose values are of any kind; shares: least and most of a row that is document.
     """
     name = rng.choices(list(mix), list(mix.values()))[0]
     if name == "offset":
@@ -240,7 +241,7 @@ def make_row(
     if name == "repeat":
         return name, repeat_row(length, rng)
     if name in ("chat", "recite"):
-        share = rng.uniform(0.4, 0.8)
+        share = rng.uniform(*shares)
         row = chat_row(length, rng, unknown, share, far, name == "recite", kin, odd)
         return f"{name}-far" if far else name, row
     most = max(8, length // 24)
@@ -269,6 +270,7 @@ def make_batch(
     far: bool = False,
     kin: float = 0.2,
     odd: float = 0.0,
+    shares: tuple[float, float] = (0.4, 0.8),
     part: int = 0,
     parts: int = 1,
 ) -> Batch:
@@ -277,7 +279,7 @@ def make_batch(
     names, ids, weight, position = [], [], [], []
     log_weight = torch.zeros(len(range(part, rows, parts)), length)
     for i in range(rows):
-        name, row = make_row(mix, length, rng, unknown, far, kin, odd)
+        name, row = make_row(mix, length, rng, unknown, far, kin, odd, shares)
         place = positions(row, length, rng, jump)
         if i % parts != part:
             continue

@@ -41,6 +41,7 @@ class Stage:
     jump: float = 0.0
     far: float = 0.0  # share of batches whose rows stand for longer ones
     kin: float = 0.3  # share of rows in which people share names or have many facts
+    share: tuple[float, float] = (0.4, 0.8)  # least and most of a row that is document
     sharpen: float = 1.0  # the queries of all layers are multiplied by this at the start
     fresh: bool = False  # whether the optimizers forget what came before
     odd: float = 0.0  # share of rows whose values do not tell the relation by their kind
@@ -100,6 +101,20 @@ STAGES = [
         jump=0.3,
         far=0.4,
         kin=0.2,
+    ),
+    # A question right after the document is rare in the rows above, and is what the user asks.
+    Stage(
+        "first-1024",
+        1024,
+        {"chat": 1.0},
+        240,
+        rate=0.1,
+        end_rate=0.01,
+        unknown=0.35,
+        jump=0.3,
+        far=0.5,
+        kin=0.2,
+        share=(0.8, 0.97),
     ),
 ]
 
@@ -228,6 +243,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
                 far,
                 stage.kin,
                 stage.odd,
+                stage.share,
                 rank,
                 args.processes,
             )
