@@ -54,6 +54,7 @@ BRIDGE = {"tangle": 0.1, "bridge": 0.35, "single": 0.2, "person": 0.3, "chat": 0
 MIXED = {"tangle": 0.05, "single": 0.2, "person": 0.2, "facts": 0.25, "recite": 0.2, "chat": 0.1}
 CHAT = {"single": 0.03, "facts": 0.22, "recite": 0.5, "chat": 0.25}
 CALM = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
+FIRST = {"chat": 1.0}
 STAGES = [
     Stage("offset-32", 32, WARM, 1200, 0.9, "repeat", tokens=4096),
     Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
@@ -106,13 +107,26 @@ STAGES = [
     Stage(
         "first-1024",
         1024,
-        {"chat": 1.0},
-        240,
+        FIRST,
+        50,
         rate=0.1,
-        end_rate=0.01,
+        end_rate=0.08125,
         unknown=0.35,
         jump=0.3,
         far=0.5,
+        kin=0.2,
+        share=(0.8, 0.97),
+    ),
+    Stage(
+        "last-1024",
+        1024,
+        FIRST,
+        100,
+        rate=0.08,
+        end_rate=0.005,
+        unknown=0.35,
+        jump=0.3,
+        far=0.7,
         kin=0.2,
         share=(0.8, 0.97),
     ),
