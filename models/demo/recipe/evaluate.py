@@ -1,6 +1,8 @@
 """Exact answers of an exported checkpoint with the full cache, on documents never trained on.
 
-python models/demo/recipe/evaluate.py [FOLDER] [--lengths 512 1024 ...] [--json FILE]
+python models/demo/recipe/evaluate.py [FOLDER] [--lengths 512 1024 ...] [--first N] [--json FILE]
+
+The table of the model card has --first 0; checkpoints are compared on other documents.
 """
 
 import argparse
@@ -45,14 +47,22 @@ def is_exact(
 
 
 def measure(
-    model: LlamaForCausalLM, length: int, answerable: int, unanswerable: int, per_document: int = 25
+    model: LlamaForCausalLM,
+    length: int,
+    answerable: int,
+    unanswerable: int,
+    first: int = 0,
+    per_document: int = 25,
 ) -> dict:
-    """Right and asked, answerable and unanswerable apart, on documents of at most `length`."""
+    """Right and asked, answerable and unanswerable apart, on documents of at most `length`.
+
+    The documents of a length are numbered; `first` is the number of the first one taken.
+    """
     right, asked = [0, 0], [0, 0]
     wanted = [answerable, unanswerable]
     started, index = time.time(), 0
     while asked[0] < wanted[0] or asked[1] < wanted[1]:
-        seed = world.HELD_OUT + length * 10**6 + index
+        seed = world.HELD_OUT + length * 10**6 + first + index
         index += 1
         doc = world.document(seed, length)
         cache = read(model, doc.ids)
@@ -82,6 +92,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--answerable", type=int, default=400)
     parser.add_argument("--unanswerable", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="number of the first document")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -89,7 +100,7 @@ def main() -> None:
     model = LlamaForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
     rows = []
     for length in args.lengths:
-        rows.append(measure(model, length, args.answerable, args.unanswerable))
+        rows.append(measure(model, length, args.answerable, args.unanswerable, args.first))
         r = rows[-1]
         print(
             f"{length:6d} tokens: answerable {r['answerable_right']}/{r['answerable']}"

@@ -40,33 +40,96 @@ class Stage:
     unknown: float = 0.25
     jump: float = 0.0
     far: float = 0.0  # share of batches whose rows stand for longer ones
+    kin: float = 0.3  # share of rows in which people share names or have many facts
+    share: tuple[float, float] = (0.4, 0.8)  # least and most of a row that is document
+    sharpen: float = 1.0  # the queries of all layers are multiplied by this at the start
+    fresh: bool = False  # whether the optimizers forget what came before
+    odd: float = 0.0  # share of rows whose values do not tell the relation by their kind
 
 
 WARM = {"offset": 0.5, "repeat": 0.5}
-RESTATE = {"random": 1 / 3, "single": 1 / 2, "chat": 1 / 6}
-MIXED = {"random": 0.15, "single": 0.25, "facts": 0.2, "chat": 0.4}
-# All tokens of random rows are supervised: a small share of rows is a large one of the loss.
-DENSE = {"random": 0.02, "single": 0.13, "facts": 0.35, "chat": 0.5}
-CHAT = {"random": 0.01, "single": 0.02, "facts": 0.12, "recite": 0.55, "chat": 0.3}
-LAST = {"random": 0.03, "facts": 0.17, "recite": 0.5, "chat": 0.3}
-SETTLE = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
+RESTATE = {"random": 0.13, "tangle": 0.2, "single": 0.5, "chat": 0.17}
+PERSON = {"random": 0.05, "tangle": 0.15, "single": 0.35, "person": 0.3, "chat": 0.15}
+BRIDGE = {"tangle": 0.1, "bridge": 0.35, "single": 0.2, "person": 0.3, "chat": 0.05}
+MIXED = {"tangle": 0.05, "single": 0.2, "person": 0.2, "facts": 0.25, "recite": 0.2, "chat": 0.1}
+CHAT = {"single": 0.03, "facts": 0.22, "recite": 0.5, "chat": 0.25}
+CALM = {"facts": 0.1, "recite": 0.5, "chat": 0.4}
+FIRST = {"chat": 1.0}
 STAGES = [
     Stage("offset-32", 32, WARM, 1200, 0.9, "repeat", tokens=4096),
     Stage("offset-64", 64, WARM, 600, 0.93, "repeat", tokens=4096),
-    Stage("restate-64", 64, RESTATE, 2500, 0.9, "single", tokens=4096),
-    Stage("restate-128", 128, RESTATE, 600, 0.93, "single"),
-    Stage("mixed-128", 128, MIXED, 700, 0.9, "facts", tokens=4096),
-    Stage("mixed-256", 256, MIXED, 700, 0.95, tokens=4096),
-    Stage("dense-256", 256, DENSE, 600, 0.9, rate=0.7, tokens=4096),
-    Stage("chat-256", 256, CHAT, 500, 0.9, rate=0.7, far=0.3, tokens=4096),
-    Stage("chat-512", 512, CHAT, 1200, 0.93, rate=0.2, jump=0.5, far=0.4, tokens=4096),
-    Stage("chat-1024", 1024, CHAT, 575, 0.95, rate=0.5, jump=0.5, far=0.4, tokens=4096),
-    Stage("short-256", 256, CHAT, 650, 0.97, rate=0.5, jump=0.3, far=0.3, tokens=4096),
-    Stage("calm-256", 256, LAST, 500, 0.98, "recite", 0.4, 0.1, jump=0.3, far=0.2, tokens=4096),
-    Stage("calm-512", 512, LAST, 400, 0.98, "recite", 0.4, 0.1, jump=0.4, far=0.4, tokens=4096),
-    Stage("calm-2048", 2048, LAST, 230, 2, "recite", 0.4, 0.1, jump=0.3, far=0.3),
-    Stage("calm-4096", 4096, LAST, 150, 2, "recite", 0.4, 0.1, 0.25, jump=0.3, far=0.15),
-    Stage("settle-4096", 4096, SETTLE, 65, 2, "recite", 0.3, 0.1, 0.0, jump=0.3),
+    Stage("restate-64", 64, RESTATE, 800, 0.95, "single", tokens=4096, kin=0.0, fresh=True),
+    Stage("person-128", 128, PERSON, 400, 0.95, "person", tokens=4096, kin=0.1),
+    Stage("bridge-64", 64, BRIDGE, 1200, 0.95, "person", tokens=4096, kin=0.1),
+    Stage("mixed-128", 128, MIXED, 500, 0.93, "facts", tokens=4096, odd=0.5),
+    Stage("chat-256", 256, CHAT, 600, 0.96, "recite", 0.8, far=0.2, kin=0.2, tokens=4096),
+    Stage("chat-512", 512, CHAT, 400, 0.97, "recite", 0.7, far=0.4, kin=0.2, tokens=4096),
+    Stage(
+        "chat-1024",
+        1024,
+        CHAT,
+        300,
+        0.98,
+        "recite",
+        0.6,
+        end_rate=8 / 15,
+        jump=0.3,
+        far=0.5,
+        kin=0.2,
+    ),
+    Stage("calm-2048", 2048, CALM, 240, rate=0.5, end_rate=0.2, jump=0.3, far=0.5, kin=0.2),
+    Stage(
+        "calm-4096",
+        4096,
+        CALM,
+        100,
+        rate=0.2,
+        end_rate=0.105,
+        unknown=0.2,
+        jump=0.3,
+        far=0.4,
+        kin=0.2,
+        sharpen=1.25,
+    ),
+    Stage(
+        "settle-4096",
+        4096,
+        CALM,
+        120,
+        rate=0.105,
+        end_rate=0.03,
+        unknown=0.2,
+        jump=0.3,
+        far=0.4,
+        kin=0.2,
+    ),
+    # A question right after the document is rare in the rows above, and is what the user asks.
+    Stage(
+        "first-1024",
+        1024,
+        FIRST,
+        50,
+        rate=0.1,
+        end_rate=0.08125,
+        unknown=0.35,
+        jump=0.3,
+        far=0.5,
+        kin=0.2,
+        share=(0.8, 0.97),
+    ),
+    Stage(
+        "last-1024",
+        1024,
+        FIRST,
+        100,
+        rate=0.08,
+        end_rate=0.005,
+        unknown=0.35,
+        jump=0.3,
+        far=0.7,
+        kin=0.2,
+        share=(0.8, 0.97),
+    ),
 ]
 
 
@@ -154,7 +217,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
     model = Llama(Shape(world.VOCAB))
     optimizers = make_optimizers(model)
     state_path = args.work / "state.pt"
-    at = {"stage": 0, "step": 0, "batches": 0, "tokens": 0, "seconds": 0.0}
+    # good: how many looks in a row reached the goal of the stage.
+    at = {"stage": 0, "step": 0, "good": 0, "batches": 0, "tokens": 0, "seconds": 0.0}
     if state_path.exists():
         state = torch.load(state_path)
         model.load_state_dict(state["model"])
@@ -175,8 +239,12 @@ def run(rank: int, args: argparse.Namespace) -> None:
     while at["stage"] < len(STAGES):
         stage = STAGES[at["stage"]]
         rows = max(args.processes, stage.tokens // stage.length)
-        good = 0
-        while at["step"] < stage.steps and good < 2:
+        if stage.fresh and at["step"] == 0:
+            optimizers = make_optimizers(model)
+        if at["step"] == 0:
+            for layer in model.layers:
+                layer.self_attn.q_proj.weight.data *= stage.sharpen
+        while at["step"] < stage.steps and at["good"] < 2:
             seed = SEED * 10**9 + at["batches"]
             far = Random(seed).random() < stage.far  # the same in all processes
             batch = make_batch(
@@ -187,6 +255,9 @@ def run(rank: int, args: argparse.Namespace) -> None:
                 stage.unknown,
                 stage.jump,
                 far,
+                stage.kin,
+                stage.odd,
+                stage.share,
                 rank,
                 args.processes,
             )
@@ -211,10 +282,11 @@ def run(rank: int, args: argparse.Namespace) -> None:
             at["tokens"] += batch.ids.numel() * args.processes
             if at["step"] % 25 == 0:
                 accuracy = curve.flush(stage_name=stage.name, **at)
-                good = agreed(good + 1 if accuracy.get(stage.watch, 0) >= stage.goal else 0)
+                reached = accuracy.get(stage.watch, 0) >= stage.goal
+                at["good"] = agreed(at["good"] + 1 if reached else 0)
                 save()
         at["stage"] += 1
-        at["step"] = 0
+        at["step"] = at["good"] = 0
         save()
         if rank == 0:
             torch.save(model.state_dict(), args.work / f"{stage.name}.pt")
