@@ -31,7 +31,7 @@ types: setup  ## mypy
 	@$(BIN)/mypy
 
 test: setup  ## the tests (CPU, no network)
-	@$(BIN)/python -m pytest -m 'not gpu'
+	@$(BIN)/python -m pytest -m 'not gpu' -n auto
 
 test-gpu: setup  ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu
