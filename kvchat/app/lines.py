@@ -16,8 +16,6 @@ from prompt_toolkit.keys import Keys
 BLOCK = '"""'
 PASTE = 2000  # characters above which a paste is shown as its size
 
-TOOLBAR_SECONDS = 1.0
-
 
 class Lines:
     """The prompt. Large pastes are shown as `[pasted N lines]` and put back when sent."""
@@ -42,9 +40,7 @@ class Lines:
     def read(self, toolbar: Callable[[], str] | None = None) -> str:
         """The next message. Raises EOFError, KeyboardInterrupt."""
         self.session.bottom_toolbar = toolbar
-        # a resize between two lines goes unnoticed, so the toolbar is drawn anew now and then
-        every = TOOLBAR_SECONDS if toolbar else 0
-        return self.unfolded(self.session.prompt("> ", refresh_interval=every))
+        return self.unfolded(self.session.prompt("> "))
 
     def unfolded(self, text: str) -> str:
         """`text` with what was pasted in place of its mark, and without block quotes."""
