@@ -39,7 +39,10 @@ class Terminal:
         script: dict | None = None,
         **environment: str,
     ):
-        surroundings = os.environ | {
+        inherited = dict(os.environ)
+        for name in ("COLUMNS", "LINES"):  # parallel tests set them; the terminal has its own size
+            inherited.pop(name, None)
+        surroundings = inherited | {
             "OMP_NUM_THREADS": "1",
             "TERM": "xterm-256color",
             "HOME": str(home),
