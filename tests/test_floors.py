@@ -37,6 +37,8 @@ FLOORS = {
     "kvchat.engine.dialogue": 5,
     "kvchat.engine.answer": 5,
     "kvchat.engine.engine": 5,
+    "kvchat.engine.turn": 5,
+    "kvchat.engine.conversation": 5,
     "kvchat.engine.session": 5,
     "kvchat.app": 6,
     "kvchat.__main__": 6,

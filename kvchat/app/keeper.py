@@ -10,7 +10,7 @@ from kvchat.app.chat import Chat
 from kvchat.app.screen import Screen
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.spec import method_options, name_of
-from kvchat.engine.session import Turn
+from kvchat.engine.turn import Turn
 
 # What decides which ids a text becomes; ids of another tokenizer mean something else.
 TOKENIZER_FILES = (

@@ -16,7 +16,8 @@ from kvchat.app.settings import KEYS
 from kvchat.app.start import chosen_method, open_chat, open_document, timed
 from kvchat.app.text import clean, counted
 from kvchat.engine.methods.full import Full
-from kvchat.engine.session import Session, Turn
+from kvchat.engine.session import Session
+from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 
 ORIGIN = "saved chat"
