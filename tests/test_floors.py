@@ -40,6 +40,7 @@ FLOORS = {
     "kvchat.engine.turn": 5,
     "kvchat.engine.conversation": 5,
     "kvchat.engine.session": 5,
+    "kvchat.engine.store": 5,
     "kvchat.app": 6,
     "kvchat.__main__": 6,
 }

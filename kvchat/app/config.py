@@ -36,6 +36,8 @@ SETTINGS: dict[str, type] = {
     "device": str,
     "dtype": str,
     "threads": int,
+    "kv_cache": str,
+    "kv_cache_dir": str,
 }
 UI: dict[str, type] = {
     "stats": str,

@@ -22,6 +22,8 @@ class Options:
     method_options: list[str] = field(default_factory=list)
     budget: str | None = None
     tail_budget: int = 0
+    kv_cache: str = "on"  # whether readings are saved and used again
+    kv_cache_dir: str | None = None
     ctx_size: int | None = None
     prefill_chunk: int | None = None
     max_tokens: int | None = None

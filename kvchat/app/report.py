@@ -20,7 +20,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
     kept = sum(sum(s.lengths) for s in session.cache.segments())
     config = session.engine.config
     rows = document * config.num_kv_heads * config.num_layers
-    prefill = timings["prefill"]
+    prefill = 0.0 if chat.restored else timings["prefill"]
     device = session.engine.device
     before = sum(len(turn.ids) for turn in session.turns[:-1])
     return {
@@ -31,13 +31,14 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
         "usage": {
             "document_tokens": document,
             "prompt_tokens": document + before + done.prompt_tokens,
-            "cached_tokens": before,
+            "cached_tokens": before + (document if chat.restored else 0),
             "completion_tokens": done.completion_tokens,
         },
         "timings": {
             "load_ms": round(1000 * timings["load"]),
             "tokenize_ms": round(1000 * timings["tokenize"]),
             "prefill_ms": round(1000 * prefill),
+            "restore_ms": round(1000 * chat.restored.seconds) if chat.restored else 0,
             "prefill_per_second": round(document / prefill, 1) if prefill and document else 0.0,
             "select_ms": round(1000 * session.select_seconds),
             "ttft_ms": round(1000 * done.ttft),

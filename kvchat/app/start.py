@@ -3,10 +3,8 @@
 import os
 import stat
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 
@@ -16,16 +14,18 @@ from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
 from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
+from kvchat.app.library import folder as readings_folder
 from kvchat.app.models import DEMO, Model, find_model, local_models
 from kvchat.app.options import Options
 from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
-from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
+from kvchat.app.reading import read_first, timed
+from kvchat.app.readings import Readings
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
 from kvchat.app.text import size, unicode
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
-from kvchat.engine.events import Loading, drain
+from kvchat.engine.events import Loading
 from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.base import Method
@@ -91,7 +91,8 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     session = Session(engine, book.dialogue, setup.ends, setup.limit, options.tail_budget)
     # a system text alone is not worth a choice
     method = setup.method if files else Full()
-    chat = Chat(options, setup.model, session, method, setup.settings, book, timings)
+    readings = Readings(screen, options.kv_cache, readings_folder(options.kv_cache_dir))
+    chat = Chat(options, setup.model, session, method, setup.settings, book, readings, timings)
     read_first(chat, screen, interactive, setup.method)
     return chat
 
@@ -199,38 +200,6 @@ def fitting(setup: Setup, free: int) -> int:
     budget, bits = setup.method.budget, bits_of(setup.method)
     itemsize, limit = setup.dtype.itemsize, setup.limit
     return longest(setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits)
-
-
-def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
-    """Read the book of a new chat. If the person drops it, the chat has no document."""
-    session, ids = chat.session, chat.book.ids
-    work = session.open(ids, chat.method, folds)
-    try:
-        with timed(chat.timings, "prefill"):
-            if interactive:
-                watched(work, screen, "reading", len(ids))
-            else:
-                screen.watch(work, "reading", len(ids))
-    except Dropped:
-        tokenizer = session.dialogue.tokenizer
-        chat.book = compose(tokenizer, (), "", session.limit)
-        chat.method, session.dialogue = Full(), chat.book.dialogue
-        drain(session.open(chat.book.ids, chat.method, folds))
-        screen.tell("document dropped; /file PATH reads another")
-        return
-    except Exception as error:
-        raise out_of_memory(chat, error) from error
-    machine.release(session.engine.device)
-    if chat.book.files:
-        screen.say(reading_line(chat))
-
-
-@contextmanager
-def timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    """Note the seconds that a block takes."""
-    begin = perf_counter()
-    yield
-    timings[name] = perf_counter() - begin
 
 
 def longer_windows(needed: int) -> list[str]:

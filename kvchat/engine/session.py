@@ -7,6 +7,7 @@ from time import perf_counter
 from torch import Tensor
 
 from kvchat.engine.answer import Answer
+from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.conversation import Conversation, require_fit
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
@@ -79,11 +80,13 @@ class Session(Conversation):
         questions: Sequence[str] = (),
         document: Sequence[int] | None = None,
         dialogue: Dialogue | None = None,
+        ready: KVCache | None = None,
     ) -> Generator[Progress | Smaller, None, None]:
         """Read the document and the turns again, with another method or another document.
 
         With `questions` the method scores rows by them and not by the document's end. `dialogue`
-        replaces the form of the conversation. If the consumer stops in between, the session is as
+        replaces the form of the conversation, `ready` is a cache of the document, which is then
+        not read. If the consumer stops in between, the session is as
         it was. Raises KvchatError("too_long").
         """
         if self.tail_budget:
@@ -94,8 +97,8 @@ class Session(Conversation):
         talk = [i for turn in turns for i in turn.ids]
         if document is not None:
             require_fit(len(ids) + len(talk), self.limit, "the document with the conversation")
-        cache, select = self.engine.empty_cache(), 0.0
-        if ids:
+        cache, select = ready or self.engine.empty_cache(), 0.0
+        if ids and not ready:
             compression = Compression(method, tuple(range(len(questions))))
             reading = yield from self.read(ids, [compression], questions)
             cache, select = reading.caches[0], reading.select_seconds
