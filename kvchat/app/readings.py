@@ -175,10 +175,11 @@ class Readings:
             "full_bytes": len(ids) * engine.kv_bytes_per_token,
         }
 
+        held = session.memory().total
+
         def work(stopped: Callable[[], bool]) -> str:
             parts = reading_parts(engine, model.folder, ids, method)
             path = library.place(self._root, fingerprint(parts))
-            held = sum(s.memory().total for layer in layers for s in layer.segments)
             library.require_space(self._root, held)
             save_book(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)
             library.prune(self._root, library.CAP, keep=path)

@@ -28,10 +28,23 @@ PROBE = 8  # the document's last tokens, read once more after it
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
+class Part(NamedTuple):
+    """A segment taken apart, as it is now: its class' `load` makes another one of it."""
+
+    kind: str
+    span: tuple[int, int]
+    tensors: dict[str, Tensor]
+
+    def segment(self) -> Segment:
+        """A segment of these tensors."""
+        module, cls = SEGMENTS[self.kind].split(":")
+        return getattr(import_module(module), cls).load(self.tensors, self.span)
+
+
 class Layer(NamedTuple):
     """What a layer keeps of a document: segments, and the rows `[H, n, D]` of a live end."""
 
-    segments: list[Segment]
+    parts: list[Part]
     keys: Tensor
     values: Tensor
 
@@ -47,7 +60,8 @@ def layers_of(cache: KVCache, tokens: int) -> list[Layer] | None:
         live = tokens - (segments[-1].span[1] if segments else 0)
         if live and layer.tail.start != tokens - live:
             return None
-        found.append(Layer(segments, layer.tail.keys[:, :live], layer.tail.values[:, :live]))
+        parts = [Part(s.kind, s.span, s.tensors()) for s in segments]
+        found.append(Layer(parts, layer.tail.keys[:, :live], layer.tail.values[:, :live]))
     return found
 
 
@@ -66,13 +80,13 @@ def save_book(
     """
     tensors = {"ids": torch.tensor(ids, dtype=torch.int32), "probe": probe(engine, layers, ids)}
     for number, layer in enumerate(layers):
-        for which, segment in enumerate(layer.segments):
-            for name, tensor in segment.tensors().items():
+        for which, part in enumerate(layer.parts):
+            for name, tensor in part.tensors.items():
                 tensors[f"{number}.{which}.{name}"] = tensor
         if layer.keys.shape[1]:
             tensors[f"{number}.tail.k"] = layer.keys
             tensors[f"{number}.tail.v"] = layer.values
-    segments = [[{"kind": s.kind, "span": s.span} for s in layer.segments] for layer in layers]
+    segments = [[{"kind": p.kind, "span": p.span} for p in layer.parts] for layer in layers]
     metadata = {
         "kind": KIND,
         "format": str(FORMAT),
@@ -97,13 +111,13 @@ def load_book(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) 
             raise Refused("its tokens are others")
         layers = _layers(mapped, engine)
         saved = mapped.tensors["probe"]
+        _require_shape(layers, engine, len(ids))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"it is not complete ({error!r})") from None
-    _require_shape(layers, engine, len(ids))
     difference = _difference(probe(engine, layers, ids), saved)
     if not difference <= TOLERANCE[engine.dtype]:
         raise Refused(f"the model answers otherwise over it (logits are off by {difference:.1%})")
-    return _cache(engine, layers)
+    return _cache(engine, layers, len(ids))
 
 
 def require(metadata: Mapping[str, str], kind: str, fingerprint: str) -> None:
@@ -119,19 +133,19 @@ def require(metadata: Mapping[str, str], kind: str, fingerprint: str) -> None:
 def probe(engine: Engine, layers: Sequence[Layer], ids: Sequence[int]) -> Tensor:
     """Logits `[vocab]` (fp32) after the document and its last tokens once more.
 
-    A cache of its own reads them: the segments are shared, no tail is.
+    A cache of its own reads them: it shares rows with no other.
     """
-    return engine.score(_cache(engine, layers), ids[-PROBE:])[-1].float().cpu()
+    return engine.score(_cache(engine, layers, len(ids)), ids[-PROBE:])[-1].float().cpu()
 
 
 @torch.inference_mode()
-def _cache(engine: Engine, layers: Sequence[Layer]) -> KVCache:
+def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
     cache = engine.empty_cache()
     for layer, kept in zip(cache.layers, layers, strict=True):
-        for segment in kept.segments:
-            layer.adopt(segment)
+        layer.segments = [part.segment() for part in kept.parts]
+        layer.tail.start = tokens - kept.keys.shape[1]
         layer.append(kept.keys, kept.values)
-    cache.position = cache.frozen + layers[0].keys.shape[1]
+    cache.position = tokens
     return cache
 
 
@@ -139,7 +153,7 @@ def _layers(mapped: Mapped, engine: Engine) -> list[Layer]:
     config, found = engine.config, []
     none = torch.empty(config.num_kv_heads, 0, config.head_dim, dtype=engine.dtype)
     for number, entries in enumerate(json.loads(mapped.metadata["segments"])):
-        segments = []
+        parts = []
         for which, entry in enumerate(entries):
             prefix = f"{number}.{which}."
             tensors = {
@@ -147,11 +161,9 @@ def _layers(mapped: Mapped, engine: Engine) -> list[Layer]:
                 for name, tensor in mapped.tensors.items()
                 if name.startswith(prefix)
             }
-            module, cls = SEGMENTS[entry["kind"]].split(":")
-            load = getattr(import_module(module), cls).load
-            segments.append(load(tensors, tuple(entry["span"])))
+            parts.append(Part(entry["kind"], tuple(entry["span"]), tensors))
         tail = (mapped.tensors.get(f"{number}.tail.{name}", none) for name in "kv")
-        found.append(Layer(segments, *(rows.to(engine.device) for rows in tail)))
+        found.append(Layer(parts, *(rows.to(engine.device) for rows in tail)))
     return found
 
 
@@ -161,13 +173,12 @@ def _require_shape(layers: Sequence[Layer], engine: Engine, tokens: int) -> None
     if len(layers) != config.num_layers:
         raise Refused(f"it has {len(layers)} layers; the model has {config.num_layers}")
     for layer in layers:
-        ends = [0, *(segment.span[1] for segment in layer.segments)]
-        live = tokens - ends[-1]
-        spans = [segment.span for segment in layer.segments]
-        heads = {len(segment.lengths) for segment in layer.segments}
-        shape = (config.num_kv_heads, live, config.head_dim)
+        spans = [part.span for part in layer.parts]
+        ends = [0, *(end for _, end in spans)]
+        shape = (config.num_kv_heads, tokens - ends[-1], config.head_dim)
         if spans != list(pairwise(ends)) or {layer.keys.shape, layer.values.shape} != {shape}:
             raise Refused(f"it does not stand for {tokens:,} tokens")
+        heads = {len(part.segment().lengths) for part in layer.parts}
         if heads - {config.num_kv_heads}:
             raise Refused(f"it has not {config.num_kv_heads} KV heads")
 
