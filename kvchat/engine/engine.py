@@ -8,6 +8,8 @@ from torch import Tensor
 
 from kvchat.engine import fold as folding
 from kvchat.engine import prefill as reading
+from kvchat.engine import selection
+from kvchat.engine.archiving import Archiving
 from kvchat.engine.attention import backend
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import Loading, Progress, Smaller, drain
@@ -80,12 +82,13 @@ class Engine:
         compressions: Sequence[Compression],
         probes: Sequence[Sequence[int]] = (),
         replays: Sequence[Replay] = (),
+        archiving: Archiving | None = None,
     ) -> Generator[Progress | Smaller, None, Reading]:
         """Read `ids` once into one cache per compression; see `prefill.prefill`."""
         assert ids, "an empty document has nothing to read"
         return (
             yield from reading.prefill(
-                self.model, ids, compressions, self.backend, self.chunk, probes, replays
+                self.model, ids, compressions, self.backend, self.chunk, probes, replays, archiving
             )
         )
 
@@ -96,6 +99,24 @@ class Engine:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
         x = yield from reading.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]
+
+    @torch.inference_mode()
+    def extend_choosing(
+        self, cache: KVCache, ids: Sequence[int], method: Method
+    ) -> Generator[Progress | Smaller, None, tuple[Tensor, float]]:
+        """Append a question's `ids` and keep what it needs, from the cache's archive.
+
+        The generator's value are the last logits `[vocab]` and the seconds that choosing took; see
+        `selection.extend_choosing`.
+        """
+        steps = selection.extend_choosing(self.model, cache, ids, self.chunk, method)
+        x, seconds = yield from steps
+        return self.model.logits(x[-1:])[0], seconds
+
+    @torch.inference_mode()
+    def choose(self, cache: KVCache, method: Method) -> float:
+        """Choose again what is kept, from the cache's archive; see `selection.choose`."""
+        return selection.choose(self.model, cache, method)
 
     @torch.inference_mode()
     def fold(self, cache: KVCache, method: Method, since: int, end: int) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Moments, Needs
-from kvchat.engine.model.layers import Rotation
+from kvchat.engine.methods.base import Moments, Needs, Prefilled
+from kvchat.engine.model.layers import Block, Rotation
 
 # The first tokens' queries are far from all others: moments leave them out, as Expected Attention
 # does.
@@ -35,6 +35,30 @@ class Observation:
         # how many queries before rotation, their sum [H*G, D], that of their outer products
         # [H*G, D, D], both float64
         self.sums: tuple[int, Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, needs: Needs, tensors: dict[str, Tensor], device: torch.device) -> "Observation":
+        """What an observation whose `tensors()` these are has gathered of a document."""
+        found, there = cls(needs), {name: t.to(device) for name, t in tensors.items()}
+        if "queries" in there:
+            found.queries, found.lses = [there["queries"]], [there["lse"].float()]
+        if "mass" in there:
+            found.mass = there["mass"].float()
+        if "count" in there:
+            found.sums = int(there["count"]), there["sum"], there["square"]
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was gathered of a document, by name."""
+        found: dict[str, Tensor] = {}
+        if self.queries:
+            found |= {"queries": self.queries[0], "lse": self.lses[0].double()}
+        if self.mass is not None:
+            found["mass"] = self.mass.double()
+        if self.sums is not None:
+            count, total, square = self.sums
+            found |= {"count": torch.tensor(count), "sum": total, "square": square}
+        return found
 
     def see(
         self, q: Tensor, lse: Tensor, layer: LayerCache, scale: float, cos: Tensor, sin: Tensor
@@ -118,3 +142,40 @@ def moments(parts: list[Observation], coming: Rotation, future: int) -> Moments 
         return ops.rope(flat, cos, sin).view_as(rows)
 
     return Moments(turn(mean.float()), turn(turn(covariance).transpose(1, 2)))
+
+
+def prefilled(
+    keys: Tensor,
+    values: Tensor,
+    document: Observation,
+    probes: list[Observation],
+    needs: Needs,
+    coming: Rotation,
+    block: Block,
+    place: tuple[int, int],
+) -> Prefilled:
+    """A dense layer `keys, values [H, T, D]` as a method sees it, with what it observes.
+
+    `document` has seen the reading, `probes` what followed it; `place` is its number of all layers.
+    """
+    tokens = keys.shape[1]
+    windows = [part for part in (probes or [document]) if needs.queries]
+    queries = [q[-needs.queries :] for part in windows for q in part.queries]
+    lses = [lse[-needs.queries :] for part in windows for lse in part.lses]
+    seen = torch.full((sum(map(len, queries)),), tokens, device=keys.device)
+    if not probes:  # the document's own queries see nothing later than themselves
+        seen -= torch.arange(len(seen), device=keys.device).flip(0)
+    empty = keys.new_empty(0)
+    return Prefilled(
+        keys=keys,
+        values=values,
+        queries=torch.cat(queries) if queries else empty,
+        lse=torch.cat(lses) if lses else empty,
+        seen=seen,
+        scale=keys.shape[-1] ** -0.5,
+        layer=place[0],
+        num_layers=place[1],
+        column_mass=column_mass([document, *probes], tokens) if needs.column_mass else None,
+        moments=moments([document, *probes], coming, needs.future) if needs.future else None,
+        output=block.output,
+    )

@@ -3,6 +3,7 @@ and methods meet. Knows no text.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
@@ -11,16 +12,17 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from kvchat.engine.archiving import Archiving
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs, Prefilled, Prunes
+from kvchat.engine.methods.base import Method, Needs, Prunes
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
-from kvchat.engine.observation import Observation, column_mass, moments
-from kvchat.engine.replay import Replay, ReplayScores, bare_replays, gathered
+from kvchat.engine.observation import Observation, prefilled
+from kvchat.engine.replay import Replay, ReplayScores, bare_replays, replayed
 from kvchat.errors import is_out_of_memory
 
 
@@ -57,8 +59,8 @@ def step(block: Block, layer: LayerCache, x: Tensor, rotation: Rotation) -> Tens
     scale = q.shape[-1] ** -0.5
     layer.append(k, v)
     o, lse = layer.attend(q, scale)
-    if layer.observer is not None:
-        layer.observer.see(q, lse, layer, scale, *rotation)
+    for observer in layer.observers:
+        observer.see(q, lse, layer, scale, *rotation)
     return block.finish(x, o)
 
 
@@ -92,29 +94,33 @@ def walk(
     while a < len(x):
         b = min(a + pace.chunk, len(x))
         rows = layer.tail.length
-        observed = vars(layer.observer).copy() if layer.observer is not None else {}
+        observed = [vars(observer).copy() for observer in layer.observers]
         try:
             x[a:b] = step(block, layer, x[a:b], rotation(a, b))
         except Exception as error:
             smaller = pace.slow(error)
         else:
-            del observed  # or it would stay alive beside its successor
+            observed.clear()  # or it would stay alive beside its successor
             yield b - a
             a = b
             continue
         # outside of the handler, so that the failed chunk's tensors are free
         layer.tail.truncate(rows)
-        if layer.observer is not None:
-            vars(layer.observer).update(observed)
+        for observer, before in zip(layer.observers, observed, strict=True):
+            vars(observer).update(before)
         if x.is_cuda:
             torch.cuda.empty_cache()
         yield smaller
 
 
 def extend(
-    model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int
+    model: CausalLM,
+    cache: KVCache,
+    ids: Sequence[int],
+    chunk: int,
+    around: Callable[[int, Block, LayerCache], AbstractContextManager] = lambda *_: nullcontext(),
 ) -> Generator[Progress | Smaller, None, Tensor]:
-    """Append `ids` to the cache's tail, layer by layer.
+    """Append `ids` to the cache's tail, layer by layer, each inside of its `around`.
 
     The generator's value is their final hidden states `[T, hidden]`. If the consumer stops in
     between, the cache is as it was before.
@@ -125,12 +131,13 @@ def extend(
     pace, done = Pace(chunk), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
-            for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), pace):
-                if isinstance(item, Smaller):
-                    yield item
-                    continue
-                done += item
-                yield Progress(number, len(cache.layers), done, total, 0)
+            with around(number, block, layer):
+                for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), pace):
+                    if isinstance(item, Smaller):
+                        yield item
+                        continue
+                    done += item
+                    yield Progress(number, len(cache.layers), done, total, 0)
     except BaseException:
         for layer in cache.layers:
             layer.tail.truncate(before - layer.tail.start)
@@ -147,6 +154,7 @@ def prefill(
     chunk: int,
     probes: Sequence[Sequence[int]] = (),
     replays: Sequence[Replay] = (),
+    archiving: Archiving | None = None,
 ) -> Generator[Progress | Smaller, None, Reading]:
     """Read `ids` into one new cache per compression; the generator's value is a `Reading`.
 
@@ -155,7 +163,8 @@ def prefill(
     Alive at any time: the weights, the hidden states `[T, hidden]` once, one layer's dense K/V,
     and what is kept. Probes are token lists that follow the document, each by itself: they walk
     the layers beside it, are observed, and leave no trace. So do replays, for methods that need
-    them (without any given, the bare text is repeated); they count as tokens to read.
+    them (without any given, the bare text is repeated); they count as tokens to read. `archiving`
+    is given all rows of every layer.
     Raises KvchatError("usage") before anything is read if a budget cannot be met.
     """
     config, device = model.config, _device(model)
@@ -177,6 +186,8 @@ def prefill(
     # the document's last queries matter to those only who do not score with a probe's
     window = max((c.method.needs.queries for c in compressions if not c.probes), default=0)
     own = replace(asked, queries=window)
+    if archiving is not None:
+        own |= archiving.needs
     coming = rotation_at(model, tokens, asked.future)
     room = tokens + max((len(aside) for aside in [*asides, *repeats]), default=0)
     pace = Pace(chunk)
@@ -216,17 +227,22 @@ def prefill(
         for which, (cache, compression) in enumerate(zip(caches, compressions, strict=True)):
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
-            prefilled = _prefilled(tail, recent, probed, needs, coming, block, (number, layers))
+            place = (number, layers)
+            given = prefilled(tail.keys, tail.values, recent, probed, needs, coming, block, place)
             if needs.replay:
-                mass, change = gathered(scored, *prefilled.shape)
-                prefilled = replace(prefilled, replay_mass=mass, replay_change=change)
-            segment = compression.method.compress(prefilled)
+                repeated = replayed(scored, *given.shape)
+                mass, change = repeated["replay_mass"], repeated.get("replay_change")
+                given = replace(given, replay_mass=mass, replay_change=change)
+            segment = compression.method.compress(given)
             if isinstance(compression.method, Prunes) and compression.method.over > 1:
-                worth[which].append(compression.method.worth(prefilled, segment))
+                worth[which].append(compression.method.worth(given, segment))
             cache.layers[number].adopt(segment)
             kept += segment.memory().device
-            del prefilled
+            del given
         select += perf_counter() - begin
+        if archiving is not None:
+            seen = recent.tensors() | replayed(scored, config.num_kv_heads, tokens)
+            archiving.keep(number, tail.keys, tail.values, seen)
         del tail, layer  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, total, kept)
     begin = perf_counter()
@@ -238,40 +254,11 @@ def prefill(
             for layer, segment in zip(cache.layers, pruned, strict=True):
                 layer.segments = [segment]
     select += perf_counter() - begin
+    if archiving is not None:
+        for cache in caches:
+            for layer, archive in zip(cache.layers, archiving.archives(), strict=False):
+                layer.archive = archive
     return Reading(caches, model.logits(x[-1:])[0], select)
-
-
-def _prefilled(
-    tail: Tail,
-    document: Observation,
-    probes: list[Observation],
-    needs: Needs,
-    coming: Rotation,
-    block: Block,
-    place: tuple[int, int],
-) -> Prefilled:
-    """The dense layer as a method sees it, with what it observes; `place` is its number of all."""
-    keys = tail.keys
-    windows = [part for part in (probes or [document]) if needs.queries]
-    queries = [q[-needs.queries :] for part in windows for q in part.queries]
-    lses = [lse[-needs.queries :] for part in windows for lse in part.lses]
-    seen = torch.full((sum(map(len, queries)),), tail.length, device=keys.device)
-    if not probes:  # the document's own queries see nothing later than themselves
-        seen -= torch.arange(len(seen), device=keys.device).flip(0)
-    empty = keys.new_empty(0)
-    return Prefilled(
-        keys=keys,
-        values=tail.values,
-        queries=torch.cat(queries) if queries else empty,
-        lse=torch.cat(lses) if lses else empty,
-        seen=seen,
-        scale=keys.shape[-1] ** -0.5,
-        layer=place[0],
-        num_layers=place[1],
-        column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
-        moments=moments([document, *probes], coming, needs.future) if needs.future else None,
-        output=block.output,
-    )
 
 
 def _device(model: CausalLM) -> torch.device:

@@ -109,3 +109,11 @@ def gathered(scores: Sequence[ReplayScores], heads: int, rows: int) -> tuple[Ten
     mass, change = tables
     assert mass is not None, "replays score before anyone asks"
     return mass, change
+
+
+def replayed(scores: Sequence[ReplayScores], heads: int, rows: int) -> dict[str, Tensor]:
+    """The same by name, as far as there is any."""
+    if not scores:
+        return {}
+    mass, change = gathered(scores, heads, rows)
+    return {"replay_mass": mass} | ({} if change is None else {"replay_change": change})

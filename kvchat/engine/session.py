@@ -7,15 +7,12 @@ from time import perf_counter
 from torch import Tensor
 
 from kvchat.engine.answer import Answer
-from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.conversation import Conversation, require_fit
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
-from kvchat.engine.fold import folding
-from kvchat.engine.methods.base import Method
-from kvchat.engine.prefill import Compression, Reading
+from kvchat.engine.reader import Reader
 from kvchat.engine.sampling import Sampling
+from kvchat.engine.selection import can_choose, is_asked
 from kvchat.engine.tokenizer import TextStream
 from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
@@ -23,11 +20,12 @@ from kvchat.errors import KvchatError
 MAX_TOKENS = 2048
 
 
-class Session(Conversation):
-    """A conversation that reads and answers: a document read once, and many questions.
+class Session(Reader):
+    """A document read once, and many questions.
 
     The last sampled token is *pending*: it is fed with the next turn. Nothing is rendered or
-    tokenised twice.
+    tokenised twice. With `by_question`, and an archive beside the cache, every question attends to
+    all of the document and then chooses what its answer is written over.
     """
 
     def __init__(
@@ -37,77 +35,13 @@ class Session(Conversation):
         end_tokens: Sequence[int] = (),
         limit: int = 0,
         tail_budget: int = 0,
+        by_question: bool = False,
     ):
-        super().__init__(engine, limit, tail_budget)
-        self.dialogue = dialogue
+        super().__init__(engine, dialogue, limit, tail_budget)
+        self.by_question = by_question
         self.ends = dialogue.end_tokens | set(engine.config.end_tokens) | set(end_tokens)
-        self.select_seconds = 0.0  # that compressing took at the last reading
+        self.question_seconds: float | None = None  # that choosing for the last question took
         self._asked = 0  # questions begun: an abandoned one must not undo a later one
-
-    def read(
-        self,
-        ids: Sequence[int],
-        compressions: Sequence[Compression],
-        questions: Sequence[str] = (),
-    ) -> Generator[Progress | Smaller, None, Reading]:
-        """Read a document once into one cache per compression; `questions` are its probes.
-
-        The session itself does not change: `adopt` one of the caches to talk over it.
-        """
-        require_fit(len(ids), self.limit)
-        probes = [self.dialogue.first(question) for question in questions]
-        wanted = any(compression.method.needs.replay for compression in compressions)
-        replays = self.dialogue.replays(ids) if wanted else []
-        return (yield from self.engine.prefill(ids, compressions, probes, replays))
-
-    def open(
-        self, ids: Sequence[int], method: Method, folds: Method | None = None
-    ) -> Generator[Progress | Smaller, None, None]:
-        """Read `ids` (of `Dialogue.document`) with a method and begin a conversation about them.
-
-        Turns are folded with the same method, or with `folds`. If the consumer stops in between,
-        the session is as it was.
-        """
-        if not ids:
-            return self.adopt(self.engine.empty_cache(), ids, folds or method)
-        reading = yield from self.read(ids, [Compression(method)])
-        self.select_seconds = reading.select_seconds
-        self.adopt(reading.caches[0], ids, folds or method)
-
-    def use(
-        self,
-        method: Method,
-        questions: Sequence[str] = (),
-        document: Sequence[int] | None = None,
-        dialogue: Dialogue | None = None,
-        ready: KVCache | None = None,
-    ) -> Generator[Progress | Smaller, None, None]:
-        """Read the document and the turns again, with another method or another document.
-
-        With `questions` the method scores rows by them and not by the document's end. `dialogue`
-        replaces the form of the conversation, `ready` is a cache of the document, which is then
-        not read. If the consumer stops in between, the session is as
-        it was. Raises KvchatError("too_long").
-        """
-        if self.tail_budget:
-            folding(method, self.tail_budget)  # refused before anything is read
-        ids = self.document if document is None else list(document)
-        dialogue = dialogue or self.dialogue
-        turns = self._turns_in(dialogue)
-        talk = [i for turn in turns for i in turn.ids]
-        if document is not None:
-            require_fit(len(ids) + len(talk), self.limit, "the document with the conversation")
-        cache, select = ready or self.engine.empty_cache(), 0.0
-        if ids and not ready:
-            compression = Compression(method, tuple(range(len(questions))))
-            reading = yield from self.read(ids, [compression], questions)
-            cache, select = reading.caches[0], reading.select_seconds
-        self._watch(cache, len(ids), method)
-        if talk:
-            yield from self.engine.extend(cache, talk)
-        self.cache, self.document, self.turns = cache, ids, turns
-        self.dialogue, self.select_seconds, self.method = dialogue, select, method
-        self._fold()
 
     def ask(
         self,
@@ -159,14 +93,14 @@ class Session(Conversation):
         """Feed `ids`, then write: the answer of a new turn, or more of the last one's."""
         started = perf_counter()
         before, cache, earlier = self.cache.position, self.cache, begun.tokens
+        chosen = [list(layer.segments) for layer in cache.layers]
         room = self.limit - before - len(ids)
         if room < 1:
             raise self._window_full(len(ids))
         self._asked += 1
         asked = self._asked
         try:
-            reading = self.engine.extend(self.cache, ids)
-            logits = yield from self._until_cancelled(reading, cancelled)
+            logits = yield from self._until_cancelled(self._fed(begun, ids), cancelled)
             if logits is None:  # nothing of the question is in the cache
                 seconds = perf_counter() - started
                 yield TurnDone(begun.answer, "cancelled", len(ids), 0, seconds, 0.0)
@@ -195,9 +129,21 @@ class Session(Conversation):
         except BaseException:  # nobody waited for the end: the question was not asked
             if self._asked == asked and self.cache is cache:
                 self._rewind(before)
+                for layer, segments in zip(cache.layers, chosen, strict=True):
+                    layer.segments = segments
             raise
         self._record(begun, before + len(ids) - len(earlier), answer, reason)
         yield TurnDone(answer.text, reason, len(ids), count, first - started, last - first)
+
+    def _fed(self, begun: Turn, ids: list[int]) -> Generator[Progress | Smaller, None, Tensor]:
+        """Append `ids` to the cache; a new question may choose its rows. The last logits."""
+        self.question_seconds = None
+        method = self.chooser if self.by_question and not begun.finish_reason else None
+        if method is None or not is_asked(method) or not can_choose(self.cache, method):
+            return (yield from self.engine.extend(self.cache, ids))
+        work = self.engine.extend_choosing(self.cache, ids, method)
+        logits, self.question_seconds = yield from work
+        return logits
 
     def _turn_ids(self, question: str) -> list[int]:
         if not self.turns:
@@ -212,15 +158,6 @@ class Session(Conversation):
         if end is None or self.dialogue.tokenizer.decode(ids[:end]).strip():
             return pending + ids
         return ids[end:]
-
-    def _turns_in(self, dialogue: Dialogue) -> list[Turn]:
-        """The turns in another form: what opens the first one can differ, the rest stays."""
-        if dialogue is self.dialogue or not self.turns:
-            return self.turns
-        first, *rest = self.turns
-        ids = dialogue.first(first.question)
-        changed = replace(first, ids=(*ids, *first.ids[first.asked :]), asked=len(ids))
-        return [changed, *rest]
 
     def _window_full(self, needed: int) -> KvchatError:
         used = self.cache.position
