@@ -10,8 +10,11 @@ from torch import Tensor
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.methods.base import Needs
 
-OBSERVED = Needs(queries=64, column_mass=True, future=1)
-"""What a reading observes for methods that may choose later; replays are too dear for a maybe."""
+OBSERVED = Needs(queries=64, future=1)
+"""What a reading observes for methods that may choose later, beside what its own method needs.
+
+Column sums and replays are too dear for a maybe: they multiply the time of reading.
+"""
 
 
 class Archiving(Protocol):

@@ -8,8 +8,8 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Moments, Needs, Prefilled
-from kvchat.engine.model.layers import Block, Rotation
+from kvchat.engine.methods.base import Moments, Needs
+from kvchat.engine.model.layers import Rotation
 
 # The first tokens' queries are far from all others: moments leave them out, as Expected Attention
 # does.
@@ -142,40 +142,3 @@ def moments(parts: list[Observation], coming: Rotation, future: int) -> Moments 
         return ops.rope(flat, cos, sin).view_as(rows)
 
     return Moments(turn(mean.float()), turn(turn(covariance).transpose(1, 2)))
-
-
-def prefilled(
-    keys: Tensor,
-    values: Tensor,
-    document: Observation,
-    probes: list[Observation],
-    needs: Needs,
-    coming: Rotation,
-    block: Block,
-    place: tuple[int, int],
-) -> Prefilled:
-    """A dense layer `keys, values [H, T, D]` as a method sees it, with what it observes.
-
-    `document` has seen the reading, `probes` what followed it; `place` is its number of all layers.
-    """
-    tokens = keys.shape[1]
-    windows = [part for part in (probes or [document]) if needs.queries]
-    queries = [q[-needs.queries :] for part in windows for q in part.queries]
-    lses = [lse[-needs.queries :] for part in windows for lse in part.lses]
-    seen = torch.full((sum(map(len, queries)),), tokens, device=keys.device)
-    if not probes:  # the document's own queries see nothing later than themselves
-        seen -= torch.arange(len(seen), device=keys.device).flip(0)
-    empty = keys.new_empty(0)
-    return Prefilled(
-        keys=keys,
-        values=values,
-        queries=torch.cat(queries) if queries else empty,
-        lse=torch.cat(lses) if lses else empty,
-        seen=seen,
-        scale=keys.shape[-1] ** -0.5,
-        layer=place[0],
-        num_layers=place[1],
-        column_mass=column_mass([document, *probes], tokens) if needs.column_mass else None,
-        moments=moments([document, *probes], coming, needs.future) if needs.future else None,
-        output=block.output,
-    )

@@ -15,13 +15,14 @@ from torch import Tensor
 from kvchat.engine.archiving import Archiving
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.budget import Geometry
+from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs, Prunes
+from kvchat.engine.methods.base import Method, Needs, Prefilled, Prunes
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
-from kvchat.engine.observation import Observation, prefilled
+from kvchat.engine.observation import Observation, column_mass, moments
 from kvchat.engine.replay import Replay, ReplayScores, bare_replays, replayed
 from kvchat.errors import is_out_of_memory
 
@@ -228,7 +229,7 @@ def prefill(
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
             place = (number, layers)
-            given = prefilled(tail.keys, tail.values, recent, probed, needs, coming, block, place)
+            given = prefilled(tail, recent, probed, needs, coming, block, place)
             if needs.replay:
                 repeated = replayed(scored, *given.shape)
                 mass, change = repeated["replay_mass"], repeated.get("replay_change")
@@ -259,6 +260,39 @@ def prefill(
             for layer, archive in zip(cache.layers, archiving.archives(), strict=False):
                 layer.archive = archive
     return Reading(caches, model.logits(x[-1:])[0], select)
+
+
+def prefilled(
+    tail: Tail | Exact,
+    document: Observation,
+    probes: list[Observation],
+    needs: Needs,
+    coming: Rotation,
+    block: Block,
+    place: tuple[int, int],
+) -> Prefilled:
+    """The dense layer as a method sees it, with what it observes; `place` is its number of all."""
+    keys = tail.keys
+    windows = [part for part in (probes or [document]) if needs.queries]
+    queries = [q[-needs.queries :] for part in windows for q in part.queries]
+    lses = [lse[-needs.queries :] for part in windows for lse in part.lses]
+    seen = torch.full((sum(map(len, queries)),), tail.length, device=keys.device)
+    if not probes:  # the document's own queries see nothing later than themselves
+        seen -= torch.arange(len(seen), device=keys.device).flip(0)
+    empty = keys.new_empty(0)
+    return Prefilled(
+        keys=keys,
+        values=tail.values,
+        queries=torch.cat(queries) if queries else empty,
+        lse=torch.cat(lses) if lses else empty,
+        seen=seen,
+        scale=keys.shape[-1] ** -0.5,
+        layer=place[0],
+        num_layers=place[1],
+        column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
+        moments=moments([document, *probes], coming, needs.future) if needs.future else None,
+        output=block.output,
+    )
 
 
 def _device(model: CausalLM) -> torch.device:

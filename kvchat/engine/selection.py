@@ -17,8 +17,8 @@ from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method, Needs, Prunes
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block
-from kvchat.engine.observation import Observation, prefilled
-from kvchat.engine.prefill import extend, rotation_at
+from kvchat.engine.observation import Observation
+from kvchat.engine.prefill import extend, prefilled, rotation_at
 
 
 def can_choose(cache: KVCache, method: Method) -> bool:
@@ -30,6 +30,8 @@ def can_choose(cache: KVCache, method: Method) -> bool:
     return (
         layer.segments[0].span == (0, tokens)
         and (not needs.queries or len(seen["queries"]) >= min(needs.queries, tokens))
+        and (not needs.column_mass or "mass" in seen)
+        and (not needs.future or "sum" in seen)
         and (not needs.replay or "replay_mass" in seen)
         and (not needs.replay_change or "replay_change" in seen)
     )
@@ -68,8 +70,7 @@ class Selection:
         there, device = _archive(layer).observed, exact.keys.device
         document = Observation.of(needs, there, device)
         given = prefilled(
-            exact.keys,
-            exact.values,
+            exact,
             document,
             list(questions),
             needs,

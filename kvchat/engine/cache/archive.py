@@ -24,6 +24,11 @@ class Exact:
         """The positions that it stands for."""
         return 0, self.keys.shape[1]
 
+    @property
+    def length(self) -> int:
+        """Rows of a head."""
+        return self.keys.shape[1]
+
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all rows. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         heads, tokens, dim = self.keys.shape
