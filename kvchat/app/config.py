@@ -38,6 +38,8 @@ SETTINGS: dict[str, type] = {
     "threads": int,
     "kv_cache": str,
     "kv_cache_dir": str,
+    "keep_full": str,
+    "select": str,
 }
 UI: dict[str, type] = {
     "stats": str,

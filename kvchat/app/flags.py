@@ -39,6 +39,14 @@ Chunk = Annotated[
 Window = Annotated[
     str | None, typer.Option("-c", "--ctx-size", help="Window to use: 8192, 32k, 32K.")
 ]
+KeepFull = Annotated[
+    str | None,
+    typer.Option(help="A full copy of the KV, to choose from for each question: off, host, disk."),
+]
+Select = Annotated[
+    str | None,
+    typer.Option(help="What chooses the kept rows: document, question (needs a full copy)."),
+]
 KvCache = Annotated[
     str | None, typer.Option(help="Saved readings: on, off, read (used, but none saved).")
 ]

@@ -14,6 +14,8 @@ CHOICES = {
     "overflow": ("error", "head", "tail", "middle"),
     "loader": ("auto", "text", "html", "epub", "docx", "pdf"),
     "stats": ("off", "short", "long"),
+    "keep_full": ("off", "host", "disk"),
+    "select": ("document", "question"),
     "kv_cache": ("on", "off", "read"),
     "color": ("auto", "always", "never"),
 }

@@ -5,7 +5,7 @@ torch.
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,10 +102,10 @@ def remove(entry: Entry) -> None:
         raise KvchatError("session", f"{entry.path} stays: {error.strerror}") from None
 
 
-def prune(root: Path, most: int, keep: Path | None = None) -> list[Entry]:
+def prune(root: Path, most: int, keep: Collection[Path] = ()) -> list[Entry]:
     """Delete the least lately used readings until the rest takes at most `most` bytes.
 
-    `keep` stays. Left-overs of processes that died go too.
+    Those of `keep` stay. Left-overs of processes that died go too.
     """
     sweep(root)
     there, gone = entries(root), []
@@ -113,7 +113,7 @@ def prune(root: Path, most: int, keep: Path | None = None) -> list[Entry]:
     for entry in reversed(there):
         if total <= most:
             break
-        if entry.path != keep:
+        if entry.path not in keep:
             remove(entry)
             gone.append(entry)
             total -= entry.size

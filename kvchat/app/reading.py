@@ -103,10 +103,20 @@ def read_again(
 ) -> bool:
     """Read document and turns with another method, book or question in view; says what it did.
 
-    A saved reading takes the place of the document's, unless it is to be `fresh`. False if the
+    A saved reading takes the place of the document's, or a full copy that is kept, unless it is to
+    be `fresh`. False if the
     person would rather not; everything is then as it was. Raises KvchatError.
     """
-    session, method, book = chat.session, method or chat.method, book or chat.book
+    session, method = chat.session, method or chat.method
+    if book is None and not fresh and session.choose(method, *questions):
+        chat.method, chat.in_view = method, questions[0] if questions else ""
+        held, full = chat.document_kept(), chat.document_full()
+        screen.tell(
+            f"chosen again in {seconds(session.select_seconds)}, nothing was read: "
+            f"{name_of(method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
+        )
+        return True
+    book = book or chat.book
     tokens, found = sum(len(turn.ids) for turn in session.turns), None
     if not questions and not fresh:
         found = chat.readings.find(session.engine, chat.model, book, method)
@@ -117,7 +127,10 @@ def read_again(
         return False
     begin = perf_counter()
     ready = found.cache if found else None
-    work = session.use(method, questions, book.ids, book.dialogue, ready)
+    archiving = None
+    if found is None:
+        archiving = chat.readings.archiving(session.engine, chat.model, book, method)
+    work = session.use(method, questions, book.ids, book.dialogue, ready, archiving)
     try:
         watched(work, screen, "reading", tokens)
     except Dropped:
@@ -127,6 +140,7 @@ def read_again(
         raise out_of_memory(chat, error) from error
     chat.method, chat.book, chat.in_view = method, book, questions[0] if questions else ""
     chat.restored, took = found, perf_counter() - begin
+    chat.readings.kept(archiving)
     if not questions and not found:
         chat.readings.save(session, chat.model, book, method, took)
     if book.ids:

@@ -134,7 +134,8 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
         tokenizer, engine = chat.session.dialogue.tokenizer, chat.session.engine
         book = compose(tokenizer, files, options.system, chat.session.limit, options.overflow)
         ends, limit = tuple(chat.session.ends), chat.session.limit
-        session = Session(engine, book.dialogue, ends, limit, chat.session.tail_budget)
+        folds, by_question = chat.session.tail_budget, chat.session.by_question
+        session = Session(engine, book.dialogue, ends, limit, folds, by_question)
         tokens = len(book.ids)
         with timed(chat.timings, "prefill"):
             before = chat.readings.open(

@@ -17,7 +17,7 @@ from kvchat.app.generation import generation_settings
 from kvchat.app.library import folder as readings_folder
 from kvchat.app.models import DEMO, Model, find_model, local_models
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_copy, require_memory
 from kvchat.app.reading import read_first, timed
 from kvchat.app.readings import Readings
 from kvchat.app.screen import Screen
@@ -84,14 +84,20 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         plan, free, str(setup.device), name_of(setup.method), lambda: fitting(setup, free)
     )
 
+    if options.full_copy != "off" and book.files:
+        plan_copy(setup, plan, screen)
+
     process.interruptible()
     with timed(timings, "load"):
         engine = screen.watch(loading, "loading")
     engine.chunk = setup.chunk
-    session = Session(engine, book.dialogue, setup.ends, setup.limit, options.tail_budget)
+    session = Session(
+        engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
+    )
     # a system text alone is not worth a choice
     method = setup.method if files else Full()
-    readings = Readings(screen, options.kv_cache, readings_folder(options.kv_cache_dir))
+    root = readings_folder(options.kv_cache_dir)
+    readings = Readings(screen, options.kv_cache, root, options.full_copy)
     chat = Chat(options, setup.model, session, method, setup.settings, book, readings, timings)
     read_first(chat, screen, interactive, setup.method)
     return chat
@@ -102,6 +108,13 @@ def settle(options: Options, screen: Screen) -> Setup:
     if options.threads:
         torch.set_num_threads(options.threads)
     method = chosen_method(options)
+    if options.full_copy == "disk" and options.kv_cache != "on":
+        raise KvchatError(
+            "usage",
+            f"a full copy on disk is a saved reading, and --kv-cache is {options.kv_cache}",
+            "--kv-cache on",
+            "--keep-full host",
+        )
     if options.tail_budget:
         folding(method, options.tail_budget)  # refused now if it cannot fold
     model = find_model(options.model, load_config().models)
@@ -192,6 +205,20 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
         f"      {size(plan.reading)} while reading, {size(plan.chatting)} with the window full; "
         f"{size(free)} free"
     )
+
+
+def plan_copy(setup: Setup, plan: Plan, screen: Screen) -> None:
+    """What a full copy of the KV takes beside the plan. Raises KvchatError("memory")."""
+    where, method = setup.options.full_copy, setup.method
+    if isinstance(method, Full):
+        screen.warn("full keeps every row: a full copy has nothing to add")
+        return
+    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
+    if where == "host":
+        free = machine.free(torch.device("cpu"))
+        require_copy(plan, free, setup.device.type == "cpu")
+    if setup.options.by_question and not method.needs.queries:
+        screen.warn(f"{name_of(method)} keeps the same rows whatever is asked")
 
 
 def fitting(setup: Setup, free: int) -> int:

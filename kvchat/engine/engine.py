@@ -11,6 +11,7 @@ from kvchat.engine import prefill as reading
 from kvchat.engine import selection
 from kvchat.engine.archiving import Archiving
 from kvchat.engine.attention import backend
+from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
@@ -112,6 +113,20 @@ class Engine:
         steps = selection.extend_choosing(self.model, cache, ids, self.chunk, method)
         x, seconds = yield from steps
         return self.model.logits(x[-1:])[0], seconds
+
+    @torch.inference_mode()
+    def chosen(self, archives: Sequence[Archive], method: Method) -> KVCache | None:
+        """The cache of a document whose archives are there, as a reading would have left it.
+
+        None if they do not hold what the method wants to be shown.
+        """
+        cache = self.empty_cache()
+        for layer, archive in zip(cache.layers, archives, strict=True):
+            layer.archive = archive
+        if not selection.can_choose(cache, method):
+            return None
+        selection.choose(self.model, cache, method)
+        return cache
 
     @torch.inference_mode()
     def choose(self, cache: KVCache, method: Method) -> float:

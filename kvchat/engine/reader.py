@@ -9,7 +9,7 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.conversation import Conversation, require_fit
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Progress, Smaller
+from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.fold import folding
 from kvchat.engine.methods.base import Method
 from kvchat.engine.prefill import Compression, Reading
@@ -105,8 +105,9 @@ class Reader(Conversation):
         self.chooser = method
         self._fold()
 
-    def choose(self, method: Method) -> bool:
-        """Choose again what is kept of the document, with another method or budget.
+    def choose(self, method: Method, question: str = "") -> bool:
+        """Choose again what is kept of the document, with another method or budget, or for a
+        question in view.
 
         Nothing is read: it needs an archive that holds all that the method wants to be shown, and
         is False, with nothing changed, without. Turns stay as they were read, and are folded as
@@ -114,7 +115,13 @@ class Reader(Conversation):
         """
         if not self.document or not can_choose(self.cache, method):
             return False
-        self.select_seconds = self.engine.choose(self.cache, method)
+        if question:
+            ids = (self.dialogue.following if self.turns else self.dialogue.first)(question)
+            before = self.cache.position
+            _, self.select_seconds = drain(self.engine.extend_choosing(self.cache, ids, method))
+            self._rewind(before)
+        else:
+            self.select_seconds = self.engine.choose(self.cache, method)
         self.chooser = method
         return True
 

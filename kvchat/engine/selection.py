@@ -24,11 +24,11 @@ from kvchat.engine.prefill import extend, prefilled, rotation_at
 def can_choose(cache: KVCache, method: Method) -> bool:
     """Whether the archives of a cache hold all that a method wants to be shown."""
     layer = cache.layers[0]
-    if layer.archive is None or not layer.segments:
+    if layer.archive is None:
         return False
     tokens, seen, needs = layer.archive.keys.shape[1], layer.archive.observed, method.needs
     return (
-        layer.segments[0].span == (0, tokens)
+        (not layer.segments or layer.segments[0].span == (0, tokens))
         and (not needs.queries or len(seen["queries"]) >= min(needs.queries, tokens))
         and (not needs.column_mass or "mass" in seen)
         and (not needs.future or "sum" in seen)
@@ -89,13 +89,17 @@ class Selection:
         self.seconds += perf_counter() - begin
 
     def apply(self) -> None:
-        """Put the new segments in the place of the document's old ones."""
+        """Put the new segments in the place of the document's old ones, if there are any."""
         segments = self._segments
         if self._worth:
             assert isinstance(self.method, Prunes)
             segments = self.method.prune(segments, self._worth, self._geometry)
         for layer, segment in zip(self.cache.layers, segments, strict=True):
-            layer.replace(segment)
+            if layer.segments:
+                layer.replace(segment)
+            else:
+                layer.adopt(segment)
+        self.cache.position = max(self.cache.position, self.tokens)
 
 
 def choose(model: CausalLM, cache: KVCache, method: Method) -> float:

@@ -179,7 +179,7 @@ def test_the_least_lately_used_go_first(place):
     place.opened(method="adakv:budget=50%,window=8")  # used now
     gone = library.prune(place.root, sizes[0] + sizes[2])
     assert [entry.about["budget"] for entry in gone] == ["40%"]
-    assert library.prune(place.root, 0, keep=library.entries(place.root)[0].path)
+    assert library.prune(place.root, 0, keep=[library.entries(place.root)[0].path])
     assert [entry.about["budget"] for entry in library.entries(place.root)] == ["50%"]
 
 
