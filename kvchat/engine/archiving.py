@@ -1,6 +1,6 @@
 """Keeps all rows of a document while it is read, layer by layer, and what was observed of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -8,13 +8,50 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.methods.base import Needs
+from kvchat.engine.methods.base import Evidence, Needs, Telling
 
 OBSERVED = Needs(queries=64, future=1)
 """What a reading observes for methods that may choose later, beside what its own method needs.
 
 Column sums and replays are too dear for a maybe: they multiply the time of reading.
 """
+
+
+def recorded(
+    observed: dict[str, Tensor], told: Mapping[Telling, Tensor], evidence: Evidence | None
+) -> dict[str, Tensor]:
+    """What a reading has observed in a layer, all of it by name; `shown` is the inverse."""
+    found = observed | {f"told {kind} {how}": table for (kind, how), table in told.items()}
+    if evidence is not None:
+        found |= {"evidence q": evidence.q, "evidence o": evidence.o}
+        found["evidence lse"] = evidence.lse.double()
+    return found
+
+
+def shown(
+    record: Mapping[str, Tensor], device: torch.device
+) -> tuple[dict[Telling, Tensor], Evidence | None]:
+    """Scores by telling and evidence, as far as they were recorded."""
+    told = {}
+    for name, table in record.items():
+        if name.startswith("told "):
+            _, kind, how = name.split()
+            told[kind, how] = table.to(device)
+    if "evidence q" not in record:
+        return told, None
+    q, o, lse = (record[f"evidence {name}"].to(device) for name in ("q", "o", "lse"))
+    return told, Evidence(q, o, lse.float())
+
+
+def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
+    """Whether a record of a document of `tokens` tokens has all that `needs` name."""
+    return (
+        (not needs.queries or len(record["queries"]) >= min(needs.queries, tokens))
+        and (not needs.column_mass or "mass" in record)
+        and (not needs.future or "sum" in record)
+        and (not needs.evidence or "evidence q" in record)
+        and all(f"told {kind} {how}" in record for kind, how in needs.tellings)
+    )
 
 
 class Archiving(Protocol):

@@ -14,6 +14,7 @@ from kvchat.engine.fold import folding
 from kvchat.engine.methods.base import Method
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.selection import can_choose
+from kvchat.engine.telling import tellings
 from kvchat.engine.turn import Turn
 
 
@@ -43,8 +44,8 @@ class Reader(Conversation):
         """
         require_fit(len(ids), self.limit)
         probes = [self.dialogue.first(question) for question in questions]
-        wanted = any(compression.method.needs.replay for compression in compressions)
-        replays = self.dialogue.replays(ids) if wanted else []
+        kinds = frozenset[str]().union(*(c.method.needs.kinds for c in compressions))
+        replays = tellings(self.dialogue, ids, kinds)
         with archiving or nullcontext():
             work = self.engine.prefill(ids, compressions, probes, replays, archiving)
             return (yield from work)

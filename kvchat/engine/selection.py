@@ -4,20 +4,20 @@ comes, or for another method or budget. Nothing is read again.
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from time import perf_counter
 
 from torch import Tensor
 
+from kvchat.engine.archiving import holds, shown
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
-from kvchat.engine.cache.segment import Segment
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs, Prunes
+from kvchat.engine.methods.base import Method, Needs
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block
 from kvchat.engine.observation import Observation
+from kvchat.engine.pooling import Pool
 from kvchat.engine.prefill import extend, prefilled, rotation_at
 
 
@@ -26,15 +26,9 @@ def can_choose(cache: KVCache, method: Method) -> bool:
     layer = cache.layers[0]
     if layer.archive is None:
         return False
-    tokens, seen, needs = layer.archive.keys.shape[1], layer.archive.observed, method.needs
-    return (
-        (not layer.segments or layer.segments[0].span == (0, tokens))
-        and (not needs.queries or len(seen["queries"]) >= min(needs.queries, tokens))
-        and (not needs.column_mass or "mass" in seen)
-        and (not needs.future or "sum" in seen)
-        and (not needs.replay or "replay_mass" in seen)
-        and (not needs.replay_change or "replay_change" in seen)
-    )
+    tokens = layer.archive.keys.shape[1]
+    covers = not layer.segments or layer.segments[0].span == (0, tokens)
+    return covers and holds(layer.archive.observed, method.needs, tokens)
 
 
 def is_asked(method: Method) -> bool:
@@ -47,14 +41,15 @@ class Selection:
 
     def __init__(self, model: CausalLM, cache: KVCache, method: Method):
         assert can_choose(cache, method), "an archive holds what the method needs"
-        self.model, self.cache, self.method = model, cache, method
+        self.cache, self.method = cache, method
         self.seconds = 0.0  # that compressing took
-        self._segments: list[Segment] = []
-        self._worth: list[Tensor] = []
         keys = _archive(cache.layers[0]).keys
         heads, self.tokens, dim = keys.shape
-        layers = len(cache.layers)
-        self._geometry = Geometry(self.tokens, heads, layers, dim, keys.element_size())
+        layers, tail = len(cache.layers), cache.layers[0].tail.k
+        geometry = Geometry(self.tokens, heads, layers, dim, keys.element_size())
+        backend = cache.layers[0].backend
+        self._new = KVCache.empty(layers, heads, dim, keys.dtype, tail.device, backend)
+        self._pool = Pool(method, self._new.layers, geometry)
         self._coming = rotation_at(model, self.tokens, method.needs.future)
 
     def take(
@@ -67,34 +62,19 @@ class Selection:
     ) -> None:
         """Let the method choose among a layer's rows: by questions, or as at the reading."""
         begin, needs = perf_counter(), self.method.needs
-        there, device = _archive(layer).observed, exact.keys.device
-        document = Observation.of(needs, there, device)
-        given = prefilled(
-            exact,
-            document,
-            list(questions),
-            needs,
-            self._coming,
-            block,
-            (number, len(self.cache.layers)),
-        )
-        if needs.replay:
-            mass, change = there["replay_mass"], there.get("replay_change")
-            change = None if change is None else change.to(device)
-            given = replace(given, replay_mass=mass.to(device), replay_change=change)
-        segment = self.method.compress(given)
-        if isinstance(self.method, Prunes) and self.method.over > 1:
-            self._worth.append(self.method.worth(given, segment))
-        self._segments.append(segment)
+        record, device = _archive(layer).observed, exact.keys.device
+        document = Observation.of(needs, record, device)
+        place = number, len(self.cache.layers)
+        told = shown(record, device)
+        given = prefilled(exact, document, list(questions), told, needs, self._coming, block, place)
+        self._pool.take(given)
         self.seconds += perf_counter() - begin
 
     def apply(self) -> None:
         """Put the new segments in the place of the document's old ones, if there are any."""
-        segments = self._segments
-        if self._worth:
-            assert isinstance(self.method, Prunes)
-            segments = self.method.prune(segments, self._worth, self._geometry)
-        for layer, segment in zip(self.cache.layers, segments, strict=True):
+        self._pool.finish()
+        for layer, new in zip(self.cache.layers, self._new.layers, strict=True):
+            (segment,) = new.segments
             if layer.segments:
                 layer.replace(segment)
             else:

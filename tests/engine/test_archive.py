@@ -8,6 +8,7 @@ from engine.scripted import LoggedEngine, ask
 from engine.tiny import load_engine, random_ids, read
 from kvchat.engine import prefill
 from kvchat.engine.archiving import OBSERVED, InMemory
+from kvchat.engine.budget import Budget
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.events import Delta, Smaller, drain
@@ -23,7 +24,7 @@ from kvchat.errors import KvchatError
 
 IDS, QUESTION = random_ids(180), random_ids(9, seed=3)
 KEY = "a" * 32
-CHOOSING = [name for name, entry in METHODS.items() if not entry.replays]
+CHOOSING = [name for name, entry in METHODS.items() if not entry.told]
 ADAKV = parse_method("adakv:budget=40%,window=8")
 
 
@@ -61,20 +62,21 @@ def test_choosing_again_equals_reading_again(engine, archive, name):
 
 def test_what_is_dear_is_observed_for_a_method_that_needs_it_only(engine):
     archive = archived(engine)
-    for name in ("h2o", "kvmerger", "kvzip"):
+    for name in ("h2o", "kvmerger", "kvzip", "askall", "adakv:window=100"):
         assert not can_choose(archive, parse_method(name))
     cache = archived(engine, parse_method("h2o:budget=50%"))
     engine.choose(cache, parse_method("h2o:budget=20%"))
     same_segments(cache, read(engine, IDS, parse_method("h2o:budget=20%"))[0])
 
 
-def test_replays_are_kept_if_the_reading_had_any(engine, archive):
-    kvzip = parse_method("kvzip:budget=20%")
-    assert not can_choose(archive, kvzip) and not can_choose(archive, parse_method("kvzip+"))
-    assert not can_choose(archive, parse_method("adakv:window=100"))
-    cache = archived(engine, parse_method("kvzip:budget=50%"))
-    engine.choose(cache, kvzip)
-    same_segments(cache, read(engine, IDS, kvzip)[0])
+@pytest.mark.parametrize("name", ["kvzip", "kvzip+", "askall", "adakv:refit=all,window=8"])
+def test_what_was_told_while_reading_is_kept(engine, tmp_path, name):
+    method, other = (parse_method(name, Budget.parse(each)) for each in ("50%", "20%"))
+    caches = [archived(engine, method), archived(engine, method, on_disk(engine, tmp_path / "a"))]
+    want = read(engine, IDS, other)[0]
+    for cache in caches:
+        engine.choose(cache, other)
+        same_segments(cache, want)
 
 
 @pytest.mark.parametrize("place", ["host", "disk"])
