@@ -154,3 +154,21 @@ def require_memory(
         needed=plan.reading,
         free=free,
     )
+
+
+def require_copy(plan: Plan, free: int, beside: bool) -> None:
+    """Raise KvchatError("memory") if a full copy of the KV needs more host memory than is free.
+
+    `beside`: what reading needs is in the same memory.
+    """
+    needed = plan.kv_full + (plan.reading if beside else 0)
+    if needed > free:
+        raise KvchatError(
+            "memory",
+            f"a full copy of the KV takes {size(plan.kv_full)}: {size(needed)} are needed in host "
+            f"memory, {size(free)} are free",
+            "--keep-full disk",
+            "--keep-full off",
+            needed=needed,
+            free=free,
+        )
