@@ -271,7 +271,7 @@ def chosen_method(options: Options) -> Method:
         raise KvchatError(
             "usage",
             "full keeps everything and takes no budget",
-            f"--method adakv --budget {budget}",
+            f"--method {DEFAULT} --budget {budget}",
         )
     return method
 

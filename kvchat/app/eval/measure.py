@@ -62,7 +62,7 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dic
         for cell, cache in zip([exact, *unseen], [full, *caches], strict=True):
             yield _record(session, cache, cell, number, question, answered[number])
     del reading, caches, full
-    seen = [cell for cell in cells if cell.seen and sees(cell.method)]
+    seen = [cell for cell in cells if cell.seen and cell.method.needs.sees]
     for start in range(0, len(case.questions) if seen else 0, GROUP):
         group = case.questions[start : start + GROUP]
         wanted = [(cell, i) for i in range(len(group)) for cell in seen]
@@ -70,11 +70,6 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dic
         in_view = drain(session.read(ids, compressions, [q.text for q in group]))
         for (cell, i), cache in zip(wanted, in_view.caches, strict=True):
             yield _record(session, cache, cell, start + i, group[i], answered[start + i])
-
-
-def sees(method: Method) -> bool:
-    """Whether a question in view changes what a method keeps."""
-    return bool(method.needs) and not method.needs.kinds
 
 
 def answer(session: Session, cache: KVCache, question: Question) -> Answered:

@@ -160,4 +160,5 @@ METHODS = {
     ),
 }
 
-DEFAULT = "adakv"
+DEFAULT = "kvzip"  # the question is not known yet (docs/results.md)
+BY_QUESTION = "adakv"  # where questions choose

@@ -53,6 +53,11 @@ class Needs:
         return self != Needs()
 
     @property
+    def sees(self) -> bool:
+        """Whether a question in view makes a difference."""
+        return bool(self.queries or self.column_mass or self.future)
+
+    @property
     def kinds(self) -> frozenset[Kind]:
         """What is to be told to the model again."""
         kinds = frozenset((what, chunk) for what, chunk, _ in self.tellings)
