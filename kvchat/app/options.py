@@ -56,9 +56,18 @@ class Options:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def foreseen(self) -> list[str]:
+        """Questions that are known before the document is read, and choose what is kept of it."""
+        goes_on = self.last or self.resume or self.session
+        known = self.select == "question" and self.keep_full in ("", "off") and not goes_on
+        return self.prompts if known else []
+
+    @property
     def full_copy(self) -> str:
-        """Where all rows of the document stay: off, host or disk; choosing by question needs it."""
-        return self.keep_full or ("host" if self.select == "question" else "off")
+        """Where all rows of the document stay: off, host or disk; choosing by each question as it
+        comes needs it."""
+        asked = self.select == "question" and not self.foreseen
+        return self.keep_full or ("host" if asked else "off")
 
     @property
     def by_question(self) -> bool:

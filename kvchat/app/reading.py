@@ -15,7 +15,7 @@ from kvchat.app.interrupt import Interrupt
 from kvchat.app.methods import cost_of
 from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Pause, Screen
-from kvchat.app.text import seconds, size, sizes
+from kvchat.app.text import seconds, size, sizes, unicode
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
@@ -59,6 +59,8 @@ def watched(
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
     """Read the book of a new chat. If the person drops it, the chat has no document."""
     session, tokens = chat.session, len(chat.book.ids)
+    questions = [unicode(prompt) for prompt in chat.options.foreseen] if chat.book.files else []
+    chat.in_view = " / ".join(questions)
 
     def run(work: Generator[Progress | Smaller, None, None]) -> None:
         if interactive:
@@ -69,7 +71,7 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
     try:
         with timed(chat.timings, "prefill"):
             chat.restored = chat.readings.open(
-                session, chat.model, chat.book, chat.method, folds, run
+                session, chat.model, chat.book, chat.method, folds, run, questions
             )
     except Dropped:
         tokenizer = session.dialogue.tokenizer

@@ -3,7 +3,7 @@ after it. A reading that cannot be used or saved is told once and costs nothing 
 """
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -116,20 +116,22 @@ class Readings:
         method: Method,
         folds: Method | None,
         run: Run,
+        questions: Sequence[str] = (),
     ) -> Found | None:
         """Begin a conversation over a book: over a saved reading, which is returned, or a new one.
 
-        `run` runs the reading. See `Session.open`.
+        `run` runs the reading; `questions` choose what is kept. See `Session.open`.
         """
-        if found := self.find(session.engine, model, book, method):
+        probes = [session.dialogue.first(question) for question in questions]
+        if found := self.find(session.engine, model, book, method, probes):
             session.adopt(found.cache, book.ids, folds or method)
             session.chooser = method
             return found
         begin = perf_counter()
         archiving = self.archiving(session.engine, model, book, method)
-        run(session.open(book.ids, method, folds, archiving))
+        run(session.open(book.ids, method, folds, archiving, questions))
         self.kept(archiving)
-        self.save(session, model, book, method, perf_counter() - begin)
+        self.save(session, model, book, method, perf_counter() - begin, probes)
         return None
 
     def archiving(
@@ -158,12 +160,19 @@ class Readings:
             reason = clean(problem.strerror or str(problem))
             self._screen.warn(f"no full copy is kept in {self._root}: {reason}")
 
-    def find(self, engine: Engine, model: Model, book: Book, method: Method) -> Found | None:
+    def find(
+        self,
+        engine: Engine,
+        model: Model,
+        book: Book,
+        method: Method,
+        probes: Sequence[Sequence[int]] = (),
+    ) -> Found | None:
         """The cache of a book that was read before; says why one that is there is of no use."""
         if not self.reads or not book.files or self._copies(method) == "host":
             return None  # a copy in memory comes from reading
         begin, ids = perf_counter(), book.ids
-        parts = reading_parts(engine, model.folder, ids, method)
+        parts = reading_parts(engine, model.folder, ids, method, probes)
         opened = self._opened(parts, lambda path, name: load_book(path, engine, ids, name))
         if self._copies(method) == "disk":
             opened = self._with_archives(engine, model, book, method, opened)
@@ -180,7 +189,13 @@ class Readings:
         return Found(cache, created, about.get("read_seconds", 0.0), took)
 
     def save(
-        self, session: Session, model: Model, book: Book, method: Method, read_seconds: float
+        self,
+        session: Session,
+        model: Model,
+        book: Book,
+        method: Method,
+        read_seconds: float,
+        probes: Sequence[Sequence[int]] = (),
     ) -> None:
         """Save what the session has kept of a book that it has read, in the background."""
         engine, ids = session.engine, book.ids
@@ -195,7 +210,7 @@ class Readings:
         held = session.memory().total
 
         def work(stopped: Callable[[], bool]) -> str:
-            parts = reading_parts(engine, model.folder, ids, method)
+            parts = reading_parts(engine, model.folder, ids, method, probes)
             path = library.place(self._root, fingerprint(parts))
             library.require_space(self._root, held)
             save_book(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)

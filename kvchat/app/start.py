@@ -86,6 +86,8 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
 
     if options.full_copy != "off" and book.files:
         plan_copy(setup, plan, screen)
+    if (options.by_question or options.foreseen) and not setup.method.needs.queries:
+        screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
 
     process.interruptible()
     with timed(timings, "load"):
@@ -114,6 +116,14 @@ def settle(options: Options, screen: Screen) -> Setup:
             f"a full copy on disk is a saved reading, and --kv-cache is {options.kv_cache}",
             "--kv-cache on",
             "--keep-full host",
+        )
+    if options.select == "question" and options.full_copy == "off" and not options.foreseen:
+        raise KvchatError(
+            "usage",
+            "--select question chooses from a full copy for every question, and --keep-full is off",
+            "--keep-full host",
+            "-p QUESTION  (known before the document is read)",
+            "/reread QUESTION  (reads it again)",
         )
     if options.tail_budget:
         folding(method, options.tail_budget)  # refused now if it cannot fold
@@ -217,8 +227,6 @@ def plan_copy(setup: Setup, plan: Plan, screen: Screen) -> None:
     if where == "host":
         free = machine.free(torch.device("cpu"))
         require_copy(plan, free, setup.device.type == "cpu")
-    if setup.options.by_question and not method.needs.queries:
-        screen.warn(f"{name_of(method)} keeps the same rows whatever is asked")
 
 
 def fitting(setup: Setup, free: int) -> int:

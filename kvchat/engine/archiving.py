@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.methods.base import Evidence, Needs, Telling
+from kvchat.engine.methods.base import Evidence, Needs, Retold
 
 OBSERVED = Needs(queries=64, future=1)
 """What a reading observes for methods that may choose later, beside what its own method needs.
@@ -17,30 +17,27 @@ Column sums and replays are too dear for a maybe: they multiply the time of read
 """
 
 
-def recorded(
-    observed: dict[str, Tensor], told: Mapping[Telling, Tensor], evidence: Evidence | None
-) -> dict[str, Tensor]:
+def recorded(observed: dict[str, Tensor], retold: Retold) -> dict[str, Tensor]:
     """What a reading has observed in a layer, all of it by name; `shown` is the inverse."""
-    found = observed | {f"told {kind} {how}": table for (kind, how), table in told.items()}
-    if evidence is not None:
+    found = observed | {f"told {kind} {how}": table for (kind, how), table in retold.scores.items()}
+    if (evidence := retold.evidence) is not None:
         found |= {"evidence q": evidence.q, "evidence o": evidence.o}
         found["evidence lse"] = evidence.lse.double()
-    return found
+    return found | {"structural": retold.structural.to(torch.uint8)}
 
 
-def shown(
-    record: Mapping[str, Tensor], device: torch.device
-) -> tuple[dict[Telling, Tensor], Evidence | None]:
-    """Scores by telling and evidence, as far as they were recorded."""
-    told = {}
+def shown(record: Mapping[str, Tensor], device: torch.device) -> Retold:
+    """What replays have shown, as far as it was recorded."""
+    scores = {}
     for name, table in record.items():
         if name.startswith("told "):
             _, kind, how = name.split()
-            told[kind, how] = table.to(device)
-    if "evidence q" not in record:
-        return told, None
-    q, o, lse = (record[f"evidence {name}"].to(device) for name in ("q", "o", "lse"))
-    return told, Evidence(q, o, lse.float())
+            scores[kind, how] = table.to(device)
+    evidence = None
+    if "evidence q" in record:
+        q, o, lse = (record[f"evidence {name}"].to(device) for name in ("q", "o", "lse"))
+        evidence = Evidence(q, o, lse.float())
+    return Retold(scores, evidence, record["structural"].to(device, torch.bool))
 
 
 def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:

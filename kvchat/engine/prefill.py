@@ -2,7 +2,7 @@
 and methods meet. Knows no text.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -20,7 +20,7 @@ from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Evidence, Method, Needs, Prefilled, Telling
+from kvchat.engine.methods.base import Method, Needs, Prefilled, Retold
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments
@@ -225,17 +225,17 @@ def prefill(
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)
         begin = perf_counter()
-        shown = retelling.scored(), retelling.evidence()
+        retold = retelling.retold()
         for pool, compression in zip(pools, compressions, strict=True):
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
             place = number, layers
-            pool.take(prefilled(tail, recent, probed, shown, needs, coming, block, place))
+            pool.take(prefilled(tail, recent, probed, retold, needs, coming, block, place))
         kept = sum(s.memory().device for cache in caches for s in cache.segments())
         select += perf_counter() - begin
         if archiving is not None:
-            archiving.keep(number, tail.keys, tail.values, recorded(recent.tensors(), *shown))
-        del tail, layer, retelling, shown  # this layer's dense K/V is free before anyone looks
+            archiving.keep(number, tail.keys, tail.values, recorded(recent.tensors(), retold))
+        del tail, layer, retelling, retold  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, total, kept)
     begin = perf_counter()
     for cache, pool in zip(caches, pools, strict=True):
@@ -253,7 +253,7 @@ def prefilled(
     tail: Tail | Exact,
     document: Observation,
     probes: list[Observation],
-    shown: tuple[Mapping[Telling, Tensor], Evidence | None],
+    retold: Retold,
     needs: Needs,
     coming: Rotation,
     block: Block,
@@ -279,8 +279,7 @@ def prefilled(
         num_layers=place[1],
         column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
         moments=moments([document, *probes], coming, needs.future) if needs.future else None,
-        told=shown[0],
-        evidence=shown[1],
+        retold=retold,
         output=block.output,
     )
 

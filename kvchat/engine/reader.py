@@ -56,16 +56,19 @@ class Reader(Conversation):
         method: Method,
         folds: Method | None = None,
         archiving: Archiving | None = None,
+        questions: Sequence[str] = (),
     ) -> Generator[Progress | Smaller, None, None]:
         """Read `ids` (of `Dialogue.document`) with a method and begin a conversation about them.
 
-        Turns are folded with the same method, or with `folds`. If the consumer stops in between,
+        Turns are folded with the same method, or with `folds`. With `questions` the method scores
+        rows by them and not by the document's end. If the consumer stops in between,
         the session is as it was.
         """
         if not ids:
             self.chooser = None
             return self.adopt(self.engine.empty_cache(), ids, folds or method)
-        reading = yield from self.read(ids, [Compression(method)], archiving=archiving)
+        compression = Compression(method, tuple(range(len(questions))))
+        reading = yield from self.read(ids, [compression], questions, archiving)
         self.select_seconds, self.chooser = reading.select_seconds, method
         self.adopt(reading.caches[0], ids, folds or method)
 

@@ -4,7 +4,7 @@ KVzip (arXiv 2505.23416): rows that are needed to reconstruct the text are neede
 Here a replay walks the layers beside the document, so only one layer's keys are ever alive.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.methods.base import ASK, Evidence, Needs, Telling
+from kvchat.engine.methods.base import ASK, Evidence, Needs, Retold, Telling
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.sizes import REPLAY
 
@@ -26,13 +26,15 @@ LOGITS = 2**22  # attention values alive at once
 class Replay:
     """Token lists that follow the document, each by itself, about its tokens `start` to `end`.
 
-    `kind` is what a method's `needs` call it.
+    `kind` is what a method's `needs` call it. `structural` are those of the document's tokens that
+    only structure the text.
     """
 
     kind: str
     texts: tuple[Sequence[int], ...]
     start: int
     end: int
+    structural: Sequence[int] = ()
 
     @property
     def ids(self) -> list[int]:
@@ -73,6 +75,7 @@ class Retelling:
         self.every = every
         self.tables: dict[Telling, Tensor] = {}  # [H, T]
         self.queries: list[Tensor] = []
+        self.structural = torch.zeros(tail.length, dtype=torch.bool, device=tail.k.device)
 
     def tell(self, block: Block, x: Tensor, rotation: Rotation, replay: Replay) -> Tensor:
         """Run the hidden states `x [t, hidden]` of a replay through a layer, and look at it.
@@ -83,6 +86,7 @@ class Retelling:
         scale = q.shape[-1] ** -0.5
         own = squares(self.backend, q, k, v, replay.lengths, scale)
         o, _ = ops.combine([self.backend.attend(q, self.tail.rows, scale), own])
+        self.structural[list(replay.structural)] = True
         if self.every and replay.kind == ASK:
             self.queries.append(q[:: self.every].clone())
         weighings = {how for kind, how in self.needs.tellings if kind == replay.kind}
@@ -95,15 +99,15 @@ class Retelling:
                 torch.maximum(table, part, out=table)
         return block.finish(x, o)
 
-    def scored(self) -> Mapping[Telling, Tensor]:
-        """Scores `[H, T]` by what told them and how they are weighed; infinite for rows that no
-        replay is about."""
-        return {
+    def retold(self) -> Retold:
+        """What all replays that were told have shown."""
+        scores = {
             telling: table.masked_fill(table < 0, float("inf"))
             for telling, table in self.tables.items()
         }
+        return Retold(scores, self._evidence(), self.structural)
 
-    def evidence(self) -> Evidence | None:
+    def _evidence(self) -> Evidence | None:
         """What the kept queries read from the whole layer."""
         if not self.queries:
             return None

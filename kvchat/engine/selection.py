@@ -65,8 +65,10 @@ class Selection:
         record, device = _archive(layer).observed, exact.keys.device
         document = Observation.of(needs, record, device)
         place = number, len(self.cache.layers)
-        told = shown(record, device)
-        given = prefilled(exact, document, list(questions), told, needs, self._coming, block, place)
+        retold = shown(record, device)
+        given = prefilled(
+            exact, document, list(questions), retold, needs, self._coming, block, place
+        )
         self._pool.take(given)
         self.seconds += perf_counter() - begin
 

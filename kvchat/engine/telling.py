@@ -1,7 +1,9 @@
 """What the model is told beside a document, so that one sees which rows it looks at. Knows text and
 ids, no model."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from kvchat.engine.dialogue import Dialogue
@@ -11,6 +13,7 @@ from kvchat.engine.sizes import REPLAY
 
 ENDS = (".", "!", "?", "…", "。", "！", "？")
 SHORTEST, LONGEST = 4, 48  # tokens of a sentence
+OFTEN = 4  # times that a sign must come to be structure
 PART = 0.7  # of a sentence's words are the question, the others the answer
 
 
@@ -19,7 +22,9 @@ def tellings(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[str]) 
     frame = dialogue.document("")
     pairs = takewhile(lambda pair: pair[0] == pair[1], zip(frame, document, strict=False))
     first = sum(1 for _ in pairs)
-    return [replay for kind in sorted(kinds) for replay in KINDS[kind](dialogue, document, first)]
+    found = [replay for kind in sorted(kinds) for replay in KINDS[kind](dialogue, document, first)]
+    signs = structural(dialogue, document) if found else []
+    return [replace(r, structural=[i for i in signs if r.start <= i < r.end]) for r in found]
 
 
 def repeated(dialogue: Dialogue, document: Sequence[int], first: int) -> Iterator[Replay]:
@@ -67,6 +72,22 @@ def sentences(dialogue: Dialogue, ids: Sequence[int]) -> Iterator[tuple[int, int
         if (ends and length >= SHORTEST) or length == LONGEST or end == len(ids):
             yield start, end
             start = end
+
+
+def structural(dialogue: Dialogue, ids: Sequence[int]) -> list[int]:
+    """Where `ids` only structure the text (`frontier.md` 2.5): signs and white space that come
+    often, outside of words and numbers."""
+    counts = Counter(ids)
+    texts = {i: dialogue.tokenizer.decode([i]) for i in counts}
+    signs = {i for i, text in texts.items() if not any(map(str.isalnum, text))}
+    often = {i for i in signs if counts[i] >= OFTEN}
+    around = [texts[i] for i in ids]
+
+    def glued(at: int) -> bool:
+        before, after = around[at - 1][-1:] if at else "", "".join(around[at + 1 : at + 2])[:1]
+        return before.isalnum() and after.isalnum() and around[at].strip() == around[at]
+
+    return [at for at, i in enumerate(ids) if i in often and not glued(at)]
 
 
 def _turn(dialogue: Dialogue, text: str) -> list[int]:

@@ -146,3 +146,24 @@ def test_a_full_disk_ends_the_copy_and_not_the_reading(place, monkeypatch):
     chat = place.opened(keep_full="disk")
     assert "no full copy is kept" in " ".join(shown(place.screen).split())
     assert list(chat.session.ask("Who?", max_tokens=2))[-1].completion_tokens == 2
+
+
+def test_prompts_that_are_known_choose_at_the_one_reading(place):
+    """Without a copy: all of `-p` are in view while the document is read, and are part of what a
+    saved reading is."""
+    asked = ["What is the harbour?", "Who keeps the light?"]
+    chat = place.opened(select="question", prompts=asked)
+    assert chat.session.cache.layers[0].archive is None
+    by_questions = kept(chat)
+    assert by_questions != kept(place.opened(prompts=asked)), "by the document's end"
+    assert place.opened(select="question", prompts=asked[:1]).restored is None
+    again = place.opened(select="question", prompts=asked)
+    assert again.restored is not None
+    assert kept(again) == by_questions
+    assert again.in_view == "What is the harbour? / Who keeps the light?"
+
+
+def test_a_chat_needs_a_copy_to_choose_by_questions(place):
+    with pytest.raises(KvchatError, match="--keep-full is off"):
+        place.opened(select="question", keep_full="off")
+    assert place.opened(select="question").readings.full_copy == "host"

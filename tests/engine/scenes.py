@@ -10,7 +10,7 @@ from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Evidence, Method, Moments, Prefilled
+from kvchat.engine.methods.base import Evidence, Method, Moments, Prefilled, Retold
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.kvzip import TELLS, WEIGHINGS
 from kvchat.engine.methods.spec import method_class
@@ -48,12 +48,15 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
             torch.randn(query_heads, dim, generator=generator),
             covariance @ covariance.transpose(1, 2),
         ),
-        told={
-            (tell, weigh): torch.rand(heads, tokens, generator=generator)
-            for tell in TELLS
-            for weigh in WEIGHINGS
-        },
-        evidence=Evidence(queries, *dense_attention(queries, keys, values, scale, causal=False)),
+        retold=Retold(
+            {
+                (tell, weigh): torch.rand(heads, tokens, generator=generator)
+                for tell in TELLS
+                for weigh in WEIGHINGS
+            },
+            Evidence(queries, *dense_attention(queries, keys, values, scale, causal=False)),
+            torch.rand(tokens, generator=generator) < 0.1,
+        ),
         output=torch.randn(query_heads, dim, 2 * dim, generator=generator),
     )
 

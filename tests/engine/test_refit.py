@@ -105,7 +105,8 @@ def test_the_layer_reads_more_like_before(spec):
     scene = replace(random_scene(2, 2, 96, 4, seed=5), values=values)
     keys, scale = scene.keys, scene.scale
     read = dense_attention(q[:400], keys, values, scale, causal=False)
-    scene = replace(scene, evidence=Evidence(q[:400], *read))
+    evidence = Evidence(q[:400], *read)
+    scene = replace(scene, retold=replace(scene.retold, evidence=evidence))
     o, lse = dense_attention(q[400:], keys, values, scale, causal=False)
     errors = {}
     for part in ("no", "bias", "all"):

@@ -38,8 +38,8 @@ class Recorder(Full):
         self.__dict__["evidence"] = []
 
     def compress(self, given):
-        self.shown.append(given.told)
-        self.evidence.append(given.evidence)
+        self.shown.append(given.retold.scores)
+        self.evidence.append(given.retold.evidence)
         return keep_all(given)
 
 
@@ -222,6 +222,36 @@ def test_a_session_asks_the_sentences_of_a_document(chat_folder):
         assert exact.endswith(answer)
         assert exact in texts
     assert all(replay.start == replays[0].start > 0 for replay in replays)
+
+
+CODE = """a = 1;
+b_c = 3.14;
+d = "x";
+e = (2);
+"""
+
+
+def test_2_5_signs_that_come_often_are_demoted(chat_folder, checkpoint):
+    """Not those inside of names and numbers, and none that is rare."""
+    dialogue = new_session(chat_folder("byte-level", "chatml")).dialogue
+    ids = dialogue.document(CODE)
+    found = telling.structural(dialogue, ids)
+    signs = [dialogue.tokenizer.decode([ids[at]]).strip() for at in found]
+    assert {"=", ";", ""} >= set(signs) >= {"=", ";"}
+    (replay,) = telling.tellings(dialogue, ids, {REPEAT})
+    assert list(replay.structural) == [at for at in found if at >= replay.start]
+
+    engine = load_engine(checkpoint())
+    signs = list(range(0, 70, 2))
+    replays = [Replay(REPEAT, (IDS,), 0, 70, structural=signs)]
+    kept = []
+    for demote in (1.0, 0.0):
+        method = KVzip(Budget(fraction=0.4), sinks=0, demote=demote)
+        cache = drain(engine.prefill(IDS, [Compression(method)], replays=replays)).caches[0]
+        rows = [row for s in cache.segments() for head in kept_tokens(s) for row in head]
+        kept.append(sum(row in signs for row in rows))
+    assert kept[0] > 20
+    assert kept[1] == 0
 
 
 def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):

@@ -1,7 +1,7 @@
 """What a method may see and what it must be. Knows no particular method."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -71,6 +71,19 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class Retold:
+    """What a layer's replays show.
+
+    `scores [H, T]` by telling, infinite for rows that no replay is about; `evidence`, where it was
+    asked for; `structural [T]` (bool), the tokens that only structure the text.
+    """
+
+    scores: Mapping[Telling, Tensor]
+    evidence: Evidence | None
+    structural: Tensor
+
+
+@dataclass(frozen=True)
 class Prefilled:
     """Rows of one layer after their exact reading: exactly what a method may use.
 
@@ -78,9 +91,8 @@ class Prefilled:
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
     log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]` rows.
     `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]` fp32,
-    summed over queries and query heads, `moments`, scores `told [H, T]` by telling (infinite for
-    rows that none is about), `evidence`. `output [H*G, D, hidden]` is the output projection by
-    query head.
+    summed over queries and query heads, `moments`, what replays have shown (`retold`).
+    `output [H*G, D, hidden]` is the output projection by query head.
 
     Rows of a conversation that were kept before and rows that join them differ in number from head
     to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how many
@@ -101,8 +113,7 @@ class Prefilled:
     start: int = 0
     column_mass: Tensor | None = None
     moments: Moments | None = None
-    told: Mapping[Telling, Tensor] = field(default_factory=dict)
-    evidence: Evidence | None = None
+    retold: Retold | None = None
     output: Tensor | None = None
     position: Tensor | None = None
     count: Tensor | None = None

@@ -9,8 +9,8 @@ from torch import Tensor
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import ASK, REPEAT, Needs, Prefilled
-from kvchat.engine.methods.checks import require_known
+from kvchat.engine.methods.base import ASK, REPEAT, Needs, Prefilled, Retold
+from kvchat.engine.methods.checks import require_known, require_share
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.scores import pooled_mass
 
@@ -31,12 +31,14 @@ class KVzip(Eviction):
 
     tell: str = REPEAT
     weigh: str = "mass"
+    demote: float = 1.0
     name: ClassVar[str] = "kvzip"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_known(self, "tell", TELLS)
         require_known(self, "weigh", WEIGHINGS)
+        require_share(self, "demote", 1)
 
     @property
     def needs(self) -> Needs:
@@ -57,12 +59,14 @@ class KVzip(Eviction):
         """Folded turns are scored by the newest queries: to repeat them is another reading."""
         _, rows = prefilled.shape
         mass = pooled_mass(prefilled, rows, FOLD_KERNEL, "max", "mass")
-        given = replace(prefilled, told={(self.tell, self.weigh): mass})
+        none = torch.zeros(rows, dtype=torch.bool, device=mass.device)
+        retold = Retold({(self.tell, self.weigh): mass}, None, none)
+        given = replace(prefilled, retold=retold)
         return self.reduce(given, self.budget.rows(given.geometry))
 
     def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
         """The first rows' scores."""
-        return prefilled.told[self.tell, self.weigh][:, :rows].clone()
+        return self._scores(prefilled)[:, :rows]
 
     def rows(self, geometry: Geometry) -> list[int]:
         """What each layer may keep: the whole budget, until other layers compete for it."""
@@ -74,12 +78,18 @@ class KVzip(Eviction):
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
         """The scores of the rows that were kept: the newest row first, then what is protected."""
-        table = prefilled.told[self.tell, self.weigh].clamp(max=torch.finfo(torch.float32).max)
+        table = self._scores(prefilled).clamp(max=torch.finfo(torch.float32).max)
         table[:, : self.sinks] = torch.finfo(torch.float32).max
         table[:, -1] = float("inf")
         at = (segment.position - prefilled.start).long()
         head = torch.arange(len(segment.lengths), device=at.device)
         return table[head.repeat_interleave(torch.tensor(segment.lengths, device=at.device)), at]
+
+    def _scores(self, prefilled: Prefilled) -> Tensor:
+        """What the replays made of each row, `[H, T]`."""
+        assert prefilled.retold is not None, "the reading gives what `needs` names"
+        scores = prefilled.retold.scores[self.tell, self.weigh]
+        return scores * torch.where(prefilled.retold.structural, self.demote, 1.0)
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
         """The best scores of all heads together."""

@@ -53,8 +53,9 @@ class Refit(Stage):
 
     def noted(self, prefilled: Prefilled) -> tuple[Evidence, float]:
         """The evidence, and the logit scale."""
-        assert prefilled.evidence is not None, "the reading gives what `needs` names"
-        return prefilled.evidence, prefilled.scale
+        retold = prefilled.retold
+        assert retold is not None and retold.evidence is not None, "the reading gives it"
+        return retold.evidence, prefilled.scale
 
     def stored(self, segment: Segment, note: tuple[Evidence, float]) -> Segment:
         """The segment's rows with a bias, and with the values that read best."""
