@@ -18,9 +18,9 @@ from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
 from kvchat.app.models import DEMO, Model, find_model, local_models
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_copy, require_memory
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import read_first, timed
-from kvchat.app.readings import Readings
+from kvchat.app.readings import Readings, plan_copy
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
 from kvchat.app.text import size, unicode
@@ -85,7 +85,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     )
 
     if options.full_copy != "off" and book.files:
-        plan_copy(setup, plan, screen)
+        plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
     if (options.by_question or options.foreseen) and not setup.method.needs.queries:
         screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
 
@@ -215,18 +215,6 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
         f"      {size(plan.reading)} while reading, {size(plan.chatting)} with the window full; "
         f"{size(free)} free"
     )
-
-
-def plan_copy(setup: Setup, plan: Plan, screen: Screen) -> None:
-    """What a full copy of the KV takes beside the plan. Raises KvchatError("memory")."""
-    where, method = setup.options.full_copy, setup.method
-    if isinstance(method, Full):
-        screen.warn("full keeps every row: a full copy has nothing to add")
-        return
-    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
-    if where == "host":
-        free = machine.free(torch.device("cpu"))
-        require_copy(plan, free, setup.device.type == "cpu")
 
 
 def fitting(setup: Setup, free: int) -> int:
