@@ -141,7 +141,10 @@ class Readings:
         if not self.reads or not book.files or self._copies(method) == "host":
             return None  # a copy in memory comes from reading
         begin, ids = perf_counter(), book.ids
-        parts = reading_parts(engine, model.folder, ids, method, probes)
+        try:
+            parts = reading_parts(engine, model.folder, ids, method, probes)
+        except OSError:  # the model's folder is gone since it was loaded
+            return None
         opened = self._opened(parts, lambda path, name: load_book(path, engine, ids, name))
         if self._copies(method) == "disk":
             opened = self._with_archives(engine, model, book, method, opened)
