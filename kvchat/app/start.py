@@ -16,7 +16,7 @@ from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
-from kvchat.app.models import DEMO, Model, find_model, local_models
+from kvchat.app.models import Model, find_model, longer_windows
 from kvchat.app.options import Options
 from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import read_first, timed
@@ -236,19 +236,6 @@ def fitting(setup: Setup, free: int) -> int:
     cuda = setup.device.type == "cuda"
     itemsize, budget, cost = setup.dtype.itemsize, setup.method.budget, cost_of(setup.method)
     return longest(setup.config, itemsize, budget, setup.limit, setup.chunk, free, cuda, cost)
-
-
-def longer_windows(needed: int) -> list[str]:
-    """Models at hand whose window takes `needed` tokens, as ways out."""
-    ways = []
-    for name, folder in local_models().items():
-        try:
-            limit = ModelConfig.load(folder).context_limit
-        except KvchatError:
-            continue
-        if name != DEMO and needed + reserve_of(limit) <= limit:
-            ways.append(f"-m {name}  (a window of {limit:,} tokens)")
-    return ways or ["a model with a longer window: -m NAME"]
 
 
 def chosen_method(options: Options) -> Method:
