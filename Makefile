@@ -1,7 +1,7 @@
 # Every target sets itself up: the first one that needs it makes .venv and installs kvchat into it.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := kvchat tests models/demo/recipe
+SOURCES := kvchat tests benchmarks models/demo/recipe
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types test test-gpu check demo demo-model chat bench clean

@@ -34,11 +34,11 @@ class Chat:
 
     @property
     def read_speed(self) -> float:
-        """Tokens per second of the reading, or of the one that was restored; 0 for nothing."""
+        """Tokens per second of the reading, or of the one that was restored; 0 if not known."""
         took = self.timings.get("prefill", 0.0)
         if self.restored is not None:
             took = self.restored.read_seconds
-        return len(self.session.document) / max(took, 1e-6)
+        return len(self.session.document) / took if took else 0.0
 
     def document_segments(self) -> list[list[Segment]]:
         """Per layer what is kept of the document; folded turns are apart."""

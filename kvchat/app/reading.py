@@ -228,9 +228,10 @@ def reading_line(chat: Chat) -> str:
     took, tokens = chat.timings["prefill"], len(chat.session.document)
     held, full = chat.document_kept(), chat.document_full()
     if found := chat.restored:
+        saves = f", saves about {seconds(found.read_seconds)}" if found.read_seconds else ""
         return (
             f"read before ({found.created:%Y-%m-%d %H:%M}): {tokens:,} tokens mapped in "
-            f"{seconds(found.seconds)}, saves about {seconds(found.read_seconds)} · "
+            f"{seconds(found.seconds)}{saves} · "
             f"{name_of(chat.method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
         )
     return (

@@ -16,11 +16,11 @@ from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
-from kvchat.app.models import DEMO, Model, find_model, local_models
+from kvchat.app.models import Model, find_model, longer_windows
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_copy, require_memory
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import read_first, timed
-from kvchat.app.readings import Readings
+from kvchat.app.readings import Readings, plan_copy
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
 from kvchat.app.text import size, unicode
@@ -85,7 +85,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     )
 
     if options.full_copy != "off" and book.files:
-        plan_copy(setup, plan, screen)
+        plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
     if (options.by_question or options.foreseen) and not setup.method.needs.queries:
         screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
 
@@ -231,36 +231,11 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
 
 
-def plan_copy(setup: Setup, plan: Plan, screen: Screen) -> None:
-    """What a full copy of the KV takes beside the plan. Raises KvchatError("memory")."""
-    where, method = setup.options.full_copy, setup.method
-    if isinstance(method, Full):
-        screen.warn("full keeps every row: a full copy has nothing to add")
-        return
-    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
-    if where == "host":
-        free = machine.free(torch.device("cpu"))
-        require_copy(plan, free, setup.device.type == "cpu")
-
-
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
     cuda = setup.device.type == "cuda"
     itemsize, budget, cost = setup.dtype.itemsize, setup.method.budget, cost_of(setup.method)
     return longest(setup.config, itemsize, budget, setup.limit, setup.chunk, free, cuda, cost)
-
-
-def longer_windows(needed: int) -> list[str]:
-    """Models at hand whose window takes `needed` tokens, as ways out."""
-    ways = []
-    for name, folder in local_models().items():
-        try:
-            limit = ModelConfig.load(folder).context_limit
-        except KvchatError:
-            continue
-        if name != DEMO and needed + reserve_of(limit) <= limit:
-            ways.append(f"-m {name}  (a window of {limit:,} tokens)")
-    return ways or ["a model with a longer window: -m NAME"]
 
 
 def chosen_method(options: Options) -> Method:

@@ -8,11 +8,12 @@ from kvchat.app.book import Book, compose
 from kvchat.app.commands.context import Context
 from kvchat.app.keeper import Keeper
 from kvchat.app.methods import cost_of
+from kvchat.app.models import longer_windows
 from kvchat.app.options import Options
 from kvchat.app.plan import make_plan
 from kvchat.app.reading import read_again
 from kvchat.app.saved import new_path
-from kvchat.app.start import chosen_method, longer_windows, open_document
+from kvchat.app.start import chosen_method, open_document
 from kvchat.app.text import size
 from kvchat.app.views import near
 from kvchat.engine.events import drain
