@@ -17,7 +17,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
     session, timings = chat.session, chat.timings
     document = len(session.document)
     memory = session.memory()
-    kept = sum(sum(s.lengths) for s in session.cache.segments())
+    kept = session.cache.kept
     config = session.engine.config
     rows = document * config.num_kv_heads * config.num_layers
     prefill = timings["prefill"]

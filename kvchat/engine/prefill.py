@@ -135,7 +135,7 @@ def extend(
         for layer in cache.layers:
             layer.tail.truncate(before - layer.tail.start)
         raise
-    cache.position = before + len(ids)
+    cache.advance(len(ids))
     return x
 
 
@@ -223,8 +223,9 @@ def prefill(
             segment = compression.method.compress(prefilled)
             if isinstance(compression.method, Prunes) and compression.method.over > 1:
                 worth[which].append(compression.method.worth(prefilled, segment))
-            cache.layers[number].adopt(segment)
-            kept += segment.memory().device
+            cache.layers[number].adopt(segment, tail.keys, tail.values)
+            beside = cache.layers[number].tail  # the window of a segment that slides
+            kept += segment.memory().total + beside.keys.nbytes + beside.values.nbytes
             del prefilled
         select += perf_counter() - begin
         del tail, layer  # this layer's dense K/V is free before anyone looks

@@ -14,7 +14,7 @@ from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Delta, Progress, Smaller, TurnDone, drain
 from kvchat.engine.fold import folding, watch
-from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.observation import Observation
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.sampling import Sampling
@@ -115,6 +115,8 @@ class Session:
         Turns are folded with the same method, or with `folds`. If the consumer stops in between,
         the session is as it was.
         """
+        if self.tail_budget and isinstance(method, Retrieves):
+            folding(method, self.tail_budget)  # refused: turns would slide into the document
         if not ids:
             return self.adopt(self.engine.empty_cache(), ids, folds or method)
         reading = yield from self.read(ids, [Compression(method)])

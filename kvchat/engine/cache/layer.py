@@ -9,7 +9,7 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Segment
+from kvchat.engine.cache.segment import Segment, Sliding
 from kvchat.engine.cache.tail import Tail
 
 
@@ -65,11 +65,52 @@ class LayerCache:
         self.tail.drop(self.tail.length)
         self.tail.start = position
 
-    def adopt(self, segment: Segment) -> None:
-        """Take a segment that was made elsewhere, in front of a tail that is still empty."""
+    def adopt(self, segment: Segment, keys: Tensor, values: Tensor) -> None:
+        """Take a segment that was made elsewhere, in front of a tail that is still empty.
+
+        It was made of the first rows of `keys, values [H, T, D]`; the others become the tail.
+        """
         assert self.tail.length == 0 and segment.span[0] == self.tail.start, segment.span
         self.segments.append(segment)
+        rest = self.tail.start + keys.shape[1] - segment.span[1]
         self.tail.start = segment.span[1]
+        if rest:
+            self.tail.append(keys[:, -rest:], values[:, -rest:])
+
+    @property
+    def sliding(self) -> Sliding | None:
+        """The segment in front of the tail, if rows of the tail slide into it."""
+        last = self.segments[-1] if self.segments else None
+        return last if isinstance(last, Sliding) else None
+
+    @property
+    def frozen(self) -> int:
+        """Tokens that cannot be forgotten: those of segments, and the window of a sliding one."""
+        return self.tail.start if (front := self.sliding) is None else front.frozen
+
+    @property
+    def kept(self) -> int:
+        """Rows that are kept of the frozen tokens, over all heads."""
+        if (front := self.sliding) is not None:  # nothing is lost, and the window is in the tail
+            return front.frozen * self.tail.keys.shape[0]
+        return sum(sum(segment.lengths) for segment in self.segments)
+
+    def settle(self, position: int) -> None:
+        """Let rows leave the tail, or come back, as is due when `position` tokens were seen."""
+        if (front := self.sliding) is None:
+            return
+        rows = front.end(position) - self.tail.start
+        if rows > 0:
+            front.extend(self.tail.keys[:, :rows], self.tail.values[:, :rows])
+            self.tail.slide(rows)
+        elif rows < 0:
+            self.tail.prepend(*front.withdraw(self.tail.start + rows))
+
+    def truncate(self, position: int) -> None:
+        """Forget every token from `position` on."""
+        if position < self.tail.start + self.tail.length:
+            self.settle(position)
+            self.tail.truncate(position - self.tail.start)
 
     def memory(self) -> Memory:
         """Exact bytes of segments and tail."""
@@ -101,16 +142,27 @@ class KVCache:
 
     @property
     def frozen(self) -> int:
-        """Tokens covered by segments; `truncate` cannot go below."""
-        return self.layers[0].tail.start if self.layers else 0
+        """Tokens that cannot be forgotten: `truncate` cannot go below."""
+        return self.layers[0].frozen if self.layers else 0
+
+    @property
+    def kept(self) -> int:
+        """Rows that are kept of the frozen tokens, over all layers and heads."""
+        return sum(layer.kept for layer in self.layers)
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more as seen, when all layers have their rows."""
+        self.position += tokens
+        for layer in self.layers:
+            layer.settle(self.position)
 
     def truncate(self, position: int) -> None:
-        """Forget every token from `position` on. They must be in the tail."""
+        """Forget every token from `position` on. They must not be frozen."""
         assert self.frozen <= position <= self.position, (
             f"cannot truncate {self.position} tokens to {position}: {self.frozen} are frozen"
         )
         for layer in self.layers:
-            layer.tail.truncate(position - layer.tail.start)
+            layer.truncate(position)
         self.position = position
 
     def thaw(self, position: int) -> None:

@@ -18,7 +18,8 @@ SECOND = "half of the attention FLOPs of reading"
 class Entry(NamedTuple):
     """Where a method is, its idea in a line, its paper, what it looks at, what that costs.
 
-    `replays`: the document is told to the model again while it is read.
+    `replays`: the document is told to the model again while it is read. `retrieves`: every row is
+    kept, and the budget is what a written token reads of them.
     """
 
     path: str
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
     needs: str = NOTHING
     cost: str = FREE
     replays: bool = False
+    retrieves: bool = False
 
 
 METHODS = {
@@ -142,6 +144,14 @@ METHODS = {
         "replays: the document is told to the model a second time",
         "a second reading with three times the attention FLOPs",
         replays=True,
+    ),
+    "pqcache": Entry(
+        "kvchat.engine.methods.pqcache:PQCache",
+        "keeps every row; each written token reads those it needs",
+        "arXiv 2407.12820",
+        NOTHING,
+        "K-means of the keys; no memory is saved, the budget is what is read",
+        retrieves=True,
     ),
 }
 

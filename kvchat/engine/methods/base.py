@@ -150,6 +150,23 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Retrieves(Protocol):
+    """A method that keeps every row, where each written token chooses what it reads.
+
+    Its budget is what one token reads; `rows` are what is kept, all of them.
+    """
+
+    @property
+    def exact_for_multi_token(self) -> bool:
+        """Whether several tokens at once read every row: then they differ from one by one."""
+        ...
+
+    def reads(self, geometry: Geometry) -> list[int]:
+        """Rows of each layer that a written token reads, over all its heads."""
+        ...
+
+
+@runtime_checkable
 class Prunes(Protocol):
     """A method that keeps more than its budget of each layer, until it has seen all layers."""
 

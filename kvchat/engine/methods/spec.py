@@ -11,7 +11,7 @@ from typing import Any
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.quantized import BITS, Quantized
 from kvchat.errors import KvchatError
 
@@ -120,6 +120,13 @@ def _stored(name: str, method: Method, bits: str) -> Method:
     """The method, with what it keeps in `bits` bits."""
     if bits == PLAIN:
         return method
+    if isinstance(method, Retrieves):
+        raise KvchatError(
+            "usage",
+            f"{name} keeps every row as the model has it; bits={bits} would store them in few bits",
+            f"--method {name}  (without bits)",
+            f"--method adakv:bits={bits}",
+        )
     if bits not in map(str, BITS):
         choices = [f"{name}:bits={b}" for b in BITS]
         raise KvchatError("usage", f"{name}: bits={bits} is none of 16, 8 and 4", *choices)
