@@ -83,10 +83,12 @@ def pq_select(worth: Tensor, count: int) -> Tensor:
     if not 0 < count < rows:
         return reference.pq_select(worth, count)
     bound = torch.topk(worth, count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-    sure, edge = worth > bound, worth == bound
-    missing = count - sure.sum(dim=1, keepdim=True)
-    edge &= edge.cumsum(dim=1, dtype=torch.int32) <= missing
-    return (sure | edge).nonzero()[:, 1].view(heads, count).int()
+    chosen = worth >= bound
+    if int(chosen.sum()) > heads * count:  # of those at the boundary only the first
+        edge = worth == bound
+        missing = count - (chosen & ~edge).sum(dim=1, keepdim=True)
+        chosen &= ~edge | (edge.cumsum(dim=1, dtype=torch.int32) <= missing)
+    return chosen.nonzero()[:, 1].view(heads, count).int()
 
 
 def column_mass(

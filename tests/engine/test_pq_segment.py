@@ -93,7 +93,7 @@ def test_cells_choose_the_rows_that_a_scan_of_the_codes_chooses(aggregate):
     for heads, group, rows, size, count in (
         (2, 3, 500, 8, 40),
         (3, 1, 400, 4, 399),
-        (1, 4, 90, 64, 7),
+        (1, 4, 2000, 64, 1500),
     ):
         codes = torch.randint(size, (heads, rows, 2), dtype=torch.uint8, generator=generator)
         cells = Cells.of(codes[:, : rows - 30], size)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 MOST = 4096  # joint codes per head that are worth a list
+FIRST = 256  # cells that are ranked before all are: the best rows are in few
+EMPTY = float("-inf")
 PENDING = 1024  # rows that wait outside of the list for the next sorting
 
 
@@ -58,8 +60,7 @@ class Cells:
             logits = (logits[..., None] + part[:, :, None]).view(heads, group, -1)
         if aggregate == "logit_sum":
             return logits.sum(dim=1)
-        empty = (self.count == 0)[:, None]
-        logits = logits.masked_fill(empty, float("-inf"))
+        logits = logits + torch.where(self.count == 0, EMPTY, 0.0)[:, None]
         share = (logits - logits.amax(dim=-1, keepdim=True)).exp_()  # [H, G, cells]
         total = share @ self.count[:, :, None]  # [H, G, 1]
         if aggregate == "softmax_sum":
@@ -73,8 +74,12 @@ class Cells:
         the cells of equal worth, at the boundary. Also what the chosen rows are worth, `[H]`.
         """
         heads, rows = self.order.shape
-        value, cell = torch.sort(worth.masked_fill(self.count == 0, float("-inf")), descending=True)
+        present = worth.masked_fill(self.count == 0, EMPTY)
+        value, cell = torch.topk(present, min(FIRST, present.shape[1]), dim=1)
         ranked = self.count.gather(1, cell).cumsum(dim=1)
+        if bool((ranked[:, -1] < count).any()):  # the best cells are small ones
+            value, cell = torch.sort(present, dim=1, descending=True)
+            ranked = self.count.gather(1, cell).cumsum(dim=1)
         last = (ranked < count).sum(dim=1, keepdim=True)  # where the boundary lies
         bound = value.gather(1, last)  # [H, 1]
         sure, edge = worth > bound, (worth == bound) & (self.count > 0)
