@@ -95,6 +95,13 @@ class LayerCache:
             return front.frozen * self.tail.keys.shape[0]
         return sum(sum(segment.lengths) for segment in self.segments)
 
+    @property
+    def kept_memory(self) -> Memory:
+        """Bytes of the segments, and of the window in front of which one of them slides."""
+        window = max(0, self.frozen - self.tail.start)
+        row = (self.tail.k[:, :1].nbytes + self.tail.v[:, :1].nbytes) if window else 0
+        return sum((s.memory() for s in self.segments), Memory(device=window * row))
+
     def settle(self, position: int) -> None:
         """Let rows leave the tail, or come back, as is due when `position` tokens were seen."""
         if (front := self.sliding) is None:
