@@ -3,10 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from kvchat.app.text import size
+from kvchat.app.text import size, sizes
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.sizes import MASS_VALUES, REPLAY, reserve_of
+from kvchat.engine.sizes import (
+    CODED,
+    MASS_VALUES,
+    PER_CENTROID,
+    REPLAY,
+    code_bytes,
+    reserve_of,
+)
 from kvchat.errors import KvchatError
 
 # Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
@@ -31,6 +38,7 @@ class Plan:
     tail: int
     base: int = PROCESS
     replays: int = 0
+    read: int = 0  # of the kept rows by a written token; 0: all of them
 
     @property
     def reading(self) -> int:
@@ -42,6 +50,11 @@ class Plan:
     def chatting(self) -> int:
         """With the window full."""
         return self.base + self.weights + self.kv_kept + self.tail
+
+
+def reads(plan: Plan) -> str:
+    """What a written token reads of what is kept, if it is not all of it."""
+    return f", a written token reads {sizes(plan.read, plan.kv_kept)}" if plan.read else ""
 
 
 def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
@@ -59,11 +72,13 @@ def make_plan(
     cuda: bool = False,
     bits: int | None = None,
     replays: bool = False,
+    code: tuple[int, int] | None = None,
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
     Kept rows are stored in `bits` bits, or as they are. `replays`: the document is told again while
     it is read, so its hidden states exist twice, and up to twice the budget is kept until the end.
+    `code`: every row is kept with a code of so many parts and bits, and the budget is what is read.
     Raises KvchatError("usage") if the budget cannot hold a row per head.
     """
     per_token = config.kv_values_per_token * itemsize
@@ -75,16 +90,24 @@ def make_plan(
     kept, hidden = round(rows * geometry.row_bytes) * layers, config.hidden_size * itemsize
     # at full precision until it is pruned, and never more than everything
     over = min(2 * rows, geometry.full) * geometry.plain_bytes * layers - kept
+    read = training = 0
+    if code is not None:
+        heads, dim = config.num_kv_heads, config.head_dim
+        coded = tokens - rows // heads > CODED  # or there is too little to choose from
+        codes = code_bytes(tokens, heads, dim, *code) if coded else 0
+        kept, read = per_token * tokens + layers * codes, kept if coded else 0
+        training = 8 * min(tokens, PER_CENTROID * 2 ** code[1]) * heads * dim  # in fp32, twice
     return Plan(
         weights=config.parameters * itemsize,
         kv_full=per_token * tokens,
         kv_kept=kept,
         dense_layer=per_token * tokens // layers,
         hidden=tokens * hidden,
-        workspace=step * wide * max(itemsize, 4) + SCORING,
+        workspace=step * wide * max(itemsize, 4) + SCORING + training,
         tail=per_token * max(limit - tokens, 0),
         base=CONTEXT if cuda else PROCESS,
         replays=(tokens + REPLAY) * hidden + over if replays else 0,
+        read=read,
     )
 
 
@@ -98,13 +121,14 @@ def longest(
     cuda: bool,
     bits: int | None = None,
     replays: bool = False,
+    code: tuple[int, int] | None = None,
 ) -> int:
     """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
     reserve = reserve_of(limit)
 
     def fits(tokens: int) -> bool:
         plan = make_plan(
-            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits, replays
+            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits, replays, code
         )
         return max(plan.reading, plan.chatting) <= free
 

@@ -12,12 +12,12 @@ from rich.text import Text
 from kvchat.app import config as settings
 from kvchat.app import flags
 from kvchat.app.models import find_model
-from kvchat.app.plan import Plan, longest, make_plan
+from kvchat.app.plan import Plan, longest, make_plan, reads
 from kvchat.app.text import clean, size
 from kvchat.engine.budget import DEFAULT_BUDGET, UNITS, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.config import ModelConfig, read_json
-from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
+from kvchat.engine.sizes import CHUNKS, CODES, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.errors import KvchatError
 
 SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
@@ -145,9 +145,21 @@ def budget_of(spec: str, given: str | None) -> Budget:
     return Budget.parse(text) if text else DEFAULT_BUDGET
 
 
-def stored(spec: str) -> tuple[int | None, bool]:
-    """Bits of a kept value, and whether the document is told twice. Raises KvchatError."""
-    return bits_of(spec), METHODS[spec.partition(":")[0].partition("@")[0]].replays
+def stored(spec: str) -> tuple[int | None, bool, tuple[int, int] | None]:
+    """Bits of a kept value, whether the document is told twice, parts and bits of codes.
+
+    Raises KvchatError.
+    """
+    entry = METHODS[spec.partition(":")[0].partition("@")[0]]
+    return bits_of(spec), entry.replays, code_of(spec) if entry.retrieves else None
+
+
+def code_of(spec: str) -> tuple[int, int]:
+    """Parts and bits of the codes that a spec asks for."""
+    preset = spec.partition(":")[0].partition("@")[2].strip()
+    parts, bits = CODES.get(preset, CODES[""])
+    inline = dict(re.findall(r"[:,]\s*(m|code_bits)\s*=\s*(\d+)", spec))
+    return int(inline.get("m", parts)), min(int(inline.get("code_bits", bits)), 8)
 
 
 def bits_of(spec: str) -> int | None:
@@ -215,5 +227,8 @@ def show(
             *map(size, (plan.kv_full, plan.kv_kept, plan.reading, plan.chatting)),
         )
     console.print(table)
+    for spec, tokens, plan in rows:
+        if plan.read:
+            console.print(Text(f"{clean(spec)} {budgets[spec]}, {tokens:,} tokens{reads(plan)}"))
     where = "the CUDA context" if frame.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

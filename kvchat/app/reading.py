@@ -17,7 +17,7 @@ from kvchat.app.text import seconds, size, sizes
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.spec import bits_of, name_of
+from kvchat.engine.methods.spec import bits_of, code_of, name_of
 from kvchat.errors import KvchatError, is_out_of_memory
 
 R = TypeVar("R")
@@ -110,6 +110,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
         engine.chunk,
         bits=bits_of(method),
         replays=METHODS[name_of(method)].replays,
+        code=code_of(method),
     )
     # weights and process are there already; the old cache stays until the new one is read
     needed = plan.reading - plan.weights - PROCESS
@@ -144,7 +145,10 @@ def reading_line(chat: Chat) -> str:
     """`read 27,913 tokens in 6.6 s (4,230 tok/s) · kept 25 % of KV: 0.86 of 3.41 GiB`."""
     took, tokens = chat.timings["prefill"], len(chat.session.document)
     held, full = chat.document_kept(), chat.document_full()
+    kept = f"kept {100 * held / full:.3g} %: {sizes(held, full)}"
+    if share := chat.reads():
+        kept = f"kept every row, {size(held)} with codes; a written token reads {share}"
     return (
         f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s) · "
-        f"{name_of(chat.method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
+        f"{name_of(chat.method)} {kept}"
     )

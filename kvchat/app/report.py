@@ -49,6 +49,8 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "options": method_options(chat.method),
             "budget": str(chat.method.budget),
             "kept_fraction": round(kept / rows, 6) if rows else 1.0,
+            "read_fraction": round(session.cache.read / rows, 6) if rows else 1.0,
+            "captured_mass": session.cache.captured,
             "bytes": memory.device,
             "full_bytes": session.full_bytes(),
             "host_bytes": memory.host,

@@ -18,7 +18,7 @@ from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.models import DEMO, Model, find_model, local_models
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, reads, require_memory
 from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
@@ -30,7 +30,7 @@ from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import bits_of, name_of, parse_method
+from kvchat.engine.methods.spec import bits_of, code_of, name_of, parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, reserve_of
@@ -77,6 +77,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.chunk,
         bits=bits_of(setup.method),
         replays=METHODS[name_of(setup.method)].replays,
+        code=code_of(setup.method),
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)
@@ -89,8 +90,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         engine = screen.watch(loading, "loading")
     engine.chunk = setup.chunk
     session = Session(engine, book.dialogue, setup.ends, setup.limit, options.tail_budget)
-    # a system text alone is not worth a choice
-    method = setup.method if files else Full()
+    method = setup.method if files else Full()  # a system text alone is not worth a choice
     chat = Chat(options, setup.model, session, method, setup.settings, book, timings)
     read_first(chat, screen, interactive, setup.method)
     return chat
@@ -185,7 +185,7 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
     screen.say(
         f"plan: KV {size(plan.kv_full)} in full → {size(plan.kv_kept)} with "
-        f"{name_of(setup.method)} {setup.method.budget} (estimated)"
+        f"{name_of(setup.method)} {setup.method.budget}{reads(plan)} (estimated)"
     )
     screen.say(
         f"      {size(plan.reading)} while reading, {size(plan.chatting)} with the window full; "
@@ -195,10 +195,10 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
 
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
-    cuda = setup.device.type == "cuda"
-    budget, bits = setup.method.budget, bits_of(setup.method)
+    method, cuda = setup.method, setup.device.type == "cuda"
+    budget, bits, code = method.budget, bits_of(method), code_of(method)
     itemsize, limit = setup.dtype.itemsize, setup.limit
-    return longest(setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits)
+    return longest(setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits, code=code)
 
 
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:

@@ -18,7 +18,7 @@ from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import bits_of, name_of
+from kvchat.engine.methods.spec import bits_of, code_of, name_of
 from kvchat.errors import KvchatError
 
 
@@ -124,6 +124,7 @@ def announce(context: Context, book: Book, method: Method) -> None:
         engine.chunk,
         bits=bits_of(method),
         replays=METHODS[name_of(method)].replays,
+        code=code_of(method),
     )
     context.screen.tell(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window · plan: KV "

@@ -143,6 +143,7 @@ def _record(
         "answer": text,
         "kl": float((p.exp() * (p - q)).sum(-1).mean()),
         "kept": cache.kept / (cache.frozen * config.num_kv_heads * config.num_layers),
-        "bytes": sum(layer.kept_memory.total for layer in cache.layers),
+        "bytes": sum(s.memory().total for s in cache.segments())
+        + sum(layer.window_bytes for layer in cache.layers),
         "document_tokens": cache.frozen,
     }

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST = 4096  # joint codes per head that are worth a list
 FIRST = 256  # cells that are ranked before all are: the best rows are in few
 EMPTY = float("-inf")
 PENDING = 1024  # rows that wait outside of the list for the next sorting

@@ -88,19 +88,19 @@ class LayerCache:
         """Tokens that cannot be forgotten: those of segments, and the window of a sliding one."""
         return self.tail.start if (front := self.sliding) is None else front.frozen
 
-    @property
-    def kept(self) -> int:
-        """Rows that are kept of the frozen tokens, over all heads."""
+    def kept(self, end: int) -> list[int]:
+        """Rows of each head that are kept of the tokens before `end`, where segments begin."""
+        heads = self.tail.k.shape[0]
         if (front := self.sliding) is not None:  # nothing is lost, and the window is in the tail
-            return front.frozen * self.tail.keys.shape[0]
-        return sum(sum(segment.lengths) for segment in self.segments)
+            return [front.frozen] * heads
+        before = [s.lengths for s in self.segments if s.span[0] < end]
+        return [sum(each) for each in zip(*before, strict=True)] if before else [0] * heads
 
     @property
-    def kept_memory(self) -> Memory:
-        """Bytes of the segments, and of the window in front of which one of them slides."""
+    def window_bytes(self) -> int:
+        """Bytes of the tail's rows that are frozen: the window of a sliding segment."""
         window = max(0, self.frozen - self.tail.start)
-        row = (self.tail.k[:, :1].nbytes + self.tail.v[:, :1].nbytes) if window else 0
-        return sum((s.memory() for s in self.segments), Memory(device=window * row))
+        return window * (self.tail.k[:, :1].nbytes + self.tail.v[:, :1].nbytes)
 
     def settle(self, position: int) -> None:
         """Let rows leave the tail, or come back, as is due when `position` tokens were seen."""
@@ -155,7 +155,23 @@ class KVCache:
     @property
     def kept(self) -> int:
         """Rows that are kept of the frozen tokens, over all layers and heads."""
-        return sum(layer.kept for layer in self.layers)
+        return sum(sum(layer.kept(self.frozen)) for layer in self.layers)
+
+    @property
+    def read(self) -> int:
+        """Rows of the frozen tokens that one token reads, over all layers and heads."""
+        fronts = [(layer, layer.sliding) for layer in self.layers]
+        return sum(
+            sum(layer.kept(self.frozen)) if front is None else front.read_rows * len(layer.tail.k)
+            for layer, front in fronts
+        )
+
+    @property
+    def captured(self) -> float | None:
+        """The share of attention that the rows which were read had, where that is known."""
+        found = [front.captured for layer in self.layers if (front := layer.sliding) is not None]
+        known = [share for share in found if share is not None]
+        return sum(known) / len(known) if known else None
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as seen, when all layers have their rows."""

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend, Rows
-from kvchat.engine.cache.cells import MOST, Cells
+from kvchat.engine.cache.cells import Cells
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.tail import Tail
+from kvchat.engine.sizes import LISTED
 
 AGGREGATES = ("softmax_sum", "max", "logit_sum")
 SLICE = 16384  # rows per head that a pool in host memory sends to the device at a time
@@ -96,6 +97,11 @@ class PQSegment:
         return self.late.start + self.reads.window
 
     @property
+    def read_rows(self) -> int:
+        """Rows per head that one query reads of it and of its window."""
+        return self.reads.sinks + self.reads.window + self.reads.count
+
+    @property
     def captured(self) -> float | None:
         """The mean share of the middle's attention, by codes, that the chosen rows have had."""
         if not self.steps or AGGREGATES[self.reads.aggregate] != "softmax_sum":
@@ -174,7 +180,7 @@ class PQSegment:
 
     def _indexed(self, codes: Tensor) -> Cells | None:
         centroids, subspaces = self.centroids.shape[2], codes.shape[2]
-        return Cells.of(codes, centroids) if centroids**subspaces <= MOST else None
+        return Cells.of(codes, centroids) if centroids**subspaces <= LISTED else None
 
     def _attend_all(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         rows = self.pool.shape[1]

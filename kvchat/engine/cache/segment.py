@@ -50,6 +50,16 @@ class Sliding(Protocol):
         """Where the window ended when the segment was made: what is before is never given back."""
         ...
 
+    @property
+    def read_rows(self) -> int:
+        """Rows per head that one query reads of the segment and the window."""
+        ...
+
+    @property
+    def captured(self) -> float | None:
+        """The mean share of attention that the rows which were read had, where that is known."""
+        ...
+
     def end(self, position: int) -> int:
         """Where the segment has to end when `position` tokens have been seen."""
         ...

@@ -161,6 +161,11 @@ class Retrieves(Protocol):
         """Whether several tokens at once read every row: then they differ from one by one."""
         ...
 
+    @property
+    def code(self) -> tuple[int, int]:
+        """Parts of a key's code, and bits of a part."""
+        ...
+
     def reads(self, geometry: Geometry) -> list[int]:
         """Rows of each layer that a written token reads, over all its heads."""
         ...

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
+from kvchat.engine.sizes import PER_CENTROID
 
-PER_CENTROID = 256  # rows that are enough to train a centroid
 SETTLED = 0.005  # K-means ends when fewer codes than this share change
 
 

@@ -15,6 +15,7 @@ from kvchat.engine.methods.base import Needs, Prefilled
 from kvchat.engine.methods.checks import require_known, require_least, require_share
 from kvchat.engine.methods.clusters import Training, train
 from kvchat.engine.methods.evict import keep_all
+from kvchat.engine.sizes import CODED, CODES
 from kvchat.errors import KvchatError
 
 HOMES = ("auto", "device", "host")
@@ -37,15 +38,15 @@ class PQCache:
     budget: Budget = DEFAULT_BUDGET
     recent: float = 0.5
     sinks: int = 32
-    m: int = 2
-    code_bits: int = 6
+    m: int = CODES[""][0]
+    code_bits: int = CODES[""][1]
     iters: int = 10
     aggregate: str = "softmax_sum"
     block: int = 64
     most_recent: int = 4096
     extra_sinks: bool = False
     dense_layers: int = 0
-    dense_below: int = 1024
+    dense_below: int = CODED
     home: str = "auto"
     seed: int = 4321
     name: ClassVar[str] = "pqcache"
@@ -53,7 +54,7 @@ class PQCache:
     exact_for_multi_token: ClassVar[bool] = True
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"block": 1, "most_recent": 2**31 - 1, "extra_sinks": True},
-        "quality": {"m": 4, "code_bits": 8, "dense_layers": 2},
+        "quality": {"m": CODES["quality"][0], "code_bits": CODES["quality"][1], "dense_layers": 2},
     }
 
     def __post_init__(self) -> None:
@@ -86,6 +87,11 @@ class PQCache:
                 "usage", f"pqcache: m={self.m} parts of a head of {geometry.dim}", *fitting
             )
         return [geometry.full] * geometry.layers
+
+    @property
+    def code(self) -> tuple[int, int]:
+        """Parts of a key's code, and bits of a part."""
+        return self.m, self.code_bits
 
     def reads(self, geometry: Geometry) -> list[int]:
         """Rows of the document that a written token reads of each layer, over all its heads."""

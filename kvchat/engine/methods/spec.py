@@ -94,6 +94,11 @@ def bits_of(method: Method) -> int | None:
     return method.bits if isinstance(method, Quantized) else None
 
 
+def code_of(method: Method) -> tuple[int, int] | None:
+    """Parts and bits of a key's code, for a method that keeps every row and codes it."""
+    return method.code if isinstance(method, Retrieves) else None
+
+
 def with_budget(method: Method, budget: Budget) -> Method:
     """The same method with another budget."""
     if isinstance(method, Quantized):
