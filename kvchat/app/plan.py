@@ -8,6 +8,7 @@ from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (
     CODED,
+    EVIDENCE,
     MASS_VALUES,
     PER_CENTROID,
     REPLAY,
@@ -23,6 +24,23 @@ CONTEXT = 460 * 2**20
 
 # Logits, masses, masks and ranks of one slice of scored rows, each of 4 bytes or more.
 SCORING = 16 * MASS_VALUES
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs beside its budget.
+
+    Kept rows are stored in `bits` bits, or as they are. The document is told `told` times again
+    while it is read; then its layers compete, if they `pool` their budget, and what is kept is
+    `fitted` to queries. With a `code` of so many parts and bits every row is kept, and the budget
+    is what is read.
+    """
+
+    bits: int | None = None
+    told: float = 0.0
+    pool: bool = False
+    fitted: bool = False
+    code: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,33 +88,32 @@ def make_plan(
     limit: int,
     chunk: int,
     cuda: bool = False,
-    bits: int | None = None,
-    replays: bool = False,
-    code: tuple[int, int] | None = None,
+    cost: Cost = Cost(),
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
-    Kept rows are stored in `bits` bits, or as they are. `replays`: the document is told again while
-    it is read, so its hidden states exist twice, and up to twice the budget is kept until the end.
-    `code`: every row is kept with a code of so many parts and bits, and the budget is what is read.
     Raises KvchatError("usage") if the budget cannot hold a row per head.
     """
     per_token = config.kv_values_per_token * itemsize
-    geometry = replace(geometry_of(config, itemsize, tokens), bits=bits)
+    beside = 4 if cost.fitted else 0  # a bias
+    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits, beside=beside)
     layers, rows = config.num_layers, budget.rows(geometry) if tokens else 0
-    step = min(max(chunk, REPLAY) if replays else chunk, max(tokens, 1))
+    step = min(max(chunk, REPLAY) if cost.told else chunk, max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
     kept, hidden = round(rows * geometry.row_bytes) * layers, config.hidden_size * itemsize
-    # at full precision until it is pruned, and never more than everything
-    over = min(2 * rows, geometry.full) * geometry.plain_bytes * layers - kept
+    # the newest layer's rows twice, and all at full precision, until the layers have competed
+    pooled = per_token * tokens // layers + rows * geometry.plain_bytes * layers - kept
+    # queries and what they read, of each layer
+    values = 2 * config.num_heads * config.head_dim + config.num_heads
+    evidence = EVIDENCE * values * itemsize * (layers if cost.pool else 1)
     read = training = 0
-    if code is not None:
+    if cost.code is not None:
         heads, dim = config.num_kv_heads, config.head_dim
         coded = tokens - rows // heads > CODED  # or there is too little to choose from
-        codes = code_bytes(tokens, heads, dim, *code) if coded else 0
+        codes = code_bytes(tokens, heads, dim, *cost.code) if coded else 0
         kept, read = per_token * tokens + layers * codes, kept if coded else 0
-        training = 8 * min(tokens, PER_CENTROID * 2 ** code[1]) * heads * dim  # in fp32, twice
+        training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice
     return Plan(
         weights=config.parameters * itemsize,
         kv_full=per_token * tokens,
@@ -106,7 +123,9 @@ def make_plan(
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
         tail=per_token * max(limit - tokens, 0),
         base=CONTEXT if cuda else PROCESS,
-        replays=(tokens + REPLAY) * hidden + over if replays else 0,
+        replays=round(cost.told * (tokens + REPLAY)) * hidden
+        + (pooled if cost.pool else 0)
+        + (evidence if cost.fitted else 0),
         read=read,
     )
 
@@ -119,17 +138,13 @@ def longest(
     chunk: int,
     free: int,
     cuda: bool,
-    bits: int | None = None,
-    replays: bool = False,
-    code: tuple[int, int] | None = None,
+    cost: Cost = Cost(),
 ) -> int:
     """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
     reserve = reserve_of(limit)
 
     def fits(tokens: int) -> bool:
-        plan = make_plan(
-            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits, replays, code
-        )
+        plan = make_plan(config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, cost)
         return max(plan.reading, plan.chatting) <= free
 
     low, high = 0, limit - reserve

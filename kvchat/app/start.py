@@ -16,6 +16,7 @@ from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
 from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
+from kvchat.app.methods import cost_of
 from kvchat.app.models import DEMO, Model, find_model, local_models
 from kvchat.app.options import Options
 from kvchat.app.plan import Plan, geometry_of, longest, make_plan, reads, require_memory
@@ -27,10 +28,10 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, drain
 from kvchat.engine.fold import folding
-from kvchat.engine.methods import DEFAULT, METHODS
+from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import bits_of, code_of, name_of, parse_method
+from kvchat.engine.methods.spec import name_of, parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, reserve_of
@@ -75,9 +76,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.method.budget,
         setup.limit,
         setup.chunk,
-        bits=bits_of(setup.method),
-        replays=METHODS[name_of(setup.method)].replays,
-        code=code_of(setup.method),
+        cost=cost_of(setup.method),
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)
@@ -195,10 +194,9 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
 
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
-    method, cuda = setup.method, setup.device.type == "cuda"
-    budget, bits, code = method.budget, bits_of(method), code_of(method)
-    itemsize, limit = setup.dtype.itemsize, setup.limit
-    return longest(setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits, code=code)
+    cuda = setup.device.type == "cuda"
+    itemsize, budget, cost = setup.dtype.itemsize, setup.method.budget, cost_of(setup.method)
+    return longest(setup.config, itemsize, budget, setup.limit, setup.chunk, free, cuda, cost)
 
 
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:

@@ -75,7 +75,7 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dic
 
 def sees(method: Method) -> bool:
     """Whether a question in view changes what a method keeps."""
-    return bool(method.needs) and not method.needs.replay
+    return bool(method.needs) and not method.needs.kinds
 
 
 def answer(session: Session, cache: KVCache, question: Question) -> Answered:
@@ -143,7 +143,6 @@ def _record(
         "answer": text,
         "kl": float((p.exp() * (p - q)).sum(-1).mean()),
         "kept": cache.kept / (cache.frozen * config.num_kv_heads * config.num_layers),
-        "bytes": sum(s.memory().total for s in cache.segments())
-        + sum(layer.window_bytes for layer in cache.layers),
+        "bytes": sum(layer.kept_bytes for layer in cache.layers),
         "document_tokens": cache.frozen,
     }

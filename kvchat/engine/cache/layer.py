@@ -102,6 +102,11 @@ class LayerCache:
         window = max(0, self.frozen - self.tail.start)
         return window * (self.tail.k[:, :1].nbytes + self.tail.v[:, :1].nbytes)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the segments and of the window in front of which one of them slides."""
+        return sum(segment.memory().total for segment in self.segments) + self.window_bytes
+
     def settle(self, position: int) -> None:
         """Let rows leave the tail, or come back, as is due when `position` tokens were seen."""
         if (front := self.sliding) is None:
