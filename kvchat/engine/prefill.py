@@ -93,6 +93,8 @@ def walk(
     a = 0
     while a < len(x):
         b = min(a + pace.chunk, len(x))
+        if b == len(x) - 1 and pace.chunk > 1:
+            b = len(x)  # a lone last token would see what a written one sees
         rows = layer.tail.length
         observed = vars(layer.observer).copy() if layer.observer is not None else {}
         try:

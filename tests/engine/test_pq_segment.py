@@ -125,6 +125,10 @@ def test_rows_that_wait_are_sorted_in_when_there_are_many():
     )
 
 
+def parts_of(segment):
+    return segment.centroids, segment.codes, segment.reads, segment.start, segment.cells
+
+
 def test_tensors_are_everything_and_load_is_their_inverse():
     """O13: one byte for each part of a code; bytes are those of the tensors."""
     for subspaces, size, bytes_each in ((2, 8, 2), (4, 16, 4)):
@@ -135,6 +139,9 @@ def test_tensors_are_everything_and_load_is_their_inverse():
         want = segment.attend(q, 0.25, torch_backend())
         again = PQSegment.load({n: t.clone() for n, t in segment.tensors().items()}, segment.span)
         assert torch.equal(again.attend(q, 0.25, torch_backend())[0], want[0])
+        elsewhere = PQSegment(segment.pool.to("meta"), *parts_of(segment))
+        rows, total = segment.pool.nbytes, segment.memory().total
+        assert elsewhere.memory() == Memory(device=total - rows, host=rows)
         segment.extend(keys[:, :70], keys[:, :70])
         again = PQSegment.load({n: t.clone() for n, t in segment.tensors().items()}, segment.span)
         assert (again.span, again.lengths, again.reads) == ((0, 370), (370, 370), segment.reads)

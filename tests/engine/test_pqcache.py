@@ -5,7 +5,7 @@ import torch
 from closeness import assert_close, relative_rms
 
 from engine.scenes import random_scene
-from engine.tiny import random_ids, read
+from engine.tiny import load_engine, random_ids, read
 from kvchat.engine import ops
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.pq import PQSegment
@@ -105,6 +105,37 @@ def test_undo_and_single_tokens_restore_every_answer(engine):
     pair = [drain(engine.extend(c, ids[400:])) for c in (cache, full)]
     assert_close("several tokens read every row", *pair, 1e-6)
     assert relative_rms(want[-1], pair[1]) > 1e-4, "one by one they did not"
+
+
+def test_a_question_reads_every_row_whatever_the_chunk(checkpoint):
+    """Also where its last chunk would be a single token."""
+    engine, ids = load_engine(checkpoint(), chunk=20), random_ids(441, seed=3)
+    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
+    full, _ = read(engine, ids[:400])
+    assert_close("logits", *(drain(engine.extend(c, ids[400:])) for c in (cache, full)), 1e-6)
+
+
+def test_memory_that_runs_out_while_rows_are_coded_loses_none(engine, monkeypatch):
+    ids = random_ids(460, seed=3)
+    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
+    want = torch.stack([drain(engine.extend(cache, [i])) for i in ids[400:420]])
+    cache.truncate(400)
+    assign, calls = ops.pq_assign, iter([True])
+
+    def failing(*given):
+        if next(calls, False):  # the first layer's rows are coded, the second's are not
+            return assign(*given)
+        raise MemoryError
+
+    monkeypatch.setattr(ops, "pq_assign", failing)
+    with pytest.raises(MemoryError):
+        for token in ids[400:420]:
+            drain(engine.extend(cache, [token]))
+    monkeypatch.undo()
+    assert [layer.tail.start for layer in cache.layers] == [360, 352]
+    cache.truncate(403)
+    got = torch.stack([drain(engine.extend(cache, [i])) for i in ids[403:420]])
+    assert_close("logits", got, want[3:], 1e-6)
 
 
 def test_an_interrupted_extension_leaves_the_window_as_it_was(engine):

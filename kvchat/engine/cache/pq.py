@@ -161,12 +161,11 @@ class PQSegment:
 
     def memory(self) -> Memory:
         """Exact bytes held: rows, codes, centroids and their index, room for late rows."""
-        held = [tensor for name, tensor in self.tensors().items() if not name.startswith("late_")]
-        total = Memory.of(held) + self.late.memory()
-        if self.pool.device == self.codes.device:
-            return total
-        rows = self.pool.untyped_storage().nbytes()
-        return Memory(device=total.device - rows, host=rows)
+        apart = ("pool", "late_k", "late_v")
+        held = [tensor for name, tensor in self.tensors().items() if name not in apart]
+        rows, here = self.pool.untyped_storage().nbytes(), self.pool.device == self.codes.device
+        pool = Memory(device=rows) if here else Memory(host=rows)
+        return pool + Memory.of(held) + self.late.memory()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything held, by name."""
