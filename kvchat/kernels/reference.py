@@ -159,7 +159,7 @@ def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
     parts = x.float().unflatten(-1, (centroids.shape[1], -1)).transpose(1, 2)  # [H, m, N, d]
     wide = centroids.float()
     scores = parts @ wide.transpose(2, 3) - wide.square().sum(dim=-1)[:, :, None] / 2
-    return scores.argmax(dim=-1).transpose(1, 2).to(torch.uint8)
+    return scores.argmax(dim=-1).transpose(1, 2).to(torch.uint8).contiguous()
 
 
 def pq_decode(codes: Tensor, centroids: Tensor) -> Tensor:
