@@ -26,7 +26,7 @@ def table() -> Iterator[str]:
         yield from _entry(name)
         yield ""
     yield "A method with options is written NAME:key=value,… and a preset NAME@preset."
-    yield "bits=8 or bits=4 (--kv-bits) stores what any of them keeps quantised (KIVI,"
+    yield "bits=8 or bits=4 (--kv-bits) stores what any but pqcache keeps quantised (KIVI,"
     yield "arXiv 2402.02750). refit=bias or refit=all fits it to what the document's sentences,"
     yield "put as questions, read from all rows (Attention Matching, arXiv 2602.16284)."
     yield "kvchat methods NAME tells more."
