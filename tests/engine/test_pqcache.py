@@ -108,6 +108,9 @@ def test_undo_and_single_tokens_restore_every_answer(engine):
     pair = [drain(engine.extend(c, ids[400:])) for c in (cache, full)]
     assert_close("several tokens read every row", *pair, 1e-6)
     assert relative_rms(want[-1], pair[1]) > 1e-4, "one by one they did not"
+    cache.truncate(400)
+    assert_close("scores", engine.score(cache, ids[400:], 59)[1:], want[1:], 1e-6)
+    assert cache.position == 400
 
 
 def test_a_question_reads_every_row_whatever_the_chunk(checkpoint):
