@@ -102,15 +102,14 @@ def _record(
     answer is the same and need not be generated. `kl` is the mean over its tokens of
     KL(full || cell) in nats.
     """
-    logits = session.engine.score(cache, full.prompt + full.ids[:-1])[len(full.prompt) - 1 :]
+    fed = full.prompt + full.ids[:-1]
+    logits = session.engine.score(cache, fed, len(full.ids) - 1)[len(full.prompt) - 1 :]
     if logits.argmax(-1).tolist() == full.ids:
         text = full.text
     else:
         text = session.dialogue.tokenizer.decode(generate(session, cache, full.prompt))
     p, q = full.logits.float().log_softmax(-1), logits.float().log_softmax(-1)
-    segments = list(cache.segments())
     config = session.engine.config
-    rows = sum(sum(segment.lengths) for segment in segments)
     return {
         "question": number,
         "kind": question.kind,
@@ -121,7 +120,7 @@ def _record(
         "expected": question.answer,
         "answer": text,
         "kl": float((p.exp() * (p - q)).sum(-1).mean()),
-        "kept": rows / (cache.frozen * config.num_kv_heads * config.num_layers),
-        "bytes": sum(segment.memory().total for segment in segments),
+        "kept": cache.kept / (cache.frozen * config.num_kv_heads * config.num_layers),
+        "bytes": sum(layer.kept_bytes for layer in cache.layers),
         "document_tokens": cache.frozen,
     }
