@@ -4,10 +4,10 @@ BIN := .venv/bin
 SOURCES := kvchat tests models/demo/recipe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test test-gpu check demo demo-model chat bench clean
+.PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench clean
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -34,7 +34,10 @@ test: setup  ## the tests (CPU, no network)
 	@$(BIN)/python -m pytest -m 'not gpu' -n auto
 
 test-gpu: setup  ## the tests that need a CUDA device
-	@$(BIN)/python -m pytest -m gpu
+	@TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
+
+test-compile: setup  ## compile every kernel for cards that are not here; no CUDA device needed
+	@$(BIN)/python tests/kernels/compiling.py
 
 check: lint types test  ## lint, types and tests
 

@@ -1,6 +1,10 @@
 """Fixtures that many tests share: tiny models and tokenizers, built once per run. No downloads."""
 
+import os
 from pathlib import Path
+
+# Triton looks when it is imported: kernels are interpreted, unless the run is for a card.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Rows
+from kvchat.engine.attention.rows import Call, Rows
 from kvchat.kernels import reference
 
 FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -20,14 +20,19 @@ PLAIN_QUERIES = 256
 class TorchBackend:
     """Reaches every device; fused on the CPU, sliced and materialised elsewhere."""
 
+    name = "torch"
+
+    def can(self, call: Call) -> str | None:
+        """Why not, or None."""
+        if call.kind == "joint":
+            return "takes one row set at a time"
+        return f"takes no rows of {call.bits} bits" if call.bits < 16 else None
+
     def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all rows of `rows`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         if q.device.type != "cpu":
             parts = [
-                reference.ragged_attention(
-                    part, rows.k, rows.v, rows.start, rows.length, scale, rows.bias
-                )
-                for part in q.split(PLAIN_QUERIES)
+                reference.ragged_attention(part, [rows], scale) for part in q.split(PLAIN_QUERIES)
             ]
             return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
         tokens, query_heads, dim = q.shape

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend
+from kvchat.engine.attention.rows import Backend, JointBackend
 from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Segment
+from kvchat.engine.cache.segment import Segment, Stored
 from kvchat.engine.cache.tail import Tail
 
 
@@ -44,9 +44,24 @@ class LayerCache:
 
         Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible row, both fp32.
         """
+        at_once = self._at_once(q, scale)
+        if at_once is not None:
+            return at_once
         parts = [segment.attend(q, scale, self.backend) for segment in self.segments]
         parts.append(self.tail.attend(q, scale, self.backend))
         return ops.combine(parts)
+
+    def _at_once(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+        """All stored rows in one call of a backend that takes them so; else None."""
+        if not isinstance(self.backend, JointBackend):
+            return None
+        stored = [s for s in self.segments if isinstance(s, Stored)]
+        rows = [part for segment in stored for part in segment.parts]
+        joint = self.backend.joint(q, [*rows, self.tail.rows], scale)
+        if joint is None:
+            return None
+        others = [s for s in self.segments if not isinstance(s, Stored)]
+        return ops.combine([joint, *(s.attend(q, scale, self.backend) for s in others)])
 
     def since(self, position: int) -> list[Segment]:
         """Segments that begin at `position` or later."""

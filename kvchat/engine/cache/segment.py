@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,16 @@ class Segment(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything held, by name; `load` of the class is the inverse."""
+        ...
+
+
+@runtime_checkable
+class Stored(Segment, Protocol):
+    """A segment whose rows are all visible to every query, as they are stored."""
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """All rows, for backends that take a whole layer."""
         ...
 
 
@@ -145,6 +155,11 @@ class FlatSegment:
             spans=tuple((a, b - a) for a, b in pairwise(self.ends)),
             bias=self.bias,
         )
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """All rows, for backends that take a whole layer."""
+        return (self.rows,)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all rows. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""

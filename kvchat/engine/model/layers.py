@@ -98,5 +98,7 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor, o: Tensor) -> Tensor:
         """The layer's output `[T, hidden]` from its input `x` and the attended `o [T, H*G, D]`."""
-        x = x + self.self_attn.o_proj(o.flatten(1).to(x.dtype))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        delta = self.self_attn.o_proj(o.flatten(1).to(x.dtype))
+        norm = self.post_attention_layernorm
+        x, normed = ops.add_rms_norm(x, delta, norm.weight, norm.eps)
+        return x + self.mlp(normed)
