@@ -40,10 +40,10 @@ def computes_in(dtype: str, weights: str) -> str:
     return "bf16"
 
 
-def require_shapes(config: ModelConfig, weights: str) -> None:
-    """Raise KvchatError("model") for matrices that no operator takes in this format."""
+def refused(config: ModelConfig, weights: str) -> list[str]:
+    """Names and shapes of matrices that no operator takes in this format."""
     if weights not in INPUTS:
-        return
+        return []
     every, rows = INPUTS[weights], OUTPUTS[weights]
     bad = [
         f"{name} [{outputs}, {inputs}]"
@@ -52,7 +52,13 @@ def require_shapes(config: ModelConfig, weights: str) -> None:
     ]
     if config.hidden_size % INPUTS["int8"]:
         bad.append(f"embed_tokens [{config.vocab_size}, {config.hidden_size}]")
-    if bad:
+    return bad
+
+
+def require_shapes(config: ModelConfig, weights: str) -> None:
+    """Raise KvchatError("model") for matrices that no operator takes in this format."""
+    if bad := refused(config, weights):
+        every, rows = INPUTS[weights], OUTPUTS[weights]
         wanted = f"[n * {rows}, n * {every}]" if rows > 1 else f"[n, n * {every}]"
         raise KvchatError(
             "model",
