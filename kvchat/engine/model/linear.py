@@ -21,6 +21,12 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Nothing."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` to `[T, out]`; one token in bf16 on a CPU as two, which torch does faster."""
+        if len(x) == 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            return super().forward(x.expand(2, -1))[:1]
+        return super().forward(x)
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight `[out, in]` as numbers; here itself."""
         return self.weight
