@@ -35,6 +35,7 @@ SETTINGS: dict[str, type] = {
     "encoding": str,
     "device": str,
     "dtype": str,
+    "weights": str,
     "threads": int,
 }
 UI: dict[str, type] = {

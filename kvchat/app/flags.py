@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from kvchat.engine.methods import METHODS
+from kvchat.engine.model.bits import WEIGHTS
 from kvchat.errors import KvchatError
 
 Model = Annotated[
@@ -26,6 +27,13 @@ Bits = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, bf16, f16, f32.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights as they are in the checkpoint (auto), or stored as bf16, int8, int4.",
+        autocompletion=lambda: list(WEIGHTS),
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=4 * (os.cpu_count() or 1), help="CPU threads.")
 ]

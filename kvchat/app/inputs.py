@@ -8,6 +8,7 @@ from typing import Any
 
 from kvchat.app.config import Config
 from kvchat.app.text import clean
+from kvchat.engine.model.bits import WEIGHTS
 from kvchat.errors import KvchatError
 
 CHOICES = {
@@ -15,6 +16,7 @@ CHOICES = {
     "loader": ("auto", "text", "html", "epub", "docx", "pdf"),
     "stats": ("off", "short", "long"),
     "color": ("auto", "always", "never"),
+    "weights": WEIGHTS,
 }
 
 

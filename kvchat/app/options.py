@@ -34,6 +34,7 @@ class Options:
     stop: list[str] = field(default_factory=list)
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "auto"
     threads: int | None = None
     last: bool = False  # --continue
     resume: str | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from kvchat.app.text import size
 from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.model.bits import refused, weights_bytes
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import MASS_VALUES, REPLAY, reserve_of
 from kvchat.errors import KvchatError
@@ -31,6 +32,7 @@ class Plan:
     tail: int
     base: int = PROCESS
     replays: int = 0
+    weights_int4: int = 0  # the weights, were they stored in 4 bits; 0 if they cannot be
 
     @property
     def reading(self) -> int:
@@ -59,6 +61,7 @@ def make_plan(
     cuda: bool = False,
     bits: int | None = None,
     replays: bool = False,
+    weights: str = "auto",
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
@@ -76,7 +79,7 @@ def make_plan(
     # at full precision until it is pruned, and never more than everything
     over = min(2 * rows, geometry.full) * geometry.plain_bytes * layers - kept
     return Plan(
-        weights=config.parameters * itemsize,
+        weights=weights_bytes(config, itemsize, weights),
         kv_full=per_token * tokens,
         kv_kept=kept,
         dense_layer=per_token * tokens // layers,
@@ -85,6 +88,7 @@ def make_plan(
         tail=per_token * max(limit - tokens, 0),
         base=CONTEXT if cuda else PROCESS,
         replays=(tokens + REPLAY) * hidden + over if replays else 0,
+        weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
     )
 
 
@@ -98,13 +102,14 @@ def longest(
     cuda: bool,
     bits: int | None = None,
     replays: bool = False,
+    weights: str = "auto",
 ) -> int:
     """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
     reserve = reserve_of(limit)
 
     def fits(tokens: int) -> bool:
         plan = make_plan(
-            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits, replays
+            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits, replays, weights
         )
         return max(plan.reading, plan.chatting) <= free
 
@@ -135,7 +140,15 @@ def require_memory(
         f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)})",
         *compressed,
         *([f"a document of at most {most:,} tokens, with {method}"] if (most := fitting()) else []),
+        *smaller_weights(plan, free),
         "a smaller model, or --dtype bf16 if the weights are f32",
         needed=plan.reading,
         free=free,
     )
+
+
+def smaller_weights(plan: Plan, free: int) -> list[str]:
+    """`--weights int4` as a way out, if the plan then fits."""
+    needed = plan.reading - plan.weights + plan.weights_int4
+    fits = plan.weights_int4 and plan.weights_int4 < plan.weights and needed <= free
+    return [f"--weights int4  (needs {size(needed)})"] if fits else []

@@ -31,6 +31,7 @@ from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import bits_of, name_of, parse_method
+from kvchat.engine.model.bits import INPUTS
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, reserve_of
@@ -77,6 +78,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.chunk,
         bits=bits_of(setup.method),
         replays=METHODS[name_of(setup.method)].replays,
+        weights=options.weights,
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)
@@ -117,7 +119,7 @@ def settle(options: Options, screen: Screen) -> Setup:
         model,
         config,
         device,
-        resolve_dtype(options.dtype, config),
+        resolve_dtype(options.dtype, config, options.weights),
         context_limit(config, options),
         options.prefill_chunk or CHUNKS[device.type],
         method,
@@ -129,7 +131,9 @@ def settle(options: Options, screen: Screen) -> Setup:
 def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
     options = setup.options
-    loading = Engine.load(setup.model.folder, setup.config, options.dtype, options.device)
+    loading = Engine.load(
+        setup.model.folder, setup.config, options.dtype, options.device, options.weights
+    )
     next(loading)
     return loading
 
@@ -168,8 +172,7 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device}"
     screen.say(
         f"kvchat {__version__} · {setup.model.name} ({config.family}, "
-        f"{config.parameters / 1e6:,.1f} M parameters, {str(setup.dtype).removeprefix('torch.')}) "
-        f"· {where}",
+        f"{config.parameters / 1e6:,.1f} M parameters, {computing(setup)}) · {where}",
         "bold",
     )
     for file in book.files:
@@ -193,12 +196,20 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
 
 
+def computing(setup: Setup) -> str:
+    """The dtype that is computed in, and how weights are stored if that differs."""
+    dtype, weights = str(setup.dtype).removeprefix("torch."), setup.options.weights
+    return f"{dtype}, weights in {weights}" if weights in INPUTS else dtype
+
+
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
     cuda = setup.device.type == "cuda"
     budget, bits = setup.method.budget, bits_of(setup.method)
-    itemsize, limit = setup.dtype.itemsize, setup.limit
-    return longest(setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits)
+    itemsize, limit, weights = setup.dtype.itemsize, setup.limit, setup.options.weights
+    return longest(
+        setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits, weights=weights
+    )
 
 
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:

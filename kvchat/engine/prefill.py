@@ -202,9 +202,9 @@ def prefill(
             aside[:] = step(block, layer, aside, rotation_at(model, tokens, len(aside)))
             tail.truncate(tokens)
         scored = []
+        output = block.output if asked.replay_change else None
         for replay, repeat in zip(told, repeats, strict=True):
             sizes = block.input_layernorm(repeat).float().norm(dim=-1)
-            output = block.output if asked.replay_change else None
             layer.observer = ReplayScores(replay, sizes, output)
             scored.append(layer.observer)
             repeat[:] = step(block, layer, repeat, rotation_at(model, tokens, len(repeat)))

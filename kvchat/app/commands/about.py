@@ -53,7 +53,7 @@ def _model(context: Context) -> Sequence[Row]:
     heads = f"{config.num_heads} query heads over {config.num_kv_heads} KV heads"
     return [
         ("model", f"{chat.model.name} ({config.family}), {config.parameters / 1e6:,.1f} M "
-         f"parameters, {size(engine.weights_bytes)}"),
+         f"parameters, {size(engine.weights_bytes)} in {engine.weights}"),
         ("folder", str(chat.model.folder)),
         ("computes", f"{str(engine.dtype).removeprefix('torch.')} on {engine.device}, attention: "
          f"{type(engine.backend).__name__}"),

@@ -15,6 +15,11 @@ from kvchat.kernels import reference
 FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # Off the CPU the plain twin materialises its logits; it takes this many query rows at a time.
 PLAIN_QUERIES = 256
+# Up to so many queries of a head, products are as fast as the fused kernel for wide heads and
+# faster for narrow ones; not in 16 bits, where they would round the logits.
+FEW = 16
+BLOCK = 32  # queries that the fused kernel takes in one block
+PIECE = 2**17  # values of keys that are worth a thread
 
 
 class TorchBackend:
@@ -73,23 +78,22 @@ class TorchBackend:
         shape, stride = (1, len(starts), length, dim), (0, step * dim, dim, 1)
         k = rows.k.as_strided(shape, stride, rows.k.storage_offset() + starts[0] * dim)
         v = rows.v.as_strided(shape, stride, rows.v.storage_offset() + starts[0] * dim)
+        if q.dtype == torch.float32 and q.shape[1] <= FEW:
+            return _products(q, k[0], v[0], scale)
         o, lse = FUSED_CPU(q[None], k, v, 0.0, False, scale=scale)
         return o[0], lse[0]
 
     @staticmethod
     def _per_head(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
-        """One call per KV head, for ragged lengths. q `[H, G*T, D]`."""
+        """One head after the other, for ragged lengths. q `[H, G*T, D]`."""
         o = q.new_zeros(q.shape)
         lse = torch.full(q.shape[:2], float("-inf"))
         for head, (a, n) in enumerate(rows.spans):
             if n == 0:  # the fused kernel divides by the number of rows
                 continue
-            bias = None if rows.bias is None else rows.bias[None, None, None, a : a + n].to(q.dtype)
-            k, v = rows.k[None, None, a : a + n], rows.v[None, None, a : a + n]
-            part, part_lse = FUSED_CPU(
-                q[None, None, head], k, v, 0.0, False, attn_mask=bias, scale=scale
-            )
-            o[head], lse[head] = part[0, 0], part_lse[0, 0]
+            k, v = rows.k[a : a + n], rows.v[a : a + n]
+            bias = None if rows.bias is None else rows.bias[a : a + n].to(q.dtype)
+            o[head], lse[head] = _one_head(q[head], k, v, bias, scale)
         return o, lse
 
     @staticmethod
@@ -99,3 +103,37 @@ class TorchBackend:
             b = min(a + PLAIN_QUERIES, q.shape[0])
             parts.append(reference.dense_attention(q[a:b], k[:, :b], v[:, :b], scale, causal=True))
         return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """`q [H, n, D]` over `k, v [H, N, D]` by batched products, its logits materialised."""
+    logits = torch.bmm(q * scale, k.transpose(1, 2))
+    weights = logits.softmax(dim=-1)
+    lse = logits.amax(dim=-1) - weights.amax(dim=-1).log()
+    return torch.bmm(weights, v), lse
+
+
+def _one_head(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`q [n, D]` over `k, v [N, D]` of one head, cut into a piece per thread.
+
+    The fused kernel shares out heads and blocks of queries, but never the rows of one.
+    """
+    (queries, dim), rows = q.shape, k.shape[0]
+    pieces = torch.get_num_threads() if queries <= BLOCK else 1
+    if rows * dim < pieces * PIECE:
+        pieces = 1
+    step = rows // pieces
+    parts = []
+    for a, b in ((0, pieces * step), (pieces * step, rows)):
+        if a == b:
+            continue
+        shape = (-1, 1, step if a == 0 else b - a, dim)
+        cut_k, cut_v = k[a:b].view(shape), v[a:b].view(shape)
+        mask = None if bias is None else bias[a:b].view(len(cut_k), 1, 1, -1)
+        queried = q.expand(len(cut_k), 1, queries, dim)
+        o, lse = FUSED_CPU(queried, cut_k, cut_v, 0.0, False, attn_mask=mask, scale=scale)
+        parts += [(o[i, 0, :, None], lse[i, 0, :, None]) for i in range(len(cut_k))]
+    o, lse = reference.combine(parts)
+    return o[:, 0], lse[:, 0]
