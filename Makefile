@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := kvchat tests models/demo/recipe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench clean
+.PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench bench-kernels clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ test: setup  ## the tests (CPU, no network)
 test-gpu: setup  ## the tests that need a CUDA device
 	@TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
-test-compile: setup  ## compile every kernel for cards that are not here; no CUDA device needed
+test-compile: setup  ## compile every kernel for cards that are not here
 	@$(BIN)/python tests/kernels/compiling.py
 
 check: lint types test  ## lint, types and tests
@@ -52,6 +52,9 @@ chat: setup  ## chat about the sample document
 
 bench: setup  ## quick memory and latency check of this machine
 	@$(BIN)/kvchat bench
+
+bench-kernels: setup  ## every kernel against its twin and the card's limits (CUDA device)
+	@$(BIN)/python benchmarks/kernels.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

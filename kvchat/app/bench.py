@@ -55,6 +55,7 @@ class Settings:
     device: str
     dtype: str
     weights: str
+    attention: str
     threads: int | None
     output: str
 
@@ -138,10 +139,11 @@ def _engine(settings: Settings, screen: Screen) -> tuple[str, Engine]:
         device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, config, settings.weights)
         model = random_weights(config, dtype, device, weights=settings.weights)
-        return f"random {config.family}", Engine(model)
+        return f"random {config.family}", Engine(model, settings.attention)
     found = find_model(settings.model)
     config = ModelConfig.load(found.folder)
-    loading = Engine.load(found.folder, config, settings.dtype, settings.device, settings.weights)
+    wanted = settings.dtype, settings.device, settings.weights, settings.attention
+    loading = Engine.load(found.folder, config, *wanted)
     return found.name, screen.watch(loading, "loading")
 
 
@@ -250,6 +252,7 @@ def _document(
         "model_n_params": engine.config.parameters,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "weights": engine.weights,
+        "attention": engine.backend.name,
         "seed": settings.seed,
         "results": tests,
     }

@@ -86,6 +86,7 @@ def chat(
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     weights: flags.Weights = None,
+    attention: flags.Attention = None,
     threads: flags.Threads = None,
     last: Annotated[
         bool, typer.Option("-C", "--continue", help="Go on with the last saved chat.")
@@ -145,6 +146,7 @@ def chat(
         "device": device,
         "dtype": dtype,
         "weights": weights,
+        "attention": attention,
         "threads": threads,
         "save": save,
         "history": history,

@@ -39,6 +39,7 @@ def bench(
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     weights: flags.Weights = None,
+    attention: flags.Attention = None,
     threads: flags.Threads = None,
     output: Annotated[str, typer.Option("-o", help="md or json.")] = "md",
 ) -> int:
@@ -59,6 +60,7 @@ def bench(
         device=device or "auto",
         dtype=dtype or "auto",
         weights=weights or "auto",
+        attention=attention or "auto",
         threads=threads,
         output=output,
     )

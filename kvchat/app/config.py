@@ -36,6 +36,7 @@ SETTINGS: dict[str, type] = {
     "device": str,
     "dtype": str,
     "weights": str,
+    "attention": str,
     "threads": int,
 }
 UI: dict[str, type] = {

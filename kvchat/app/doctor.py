@@ -22,8 +22,8 @@ from kvchat.errors import EXIT_CODES, KvchatError
 
 NEEDED = ("torch", "transformers", "safetensors", "rich", "prompt_toolkit", "typer")
 OPTIONAL = {
-    "triton": "CUDA kernels",
-    "flash_attn": "faster attention on CUDA",
+    "triton": "CUDA kernels; without it CUDA runs plain torch, slowly",
+    "flash_attn": "faster reading on CUDA: pip install 'kvchat[flash]'",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
 }
 Line = tuple[str, str, str]  # mark, name, what was found

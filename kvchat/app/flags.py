@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from kvchat.engine.attention import BACKENDS
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.bits import WEIGHTS
 from kvchat.errors import KvchatError
@@ -33,6 +34,10 @@ Weights = Annotated[
         help="Weights as they are in the checkpoint (auto), or stored as bf16, int8, int4.",
         autocompletion=lambda: list(WEIGHTS),
     ),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(help=f"auto, {', '.join(BACKENDS)} (flash reads only, the rest as auto)."),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=4 * (os.cpu_count() or 1), help="CPU threads.")

@@ -35,6 +35,7 @@ class Options:
     device: str = "auto"
     dtype: str = "auto"
     weights: str = "auto"
+    attention: str = "auto"
     threads: int | None = None
     last: bool = False  # --continue
     resume: str | None = None

@@ -131,9 +131,8 @@ def settle(options: Options, screen: Screen) -> Setup:
 def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
     options = setup.options
-    loading = Engine.load(
-        setup.model.folder, setup.config, options.dtype, options.device, options.weights
-    )
+    wanted = options.dtype, options.device, options.weights, options.attention
+    loading = Engine.load(setup.model.folder, setup.config, *wanted)
     next(loading)
     return loading
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvchat.engine import fold as folding
 from kvchat.engine import prefill as reading
-from kvchat.engine.attention import backend
+from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
@@ -36,12 +36,12 @@ DTYPES = {
 class Engine:
     """One model on one device. Every public entry runs in inference mode."""
 
-    def __init__(self, model: Decoder):
+    def __init__(self, model: Decoder, attention: str = "auto"):
         self.model = model
         self.config = model.config
-        self.backend = backend()
         norm = model.model.norm.weight  # matrices may be stored in other dtypes
         self.device, self.dtype = norm.device, norm.dtype
+        self.backend = choose(attention, self.device)
         self.chunk = CHUNKS[self.device.type]
 
     @classmethod
@@ -52,15 +52,17 @@ class Engine:
         dtype: str = "auto",
         device: str = "auto",
         weights: str = "auto",
+        attention: str = "auto",
     ) -> Generator[Loading, None, "Engine"]:
         """Stream a checkpoint in; the generator's value is the engine."""
         where, kind = resolve_device(device), resolve_dtype(dtype, config, weights)
+        choose(attention, where)  # refused now if it cannot run
         steps = load_weights(folder, config, kind, where, weights)
         for item in steps:
             if isinstance(item, tuple):
                 yield Loading(*item)
             else:
-                return cls(item)
+                return cls(item, attention)
         raise AssertionError("load_weights ends with the model")
 
     @property

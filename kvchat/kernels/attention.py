@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvchat.kernels.loading import PACKED_ROWS, load_keys, load_values
 from kvchat.kernels.rows import Rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-PACKED_ROWS = tl.constexpr(32)  # rows that share the scale of a channel of packed keys
 LEAST_EACH = 256  # rows; below it a program's fixed costs are larger than its reading
 MAX_GROUP, MAX_DIM = 16, 256
 INTERPRETED = triton.knobs.runtime.interpret
@@ -45,61 +45,6 @@ def _owner(parts, number, each, H: tl.constexpr, BLOCK_H: tl.constexpr):
 
 
 @triton.jit
-def _load_codes(
-    store, at, live, BITS: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr
-):  # fmt: skip
-    """Codes of rows `at [N]` as fp32 `[N, BLOCK_D]`."""
-    if BITS == 8:
-        d = tl.arange(0, BLOCK_D)
-        mask = live[:, None] & (d < D)[None, :]
-        return tl.load(store + at[:, None] * D + d[None, :], mask=mask, other=0).to(tl.float32)
-    else:
-        d = tl.arange(0, BLOCK_D // 2)
-        mask = live[:, None] & (d < D // 2)[None, :]
-        pair = tl.load(store + at[:, None] * (D // 2) + d[None, :], mask=mask, other=0)
-        return tl.interleave(pair & 15, pair >> 4).to(tl.float32)
-
-
-@triton.jit
-def _load_keys(
-    part, at, live, BITS: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, dtype: tl.constexpr
-):  # fmt: skip
-    d = tl.arange(0, BLOCK_D)
-    if BITS == 16:
-        mask = live[:, None] & (d < D)[None, :]
-        return tl.load(part[0] + at[:, None] * D + d[None, :], mask=mask, other=0.0)
-    else:
-        codes = _load_codes(part[0], at, live, BITS, D, BLOCK_N, BLOCK_D)
-        group = tl.min(at, 0) // PACKED_ROWS  # a block of packed rows is one group
-        scale = tl.load(part[5] + group * D + d, mask=d < D, other=0.0).to(tl.float32)
-        zero = tl.load(part[6] + group * D + d, mask=d < D, other=0.0).to(tl.float32)
-        return (codes * scale[None, :] + zero[None, :]).to(dtype)
-
-
-@triton.jit
-def _load_values(
-    part, at, live, BITS: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, GROUP: tl.constexpr, dtype: tl.constexpr
-):  # fmt: skip
-    if BITS == 16:
-        d = tl.arange(0, BLOCK_D)
-        mask = live[:, None] & (d < D)[None, :]
-        return tl.load(part[1] + at[:, None] * D + d[None, :], mask=mask, other=0.0)
-    else:
-        codes = _load_codes(part[1], at, live, BITS, D, BLOCK_N, BLOCK_D)
-        g = tl.arange(0, BLOCK_D // GROUP)
-        mask = live[:, None] & (g < D // GROUP)[None, :]
-        where = at[:, None] * (D // GROUP) + g[None, :]
-        scale = tl.load(part[7] + where, mask=mask, other=0.0).to(tl.float32)
-        zero = tl.load(part[8] + where, mask=mask, other=0.0).to(tl.float32)
-        grouped = tl.reshape(codes, [BLOCK_N, BLOCK_D // GROUP, GROUP])
-        grouped = grouped * scale[:, :, None] + zero[:, :, None]
-        return tl.reshape(grouped, [BLOCK_N, BLOCK_D]).to(dtype)
-
-
-@triton.jit
 def _fold(
     acc, best, total, queries, last, part, first, lo, hi, stop, scale,
     MASKED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
@@ -110,7 +55,7 @@ def _fold(
         row = a + tl.arange(0, BLOCK_N)
         live = row < stop
         at = first + row.to(tl.int64)
-        k = _load_keys(part, at, live, BITS, D, BLOCK_N, BLOCK_D, queries.dtype)
+        k = load_keys(part, at, live, BITS, D, BLOCK_N, BLOCK_D, queries.dtype)
         logits = tl.dot(queries, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
         if part[4] is not None:
             bias = tl.load(part[4] + at, mask=live, other=0.0)
@@ -122,7 +67,7 @@ def _fold(
         base = tl.where(new == float("-inf"), 0.0, new)  # no row yet: 2^(-inf - 0) is 0, not NaN
         weights = tl.exp2(logits - base[:, None])
         shrink = tl.exp2(best - base)
-        v = _load_values(part, at, live, BITS, D, BLOCK_N, BLOCK_D, GROUP, queries.dtype)
+        v = load_values(part, at, live, BITS, D, BLOCK_N, BLOCK_D, GROUP, queries.dtype)
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         total = total * shrink + tl.sum(weights, 1)
         best = new

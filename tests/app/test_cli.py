@@ -124,6 +124,8 @@ def test_long_document_is_refused_with_numbers(tmp_path):
         (["--device", "tpu"], 2, "tpu"),
         (["--dtype", "int3"], 2, "int3"),
         (["--weights", "int3"], 2, "int3"),
+        (["--attention", "sdpa"], 2, "not an attention backend"),
+        (["--attention", "flash"], 7, "flash-attn"),
         (["--weights", "bf16", "--dtype", "f32"], 2, "contradict"),
         (["--ctx-size", "999999"], 2, "32,768"),
         (["--nonsense"], 2, "--nonsense"),

@@ -92,9 +92,9 @@ def in_loops(code: str) -> int:
     return sum(any(a <= at <= b for a, b in loops) for at in local)
 
 
-def compile_for(capability: int, sample: bool, verbose: bool) -> tuple[int, list[str]]:
-    """All specimens for one card: how many kernels, and what to say of them."""
-    run, compiled, said = JITFunction.run, {}, []
+def compile_for(capability: int, sample: bool, verbose: bool) -> tuple[int, int]:
+    """All specimens for one card: how many kernels there are, and how many do not fit."""
+    run, compiled, bad = JITFunction.run, {}, 0
 
     def compile_only(self, *args, grid, warmup, **options):
         kernel = run(self, *args, grid=grid, warmup=True, **options)
@@ -110,31 +110,26 @@ def compile_for(capability: int, sample: bool, verbose: bool) -> tuple[int, list
         specimen.launch()
         for kernel in list(compiled.values())[before:]:
             used = usage(kernel, capability)
+            bad += bool(used.problem)
             if used.problem or verbose:
-                said.append(f"{specimen.name}: {used} {used.problem}")
-    return len(compiled), said
+                print(f"{specimen.name}: {used} {used.problem}", flush=True)
+    print(f"compute capability {capability}: {len(compiled)} kernels, {bad} do not fit", flush=True)
+    return len(compiled), bad
 
 
 def main() -> int:
     """Compile, say what a card could not run, and fail if there is any."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--sample", action="store_true", help="one of every kernel, one card")
-    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="what every kernel takes")
     arguments = parser.parse_args()
     cards = (86,) if arguments.sample else tuple(SHARED_KIB)
-    count, bad = 0, 0
     with ProcessPoolExecutor(min(len(cards), os.cpu_count() or 1)) as pool:
-        jobs = [
-            pool.submit(compile_for, card, arguments.sample, arguments.verbose) for card in cards
-        ]
-        for card, job in zip(cards, jobs, strict=True):
-            kernels, said = job.result()
-            count += kernels
-            bad += sum(not line.endswith(" ") for line in said)
-            for line in said:
-                print(line)
-            print(f"compute capability {card}: {kernels} kernels", flush=True)
-    print(f"{count} kernels compiled, {bad} do not fit")
+        options = arguments.sample, arguments.verbose
+        jobs = [pool.submit(compile_for, card, *options) for card in cards]
+        found = [job.result() for job in jobs]
+    kernels, bad = (sum(column) for column in zip(*found, strict=True))
+    print(f"{kernels} kernels compiled, {bad} do not fit")
     return min(bad, 1)
 
 

@@ -16,6 +16,11 @@ __all__ = ["Backend", "Call", "JointBackend", "Packing", "Rows", "dense"]
 class Backend(Protocol):
     """Exact attention with its log-sum-exp; partial outputs are joined by `ops.combine`."""
 
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        ...
+
     def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
         """Rectangle: `q [T, H*G, D]` sees every row. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         ...
