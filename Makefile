@@ -1,10 +1,10 @@
 # Every target sets itself up: the first one that needs it makes .venv and installs kvchat into it.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := kvchat tests models/demo/recipe
+SOURCES := kvchat tests benchmarks models/demo/recipe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test test-gpu check demo demo-model chat bench clean
+.PHONY: help setup fmt lint types test test-gpu check demo demo-model chat bench bench-decode clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ chat: setup  ## chat about the sample document
 
 bench: setup  ## quick memory and latency check of this machine
 	@$(BIN)/kvchat bench
+
+bench-decode: setup  ## decode speed against transformers, and of weights in few bits (minutes)
+	@$(BIN)/python benchmarks/decode.py
+	@$(BIN)/python benchmarks/table.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
