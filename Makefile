@@ -1,10 +1,11 @@
 # Every target sets itself up: the first one that needs it makes .venv and installs kvchat into it.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := kvchat tests models/demo/recipe
+SOURCES := kvchat tests benchmarks models/demo/recipe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench bench-kernels clean
+.PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench
+.PHONY: bench-decode bench-kernels clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +56,10 @@ bench: setup  ## quick memory and latency check of this machine
 
 bench-kernels: setup  ## every kernel against its twin and the card's limits (CUDA device)
 	@$(BIN)/python benchmarks/kernels.py
+
+bench-decode: setup  ## decode speed against transformers, and of weights in few bits (minutes)
+	@$(BIN)/python benchmarks/decode.py
+	@$(BIN)/python benchmarks/table.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

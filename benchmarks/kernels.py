@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--rounds 15]
 
 Needs a CUDA card; has never been run on one. Ways of a cell take turns, a cache-sized buffer is
-overwritten before each, the median counts. Writes docs/bench/CARD.json.
+overwritten before each, the median counts. Writes docs/bench/cards/CARD.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from kvchat import __version__
 from kvchat.kernels import attention, gather, mass, merge, norm_rope, pq, reference
 from kvchat.kernels.rows import Rows
 
-FOLDER = Path(__file__).parent.parent / "docs" / "bench"
+FOLDER = Path(__file__).parent.parent / "docs" / "bench" / "cards"
 BF16 = torch.bfloat16
 Way = Callable[[], object]
 

@@ -67,12 +67,32 @@ def report(result: dict[str, dict]) -> None:
         print(f"    {name:<28}{'   '.join(parts)}", flush=True)
 
 
-def save(section: str, content: dict) -> None:
-    """Put `content` under `section` and the thread count into this kind of machine's file."""
+def save(cell: str, content: dict) -> None:
+    """Put the summary of a cell, by thread count, into this kind of machine's file."""
+    known = _known()
+    threads = f"{torch.get_num_threads()} threads"
+    cells = known.setdefault("pairs", {})
+    cells.setdefault(cell, {})[threads] = {"time": int(time()), "ways": content}
+    _write(known)
+
+
+def keep(name: str, content: dict) -> None:
+    """Put figures that are no times into this kind of machine's file."""
+    known = _known()
+    known.setdefault("errors", {})[name] = {"time": int(time()), "ways": content}
+    _write(known)
+
+
+def _path() -> Path:
     kind = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-    path = FOLDER / f"{kind}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}
+    return FOLDER / f"{kind}.json"
+
+
+def _known() -> dict:
+    return json.loads(_path().read_text()) if _path().exists() else {}
+
+
+def _write(known: dict) -> None:
     known |= {
         "cpu": processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -84,6 +104,5 @@ def save(section: str, content: dict) -> None:
             "transformers": transformers.__version__,
         },
     }
-    threads = f"{torch.get_num_threads()} threads"
-    known.setdefault(section, {})[threads] = {"time": int(time()), "cells": content}
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    _path().write_text(json.dumps(known, indent=1) + "\n")

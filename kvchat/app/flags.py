@@ -37,7 +37,7 @@ Weights = Annotated[
 ]
 Attention = Annotated[
     str | None,
-    typer.Option(help=f"auto, {', '.join(BACKENDS)} (flash reads only, the rest as auto)."),
+    typer.Option(help=f"auto, {', '.join(BACKENDS)} (flash reads only).",
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=4 * (os.cpu_count() or 1), help="CPU threads.")

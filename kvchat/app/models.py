@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.app.text import clean
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.sizes import reserve_of
 from kvchat.errors import KvchatError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -115,3 +117,16 @@ def _aliased(name: str, place: Mapping[str, Any]) -> Model:
             "model", f"[models.{name}] of config.toml: {clean(str(folder))} has no config.json"
         )
     return Model(name, folder)
+
+
+def longer_windows(needed: int) -> list[str]:
+    """Models at hand whose window takes `needed` tokens, as ways out."""
+    ways = []
+    for name, folder in local_models().items():
+        try:
+            limit = ModelConfig.load(folder).context_limit
+        except KvchatError:
+            continue
+        if name != DEMO and needed + reserve_of(limit) <= limit:
+            ways.append(f"-m {name}  (a window of {limit:,} tokens)")
+    return ways or ["a model with a longer window: -m NAME"]

@@ -12,13 +12,13 @@ from rich.text import Text
 from kvchat.app import config as settings
 from kvchat.app import flags
 from kvchat.app.models import find_model
-from kvchat.app.plan import Plan, longest, make_plan, smaller_weights
+from kvchat.app.plan import Cost, Plan, longest, make_plan, smaller_weights
 from kvchat.app.text import clean, size
 from kvchat.engine.budget import DEFAULT_BUDGET, UNITS, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.bits import computes_in, require_shapes, weights_bytes
 from kvchat.engine.model.config import ModelConfig, read_json
-from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
+from kvchat.engine.sizes import ASKED, CHUNKS, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.errors import KvchatError
 
 SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
@@ -64,7 +64,7 @@ class Frame:
             self.limit,
             self.chunk,
             self.cuda,
-            *stored(spec),
+            cost_of(spec),
             self.weights,
         )
 
@@ -84,7 +84,7 @@ def run(wanted: Wanted) -> int:
                 frame.chunk,
                 room,
                 frame.cuda,
-                *stored(spec),
+                cost_of(spec),
                 frame.weights,
             )
             for spec, budget in budgets.items()
@@ -153,9 +153,15 @@ def budget_of(spec: str, given: str | None) -> Budget:
     return Budget.parse(text) if text else DEFAULT_BUDGET
 
 
-def stored(spec: str) -> tuple[int | None, bool]:
-    """Bits of a kept value, and whether the document is told twice. Raises KvchatError."""
-    return bits_of(spec), METHODS[spec.partition(":")[0].partition("@")[0]].replays
+def cost_of(spec: str) -> Cost:
+    """What a method costs beside its budget, read from its spec. Raises KvchatError."""
+    entry = METHODS[spec.partition(":")[0].partition("@")[0]]
+    asks = re.search(r"[:,]\s*tell\s*=\s*ask\b", spec)
+    fitted = bool(re.search(r"[:,]\s*refit\s*=\s*(bias|all)\b", spec))
+    told = ASKED if asks else entry.told
+    if fitted and told != ASKED:
+        told += ASKED
+    return Cost(bits_of(spec), told, entry.pools, fitted)
 
 
 def bits_of(spec: str) -> int | None:

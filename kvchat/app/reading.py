@@ -11,13 +11,13 @@ from kvchat.app.ask import choose
 from kvchat.app.book import Book
 from kvchat.app.chat import Chat
 from kvchat.app.interrupt import Interrupt
+from kvchat.app.methods import cost_of
 from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Pause, Screen
 from kvchat.app.text import seconds, size, sizes
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.spec import bits_of, name_of
+from kvchat.engine.methods.spec import name_of
 from kvchat.errors import KvchatError, is_out_of_memory
 
 R = TypeVar("R")
@@ -108,8 +108,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
         method.budget,
         chat.session.limit,
         engine.chunk,
-        bits=bits_of(method),
-        replays=METHODS[name_of(method)].replays,
+        cost=cost_of(method),
     )
     # weights and process are there already; the old cache stays until the new one is read
     needed = plan.reading - plan.weights - PROCESS

@@ -16,7 +16,8 @@ from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
 from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
-from kvchat.app.models import DEMO, Model, find_model, local_models
+from kvchat.app.methods import cost_of
+from kvchat.app.models import Model, find_model, longer_windows
 from kvchat.app.options import Options
 from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
@@ -27,10 +28,10 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, drain
 from kvchat.engine.fold import folding
-from kvchat.engine.methods import DEFAULT, METHODS
+from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import bits_of, name_of, parse_method
+from kvchat.engine.methods.spec import name_of, parse_method
 from kvchat.engine.model.bits import INPUTS
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
@@ -76,8 +77,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.method.budget,
         setup.limit,
         setup.chunk,
-        bits=bits_of(setup.method),
-        replays=METHODS[name_of(setup.method)].replays,
+        cost=cost_of(setup.method),
         weights=options.weights,
     )
     free = machine.free(setup.device)
@@ -203,12 +203,9 @@ def computing(setup: Setup) -> str:
 
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
-    cuda = setup.device.type == "cuda"
-    budget, bits = setup.method.budget, bits_of(setup.method)
-    itemsize, limit, weights = setup.dtype.itemsize, setup.limit, setup.options.weights
-    return longest(
-        setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits, weights=weights
-    )
+    shape = (setup.config, setup.dtype.itemsize, setup.method.budget, setup.limit, setup.chunk)
+    cuda, weights = setup.device.type == "cuda", setup.options.weights
+    return longest(*shape, free, cuda, cost_of(setup.method), weights)
 
 
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
@@ -241,19 +238,6 @@ def timed(timings: dict[str, float], name: str) -> Iterator[None]:
     begin = perf_counter()
     yield
     timings[name] = perf_counter() - begin
-
-
-def longer_windows(needed: int) -> list[str]:
-    """Models at hand whose window takes `needed` tokens, as ways out."""
-    ways = []
-    for name, folder in local_models().items():
-        try:
-            limit = ModelConfig.load(folder).context_limit
-        except KvchatError:
-            continue
-        if name != DEMO and needed + reserve_of(limit) <= limit:
-            ways.append(f"-m {name}  (a window of {limit:,} tokens)")
-    return ways or ["a model with a longer window: -m NAME"]
 
 
 def chosen_method(options: Options) -> Method:

@@ -5,6 +5,7 @@ and methods meet. Knows no text.
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import ceil
 from operator import or_
 from time import perf_counter
 
@@ -16,11 +17,12 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs, Prefilled, Prunes
+from kvchat.engine.methods.base import Method, Needs, Prefilled, Retold
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments
-from kvchat.engine.replay import Replay, ReplayScores, bare_replays, gathered
+from kvchat.engine.pooling import Pool
+from kvchat.engine.replay import Replay, Retelling, bare_replays
 from kvchat.errors import is_out_of_memory
 
 
@@ -167,9 +169,11 @@ def prefill(
     asked = reduce(or_, (c.method.needs for c in compressions), Needs())
     x = model.embed(torch.tensor(ids, device=device))  # [T, hidden]
     asides = [model.embed(torch.tensor(probe, device=device)) for probe in probes]
-    told = (replays or bare_replays(ids)) if asked.replay else ()
+    told = (replays or bare_replays(ids, asked.kinds)) if asked.kinds else ()
     repeats = [model.embed(torch.tensor(replay.ids, device=device)) for replay in told]
-    total = layers * (tokens + sum(map(len, repeats)))
+    told_tokens = sum(map(len, repeats))
+    every = ceil(told_tokens / asked.evidence) if asked.evidence else 0
+    total = layers * (tokens + told_tokens)
     caches = [
         KVCache.empty(layers, config.num_kv_heads, config.head_dim, x.dtype, device, backend)
         for _ in compressions
@@ -178,9 +182,9 @@ def prefill(
     window = max((c.method.needs.queries for c in compressions if not c.probes), default=0)
     own = replace(asked, queries=window)
     coming = rotation_at(model, tokens, asked.future)
-    room = tokens + max((len(aside) for aside in [*asides, *repeats]), default=0)
+    room = tokens + max(map(len, asides), default=0)
     pace = Pace(chunk)
-    worth: list[list[Tensor]] = [[] for _ in compressions]  # of rows that are pruned at the end
+    pools = [Pool(c.method, k.layers, geometry) for c, k in zip(compressions, caches, strict=True)]
     kept = done = 0
     select = 0.0
     for number, block in enumerate(model.blocks):
@@ -201,42 +205,28 @@ def prefill(
             observed.append(layer.observer)
             aside[:] = step(block, layer, aside, rotation_at(model, tokens, len(aside)))
             tail.truncate(tokens)
-        scored = []
-        output = block.output if asked.replay_change else None
+        retelling = Retelling(asked, tail, backend, every)
         for replay, repeat in zip(told, repeats, strict=True):
-            sizes = block.input_layernorm(repeat).float().norm(dim=-1)
-            layer.observer = ReplayScores(replay, sizes, output)
-            scored.append(layer.observer)
-            repeat[:] = step(block, layer, repeat, rotation_at(model, tokens, len(repeat)))
-            tail.truncate(tokens)
+            rotation = _places(model, tokens, replay)
+            repeat[:] = retelling.tell(block, repeat, rotation, replay)
             done += len(repeat)
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)
         begin = perf_counter()
-        for which, (cache, compression) in enumerate(zip(caches, compressions, strict=True)):
+        retold = retelling.retold()
+        for pool, compression in zip(pools, compressions, strict=True):
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
-            prefilled = _prefilled(tail, recent, probed, needs, coming, block, (number, layers))
-            if needs.replay:
-                mass, change = gathered(scored, *prefilled.shape)
-                prefilled = replace(prefilled, replay_mass=mass, replay_change=change)
-            segment = compression.method.compress(prefilled)
-            if isinstance(compression.method, Prunes) and compression.method.over > 1:
-                worth[which].append(compression.method.worth(prefilled, segment))
-            cache.layers[number].adopt(segment)
-            kept += segment.memory().device
-            del prefilled
+            place = number, layers
+            pool.take(_prefilled(tail, recent, probed, retold, needs, coming, block, place))
+        kept = sum(s.memory().device for cache in caches for s in cache.segments())
         select += perf_counter() - begin
-        del tail, layer  # this layer's dense K/V is free before anyone looks
+        del tail, layer, retelling, retold  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, total, kept)
     begin = perf_counter()
-    for cache, compression, scores in zip(caches, compressions, worth, strict=True):
+    for cache, pool in zip(caches, pools, strict=True):
         cache.position = tokens
-        if scores and isinstance(compression.method, Prunes):
-            segments = [segment for layer in cache.layers for segment in layer.segments]
-            pruned = compression.method.prune(segments, scores, geometry)
-            for layer, segment in zip(cache.layers, pruned, strict=True):
-                layer.segments = [segment]
+        pool.finish()
     select += perf_counter() - begin
     return Reading(caches, model.logits(x[-1:])[0], select)
 
@@ -245,6 +235,7 @@ def _prefilled(
     tail: Tail,
     document: Observation,
     probes: list[Observation],
+    retold: Retold,
     needs: Needs,
     coming: Rotation,
     block: Block,
@@ -270,8 +261,15 @@ def _prefilled(
         num_layers=place[1],
         column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
         moments=moments([document, *probes], coming, needs.future) if needs.future else None,
+        retold=retold,
         output=block.output,
     )
+
+
+def _places(model: CausalLM, tokens: int, replay: Replay) -> Rotation:
+    """The rotation of a replay's lists: each of them follows `tokens` tokens."""
+    places = [torch.arange(tokens, tokens + length) for length in replay.lengths]
+    return model.rotation(torch.cat(places).to(_device(model)))
 
 
 def _device(model: CausalLM) -> torch.device:

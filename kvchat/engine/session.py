@@ -19,6 +19,7 @@ from kvchat.engine.observation import Observation
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.sizes import reserve_of
+from kvchat.engine.telling import tellings
 from kvchat.engine.tokenizer import TextStream
 from kvchat.errors import KvchatError
 
@@ -103,8 +104,8 @@ class Session:
         """
         require_fit(len(ids), self.limit)
         probes = [self.dialogue.first(question) for question in questions]
-        wanted = any(compression.method.needs.replay for compression in compressions)
-        replays = self.dialogue.replays(ids) if wanted else []
+        kinds = frozenset[str]().union(*(c.method.needs.kinds for c in compressions))
+        replays = tellings(self.dialogue, ids, kinds)
         return (yield from self.engine.prefill(ids, compressions, probes, replays))
 
     def open(

@@ -78,23 +78,22 @@ class TorchBackend:
         shape, stride = (1, len(starts), length, dim), (0, step * dim, dim, 1)
         k = rows.k.as_strided(shape, stride, rows.k.storage_offset() + starts[0] * dim)
         v = rows.v.as_strided(shape, stride, rows.v.storage_offset() + starts[0] * dim)
-        if q.dtype == torch.float32 and q.shape[1] <= FEW:
-            return _products(q, k[0], v[0], scale)
+        if _few(q):
+            return _products(q, k[0], v[0], None, scale)
         o, lse = FUSED_CPU(q[None], k, v, 0.0, False, scale=scale)
         return o[0], lse[0]
 
     @staticmethod
     def _per_head(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
         """One head after the other, for ragged lengths. q `[H, G*T, D]`."""
-        o = q.new_zeros(q.shape)
-        lse = torch.full(q.shape[:2], float("-inf"))
-        for head, (a, n) in enumerate(rows.spans):
+        parts = []
+        for own, (a, n) in zip(q, rows.spans, strict=True):
             if n == 0:  # the fused kernel divides by the number of rows
+                parts.append((torch.zeros_like(own), own.new_full(own.shape[:1], -torch.inf)))
                 continue
-            k, v = rows.k[a : a + n], rows.v[a : a + n]
             bias = None if rows.bias is None else rows.bias[a : a + n].to(q.dtype)
-            o[head], lse[head] = _one_head(q[head], k, v, bias, scale)
-        return o, lse
+            parts.append(_one_head(own, rows.k[a : a + n], rows.v[a : a + n], bias, scale))
+        return torch.stack([o for o, _ in parts]), torch.stack([lse.float() for _, lse in parts])
 
     @staticmethod
     def _causal_plain(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -105,35 +104,57 @@ class TorchBackend:
         return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`q [H, n, D]` over `k, v [H, N, D]` by batched products, its logits materialised."""
+def _products(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`q [B, n, D]` over `k, v [B, N, D]` by batched products, the logits materialised.
+
+    `bias [B, N]` is added to them. Returns `o [B, n, D]`, `lse [B, n]`.
+    """
     logits = torch.bmm(q * scale, k.transpose(1, 2))
+    if bias is not None:
+        logits += bias[:, None]
     weights = logits.softmax(dim=-1)
     lse = logits.amax(dim=-1) - weights.amax(dim=-1).log()
     return torch.bmm(weights, v), lse
 
 
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same by the fused kernel."""
+    mask = None if bias is None else bias[:, None, None]
+    q, k, v = q[:, None], k[:, None], v[:, None]
+    o, lse = FUSED_CPU(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+    return o[:, 0], lse[:, 0]
+
+
 def _one_head(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`q [n, D]` over `k, v [N, D]` of one head, cut into a piece per thread.
+    """`q [n, D]` over `k, v [N, D]` of one head, `bias [N]`; long ones in a piece per thread.
 
-    The fused kernel shares out heads and blocks of queries, but never the rows of one.
+    Neither way shares out the rows of one head by itself.
     """
     (queries, dim), rows = q.shape, k.shape[0]
-    pieces = torch.get_num_threads() if queries <= BLOCK else 1
-    if rows * dim < pieces * PIECE:
-        pieces = 1
-    step = rows // pieces
-    parts = []
-    for a, b in ((0, pieces * step), (pieces * step, rows)):
+    attend = _products if _few(q) else _fused
+    pieces = torch.get_num_threads() if queries <= BLOCK and rows * dim > PIECE else 1
+    step = rows // max(min(pieces, rows * dim // PIECE), 1)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for a, b in ((0, rows - rows % step), (rows - rows % step, rows)):
         if a == b:
             continue
-        shape = (-1, 1, step if a == 0 else b - a, dim)
-        cut_k, cut_v = k[a:b].view(shape), v[a:b].view(shape)
-        mask = None if bias is None else bias[a:b].view(len(cut_k), 1, 1, -1)
-        queried = q.expand(len(cut_k), 1, queries, dim)
-        o, lse = FUSED_CPU(queried, cut_k, cut_v, 0.0, False, attn_mask=mask, scale=scale)
-        parts += [(o[i, 0, :, None], lse[i, 0, :, None]) for i in range(len(cut_k))]
-    o, lse = reference.combine(parts)
-    return o[:, 0], lse[:, 0]
+        shape = (-1, min(step, b - a))
+        cut_k, cut_v = k[a:b].view(*shape, dim), v[a:b].view(*shape, dim)
+        mask = None if bias is None else bias[a:b].view(shape)
+        o, lse = attend(q.expand(len(cut_k), -1, -1), cut_k, cut_v, mask, scale)
+        parts += zip(o, lse, strict=True)
+    if len(parts) == 1:
+        return parts[0]
+    o, lse = reference.combine([(o[:, None], lse[:, None]) for o, lse in parts])
+    return o[:, 0].to(q.dtype), lse[:, 0]
+
+
+def _few(q: Tensor) -> bool:
+    """Whether queries `[..., n, D]` of a head are better taken by products."""
+    return q.dtype == torch.float32 and q.shape[-2] <= FEW
