@@ -12,6 +12,8 @@ from engine import texts, tiny
 
 # Tensors here are tiny: threads would wait for each other longer than they work.
 torch.set_num_threads(1)
+# A document that one test has read must be read by the next one too; `on` is asked for by name.
+os.environ["KVCHAT_KV_CACHE"] = "off"
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend, JointBackend
+from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.segment import Segment, Stored
 from kvchat.engine.cache.tail import Tail
@@ -27,13 +28,25 @@ class Observer(Protocol):
 
 
 class LayerCache:
-    """Frozen segments, oldest first, and the live tail; attention is summed over them."""
+    """Frozen segments, oldest first, and the live tail; attention is summed over them.
+
+    `archive` holds all rows of the document, beside the segments. While it is open as `exact`, it
+    is attended to in their place.
+    """
 
     def __init__(self, tail: Tail, backend: Backend, observer: Observer | None = None):
         self.segments: list[Segment] = []
         self.tail = tail
         self.backend = backend
         self.observer = observer
+        self.asking: Observer | None = None  # of a question that chooses rows anew
+        self.archive: Archive | None = None
+        self.exact: Exact | None = None
+
+    @property
+    def observers(self) -> list[Observer]:
+        """Whoever sees queries now."""
+        return [seeing for seeing in (self.observer, self.asking) if seeing is not None]
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Add rotated keys and values `[H, T, D]` of new tokens to the tail."""
@@ -44,24 +57,31 @@ class LayerCache:
 
         Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible row, both fp32.
         """
-        at_once = self._at_once(q, scale)
+        past = self._past()
+        at_once = self._at_once(q, scale, past)
         if at_once is not None:
             return at_once
-        parts = [segment.attend(q, scale, self.backend) for segment in self.segments]
+        parts = [part.attend(q, scale, self.backend) for part in past]
         parts.append(self.tail.attend(q, scale, self.backend))
         return ops.combine(parts)
 
-    def _at_once(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+    def _past(self) -> list[Segment | Exact]:
+        if self.exact is None:
+            return [*self.segments]
+        return [self.exact, *self.since(self.exact.span[1])]
+
+    def _at_once(
+        self, q: Tensor, scale: float, past: list[Segment | Exact]
+    ) -> tuple[Tensor, Tensor] | None:
         """All stored rows in one call of a backend that takes them so; else None."""
         if not isinstance(self.backend, JointBackend):
             return None
-        stored = [s for s in self.segments if isinstance(s, Stored)]
-        rows = [part for segment in stored for part in segment.parts]
+        rows = [rows for part in past if isinstance(part, Stored) for rows in part.parts]
         joint = self.backend.joint(q, [*rows, self.tail.rows], scale)
         if joint is None:
             return None
-        others = [s for s in self.segments if not isinstance(s, Stored)]
-        return ops.combine([joint, *(s.attend(q, scale, self.backend) for s in others)])
+        others = [part for part in past if not isinstance(part, Stored)]
+        return ops.combine([joint, *(part.attend(q, scale, self.backend) for part in others)])
 
     def since(self, position: int) -> list[Segment]:
         """Segments that begin at `position` or later."""
@@ -79,6 +99,12 @@ class LayerCache:
         self.segments = [s for s in self.segments if s.span[1] <= position]
         self.tail.drop(self.tail.length)
         self.tail.start = position
+
+    def replace(self, segment: Segment) -> None:
+        """Let `segment` stand for the document in place of what does: it covers as much."""
+        first, *later = self.segments
+        assert segment.span == first.span, f"{segment.span} in place of {first.span}"
+        self.segments = [segment, *later]
 
     def adopt(self, segment: Segment) -> None:
         """Take a segment that was made elsewhere, in front of a tail that is still empty."""
@@ -138,6 +164,11 @@ class KVCache:
         """Every segment of every layer."""
         for layer in self.layers:
             yield from layer.segments
+
+    def archived(self) -> Memory:
+        """Exact bytes of the archives, which are no part of `memory`."""
+        archives = (layer.archive for layer in self.layers)
+        return sum((archive.memory() for archive in archives if archive), Memory())
 
     @property
     def slack(self) -> int:

@@ -42,8 +42,8 @@ class Segment(Protocol):
 
 
 @runtime_checkable
-class Stored(Segment, Protocol):
-    """A segment whose rows are all visible to every query, as they are stored."""
+class Stored(Protocol):
+    """A part of the past whose rows are all visible to every query, as they are stored."""
 
     @property
     def parts(self) -> tuple[Rows, ...]:
