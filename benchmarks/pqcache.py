@@ -56,7 +56,9 @@ def filled(method, keys: torch.Tensor, values: torch.Tensor) -> LayerCache:
     none = torch.zeros(0, dtype=torch.long)
     given = Prefilled(keys, values, empty, empty, none, SCALE, layer=0, num_layers=1)
     layer = LayerCache(Tail(HEADS, DIM, keys.dtype, keys.device), backend())
-    layer.adopt(method.compress(given), keys, values)
+    segment = method.compress(given)
+    after = segment.span[1]
+    layer.adopt(segment, keys[:, after:], values[:, after:])
     return layer
 
 

@@ -36,6 +36,10 @@ SETTINGS: dict[str, type] = {
     "device": str,
     "dtype": str,
     "threads": int,
+    "kv_cache": str,
+    "kv_cache_dir": str,
+    "keep_full": str,
+    "select": str,
 }
 UI: dict[str, type] = {
     "stats": str,

@@ -28,6 +28,7 @@ class Breakdown:
     total: int
     full: int
     host: int
+    disk: int
     read: str  # what a written token reads of the document; empty: all that is kept
     captured: float | None  # of the attention, by what was read
 
@@ -35,7 +36,7 @@ class Breakdown:
 def breakdown(chat: Chat) -> Breakdown:
     """Measure now."""
     session, engine = chat.session, chat.session.engine
-    device, held = engine.device, session.memory()
+    device, held, archived = engine.device, session.memory(), session.cache.archived()
     segments = list(session.cache.segments())
     document = sum(s.memory().device for layer in chat.document_segments() for s in layer)
     document += sum(layer.window_bytes for layer in session.cache.layers)
@@ -49,7 +50,7 @@ def breakdown(chat: Chat) -> Breakdown:
     else:
         process = machine.resident()
         workspace, slack = 0, session.cache.slack
-        other = max(process - weights - held.device, 0)
+        other = max(process - weights - held.device - held.host - archived.host, 0)
     return Breakdown(
         device=machine.device_name(device),
         weights=weights,
@@ -65,7 +66,8 @@ def breakdown(chat: Chat) -> Breakdown:
         free=free,
         total=total,
         full=session.full_bytes(),
-        host=held.host,
+        host=held.host + archived.host,
+        disk=held.disk + archived.disk,
         read=chat.reads(),
         captured=session.cache.captured,
     )
@@ -101,8 +103,9 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
     if found.read:
         share = f" · {found.captured:.0%} of the attention, by codes" if found.captured else ""
         text.append(f"  a written token reads {found.read} of the document{share}")
-    if found.host:
-        text.append(f"  KV in host RAM {size(found.host)}")
+    if found.host or found.disk:
+        places = (("device", kept), ("host RAM", found.host), ("disk, mapped", found.disk))
+        text.append("  KV " + " · ".join(f"{place} {size(count)}" for place, count in places))
     return text
 
 

@@ -69,10 +69,10 @@ class Plan:
         """With the window full."""
         return self.base + self.weights + self.kv_kept + self.tail
 
-
-def reads(plan: Plan) -> str:
-    """What a written token reads of what is kept, if it is not all of it."""
-    return f", a written token reads {sizes(plan.read, plan.kv_kept)}" if plan.read else ""
+    @property
+    def reads(self) -> str:
+        """What a written token reads of what is kept, if it is not all of it."""
+        return f", a written token reads {sizes(self.read, self.kv_kept)}" if self.read else ""
 
 
 def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
@@ -178,3 +178,21 @@ def require_memory(
         needed=plan.reading,
         free=free,
     )
+
+
+def require_copy(plan: Plan, free: int, beside: bool) -> None:
+    """Raise KvchatError("memory") if a full copy of the KV needs more host memory than is free.
+
+    `beside`: what reading needs is in the same memory.
+    """
+    needed = plan.kv_full + (plan.reading if beside else 0)
+    if needed > free:
+        raise KvchatError(
+            "memory",
+            f"a full copy of the KV takes {size(plan.kv_full)}: {size(needed)} are needed in host "
+            f"memory, {size(free)} are free",
+            "--keep-full disk",
+            "--keep-full off",
+            needed=needed,
+            free=free,
+        )

@@ -12,9 +12,9 @@ from rich.text import Text
 from kvchat.app import config as settings
 from kvchat.app import flags
 from kvchat.app.models import find_model
-from kvchat.app.plan import Cost, Plan, longest, make_plan, reads
+from kvchat.app.plan import Cost, Plan, longest, make_plan
 from kvchat.app.text import clean, size
-from kvchat.engine.budget import DEFAULT_BUDGET, UNITS, Budget
+from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.config import ModelConfig, read_json
 from kvchat.engine.sizes import ASKED, CHUNKS, CODES, DTYPES, ITEM_BYTES, reserve_of
@@ -70,7 +70,7 @@ def run(wanted: Wanted) -> int:
     frame = settle(wanted)
     budgets = {spec: budget_of(spec, wanted.budget) for spec in wanted.methods}
     if wanted.fit:
-        room = memory(wanted.fit)
+        room = flags.byte_count("--fit", wanted.fit)
         lengths = {
             spec: longest(
                 frame.config,
@@ -194,14 +194,6 @@ def counts(given: list[str], frame: Frame) -> list[int]:
     return found
 
 
-def memory(text: str) -> int:
-    """Bytes of `24GiB`, `16 GB`. Raises KvchatError("usage")."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)\s*", text, re.IGNORECASE)
-    if match is None:
-        raise KvchatError("usage", f"--fit {clean(text)!r} is not a size", "--fit 24GiB")
-    return int(float(match[1]) * UNITS[match[2].lower()])
-
-
 def show(
     frame: Frame,
     budgets: dict[str, Budget],
@@ -232,6 +224,6 @@ def show(
     console.print(table)
     for spec, tokens, plan in rows:
         if plan.read:
-            console.print(Text(f"{clean(spec)} {budgets[spec]}, {tokens:,} tokens{reads(plan)}"))
+            console.print(Text(f"{clean(spec)} {budgets[spec]}, {tokens:,} tokens{plan.reads}"))
     where = "the CUDA context" if frame.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

@@ -15,7 +15,7 @@ from app.scene import Scene
 from app.test_text import LLAMA_8B
 from kvchat.app import machine
 from kvchat.app.memory import breakdown, lines
-from kvchat.app.plan import PROCESS, Cost, longest, make_plan, reads
+from kvchat.app.plan import PROCESS, Cost, longest, make_plan
 from kvchat.app.planning import cost_of
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.spec import parse_method
@@ -111,9 +111,9 @@ def test_a_plan_tells_what_is_kept_from_what_is_read(checkpoint, spec):
     assert plan.kv_kept == pytest.approx(held, rel=0.02)
     assert plan.read == pytest.approx(cache.read * 2 * 16 * 4, rel=0.04)  # positions are not there
     assert cache.read == 0.2 * cache.kept
-    assert "a written token reads" in reads(plan)
+    assert "a written token reads" in plan.reads
     short = make_plan(engine.config, 4, 1000, method.budget, 2048, 512, cost=Cost(code=(2, 6)))
-    assert (short.kv_kept, short.read, reads(short)) == (short.kv_full, 0, "")
+    assert (short.kv_kept, short.read, short.reads) == (short.kv_full, 0, "")
 
 
 # Reads random tokens with random weights in a process of its own and prints what that took at most

@@ -46,7 +46,7 @@ def numbered(rows, reads, layers=1):
     centroids = train(keys[:, reads.sinks : inside], Training(2, 4, 5, 4321))
     for layer in cache.layers:
         segment = made(keys[:, :inside], -keys[:, :inside], centroids, reads)
-        layer.adopt(segment, keys, -keys)
+        layer.adopt(segment, keys[:, inside:], -keys[:, inside:])
     cache.position = rows
     return cache, centroids
 

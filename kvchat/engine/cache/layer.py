@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend
+from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.segment import Segment, Sliding
 from kvchat.engine.cache.tail import Tail
@@ -27,13 +28,25 @@ class Observer(Protocol):
 
 
 class LayerCache:
-    """Frozen segments, oldest first, and the live tail; attention is summed over them."""
+    """Frozen segments, oldest first, and the live tail; attention is summed over them.
+
+    `archive` holds all rows of the document, beside the segments. While it is open as `exact`, it
+    is attended to in their place.
+    """
 
     def __init__(self, tail: Tail, backend: Backend, observer: Observer | None = None):
         self.segments: list[Segment] = []
         self.tail = tail
         self.backend = backend
         self.observer = observer
+        self.asking: Observer | None = None  # of a question that chooses rows anew
+        self.archive: Archive | None = None
+        self.exact: Exact | None = None
+
+    @property
+    def observers(self) -> list[Observer]:
+        """Whoever sees queries now."""
+        return [seeing for seeing in (self.observer, self.asking) if seeing is not None]
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Add rotated keys and values `[H, T, D]` of new tokens to the tail."""
@@ -44,9 +57,14 @@ class LayerCache:
 
         Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible row, both fp32.
         """
-        parts = [segment.attend(q, scale, self.backend) for segment in self.segments]
+        parts = [past.attend(q, scale, self.backend) for past in self._past()]
         parts.append(self.tail.attend(q, scale, self.backend))
         return ops.combine(parts)
+
+    def _past(self) -> list[Segment | Exact]:
+        if self.exact is None:
+            return [*self.segments]
+        return [self.exact, *self.since(self.exact.span[1])]
 
     def since(self, position: int) -> list[Segment]:
         """Segments that begin at `position` or later."""
@@ -68,14 +86,25 @@ class LayerCache:
     def adopt(self, segment: Segment, keys: Tensor, values: Tensor) -> None:
         """Take a segment that was made elsewhere, in front of a tail that is still empty.
 
-        It was made of the first rows of `keys, values [H, T, D]`; the others become the tail.
+        `keys, values [H, n, D]` are the rows after it, which begin the tail.
         """
         assert self.tail.length == 0 and segment.span[0] == self.tail.start, segment.span
         self.segments.append(segment)
-        rest = self.tail.start + keys.shape[1] - segment.span[1]
         self.tail.start = segment.span[1]
-        if rest:
-            self.tail.append(keys[:, -rest:], values[:, -rest:])
+        if keys.shape[1]:
+            self.tail.append(keys, values)
+
+    def replace(self, segment: Segment, keys: Tensor, values: Tensor) -> None:
+        """Let `segment`, and `keys, values [H, n, D]` after it, stand for the document.
+
+        They cover as much as the segment did that stands for it now.
+        """
+        first, *later = self.segments
+        end = segment.span[1] + keys.shape[1]
+        assert end == first.span[1] and not (later and keys.shape[1]), f"{end}, {first.span}"
+        self.segments = [segment, *later]
+        if keys.shape[1]:
+            self.tail.prepend(keys, values)
 
     @property
     def sliding(self) -> Sliding | None:
@@ -203,6 +232,11 @@ class KVCache:
         """Every segment of every layer."""
         for layer in self.layers:
             yield from layer.segments
+
+    def archived(self) -> Memory:
+        """Exact bytes of the archives, which are no part of `memory`."""
+        archives = (layer.archive for layer in self.layers)
+        return sum((archive.memory() for archive in archives if archive), Memory())
 
     @property
     def slack(self) -> int:
