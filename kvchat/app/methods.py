@@ -7,6 +7,7 @@ from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.base import ASK, REPEAT, Method
 from kvchat.engine.methods.spec import (
     bits_of,
+    code_of,
     default_of,
     method_class,
     method_name,
@@ -54,7 +55,7 @@ def details(name: str) -> Iterator[str]:
 def cost_of(method: Method) -> Cost:
     """What a method costs beside its budget."""
     told = sum(TOLD[kind] for kind in method.needs.kinds)
-    return Cost(bits_of(method), told, pools(method), method.needs.evidence > 0)
+    return Cost(bits_of(method), told, pools(method), method.needs.evidence > 0, code_of(method))
 
 
 def _entry(name: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from kvchat.engine.archiving import InMemory
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
-from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of
 from kvchat.engine.session import Session
@@ -264,7 +264,7 @@ class Readings:
 
     def _copies(self, method: Method) -> str:
         """Where all rows stay with a method: one that keeps them needs no copy."""
-        return "off" if isinstance(method, Full) else self.full_copy
+        return "off" if isinstance(method, Full | Retrieves) else self.full_copy
 
     @staticmethod
     def _about(engine: Engine, model: Model, book: Book) -> dict[str, Any]:

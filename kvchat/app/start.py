@@ -98,8 +98,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     session = Session(
         engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
     )
-    # a system text alone is not worth a choice
-    method = setup.method if files else Full()
+    method = setup.method if files else Full()  # a system text alone is not worth a choice
     root = readings_folder(options.kv_cache_dir)
     readings = Readings(screen, options.kv_cache, root, options.full_copy)
     chat = Chat(options, setup.model, session, method, setup.settings, book, readings, timings)
@@ -225,7 +224,7 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
     screen.say(
         f"plan: KV {size(plan.kv_full)} in full → {size(plan.kv_kept)} with "
-        f"{name_of(setup.method)} {setup.method.budget} (estimated)"
+        f"{name_of(setup.method)} {setup.method.budget}{plan.reads} (estimated)"
     )
     screen.say(
         f"      {size(plan.reading)} while reading, {size(plan.chatting)} with the window full; "

@@ -26,6 +26,8 @@ from kvchat.kernels.reference import (
     unpack,
 )
 
+SCORED = 4096  # rows that are scored at a time on the CPU
+
 __all__ = [
     "add_rms_norm",
     "column_mass",
@@ -81,9 +83,6 @@ def _op(twin: Callable[P, R], module: str) -> Callable[P, R]:
 
 
 merge_rows = _op(reference.merge_rows, "merge")
-pq_assign = _op(reference.pq_assign, "pq")
-pq_score = _op(reference.pq_score, "pq")
-pq_select = _op(reference.pq_select, "pq")
 rope = _op(reference.rope, "norm_rope")
 swiglu = _op(reference.swiglu, "norm_rope")
 
@@ -100,7 +99,13 @@ def gather_rows(pool: Tensor, ids: Tensor) -> Tensor:
     """
     reachable = pool.device == ids.device or pool.is_pinned()
     launch = kernel("gather:gather_rows", ids) if reachable else None
-    return (launch or reference.gather_rows)(pool, ids)
+    if launch:
+        return launch(pool, ids)
+    heads, capacity = pool.shape[:2]
+    base = torch.arange(heads, device=ids.device)[:, None] * capacity
+    index = (ids + base).flatten().to(pool.device)
+    found = pool.flatten(0, 1).index_select(0, index).to(ids.device)
+    return found.view(*ids.shape, *pool.shape[2:])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -116,6 +121,54 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[
         return launch(x, delta, weight, eps)
     added = x + delta
     return added, rms_norm(added, weight, eps)
+
+
+def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
+    """Codes `[H, N, m]` of `x [H, N, D]`; rows are taken in slices, so the workspace is bounded."""
+    if launch := kernel("pq:pq_assign", x):
+        return launch(x, centroids)
+    step = max(1, MASS_VALUES // centroids[..., 0].numel())
+    return torch.cat([reference.pq_assign(part, centroids) for part in x.split(step, dim=1)], dim=1)
+
+
+def pq_score(table: Tensor, codes: Tensor) -> Tensor:
+    """Logits `[H, G, N]` of coded rows; see the reference.
+
+    On the CPU one look-up serves a whole group, and a slice is turned round while it is in cache.
+    """
+    if launch := kernel("pq:pq_score", codes):
+        return launch(table, codes)
+    if codes.device.type != "cpu":
+        return reference.pq_score(table, codes)
+    heads, group, subspaces, count = table.shape
+    out = table.new_empty(heads, group, codes.shape[1])
+    base = torch.arange(0, subspaces * count, count, dtype=torch.int32)
+    for head, own in enumerate(table):
+        entries = own.permute(1, 2, 0).reshape(-1, group)  # [m * C, G]
+        for a in range(0, codes.shape[1], SCORED):
+            bags = codes[head, a : a + SCORED].int() + base
+            scores = torch.nn.functional.embedding_bag(bags, entries, mode="sum")
+            out[head, :, a : a + SCORED] = scores.T
+    return out
+
+
+def pq_select(worth: Tensor, count: int) -> Tensor:
+    """The `count` best rows of every head, ascending; see the reference.
+
+    No sorting of all rows: the worth of the last one that fits divides them.
+    """
+    if launch := kernel("pq:pq_select", worth):
+        return launch(worth, count)
+    heads, rows = worth.shape
+    if not 0 < count < rows:
+        return reference.pq_select(worth, count)
+    bound = torch.topk(worth, count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    chosen = worth >= bound
+    if int(chosen.sum()) > heads * count:  # of those at the boundary only the first
+        edge = worth == bound
+        missing = count - (chosen & ~edge).sum(dim=1, keepdim=True)
+        chosen &= ~edge | (edge.cumsum(dim=1, dtype=torch.int32) <= missing)
+    return chosen.nonzero()[:, 1].view(heads, count).int()
 
 
 def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:

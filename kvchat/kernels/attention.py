@@ -264,10 +264,10 @@ def _each(rows: int, blocks: int, processors: int) -> int:
     return max(LEAST_EACH, triton.cdiv(rows, wanted * LEAST_EACH) * LEAST_EACH)
 
 
-def _store(rows: Rows) -> tuple[Tensor | None, ...]:
+def _store(rows: Rows) -> tuple[Tensor | int | None, ...]:
     p = rows.packing
     scales = (None,) * 4 if p is None else (p.k_scale, p.k_zero, p.v_scale, p.v_zero)
-    return rows.k, rows.v, rows.start, rows.length, rows.bias, *scales
+    return rows.k, rows.v, rows.start, rows.length, rows.bias, *scales, rows.k.stride(0)
 
 
 def _check(q: Tensor, parts: Sequence[Rows], group: int) -> None:
@@ -276,7 +276,7 @@ def _check(q: Tensor, parts: Sequence[Rows], group: int) -> None:
     assert 1 <= group <= MAX_GROUP and dim <= MAX_DIM, (group, dim)
     for rows in parts:
         assert len(rows.spans) == len(parts[0].spans), "row sets of different heads"
-        assert rows.k.is_contiguous() and rows.v.is_contiguous(), "stores must be contiguous"
+        assert rows.k.stride() == rows.v.stride() and rows.k.stride(1) == 1, rows.k.stride()
         assert rows.start.dtype == rows.length.dtype == torch.int32, "start and length are int32"
         if rows.packing is None:
             assert rows.k.dtype == rows.v.dtype == q.dtype, (rows.k.dtype, q.dtype)
@@ -285,4 +285,5 @@ def _check(q: Tensor, parts: Sequence[Rows], group: int) -> None:
             wide = dim * rows.packing.bits // 8
             assert rows.k.dtype == rows.v.dtype == torch.uint8, rows.k.dtype
             assert rows.k.shape[1] == rows.v.shape[1] == wide, (rows.k.shape, wide)
+            assert rows.k.is_contiguous(), "packed stores are contiguous"
         assert rows.bias is None or rows.bias.dtype == torch.float32, "bias is fp32"

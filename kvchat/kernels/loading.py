@@ -35,7 +35,7 @@ def load_keys(
     d = tl.arange(0, BLOCK_D)
     if BITS == 16:
         mask = live[:, None] & (d < D)[None, :]
-        return tl.load(part[0] + at[:, None] * D + d[None, :], mask=mask, other=0.0)
+        return tl.load(part[0] + at[:, None] * part[9] + d[None, :], mask=mask, other=0.0)
     else:
         codes = _load_codes(part[0], at, live, BITS, D, BLOCK_N, BLOCK_D)
         group = tl.min(at, 0) // PACKED_ROWS  # a block of packed rows is one group
@@ -53,7 +53,7 @@ def load_values(
     if BITS == 16:
         d = tl.arange(0, BLOCK_D)
         mask = live[:, None] & (d < D)[None, :]
-        return tl.load(part[1] + at[:, None] * D + d[None, :], mask=mask, other=0.0)
+        return tl.load(part[1] + at[:, None] * part[9] + d[None, :], mask=mask, other=0.0)
     else:
         codes = _load_codes(part[1], at, live, BITS, D, BLOCK_N, BLOCK_D)
         g = tl.arange(0, BLOCK_D // GROUP)

@@ -78,13 +78,13 @@ def pq_score(table: Tensor, codes: Tensor) -> Tensor:
     """See the reference: `table [H, G, m, C]`, codes `[H, N, m]` to logits `[H, G, N]`."""
     heads, group, parts, count = table.shape
     rows = codes.shape[1]
-    assert table.is_contiguous() and table.dtype == torch.float32, (table.stride(), table.dtype)
+    assert table.dtype == torch.float32, table.dtype
     assert codes.dtype == torch.uint8 and codes.shape[2] == parts, (codes.dtype, codes.shape)
     out = table.new_empty(heads, group, rows)
     if rows:
         _score[(triton.cdiv(rows, 256), heads)](
-            table, codes, out, rows, parts, *codes.stride(), C=count, G=group, BLOCK_N=256,
-            BLOCK_G=triton.next_power_of_2(group), num_warps=4,
+            table.contiguous(), codes, out, rows, parts, *codes.stride(), C=count, G=group,
+            BLOCK_N=256, BLOCK_G=triton.next_power_of_2(group), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -147,9 +147,9 @@ def _select(worth, out, rows, count, BLOCK: tl.constexpr):
 def pq_select(worth: Tensor, count: int) -> Tensor:
     """See the reference: the `count` best rows of `worth [H, N]`, `[H, count]` int32, ascending."""
     heads, rows = worth.shape
-    assert worth.dtype == torch.float32 and worth.is_contiguous(), (worth.dtype, worth.stride())
+    assert worth.dtype == torch.float32, worth.dtype
     count = min(count, rows)
     out = torch.empty(heads, count, dtype=torch.int32, device=worth.device)
     if count:
-        _select[(heads,)](worth, out, rows, count, BLOCK=2048, num_warps=8)
+        _select[(heads,)](worth.contiguous(), out, rows, count, BLOCK=2048, num_warps=8)
     return out

@@ -26,10 +26,10 @@ class Packing:
 class Rows:
     """Keys and values of one layer, ragged over KV heads; a view, never a copy.
 
-    KV head h owns the rows `start[h] : start[h] + length[h]` of `k, v [R, D]` (of
-    `[R, D * bits / 8]` uint8 if there is a `packing`). `spans` are the same numbers on the host, so
-    that nobody waits for the device to learn them. `bias [R]` (fp32) is added to the scaled logit
-    of its row.
+    KV head h owns the rows `start[h] : start[h] + length[h]` of `k, v [R, D]`, which have the same
+    distance from row to row, D or more; with a `packing`, of `[R, D * bits / 8]` uint8, contiguous.
+    `spans` are the same numbers on the host, so that nobody waits for the device to learn them.
+    `bias [R]` (fp32) is added to the scaled logit of its row.
     """
 
     k: Tensor

@@ -126,6 +126,18 @@ def test_nothing_to_see_and_next_to_nothing(lengths, device):
     assert_exact(queries(3, 4, 16), [random_rows(lengths, 16, slack=2)], 0.25, device)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_keys_and_values_may_lie_side_by_side(tokens, device):
+    rows = random_rows([40, 40], 16, slack=2)
+    both = torch.cat((rows.k, rows.v), dim=1)
+    beside = replace(rows, k=both[:, :16], v=both[:, 16:])
+    q = queries(tokens, 4, 16)
+    o, lse = attended(q, [beside, moved(beside, device)], 0.25, device, causal=True)
+    want, want_lse = exact(q, [rows, rows], 0.25, causal=True)
+    assert_close("o", o, want, 2e-6)
+    assert_lse_close("lse", lse, want_lse, 1e-5)
+
+
 def test_queries_need_not_be_contiguous_over_heads(device):
     rows = random_rows([50, 20], 16)
     wide = queries(4, 10, 16)[:, 3:7]

@@ -54,7 +54,9 @@ def budget(context: Context, argument: str) -> None:
     chat = context.chat
     if not argument:
         held, full = chat.document_kept(), chat.document_full()
-        context.screen.tell(f"budget {chat.method.budget} · document keeps {ratio(held, full)}")
+        reads = f" · a written token reads {share}" if (share := chat.reads()) else ""
+        kept = f"document keeps {ratio(held, full)}"
+        context.screen.tell(f"budget {chat.method.budget} · {kept}{reads}")
         context.screen.tell(f"/budget takes {FORMS}")
         return
     wanted = Budget.parse(argument)

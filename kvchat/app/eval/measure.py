@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kvchat.app.eval.tasks import Case, Question
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import drain
-from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import default_of, method_options, name_of, options
 from kvchat.engine.prefill import Compression
@@ -81,8 +82,25 @@ def answer(session: Session, cache: KVCache, question: Question) -> Answered:
     """The greedy answer over a cache, which is left as it was."""
     prompt = session.dialogue.first(question.text)
     ids = generate(session, cache, prompt)
-    logits = session.engine.score(cache, prompt + ids[:-1])[len(prompt) - 1 :]
+    logits = forced(session, cache, Full(), prompt, ids)
     return Answered(prompt, ids, session.dialogue.tokenizer.decode(ids), logits)
+
+
+def forced(
+    session: Session, cache: KVCache, method: Method, prompt: Sequence[int], ids: Sequence[int]
+) -> Tensor:
+    """Logits `[len(ids), vocab]` from which each of `ids` would be drawn after `prompt`.
+
+    All at once, unless single tokens see less than several do. The cache is left as it was.
+    """
+    engine = session.engine
+    if not isinstance(method, Retrieves):
+        return engine.score(cache, [*prompt, *ids[:-1]])[len(prompt) - 1 :]
+    before = cache.position
+    logits = [drain(engine.extend(cache, prompt))]
+    logits += [drain(engine.extend(cache, [token])) for token in ids[:-1]]
+    cache.truncate(before)
+    return torch.stack(logits)
 
 
 def generate(session: Session, cache: KVCache, prompt: Sequence[int]) -> list[int]:
@@ -107,15 +125,13 @@ def _record(
     answer is the same and need not be generated. `kl` is the mean over its tokens of
     KL(full || cell) in nats.
     """
-    logits = session.engine.score(cache, full.prompt + full.ids[:-1])[len(full.prompt) - 1 :]
+    logits = forced(session, cache, cell.method, full.prompt, full.ids)
     if logits.argmax(-1).tolist() == full.ids:
         text = full.text
     else:
         text = session.dialogue.tokenizer.decode(generate(session, cache, full.prompt))
     p, q = full.logits.float().log_softmax(-1), logits.float().log_softmax(-1)
-    segments = list(cache.segments())
     config = session.engine.config
-    rows = sum(sum(segment.lengths) for segment in segments)
     return {
         "question": number,
         "kind": question.kind,
@@ -126,7 +142,7 @@ def _record(
         "expected": question.answer,
         "answer": text,
         "kl": float((p.exp() * (p - q)).sum(-1).mean()),
-        "kept": rows / (cache.frozen * config.num_kv_heads * config.num_layers),
-        "bytes": sum(segment.memory().total for segment in segments),
+        "kept": cache.kept / (cache.frozen * config.num_kv_heads * config.num_layers),
+        "bytes": sum(layer.kept_bytes for layer in cache.layers),
         "document_tokens": cache.frozen,
     }

@@ -97,10 +97,10 @@ def dense(rows: Rows) -> tuple[Tensor, Tensor]:
     """Keys and values of even heads as views `[H, N, D]`."""
     (first, length), *_ = rows.spans
     step = rows.spans[1][0] - first if len(rows.spans) > 1 else length
-    dim = rows.k.shape[1]
-    shape, stride = (len(rows.spans), length, dim), (step * dim, dim, 1)
+    dim, row = rows.k.shape[1], rows.k.stride(0)
+    shape, stride = (len(rows.spans), length, dim), (step * row, row, 1)
     k, v = (
-        store.as_strided(shape, stride, store.storage_offset() + first * dim)
+        store.as_strided(shape, stride, store.storage_offset() + first * row)
         for store in (rows.k, rows.v)
     )
     return k, v

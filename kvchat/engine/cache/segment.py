@@ -51,6 +51,38 @@ class Stored(Protocol):
         ...
 
 
+@runtime_checkable
+class Sliding(Protocol):
+    """A segment in front of a window that stays in the tail: rows leave the window into it."""
+
+    @property
+    def frozen(self) -> int:
+        """Where the window ended when the segment was made: what is before is never given back."""
+        ...
+
+    @property
+    def read_rows(self) -> int:
+        """Rows per head that one query reads of the segment and the window."""
+        ...
+
+    @property
+    def captured(self) -> float | None:
+        """The mean share of attention that the rows which were read had, where that is known."""
+        ...
+
+    def end(self, position: int) -> int:
+        """Where the segment has to end when `position` tokens have been seen."""
+        ...
+
+    def extend(self, k: Tensor, v: Tensor) -> None:
+        """Take in the rows `k, v [H, n, D]` of the next n positions. Unchanged if it fails."""
+        ...
+
+    def withdraw(self, end: int) -> tuple[Tensor, Tensor]:
+        """Forget the rows from position `end` on and return them, `[H, n, D]` each."""
+        ...
+
+
 @dataclass(frozen=True)
 class FlatSegment:
     """The flattened per-head store: KV head h owns rows `cu[h] : cu[h+1]` of `k, v [R, D]`.

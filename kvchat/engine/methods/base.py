@@ -181,6 +181,28 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Retrieves(Protocol):
+    """A method that keeps every row, where each written token chooses what it reads.
+
+    Its budget is what one token reads; `rows` are what is kept, all of them.
+    """
+
+    @property
+    def exact_for_multi_token(self) -> bool:
+        """Whether several tokens at once read every row: then they differ from one by one."""
+        ...
+
+    @property
+    def code(self) -> tuple[int, int]:
+        """Parts of a key's code, and bits of a part."""
+        ...
+
+    def reads(self, geometry: Geometry) -> list[int]:
+        """Rows of each layer that a written token reads, over all its heads."""
+        ...
+
+
+@runtime_checkable
 class Pools(Protocol):
     """A method whose layers share one budget: the best rows of all of them stay.
 
