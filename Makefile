@@ -4,10 +4,11 @@ BIN := .venv/bin
 SOURCES := kvchat tests benchmarks models/demo/recipe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test test-gpu check demo demo-model chat bench clean
+.PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench
+.PHONY: bench-decode bench-kernels clean
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -34,7 +35,10 @@ test: setup  ## the tests (CPU, no network)
 	@$(BIN)/python -m pytest -m 'not gpu' -n auto
 
 test-gpu: setup  ## the tests that need a CUDA device
-	@$(BIN)/python -m pytest -m gpu
+	@TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
+
+test-compile: setup  ## compile every kernel for cards that are not here
+	@$(BIN)/python tests/kernels/compiling.py
 
 check: lint types test  ## lint, types and tests
 
@@ -49,6 +53,13 @@ chat: setup  ## chat about the sample document
 
 bench: setup  ## quick memory and latency check of this machine
 	@$(BIN)/kvchat bench
+
+bench-kernels: setup  ## every kernel against its twin and the card's limits (CUDA device)
+	@$(BIN)/python benchmarks/kernels.py
+
+bench-decode: setup  ## decode speed against transformers, and of weights in few bits (minutes)
+	@$(BIN)/python benchmarks/decode.py
+	@$(BIN)/python benchmarks/table.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Triton looks when it is imported: kernels are interpreted, unless the run is for a card.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 import torch
 from engine import texts, tiny

@@ -22,6 +22,7 @@ FLOORS = {
     "kvchat.kernels": 0,
     "kvchat.engine.sizes": 0,
     "kvchat.engine.ops": 1,
+    "kvchat.engine.lowbit": 1,
     "kvchat.engine.attention": 1,
     "kvchat.engine.cache": 2,
     "kvchat.engine.budget": 3,
@@ -152,6 +153,7 @@ def test_only_the_app_prints_and_exits():
         "kvchat.engine.cache",
         "kvchat.engine.budget",
         "kvchat.engine.model.config",
+        "kvchat.engine.model.bits",
     ],
 )
 def test_tables_and_configs_are_read_without_torch(module):

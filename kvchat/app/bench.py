@@ -54,6 +54,8 @@ class Settings:
     warmup: bool
     device: str
     dtype: str
+    weights: str
+    attention: str
     threads: int | None
     output: str
 
@@ -135,11 +137,13 @@ def _engine(settings: Settings, screen: Screen) -> tuple[str, Engine]:
             raise KvchatError("input", f"{path} is not a file", "--dummy FOLDER/config.json")
         config = ModelConfig.from_dict(read_json(path), str(path))
         device = resolve_device(settings.device)
-        model = random_weights(config, resolve_dtype(settings.dtype, config), device)
-        return f"random {config.family}", Engine(model)
+        dtype = resolve_dtype(settings.dtype, config, settings.weights)
+        model = random_weights(config, dtype, device, weights=settings.weights)
+        return f"random {config.family}", Engine(model, settings.attention)
     found = find_model(settings.model)
     config = ModelConfig.load(found.folder)
-    loading = Engine.load(found.folder, config, settings.dtype, settings.device)
+    wanted = settings.dtype, settings.device, settings.weights, settings.attention
+    loading = Engine.load(found.folder, config, *wanted)
     return found.name, screen.watch(loading, "loading")
 
 
@@ -247,6 +251,8 @@ def _document(
         "model_size": engine.weights_bytes,
         "model_n_params": engine.config.parameters,
         "dtype": str(engine.dtype).removeprefix("torch."),
+        "weights": engine.weights,
+        "attention": engine.backend.name,
         "seed": settings.seed,
         "results": tests,
     }
@@ -257,7 +263,8 @@ def _print(name: str, engine: Engine, results: list[Result]) -> None:
     where = machine.processor() if engine.device.type == "cpu" else torch.cuda.get_device_name()
     console.print(
         f"{name} · {engine.config.parameters / 1e6:,.1f} M parameters, weights "
-        f"{size(engine.weights_bytes)} · {where}, {torch.get_num_threads()} threads"
+        f"{size(engine.weights_bytes)} in {engine.weights} · {where}, "
+        f"{torch.get_num_threads()} threads"
     )
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for column in ("method", "test", "t/s", "TTFT, TPOT ms", "KV", "KV full", "peak"):

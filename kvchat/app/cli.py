@@ -90,6 +90,8 @@ def chat(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer.")] = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
+    weights: flags.Weights = None,
+    attention: flags.Attention = None,
     threads: flags.Threads = None,
     last: Annotated[
         bool, typer.Option("-C", "--continue", help="Go on with the last saved chat.")
@@ -153,6 +155,8 @@ def chat(
         "stop": stop or None,
         "device": device,
         "dtype": dtype,
+        "weights": weights,
+        "attention": attention,
         "threads": threads,
         "save": save,
         "history": history,
@@ -191,12 +195,13 @@ def chat(
 
 @app.command()
 def demo(
+    weights: flags.Weights = None,
     threads: flags.Threads = None,
 ) -> int:
     """Read the sample with the bundled model, compress it, answer and mark its questions."""
     from kvchat.app import demo as demonstration
 
-    return demonstration.run(threads)
+    return demonstration.run(threads, weights or "auto")
 
 
 @app.command()

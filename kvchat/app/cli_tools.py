@@ -40,6 +40,8 @@ def bench(
     warmup: Annotated[bool, typer.Option(help="One run that is not counted.")] = True,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
+    weights: flags.Weights = None,
+    attention: flags.Attention = None,
     threads: flags.Threads = None,
     output: Annotated[str, typer.Option("-o", help="md or json.")] = "md",
 ) -> int:
@@ -59,6 +61,8 @@ def bench(
         warmup=warmup,
         device=device or "auto",
         dtype=dtype or "auto",
+        weights=weights or "auto",
+        attention=attention or "auto",
         threads=threads,
         output=output,
     )
@@ -80,6 +84,7 @@ def evaluate(
     out: Annotated[str, typer.Option(help="Folder of the results; goes on from there.")] = "eval",
     device: flags.Device = None,
     dtype: flags.Dtype = None,
+    weights: flags.Weights = None,
     threads: flags.Threads = None,
     output: Annotated[str, typer.Option("-o", help="table or md.")] = "table",
 ) -> int:
@@ -100,6 +105,7 @@ def evaluate(
         out=out,
         device=device or "auto",
         dtype=dtype or "auto",
+        weights=weights or "auto",
         threads=threads,
         output=output,
     )
@@ -120,6 +126,7 @@ def plan(
     ctx_size: flags.Window = None,
     prefill_chunk: flags.Chunk = None,
     dtype: flags.Dtype = None,
+    weights: flags.Weights = None,
     device: Annotated[str, typer.Option(help="cpu or cuda: what to plan for.")] = "cpu",
     json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> int:
@@ -137,6 +144,7 @@ def plan(
             flags.tokens("--ctx-size", ctx_size),
             flags.tokens("--prefill-chunk", prefill_chunk),
             dtype or "auto",
+            weights or "auto",
             device,
             json_,
         )

@@ -35,6 +35,8 @@ SETTINGS: dict[str, type] = {
     "encoding": str,
     "device": str,
     "dtype": str,
+    "weights": str,
+    "attention": str,
     "threads": int,
     "kv_cache": str,
     "kv_cache_dir": str,

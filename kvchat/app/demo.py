@@ -32,14 +32,16 @@ MEANINGS = {
 }
 
 
-def run(threads: int | None) -> int:
+def run(threads: int | None, weights: str = "auto") -> int:
     """Read, compress, ask, mark. Exit code 1 under `NEEDED` right answers with the full cache."""
     document = Path(os.path.relpath(sample_folder() / f"{SAMPLE}.txt"))
     lines = document.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
     questions = [pair["question"] for pair in pairs]
     screen = Screen(plain=False, verbose=True)
-    options = Options(model="demo", files=[str(document)], threads=threads, kv_cache="off")
+    options = Options(
+        model="demo", files=[str(document)], threads=threads, weights=weights, kv_cache="off"
+    )
     chat = open_chat(options, screen)
     default = chat.session.cache
     held, full = default.memory().total, chat.session.full_bytes()

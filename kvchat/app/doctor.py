@@ -17,12 +17,13 @@ from kvchat.app.text import clean, size
 from kvchat.engine.attention import BACKENDS
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model import MODELS
+from kvchat.engine.model.bits import WEIGHTS
 from kvchat.errors import EXIT_CODES, KvchatError
 
 NEEDED = ("torch", "transformers", "safetensors", "rich", "prompt_toolkit", "typer")
 OPTIONAL = {
-    "triton": "CUDA kernels",
-    "flash_attn": "faster attention on CUDA",
+    "triton": "CUDA kernels; without it CUDA runs plain torch, slowly",
+    "flash_attn": "faster reading on CUDA: pip install 'kvchat[flash]'",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
 }
 Line = tuple[str, str, str]  # mark, name, what was found
@@ -76,6 +77,17 @@ def _device() -> list[Line]:
     return lines
 
 
+def _weights() -> list[Line]:
+    try:
+        from kvchat.engine.lowbit import unpacking
+    except Exception:
+        return []  # torch does not load, which is said above
+    if unpacking("cpu") is None:
+        why = "this processor's packing of 4 bits is not known, documents are read slowly with int4"
+        return [("no", "weights", f"{', '.join(WEIGHTS)}; {why}")]
+    return [("ok", "weights", ", ".join(WEIGHTS))]
+
+
 def _tables() -> list[Line]:
     return [
         ("ok", "models", ", ".join(MODELS)),
@@ -110,6 +122,7 @@ CHECKS: tuple[Callable[[], list[Line]], ...] = (
     _versions,
     _optional,
     _device,
+    _weights,
     _tables,
     _terminal,
     _places,

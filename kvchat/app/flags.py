@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from kvchat.app.text import clean
+from kvchat.engine.attention import BACKENDS
 from kvchat.engine.budget import UNITS
 from kvchat.engine.methods import METHODS
+from kvchat.engine.model.bits import WEIGHTS
 from kvchat.errors import KvchatError
 
 Model = Annotated[
@@ -28,6 +30,17 @@ Bits = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, bf16, f16, f32.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights as they are in the checkpoint (auto), or stored as bf16, int8, int4.",
+        autocompletion=lambda: list(WEIGHTS),
+    ),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(help=f"auto, {', '.join(BACKENDS)} (flash reads only)."),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=4 * (os.cpu_count() or 1), help="CPU threads.")
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvchat.app.config import Config
 from kvchat.app.text import clean
+from kvchat.engine.model.bits import WEIGHTS
 from kvchat.errors import KvchatError
 
 CHOICES = {
@@ -18,6 +19,7 @@ CHOICES = {
     "select": ("document", "question"),
     "kv_cache": ("on", "off", "read"),
     "color": ("auto", "always", "never"),
+    "weights": WEIGHTS,
 }
 
 

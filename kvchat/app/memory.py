@@ -15,6 +15,7 @@ class Breakdown:
 
     device: str
     weights: int
+    stored: str  # how: the dtype, or in few bits
     document: int
     tail: int
     index: int
@@ -54,6 +55,7 @@ def breakdown(chat: Chat) -> Breakdown:
     return Breakdown(
         device=machine.device_name(device),
         weights=weights,
+        stored=engine.weights,
         document=document - index,
         tail=held.device - document,
         index=index,
@@ -79,7 +81,7 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
     share = f" ({found.document / max(found.full, 1):.0%} of all)" if found.full else ""
     cuda = found.device.startswith("cuda")
     rows = [
-        ("weights", found.weights, ""),
+        ("weights", found.weights, found.stored),
         ("KV kept", kept, f"document {size(found.document)}{share} + chat {size(found.tail)}"),
         ("KV index", found.index, "codes and codebooks" if found.index else ""),
         *([("workspace", found.workspace, "now")] if cuda else []),

@@ -39,6 +39,8 @@ class Options:
     stop: list[str] = field(default_factory=list)
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "auto"
+    attention: str = "auto"
     threads: int | None = None
     last: bool = False  # --continue
     resume: str | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from kvchat.app.text import size, sizes
 from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.model.bits import refused, weights_bytes
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (
     CODED,
@@ -56,6 +57,7 @@ class Plan:
     tail: int
     base: int = PROCESS
     replays: int = 0
+    weights_int4: int = 0  # the weights, were they stored in 4 bits; 0 if they cannot be
     read: int = 0  # of the kept rows by a written token; 0: all of them
 
     @property
@@ -89,6 +91,7 @@ def make_plan(
     chunk: int,
     cuda: bool = False,
     cost: Cost = Cost(),
+    weights: str = "auto",
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
@@ -115,7 +118,7 @@ def make_plan(
         kept, read = per_token * tokens + layers * codes, kept if coded else 0
         training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice
     return Plan(
-        weights=config.parameters * itemsize,
+        weights=weights_bytes(config, itemsize, weights),
         kv_full=per_token * tokens,
         kv_kept=kept,
         dense_layer=per_token * tokens // layers,
@@ -126,6 +129,7 @@ def make_plan(
         replays=round(cost.told * (tokens + REPLAY)) * hidden
         + (pooled if cost.pool else 0)
         + (evidence if cost.fitted else 0),
+        weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
         read=read,
     )
 
@@ -139,12 +143,15 @@ def longest(
     free: int,
     cuda: bool,
     cost: Cost = Cost(),
+    weights: str = "auto",
 ) -> int:
     """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
     reserve = reserve_of(limit)
 
     def fits(tokens: int) -> bool:
-        plan = make_plan(config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, cost)
+        plan = make_plan(
+            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, cost, weights
+        )
         return max(plan.reading, plan.chatting) <= free
 
     low, high = 0, limit - reserve
@@ -174,10 +181,18 @@ def require_memory(
         f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)})",
         *compressed,
         *([f"a document of at most {most:,} tokens, with {method}"] if (most := fitting()) else []),
+        *smaller_weights(plan, free),
         "a smaller model, or --dtype bf16 if the weights are f32",
         needed=plan.reading,
         free=free,
     )
+
+
+def smaller_weights(plan: Plan, free: int) -> list[str]:
+    """`--weights int4` as a way out, if the plan then fits."""
+    needed = plan.reading - plan.weights + plan.weights_int4
+    fits = plan.weights_int4 and plan.weights_int4 < plan.weights and needed <= free
+    return [f"--weights int4  (needs {size(needed)})"] if fits else []
 
 
 def require_copy(plan: Plan, free: int, beside: bool) -> None:

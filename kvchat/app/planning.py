@@ -12,10 +12,11 @@ from rich.text import Text
 from kvchat.app import config as settings
 from kvchat.app import flags
 from kvchat.app.models import find_model
-from kvchat.app.plan import Cost, Plan, longest, make_plan
+from kvchat.app.plan import Cost, Plan, longest, make_plan, smaller_weights
 from kvchat.app.text import clean, size
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
+from kvchat.engine.model.bits import computes_in, require_shapes, weights_bytes
 from kvchat.engine.model.config import ModelConfig, read_json
 from kvchat.engine.sizes import ASKED, CHUNKS, CODES, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.errors import KvchatError
@@ -36,6 +37,7 @@ class Wanted:
     ctx_size: int | None
     chunk: int | None
     dtype: str
+    weights: str
     device: str
     json: bool
 
@@ -50,6 +52,7 @@ class Frame:
     limit: int
     chunk: int
     cuda: bool
+    weights: str
 
     def plan(self, tokens: int, budget: Budget, spec: str) -> Plan:
         """The plan of one row."""
@@ -62,6 +65,7 @@ class Frame:
             self.chunk,
             self.cuda,
             cost_of(spec),
+            self.weights,
         )
 
 
@@ -81,6 +85,7 @@ def run(wanted: Wanted) -> int:
                 room,
                 frame.cuda,
                 cost_of(spec),
+                frame.weights,
             )
             for spec, budget in budgets.items()
         }
@@ -123,12 +128,15 @@ def settle(wanted: Wanted) -> Frame:
     else:
         model = find_model(values.get("model"), found.models)
         name, config = model.name, ModelConfig.load(model.folder)
-    dtype = config.dtype if wanted.dtype == "auto" else DTYPES.get(wanted.dtype, wanted.dtype)
+    asked = computes_in(wanted.dtype, wanted.weights)
+    require_shapes(config, wanted.weights)
+    dtype = config.dtype if asked == "auto" else DTYPES.get(asked, asked)
     if dtype not in ITEM_BYTES:
         raise KvchatError("usage", f"{clean(dtype)!r} is not a dtype", "--dtype bf16")
     limit = min(wanted.ctx_size or config.context_limit, config.context_limit)
     chunk = wanted.chunk or CHUNKS[wanted.device]
-    return Frame(name, config, ITEM_BYTES[dtype], limit, chunk, wanted.device == "cuda")
+    cuda = wanted.device == "cuda"
+    return Frame(name, config, ITEM_BYTES[dtype], limit, chunk, cuda, wanted.weights)
 
 
 def budget_of(spec: str, given: str | None) -> Budget:
@@ -203,10 +211,12 @@ def show(
     """The table for the eye."""
     console = Console(highlight=False, markup=False)
     config = frame.config
+    weights = weights_bytes(config, frame.itemsize, frame.weights)
+    stored_as = f" in {frame.weights}" if frame.weights != "auto" else ""
     console.print(
         f"{clean(frame.name)} · {config.family}, {config.parameters / 1e6:,.1f} M parameters · "
         f"window {frame.limit:,} tokens · {size(config.kv_values_per_token * frame.itemsize)} of "
-        f"KV per token · weights {size(config.parameters * frame.itemsize)}",
+        f"KV per token · weights {size(weights)}{stored_as}",
         soft_wrap=False,
     )
     if fit:
@@ -222,6 +232,9 @@ def show(
             *map(size, (plan.kv_full, plan.kv_kept, plan.reading, plan.chatting)),
         )
     console.print(table)
+    if fit and not any(tokens for _, tokens, _ in rows):
+        for way in smaller_weights(rows[0][2], flags.byte_count("--fit", fit)):
+            console.print(f"nothing fits; try: {way}")
     for spec, tokens, plan in rows:
         if plan.read:
             console.print(Text(f"{clean(spec)} {budgets[spec]}, {tokens:,} tokens{plan.reads}"))

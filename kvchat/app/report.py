@@ -62,6 +62,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "keep_full": chat.readings.full_copy,
         },
         "memory": {
+            "weights": session.engine.weights,
             "weights_bytes": session.engine.weights_bytes,
             "peak_bytes": machine.peak(device),
             "reserved_bytes": machine.reserved(device),

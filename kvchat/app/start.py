@@ -32,6 +32,7 @@ from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of, parse_method, with_budget
+from kvchat.engine.model.bits import INPUTS
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of
@@ -77,6 +78,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.limit,
         setup.chunk,
         cost=cost_of(setup.method),
+        weights=options.weights,
     )
     free = machine.free(setup.device)
     introduce(setup, book, plan, free, screen)
@@ -143,7 +145,7 @@ def settle(options: Options, screen: Screen) -> Setup:
         model,
         config,
         device,
-        resolve_dtype(options.dtype, config),
+        resolve_dtype(options.dtype, config, options.weights),
         context_limit(config, options),
         options.prefill_chunk or CHUNKS[device.type],
         method,
@@ -166,7 +168,8 @@ def require_choice(options: Options, method: Method) -> None:
 def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
     options = setup.options
-    loading = Engine.load(setup.model.folder, setup.config, options.dtype, options.device)
+    wanted = options.dtype, options.device, options.weights, options.attention
+    loading = Engine.load(setup.model.folder, setup.config, *wanted)
     next(loading)
     return loading
 
@@ -205,8 +208,7 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device}"
     screen.say(
         f"kvchat {__version__} · {setup.model.name} ({config.family}, "
-        f"{config.parameters / 1e6:,.1f} M parameters, {str(setup.dtype).removeprefix('torch.')}) "
-        f"· {where}",
+        f"{config.parameters / 1e6:,.1f} M parameters, {computing(setup)}) · {where}",
         "bold",
     )
     for file in book.files:
@@ -230,11 +232,17 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
 
 
+def computing(setup: Setup) -> str:
+    """The dtype that is computed in, and how weights are stored if that differs."""
+    dtype, weights = str(setup.dtype).removeprefix("torch."), setup.options.weights
+    return f"{dtype}, weights in {weights}" if weights in INPUTS else dtype
+
+
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
-    cuda = setup.device.type == "cuda"
-    itemsize, budget, cost = setup.dtype.itemsize, setup.method.budget, cost_of(setup.method)
-    return longest(setup.config, itemsize, budget, setup.limit, setup.chunk, free, cuda, cost)
+    shape = (setup.config, setup.dtype.itemsize, setup.method.budget, setup.limit, setup.chunk)
+    cuda, weights = setup.device.type == "cuda", setup.options.weights
+    return longest(*shape, free, cuda, cost_of(setup.method), weights)
 
 
 def chosen_method(options: Options) -> Method:

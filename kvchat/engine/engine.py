@@ -10,13 +10,15 @@ from kvchat.engine import fold as folding
 from kvchat.engine import prefill as reading
 from kvchat.engine import selection
 from kvchat.engine.archiving import Archiving
-from kvchat.engine.attention import backend
+from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
+from kvchat.engine.model.bits import computes_in
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
+from kvchat.engine.model.linear import STORED
 from kvchat.engine.model.weights import load_weights
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.replay import Replay
@@ -37,32 +39,45 @@ DTYPES = {
 class Engine:
     """One model on one device. Every public entry runs in inference mode."""
 
-    def __init__(self, model: Decoder):
+    def __init__(self, model: Decoder, attention: str = "auto"):
         self.model = model
         self.config = model.config
-        self.backend = backend()
-        weight = model.model.embed_tokens.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        norm = model.model.norm.weight  # matrices may be stored in other dtypes
+        self.device, self.dtype = norm.device, norm.dtype
+        self.backend = choose(attention, self.device)
         self.chunk = CHUNKS[self.device.type]
 
     @classmethod
     def load(
-        cls, folder: Path, config: ModelConfig, dtype: str = "auto", device: str = "auto"
+        cls,
+        folder: Path,
+        config: ModelConfig,
+        dtype: str = "auto",
+        device: str = "auto",
+        weights: str = "auto",
+        attention: str = "auto",
     ) -> Generator[Loading, None, "Engine"]:
         """Stream a checkpoint in; the generator's value is the engine."""
-        where = resolve_device(device)
-        steps = load_weights(folder, config, resolve_dtype(dtype, config), where)
+        where, kind = resolve_device(device), resolve_dtype(dtype, config, weights)
+        choose(attention, where)  # refused now if it cannot run
+        steps = load_weights(folder, config, kind, where, weights)
         for item in steps:
             if isinstance(item, tuple):
                 yield Loading(*item)
             else:
-                return cls(item)
+                return cls(item, attention)
         raise AssertionError("load_weights ends with the model")
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of the weights, tied ones once."""
         return sum(p.nbytes for p in self.model.parameters())
+
+    @property
+    def weights(self) -> str:
+        """How weights are stored: in few bits, or the dtype that is computed in."""
+        stored = self.model.weights
+        return stored if stored in STORED else str(self.dtype).removeprefix("torch.")
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -196,8 +211,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, config: ModelConfig) -> torch.dtype:
-    """`auto` is the checkpoint's own dtype; else `f32`, `bf16`, `f16`."""
+def resolve_dtype(name: str, config: ModelConfig, weights: str = "auto") -> torch.dtype:
+    """`auto` is the checkpoint's own dtype, or bf16 if `weights` say so; else `f32`, `bf16`, `f16`.
+
+    Raises KvchatError("usage") for other names, and for a format of weights that does not exist.
+    """
+    name = computes_in(name, weights)
     if name == "auto":
         return DTYPES[config.dtype]
     if name not in DTYPES:

@@ -1,7 +1,15 @@
-"""One function per operation that is not attention; the torch path. Attention has backends.
+"""One function per operation that is not attention: Triton on a card, torch elsewhere.
 
-Each function has the name, signature and meaning of its twin in `kernels/reference.py`.
+Each has the name, signature and meaning of its twin in `kernels/reference.py`. Attention has
+backends.
 """
+
+import os
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,25 +17,23 @@ from torch import Tensor
 from kvchat.engine.sizes import MASS_VALUES
 from kvchat.kernels import reference
 from kvchat.kernels.reference import (
-    combine,
     dequantize,
-    merge_rows,
     pack,
     pq_decode,
     pq_table,
     pq_worth,
     quantize,
-    rope,
-    swiglu,
     unpack,
 )
 
 SCORED = 4096  # rows that are scored at a time on the CPU
 
 __all__ = [
+    "add_rms_norm",
     "column_mass",
     "combine",
     "dequantize",
+    "gather_rows",
     "merge_rows",
     "pack",
     "pq_assign",
@@ -41,16 +47,86 @@ __all__ = [
     "rope",
     "swiglu",
     "unpack",
+    "window_mass",
 ]
+
+MAX_DIM = 256  # head size that the kernels of masses take
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def kernel(path: str, x: Tensor) -> Callable[..., Any] | None:
+    """The launcher at `module:name` of `kvchat.kernels` if `x` is on a card, else None.
+
+    `KVCHAT_KERNELS=torch` in the environment does without.
+    """
+    return _loaded(path) if x.is_cuda else None
+
+
+@cache
+def _loaded(path: str) -> Callable[..., Any] | None:
+    if os.environ.get("KVCHAT_KERNELS") == "torch" or find_spec("triton") is None:
+        return None
+    module, name = path.split(":")
+    return getattr(import_module(f"kvchat.kernels.{module}"), name)
+
+
+def _op(twin: Callable[P, R], module: str) -> Callable[P, R]:
+    """The kernel of the twin's name where its first argument is on a card, else the twin."""
+
+    @wraps(twin)
+    def op(*args: P.args, **kwargs: P.kwargs) -> R:
+        first: Any = args[0]
+        return (kernel(f"{module}:{twin.__name__}", first) or twin)(*args, **kwargs)
+
+    return op
+
+
+merge_rows = _op(reference.merge_rows, "merge")
+rope = _op(reference.rope, "norm_rope")
+swiglu = _op(reference.swiglu, "norm_rope")
+
+
+def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Exact attention over a union of row sets from that over each of them; see the reference."""
+    return (kernel("merge:combine", parts[0][0]) or reference.combine)(parts)
+
+
+def gather_rows(pool: Tensor, ids: Tensor) -> Tensor:
+    """Rows `ids [H, k]` of `pool [H, capacity, ...]`, where `ids` are; see the reference.
+
+    A card reads pinned memory of the host by itself, other memory the host has to gather.
+    """
+    reachable = pool.device == ids.device or pool.is_pinned()
+    launch = kernel("gather:gather_rows", ids) if reachable else None
+    if launch:
+        return launch(pool, ids)
+    heads, capacity = pool.shape[:2]
+    base = torch.arange(heads, device=ids.device)[:, None] * capacity
+    index = (ids + base).flatten().to(pool.device)
+    found = pool.flatten(0, 1).index_select(0, index).to(ids.device)
+    return found.view(*ids.shape, *pool.shape[2:])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / rms(x) * weight` over the last dim; see the reference."""
+    if launch := kernel("norm_rope:rms_norm", x):
+        return launch(x, weight, eps)
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`x + delta` and its `rms_norm`; see the reference."""
+    if launch := kernel("norm_rope:add_rms_norm", x):
+        return launch(x, delta, weight, eps)
+    added = x + delta
+    return added, rms_norm(added, weight, eps)
 
 
 def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
     """Codes `[H, N, m]` of `x [H, N, D]`; rows are taken in slices, so the workspace is bounded."""
+    if launch := kernel("pq:pq_assign", x):
+        return launch(x, centroids)
     step = max(1, MASS_VALUES // centroids[..., 0].numel())
     return torch.cat([reference.pq_assign(part, centroids) for part in x.split(step, dim=1)], dim=1)
 
@@ -60,6 +136,8 @@ def pq_score(table: Tensor, codes: Tensor) -> Tensor:
 
     On the CPU one look-up serves a whole group, and a slice is turned round while it is in cache.
     """
+    if launch := kernel("pq:pq_score", codes):
+        return launch(table, codes)
     if codes.device.type != "cpu":
         return reference.pq_score(table, codes)
     heads, group, subspaces, count = table.shape
@@ -79,6 +157,8 @@ def pq_select(worth: Tensor, count: int) -> Tensor:
 
     No sorting of all rows: the worth of the last one that fits divides them.
     """
+    if launch := kernel("pq:pq_select", worth):
+        return launch(worth, count)
     heads, rows = worth.shape
     if not 0 < count < rows:
         return reference.pq_select(worth, count)
@@ -91,14 +171,30 @@ def pq_select(worth: Tensor, count: int) -> Tensor:
     return chosen.nonzero()[:, 1].view(heads, count).int()
 
 
-def column_mass(
-    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
-) -> Tensor:
-    """Mass per key from all queries together, `[H*G, N]`; keys are taken in slices.
+def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Mean mass per key over queries and the heads of a group, `[H, N]`; see the reference."""
+    if q.shape[2] <= MAX_DIM and (launch := kernel("mass:window_mass", q)):
+        return launch(q, k, lse, seen, scale)
+    mass = column_mass(q, k, lse, seen, scale).div_(len(q))
+    return mass.view(len(k), -1, k.shape[1]).mean(dim=1)
 
-    Grouped queries meet unexpanded keys in one batched product per slice, so the workspace is
-    `MASS_VALUES` logits whatever N is.
+
+def column_mass(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    seen: Tensor,
+    scale: float,
+    power: int = 1,
+    reduce: str = "sum",
+) -> Tensor:
+    """Mass per key from all queries together, `[H*G, N]`; see the reference.
+
+    In torch keys are taken in slices: grouped queries meet unexpanded keys in one batched product
+    per slice, so the workspace is `MASS_VALUES` logits whatever N is.
     """
+    if q.shape[2] <= MAX_DIM and (launch := kernel("mass:column_mass", q)):
+        return launch(q, k, lse, seen, scale, power, reduce)
     window, query_heads, dim = q.shape
     heads, rows, _ = k.shape
     # [H, G*W, D] and [H, G*W, 1]: all queries of a KV head in one block of rows
@@ -116,5 +212,8 @@ def column_mass(
         if a + step > first:
             hidden = torch.arange(a, a + part.shape[2], device=k.device) >= seen[:, None]
             mass.masked_fill_(hidden, 0.0)  # [W, n]
-        torch.sum(mass, dim=2, out=out[:, :, a : a + step])
+        if reduce == "sum":
+            torch.sum(mass, dim=2, out=out[:, :, a : a + step])
+        else:
+            torch.amax(mass, dim=2, out=out[:, :, a : a + step])
     return out.view(query_heads, rows)

@@ -50,7 +50,7 @@ class Sampler:
         Raises KvchatError("model") if the logits are no numbers.
         """
         wide = logits.float()
-        if bool(wide.isnan().any()):
+        if bool(wide.amax().isnan()):  # of numbers and NaN the largest is NaN
             raise KvchatError(
                 "model",
                 "the model computes NaN: its weights are damaged, or too large for f16",

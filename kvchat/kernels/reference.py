@@ -5,8 +5,13 @@ of a flat store, W window queries; m sub-spaces of size d with C centroids each.
 Query head `h*G + g` reads KV head `h`.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+
+from kvchat.kernels.rows import Rows
 
 NEGATIVE = float("-inf")
 
@@ -38,30 +43,40 @@ def dense_attention(
 
 
 def ragged_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    start: Tensor,
-    length: Tensor,
-    scale: float,
-    bias: Tensor | None = None,
+    q: Tensor, parts: Sequence[Rows], scale: float, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Attention of `q [T, H*G, D]` over flat stores `k, v [R, D]`, every row visible.
+    """Attention of `q [T, H*G, D]` over the rows of all `parts` together.
 
-    KV head h owns the rows `start[h] : start[h] + length[h]` (int32 `[H]`); `bias [R]` is added to
-    the scaled logit of its row. Returns `o [T, H*G, D]` and `lse [T, H*G]` in fp32.
+    Every row is visible; with `causal` the queries are those of the newest T rows of the last part,
+    and query t does not see the rows after its own. Returns `o [T, H*G, D]`, `lse [T, H*G]`, fp32.
     """
-    group = q.shape[1] // len(start)
-    parts = []
-    for head, (a, n) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
-        queries = q[:, head * group : (head + 1) * group]
-        row_bias = None if bias is None else bias[None, a : a + n]
-        parts.append(
-            dense_attention(
-                queries, k[None, a : a + n], v[None, a : a + n], scale, causal=False, bias=row_bias
-            )
+    answers = []
+    for number, part in enumerate(parts):
+        rows = unpacked(part, q.dtype)
+        group = q.shape[1] // len(rows.start)
+        last = causal and number == len(parts) - 1
+        heads = []
+        spans = zip(rows.start.tolist(), rows.length.tolist(), strict=True)
+        for head, (a, n) in enumerate(spans):
+            queries = q[:, head * group : (head + 1) * group]
+            bias = None if rows.bias is None else rows.bias[None, a : a + n]
+            k, v = rows.k[None, a : a + n], rows.v[None, a : a + n]
+            heads.append(dense_attention(queries, k, v, scale, causal=last, bias=bias))
+        answers.append(
+            (torch.cat([o for o, _ in heads], 1), torch.cat([lse for _, lse in heads], 1))
         )
-    return torch.cat([o for o, _ in parts], dim=1), torch.cat([lse for _, lse in parts], dim=1)
+    return combine(answers)
+
+
+def unpacked(rows: Rows, dtype: torch.dtype) -> Rows:
+    """Rows in few bits as numbers of `dtype`; others as they are."""
+    if (p := rows.packing) is None:
+        return rows
+    codes = unpack(rows.k, p.bits).unflatten(0, (len(p.k_scale), -1))  # [R/32, 32, D]
+    k = torch.addcmul(p.k_zero[:, None].float(), codes.float(), p.k_scale[:, None].float())
+    codes = unpack(rows.v, p.bits).unflatten(1, (p.v_scale.shape[1], -1))
+    v = dequantize(codes, p.v_scale, p.v_zero, dtype)
+    return replace(rows, k=k.flatten(0, 1).to(dtype), v=v.flatten(1), packing=None)
 
 
 def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -83,15 +98,22 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def column_mass(
-    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    seen: Tensor,
+    scale: float,
+    power: int = 1,
+    reduce: str = "sum",
 ) -> Tensor:
-    """Attention mass that each key gets from all queries together, per query head.
+    """Attention mass that each key gets from all queries, per query head: the sum or the `max`.
 
     `q [W, H*G, D]` with the known `lse [W, H*G]` of all rows that they attend to, `k [H, N, D]` of
     which query w sees the first `seen[w]` (int64 `[W]`). Returns `[H*G, N]` fp32:
     `sum_w exp(q_w . k_n * scale - lse_w) ** power`, 0 where unseen. With power 1 a head's total is
     W minus the mass on rows outside `k` (H2O, arXiv 2306.14048; for a window of last queries
-    SnapKV, arXiv 2404.14469, section 4); power 2 is the metric of KV-Compress (arXiv 2410.00161).
+    SnapKV, arXiv 2404.14469, section 4); power 2 is the metric of KV-Compress (arXiv 2410.00161);
+    the largest is KVzip's (arXiv 2505.23416).
     """
     window, query_heads, dim = q.shape
     heads, rows, _ = k.shape
@@ -99,7 +121,15 @@ def column_mass(
     logits = torch.einsum("whgd,hnd->whgn", grouped, k.float()) * scale
     mass = torch.exp(power * (logits - lse.view(window, heads, -1, 1)))
     hidden = torch.arange(rows, device=k.device) >= seen[:, None]  # [W, N]
-    return mass.masked_fill_(hidden[:, None, None], 0.0).sum(dim=0).reshape(query_heads, rows)
+    mass.masked_fill_(hidden[:, None, None], 0.0)
+    best = mass.sum(dim=0) if reduce == "sum" else mass.amax(dim=0)
+    return best.reshape(query_heads, rows)
+
+
+def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Mean mass of each key over queries and over the query heads of a group, `[H, N]` fp32."""
+    mass = column_mass(q, k, lse, seen, scale)
+    return mass.view(len(k), -1, k.shape[1]).mean(dim=1) / len(q)
 
 
 def merge_rows(rows: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
@@ -110,6 +140,15 @@ def merge_rows(rows: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
     """
     weighted = rows.float() * weight[:, None]
     return torch.segment_reduce(weighted, "sum", lengths=lengths, axis=0).to(rows.dtype)
+
+
+def gather_rows(pool: Tensor, ids: Tensor) -> Tensor:
+    """Rows `ids [H, k]` (int32) of `pool [H, capacity, ...]`: `[H, k, ...]` where `ids` are.
+
+    The pool may be memory of the host.
+    """
+    heads = torch.arange(len(pool), device=pool.device)[:, None]
+    return pool[heads, ids.to(pool.device, torch.int64)].to(ids.device)
 
 
 def quantize(x: Tensor, bits: int, meta: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,6 +259,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`x + delta`, and its `rms_norm`: the residual stream after a sub-layer and the next input."""
+    added = x + delta
+    return added, rms_norm(added, weight, eps)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

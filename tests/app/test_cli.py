@@ -58,7 +58,8 @@ def test_answer_alone_is_on_stdout(story):
 
 
 def test_json_is_one_object_per_question(story):
-    done = kvchat("-m", "demo", "--file", story, "-p", QUESTION, "-p", "Who?", "--json", "-n", "5")
+    questions = ("-p", QUESTION, "-p", "Who?", "--weights", "int8")
+    done = kvchat("-m", "demo", "--file", story, *questions, "--json", "-n", "5")
     lines = done.stdout.decode().splitlines()
     assert len(lines) == 2
     for line in lines:
@@ -67,7 +68,8 @@ def test_json_is_one_object_per_question(story):
         assert report["usage"]["completion_tokens"] <= 5
         assert report["kv"]["method"] == "adakv" and report["kv"]["budget"] == "25%"
         assert report["kv"]["kept_fraction"] == pytest.approx(0.25, abs=0.02)
-        assert report["memory"]["weights_bytes"] > 0 and report["truncated"] is None
+        assert report["memory"]["weights"] == "int8" and report["truncated"] is None
+        assert 1.1e6 < report["memory"]["weights_bytes"] < 1.2e6
     first, second = map(json.loads, lines)
     assert first["usage"]["document_tokens"] == second["usage"]["document_tokens"]
 
@@ -121,6 +123,10 @@ def test_long_document_is_refused_with_numbers(tmp_path):
         (["--threads", "0"], 2, "--threads"),
         (["--device", "tpu"], 2, "tpu"),
         (["--dtype", "int3"], 2, "int3"),
+        (["--weights", "int3"], 2, "int3"),
+        (["--attention", "sdpa"], 2, "not an attention backend"),
+        (["--attention", "flash"], 7, "flash-attn"),
+        (["--weights", "bf16", "--dtype", "f32"], 2, "contradict"),
         (["--ctx-size", "999999"], 2, "32,768"),
         (["--nonsense"], 2, "--nonsense"),
         (["--method", "full", "--budget", "25%"], 2, "takes no budget"),

@@ -199,6 +199,10 @@ def test_plan_as_a_command(tmp_path):
     )
     lengths = {plan["method"]: plan["tokens"] for plan in found["plans"]}
     assert lengths["full"] < lengths["adakv"]
+    table = kvchat("plan", *dummy, "--fit", "8GB", "--device", "cuda").stdout.decode()
+    assert "try: --weights int4" in table
+    table = kvchat("plan", *dummy, "--fit", "8GB", "--weights", "int4").stdout.decode()
+    assert "weights 4.43 GiB in int4" in table and "try" not in table
     for arguments, code in (
         (["--tokens", "1000000000"], 2),
         (["--tokens", "200k"], 5),
@@ -207,6 +211,7 @@ def test_plan_as_a_command(tmp_path):
         (["--method", "nope"], 2),
         (["--device", "tpu"], 2),
         (["--dtype", "int3"], 2),
+        (["--weights", "int3"], 2),
     ):
         assert kvchat("plan", *dummy, *arguments).returncode == code, arguments
     assert kvchat("plan", "-m", str(DEMO), "--tokens", "4k").returncode == 0

@@ -76,3 +76,28 @@ def test_plan_of_a_full_cache_offers_compression():
     with pytest.raises(KvchatError) as caught:
         require_memory(plan, 2**30, "cpu", "full")
     assert any("adakv" in way for way in caught.value.tries)
+
+
+LLAMA_7B = LLAMA_8B | {
+    "vocab_size": 32000,
+    "intermediate_size": 11008,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+}
+
+
+def test_a_7b_fits_a_card_of_8_gb_in_4_bits_and_the_way_out_says_so():
+    config, budget, free = ModelConfig.from_dict(LLAMA_7B), Budget.parse("25%"), 8 * 10**9
+    plan = make_plan(config, 2, 3500, budget, 4096, 2048, True)
+    with pytest.raises(KvchatError) as caught:
+        require_memory(plan, free, "cuda:0", "adakv")
+    assert any(way.startswith("--weights int4  (needs 4.") for way in caught.value.tries)
+    few = make_plan(config, 2, 3500, budget, 4096, 2048, True, weights="int4")
+    assert few.weights == plan.weights_int4 == pytest.approx(6.74e9 * 0.55, rel=0.02)
+    require_memory(few, free, "cuda:0", "adakv")
+    with pytest.raises(KvchatError) as caught:
+        require_memory(few, few.weights, "cuda:0", "adakv")
+    assert not any("int4" in way for way in caught.value.tries), "it is that already"
+    with pytest.raises(KvchatError) as caught:
+        require_memory(plan, 2**30, "cuda:0", "adakv")
+    assert not any("int4" in way for way in caught.value.tries), "it would not fit either"

@@ -5,6 +5,7 @@ import torch
 from closeness import assert_close
 
 from engine import tiny
+from kvchat.engine import lowbit
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS
@@ -28,3 +29,28 @@ def test_reading_and_writing_equal_the_cpu(checkpoint, name):
     assert_close("reading", got["cuda"][0], got["cpu"][0], 1e-4)
     assert_close("writing", got["cuda"][1], got["cpu"][1], 1e-4)
     assert got["cuda"][2] == got["cpu"][2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 64, 65])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_four_bits_on_the_card_are_the_numbers_they_stand_for(tokens, group):
+    weight = torch.randn(192, 3 * group, device="cuda")
+    packed, scales = lowbit.quantize_groups(weight, group)
+    numbers = lowbit.groups_dense(packed, scales, group, torch.float32)
+    assert lowbit.unpacking("cuda") is not None, "else documents are read slowly"
+    assert_close("numbers", numbers, weight, 0.15)
+    x = torch.randn(tokens, 3 * group, device="cuda")
+    assert_close("product", lowbit.groups_product(x, packed, scales, group), x @ numbers.T, 0.006)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_models_in_few_bits_equal_the_cpu(checkpoint, weights):
+    folder = checkpoint(hidden_size=64, intermediate_size=192, head_dim=32)
+    config, ids = ModelConfig.load(folder), torch.randint(96, (100,)).tolist()
+    got = []
+    for where in ("cpu", "cuda"):
+        engine = drain(Engine.load(folder, config, "f32", where, weights))
+        got.append(engine.score(engine.empty_cache(), ids).cpu())
+    assert_close("scores", got[1], got[0], 0.01)

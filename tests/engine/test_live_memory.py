@@ -75,10 +75,10 @@ def anonymous():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
 
-folder, dtype = Path(sys.argv[1]), sys.argv[2]
+folder, dtype, weights = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 config = ModelConfig.load(folder)
 before = peak = anonymous()
-for event in Engine.load(folder, config, dtype, "cpu"):
+for event in Engine.load(folder, config, dtype, "cpu", weights):
     peak = max(peak, anonymous())
 print(peak - before)
 """
@@ -106,16 +106,20 @@ def large(tmp_path_factory):
     return folder, sum(sizes), max(sizes)
 
 
-@pytest.mark.parametrize("dtype, share", [("bf16", 0.5), ("f32", 0.0)])
-def test_loading_grows_by_the_weights_and_one_tensor_at_most(large, dtype, share):
-    """Tensors that need no conversion stay mapped to the file: they are not anonymous at all."""
+@pytest.mark.parametrize(
+    "dtype, weights, share",
+    [("bf16", "auto", 0.5), ("f32", "auto", 0.0), ("f32", "int8", 0.252), ("f32", "int4", 0.145)],
+)
+def test_loading_grows_by_the_weights_and_one_tensor_at_most(large, dtype, weights, share):
+    """Tensors that need no conversion stay mapped to the file: they are not anonymous at all.
+    What is stored in few bits is made from there, so plain numbers never stand beside it."""
     folder, total, largest = large
-    command = [sys.executable, "-c", SCRIPT, str(folder), dtype]
+    command = [sys.executable, "-c", SCRIPT, str(folder), dtype, weights]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     growth = int(done.stdout.split()[-1])
     # an allocator's arena and the model's own objects: nothing that grows with the checkpoint
     slack = 8 * 2**20
     assert total > 100e6 and slack < total / 10
     assert growth <= share * total + largest + slack
-    if dtype == "bf16":
+    if share:
         assert growth >= share * total - slack, "converted weights are in memory"

@@ -96,3 +96,14 @@ def test_impossible_values_are_usage_errors(options, flag):
     with pytest.raises(KvchatError, match=flag) as caught:
         Sampling(**options)
     assert caught.value.code == "usage"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_single_nan_is_an_error_and_infinities_are_numbers(temperature):
+    sampler = Sampler(Sampling(temperature=temperature), CPU)
+    logits = torch.randn(5000)
+    logits[123] = float("-inf")
+    sampler.draw(logits, [])
+    logits[4321] = float("nan")
+    with pytest.raises(KvchatError, match="NaN"):
+        sampler.draw(logits, [])

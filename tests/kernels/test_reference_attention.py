@@ -50,9 +50,7 @@ def test_a_query_before_the_first_row_sees_nothing():
 def test_ragged_attention_sees_each_head_s_rows_only(tokens, group, bias):
     store = random_rows([63, 0, 1, 100], dim=32, slack=3, bias=bias)
     q = torch.randn(tokens, 4 * group, 32, generator=torch.Generator().manual_seed(9))
-    o, lse = reference.ragged_attention(
-        q, store.k, store.v, store.start, store.length, 0.2, store.bias
-    )
+    o, lse = reference.ragged_attention(q, [store], 0.2)
     want, want_lse = attention(q, per_head(store), 0.2)
     assert_close("o", o, want, 1e-6)
     assert_lse_close("lse", lse, want_lse, 1e-5)

@@ -5,6 +5,7 @@ import torch
 from closeness import assert_close, assert_lse_close, relative_rms
 
 from kernels.naive import attention, per_head, random_rows
+from kvchat.engine.attention import torch_backend
 from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.kernels import reference
 
@@ -30,6 +31,20 @@ def queries(tokens, heads, dim, dtype=torch.float32, seed=5):
 def test_attend_is_exact_and_reads_no_slack(lengths, group, tokens, bias):
     rows = random_rows(lengths, dim=16, slack=5, bias=bias)
     q = queries(tokens, len(lengths) * group, 16)
+    o, lse = BACKEND.attend(q, rows, 0.25)
+    want, want_lse = attention(q, per_head(rows), 0.25)
+    assert_close("o", o, want, 2e-6)
+    assert_lse_close("lse", lse, want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_long_head_is_cut_into_a_piece_per_thread(monkeypatch, threads, bias):
+    """Row counts that divide, and that leave a rest; a head too short to be cut."""
+    monkeypatch.setattr(torch_backend, "PIECE", 16 * 20)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rows = random_rows([120, 101, 0, 13], dim=16, slack=5, bias=bias)
+    q = queries(2, 8, 16)
     o, lse = BACKEND.attend(q, rows, 0.25)
     want, want_lse = attention(q, per_head(rows), 0.25)
     assert_close("o", o, want, 2e-6)
@@ -95,6 +110,6 @@ def test_attend_equals_the_reference_twin():
     rows = random_rows([63, 0, 100], dim=32, slack=1, bias=True)
     q = queries(6, 6, 32)
     o, lse = BACKEND.attend(q, rows, 0.3)
-    twin = reference.ragged_attention(q, rows.k, rows.v, rows.start, rows.length, 0.3, rows.bias)
+    twin = reference.ragged_attention(q, [rows], 0.3)
     assert_close("o", o, twin[0], 2e-6)
     assert_lse_close("lse", lse, twin[1], 1e-5)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from kvchat.app.commands.context import Context, Quit
 from kvchat.app.settings import KEYS, shown
 from kvchat.app.text import size
+from kvchat.engine.attention.choice import Choice
 from kvchat.engine.methods.spec import method_options, name_of
 from kvchat.errors import KvchatError
 
@@ -50,13 +51,15 @@ def show(context: Context, argument: str) -> None:
 def _model(context: Context) -> Sequence[Row]:
     chat = context.chat
     engine, config = chat.session.engine, chat.session.engine.config
+    refusals = engine.backend.report() if isinstance(engine.backend, Choice) else []
     heads = f"{config.num_heads} query heads over {config.num_kv_heads} KV heads"
     return [
         ("model", f"{chat.model.name} ({config.family}), {config.parameters / 1e6:,.1f} M "
-         f"parameters, {size(engine.weights_bytes)}"),
+         f"parameters, {size(engine.weights_bytes)} in {engine.weights}"),
         ("folder", str(chat.model.folder)),
-        ("computes", f"{str(engine.dtype).removeprefix('torch.')} on {engine.device}, attention: "
-         f"{type(engine.backend).__name__}"),
+        ("computes", f"{str(engine.dtype).removeprefix('torch.')} on {engine.device}"),
+        ("attention", engine.backend.name),
+        *(("", line) for line in refusals),
         ("layers", f"{config.num_layers}, {heads} of {config.head_dim}"),
         ("window", f"{chat.session.limit:,} tokens (the model's: {config.context_limit:,})"),
     ]  # fmt: skip

@@ -50,6 +50,7 @@ class Settings:
     out: str
     device: str
     dtype: str
+    weights: str
     threads: int | None
     output: str = "table"
 
@@ -64,7 +65,7 @@ def run(settings: Settings) -> int:
     found = find_model(settings.model)
     config = ModelConfig.load(found.folder)
     dialogue = Dialogue(Tokenizer.load(found.folder))
-    loading = Engine.load(found.folder, config, settings.dtype, settings.device)
+    loading = Engine.load(found.folder, config, settings.dtype, settings.device, settings.weights)
     session = Session(screen.watch(loading, "loading"), dialogue)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -159,6 +160,7 @@ def describe(settings: Settings, model: str, session: Session) -> dict[str, Any]
         "cpu": machine.processor(),
         "platform": platform.platform(),
         "dtype": str(session.engine.dtype).removeprefix("torch."),
+        "weights": session.engine.weights,
         "parameters": session.engine.config.parameters,
     }
 

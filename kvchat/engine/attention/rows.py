@@ -1,30 +1,25 @@
-"""`Rows`, the one shape of keys and values that backends take, and the backend contract."""
+"""The backend contract: exact attention with its log-sum-exp, and what is asked in shapes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from kvchat.kernels.rows import Packing, Rows
 
-@dataclass(frozen=True)
-class Rows:
-    """Keys and values of one layer, ragged over KV heads; a view, never a copy.
-
-    KV head h owns the rows `start[h] : start[h] + length[h]` of `k, v [R, D]`, which have the same
-    distance from row to row, D or more. `spans` are the same numbers on the host, so that nobody
-    waits for the device to learn them. `bias [R]` (fp32) is added to the scaled logit of its row.
-    """
-
-    k: Tensor
-    v: Tensor
-    start: Tensor
-    length: Tensor
-    spans: tuple[tuple[int, int], ...]
-    bias: Tensor | None = None
+__all__ = ["Backend", "Call", "JointBackend", "Packing", "Rows", "dense"]
 
 
 class Backend(Protocol):
     """Exact attention with its log-sum-exp; partial outputs are joined by `ops.combine`."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        ...
 
     def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
         """Rectangle: `q [T, H*G, D]` sees every row. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
@@ -33,3 +28,84 @@ class Backend(Protocol):
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Square: `q [T, H*G, D]` over `k, v [H, T, D]`, query t sees rows 0..t."""
         ...
+
+
+@runtime_checkable
+class JointBackend(Backend, Protocol):
+    """A backend that may take the whole past of a layer at once."""
+
+    def joint(self, q: Tensor, parts: Sequence[Rows], scale: float) -> tuple[Tensor, Tensor] | None:
+        """`q [T, H*G, D]`, the queries of the newest T rows of the last part, over all parts.
+
+        None where they have to be attended to one by one.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked of a backend, in shapes: enough for it to say no, and why.
+
+    `kind` is `rows` (a rectangle), `square`, or `joint`. `even` says that all heads of every part
+    have equally many rows, equally far apart; `bits` are the fewest of any part.
+    """
+
+    kind: str
+    device: str
+    dtype: torch.dtype
+    tokens: int
+    heads: int
+    group: int
+    dim: int
+    parts: int = 1
+    even: bool = True
+    bias: bool = False
+    bits: int = 16
+
+    @classmethod
+    def of(cls, kind: str, q: Tensor, parts: Sequence[Rows]) -> "Call":
+        """The shapes of `q [T, H*G, D]` over `parts`."""
+        tokens, query_heads, dim = q.shape
+        heads = len(parts[0].spans)
+        return cls(
+            kind=kind,
+            device=q.device.type,
+            dtype=q.dtype,
+            tokens=tokens,
+            heads=heads,
+            group=query_heads // heads,
+            dim=dim,
+            parts=len(parts),
+            even=all(_even(rows.spans) for rows in parts),
+            bias=any(rows.bias is not None for rows in parts),
+            bits=min(16 if rows.packing is None else rows.packing.bits for rows in parts),
+        )
+
+    def __str__(self) -> str:
+        what = {"rows": "attention", "square": "causal attention", "joint": "a layer's attention"}
+        kind = str(self.dtype).removeprefix("torch.")
+        parts = f"{self.parts} row sets, " if self.parts > 1 else ""
+        bits = f", {self.bits}-bit rows" if self.bits < 16 else ""
+        return (
+            f"{what[self.kind]} on {self.device} of q [{self.tokens}, {self.heads * self.group}, "
+            f"{self.dim}] {kind} over {parts}{self.heads} {'even' if self.even else 'ragged'} KV "
+            f"heads{', bias' if self.bias else ''}{bits}"
+        )
+
+
+def dense(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Keys and values of even heads as views `[H, N, D]`."""
+    (first, length), *_ = rows.spans
+    step = rows.spans[1][0] - first if len(rows.spans) > 1 else length
+    dim, row = rows.k.shape[1], rows.k.stride(0)
+    shape, stride = (len(rows.spans), length, dim), (step * row, row, 1)
+    k, v = (
+        store.as_strided(shape, stride, store.storage_offset() + first * row)
+        for store in (rows.k, rows.v)
+    )
+    return k, v
+
+
+def _even(spans: Sequence[tuple[int, int]]) -> bool:
+    steps = [b - a for (a, _), (b, _) in pairwise(spans)]
+    return all(step == steps[0] for step in steps) and len({n for _, n in spans}) == 1

@@ -9,25 +9,35 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Rows
+from kvchat.engine.attention.rows import Call, Rows
 from kvchat.kernels import reference
 
 FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # Off the CPU the plain twin materialises its logits; it takes this many query rows at a time.
 PLAIN_QUERIES = 256
+# Up to so many queries of a head, products are as fast as the fused kernel for wide heads and
+# faster for narrow ones; not in 16 bits, where they would round the logits.
+FEW = 16
+BLOCK = 32  # queries that the fused kernel takes in one block
+PIECE = 2**17  # values of keys that are worth a thread
 
 
 class TorchBackend:
     """Reaches every device; fused on the CPU, sliced and materialised elsewhere."""
 
+    name = "torch"
+
+    def can(self, call: Call) -> str | None:
+        """Why not, or None."""
+        if call.kind == "joint":
+            return "takes one row set at a time"
+        return f"takes no rows of {call.bits} bits" if call.bits < 16 else None
+
     def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all rows of `rows`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         if q.device.type != "cpu":
             parts = [
-                reference.ragged_attention(
-                    part, rows.k, rows.v, rows.start, rows.length, scale, rows.bias
-                )
-                for part in q.split(PLAIN_QUERIES)
+                reference.ragged_attention(part, [rows], scale) for part in q.split(PLAIN_QUERIES)
             ]
             return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
         tokens, query_heads, dim = q.shape
@@ -68,24 +78,22 @@ class TorchBackend:
         shape, stride = (1, len(starts), length, dim), (0, step * row, row, 1)
         k = rows.k.as_strided(shape, stride, rows.k.storage_offset() + starts[0] * row)
         v = rows.v.as_strided(shape, stride, rows.v.storage_offset() + starts[0] * row)
+        if _few(q):
+            return _products(q, k[0], v[0], None, scale)
         o, lse = FUSED_CPU(q[None], k, v, 0.0, False, scale=scale)
         return o[0], lse[0]
 
     @staticmethod
     def _per_head(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
-        """One call per KV head, for ragged lengths. q `[H, G*T, D]`."""
-        o = q.new_zeros(q.shape)
-        lse = torch.full(q.shape[:2], float("-inf"))
-        for head, (a, n) in enumerate(rows.spans):
+        """One head after the other, for ragged lengths. q `[H, G*T, D]`."""
+        parts = []
+        for own, (a, n) in zip(q, rows.spans, strict=True):
             if n == 0:  # the fused kernel divides by the number of rows
+                parts.append((torch.zeros_like(own), own.new_full(own.shape[:1], -torch.inf)))
                 continue
-            bias = None if rows.bias is None else rows.bias[None, None, None, a : a + n].to(q.dtype)
-            k, v = rows.k[None, None, a : a + n], rows.v[None, None, a : a + n]
-            part, part_lse = FUSED_CPU(
-                q[None, None, head], k, v, 0.0, False, attn_mask=bias, scale=scale
-            )
-            o[head], lse[head] = part[0, 0], part_lse[0, 0]
-        return o, lse
+            bias = None if rows.bias is None else rows.bias[a : a + n].to(q.dtype)
+            parts.append(_one_head(own, rows.k[a : a + n], rows.v[a : a + n], bias, scale))
+        return torch.stack([o for o, _ in parts]), torch.stack([lse.float() for _, lse in parts])
 
     @staticmethod
     def _causal_plain(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -94,3 +102,59 @@ class TorchBackend:
             b = min(a + PLAIN_QUERIES, q.shape[0])
             parts.append(reference.dense_attention(q[a:b], k[:, :b], v[:, :b], scale, causal=True))
         return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+
+
+def _products(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`q [B, n, D]` over `k, v [B, N, D]` by batched products, the logits materialised.
+
+    `bias [B, N]` is added to them. Returns `o [B, n, D]`, `lse [B, n]`.
+    """
+    logits = torch.bmm(q * scale, k.transpose(1, 2))
+    if bias is not None:
+        logits += bias[:, None]
+    weights = logits.softmax(dim=-1)
+    lse = logits.amax(dim=-1) - weights.amax(dim=-1).log()
+    return torch.bmm(weights, v), lse
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same by the fused kernel."""
+    mask = None if bias is None else bias[:, None, None]
+    q, k, v = q[:, None], k[:, None], v[:, None]
+    o, lse = FUSED_CPU(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+    return o[:, 0], lse[:, 0]
+
+
+def _one_head(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`q [n, D]` over `k, v [N, D]` of one head, `bias [N]`; long ones in a piece per thread.
+
+    Neither way shares out the rows of one head by itself.
+    """
+    (queries, dim), rows = q.shape, k.shape[0]
+    attend = _products if _few(q) else _fused
+    pieces = torch.get_num_threads() if queries <= BLOCK and rows * dim > PIECE else 1
+    step = rows // max(min(pieces, rows * dim // PIECE), 1)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for a, b in ((0, rows - rows % step), (rows - rows % step, rows)):
+        if a == b:
+            continue
+        shape = (-1, min(step, b - a))
+        cut_k, cut_v = k[a:b].view(*shape, dim), v[a:b].view(*shape, dim)
+        mask = None if bias is None else bias[a:b].view(shape)
+        o, lse = attend(q.expand(len(cut_k), -1, -1), cut_k, cut_v, mask, scale)
+        parts += zip(o, lse, strict=True)
+    if len(parts) == 1:
+        return parts[0]
+    o, lse = reference.combine([(o[:, None], lse[:, None]) for o, lse in parts])
+    return o[:, 0].to(q.dtype), lse[:, 0]
+
+
+def _few(q: Tensor) -> bool:
+    """Whether queries `[..., n, D]` of a head are better taken by products."""
+    return q.dtype == torch.float32 and q.shape[-2] <= FEW

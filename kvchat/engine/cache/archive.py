@@ -29,10 +29,11 @@ class Exact:
         """Rows of a head."""
         return self.keys.shape[1]
 
-    def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all rows. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """All rows, for backends that take a whole layer."""
         heads, tokens, dim = self.keys.shape
-        start = torch.arange(heads, dtype=torch.int32, device=q.device) * tokens
+        start = torch.arange(heads, dtype=torch.int32, device=self.keys.device) * tokens
         rows = Rows(
             k=self.keys.reshape(-1, dim),
             v=self.values.reshape(-1, dim),
@@ -40,7 +41,11 @@ class Exact:
             length=torch.full_like(start, tokens),
             spans=tuple((head * tokens, tokens) for head in range(heads)),
         )
-        return backend.attend(q, rows, scale)
+        return (rows,)
+
+    def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over all rows. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+        return backend.attend(q, self.parts[0], scale)
 
 
 @dataclass

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend
+from kvchat.engine.attention.rows import Backend, JointBackend
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Segment, Sliding
+from kvchat.engine.cache.segment import Segment, Sliding, Stored
 from kvchat.engine.cache.tail import Tail
 
 
@@ -57,7 +57,11 @@ class LayerCache:
 
         Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible row, both fp32.
         """
-        parts = [past.attend(q, scale, self.backend) for past in self._past()]
+        past = self._past()
+        at_once = self._at_once(q, scale, past)
+        if at_once is not None:
+            return at_once
+        parts = [part.attend(q, scale, self.backend) for part in past]
         parts.append(self.tail.attend(q, scale, self.backend))
         return ops.combine(parts)
 
@@ -65,6 +69,19 @@ class LayerCache:
         if self.exact is None:
             return [*self.segments]
         return [self.exact, *self.since(self.exact.span[1])]
+
+    def _at_once(
+        self, q: Tensor, scale: float, past: list[Segment | Exact]
+    ) -> tuple[Tensor, Tensor] | None:
+        """All stored rows in one call of a backend that takes them so; else None."""
+        if not isinstance(self.backend, JointBackend):
+            return None
+        rows = [rows for part in past if isinstance(part, Stored) for rows in part.parts]
+        joint = self.backend.joint(q, [*rows, self.tail.rows], scale)
+        if joint is None:
+            return None
+        others = [part for part in past if not isinstance(part, Stored)]
+        return ops.combine([joint, *(part.attend(q, scale, self.backend) for part in others)])
 
     def since(self, position: int) -> list[Segment]:
         """Segments that begin at `position` or later."""

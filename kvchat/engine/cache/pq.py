@@ -192,13 +192,11 @@ class PQSegment:
 
     def _fetched(self, chosen: Tensor) -> Rows:
         """The sinks and the `chosen [H, count]` rows, copied together."""
-        heads, rows, width = self.pool.shape
+        rows = self.pool.shape[1]
         wanted = torch.cat((self._sinks, chosen + self.reads.sinks), dim=1)  # [H, S + count]
         late = (wanted >= rows).nonzero(as_tuple=True) if self.late.length else None
         inside = wanted if late is None else wanted.clamp(max=rows - 1)
-        index = (inside + self._bases).flatten().to(self.pool.device)
-        found = self.pool.view(-1, width).index_select(0, index).to(chosen.device)
-        found = found.view(heads, -1, width)
+        found = ops.gather_rows(self.pool, inside)
         if late is not None:
             at = (late[0], wanted[late].long() - rows)
             found[late] = torch.cat((self.late.keys[at], self.late.values[at]), dim=1)
@@ -209,12 +207,6 @@ class PQSegment:
         """Row numbers of the sinks, `[H, S]` int32."""
         sinks = torch.arange(self.reads.sinks, dtype=torch.int32, device=self.codes.device)
         return sinks.expand(len(self.pool), -1)
-
-    @cached_property
-    def _bases(self) -> Tensor:
-        """Where each head begins in the flat pool, `[H, 1]` int64."""
-        heads, rows, _ = self.pool.shape
-        return torch.arange(heads, device=self.codes.device)[:, None] * rows
 
     @cached_property
     def _reads(self) -> Tensor:

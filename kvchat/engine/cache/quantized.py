@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend, Rows
+from kvchat.engine.attention.rows import Backend, Packing, Rows
 from kvchat.engine.cache import GROUP
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.segment import FlatSegment
@@ -100,6 +100,20 @@ class QuantizedSegment:
         """Rows that each KV head holds."""
         body = (b - a for a, b in pairwise(self.ends))
         return tuple(n + more for n, more in zip(body, self.rest.lengths, strict=True))
+
+    @cached_property
+    def parts(self) -> tuple[Rows, ...]:
+        """All rows, packed and whole, for backends that take a whole layer."""
+        packed = Rows(
+            k=self.k,
+            v=self.v,
+            start=self.cu[:-1],
+            length=self.cu.diff(),
+            spans=tuple((a, b - a) for a, b in pairwise(self.ends)),
+            bias=self.bias,
+            packing=Packing(self.bits, self.k_scale, self.k_zero, self.v_scale, self.v_zero),
+        )
+        return packed, self.rest.rows
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all rows, a slice at a time. Returns `o [T, H*G, D]`, `lse`."""

@@ -42,6 +42,16 @@ class Segment(Protocol):
 
 
 @runtime_checkable
+class Stored(Protocol):
+    """A part of the past whose rows are all visible to every query, as they are stored."""
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """All rows, for backends that take a whole layer."""
+        ...
+
+
+@runtime_checkable
 class Sliding(Protocol):
     """A segment in front of a window that stays in the tail: rows leave the window into it."""
 
@@ -177,6 +187,11 @@ class FlatSegment:
             spans=tuple((a, b - a) for a, b in pairwise(self.ends)),
             bias=self.bias,
         )
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """All rows, for backends that take a whole layer."""
+        return (self.rows,)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all rows. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""

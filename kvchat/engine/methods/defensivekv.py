@@ -9,7 +9,7 @@ from torch import Tensor
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.checks import require_share
-from kvchat.engine.methods.scores import by_head, defensive_mass, observed_mass, projected_norm
+from kvchat.engine.methods.scores import defensive_mass, group_mass, projected_norm
 from kvchat.engine.methods.window import Window
 
 
@@ -38,7 +38,7 @@ class DefensiveKV(Window):
         norm = projected_norm(prefilled, rows)
         scores = defensive_mass(prefilled, rows, self.kernel)
         scores *= norm / norm.sum(dim=0).clamp_min(1e-30)
-        mean = by_head(observed_mass(prefilled, rows), heads)
+        mean = group_mass(prefilled, rows)
         best, order = torch.sort(mean, dim=1, descending=True, stable=True)
         missing = self.secure - (1 - mean.sum(dim=1, keepdim=True))  # beyond the rows scored here
         secured = (best.cumsum(dim=1) < missing).sum(dim=1).clamp(max=max(each - self.sinks, 0))

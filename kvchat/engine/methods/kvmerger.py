@@ -21,7 +21,7 @@ from kvchat.engine.methods.merge import (
     merge,
     similarity,
 )
-from kvchat.engine.methods.scores import by_head, observed_mass
+from kvchat.engine.methods.scores import group_mass
 from kvchat.errors import KvchatError
 
 MODES = ("budget", "eps")
@@ -155,9 +155,8 @@ class KVMerger:
 
     def _mass(self, prefilled: Prefilled) -> Tensor:
         """The attention that each row received, `[H, T]`."""
-        heads, tokens = prefilled.shape
         if self.score == "window":
-            return by_head(observed_mass(prefilled, tokens), heads)
+            return group_mass(prefilled, prefilled.shape[1])
         assert prefilled.column_mass is not None, "the reading gives what `needs` names"
         return prefilled.column_mass
 

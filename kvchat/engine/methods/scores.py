@@ -35,6 +35,18 @@ def observed_mass(prefilled: Prefilled, rows: int, power: int = 1) -> Tensor:
     return mass
 
 
+def group_mass(prefilled: Prefilled, rows: int) -> Tensor:
+    """Observed mass of the first `rows` keys, mean over a KV head's query heads, `[H, rows]`."""
+    mass = ops.window_mass(
+        prefilled.queries,
+        prefilled.keys[:, :rows],
+        prefilled.lse,
+        prefilled.seen,
+        prefilled.scale,
+    )
+    return mass if prefilled.absent is None else mass.masked_fill_(~prefilled.exists[:, :rows], 0.0)
+
+
 def by_head(scores: Tensor, heads: int) -> Tensor:
     """Mean over the query heads of a KV head: `[H*G, N]` to `[H, N]`."""
     return scores.view(heads, -1, scores.shape[1]).mean(dim=1)
@@ -49,7 +61,7 @@ def pooled_mass(prefilled: Prefilled, rows: int, kernel: int, kind: str, score: 
     heads, _ = prefilled.shape
     if score == "squared":
         return by_head(pool(observed_mass(prefilled, rows, power=2), kernel, kind), heads)
-    return pool(by_head(observed_mass(prefilled, rows), heads), kernel, kind)
+    return pool(group_mass(prefilled, rows), kernel, kind)
 
 
 def defensive_mass(prefilled: Prefilled, rows: int, kernel: int) -> Tensor:

@@ -61,15 +61,30 @@ class ModelConfig:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Shapes `[out, in]` of one layer's linear maps."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        kv = self.num_kv_heads * self.head_dim
+        queries = self.num_heads * self.head_dim
+        return {
+            "q_proj": (queries, hidden),
+            "k_proj": (kv, hidden),
+            "v_proj": (kv, hidden),
+            "o_proj": (hidden, queries),
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
+
+    @property
     def parameters(self) -> int:
         """Number of weights, tied embeddings counted once."""
         kv = self.num_kv_heads * self.head_dim
         queries = self.num_heads * self.head_dim
-        attention = self.hidden_size * 2 * (queries + kv)
-        mlp = 3 * self.hidden_size * self.intermediate_size
+        maps = sum(outputs * inputs for outputs, inputs in self.matrices.values())
         biases = self.attention_bias * (queries + 2 * kv + self.hidden_size)
         biases += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
-        block = attention + mlp + biases + 2 * self.hidden_size
+        block = maps + biases + 2 * self.hidden_size
         tables = 1 if self.tie_word_embeddings else 2
         table = self.vocab_size * self.hidden_size
         return self.num_layers * block + tables * table + self.hidden_size

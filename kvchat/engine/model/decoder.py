@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.layers import Block, Embedding, Linear, RMSNorm, Rotation
+from kvchat.engine.model.layers import Block, RMSNorm, Rotation
+from kvchat.engine.model.linear import Embedding, Linear
 from kvchat.engine.model.rotary import angles, frequencies
 
 
@@ -50,10 +51,15 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Stack(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        self.lm_head: nn.Module = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.weights = "auto"  # how they are stored, see `bits.WEIGHTS`
         self._inverse: Tensor | None = None
+        self.tie()
+
+    def tie(self) -> None:
+        """Let the output projection share the embedding where the config says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head = self.model.embed_tokens.tied(self.lm_head)
 
     @property
     def blocks(self) -> list[Block]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from kvchat.engine import ops
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.linear import Linear
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -21,23 +22,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape and dtype of `x`."""
         return ops.rms_norm(x, self.weight, self.eps)
-
-
-class Linear(nn.Linear):
-    """A linear layer that is never initialised: its weights come from a checkpoint.
-
-    (Initialising on the meta device would import 70 MB of torch's symbolic machinery.)
-    """
-
-    def reset_parameters(self) -> None:
-        """Nothing."""
-
-
-class Embedding(nn.Embedding):
-    """An embedding that is never initialised: its weights come from a checkpoint."""
-
-    def reset_parameters(self) -> None:
-        """Nothing."""
 
 
 class Attention(nn.Module):
@@ -92,11 +76,14 @@ class Block(nn.Module):
 
     @property
     def output(self) -> Tensor:
-        """The output projection by query head, `[H*G, D, hidden]`, a view."""
-        weight = self.self_attn.o_proj.weight  # [hidden, H*G*D]
+        """The output projection by query head, `[H*G, D, hidden]`; a view of plain weights."""
+        norm = self.input_layernorm.weight
+        weight = self.self_attn.o_proj.dense(norm.dtype)  # [hidden, H*G*D]
         return weight.t().view(-1, self.self_attn.head_dim, weight.shape[0])
 
     def finish(self, x: Tensor, o: Tensor) -> Tensor:
         """The layer's output `[T, hidden]` from its input `x` and the attended `o [T, H*G, D]`."""
-        x = x + self.self_attn.o_proj(o.flatten(1).to(x.dtype))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        delta = self.self_attn.o_proj(o.flatten(1).to(x.dtype))
+        norm = self.post_attention_layernorm
+        x, normed = ops.add_rms_norm(x, delta, norm.weight, norm.eps)
+        return x + self.mlp(normed)

@@ -14,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kvchat.engine.model import MODELS
+from kvchat.engine.model.bits import require_shapes
 from kvchat.engine.model.config import LFS_MARK, ModelConfig, read_json
 from kvchat.engine.model.decoder import Decoder, empty_decoder
+from kvchat.engine.model.linear import STORED, TABLES, in_few_bits
 from kvchat.errors import KvchatError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -42,12 +44,13 @@ def find_shards(folder: Path) -> list[Path]:
     return shards
 
 
-def check_weights(folder: Path, config: ModelConfig) -> int:
+def check_weights(folder: Path, config: ModelConfig, weights: str = "auto") -> int:
     """Compare every tensor's name and shape with the model, from headers alone.
 
     Returns the bytes of the checkpoint's tensors. Raises KvchatError("model") listing at most five
-    names and the file.
+    names and the file, or the shapes that cannot be stored as `weights`.
     """
+    require_shapes(config, weights)
     shapes: dict[str, tuple[tuple[int, ...], Path]] = {}
     ignored = _ignored(config)
     size = 0
@@ -88,17 +91,21 @@ def check_weights(folder: Path, config: ModelConfig) -> int:
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    weights: str = "auto",
 ) -> Iterator[tuple[int, int] | Decoder]:
     """Build the model and stream its tensors in, one at a time.
 
     Yields `(bytes done, bytes in all)` of the checkpoint, first with nothing done but everything
-    checked, then the model. On the CPU, tensors that
-    already have the wanted dtype stay mapped to the file; others are converted one by one.
+    checked, then the model. On the CPU, tensors that already have the wanted dtype stay mapped to
+    the file; others are converted, or stored in the few bits of `weights`, one by one.
     """
-    total = check_weights(folder, config)
+    total = check_weights(folder, config, weights)
     yield 0, total
-    model = _build(config)
+    model = _build(config, weights)
     slots = dict(model.named_parameters())
     ignored = _ignored(config)
     done = 0
@@ -108,21 +115,25 @@ def load_weights(
                 if _skip(name, ignored):
                     continue
                 tensor = file.get_tensor(name)
-                _place(model, name, tensor.to(device=device, dtype=dtype))
+                _place(model, name, tensor.to(device), dtype)
                 slots.pop(name)
                 done += tensor.nbytes
                 yield done, total
     assert not slots, f"not loaded: {sorted(slots)}"
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    model.tie()
     yield model.eval()
 
 
 def random_weights(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int = 0
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int = 0,
+    weights: str = "auto",
 ) -> Decoder:
     """The model of a config with random weights (std 0.02), for `bench --dummy`."""
-    model = _build(config)
+    require_shapes(config, weights)
+    model = _build(config, weights)
     generator = torch.Generator(device=device).manual_seed(seed)
     for name, slot in list(model.named_parameters()):
         if name.endswith("norm.weight"):
@@ -130,20 +141,27 @@ def random_weights(
         else:
             tensor = torch.empty(slot.shape, dtype=dtype, device=device)
             tensor.normal_(0.0, 0.02, generator=generator)
-        _place(model, name, tensor)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+        _place(model, name, tensor, dtype)
+    model.tie()
     return model.eval()
 
 
-def _build(config: ModelConfig) -> Decoder:
+def _build(config: ModelConfig, weights: str = "auto") -> Decoder:
     module, cls = MODELS[config.family].split(":")
-    return empty_decoder(getattr(import_module(module), cls), config)
+    model = empty_decoder(getattr(import_module(module), cls), config)
+    model.weights = weights
+    return model
 
 
-def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def _place(model: Decoder, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Give a tensor its place; a matrix in few bits takes the place of the module itself."""
     path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
+    module = model.get_submodule(path)
+    if model.weights in STORED and tensor.ndim == 2:
+        stored = TABLES if module is model.lm_head else model.weights
+        model.set_submodule(path, in_few_bits(module, tensor, stored, dtype))
+    else:
+        setattr(module, leaf, nn.Parameter(tensor.to(dtype), requires_grad=False))
 
 
 def _ignored(config: ModelConfig) -> tuple[str, ...]:

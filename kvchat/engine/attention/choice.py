@@ -1,0 +1,96 @@
+"""Which backend answers: the first of a list that does not refuse. Reasons are kept."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.attention import BACKENDS, backend
+from kvchat.engine.attention.rows import Backend, Call, Rows
+from kvchat.errors import KvchatError
+
+
+def choose(name: str, device: torch.device) -> Backend:
+    """The attention of a device by name: `auto` or one of `BACKENDS`.
+
+    `flash` reads only, so whoever `auto` would ask does the rest. Raises KvchatError("usage") for
+    an unknown name, KvchatError("device") for what cannot run here.
+    """
+    if name != "auto" and name not in BACKENDS:
+        tries = (f"--attention {known}" for known in ("auto", *BACKENDS))
+        raise KvchatError("usage", f"{name!r} is not an attention backend", *tries)
+    if device.type != "cuda" and name in ("auto", "torch"):
+        return backend("torch")
+    names = [name] if name in ("torch", "triton") else _installed()
+    if name == "flash":
+        names = ["flash", *(other for other in names if other != "flash")]
+    return Choice([backend(each) for each in names])
+
+
+def _installed() -> list[str]:
+    packages = {"flash": "flash_attn", "triton": "triton", "torch": "torch"}
+    return [name for name in BACKENDS if find_spec(packages[name]) is not None]
+
+
+class Choice:
+    """Asks its backends in turn; what they answer to a shape is remembered."""
+
+    def __init__(self, backends: Sequence[Any]):
+        self.backends = backends
+        self.refused: dict[Call, dict[str, str]] = {}
+        self._chosen: dict[Call, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """The backends in the order in which they are asked."""
+        return ", ".join(each.name for each in self.backends)
+
+    def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
+        """See `Backend.attend`. Raises KvchatError("device") if all refuse."""
+        return self._able(Call.of("rows", q, [rows])).attend(q, rows, scale)
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """See `Backend.causal`. Raises KvchatError("device") if all refuse."""
+        tokens, query_heads, dim = q.shape
+        group = query_heads // len(k)
+        call = Call("square", q.device.type, q.dtype, tokens, len(k), group, dim)
+        return self._able(call).causal(q, k, v, scale)
+
+    def joint(self, q: Tensor, parts: Sequence[Rows], scale: float) -> tuple[Tensor, Tensor] | None:
+        """See `JointBackend.joint`."""
+        chosen = self._ask(Call.of("joint", q, parts))
+        return None if chosen is None else chosen.joint(q, parts, scale)
+
+    def report(self) -> list[str]:
+        """A line for every shape that a backend refused."""
+        return [f"{call}: {_reasons(reasons)}" for call, reasons in self.refused.items()]
+
+    def _able(self, call: Call) -> Any:
+        if (chosen := self._ask(call)) is None:
+            raise KvchatError(
+                "device",
+                f"no attention backend takes {call}; {_reasons(self.refused[call])}",
+                "--attention auto",
+                "--device cpu",
+                refused=self.refused[call],
+            )
+        return chosen
+
+    def _ask(self, call: Call) -> Any:
+        if call not in self._chosen:
+            reasons: dict[str, str] = {}
+            self._chosen[call] = None
+            for each in self.backends:
+                if (reason := each.can(call)) is None:
+                    self._chosen[call] = each
+                    break
+                reasons[each.name] = reason
+            if reasons:
+                self.refused[call] = reasons
+        return self._chosen[call]
+
+
+def _reasons(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -1,0 +1,54 @@
+"""Reading by the flash-attn package: causal attention over one dense store, nothing else.
+
+The only file that imports it. Checked against a stand-in for its interface, never against itself.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.attention.rows import Call, Rows, dense
+from kvchat.errors import KvchatError
+
+try:
+    from flash_attn import flash_attn_func
+except ImportError:  # said when it is asked for
+    flash_attn_func = None
+
+
+class FlashBackend:
+    """flash-attn 2 aligns causal queries with the last keys (since 2.1), as a reading needs it."""
+
+    name = "flash"
+
+    def __init__(self) -> None:
+        if flash_attn_func is None:
+            raise KvchatError(
+                "device",
+                "--attention flash needs the package flash-attn, which is not installed",
+                "pip install 'kvchat[flash]'",
+                "--attention auto",
+            )
+
+    def can(self, call: Call) -> str | None:
+        """Why not, or None."""
+        if call.kind != "joint" or call.parts > 1 or not call.even or call.bias or call.bits < 16:
+            return "only reads: causal queries over one dense store"
+        if call.tokens == 1:
+            return "only reads: one query is split over the keys elsewhere"
+        if call.device != "cuda":
+            return f"runs on cuda, not on {call.device}"
+        if call.dtype not in (torch.bfloat16, torch.float16):
+            return "takes bfloat16 and float16"
+        if call.dim > 256 or call.dim % 8:
+            return "takes heads of a multiple of 8, up to 256"
+        return None
+
+    def joint(self, q: Tensor, parts: Sequence[Rows], scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]`, the queries of the newest T rows of the only part."""
+        k, v = (store.transpose(0, 1)[None] for store in dense(parts[0]))  # [1, N, H, D]
+        o, lse, _ = flash_attn_func(
+            q[None], k, v, softmax_scale=scale, causal=True, return_attn_probs=True
+        )
+        return o[0], lse[0].transpose(0, 1)  # lse [1, H*G, T]

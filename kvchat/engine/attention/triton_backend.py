@@ -1,0 +1,60 @@
+"""Attention by our Triton kernels: ragged, biased, packed and causal rows, several sets at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.attention.rows import Call, Rows
+from kvchat.errors import KvchatError
+
+try:
+    from kvchat.kernels import attention as kernels
+except ImportError:  # said when it is asked for
+    kernels = None  # type: ignore[assignment]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class TritonBackend:
+    """One launch over all rows of a layer, and one that joins what it found."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        if kernels is None:
+            raise KvchatError(
+                "device",
+                "--attention triton needs the package triton, which is not installed",
+                "pip install triton",
+                "--attention auto",
+            )
+
+    def can(self, call: Call) -> str | None:
+        """Why not, or None."""
+        if call.device != "cuda" and not kernels.INTERPRETED:
+            return f"runs on cuda, not on {call.device}"
+        if call.dtype not in DTYPES:
+            return f"takes {', '.join(str(kind) for kind in DTYPES)}"
+        if call.dim > kernels.MAX_DIM:
+            return f"takes heads of up to {kernels.MAX_DIM}"
+        if call.group > kernels.MAX_GROUP:
+            return f"takes up to {kernels.MAX_GROUP} query heads per KV head, not {call.group}"
+        return None
+
+    def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over all rows of `rows`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+        return kernels.ragged_attention(q, [rows], scale)
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees rows 0..t."""
+        heads, tokens, dim = k.shape
+        spans = tuple((h * tokens, tokens) for h in range(heads))
+        start = torch.arange(heads, dtype=torch.int32, device=q.device) * tokens
+        length = torch.full_like(start, tokens)
+        flat = (k.reshape(-1, dim), v.reshape(-1, dim))
+        return kernels.ragged_attention(q, [Rows(*flat, start, length, spans)], scale, causal=True)
+
+    def joint(self, q: Tensor, parts: Sequence[Rows], scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]`, the queries of the newest rows of the last part, over all parts."""
+        return kernels.ragged_attention(q, parts, scale, causal=True)

@@ -1,0 +1,91 @@
+"""How weights may be stored: names, allowed shapes and bytes. Imports no torch."""
+
+from kvchat.engine.model.config import ModelConfig
+from kvchat.errors import KvchatError
+
+# `auto` and `bf16` are plain numbers, in the dtype that is computed in.
+WEIGHTS = ("auto", "bf16", "int8", "int4")
+SCALE = 2  # bytes of a scale, and of a zero
+GROUPS = (128, 64, 32)  # values that share a scale in 4 bits; the first that divides a row
+# Torch's CPU operators read past the end of rows that are no multiple of this.
+INPUTS = {"int8": 16, "int4": GROUPS[-1]}
+OUTPUTS = {"int8": 1, "int4": 64}
+
+
+def group_of(inputs: int) -> int:
+    """Values of a row of `inputs` that share a scale in 4 bits."""
+    return next(group for group in GROUPS if inputs % group == 0)
+
+
+def computes_in(dtype: str, weights: str) -> str:
+    """The `--dtype` that counts: weights in bf16 are computed with in bf16.
+
+    Raises KvchatError("usage") for a format that does not exist or contradicts the dtype.
+    """
+    if weights not in WEIGHTS:
+        raise KvchatError(
+            "usage",
+            f"{weights!r} is no format of weights; there are {', '.join(WEIGHTS)}",
+            *(f"--weights {name}" for name in WEIGHTS[1:]),
+        )
+    if weights != "bf16":
+        return dtype
+    if dtype not in ("auto", "bf16", "bfloat16"):
+        raise KvchatError(
+            "usage",
+            f"--weights bf16 and --dtype {dtype} contradict each other",
+            "--weights bf16",
+            f"--dtype {dtype}",
+        )
+    return "bf16"
+
+
+def refused(config: ModelConfig, weights: str) -> list[str]:
+    """Names and shapes of matrices that no operator takes in this format."""
+    if weights not in INPUTS:
+        return []
+    every, rows = INPUTS[weights], OUTPUTS[weights]
+    bad = [
+        f"{name} [{outputs}, {inputs}]"
+        for name, (outputs, inputs) in config.matrices.items()
+        if inputs % every or outputs % rows
+    ]
+    if config.hidden_size % INPUTS["int8"]:
+        bad.append(f"embed_tokens [{config.vocab_size}, {config.hidden_size}]")
+    return bad
+
+
+def require_shapes(config: ModelConfig, weights: str) -> None:
+    """Raise KvchatError("model") for matrices that no operator takes in this format."""
+    if bad := refused(config, weights):
+        every, rows = INPUTS[weights], OUTPUTS[weights]
+        wanted = f"[n * {rows}, n * {every}]" if rows > 1 else f"[n, n * {every}]"
+        raise KvchatError(
+            "model",
+            f"{weights} weights: no operator takes {', '.join(bad)}; they must be {wanted}",
+            *(["--weights int8"] if weights == "int4" else []),
+            "--weights auto",
+            shapes=bad,
+        )
+
+
+def weights_bytes(config: ModelConfig, itemsize: int, weights: str) -> int:
+    """Bytes of all weights: plain numbers of `itemsize` bytes, or matrices in few bits.
+
+    In few bits the embedding and the output projection take 8 in either format.
+    """
+    if weights not in INPUTS:
+        return config.parameters * itemsize
+    layer = sum(_bytes(weights, *shape) for shape in config.matrices.values())
+    tables = 1 if config.tie_word_embeddings else 2
+    table = _bytes("int8", config.vocab_size, config.hidden_size)
+    quantised = sum(outputs * inputs for outputs, inputs in config.matrices.values())
+    plain = config.parameters - tables * config.vocab_size * config.hidden_size
+    plain -= config.num_layers * quantised
+    return config.num_layers * layer + tables * table + plain * itemsize
+
+
+def _bytes(weights: str, outputs: int, inputs: int) -> int:
+    if weights == "int8":
+        return outputs * (inputs + SCALE)
+    return outputs * inputs // 2 + outputs * (inputs // group_of(inputs)) * 2 * SCALE

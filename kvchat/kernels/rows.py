@@ -1,0 +1,41 @@
+"""`Rows`, the one shape of stored keys and values that attention takes. Knows no cache."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How rows in few bits are turned back into numbers: `code * scale + zero`.
+
+    Keys have a scale for every 32 rows of a channel, `k_scale, k_zero [R/32, D]`, and a head's rows
+    start at a multiple of 32; values have one for every group of channels,
+    `v_scale, v_zero [R, D/g]`. All are 16-bit floats. A byte of 4-bit codes holds two neighbouring
+    channels, the lower one in its low half.
+    """
+
+    bits: int
+    k_scale: Tensor
+    k_zero: Tensor
+    v_scale: Tensor
+    v_zero: Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Keys and values of one layer, ragged over KV heads; a view, never a copy.
+
+    KV head h owns the rows `start[h] : start[h] + length[h]` of `k, v [R, D]`, which have the same
+    distance from row to row, D or more; with a `packing`, of `[R, D * bits / 8]` uint8, contiguous.
+    `spans` are the same numbers on the host, so that nobody waits for the device to learn them.
+    `bias [R]` (fp32) is added to the scaled logit of its row.
+    """
+
+    k: Tensor
+    v: Tensor
+    start: Tensor
+    length: Tensor
+    spans: tuple[tuple[int, int], ...]
+    bias: Tensor | None = None
+    packing: Packing | None = None

@@ -1,0 +1,178 @@
+"""Weights in 8 and 4 bits: products against the numbers that the codes stand for, errors against
+the step, whole models against transformers with the same rounded weights."""
+
+import pytest
+import torch
+from closeness import assert_close
+from safetensors.torch import load_file, save_file
+
+from engine.tiny import load_oracle, oracle_logits, random_ids, read, save_model
+from kvchat.engine import lowbit
+from kvchat.engine.engine import Engine
+from kvchat.engine.events import drain
+from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.model.bits import group_of, require_shapes, weights_bytes
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.linear import Int4Linear, Int8Linear, Linear
+from kvchat.errors import KvchatError
+
+KINDS = {"int8": Int8Linear, "int4": Int4Linear}
+SHAPE = {"hidden_size": 64, "intermediate_size": 192, "head_dim": 32}  # groups of 64
+IDS = random_ids(100)
+
+
+def weight(outputs, inputs, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(outputs, inputs, generator=generator) * torch.rand(outputs, 1) + 0.1
+
+
+def engine_of(folder, weights, dtype="f32"):
+    return drain(Engine.load(folder, ModelConfig.load(folder), dtype, "cpu", weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 7, 64, 65])
+@pytest.mark.parametrize("shape", [(64, 32), (192, 96), (2048, 640), (4160, 256)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_those_of_the_numbers(kind, shape, tokens, dtype):
+    """By the operator and by slices; bf16 rounding of `x`, of the numbers and of the result."""
+    linear = KINDS[kind].of(weight(*shape))
+    x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
+    want = x.double() @ linear.dense(torch.float32).double().t()
+    got = linear(x)
+    assert got.dtype == dtype
+    exact = dtype == torch.float32 and tokens > lowbit.FEW
+    assert_close("product", got, want, 1e-5 if exact else 0.006)
+
+
+@pytest.mark.parametrize("outputs", [1, 17, 70])
+def test_eight_bits_take_any_number_of_outputs(outputs):
+    linear = Int8Linear.of(weight(outputs, 48), torch.ones(outputs))
+    x = torch.randn(3, 48)
+    assert_close("product", linear(x), x @ linear.dense(torch.float32).t() + 1, 0.006)
+
+
+def test_errors_are_half_a_step():
+    plain = weight(128, 256)
+    eight, four = Int8Linear.of(plain), Int4Linear.of(plain)
+    step = plain.abs().amax(1, keepdim=True) / 127
+    # the stored scale may be smaller by 2^-8: what is cut off at the ends
+    assert ((eight.dense(torch.float32) - plain).abs() <= step * (0.5 + 127 / 256)).all()
+    groups = plain.view(128, 2, 128)
+    step = (groups.amax(2) - groups.amin(2)).repeat_interleave(128, 1) / 15
+    zero = groups.abs().amax(2).repeat_interleave(128, 1) / 256  # rounding of the zero
+    assert ((four.dense(torch.float32) - plain).abs() <= step * (0.5 + 15 / 256) + zero).all()
+    assert float((eight.dense(torch.float32) - plain).norm() / plain.norm()) < 0.01
+    assert 0.03 < float((four.dense(torch.float32) - plain).norm() / plain.norm()) < 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [0.0, 0.5, -3.0])
+def test_constant_weights_are_exact(kind, value):
+    plain = torch.full((64, 128), value)
+    assert_close("numbers", KINDS[kind].of(plain).dense(torch.float32), plain, 0.004)
+
+
+def test_a_packing_that_is_not_known_goes_through_the_operator(monkeypatch):
+    linear, x = Int4Linear.of(weight(128, 256)), torch.randn(100, 256)
+    want, numbers = linear(x), linear.dense(torch.float32)
+    monkeypatch.setattr(lowbit, "unpacking", lambda device: None)
+    assert_close("product", linear(x), want, 0.006)
+    assert_close("numbers", linear.dense(torch.float32), numbers, 0.003)
+
+
+def test_tiles_of_tensor_cores_are_undone():
+    """CUDA's packing, written from its description: a lane holds columns of one row."""
+    codes = torch.randint(16, (16, 128), dtype=torch.int32)
+    packed = torch.zeros(2, 4, 32, 1, dtype=torch.int64)  # two tiles of 16 columns each
+    for row in range(16):
+        for column in range(128):
+            tile, inside = divmod(column, 16)
+            half, rest = divmod(inside, 8)
+            lane = 4 * (row % 8) + rest // 2
+            bit = 4 * (4 * (rest % 2) + 2 * (tile % 2) + half)
+            packed[row // 8, tile // 2, lane, 0] |= int(codes[row, column]) << bit
+    signed = torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+    assert torch.equal(lowbit._tiles(signed, 16, 128).t(), codes)
+
+
+CASES = {
+    "plain": {},
+    "tied, with biases": {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    "sharded": {"max_shard_size": "40KB", "attention_bias": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("weights", KINDS)
+def test_models_equal_transformers_with_rounded_weights(tmp_path, checkpoint, weights, case):
+    """By slices (exact), then the last logits, an extend and a decode by the operator."""
+    changes = {name: value for name, value in case.items() if name != "max_shard_size"}
+    engine = engine_of(checkpoint(**SHAPE, **case), weights)
+    folder = save_model(tmp_path, **SHAPE, **changes)  # in one file, to be rounded
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2:
+            kind = "int8" if name.startswith(("model.embed", "lm_head")) else weights
+            tensors[name] = KINDS[kind].of(tensor).dense(torch.float32)
+    save_file(tensors, path, {"format": "pt"})
+    want = oracle_logits(load_oracle(folder), IDS)
+    assert_close("scores", engine.score(engine.empty_cache(), IDS[:90]), want[:90], 1e-4)
+    cache, logits = read(engine, IDS[:90])
+    assert_close("prefill", logits, want[89], 0.01)
+    assert_close("extend", drain(engine.extend(cache, IDS[90:97])), want[96], 0.02)
+    assert_close("decode", drain(engine.extend(cache, IDS[97:98])), want[97], 0.02)
+    assert engine.weights == weights and engine.dtype == torch.float32
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("weights", ["auto", "bf16", "int8", "int4"])
+def test_planned_bytes_are_the_tensors(checkpoint, weights, tied):
+    engine = engine_of(checkpoint(**SHAPE, tie_word_embeddings=tied), weights, "auto")
+    storages = {p.untyped_storage().data_ptr(): p.nbytes for p in engine.model.parameters()}
+    held = sum(storages.values())
+    assert engine.weights_bytes == held
+    assert weights_bytes(engine.config, engine.dtype.itemsize, weights) == held
+
+
+@pytest.mark.parametrize("weights", KINDS)
+@pytest.mark.parametrize("spec", ["critical-adakv:budget=25%", "kvzip+:budget=25%"])
+def test_methods_that_weigh_by_the_output_projection(checkpoint, weights, spec):
+    engine = engine_of(checkpoint(**SHAPE), weights)
+    for block in engine.model.blocks:
+        seen = block.output.permute(2, 0, 1).flatten(1)
+        assert torch.equal(seen, block.self_attn.o_proj.dense(torch.float32))
+    cache, _ = read(engine, IDS, parse_method(spec))
+    assert sum(sum(s.lengths) for s in cache.segments()) == pytest.approx(2 * 2 * 25, abs=4)
+
+
+def test_groups_are_the_largest_that_divide():
+    assert [group_of(n) for n in (4096, 11008, 64, 192, 96)] == [128, 128, 64, 64, 32]
+
+
+def test_shapes_that_no_operator_takes_are_refused(checkpoint):
+    folder = checkpoint(hidden_size=48)
+    config = ModelConfig.load(folder)
+    require_shapes(config, "auto")
+    require_shapes(config, "int8")
+    with pytest.raises(KvchatError) as caught:
+        engine_of(folder, "int4")
+    message = caught.value.message
+    assert "q_proj [64, 48]" in message and "[n * 64, n * 32]" in message
+    assert "--weights int8" in caught.value.tries and caught.value.code == "model"
+    with pytest.raises(KvchatError, match=r"embed_tokens \[96, 40\]"):
+        engine_of(checkpoint(hidden_size=40), "int8")
+
+
+@pytest.mark.parametrize("weights, dtype", [("int3", "auto"), ("bf16", "f32")])
+def test_formats_that_do_not_exist_or_contradict(checkpoint, weights, dtype):
+    with pytest.raises(KvchatError) as caught:
+        engine_of(checkpoint(), weights, dtype)
+    assert caught.value.code == "usage" and weights in caught.value.message
+
+
+def test_plain_weights_are_not_copied_to_be_seen(checkpoint):
+    block = engine_of(checkpoint(), "auto").model.blocks[0]
+    assert isinstance(block.self_attn.o_proj, Linear)
+    assert block.output.untyped_storage().data_ptr() == block.self_attn.o_proj.weight.data_ptr()

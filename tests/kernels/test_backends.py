@@ -1,0 +1,191 @@
+"""Which backend answers, what the others say, and the contract with flash-attn (a stand-in: the
+package itself has never run here)."""
+
+import importlib
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from closeness import assert_close, assert_lse_close
+
+from kernels.naive import random_rows
+from kvchat.engine.attention import BACKENDS, choice, flash_backend
+from kvchat.engine.attention.choice import Choice, choose
+from kvchat.engine.attention.rows import Call, dense
+from kvchat.engine.attention.torch_backend import TorchBackend
+from kvchat.engine.attention.triton_backend import TritonBackend
+from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.cache.quantized import QuantizedSegment
+from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.cache.tail import Tail
+from kvchat.errors import KvchatError
+from kvchat.kernels import reference
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+HALF = torch.bfloat16
+
+
+def call(kind="joint", device="cuda", dtype=HALF, tokens=1, group=4, dim=128, **more) -> Call:
+    return Call(kind, device, dtype, tokens, 8, group, dim, **more)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """The backend over a stand-in that has flash-attn's documented interface and nothing else."""
+
+    def flash_attn_func(q, k, v, *, softmax_scale, causal, return_attn_probs):
+        """[batch, seqlen, heads, headdim], causal aligned bottom-right; lse [batch, heads, T]."""
+        assert q.ndim == k.ndim == v.ndim == 4 and len(q) == len(k) == len(v) == 1
+        assert k.shape == v.shape and q.shape[3] == k.shape[3] and q.shape[2] % k.shape[2] == 0
+        assert q.stride(3) == k.stride(3) == v.stride(3) == 1 and return_attn_probs
+        k, v = k[0].transpose(0, 1), v[0].transpose(0, 1)
+        o, lse = reference.dense_attention(q[0], k, v, softmax_scale, causal=causal)
+        return o[None].to(q.dtype), lse.t()[None].contiguous(), None
+
+    package = ModuleType("flash_attn")
+    package.flash_attn_func = flash_attn_func
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "flash_attn", package)
+        importlib.reload(flash_backend)
+    yield flash_backend.FlashBackend()
+    importlib.reload(flash_backend)
+
+
+def test_flash_reads_and_nothing_else(flash):
+    assert flash.can(call(tokens=2048)) is None
+    for other in (
+        call(tokens=1),
+        call(tokens=9, kind="rows"),
+        call(tokens=9, parts=2),
+        call(tokens=9, even=False),
+        call(tokens=9, bias=True),
+        call(tokens=9, bits=4),
+        call(tokens=9, device="cpu"),
+        call(tokens=9, dtype=torch.float32),
+        call(tokens=9, dim=260),
+        call(tokens=9, dim=60),
+    ):
+        assert flash.can(other), other
+
+
+@pytest.mark.parametrize("rows", [5, 60])
+def test_flash_is_asked_for_what_it_offers(flash, rows):
+    store = random_rows([rows] * 2, 16, slack=7)
+    q = normal(5, 6, 16)
+    o, lse = flash.joint(q, [store], 0.25)
+    want, want_lse = reference.ragged_attention(q, [store], 0.25, causal=True)
+    assert_close("o", o, want, 1e-6)
+    assert_lse_close("lse", lse, want_lse, 1e-5)
+
+
+def test_a_missing_package_is_named():
+    assert "flash_attn" not in sys.modules
+    with pytest.raises(KvchatError, match="flash-attn, which is not installed") as error:
+        choose("flash", CUDA)
+    assert error.value.code == "device" and "--attention auto" in error.value.tries
+
+
+def test_the_cpu_has_torch_and_unknown_names_are_refused():
+    assert isinstance(choose("auto", CPU), TorchBackend)
+    assert isinstance(choose("torch", CPU), TorchBackend)
+    with pytest.raises(KvchatError, match="'magic' is not") as error:
+        choose("magic", CPU)
+    assert len(error.value.tries) == 1 + len(BACKENDS)
+
+
+def test_the_order_on_a_card(flash, monkeypatch):
+    monkeypatch.setattr(choice, "find_spec", lambda name: name if name != "flash_attn" else None)
+    assert choose("auto", CUDA).name == "triton, torch"
+    assert choose("triton", CUDA).name == "triton"
+    assert choose("torch", CUDA).name == "torch"
+    assert choose("flash", CUDA).name == "flash, triton, torch"
+    monkeypatch.setattr(choice, "find_spec", lambda name: name)
+    assert choose("auto", CUDA).name == "flash, triton, torch"
+
+
+def test_triton_says_what_it_does_not_take(monkeypatch):
+    triton = TritonBackend()
+    assert triton.can(call()) is None
+    assert triton.can(call(bits=4, parts=3, even=False, bias=True, tokens=9)) is None
+    assert "up to 256" in triton.can(call(dim=320))
+    assert "up to 16 query heads per KV head, not 32" in triton.can(call(group=32))
+    assert "torch.float16" in triton.can(call(dtype=torch.float64))
+    monkeypatch.setattr("kvchat.kernels.attention.INTERPRETED", False)
+    assert "runs on cuda, not on cpu" in triton.can(call(device="cpu"))
+
+
+def test_the_first_that_can_answers_and_the_reasons_of_the_others_are_kept():
+    chosen = Choice([TritonBackend(), TorchBackend()])
+    rows, q = random_rows([5, 3], 300), normal(1, 4, 300)
+    want = reference.ragged_attention(q, [rows], 0.1)
+    assert_close("o", chosen.attend(q, rows, 0.1)[0], want[0], 1e-6)
+    assert chosen.joint(q, [rows, rows], 0.1) is None
+    assert chosen.report() == [
+        "attention on cpu of q [1, 4, 300] float32 over 2 ragged KV heads: "
+        "triton: takes heads of up to 256",
+        "a layer's attention on cpu of q [1, 4, 300] float32 over 2 row sets, 2 ragged KV heads: "
+        "triton: takes heads of up to 256; torch: takes one row set at a time",
+    ]
+
+
+def test_if_all_refuse_every_shape_and_reason_is_said():
+    chosen = Choice([TritonBackend()])
+    k = normal(2, 3, 320)
+    with pytest.raises(KvchatError) as error:
+        chosen.causal(normal(3, 80, 320).half(), k, k, 0.1)
+    assert error.value.message == (
+        "no attention backend takes causal attention on cpu of q [3, 80, 320] float16 over 2 even "
+        "KV heads; triton: takes heads of up to 256"
+    )
+    assert error.value.code == "device" and error.value.tries
+
+
+def test_even_rows_are_dense_views():
+    rows = random_rows([4] * 3, 16, slack=2)
+    assert Call.of("rows", normal(1, 3, 16), [rows]).even
+    k, v = dense(rows)
+    assert k.shape == (3, 4, 16) and not k.isnan().any() and not v.isnan().any()
+    assert k.data_ptr() == rows.k[2].data_ptr()
+    for lengths in ([4, 3], [4, 0, 4]):
+        assert not Call.of("rows", normal(1, 6, 16), [random_rows(lengths, 16)]).even
+
+
+class Foreign:
+    """A segment that picks rows for each query: not stored, so it is asked by itself."""
+
+    def __init__(self, segment):
+        self.segment = segment
+
+    def attend(self, q, scale, backend):
+        return backend.attend(q, self.segment.rows, scale)
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_a_layer_in_one_call_is_the_layer_in_parts(tokens):
+    def segment(lengths, seed):
+        rows = random_rows(lengths, 16, seed=seed)
+        count = sum(lengths)
+        return FlatSegment.of(rows.k, rows.v, lengths, torch.arange(count), (0, 0))
+
+    def layer(backend):
+        made = LayerCache(Tail(2, 16, torch.float32, CPU), backend)
+        made.segments = [
+            segment([40, 0], 1),
+            Foreign(segment([9, 30], 2)),
+            QuantizedSegment.of(segment([70, 33], 3), 4),
+        ]
+        made.append(normal(2, 7, 16), normal(2, 7, 16, seed=1))
+        return made
+
+    q = normal(tokens, 8, 16)
+    triton = Choice([TritonBackend()])
+    o, lse = layer(triton).attend(q, 0.25)
+    want, want_lse = layer(TorchBackend()).attend(q, 0.25)
+    assert_close("o", o, want, 1e-5)
+    assert_lse_close("lse", lse, want_lse, 1e-5)
+    assert not triton.refused

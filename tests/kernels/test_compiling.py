@@ -1,0 +1,47 @@
+"""A sample of the kernels compiles for absent cards; `make test-compile` compiles all of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from kernels import specimens
+from kvchat.kernels import attention, gather, mass, merge, norm_rope, pq
+
+
+def test_a_sample_fits_its_cards():
+    script = Path(__file__).with_name("compiling.py")
+    environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script, "--sample"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 do not fit" in done.stdout
+
+
+def test_every_kernel_has_a_specimen(monkeypatch):
+    """What is launched by nobody is compiled by nobody."""
+    launched = set()
+    kernels = {}
+    for module in (attention, gather, mass, merge, norm_rope, pq):
+        source = Path(module.__file__).read_text("utf-8")
+        for name, value in vars(module).items():
+            if f"{name}[(" in source and hasattr(value, "fn"):
+                kernels[f"{module.__name__}.{name}"] = module, name
+    for path, (module, name) in kernels.items():
+
+        class Noted:
+            def __init__(self, path):
+                self.path = path
+
+            def __getitem__(self, grid):
+                launched.add(self.path)
+                return lambda *args, **options: None
+
+        monkeypatch.setattr(module, name, Noted(path))
+    for specimen in specimens.SPECIMENS:
+        specimen.launch()
+    assert len(kernels) == 12 and launched == kernels.keys()
