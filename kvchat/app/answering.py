@@ -129,7 +129,9 @@ def turn_line(done: TurnDone, chat: Chat) -> str:
             f"window {session.cache.position:,} of {session.limit:,}",
             f"seed {chat.settings.sampling.seed}",
         ]
-    if chat.in_view:
+    if session.question_seconds is not None:
+        parts.append(f"rows chosen for it in {seconds(session.question_seconds)}")
+    elif chat.in_view:
         parts.append("kept set from one question")
     return "  " + " · ".join([*parts, ending(done, chat)])
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from kvchat.app.book import Book
 from kvchat.app.models import Model
 from kvchat.app.options import Options
+from kvchat.app.readings import Found, Readings
 from kvchat.app.settings import Settings
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.base import Method
+from kvchat.engine.promise import Kept
 from kvchat.engine.session import Session
 
 
@@ -22,15 +24,21 @@ class Chat:
     method: Method
     settings: Settings
     book: Book
+    readings: Readings
     timings: dict[str, float] = field(default_factory=dict)
+    restored: Found | None = None  # where the document was read before
     in_view: str = ""  # the question that the kept rows were chosen for; empty: the document's end
+    promise: Kept | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
     leaving: int = 0  # the signal that asked the process to end
 
     @property
     def read_speed(self) -> float:
-        """Tokens per second of the last reading; 0 if nothing was read."""
-        return len(self.session.document) / max(self.timings.get("prefill", 0.0), 1e-6)
+        """Tokens per second of the reading, or of the one that was restored; 0 for nothing."""
+        took = self.timings.get("prefill", 0.0)
+        if self.restored is not None:
+            took = self.restored.read_seconds
+        return len(self.session.document) / max(took, 1e-6)
 
     def document_segments(self) -> list[list[Segment]]:
         """Per layer what is kept of the document; folded turns are apart."""

@@ -70,6 +70,11 @@ def chat(
             min=1, help="Rows per KV head for the conversation: older turns are folded (off)."
         ),
     ] = None,
+    auto_loss: flags.AutoLoss = None,
+    select: flags.Select = None,
+    keep_full: flags.KeepFull = None,
+    kv_cache: flags.KvCache = None,
+    kv_cache_dir: flags.KvCacheDir = None,
     ctx_size: flags.Window = None,
     prefill_chunk: flags.Chunk = None,
     max_tokens: Annotated[
@@ -132,6 +137,11 @@ def chat(
         "system": inputs.system_text(system, system_file),
         "method": method,
         "budget": budget,
+        "auto_loss": flags.share("--auto-loss", auto_loss) if auto_loss is not None else None,
+        "select": select,
+        "keep_full": keep_full,
+        "kv_cache": kv_cache,
+        "kv_cache_dir": kv_cache_dir,
         "ctx_size": flags.tokens("--ctx-size", ctx_size),
         "prefill_chunk": flags.tokens("--prefill-chunk", prefill_chunk),
         "max_tokens": max_tokens,

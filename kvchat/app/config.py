@@ -37,6 +37,11 @@ SETTINGS: dict[str, type] = {
     "dtype": str,
     "weights": str,
     "threads": int,
+    "kv_cache": str,
+    "kv_cache_dir": str,
+    "keep_full": str,
+    "auto_loss": float,
+    "select": str,
 }
 UI: dict[str, type] = {
     "stats": str,

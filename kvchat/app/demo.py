@@ -37,7 +37,9 @@ def run(threads: int | None, weights: str = "auto") -> int:
     pairs = [json.loads(line) for line in lines]
     questions = [pair["question"] for pair in pairs]
     screen = Screen(plain=False, verbose=True)
-    options = Options(model="demo", files=[str(document)], threads=threads, weights=weights)
+    options = Options(
+        model="demo", files=[str(document)], threads=threads, weights=weights, kv_cache="off"
+    )
     chat = open_chat(options, screen)
     unseen = chat.session.cache
     held, full = unseen.memory().total, chat.session.full_bytes()

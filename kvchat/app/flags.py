@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kvchat.app.text import clean
+from kvchat.engine.budget import UNITS
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.bits import WEIGHTS
 from kvchat.errors import KvchatError
@@ -45,6 +47,22 @@ Chunk = Annotated[
 Window = Annotated[
     str | None, typer.Option("-c", "--ctx-size", help="Window to use: 8192, 32k, 32K.")
 ]
+KeepFull = Annotated[
+    str | None,
+    typer.Option(help="A full copy of the KV, to choose from for each question: off, host, disk."),
+]
+Select = Annotated[
+    str | None,
+    typer.Option(help="What chooses the kept rows: document, question (needs a full copy)."),
+]
+AutoLoss = Annotated[
+    str | None,
+    typer.Option(help="Smallest budget that changes at most that share of held-out tokens: 2%."),
+]
+KvCache = Annotated[
+    str | None, typer.Option(help="Saved readings: on, off, read (used, but none saved).")
+]
+KvCacheDir = Annotated[str | None, typer.Option(help="Folder of the saved readings.")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of the documents.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
@@ -60,3 +78,22 @@ def tokens(name: str, text: str | None) -> int | None:
             "usage", f"{name} {text!r} is not a number of tokens", f"{name} 8192", f"{name} 32k"
         )
     return count
+
+
+def share(name: str, text: str) -> float:
+    """The part of one that `2%` or `0.02` is. Raises KvchatError("usage")."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%?)\s*", text)
+    part = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0 <= part < 1:
+        raise KvchatError("usage", f"{name} {clean(text)!r} is no share below 100%", f"{name} 2%")
+    return part
+
+
+def byte_count(name: str, text: str) -> int:
+    """Bytes of `24GiB`, `16 GB`, `0`. Raises KvchatError("usage")."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    count = float(match[1]) if match else 0.0
+    unit = match[2].lower() if match else "?"
+    if unit not in UNITS or (count and not unit):
+        raise KvchatError("usage", f"{name} {clean(text)!r} is not a size", f"{name} 24GiB")
+    return int(count * UNITS[unit])

@@ -169,3 +169,21 @@ def smaller_weights(plan: Plan, free: int) -> list[str]:
     needed = plan.reading - plan.weights + plan.weights_int4
     fits = plan.weights_int4 and plan.weights_int4 < plan.weights and needed <= free
     return [f"--weights int4  (needs {size(needed)})"] if fits else []
+
+
+def require_copy(plan: Plan, free: int, beside: bool) -> None:
+    """Raise KvchatError("memory") if a full copy of the KV needs more host memory than is free.
+
+    `beside`: what reading needs is in the same memory.
+    """
+    needed = plan.kv_full + (plan.reading if beside else 0)
+    if needed > free:
+        raise KvchatError(
+            "memory",
+            f"a full copy of the KV takes {size(plan.kv_full)}: {size(needed)} are needed in host "
+            f"memory, {size(free)} are free",
+            "--keep-full disk",
+            "--keep-full off",
+            needed=needed,
+            free=free,
+        )

@@ -14,7 +14,7 @@ from kvchat.app import flags
 from kvchat.app.models import find_model
 from kvchat.app.plan import Cost, Plan, longest, make_plan, smaller_weights
 from kvchat.app.text import clean, size
-from kvchat.engine.budget import DEFAULT_BUDGET, UNITS, Budget
+from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.bits import computes_in, require_shapes, weights_bytes
 from kvchat.engine.model.config import ModelConfig, read_json
@@ -74,7 +74,7 @@ def run(wanted: Wanted) -> int:
     frame = settle(wanted)
     budgets = {spec: budget_of(spec, wanted.budget) for spec in wanted.methods}
     if wanted.fit:
-        room = memory(wanted.fit)
+        room = flags.byte_count("--fit", wanted.fit)
         lengths = {
             spec: longest(
                 frame.config,
@@ -193,14 +193,6 @@ def counts(given: list[str], frame: Frame) -> list[int]:
     return found
 
 
-def memory(text: str) -> int:
-    """Bytes of `24GiB`, `16 GB`. Raises KvchatError("usage")."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)\s*", text, re.IGNORECASE)
-    if match is None:
-        raise KvchatError("usage", f"--fit {clean(text)!r} is not a size", "--fit 24GiB")
-    return int(float(match[1]) * UNITS[match[2].lower()])
-
-
 def show(
     frame: Frame,
     budgets: dict[str, Budget],
@@ -232,7 +224,7 @@ def show(
         )
     console.print(table)
     if fit and not any(tokens for _, tokens, _ in rows):
-        for way in smaller_weights(rows[0][2], memory(fit)):
+        for way in smaller_weights(rows[0][2], flags.byte_count("--fit", fit) or 0):
             console.print(f"nothing fits; try: {way}")
     where = "the CUDA context" if frame.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

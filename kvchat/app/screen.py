@@ -55,7 +55,7 @@ class Screen:
         # off a terminal, one-shot runs are silent unless asked
         self.steps = not quiet and (verbose or plain or self.err.is_terminal)
         self.warnings: list[str] = []
-        self.observer: Callable[[Work | str], object] = lambda event: None
+        self.observer: Callable[[Work | events.Restored | str], object] = lambda event: None
 
     @property
     def width(self) -> int:

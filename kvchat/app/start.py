@@ -3,10 +3,8 @@
 import os
 import stat
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 
@@ -16,26 +14,28 @@ from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
 from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
+from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
 from kvchat.app.models import Model, find_model, longer_windows
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
-from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_copy, require_memory
+from kvchat.app.reading import read_first, timed
+from kvchat.app.readings import Readings
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
 from kvchat.app.text import size, unicode
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
-from kvchat.engine.events import Loading, drain
+from kvchat.engine.events import Loading
 from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of, parse_method
+from kvchat.engine.methods.spec import name_of, parse_method, with_budget
 from kvchat.engine.model.bits import INPUTS
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
-from kvchat.engine.sizes import CHUNKS, reserve_of
+from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of
 from kvchat.engine.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
@@ -86,14 +86,23 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         plan, free, str(setup.device), name_of(setup.method), lambda: fitting(setup, free)
     )
 
+    if options.full_copy != "off" and book.files:
+        plan_copy(setup, plan, screen)
+    if (options.by_question or options.foreseen) and not setup.method.needs.queries:
+        screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
+
     process.interruptible()
     with timed(timings, "load"):
         engine = screen.watch(loading, "loading")
     engine.chunk = setup.chunk
-    session = Session(engine, book.dialogue, setup.ends, setup.limit, options.tail_budget)
+    session = Session(
+        engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
+    )
     # a system text alone is not worth a choice
     method = setup.method if files else Full()
-    chat = Chat(options, setup.model, session, method, setup.settings, book, timings)
+    root = readings_folder(options.kv_cache_dir)
+    readings = Readings(screen, options.kv_cache, root, options.full_copy)
+    chat = Chat(options, setup.model, session, method, setup.settings, book, readings, timings)
     read_first(chat, screen, interactive, setup.method)
     return chat
 
@@ -103,6 +112,24 @@ def settle(options: Options, screen: Screen) -> Setup:
     if options.threads:
         torch.set_num_threads(options.threads)
     method = chosen_method(options)
+    if options.full_copy == "disk" and options.kv_cache != "on":
+        raise KvchatError(
+            "usage",
+            f"a full copy on disk is a saved reading, and --kv-cache is {options.kv_cache}",
+            "--kv-cache on",
+            "--keep-full host",
+        )
+    if options.auto_loss is not None:
+        require_choice(options, method)
+        method = with_budget(method, Budget(fraction=min(1.0, sum(LADDER))))  # while it is chosen
+    if options.select == "question" and options.full_copy == "off" and not options.foreseen:
+        raise KvchatError(
+            "usage",
+            "--select question chooses from a full copy for every question, and --keep-full is off",
+            "--keep-full host",
+            "-p QUESTION  (known before the document is read)",
+            "/reread QUESTION  (reads it again)",
+        )
     if options.tail_budget:
         folding(method, options.tail_budget)  # refused now if it cannot fold
     model = find_model(options.model, load_config().models)
@@ -126,6 +153,17 @@ def settle(options: Options, screen: Screen) -> Setup:
         settings,
         ends,
     )
+
+
+def require_choice(options: Options, method: Method) -> None:
+    """Raise KvchatError("usage") if --auto-loss has nothing to choose."""
+    if isinstance(method, Full):
+        raise KvchatError("usage", "--auto-loss chooses a budget; full has none", "--method kvzip")
+    given = {"--budget": options.budget, "--select question": options.select == "question"}
+    given |= {f"--keep-full {options.keep_full}": options.keep_full not in ("", "off")}
+    for flag, value in given.items():
+        if value:
+            raise KvchatError("usage", f"--auto-loss chooses the budget itself: not with {flag}")
 
 
 def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
@@ -202,43 +240,23 @@ def computing(setup: Setup) -> str:
     return f"{dtype}, weights in {weights}" if weights in INPUTS else dtype
 
 
+def plan_copy(setup: Setup, plan: Plan, screen: Screen) -> None:
+    """What a full copy of the KV takes beside the plan. Raises KvchatError("memory")."""
+    where, method = setup.options.full_copy, setup.method
+    if isinstance(method, Full):
+        screen.warn("full keeps every row: a full copy has nothing to add")
+        return
+    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
+    if where == "host":
+        free = machine.free(torch.device("cpu"))
+        require_copy(plan, free, setup.device.type == "cpu")
+
+
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
     shape = (setup.config, setup.dtype.itemsize, setup.method.budget, setup.limit, setup.chunk)
     cuda, weights = setup.device.type == "cuda", setup.options.weights
     return longest(*shape, free, cuda, cost_of(setup.method), weights)
-
-
-def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
-    """Read the book of a new chat. If the person drops it, the chat has no document."""
-    session, ids = chat.session, chat.book.ids
-    work = session.open(ids, chat.method, folds)
-    try:
-        with timed(chat.timings, "prefill"):
-            if interactive:
-                watched(work, screen, "reading", len(ids))
-            else:
-                screen.watch(work, "reading", len(ids))
-    except Dropped:
-        tokenizer = session.dialogue.tokenizer
-        chat.book = compose(tokenizer, (), "", session.limit)
-        chat.method, session.dialogue = Full(), chat.book.dialogue
-        drain(session.open(chat.book.ids, chat.method, folds))
-        screen.tell("document dropped; /file PATH reads another")
-        return
-    except Exception as error:
-        raise out_of_memory(chat, error) from error
-    machine.release(session.engine.device)
-    if chat.book.files:
-        screen.say(reading_line(chat))
-
-
-@contextmanager
-def timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    """Note the seconds that a block takes."""
-    begin = perf_counter()
-    yield
-    timings[name] = perf_counter() - begin
 
 
 def chosen_method(options: Options) -> Method:

@@ -3,6 +3,7 @@ and methods meet. Knows no text.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import ceil
@@ -12,8 +13,10 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from kvchat.engine.archiving import Archiving, recorded
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.budget import Geometry
+from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
@@ -40,12 +43,13 @@ class Compression:
 
 @dataclass
 class Reading:
-    """What a reading leaves: one cache per compression, the last token's logits `[vocab]`, and the
-    seconds that compressing took."""
+    """What a reading leaves: one cache per compression, the last token's logits `[vocab]`, the
+    seconds that compressing took, and the final hidden states `[t, hidden]` of every probe."""
 
     caches: list[KVCache]
     logits: Tensor
     select_seconds: float
+    asides: list[Tensor]
 
 
 def rotation_at(model: CausalLM, start: int, count: int) -> Rotation:
@@ -59,8 +63,8 @@ def step(block: Block, layer: LayerCache, x: Tensor, rotation: Rotation) -> Tens
     scale = q.shape[-1] ** -0.5
     layer.append(k, v)
     o, lse = layer.attend(q, scale)
-    if layer.observer is not None:
-        layer.observer.see(q, lse, layer, scale, *rotation)
+    for observer in layer.observers:
+        observer.see(q, lse, layer, scale, *rotation)
     return block.finish(x, o)
 
 
@@ -94,29 +98,33 @@ def walk(
     while a < len(x):
         b = min(a + pace.chunk, len(x))
         rows = layer.tail.length
-        observed = vars(layer.observer).copy() if layer.observer is not None else {}
+        observed = [vars(observer).copy() for observer in layer.observers]
         try:
             x[a:b] = step(block, layer, x[a:b], rotation(a, b))
         except Exception as error:
             smaller = pace.slow(error)
         else:
-            del observed  # or it would stay alive beside its successor
+            observed.clear()  # or it would stay alive beside its successor
             yield b - a
             a = b
             continue
         # outside of the handler, so that the failed chunk's tensors are free
         layer.tail.truncate(rows)
-        if layer.observer is not None:
-            vars(layer.observer).update(observed)
+        for observer, before in zip(layer.observers, observed, strict=True):
+            vars(observer).update(before)
         if x.is_cuda:
             torch.cuda.empty_cache()
         yield smaller
 
 
 def extend(
-    model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int
+    model: CausalLM,
+    cache: KVCache,
+    ids: Sequence[int],
+    chunk: int,
+    around: Callable[[int, Block, LayerCache], AbstractContextManager] = lambda *_: nullcontext(),
 ) -> Generator[Progress | Smaller, None, Tensor]:
-    """Append `ids` to the cache's tail, layer by layer.
+    """Append `ids` to the cache's tail, layer by layer, each inside of its `around`.
 
     The generator's value is their final hidden states `[T, hidden]`. If the consumer stops in
     between, the cache is as it was before.
@@ -127,12 +135,13 @@ def extend(
     pace, done = Pace(chunk), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
-            for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), pace):
-                if isinstance(item, Smaller):
-                    yield item
-                    continue
-                done += item
-                yield Progress(number, len(cache.layers), done, total, 0)
+            with around(number, block, layer):
+                for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), pace):
+                    if isinstance(item, Smaller):
+                        yield item
+                        continue
+                    done += item
+                    yield Progress(number, len(cache.layers), done, total, 0)
     except BaseException:
         for layer in cache.layers:
             layer.tail.truncate(before - layer.tail.start)
@@ -149,6 +158,7 @@ def prefill(
     chunk: int,
     probes: Sequence[Sequence[int]] = (),
     replays: Sequence[Replay] = (),
+    archiving: Archiving | None = None,
 ) -> Generator[Progress | Smaller, None, Reading]:
     """Read `ids` into one new cache per compression; the generator's value is a `Reading`.
 
@@ -157,7 +167,8 @@ def prefill(
     Alive at any time: the weights, the hidden states `[T, hidden]` once, one layer's dense K/V,
     and what is kept. Probes are token lists that follow the document, each by itself: they walk
     the layers beside it, are observed, and leave no trace. So do replays, for methods that need
-    them (without any given, the bare text is repeated); they count as tokens to read.
+    them (without any given, the bare text is repeated); they count as tokens to read. `archiving`
+    is given all rows of every layer.
     Raises KvchatError("usage") before anything is read if a budget cannot be met.
     """
     config, device = model.config, _device(model)
@@ -181,6 +192,8 @@ def prefill(
     # the document's last queries matter to those only who do not score with a probe's
     window = max((c.method.needs.queries for c in compressions if not c.probes), default=0)
     own = replace(asked, queries=window)
+    if archiving is not None:
+        own |= archiving.needs
     coming = rotation_at(model, tokens, asked.future)
     room = tokens + max(map(len, asides), default=0)
     pace = Pace(chunk)
@@ -218,9 +231,11 @@ def prefill(
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
             place = number, layers
-            pool.take(_prefilled(tail, recent, probed, retold, needs, coming, block, place))
+            pool.take(prefilled(tail, recent, probed, retold, needs, coming, block, place))
         kept = sum(s.memory().device for cache in caches for s in cache.segments())
         select += perf_counter() - begin
+        if archiving is not None:
+            archiving.keep(number, tail.keys, tail.values, recorded(recent.tensors(), retold))
         del tail, layer, retelling, retold  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, total, kept)
     begin = perf_counter()
@@ -228,11 +243,15 @@ def prefill(
         cache.position = tokens
         pool.finish()
     select += perf_counter() - begin
-    return Reading(caches, model.logits(x[-1:])[0], select)
+    if archiving is not None:
+        for cache in caches:
+            for layer, archive in zip(cache.layers, archiving.archives(), strict=False):
+                layer.archive = archive
+    return Reading(caches, model.logits(x[-1:])[0], select, asides)
 
 
-def _prefilled(
-    tail: Tail,
+def prefilled(
+    tail: Tail | Exact,
     document: Observation,
     probes: list[Observation],
     retold: Retold,

@@ -88,6 +88,7 @@ def reset(context: Context, argument: str) -> None:
     session.dialogue = book.dialogue
     drain(session.open(book.ids, Full(), session.method))
     chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
+    chat.restored = None
     context.keeper.close()
     path = new_path() if chat.options.save else None
     context.keeper = Keeper(context.screen, path)
