@@ -54,7 +54,7 @@ def ways_of(heads: int, group: int, dim: int, rows: int, dtype: torch.dtype, fle
 
     backend = TorchBackend()
     ways = {
-        "per head, fused (kvchat)": lambda: backend.attend(q, store, scale),
+        "kvchat, head by head": lambda: backend.attend(q, store, scale),
         "per head, products": products,
         "padded SDPA with a mask": lambda: sdpa(grouped, padded_k, padded_v, attn_mask=mask),
     }

@@ -25,11 +25,10 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scale = torch.empty(len(weight), dtype=WIDE, device=weight.device)
-    for a, b in _slices(weight):
-        part = weight[a:b].float()
-        scale[a:b] = part.abs().amax(dim=1) / 127
+    for a, b, part in _copied(weight):
+        scale[a:b] = torch.linalg.vector_norm(part, torch.inf, dim=1) / 127
         step = scale[a:b].float().where(scale[a:b] > 0, 1.0)
-        codes[a:b] = (part / step[:, None]).round_().clamp_(-127, 127)
+        codes[a:b] = part.div_(step[:, None]).round_().clamp_(-127, 127)
     return codes, scale
 
 
@@ -40,17 +39,20 @@ def quantize_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """
     outputs, inputs = weight.shape
     scales = torch.empty(inputs // group, outputs, 2, dtype=WIDE, device=weight.device)
-    packed = []
-    for a, b in _slices(weight):
-        part = weight[a:b].float().view(-1, inputs // group, group)
+    codes = _store(weight, torch.int32)
+    packed = _pack(codes[:ROWS].zero_(), group)  # for its shape
+    each = ROWS // len(packed)  # rows of the weight in one of `packed`
+    packed = packed.new_empty(outputs // each, *packed.shape[1:])
+    for a, b, copied in _copied(weight):
+        part = copied.view(-1, inputs // group, group)
         low, high = part.amin(dim=2), part.amax(dim=2)
         scale = ((high - low) / 15).to(WIDE)
         zero = (low + 8 * scale.float()).to(WIDE)
         scales[:, a:b] = torch.stack((scale, zero), dim=2).transpose(0, 1)
         step = scale.float().where(scale > 0, 1.0)
-        codes = ((part - zero.float()[..., None]) / step[..., None]).round_().add_(8).clamp_(0, 15)
-        packed.append(_pack(codes.view(-1, inputs).int(), group))
-    return torch.cat(packed), scales
+        part.sub_(zero.float()[..., None]).div_(step[..., None]).round_().add_(8).clamp_(0, 15)
+        packed[a // each : b // each] = _pack(codes[: b - a].copy_(copied), group)
+    return packed, scales
 
 
 def rows_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -105,6 +107,28 @@ def unpacking(device: str) -> Callable[[Tensor, int, int], Tensor] | None:
         if torch.equal(found.cpu().t().long(), codes):
             return undo
     return None
+
+
+def _copied(weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Slices `a, b` of rows with their numbers in f32, always in the same store."""
+    wide = _store(weight, torch.float32)
+    for a, b in _slices(weight):
+        yield a, b, wide[: b - a].copy_(weight[a:b])
+
+
+def _store(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for a slice of rows of `weight`."""
+    rows, inputs = _slices(weight)[0][1], weight.shape[1]
+    values = max(SLICE[weight.device.type], ROWS * inputs)
+    return room(values, dtype, weight.device)[: rows * inputs].view(rows, inputs)
+
+
+@cache
+def room(values: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A workspace, the same until `room.cache_clear()` when loading is over: new ones for every
+    matrix would leave holes in the heap between the codes that stay."""
+    with torch.inference_mode(False):  # or it could not be written to outside of it
+        return torch.empty(values, dtype=dtype, device=device)
 
 
 def _slices(weight: Tensor) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.bits import group_of, require_shapes, weights_bytes
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.linear import Int4Linear, Int8Linear, Linear
+from kvchat.engine.store.identity import computation
 from kvchat.errors import KvchatError
 
 KINDS = {"int8": Int8Linear, "int4": Int4Linear}
@@ -176,3 +177,11 @@ def test_plain_weights_are_not_copied_to_be_seen(checkpoint):
     block = engine_of(checkpoint(), "auto").model.blocks[0]
     assert isinstance(block.self_attn.o_proj, Linear)
     assert block.output.untyped_storage().data_ptr() == block.self_attn.o_proj.weight.data_ptr()
+
+
+def test_saved_readings_of_other_formats_are_others(checkpoint):
+    folder = checkpoint(**SHAPE)
+    names = {
+        computation(engine_of(folder, weights, "auto")) for weights in ("auto", "bf16", *KINDS)
+    }
+    assert len(names) == 4

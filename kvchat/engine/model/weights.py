@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from kvchat.engine import lowbit
 from kvchat.engine.model import MODELS
 from kvchat.engine.model.bits import require_shapes
 from kvchat.engine.model.config import LFS_MARK, ModelConfig, read_json
@@ -120,6 +121,7 @@ def load_weights(
                 done += tensor.nbytes
                 yield done, total
     assert not slots, f"not loaded: {sorted(slots)}"
+    lowbit.room.cache_clear()
     model.tie()
     yield model.eval()
 
@@ -142,6 +144,7 @@ def random_weights(
             tensor = torch.empty(slot.shape, dtype=dtype, device=device)
             tensor.normal_(0.0, 0.02, generator=generator)
         _place(model, name, tensor, dtype)
+    lowbit.room.cache_clear()
     model.tie()
     return model.eval()
 
