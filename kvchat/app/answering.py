@@ -109,7 +109,7 @@ def streamed(
                     if isinstance(event, Delta):
                         view.write(event.text)
     assert done is not None, "every turn ends with TurnDone"
-    chat.last, chat.leaving = done, interrupt.ended
+    chat.last = done
     return done
 
 

@@ -25,7 +25,6 @@ class Chat:
     timings: dict[str, float] = field(default_factory=dict)
     in_view: str = ""  # the question that the kept rows were chosen for; empty: the document's end
     last: TurnDone | None = None  # of the last answer
-    leaving: int = 0  # the signal that asked the process to end
 
     @property
     def read_speed(self) -> float:

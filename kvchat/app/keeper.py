@@ -7,6 +7,7 @@ from typing import Any
 
 from kvchat.app import saved
 from kvchat.app.chat import Chat
+from kvchat.app.interrupt import unbroken
 from kvchat.app.screen import Screen
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.spec import method_options, name_of
@@ -75,11 +76,12 @@ class Keeper:
         if self.path is None:
             return
         try:
-            if self._record is None:
-                self._record = saved.Record(self.path)
-                turns = [turn_event(turn, None, 0) for turn in chat.session.turns[:-1]]
-                events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
-            self._record.append(*events)
+            with unbroken():
+                if self._record is None:
+                    self._record = saved.Record(self.path)
+                    turns = [turn_event(turn, None, 0) for turn in chat.session.turns[:-1]]
+                    events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
+                self._record.append(*events)
         except OSError as error:
             self._screen.warn(f"the chat cannot be saved ({error.strerror}): {self.path}")
             self.close()

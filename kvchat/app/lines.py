@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 
 from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
@@ -10,6 +11,7 @@ from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.completion import Completer
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import create_input
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.keys import Keys
 
@@ -22,6 +24,7 @@ class Lines:
 
     def __init__(self, completer: Completer, keep_history: bool = True):
         self.pastes: dict[str, str] = {}
+        self.sent = 0.0  # when Enter was pressed last, by `monotonic`
         self.session: PromptSession[str] = PromptSession(
             input=create_input(always_prefer_tty=True),  # stdin may have been the document
             history=private_history() if keep_history else InMemoryHistory(),
@@ -42,6 +45,17 @@ class Lines:
         self.session.bottom_toolbar = toolbar
         return self.unfolded(self.session.prompt("> "))
 
+    def stop_typed(self) -> bool:
+        """Whether Ctrl-C was typed behind the line that was sent; other keys stay for the next.
+
+        Between Enter and the end of raw mode it is a key like any other, not yet a signal.
+        """
+        source = self.session.input
+        keys = [*get_typeahead(source), *source.read_keys()]
+        typed = [press for press in keys if press.key not in (Keys.ControlC, Keys.CPRResponse)]
+        store_typeahead(source, typed)
+        return any(press.key == Keys.ControlC for press in keys)
+
     def unfolded(self, text: str) -> str:
         """`text` with what was pasted in place of its mark, and without block quotes."""
         for mark, pasted in self.pastes.items():
@@ -61,6 +75,7 @@ class Lines:
             if buffer.text.lstrip().startswith(BLOCK) and buffer.text.count(BLOCK) % 2:
                 buffer.insert_text("\n")
             else:
+                self.sent = monotonic()
                 buffer.validate_and_handle()
 
         @keys.add("escape", "enter")

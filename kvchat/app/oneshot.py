@@ -6,6 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from kvchat.app.answering import ask
+from kvchat.app.interrupt import Interrupt
 from kvchat.app.options import Options
 from kvchat.app.report import report
 from kvchat.app.resume import open_or_resume
@@ -30,14 +31,14 @@ def run(options: Options, screen: Screen) -> int:
         on_delta = None
         if options.machine_readable:
             on_delta = token if options.jsonl else lambda text: None
-        done = ask(chat, screen, unicode(prompt), on_delta=on_delta)
-        if talking:
-            keeper.turn(chat)
+        with Interrupt() as calm:
+            done = ask(chat, screen, unicode(prompt), on_delta=on_delta)
+            if talking:
+                keeper.turn(chat)
         if options.machine_readable:
             found = report(chat, done, screen.warnings)
             emit({"event": "done"} | found if options.jsonl else found)
-        if chat.leaving:
-            sys.exit(128 + chat.leaving)
+        calm.leave_if_told()
         if done.finish_reason == "cancelled":
             raise KeyboardInterrupt
         if done.finish_reason in ("length", "window") and not options.machine_readable:

@@ -1,7 +1,6 @@
 """Reads documents into a chat behind a bar: planned before, stoppable in between, and the old
 cache stays until the new one is there."""
 
-import sys
 from collections.abc import Generator, Sequence
 from time import perf_counter
 from typing import TypeVar
@@ -38,11 +37,10 @@ def watched(
     with Interrupt() as interrupt:
 
         def check(pause: Pause) -> None:
-            if interrupt.ended:
-                sys.exit(128 + interrupt.ended)
+            interrupt.leave_if_told()
             if not interrupt.asked():
                 return
-            with pause():
+            with pause(), interrupt.idle():
                 key = choose("stop reading? [c]ontinue / [d]rop", "cd", "d")
             interrupt.forget()
             if key == "d":

@@ -1,7 +1,6 @@
 """The chat: reads lines, answers them, runs slash commands, and survives what goes wrong."""
 
 import shutil
-import sys
 import traceback
 from collections.abc import Callable
 from time import monotonic
@@ -11,7 +10,7 @@ import torch
 from kvchat.app import commands, machine, process
 from kvchat.app.answering import ask, turn_line
 from kvchat.app.completion import SlashCompleter
-from kvchat.app.interrupt import AGAIN_SECONDS
+from kvchat.app.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.app.keys import unseen
 from kvchat.app.lines import Lines
 from kvchat.app.options import Options
@@ -44,34 +43,48 @@ def run(options: Options, screen: Screen) -> int:
 def talk(context: commands.Context, lines: Lines) -> int:
     """Line after line until the person leaves."""
     screen, pressed = context.screen, -AGAIN_SECONDS
-    while True:
-        try:
-            line = lines.read(None if screen.plain else toolbar_of(context))
-        except EOFError:
-            return 0
-        except KeyboardInterrupt:  # once clears the line, twice soon after each other leaves
-            if monotonic() - pressed < AGAIN_SECONDS:
-                raise
-            pressed = monotonic()
-            screen.tell("Ctrl-C again, or Ctrl-D, to quit")
-            continue
-        try:
-            if line.startswith("/"):
-                commands.run(unicode(line.rstrip()), context)
-            elif line.strip():
-                answer(context, unicode(line.strip()))
-        except commands.Quit:
-            return 0
-        except KvchatError as error:
-            screen.error(error)
-        except KeyboardInterrupt:
-            screen.tell("stopped")
-        except Exception as error:  # the document and the turns must not be lost
-            if context.chat.options.verbose:
-                traceback.print_exc()
-            known = out_of_memory(context.chat, error)
-            screen.error(known if isinstance(known, KvchatError) else process.unexpected(error))
-        leave_if_told(context)
+    with Interrupt() as calm:
+        while True:
+            calm.forget()
+            try:
+                with calm.idle():
+                    line = lines.read(None if screen.plain else toolbar_of(context))
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:  # once clears the line, twice soon after each other leaves
+                if monotonic() - pressed < AGAIN_SECONDS:
+                    raise
+                pressed = monotonic()
+                screen.tell("Ctrl-C again, or Ctrl-D, to quit")
+                continue
+            calm.forget(before=lines.sent)
+            if lines.stop_typed():  # after Enter, before anybody listened for it
+                calm.press()
+            try:
+                obey(context, line)
+            except commands.Quit:
+                return 0
+
+
+def obey(context: commands.Context, line: str) -> None:
+    """Answer a line or run its command; whatever goes wrong is said, and the chat goes on."""
+    screen = context.screen
+    try:
+        if line.startswith("/"):
+            commands.run(unicode(line.rstrip()), context)
+        elif line.strip():
+            answer(context, unicode(line.strip()))
+    except commands.Quit:
+        raise
+    except KvchatError as error:
+        screen.error(error)
+    except KeyboardInterrupt:
+        screen.tell("stopped")
+    except Exception as error:  # the document and the turns must not be lost
+        if context.chat.options.verbose:
+            traceback.print_exc()
+        known = out_of_memory(context.chat, error)
+        screen.error(known if isinstance(known, KvchatError) else process.unexpected(error))
 
 
 def answer(context: commands.Context, question: str) -> None:
@@ -84,12 +97,6 @@ def answer(context: commands.Context, question: str) -> None:
     context.keeper.turn(chat)
     if chat.settings.stats != "off":
         screen.say(turn_line(done, chat), style="dim")
-
-
-def leave_if_told(context: commands.Context) -> None:
-    """End as a signal asked while something was going on: the turn is saved by now."""
-    if number := context.chat.leaving:
-        sys.exit(128 + number)
 
 
 def toolbar_of(context: commands.Context) -> Callable[[], str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -180,7 +181,7 @@ def test_closed_pipe_is_141_and_silent(story, arguments):
 
 def test_ctrl_c_while_reading_is_130_without_a_traceback():
     with subprocess.Popen(
-        [sys.executable, "-m", "kvchat", "-v", str(SAMPLE), "-p", "Why?", "--prefill-chunk", "8"],
+        [sys.executable, "-m", "kvchat", "-v", str(SAMPLE), "-p", "Why?", "--prefill-chunk", "32"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -195,7 +196,19 @@ def test_ctrl_c_while_reading_is_130_without_a_traceback():
     assert b"Traceback" not in rest
 
 
-@pytest.mark.parametrize("delay", [0.1, 0.6, 1.5])
+def our_first_line(process_id):
+    """Wait until Python's own handler of Ctrl-C is gone: before that, Python itself dies."""
+    caught = re.compile(r"SigCgt:\s*([0-9a-f]+)")
+    status = Path(f"/proc/{process_id}/status")
+    for wanted in (True, False):
+        while (
+            bool(int(caught.search(status.read_text())[1], 16) & 1 << signal.SIGINT - 1) != wanted
+        ):
+            time.sleep(0.0005)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at the signals in /proc")
+@pytest.mark.parametrize("delay", [0, 0.1, 0.6, 1.5])
 def test_ctrl_c_while_starting_is_130_without_a_traceback(delay):
     with subprocess.Popen(
         [sys.executable, "-m", "kvchat", str(SAMPLE), "-p", "Why?", "--prefill-chunk", "1"],
@@ -204,12 +217,12 @@ def test_ctrl_c_while_starting_is_130_without_a_traceback(delay):
         stderr=subprocess.PIPE,
     ) as child:
         assert child.stderr is not None
-        time.sleep(delay)  # wherever that falls: in the interpreter, an import, the reading
+        our_first_line(child.pid)
+        time.sleep(delay)  # wherever that falls: in an import, the plan, the reading
         os.kill(child.pid, signal.SIGINT)
         errors = child.stderr.read()
-    assert child.returncode in (130, -signal.SIGINT)  # before our first line Python itself dies
-    assert child.returncode == 130 or delay < 0.5
-    assert b"Traceback" not in errors or delay < 0.5
+    assert child.returncode in (130, -signal.SIGINT)  # a shell shows 130 for either
+    assert b"Traceback" not in errors
 
 
 def test_bench_measures_and_reports(tmp_path):
