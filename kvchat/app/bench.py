@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter, time
+from time import perf_counter, sleep, time
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from kvchat import __version__
 from kvchat.app import machine, process
 from kvchat.app.models import find_model
 from kvchat.app.screen import Screen
-from kvchat.app.text import size
+from kvchat.app.text import clean, size
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
@@ -52,6 +52,7 @@ class Settings:
     budget: str | None
     seed: int
     warmup: bool
+    delay: float  # seconds before each test
     device: str
     dtype: str
     threads: int | None
@@ -115,10 +116,12 @@ def run(settings: Settings) -> int:
     results = []
     for method in methods:
         for tokens in settings.prompts:
+            rest(settings, screen)
             screen.say(f"{name_of(method)}: reading {tokens:,} tokens")
             results.append(_reading(engine, method, tokens, settings))
         for depth in settings.depths:
             for tokens in settings.generates:
+                rest(settings, screen)
                 screen.say(f"{name_of(method)}: writing {tokens:,} tokens after {depth:,}")
                 results.append(_writing(engine, method, tokens, depth, settings))
     if settings.output == "json":
@@ -126,6 +129,13 @@ def run(settings: Settings) -> int:
     else:
         _print(name, engine, results)
     return 0
+
+
+def rest(settings: Settings, screen: Screen) -> None:
+    """Let the machine cool down, if asked."""
+    if settings.delay:
+        with screen.busy(f"resting {settings.delay:g} s"):
+            sleep(settings.delay)
 
 
 def _engine(settings: Settings, screen: Screen) -> tuple[str, Engine]:
@@ -248,6 +258,7 @@ def _document(
         "model_n_params": engine.config.parameters,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "seed": settings.seed,
+        "delay": settings.delay,
         "results": tests,
     }
 
@@ -256,7 +267,7 @@ def _print(name: str, engine: Engine, results: list[Result]) -> None:
     console = Console(highlight=False, markup=False)
     where = machine.processor() if engine.device.type == "cpu" else torch.cuda.get_device_name()
     console.print(
-        f"{name} · {engine.config.parameters / 1e6:,.1f} M parameters, weights "
+        f"{clean(name)} · {engine.config.parameters / 1e6:,.1f} M parameters, weights "
         f"{size(engine.weights_bytes)} · {where}, {torch.get_num_threads()} threads"
     )
     table = Table(box=None, pad_edge=False, collapse_padding=True)

@@ -27,6 +27,11 @@ class Chat:
     last: TurnDone | None = None  # of the last answer
 
     @property
+    def chosen_for(self) -> list[str]:
+        """Questions that a reading of another document or budget chooses rows by, as before."""
+        return [self.in_view] if self.in_view else []
+
+    @property
     def read_speed(self) -> float:
         """Tokens per second of the last reading; 0 if nothing was read."""
         return len(self.session.document) / max(self.timings.get("prefill", 0.0), 1e-6)
@@ -40,6 +45,13 @@ class Chat:
     def document_kept(self) -> int:
         """Bytes of the compressed document."""
         return sum(s.memory().total for layer in self.document_segments() for s in layer)
+
+    def document_rows(self) -> float:
+        """Share of the document's rows that is kept."""
+        config = self.session.engine.config
+        whole = len(self.session.document) * config.num_kv_heads * config.num_layers
+        kept = sum(sum(s.lengths) for layer in self.document_segments() for s in layer)
+        return kept / whole if whole else 1.0
 
     def document_full(self) -> int:
         """Bytes that the document would hold uncompressed."""

@@ -24,6 +24,7 @@ OPTIONAL = {
     "triton": "CUDA kernels",
     "flash_attn": "faster attention on CUDA",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
+    "pypdf": "PDF files that pypdfium2 cannot read",
 }
 Line = tuple[str, str, str]  # mark, name, what was found
 

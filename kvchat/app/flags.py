@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kvchat.app.text import clean
+from kvchat.engine.budget import UNITS
 from kvchat.engine.methods import METHODS
 from kvchat.errors import KvchatError
 
@@ -38,7 +40,42 @@ Window = Annotated[
     str | None, typer.Option("-c", "--ctx-size", help="Window to use: 8192, 32k, 32K.")
 ]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of the documents.")]
+Clean = Annotated[
+    bool, typer.Option("--clean", help="Drop headers that pages repeat, join broken words.")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a model in the cache.")
+]
+TokenizerFolder = Annotated[
+    str | None, typer.Option("--tokenizer", help="Folder of another tokenizer.")
+]
+Template = Annotated[
+    str | None, typer.Option("--chat-template", help="A Jinja file in place of the model's.")
+]
+NoTemplate = Annotated[
+    bool, typer.Option("--no-chat-template", help="Plain Question / Answer form.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Nothing asks the network.")]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--mem-limit", help="Memory that kvchat may plan with: 20GiB.")
+]
+Stream = Annotated[
+    bool, typer.Option("--stream/--no-stream", help="Show an answer while it is written.")
+]
+LogFile = Annotated[
+    str | None, typer.Option("--log-file", help="Append notices, errors and numbers to a file.")
+]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+
+
+def memory(name: str, text: str | None) -> int | None:
+    """Bytes of `24GiB`, `16 GB`. Raises KvchatError("usage")."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)\s*", text, re.IGNORECASE)
+    if match is None:
+        raise KvchatError("usage", f"{name} {clean(text)!r} is not a size", f"{name} 24GiB")
+    return int(float(match[1]) * UNITS[match[2].lower()])
 
 
 def tokens(name: str, text: str | None) -> int | None:

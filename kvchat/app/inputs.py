@@ -15,6 +15,8 @@ CHOICES = {
     "loader": ("auto", "text", "html", "epub", "docx", "pdf"),
     "stats": ("off", "short", "long"),
     "color": ("auto", "always", "never"),
+    "theme": ("dark", "light"),
+    "notify": ("off", "bell", "osc9"),
 }
 
 

@@ -3,7 +3,7 @@ SIGTERM and SIGHUP ask it to stop and to end after that, so that nothing is lost
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from time import monotonic
 from types import FrameType
@@ -49,9 +49,12 @@ class Interrupt:
             self._outer.leave_if_told()
 
     @contextmanager
-    def idle(self) -> Iterator[None]:
-        """Nothing can be lost in here: a signal that asks the process to end does so at once."""
-        self._idle = True
+    def idle(self, done: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Nothing can be lost in here: a signal that asks the process to end does so at once.
+
+        A press raises at once, until `done` says that what is waited for is there.
+        """
+        self._idle, self._done = True, done
         try:
             self.leave_if_told()
             yield
@@ -89,7 +92,7 @@ class Interrupt:
     def _press(self) -> None:
         now = monotonic()
         again = self._pressed is not None and now - self._pressed < AGAIN_SECONDS
-        if again and not (self._idle or self._held):
+        if not self._done() if self._idle else again and not self._held:
             self._pressed = None  # a third press is a first one
             raise KeyboardInterrupt
         self._pressed = now

@@ -83,7 +83,9 @@ class Keeper:
                     events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
                 self._record.append(*events)
         except OSError as error:
-            self._screen.warn(f"the chat cannot be saved ({error.strerror}): {self.path}")
+            self._screen.warn(
+                f"the chat cannot be saved ({error.strerror}): {self.path}", "not saved"
+            )
             self.close()
             self.path = None
 
@@ -95,7 +97,7 @@ def head_event(chat: Chat, name: str) -> dict[str, Any]:
         name=name,
         model=chat.model.name,
         folder=str(folder),
-        tokenizer=fingerprint(folder),
+        tokenizer=fingerprint(chat.model.text_folder.resolve()),
     )
 
 
@@ -130,6 +132,9 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
             "encoding": options.encoding,
             "pages": options.pages,
             "loader": options.loader,
+            "clean": options.clean,
+            "tokenizer": str(chat.model.tokenizer) if chat.model.tokenizer else None,
+            "chat_template": chat.model.template,
             "overflow": options.overflow,
             "ctx_size": options.ctx_size,
         },
@@ -139,6 +144,7 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
             "budget": str(chat.method.budget) if book.files else None,
             "options": method_options(chat.method),
             "tail_budget": chat.session.tail_budget,
+            "in_view": chat.in_view,
         },
         {"event": "settings"} | settings,
     ]

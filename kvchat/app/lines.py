@@ -9,6 +9,7 @@ from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.completion import Completer
+from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
@@ -22,8 +23,9 @@ PASTE = 2000  # characters above which a paste is shown as its size
 class Lines:
     """The prompt. Large pastes are shown as `[pasted N lines]` and put back when sent."""
 
-    def __init__(self, completer: Completer, keep_history: bool = True):
+    def __init__(self, completer: Completer, keep_history: bool = True, vi: bool = False):
         self.pastes: dict[str, str] = {}
+        self.shows_memory = False  # F2
         self.sent = 0.0  # when Enter was pressed last, by `monotonic`
         self.session: PromptSession[str] = PromptSession(
             input=create_input(always_prefer_tty=True),  # stdin may have been the document
@@ -35,15 +37,19 @@ class Lines:
             multiline=True,
             prompt_continuation=lambda width, line, wrapped: " " * width,
             enable_suspend=True,
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             enable_open_in_editor=True,
             search_ignore_case=True,
             reserve_space_for_menu=4,
         )
 
-    def read(self, toolbar: Callable[[], str] | None = None) -> str:
-        """The next message. Raises EOFError, KeyboardInterrupt."""
+    def read(self, toolbar: Callable[[], str] | None = None, changes: bool = False) -> str:
+        """The next message; a toolbar that `changes` is drawn every second.
+
+        Raises EOFError, KeyboardInterrupt.
+        """
         self.session.bottom_toolbar = toolbar
-        return self.unfolded(self.session.prompt("> "))
+        return self.unfolded(self.session.prompt("> ", refresh_interval=float(changes)))
 
     def stop_typed(self) -> bool:
         """Whether Ctrl-C was typed behind the line that was sent; other keys stay for the next.
@@ -81,6 +87,10 @@ class Lines:
         @keys.add("escape", "enter")
         def _(event) -> None:
             event.current_buffer.insert_text("\n")
+
+        @keys.add("f2")
+        def _(event) -> None:
+            self.shows_memory = not self.shows_memory
 
         @keys.add("c-x", "c-e")
         def _(event) -> None:

@@ -14,7 +14,7 @@ from kvchat.app import flags
 from kvchat.app.models import find_model
 from kvchat.app.plan import Plan, longest, make_plan
 from kvchat.app.text import clean, size
-from kvchat.engine.budget import DEFAULT_BUDGET, UNITS, Budget
+from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.config import ModelConfig, read_json
 from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
@@ -69,8 +69,7 @@ def run(wanted: Wanted) -> int:
     """Print a line per method and length, or the longest document that fits."""
     frame = settle(wanted)
     budgets = {spec: budget_of(spec, wanted.budget) for spec in wanted.methods}
-    if wanted.fit:
-        room = memory(wanted.fit)
+    if room := flags.memory("--fit", wanted.fit):
         lengths = {
             spec: longest(
                 frame.config,
@@ -132,7 +131,7 @@ def settle(wanted: Wanted) -> Frame:
 
 
 def budget_of(spec: str, given: str | None) -> Budget:
-    """What a method keeps; read from its spec, without importing it. Raises KvchatError."""
+    """What a method keeps; from its spec; imports it for a preset only. Raises KvchatError."""
     name = spec.partition(":")[0].partition("@")[0]
     if name not in METHODS:
         raise KvchatError(
@@ -140,6 +139,11 @@ def budget_of(spec: str, given: str | None) -> Budget:
         )
     if name == "full":
         return Budget(fraction=1.0)
+    if "@" in spec:
+        # presets are attributes of the classes, which import torch
+        from kvchat.engine.methods.spec import parse_method
+
+        return parse_method(spec, Budget.parse(given) if given else None).budget
     inline = re.search(r"[:,]\s*budget\s*=\s*([^,]+)", spec)
     text = inline[1] if inline else given
     return Budget.parse(text) if text else DEFAULT_BUDGET
@@ -177,14 +181,6 @@ def counts(given: list[str], frame: Frame) -> list[int]:
             limit=frame.limit,
         )
     return found
-
-
-def memory(text: str) -> int:
-    """Bytes of `24GiB`, `16 GB`. Raises KvchatError("usage")."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)\s*", text, re.IGNORECASE)
-    if match is None:
-        raise KvchatError("usage", f"--fit {clean(text)!r} is not a size", "--fit 24GiB")
-    return int(float(match[1]) * UNITS[match[2].lower()])
 
 
 def show(

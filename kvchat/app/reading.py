@@ -12,7 +12,7 @@ from kvchat.app.chat import Chat
 from kvchat.app.interrupt import Interrupt
 from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Pause, Screen
-from kvchat.app.text import seconds, size, sizes
+from kvchat.app.text import first_line, seconds, size, sizes
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
@@ -77,10 +77,15 @@ def read_again(
         return False
     except Exception as error:
         raise out_of_memory(chat, error) from error
+    before = chat.in_view
     chat.method, chat.book, chat.in_view = method, book, questions[0] if questions else ""
     if book.ids:
         chat.timings["prefill"] = perf_counter() - begin
         screen.tell(reading_line(chat))
+    if before and not questions:
+        screen.tell(
+            f"rows are chosen by the document's end again, no more for {first_line(before)!r}"
+        )
     return True
 
 
@@ -111,7 +116,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
     )
     # weights and process are there already; the old cache stays until the new one is read
     needed = plan.reading - plan.weights - PROCESS
-    free = machine.free(engine.device)
+    free = machine.left(engine.device, chat.options.mem_limit)
     if needed > free:
         raise KvchatError(
             "memory",
@@ -139,10 +144,11 @@ def out_of_memory(chat: Chat, error: Exception) -> Exception:
 
 
 def reading_line(chat: Chat) -> str:
-    """`read 27,913 tokens in 6.6 s (4,230 tok/s) · kept 25 % of KV: 0.86 of 3.41 GiB`."""
+    """`read 27,913 tokens in 6.6 s (4,230 tok/s) · adakv kept 25 % of rows: 0.86 of 3.41 GiB`."""
     took, tokens = chat.timings["prefill"], len(chat.session.document)
     held, full = chat.document_kept(), chat.document_full()
     return (
         f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s) · "
-        f"{name_of(chat.method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
+        f"{name_of(chat.method)} kept {100 * chat.document_rows():.3g} % of rows: "
+        f"{sizes(held, full)}"
     )

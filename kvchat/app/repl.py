@@ -3,12 +3,14 @@
 import shutil
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 
 import torch
 
 from kvchat.app import commands, machine, process
-from kvchat.app.answering import ask, turn_line
+from kvchat.app import memory as measured
+from kvchat.app.answering import ask, say_turn
 from kvchat.app.completion import SlashCompleter
 from kvchat.app.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.app.keys import unseen
@@ -17,7 +19,7 @@ from kvchat.app.options import Options
 from kvchat.app.reading import out_of_memory
 from kvchat.app.resume import open_or_resume
 from kvchat.app.screen import Screen
-from kvchat.app.text import unicode
+from kvchat.app.text import clean, unicode
 from kvchat.app.toolbar import State, toolbar
 from kvchat.engine.methods.spec import name_of
 from kvchat.errors import KvchatError
@@ -33,7 +35,7 @@ def run(options: Options, screen: Screen) -> int:
         if chat.session.turns:
             last = chat.session.turns[-1]
             screen.say(f"last question: {last.question.splitlines()[0]}")
-        lines = Lines(SlashCompleter(context), options.history)
+        lines = Lines(SlashCompleter(context), options.history, options.vi)
         try:
             return talk(context, lines)
         finally:
@@ -45,10 +47,14 @@ def talk(context: commands.Context, lines: Lines) -> int:
     screen, pressed = context.screen, -AGAIN_SECONDS
     with Interrupt() as calm:
         while True:
+            if calm.asked() and monotonic() - pressed < AGAIN_SECONDS:
+                raise KeyboardInterrupt  # between two prompts
             calm.forget()
+            lines.sent = 0.0
             try:
-                with calm.idle():
-                    line = lines.read(None if screen.plain else toolbar_of(context))
+                with calm.idle(lambda: lines.sent > 0):
+                    bar = None if screen.plain else toolbar_of(context, lines)
+                    line = lines.read(bar, changes=bool(screen.fallback))
             except EOFError:
                 return 0
             except KeyboardInterrupt:  # once clears the line, twice soon after each other leaves
@@ -95,11 +101,10 @@ def answer(context: commands.Context, question: str) -> None:
         screen.tell("stopped: the question was not asked")
         return
     context.keeper.turn(chat)
-    if chat.settings.stats != "off":
-        screen.say(turn_line(done, chat), style="dim")
+    say_turn(done, chat, screen)
 
 
-def toolbar_of(context: commands.Context) -> Callable[[], str]:
+def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
     """A toolbar of numbers taken now: drawing it asks nothing of the engine."""
     chat = context.chat
     session, method, last = chat.session, chat.method, chat.last
@@ -107,7 +112,7 @@ def toolbar_of(context: commands.Context) -> Callable[[], str]:
     cuda = device.type == "cuda"
     total = machine.total(device if cuda else torch.device("cpu"))
     state = State(
-        model=chat.model.name,
+        model=clean(chat.model.name),
         method=f"{name_of(method)} {method.budget}",
         used=session.cache.position,
         limit=session.limit,
@@ -120,4 +125,11 @@ def toolbar_of(context: commands.Context) -> Callable[[], str]:
         where="gpu" if cuda else "ram",
         inexact=last is not None and last.finish_reason == "cancelled",
     )
-    return lambda: toolbar(state, shutil.get_terminal_size().columns)
+    memory = measured.breakdown(chat)
+
+    def draw() -> str:
+        width = shutil.get_terminal_size().columns
+        text = toolbar(replace(state, notice=context.screen.fallback), width)
+        return f"{text}\n{measured.line(memory, width)}" if lines.shows_memory else text
+
+    return draw

@@ -32,7 +32,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder. Raises KvchatError("model")."""
         if not any((folder / name).exists() for name in FILES):
-            raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}")
+            raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}", "--tokenizer FOLDER")
         try:
             return cls(_pretrained(folder))
         except Exception as error:  # the library raises many kinds for damaged files

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from app.program import DEMO, SAMPLE, kvchat
+from app import program
+from app.forked import kvchat
+from app.program import DEMO, SAMPLE
 from kvchat import __version__
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.spec import options
@@ -52,7 +54,7 @@ def test_version_and_methods():
 
 
 def test_answer_alone_is_on_stdout(story):
-    done = kvchat(story, "-p", QUESTION, "-n", "8")
+    done = program.kvchat(story, "-p", QUESTION, "-n", "8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(b"\n") == 1 and done.stdout.strip()
     assert b"bundled demo model" in done.stderr

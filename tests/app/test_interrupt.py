@@ -26,12 +26,12 @@ def press(count: int = 1, number: int = signal.SIGINT) -> None:
 class Typed:
     """Lines that are typed one after the other; then Ctrl-D."""
 
-    sent = 0.0
+    sent, shows_memory = 0.0, False
 
     def __init__(self, *typed, early=False):
         self.typed, self.early = list(typed), early
 
-    def read(self, toolbar=None):
+    def read(self, toolbar=None, changes=False):
         if not self.typed:
             raise EOFError
         return self.typed.pop(0)
@@ -66,6 +66,36 @@ def at(monkeypatch, scene, moment, act):
 def on_disk():
     [chat] = saved.listing()
     return [(turn["question"], turn["answer"]) for turn in chat.turns]
+
+
+def test_two_presses_at_the_prompt_leave_wherever_the_second_falls(scene, monkeypatch):
+    """In the prompt as a key, between two prompts or right before one as a signal."""
+    tell = scene.context.screen.tell
+
+    class Cleared(Typed):
+        def read(self, toolbar=None, changes=False):
+            raise KeyboardInterrupt
+
+    class Early(Typed):
+        def read(self, toolbar=None, changes=False):
+            press()  # nothing was sent yet
+
+    with pytest.raises(KeyboardInterrupt):
+        repl.talk(scene.context, Cleared())
+    with pytest.raises(KeyboardInterrupt):
+        repl.talk(scene.context, Early())
+    monkeypatch.setattr(
+        scene.context.screen, "tell", lambda text, **style: (press(), tell(text, **style))
+    )
+    typed = iter([KeyboardInterrupt, EOFError])
+
+    class Between(Typed):
+        def read(self, toolbar=None, changes=False):
+            raise next(typed)
+
+    with pytest.raises(KeyboardInterrupt):
+        repl.talk(scene.context, Between())
+    assert next(typed) is EOFError, "it did not wait for another line"
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

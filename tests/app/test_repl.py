@@ -8,6 +8,8 @@ import pytest
 from app.program import SAMPLE
 from app.terminal import Terminal
 
+TOOLBAR = r"\n[^\n]*ctx [^\n]*KV[^\n]*\s*\Z"
+
 
 @pytest.fixture
 def chat(tmp_path):
@@ -51,6 +53,7 @@ def test_a_conversation_with_commands(chat, tmp_path):
 def test_ctrl_c_keeps_the_partial_answer_and_the_chat(chat):
     chat.send("/method streamingllm:budget=5%\r")  # a cache that makes it ramble or stop: both end
     chat.wait(r"streamingllm\s+kept")
+    chat.wait(TOOLBAR)  # between two lines Ctrl-C would discard what is typed ahead
     chat.send("Tell me about everything, everyone and everywhere.\r")
     chat.send("\x03")
     # wherever it falls, it stops this answer: it does not wait for the next prompt

@@ -54,7 +54,10 @@ def budget(context: Context, argument: str) -> None:
     chat = context.chat
     if not argument:
         held, full = chat.document_kept(), chat.document_full()
-        context.screen.tell(f"budget {chat.method.budget} · document keeps {ratio(held, full)}")
+        context.screen.tell(
+            f"budget {chat.method.budget} · document keeps {100 * chat.document_rows():.3g} % of "
+            f"rows, of bytes {ratio(held, full)}"
+        )
         context.screen.tell(f"/budget takes {FORMS}")
         return
     wanted = Budget.parse(argument)
@@ -62,7 +65,8 @@ def budget(context: Context, argument: str) -> None:
         raise KvchatError(
             "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
         )
-    if read_again(chat, context.screen, method=with_budget(chat.method, wanted)):
+    changed = with_budget(chat.method, wanted)
+    if read_again(chat, context.screen, method=changed, questions=chat.chosen_for):
         context.keeper.changed(chat)
 
 
@@ -80,6 +84,7 @@ def reread(context: Context, argument: str) -> None:
     if not question:
         raise KvchatError("usage", "nothing has been asked yet", "/reread QUESTION")
     if read_again(chat, context.screen, questions=[question]):
+        context.keeper.changed(chat)
         context.screen.tell(f"what is kept now was chosen for {question.splitlines()[0]!r}")
 
 
