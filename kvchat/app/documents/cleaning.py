@@ -51,7 +51,8 @@ def without(lines: Sequence[str], repeated: set[str]) -> tuple[list[str], list[s
 def edges(lines: Sequence[str]) -> list[int]:
     """Indices of the first and last lines that are not empty."""
     full = [i for i, line in enumerate(lines) if line.strip()]
-    return sorted({*full[:EDGE], *full[-EDGE:]})
+    depth = EDGE if len(full) >= 3 * EDGE else 1  # most of a short page is text
+    return sorted({*full[:depth], *full[-depth:]})
 
 
 def pattern(line: str) -> str:
