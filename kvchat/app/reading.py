@@ -81,7 +81,7 @@ def read_again(
     chat.method, chat.book, chat.in_view = method, book, questions[0] if questions else ""
     if book.ids:
         chat.timings["prefill"] = perf_counter() - begin
-        screen.tell(reading_line(chat))
+        screen.tell(reading_line(chat, screen.line))
     if before and not questions:
         screen.tell(
             f"rows are chosen by the document's end again, no more for {first_line(before)!r}"
@@ -143,12 +143,14 @@ def out_of_memory(chat: Chat, error: Exception) -> Exception:
     )
 
 
-def reading_line(chat: Chat) -> str:
-    """`read 27,913 tokens in 6.6 s (4,230 tok/s) · adakv kept 25 % of rows: 0.86 of 3.41 GiB`."""
+def reading_line(chat: Chat, width: int = 1000) -> str:
+    """`read 27,913 tokens in 6.6 s (4,230 tok/s) · adakv kept 25 % of rows: 0.86 of 3.41 GiB`.
+
+    The plan has named the method, so its name is the first to go from a narrow line.
+    """
     took, tokens = chat.timings["prefill"], len(chat.session.document)
     held, full = chat.document_kept(), chat.document_full()
-    return (
-        f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s) · "
-        f"{name_of(chat.method)} kept {100 * chat.document_rows():.3g} % of rows: "
-        f"{sizes(held, full)}"
-    )
+    kept = f"kept {100 * chat.document_rows():.3g} % of rows: {sizes(held, full)}"
+    read = f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s)"
+    line = f"{read} · {name_of(chat.method)} {kept}"
+    return line if len(line) <= width else f"{read} · {kept}"

@@ -84,16 +84,16 @@ class Screen:
         """What a person asked for in the chat: shown even where progress is not."""
         self.err.print(Text(clean(text), style=style))
 
-    def rows(self, rows: Iterable[Sequence[str]], style: str = "") -> None:
+    def rows(self, rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> None:
         """Lines in columns for the person; the last column wraps inside itself."""
-        table = Table.grid(padding=(0, 2, 0, 0))
-        found = [[Text(clean(cell), style=style) for cell in row] for row in rows]
+        table = Table.grid(padding=(0, gap, 0, 0))
+        found = [[Text(clean(cell)) for cell in row] for row in rows]
         for index in range(max((len(row) for row in found), default=0)):
             last = index == len(found[0]) - 1
             table.add_column(no_wrap=not last, overflow="fold" if last else "ellipsis")
         for row in found:
             table.add_row(*row)
-        self.err.print(Padding(table, (0, 0, 0, 2)), soft_wrap=False)
+        self.err.print(Padding(table, (0, 0, 0, indent)), soft_wrap=False)
 
     @contextmanager
     def busy(self, label: str) -> Iterator[Callable[[], None]]:

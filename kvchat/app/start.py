@@ -223,7 +223,7 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
         raise out_of_memory(chat, error) from error
     machine.release(session.engine.device)
     if chat.book.files:
-        screen.say(reading_line(chat))
+        screen.say(reading_line(chat, screen.line))
 
 
 @contextmanager

@@ -33,9 +33,8 @@ def method(context: Context, argument: str) -> None:
     chat = context.chat
     if not argument:
         now = name_of(chat.method)
-        context.screen.rows(
-            ("→" if name == now else "", name, entry.idea) for name, entry in METHODS.items()
-        )
+        rows = ((f"{'→ '[name != now]} {name}", entry.idea) for name, entry in METHODS.items())
+        context.screen.rows(rows, indent=0, gap=1)
         values = method_options(chat.method).items()
         settings = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
         context.screen.tell(f"now: {now}:{settings}")

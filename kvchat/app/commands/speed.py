@@ -30,7 +30,7 @@ def bench(context: Context, argument: str) -> None:
                 tokens, took = read(context, interrupt)
             screen.tell(
                 f"  reading  {tokens / took:,.0f} tok/s with {name_of(chat.method)} "
-                f"{chat.method.budget} ({tokens:,} tokens in {took:.1f} s)"
+                f"{chat.method.budget} ({tokens:,.0f} tokens in {took:.1f} s)"
             )
         if interrupt.asked():
             raise KeyboardInterrupt
