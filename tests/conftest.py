@@ -1,5 +1,6 @@
 """Fixtures that many tests share: tiny models and tokenizers, built once per run. No downloads."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from engine import texts, tiny
 
 # Tensors here are tiny: threads would wait for each other longer than they work.
 torch.set_num_threads(1)
+# A document that one test has read must be read by the next one too; `on` is asked for by name.
+os.environ["KVCHAT_KV_CACHE"] = "off"
 
 
 @pytest.fixture(scope="session")

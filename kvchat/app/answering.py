@@ -141,7 +141,9 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
             (f"window {session.cache.position:,} of {session.limit:,}", 0),
             (f"seed {chat.settings.sampling.seed}", 0),
         ]
-    if chat.in_view:
+    if session.question_seconds is not None:
+        parts.append((f"rows chosen for it in {seconds(session.question_seconds)}", 3))
+    elif chat.in_view:
         parts.append(("kept set from one question", 3))
     return "  " + fitted([*parts, (ending(done, chat), 0)], width - 2)
 

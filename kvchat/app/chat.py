@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from kvchat.app.book import Book
 from kvchat.app.models import Model
 from kvchat.app.options import Options
+from kvchat.app.readings import Found, Readings
 from kvchat.app.settings import Settings
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.events import TurnDone
@@ -22,7 +23,9 @@ class Chat:
     method: Method
     settings: Settings
     book: Book
+    readings: Readings
     timings: dict[str, float] = field(default_factory=dict)
+    restored: Found | None = None  # where the document was read before
     in_view: str = ""  # the question that the kept rows were chosen for; empty: the document's end
     last: TurnDone | None = None  # of the last answer
 
@@ -33,8 +36,11 @@ class Chat:
 
     @property
     def read_speed(self) -> float:
-        """Tokens per second of the last reading; 0 if nothing was read."""
-        return len(self.session.document) / max(self.timings.get("prefill", 0.0), 1e-6)
+        """Tokens per second of the reading, or of the one that was restored; 0 for nothing."""
+        took = self.timings.get("prefill", 0.0)
+        if self.restored is not None:
+            took = self.restored.read_seconds
+        return len(self.session.document) / max(took, 1e-6)
 
     def document_segments(self) -> list[list[Segment]]:
         """Per layer what is kept of the document; folded turns are apart."""

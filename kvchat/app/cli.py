@@ -76,6 +76,10 @@ def chat(
             min=1, help="Rows per KV head for the conversation: older turns are folded (off)."
         ),
     ] = None,
+    select: flags.Select = None,
+    keep_full: flags.KeepFull = None,
+    kv_cache: flags.KvCache = None,
+    kv_cache_dir: flags.KvCacheDir = None,
     ctx_size: flags.Window = None,
     prefill_chunk: flags.Chunk = None,
     max_tokens: Annotated[
@@ -147,6 +151,10 @@ def chat(
         "system": inputs.system_text(system, system_file),
         "method": method,
         "budget": budget,
+        "select": select,
+        "keep_full": keep_full,
+        "kv_cache": kv_cache,
+        "kv_cache_dir": kv_cache_dir,
         "ctx_size": flags.tokens("--ctx-size", ctx_size),
         "prefill_chunk": flags.tokens("--prefill-chunk", prefill_chunk),
         "max_tokens": max_tokens,
@@ -170,7 +178,8 @@ def chat(
     settings = config.load()
     values, origins = config.settle(given, settings)
     chosen = values.setdefault("method", DEFAULT)
-    values["mem_limit"] = flags.memory("--mem-limit", values.get("mem_limit"))
+    if limit := values.get("mem_limit"):
+        values["mem_limit"] = flags.byte_count("--mem-limit", limit)
     inputs.require_choices(values)
     options = Options(
         **values,

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from kvchat.app import flags
+from kvchat.app.cli_cache import cache
 
 models = typer.Typer(help="Models at hand; `pull` downloads one.", invoke_without_command=True)
 sessions = typer.Typer(help="Saved chats.", no_args_is_help=True)
@@ -20,6 +21,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(completion)
     app.add_typer(models, name="models")
     app.add_typer(sessions, name="sessions")
+    app.add_typer(cache, name="cache")
     app.add_typer(config, name="config")
 
 

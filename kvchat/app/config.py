@@ -39,6 +39,10 @@ SETTINGS: dict[str, type] = {
     "tokenizer": str,
     "chat_template": str,
     "mem_limit": str,
+    "kv_cache": str,
+    "kv_cache_dir": str,
+    "keep_full": str,
+    "select": str,
 }
 UI: dict[str, type] = {
     "stats": str,

@@ -37,7 +37,8 @@ def run(threads: int | None) -> int:
     pairs = [json.loads(line) for line in lines]
     questions = [pair["question"] for pair in pairs]
     screen = Screen(plain=False, verbose=True)
-    chat = open_chat(Options(model="demo", files=[str(document)], threads=threads), screen)
+    options = Options(model="demo", files=[str(document)], threads=threads, kv_cache="off")
+    chat = open_chat(options, screen)
     unseen = chat.session.cache
     held, full = unseen.memory().total, chat.session.full_bytes()
     screen.say(

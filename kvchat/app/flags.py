@@ -39,6 +39,18 @@ Chunk = Annotated[
 Window = Annotated[
     str | None, typer.Option("-c", "--ctx-size", help="Window to use: 8192, 32k, 32K.")
 ]
+KeepFull = Annotated[
+    str | None,
+    typer.Option(help="A full copy of the KV, to choose from for each question: off, host, disk."),
+]
+Select = Annotated[
+    str | None,
+    typer.Option(help="What chooses the kept rows: document, question (needs a full copy)."),
+]
+KvCache = Annotated[
+    str | None, typer.Option(help="Saved readings: on, off, read (used, but none saved).")
+]
+KvCacheDir = Annotated[str | None, typer.Option(help="Folder of the saved readings.")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of the documents.")]
 Clean = Annotated[
     bool, typer.Option("--clean", help="Drop headers that pages repeat, join broken words.")
@@ -68,16 +80,6 @@ LogFile = Annotated[
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 
-def memory(name: str, text: str | None) -> int | None:
-    """Bytes of `24GiB`, `16 GB`. Raises KvchatError("usage")."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)\s*", text, re.IGNORECASE)
-    if match is None:
-        raise KvchatError("usage", f"{name} {clean(text)!r} is not a size", f"{name} 24GiB")
-    return int(float(match[1]) * UNITS[match[2].lower()])
-
-
 def tokens(name: str, text: str | None) -> int | None:
     """A number of tokens: `4096`, `32k` (thousands), `32K` (1,024 each). Raises KvchatError."""
     if text is None:
@@ -89,3 +91,13 @@ def tokens(name: str, text: str | None) -> int | None:
             "usage", f"{name} {text!r} is not a number of tokens", f"{name} 8192", f"{name} 32k"
         )
     return count
+
+
+def byte_count(name: str, text: str) -> int:
+    """Bytes of `24GiB`, `16 GB`, `0`. Raises KvchatError("usage")."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    count = float(match[1]) if match else 0.0
+    unit = match[2].lower() if match else "?"
+    if unit not in UNITS or (count and not unit):
+        raise KvchatError("usage", f"{name} {clean(text)!r} is not a size", f"{name} 24GiB")
+    return int(count * UNITS[unit])

@@ -14,6 +14,9 @@ CHOICES = {
     "overflow": ("error", "head", "tail", "middle"),
     "loader": ("auto", "text", "html", "epub", "docx", "pdf"),
     "stats": ("off", "short", "long"),
+    "keep_full": ("off", "host", "disk"),
+    "select": ("document", "question"),
+    "kv_cache": ("on", "off", "read"),
     "color": ("auto", "always", "never"),
     "theme": ("dark", "light"),
     "notify": ("off", "bell", "osc9"),
@@ -25,11 +28,12 @@ def require_choices(values: Mapping[str, Any]) -> None:
     for name, choices in CHOICES.items():
         value = values.get(name)
         if value is not None and value not in choices:
+            flag = f"--{name.replace('_', '-')}"
             close = get_close_matches(value, choices, n=1) or choices
             raise KvchatError(
                 "usage",
-                f"--{name} {clean(value)!r}: there are {', '.join(choices)}",
-                *(f"--{name} {choice}" for choice in close),
+                f"{flag} {clean(value)!r}: there are {', '.join(choices)}",
+                *(f"{flag} {choice}" for choice in close),
             )
 
 

@@ -1,6 +1,5 @@
 """Writes a chat down while it goes on: every turn is on disk before the next prompt appears."""
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,8 @@ from kvchat.app.interrupt import unbroken
 from kvchat.app.screen import Screen
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.spec import method_options, name_of
-from kvchat.engine.session import Turn
-
-# What decides which ids a text becomes; ids of another tokenizer mean something else.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
+from kvchat.engine.store.identity import tokenizer_digest
+from kvchat.engine.turn import Turn
 
 
 class Keeper:
@@ -97,17 +89,8 @@ def head_event(chat: Chat, name: str) -> dict[str, Any]:
         name=name,
         model=chat.model.name,
         folder=str(folder),
-        tokenizer=fingerprint(chat.model.text_folder.resolve()),
+        tokenizer=tokenizer_digest(chat.model.text_folder.resolve()),
     )
-
-
-def fingerprint(folder: Path) -> str:
-    """A digest of what turns text into ids in a model's folder."""
-    digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        file = folder / name
-        digest.update(name.encode() + (file.read_bytes() if file.exists() else b""))
-    return digest.hexdigest()
 
 
 def state_events(chat: Chat) -> list[dict[str, Any]]:

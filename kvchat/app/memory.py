@@ -28,12 +28,13 @@ class Breakdown:
     total: int
     full: int
     host: int
+    disk: int
 
 
 def breakdown(chat: Chat) -> Breakdown:
     """Measure now."""
     session, engine = chat.session, chat.session.engine
-    device, held = engine.device, session.memory()
+    device, held, archived = engine.device, session.memory(), session.cache.archived()
     segments = list(session.cache.segments())
     document = sum(s.memory().device for layer in chat.document_segments() for s in layer)
     index = sum(segment_index(segment) for segment in segments)
@@ -46,7 +47,7 @@ def breakdown(chat: Chat) -> Breakdown:
     else:
         process = machine.resident()
         workspace, slack = 0, session.cache.slack
-        other = max(process - weights - held.device, 0)
+        other = max(process - weights - held.device - held.host - archived.host, 0)
     return Breakdown(
         device=machine.device_name(device),
         weights=weights,
@@ -62,7 +63,8 @@ def breakdown(chat: Chat) -> Breakdown:
         free=free,
         total=total,
         full=session.full_bytes(),
-        host=held.host,
+        host=held.host + archived.host,
+        disk=held.disk + archived.disk,
     )
 
 
@@ -93,8 +95,9 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
         text.append(f"  {name:<13}{size(count):>11}  {bar}{' ' * bool(bar)}{note}".rstrip())
     if found.full:
         text.append(f"  KV in full would be {size(found.full)} · {saving(kept, found.full)}")
-    if found.host:
-        text.append(f"  KV in host RAM {size(found.host)}")
+    if found.host or found.disk:
+        places = (("device", kept), ("host RAM", found.host), ("disk, mapped", found.disk))
+        text.append("  KV " + " · ".join(f"{place} {size(count)}" for place, count in places))
     return text
 
 

@@ -1,9 +1,22 @@
-"""`kvchat methods`: the table of compression methods, as people read it."""
+"""The compression methods as people read them (`kvchat methods`), and what a plan must know."""
 
 from collections.abc import Iterator
 
+from kvchat.app.plan import Cost
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.spec import default_of, method_class, method_name, options, presets
+from kvchat.engine.methods.base import ASK, REPEAT, Method
+from kvchat.engine.methods.spec import (
+    bits_of,
+    default_of,
+    method_class,
+    method_name,
+    options,
+    presets,
+)
+from kvchat.engine.methods.stage import pools
+from kvchat.engine.sizes import ASKED
+
+TOLD = {REPEAT: 1.0, ASK: ASKED}
 
 
 def table() -> Iterator[str]:
@@ -13,7 +26,8 @@ def table() -> Iterator[str]:
         yield ""
     yield "A method with options is written NAME:key=value,… and a preset NAME@preset."
     yield "bits=8 or bits=4 (--kv-bits) stores what any of them keeps quantised (KIVI,"
-    yield "arXiv 2402.02750)."
+    yield "arXiv 2402.02750). refit=bias or refit=all fits it to what the document's sentences,"
+    yield "put as questions, read from all rows (Attention Matching, arXiv 2602.16284)."
     yield "kvchat methods NAME tells more."
 
 
@@ -35,6 +49,12 @@ def details(name: str) -> Iterator[str]:
             yield f"  {option:<{width}}  {default_of(field)}"
     for preset, values in presets(key).items():
         yield f"{key}@{preset}: " + ", ".join(f"{k}={v}" for k, v in values.items())
+
+
+def cost_of(method: Method) -> Cost:
+    """What a method costs beside its budget."""
+    told = sum(TOLD[kind] for kind in method.needs.kinds)
+    return Cost(bits_of(method), told, pools(method), method.needs.evidence > 0)
 
 
 def _entry(name: str) -> Iterator[str]:

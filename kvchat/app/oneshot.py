@@ -6,13 +6,15 @@ from time import perf_counter
 from typing import Any
 
 from kvchat.app.answering import ask
+from kvchat.app.chat import Chat
 from kvchat.app.interrupt import Interrupt
+from kvchat.app.keeper import Keeper
 from kvchat.app.options import Options
 from kvchat.app.report import report
 from kvchat.app.resume import open_or_resume
 from kvchat.app.screen import Screen, Work
 from kvchat.app.text import unicode
-from kvchat.engine.events import Loading, Progress, Smaller
+from kvchat.engine.events import Loading, Progress, Restored, Smaller
 
 
 def run(options: Options, screen: Screen) -> int:
@@ -24,6 +26,13 @@ def run(options: Options, screen: Screen) -> int:
     if options.jsonl:
         screen.observer = Reporter().see
     chat, keeper = open_or_resume(options, screen, interactive=False)
+    with chat.readings:
+        return answered(chat, keeper, screen)
+
+
+def answered(chat: Chat, keeper: Keeper, screen: Screen) -> int:
+    """Ask every prompt of the options. Returns the exit code."""
+    options = chat.options
     talking = options.last or options.resume or options.session
     for prompt in options.prompts:
         if not talking:
@@ -68,7 +77,7 @@ class Reporter:
         self._begin = perf_counter()
         self._reading = False
 
-    def see(self, event: Work | str) -> None:
+    def see(self, event: Work | Restored | str) -> None:
         """Write down an event; a reading starts with one at 0 %."""
         if isinstance(event, str):
             emit({"event": "warning", "message": event})
@@ -76,6 +85,11 @@ class Reporter:
             emit({"event": "warning", "message": "out of memory", "chunk": event.chunk})
         elif isinstance(event, Loading):
             emit({"event": "load", "done": event.done, "total": event.total})
+        elif isinstance(event, Restored):
+            whole = event.tokens * event.layers
+            self._begin = perf_counter() - event.seconds
+            all_done = Progress(event.layers - 1, event.layers, whole, whole, event.kv_bytes)
+            self._prefill(all_done, whole, event.kv_bytes, cached=event.tokens)
         else:
             if not self._reading:
                 self._reading, self._begin = True, perf_counter()
@@ -83,12 +97,12 @@ class Reporter:
             self._prefill(event, event.done, event.kv_bytes)
             self._reading = event.done < event.total
 
-    def _prefill(self, event: Progress, done: int, kv_bytes: int) -> None:
+    def _prefill(self, event: Progress, done: int, kv_bytes: int, cached: int = 0) -> None:
         emit(
             {
                 "event": "prefill",
                 "total": event.total // event.layers,
-                "cache": 0,
+                "cache": cached,
                 "processed": done // event.layers,
                 "time_ms": round(1000 * (perf_counter() - self._begin)),
                 "layer": event.layer,

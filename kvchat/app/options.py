@@ -28,6 +28,10 @@ class Options:
     method_options: list[str] = field(default_factory=list)
     budget: str | None = None
     tail_budget: int = 0
+    kv_cache: str = "on"  # whether readings are saved and used again
+    kv_cache_dir: str | None = None
+    keep_full: str = ""  # off, host or disk
+    select: str = ""  # document or question
     ctx_size: int | None = None
     prefill_chunk: int | None = None
     max_tokens: int | None = None
@@ -60,6 +64,25 @@ class Options:
     vi: bool = False
     notify: str = "off"
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def foreseen(self) -> list[str]:
+        """Questions that are known before the document is read, and choose what is kept of it."""
+        goes_on = self.last or self.resume or self.session
+        known = self.select == "question" and self.keep_full in ("", "off") and not goes_on
+        return self.prompts if known else []
+
+    @property
+    def full_copy(self) -> str:
+        """Where all rows of the document stay: off, host or disk; choosing by each question as it
+        comes needs it."""
+        asked = self.select == "question" and not self.foreseen
+        return self.keep_full or ("host" if asked else "off")
+
+    @property
+    def by_question(self) -> bool:
+        """Whether every question chooses what is kept."""
+        return self.full_copy != "off" and self.select != "document"
 
     @property
     def machine_readable(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from kvchat.app.text import size
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.sizes import MASS_VALUES, REPLAY, reserve_of
+from kvchat.engine.sizes import EVIDENCE, MASS_VALUES, REPLAY, reserve_of
 from kvchat.errors import KvchatError
 
 # Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
@@ -16,6 +16,21 @@ CONTEXT = 460 * 2**20
 
 # Logits, masses, masks and ranks of one slice of scored rows, each of 4 bytes or more.
 SCORING = 16 * MASS_VALUES
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs beside its budget.
+
+    Kept rows are stored in `bits` bits, or as they are. The document is told `told` times again
+    while it is read; then its layers compete, if they `pool` their budget, and what is kept is
+    `fitted` to queries.
+    """
+
+    bits: int | None = None
+    told: float = 0.0
+    pool: bool = False
+    fitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,24 +72,25 @@ def make_plan(
     limit: int,
     chunk: int,
     cuda: bool = False,
-    bits: int | None = None,
-    replays: bool = False,
+    cost: Cost = Cost(),
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
-    Kept rows are stored in `bits` bits, or as they are. `replays`: the document is told again while
-    it is read, so its hidden states exist twice, and up to twice the budget is kept until the end.
     Raises KvchatError("usage") if the budget cannot hold a row per head.
     """
     per_token = config.kv_values_per_token * itemsize
-    geometry = replace(geometry_of(config, itemsize, tokens), bits=bits)
+    beside = 4 if cost.fitted else 0  # a bias
+    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits, beside=beside)
     layers, rows = config.num_layers, budget.rows(geometry) if tokens else 0
-    step = min(max(chunk, REPLAY) if replays else chunk, max(tokens, 1))
+    step = min(max(chunk, REPLAY) if cost.told else chunk, max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
     kept, hidden = round(rows * geometry.row_bytes) * layers, config.hidden_size * itemsize
-    # at full precision until it is pruned, and never more than everything
-    over = min(2 * rows, geometry.full) * geometry.plain_bytes * layers - kept
+    # the newest layer's rows twice, and all at full precision, until the layers have competed
+    pooled = per_token * tokens // layers + rows * geometry.plain_bytes * layers - kept
+    # queries and what they read, of each layer
+    values = 2 * config.num_heads * config.head_dim + config.num_heads
+    evidence = EVIDENCE * values * itemsize * (layers if cost.pool else 1)
     return Plan(
         weights=config.parameters * itemsize,
         kv_full=per_token * tokens,
@@ -84,7 +100,9 @@ def make_plan(
         workspace=step * wide * max(itemsize, 4) + SCORING,
         tail=per_token * max(limit - tokens, 0),
         base=CONTEXT if cuda else PROCESS,
-        replays=(tokens + REPLAY) * hidden + over if replays else 0,
+        replays=round(cost.told * (tokens + REPLAY)) * hidden
+        + (pooled if cost.pool else 0)
+        + (evidence if cost.fitted else 0),
     )
 
 
@@ -96,16 +114,13 @@ def longest(
     chunk: int,
     free: int,
     cuda: bool,
-    bits: int | None = None,
-    replays: bool = False,
+    cost: Cost = Cost(),
 ) -> int:
     """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
     reserve = reserve_of(limit)
 
     def fits(tokens: int) -> bool:
-        plan = make_plan(
-            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, bits, replays
-        )
+        plan = make_plan(config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, cost)
         return max(plan.reading, plan.chatting) <= free
 
     low, high = 0, limit - reserve
@@ -139,3 +154,21 @@ def require_memory(
         needed=plan.reading,
         free=free,
     )
+
+
+def require_copy(plan: Plan, free: int, beside: bool) -> None:
+    """Raise KvchatError("memory") if a full copy of the KV needs more host memory than is free.
+
+    `beside`: what reading needs is in the same memory.
+    """
+    needed = plan.kv_full + (plan.reading if beside else 0)
+    if needed > free:
+        raise KvchatError(
+            "memory",
+            f"a full copy of the KV takes {size(plan.kv_full)}: {size(needed)} are needed in host "
+            f"memory, {size(free)} are free",
+            "--keep-full disk",
+            "--keep-full off",
+            needed=needed,
+            free=free,
+        )

@@ -12,12 +12,12 @@ from rich.text import Text
 from kvchat.app import config as settings
 from kvchat.app import flags
 from kvchat.app.models import find_model
-from kvchat.app.plan import Plan, longest, make_plan
+from kvchat.app.plan import Cost, Plan, longest, make_plan
 from kvchat.app.text import clean, size
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.config import ModelConfig, read_json
-from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
+from kvchat.engine.sizes import ASKED, CHUNKS, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.errors import KvchatError
 
 SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
@@ -61,7 +61,7 @@ class Frame:
             self.limit,
             self.chunk,
             self.cuda,
-            *stored(spec),
+            cost_of(spec),
         )
 
 
@@ -69,7 +69,8 @@ def run(wanted: Wanted) -> int:
     """Print a line per method and length, or the longest document that fits."""
     frame = settle(wanted)
     budgets = {spec: budget_of(spec, wanted.budget) for spec in wanted.methods}
-    if room := flags.memory("--fit", wanted.fit):
+    if wanted.fit:
+        room = flags.byte_count("--fit", wanted.fit)
         lengths = {
             spec: longest(
                 frame.config,
@@ -79,7 +80,7 @@ def run(wanted: Wanted) -> int:
                 frame.chunk,
                 room,
                 frame.cuda,
-                *stored(spec),
+                cost_of(spec),
             )
             for spec, budget in budgets.items()
         }
@@ -149,9 +150,15 @@ def budget_of(spec: str, given: str | None) -> Budget:
     return Budget.parse(text) if text else DEFAULT_BUDGET
 
 
-def stored(spec: str) -> tuple[int | None, bool]:
-    """Bits of a kept value, and whether the document is told twice. Raises KvchatError."""
-    return bits_of(spec), METHODS[spec.partition(":")[0].partition("@")[0]].replays
+def cost_of(spec: str) -> Cost:
+    """What a method costs beside its budget, read from its spec. Raises KvchatError."""
+    entry = METHODS[spec.partition(":")[0].partition("@")[0]]
+    asks = re.search(r"[:,]\s*tell\s*=\s*ask\b", spec)
+    fitted = bool(re.search(r"[:,]\s*refit\s*=\s*(bias|all)\b", spec))
+    told = ASKED if asks else entry.told
+    if fitted and told != ASKED:
+        told += ASKED
+    return Cost(bits_of(spec), told, entry.pools, fitted)
 
 
 def bits_of(spec: str) -> int | None:

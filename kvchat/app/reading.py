@@ -1,22 +1,24 @@
 """Reads documents into a chat behind a bar: planned before, stoppable in between, and the old
 cache stays until the new one is there."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
 from kvchat.app import machine
 from kvchat.app.ask import choose
-from kvchat.app.book import Book
+from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
 from kvchat.app.interrupt import Interrupt
+from kvchat.app.methods import cost_of
 from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Pause, Screen
-from kvchat.app.text import first_line, seconds, size, sizes
-from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods import METHODS
+from kvchat.app.text import first_line, seconds, size, sizes, unicode
+from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.spec import bits_of, name_of
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.spec import name_of
 from kvchat.errors import KvchatError, is_out_of_memory
 
 R = TypeVar("R")
@@ -52,24 +54,83 @@ def watched(
             work.close()
 
 
+def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
+    """Read the book of a new chat. If the person drops it, the chat has no document."""
+    session, tokens = chat.session, len(chat.book.ids)
+    questions = [unicode(prompt) for prompt in chat.options.foreseen] if chat.book.files else []
+    chat.in_view = " / ".join(questions)
+
+    def run(work: Generator[Progress | Smaller, None, None]) -> None:
+        if interactive:
+            watched(work, screen, "reading", tokens)
+        else:
+            screen.watch(work, "reading", tokens)
+
+    try:
+        with timed(chat.timings, "prefill"):
+            chat.restored = chat.readings.open(
+                session, chat.model, chat.book, chat.method, folds, run, questions
+            )
+    except Dropped:
+        tokenizer = session.dialogue.tokenizer
+        chat.book = compose(tokenizer, (), "", session.limit)
+        chat.method, session.dialogue = Full(), chat.book.dialogue
+        drain(session.open(chat.book.ids, chat.method, folds))
+        screen.tell("document dropped; /file PATH reads another")
+        return
+    except Exception as error:
+        raise out_of_memory(chat, error) from error
+    machine.release(session.engine.device)
+    if chat.book.files:
+        screen.say(reading_line(chat))
+
+
+@contextmanager
+def timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Note the seconds that a block takes."""
+    begin = perf_counter()
+    yield
+    timings[name] = perf_counter() - begin
+
+
 def read_again(
     chat: Chat,
     screen: Screen,
     method: Method | None = None,
     book: Book | None = None,
     questions: Sequence[str] = (),
+    fresh: bool = False,
 ) -> bool:
     """Read document and turns with another method, book or question in view; says what it did.
 
-    False if the person would rather not; everything is then as it was. Raises KvchatError.
+    A saved reading takes the place of the document's, or a full copy that is kept, unless it is to
+    be `fresh`. False if the
+    person would rather not; everything is then as it was. Raises KvchatError.
     """
-    session, method, book = chat.session, method or chat.method, book or chat.book
-    tokens = len(book.ids) + sum(len(turn.ids) for turn in session.turns)
-    require_room(chat, method, len(book.ids))
+    session, method = chat.session, method or chat.method
+    if book is None and not fresh and session.choose(method, *questions):
+        chat.method, chat.in_view = method, questions[0] if questions else ""
+        held, full = chat.document_kept(), chat.document_full()
+        screen.tell(
+            f"chosen again in {seconds(session.select_seconds)}, nothing was read: "
+            f"{name_of(method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
+        )
+        return True
+    book = book or chat.book
+    tokens, found = sum(len(turn.ids) for turn in session.turns), None
+    if not questions and not fresh:
+        found = chat.readings.find(session.engine, chat.model, book, method)
+    if found is None:
+        tokens += len(book.ids)
+        require_room(chat, method, len(book.ids))
     if not agreed(chat, screen, tokens):
         return False
     begin = perf_counter()
-    work = session.use(method, questions, book.ids, book.dialogue)
+    ready = found.cache if found else None
+    archiving = None
+    if found is None:
+        archiving = chat.readings.archiving(session.engine, chat.model, book, method)
+    work = session.use(method, questions, book.ids, book.dialogue, ready, archiving)
     try:
         watched(work, screen, "reading", tokens)
     except Dropped:
@@ -79,8 +140,12 @@ def read_again(
         raise out_of_memory(chat, error) from error
     before = chat.in_view
     chat.method, chat.book, chat.in_view = method, book, questions[0] if questions else ""
+    chat.restored, took = found, perf_counter() - begin
+    chat.readings.kept(archiving)
+    if not questions and not found:
+        chat.readings.save(session, chat.model, book, method, took)
     if book.ids:
-        chat.timings["prefill"] = perf_counter() - begin
+        chat.timings["prefill"] = took
         screen.tell(reading_line(chat, screen.line))
     if before and not questions:
         screen.tell(
@@ -111,8 +176,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
         method.budget,
         chat.session.limit,
         engine.chunk,
-        bits=bits_of(method),
-        replays=METHODS[name_of(method)].replays,
+        cost=cost_of(method),
     )
     # weights and process are there already; the old cache stays until the new one is read
     needed = plan.reading - plan.weights - PROCESS
@@ -146,11 +210,17 @@ def out_of_memory(chat: Chat, error: Exception) -> Exception:
 def reading_line(chat: Chat, width: int = 1000) -> str:
     """`read 27,913 tokens in 6.6 s (4,230 tok/s) · adakv kept 25 % of rows: 0.86 of 3.41 GiB`.
 
-    The plan has named the method, so its name is the first to go from a narrow line.
+    Or when they were read before, and what mapping them saves. The plan has named the method, so
+    its name is the first to go from a narrow line.
     """
     took, tokens = chat.timings["prefill"], len(chat.session.document)
     held, full = chat.document_kept(), chat.document_full()
     kept = f"kept {100 * chat.document_rows():.3g} % of rows: {sizes(held, full)}"
     read = f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s)"
+    if found := chat.restored:
+        read = (
+            f"read before ({found.created:%Y-%m-%d %H:%M}): {tokens:,} tokens mapped in "
+            f"{seconds(found.seconds)}, saves about {seconds(found.read_seconds)}"
+        )
     line = f"{read} · {name_of(chat.method)} {kept}"
     return line if len(line) <= width else f"{read} · {kept}"

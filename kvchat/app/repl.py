@@ -29,17 +29,23 @@ def run(options: Options, screen: Screen) -> int:
     """Open the document and talk until the person leaves. Returns the exit code."""
     with unseen():
         chat, keeper = open_or_resume(options, screen)
-        context = commands.Context(chat, screen, keeper)
-        about = f"Ask about {chat.book.title}." if chat.book.files else "No document: ask anything."
-        screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
-        if chat.session.turns:
-            last = chat.session.turns[-1]
-            screen.say(f"last question: {last.question.splitlines()[0]}")
-        lines = Lines(SlashCompleter(context), options.history, options.vi)
-        try:
-            return talk(context, lines)
-        finally:
-            context.keeper.close()
+        with chat.readings:
+            return begun(commands.Context(chat, screen, keeper))
+
+
+def begun(context: commands.Context) -> int:
+    """Say what there is to ask about, and talk. Returns the exit code."""
+    chat, screen = context.chat, context.screen
+    about = f"Ask about {chat.book.title}." if chat.book.files else "No document: ask anything."
+    screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
+    if chat.session.turns:
+        last = chat.session.turns[-1]
+        screen.say(f"last question: {last.question.splitlines()[0]}")
+    lines = Lines(SlashCompleter(context), chat.options.history, chat.options.vi)
+    try:
+        return talk(context, lines)
+    finally:
+        context.keeper.close()
 
 
 def talk(context: commands.Context, lines: Lines) -> int:
@@ -50,6 +56,7 @@ def talk(context: commands.Context, lines: Lines) -> int:
             if calm.asked() and monotonic() - pressed < AGAIN_SECONDS:
                 raise KeyboardInterrupt  # between two prompts
             calm.forget()
+            context.chat.readings.tell()
             lines.sent = 0.0
             try:
                 with calm.idle(lambda: lines.sent > 0):

@@ -16,11 +16,12 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
     """The object of one answer."""
     session, timings = chat.session, chat.timings
     document = len(session.document)
-    memory = session.memory()
+    memory, archived = session.memory(), session.cache.archived()
+    chosen = session.question_seconds
     kept = sum(sum(s.lengths) for s in session.cache.segments())
     config = session.engine.config
     rows = document * config.num_kv_heads * config.num_layers
-    prefill = timings["prefill"]
+    prefill = 0.0 if chat.restored else timings["prefill"]
     device = session.engine.device
     before = sum(len(turn.ids) for turn in session.turns[:-1])
     return {
@@ -31,15 +32,16 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
         "usage": {
             "document_tokens": document,
             "prompt_tokens": document + before + done.prompt_tokens,
-            "cached_tokens": before,
+            "cached_tokens": before + (document if chat.restored else 0),
             "completion_tokens": done.completion_tokens,
         },
         "timings": {
             "load_ms": round(1000 * timings["load"]),
             "tokenize_ms": round(1000 * timings["tokenize"]),
             "prefill_ms": round(1000 * prefill),
+            "restore_ms": round(1000 * chat.restored.seconds) if chat.restored else 0,
             "prefill_per_second": round(document / prefill, 1) if prefill and document else 0.0,
-            "select_ms": round(1000 * session.select_seconds),
+            "select_ms": round(1000 * (session.select_seconds if chosen is None else chosen)),
             "ttft_ms": round(1000 * done.ttft),
             "decode_ms": round(1000 * done.decode_seconds),
             "decode_per_second": round(done.tokens_per_second, 1),
@@ -51,10 +53,10 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "kept_fraction": round(kept / rows, 6) if rows else 1.0,
             "bytes": memory.device,
             "full_bytes": session.full_bytes(),
-            "host_bytes": memory.host,
-            "disk_bytes": memory.disk,
-            "select": "question" if chat.in_view else "document",
-            "keep_full": "off",
+            "host_bytes": memory.host + archived.host,
+            "disk_bytes": memory.disk + archived.disk,
+            "select": "question" if chat.in_view or chosen is not None else "document",
+            "keep_full": chat.readings.full_copy,
         },
         "memory": {
             "weights_bytes": session.engine.weights_bytes,

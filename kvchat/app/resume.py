@@ -8,16 +8,18 @@ from kvchat.app import documents, saved
 from kvchat.app.ask import choose
 from kvchat.app.book import compose
 from kvchat.app.chat import Chat
-from kvchat.app.keeper import Keeper, fingerprint, turn_of
+from kvchat.app.keeper import Keeper, turn_of
 from kvchat.app.options import Options
-from kvchat.app.reading import Dropped, watched
+from kvchat.app.reading import Dropped, timed, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import KEYS
 from kvchat.app.sources import SAVED, open_document
-from kvchat.app.start import chosen_method, open_chat, timed
+from kvchat.app.start import chosen_method, open_chat
 from kvchat.app.text import clean, counted, first_line
 from kvchat.engine.methods.full import Full
-from kvchat.engine.session import Session, Turn
+from kvchat.engine.session import Session
+from kvchat.engine.store.identity import tokenizer_digest
+from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 
 ORIGIN = "saved chat"
@@ -95,7 +97,7 @@ def by_flag(options: Options) -> set[str]:
 
 def same_tokens(chat: Chat, found: saved.Saved) -> None:
     """Raise KvchatError("session") if the saved ids belong to another tokenizer."""
-    if fingerprint(chat.model.text_folder.resolve()) != found.chat.get("tokenizer"):
+    if tokenizer_digest(chat.model.text_folder.resolve()) != found.chat.get("tokenizer"):
         folder = clean(str(found.chat.get("folder")))
         raise KvchatError(
             "session",
@@ -154,10 +156,18 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
         tokenizer, engine = chat.session.dialogue.tokenizer, chat.session.engine
         book = compose(tokenizer, files, options.system, chat.session.limit, options.overflow)
         ends, limit = tuple(chat.session.ends), chat.session.limit
-        session = Session(engine, book.dialogue, ends, limit, chat.session.tail_budget)
-        work = session.open(book.ids, method, chat.session.method)
+        folds, by_question = chat.session.tail_budget, chat.session.by_question
+        session = Session(engine, book.dialogue, ends, limit, folds, by_question)
+        tokens = len(book.ids)
         with timed(chat.timings, "prefill"):
-            watched(work, screen, "reading", len(book.ids))
+            before = chat.readings.open(
+                session,
+                chat.model,
+                book,
+                method,
+                chat.session.method,
+                lambda work: watched(work, screen, "reading", tokens),
+            )
         recall(session, [turn_of(event) for event in found.turns], screen)
     except BaseException:
         keeper.close()
@@ -169,6 +179,6 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
             value = tuple(value) if isinstance(value, list) else value
             settings = settings.changed(key, value, ORIGIN)
     chat.options, chat.session, chat.method, chat.book = options, session, method, book
-    chat.settings, chat.in_view, chat.last = settings, "", None
+    chat.settings, chat.in_view, chat.last, chat.restored = settings, "", None, before
     say_chosen(found, screen)
     return keeper

@@ -62,7 +62,7 @@ class Screen:
         self._notice = NOTICES[notify] if self.live else ""
         self._fallback = ("", 0.0)
         self.warnings: list[str] = []
-        self.observer: Callable[[Work | str], object] = lambda event: None
+        self.observer: Callable[[Work | events.Restored | str], object] = lambda event: None
 
     @property
     def width(self) -> int:

@@ -1,9 +1,7 @@
 """From options to an open chat: find, check and plan before anything large is loaded."""
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 
@@ -14,22 +12,25 @@ from kvchat.app.chat import Chat
 from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.lettering import load_tokenizer, with_text
+from kvchat.app.library import folder as readings_folder
+from kvchat.app.methods import cost_of
 from kvchat.app.models import DEMO, Model, find_model, local_models
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
-from kvchat.app.reading import Dropped, out_of_memory, reading_line, watched
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_copy, require_memory
+from kvchat.app.reading import read_first, timed
+from kvchat.app.readings import Readings
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
 from kvchat.app.sources import read_documents
 from kvchat.app.text import size, unicode
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
-from kvchat.engine.events import Loading, drain
+from kvchat.engine.events import Loading
 from kvchat.engine.fold import folding
-from kvchat.engine.methods import DEFAULT, METHODS
+from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import bits_of, name_of, parse_method
+from kvchat.engine.methods.spec import name_of, parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, reserve_of
@@ -73,22 +74,30 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup.method.budget,
         setup.limit,
         setup.chunk,
-        bits=bits_of(setup.method),
-        replays=METHODS[name_of(setup.method)].replays,
+        cost=cost_of(setup.method),
     )
     free = machine.free(setup.device, options.mem_limit)
     introduce(setup, book, plan, free, screen)
     where = machine.place(setup.device, options.mem_limit)
     require_memory(plan, free, where, name_of(setup.method), lambda: fitting(setup, free))
 
+    if options.full_copy != "off" and book.files:
+        plan_copy(setup, plan, screen)
+    if (options.by_question or options.foreseen) and not setup.method.needs.queries:
+        screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
+
     process.interruptible()
     with timed(timings, "load"):
         engine = screen.watch(loading, "loading")
     engine.chunk = setup.chunk
-    session = Session(engine, book.dialogue, setup.ends, setup.limit, options.tail_budget)
+    session = Session(
+        engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
+    )
     # a system text alone is not worth a choice
     method = setup.method if files else Full()
-    chat = Chat(options, setup.model, session, method, setup.settings, book, timings)
+    root = readings_folder(options.kv_cache_dir)
+    readings = Readings(screen, options.kv_cache, root, options.full_copy)
+    chat = Chat(options, setup.model, session, method, setup.settings, book, readings, timings)
     read_first(chat, screen, interactive, setup.method)
     return chat
 
@@ -98,6 +107,21 @@ def settle(options: Options, screen: Screen) -> Setup:
     if options.threads:
         torch.set_num_threads(options.threads)
     method = chosen_method(options)
+    if options.full_copy == "disk" and options.kv_cache != "on":
+        raise KvchatError(
+            "usage",
+            f"a full copy on disk is a saved reading, and --kv-cache is {options.kv_cache}",
+            "--kv-cache on",
+            "--keep-full host",
+        )
+    if options.select == "question" and options.full_copy == "off" and not options.foreseen:
+        raise KvchatError(
+            "usage",
+            "--select question chooses from a full copy for every question, and --keep-full is off",
+            "--keep-full host",
+            "-p QUESTION  (known before the document is read)",
+            "/reread QUESTION  (reads it again)",
+        )
     if options.tail_budget:
         folding(method, options.tail_budget)  # refused now if it cannot fold
     model = with_text(find_model(options.model, load_config().models, options.revision), options)
@@ -194,44 +218,23 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
 
 
+def plan_copy(setup: Setup, plan: Plan, screen: Screen) -> None:
+    """What a full copy of the KV takes beside the plan. Raises KvchatError("memory")."""
+    where, method = setup.options.full_copy, setup.method
+    if isinstance(method, Full):
+        screen.warn("full keeps every row: a full copy has nothing to add")
+        return
+    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
+    if where == "host":
+        free = machine.free(torch.device("cpu"))
+        require_copy(plan, free, setup.device.type == "cpu")
+
+
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
     cuda = setup.device.type == "cuda"
-    budget, bits = setup.method.budget, bits_of(setup.method)
-    itemsize, limit = setup.dtype.itemsize, setup.limit
-    return longest(setup.config, itemsize, budget, limit, setup.chunk, free, cuda, bits)
-
-
-def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
-    """Read the book of a new chat. If the person drops it, the chat has no document."""
-    session, ids = chat.session, chat.book.ids
-    work = session.open(ids, chat.method, folds)
-    try:
-        with timed(chat.timings, "prefill"):
-            if interactive:
-                watched(work, screen, "reading", len(ids))
-            else:
-                screen.watch(work, "reading", len(ids))
-    except Dropped:
-        tokenizer = session.dialogue.tokenizer
-        chat.book = compose(tokenizer, (), "", session.limit)
-        chat.method, session.dialogue = Full(), chat.book.dialogue
-        drain(session.open(chat.book.ids, chat.method, folds))
-        screen.tell("document dropped; /file PATH reads another")
-        return
-    except Exception as error:
-        raise out_of_memory(chat, error) from error
-    machine.release(session.engine.device)
-    if chat.book.files:
-        screen.say(reading_line(chat, screen.line))
-
-
-@contextmanager
-def timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    """Note the seconds that a block takes."""
-    begin = perf_counter()
-    yield
-    timings[name] = perf_counter() - begin
+    itemsize, budget, cost = setup.dtype.itemsize, setup.method.budget, cost_of(setup.method)
+    return longest(setup.config, itemsize, budget, setup.limit, setup.chunk, free, cuda, cost)
 
 
 def longer_windows(needed: int) -> list[str]:

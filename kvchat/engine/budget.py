@@ -26,7 +26,7 @@ class Geometry:
     """What a budget is shared out over: the rows of a document and the bytes of storing one.
 
     `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model; rows are
-    stored in `bits` bits, or as the model has them.
+    stored in `bits` bits, or as the model has them, each with `beside` bytes of something else.
     """
 
     tokens: int
@@ -35,6 +35,7 @@ class Geometry:
     dim: int
     itemsize: int
     bits: int | None = None
+    beside: int = 0
 
     @property
     def full(self) -> int:
@@ -44,7 +45,7 @@ class Geometry:
     @property
     def plain_bytes(self) -> int:
         """Key, value and int32 position of a row as the model has it."""
-        return 2 * self.dim * self.itemsize + 4
+        return 2 * self.dim * self.itemsize + 4 + self.beside
 
     @property
     def row_bytes(self) -> float:
@@ -56,7 +57,7 @@ class Geometry:
         if self.bits is None:
             return self.plain_bytes
         scales = self.dim / GROUP + self.dim / gcd(self.dim, GROUP)
-        return 2 * self.dim * self.bits / 8 + 4 * scales + 4
+        return 2 * self.dim * self.bits / 8 + 4 * scales + 4 + self.beside
 
     @property
     def layer_bytes(self) -> int:

@@ -2,12 +2,8 @@
 once and every turn is spliced in as ids. Knows text and ids, no model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
-from kvchat.engine.replay import Replay
-from kvchat.engine.sizes import REPLAY
 from kvchat.engine.tokenizer import Tokenizer
 
 # Private-use characters: no tokenizer merges across them and no template looks for them.
@@ -62,25 +58,13 @@ class Dialogue:
         """A later turn: from the answer's end to where the next answer begins."""
         return self._turn(self.form.between, question)
 
-    def replays(self, document: Sequence[int]) -> list[Replay]:
-        """Replays of a document's ids: each repeats a part of it, after an instruction to.
+    def exchange(self, question: str, answer: str) -> list[int]:
+        """A first turn that is over but for its end: the question, and the answer after it."""
+        return self._turn(self.form.opening, question, answer)
 
-        What stands before the document's text is not repeated.
-        """
-        frame = self.document("")
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(frame, document, strict=False))
-        first, found = sum(1 for _ in pairs), []
-        for start in range(first, len(document), REPLAY):
-            end = min(start + REPLAY, len(document))
-            asked = "Repeat the previous context exactly."
-            if start > first:
-                lead = self.tokenizer.decode(document[start - 8 : start])
-                asked = f"Repeat the part of the previous context that begins with: {lead}"
-            found.append(Replay([*self.first(asked), *document[start:end]], start, end))
-        return found
-
-    def _turn(self, before: str, question: str) -> list[int]:
-        pieces = [(before, True), (question, False), (self.form.header, True)]
+    def _turn(self, before: str, question: str, answer: str = "") -> list[int]:
+        header = (self.form.header, True)
+        pieces = [(before, True), (question, False), header, (answer, False)]
         return self.tokenizer.encode(pieces, continues=True)
 
 

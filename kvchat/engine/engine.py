@@ -8,7 +8,10 @@ from torch import Tensor
 
 from kvchat.engine import fold as folding
 from kvchat.engine import prefill as reading
+from kvchat.engine import selection
+from kvchat.engine.archiving import Archiving
 from kvchat.engine.attention import backend
+from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
@@ -80,12 +83,13 @@ class Engine:
         compressions: Sequence[Compression],
         probes: Sequence[Sequence[int]] = (),
         replays: Sequence[Replay] = (),
+        archiving: Archiving | None = None,
     ) -> Generator[Progress | Smaller, None, Reading]:
         """Read `ids` once into one cache per compression; see `prefill.prefill`."""
         assert ids, "an empty document has nothing to read"
         return (
             yield from reading.prefill(
-                self.model, ids, compressions, self.backend, self.chunk, probes, replays
+                self.model, ids, compressions, self.backend, self.chunk, probes, replays, archiving
             )
         )
 
@@ -96,6 +100,38 @@ class Engine:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
         x = yield from reading.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]
+
+    @torch.inference_mode()
+    def extend_choosing(
+        self, cache: KVCache, ids: Sequence[int], method: Method
+    ) -> Generator[Progress | Smaller, None, tuple[Tensor, float]]:
+        """Append a question's `ids` and keep what it needs, from the cache's archive.
+
+        The generator's value are the last logits `[vocab]` and the seconds that choosing took; see
+        `selection.extend_choosing`.
+        """
+        steps = selection.extend_choosing(self.model, cache, ids, self.chunk, method)
+        x, seconds = yield from steps
+        return self.model.logits(x[-1:])[0], seconds
+
+    @torch.inference_mode()
+    def chosen(self, archives: Sequence[Archive], method: Method) -> KVCache | None:
+        """The cache of a document whose archives are there, as a reading would have left it.
+
+        None if they do not hold what the method wants to be shown.
+        """
+        cache = self.empty_cache()
+        for layer, archive in zip(cache.layers, archives, strict=True):
+            layer.archive = archive
+        if not selection.can_choose(cache, method):
+            return None
+        selection.choose(self.model, cache, method)
+        return cache
+
+    @torch.inference_mode()
+    def choose(self, cache: KVCache, method: Method) -> float:
+        """Choose again what is kept, from the cache's archive; see `selection.choose`."""
+        return selection.choose(self.model, cache, method)
 
     @torch.inference_mode()
     def fold(self, cache: KVCache, method: Method, since: int, end: int) -> None:

@@ -29,6 +29,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Restored:
+    """A document that was read before was mapped in `seconds`, with so many KV bytes."""
+
+    tokens: int
+    layers: int
+    kv_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Smaller:
     """Memory ran out at a chunk of a reading: it goes on with chunks of `chunk` tokens."""
 

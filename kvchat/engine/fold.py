@@ -15,8 +15,8 @@ from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods.base import Method, Needs, Prefilled
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.quantized import Quantized
 from kvchat.engine.methods.spec import name_of, with_budget
+from kvchat.engine.methods.stage import plain
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block
 from kvchat.engine.observation import Observation, moments
@@ -43,15 +43,15 @@ def folding(method: Method, budget: int) -> Method:
     Half of them are the live tail's, half the folded turns'. The folded rows keep the model's
     precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
     """
-    plain = method.method if isinstance(method, Quantized) else method
-    if isinstance(plain, Full):
+    bare = plain(method)
+    if isinstance(bare, Full):
         raise KvchatError(
             "usage",
             "full keeps every row, so --tail-budget has nothing to fold turns with",
             "--method adakv",
             "no --tail-budget",
         )
-    folded = with_budget(plain, Budget(rows_per_head=max(1, budget // 2)))
+    folded = with_budget(bare, Budget(rows_per_head=max(1, budget // 2)))
     try:  # what the budget cannot hold shows on a conversation of any length
         folded.rows(Geometry(tokens=2**20, heads=1, layers=1, dim=2, itemsize=2))
     except KvchatError as error:

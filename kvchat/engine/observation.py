@@ -36,6 +36,30 @@ class Observation:
         # [H*G, D, D], both float64
         self.sums: tuple[int, Tensor, Tensor] | None = None
 
+    @classmethod
+    def of(cls, needs: Needs, tensors: dict[str, Tensor], device: torch.device) -> "Observation":
+        """What an observation whose `tensors()` these are has gathered of a document."""
+        found, there = cls(needs), {name: t.to(device) for name, t in tensors.items()}
+        if "queries" in there:
+            found.queries, found.lses = [there["queries"]], [there["lse"].float()]
+        if "mass" in there:
+            found.mass = there["mass"].float()
+        if "count" in there:
+            found.sums = int(there["count"]), there["sum"], there["square"]
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was gathered of a document, by name."""
+        found: dict[str, Tensor] = {}
+        if self.queries:
+            found |= {"queries": self.queries[0], "lse": self.lses[0].double()}
+        if self.mass is not None:
+            found["mass"] = self.mass.double()
+        if self.sums is not None:
+            count, total, square = self.sums
+            found |= {"count": torch.tensor(count), "sum": total, "square": square}
+        return found
+
     def see(
         self, q: Tensor, lse: Tensor, layer: LayerCache, scale: float, cos: Tensor, sin: Tensor
     ) -> None:

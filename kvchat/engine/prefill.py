@@ -3,24 +3,29 @@ and methods meet. Knows no text.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import ceil
 from operator import or_
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from kvchat.engine.archiving import Archiving, recorded
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.budget import Geometry
+from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs, Prefilled, Prunes
+from kvchat.engine.methods.base import Method, Needs, Prefilled, Retold
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments
-from kvchat.engine.replay import Replay, ReplayScores, bare_replays, gathered
+from kvchat.engine.pooling import Pool
+from kvchat.engine.replay import Replay, Retelling, bare_replays
 from kvchat.errors import is_out_of_memory
 
 
@@ -57,8 +62,8 @@ def step(block: Block, layer: LayerCache, x: Tensor, rotation: Rotation) -> Tens
     scale = q.shape[-1] ** -0.5
     layer.append(k, v)
     o, lse = layer.attend(q, scale)
-    if layer.observer is not None:
-        layer.observer.see(q, lse, layer, scale, *rotation)
+    for observer in layer.observers:
+        observer.see(q, lse, layer, scale, *rotation)
     return block.finish(x, o)
 
 
@@ -92,29 +97,33 @@ def walk(
     while a < len(x):
         b = min(a + pace.chunk, len(x))
         rows = layer.tail.length
-        observed = vars(layer.observer).copy() if layer.observer is not None else {}
+        observed = [vars(observer).copy() for observer in layer.observers]
         try:
             x[a:b] = step(block, layer, x[a:b], rotation(a, b))
         except Exception as error:
             smaller = pace.slow(error)
         else:
-            del observed  # or it would stay alive beside its successor
+            observed.clear()  # or it would stay alive beside its successor
             yield b - a
             a = b
             continue
         # outside of the handler, so that the failed chunk's tensors are free
         layer.tail.truncate(rows)
-        if layer.observer is not None:
-            vars(layer.observer).update(observed)
+        for observer, before in zip(layer.observers, observed, strict=True):
+            vars(observer).update(before)
         if x.is_cuda:
             torch.cuda.empty_cache()
         yield smaller
 
 
 def extend(
-    model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int
+    model: CausalLM,
+    cache: KVCache,
+    ids: Sequence[int],
+    chunk: int,
+    around: Callable[[int, Block, LayerCache], AbstractContextManager] = lambda *_: nullcontext(),
 ) -> Generator[Progress | Smaller, None, Tensor]:
-    """Append `ids` to the cache's tail, layer by layer.
+    """Append `ids` to the cache's tail, layer by layer, each inside of its `around`.
 
     The generator's value is their final hidden states `[T, hidden]`. If the consumer stops in
     between, the cache is as it was before.
@@ -125,12 +134,13 @@ def extend(
     pace, done = Pace(chunk), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
-            for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), pace):
-                if isinstance(item, Smaller):
-                    yield item
-                    continue
-                done += item
-                yield Progress(number, len(cache.layers), done, total, 0)
+            with around(number, block, layer):
+                for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), pace):
+                    if isinstance(item, Smaller):
+                        yield item
+                        continue
+                    done += item
+                    yield Progress(number, len(cache.layers), done, total, 0)
     except BaseException:
         for layer in cache.layers:
             layer.tail.truncate(before - layer.tail.start)
@@ -147,6 +157,7 @@ def prefill(
     chunk: int,
     probes: Sequence[Sequence[int]] = (),
     replays: Sequence[Replay] = (),
+    archiving: Archiving | None = None,
 ) -> Generator[Progress | Smaller, None, Reading]:
     """Read `ids` into one new cache per compression; the generator's value is a `Reading`.
 
@@ -155,7 +166,8 @@ def prefill(
     Alive at any time: the weights, the hidden states `[T, hidden]` once, one layer's dense K/V,
     and what is kept. Probes are token lists that follow the document, each by itself: they walk
     the layers beside it, are observed, and leave no trace. So do replays, for methods that need
-    them (without any given, the bare text is repeated); they count as tokens to read.
+    them (without any given, the bare text is repeated); they count as tokens to read. `archiving`
+    is given all rows of every layer.
     Raises KvchatError("usage") before anything is read if a budget cannot be met.
     """
     config, device = model.config, _device(model)
@@ -167,9 +179,11 @@ def prefill(
     asked = reduce(or_, (c.method.needs for c in compressions), Needs())
     x = model.embed(torch.tensor(ids, device=device))  # [T, hidden]
     asides = [model.embed(torch.tensor(probe, device=device)) for probe in probes]
-    told = (replays or bare_replays(ids)) if asked.replay else ()
+    told = (replays or bare_replays(ids, asked.kinds)) if asked.kinds else ()
     repeats = [model.embed(torch.tensor(replay.ids, device=device)) for replay in told]
-    total = layers * (tokens + sum(map(len, repeats)))
+    told_tokens = sum(map(len, repeats))
+    every = ceil(told_tokens / asked.evidence) if asked.evidence else 0
+    total = layers * (tokens + told_tokens)
     caches = [
         KVCache.empty(layers, config.num_kv_heads, config.head_dim, x.dtype, device, backend)
         for _ in compressions
@@ -177,10 +191,12 @@ def prefill(
     # the document's last queries matter to those only who do not score with a probe's
     window = max((c.method.needs.queries for c in compressions if not c.probes), default=0)
     own = replace(asked, queries=window)
+    if archiving is not None:
+        own |= archiving.needs
     coming = rotation_at(model, tokens, asked.future)
-    room = tokens + max((len(aside) for aside in [*asides, *repeats]), default=0)
+    room = tokens + max(map(len, asides), default=0)
     pace = Pace(chunk)
-    worth: list[list[Tensor]] = [[] for _ in compressions]  # of rows that are pruned at the end
+    pools = [Pool(c.method, k.layers, geometry) for c, k in zip(compressions, caches, strict=True)]
     kept = done = 0
     select = 0.0
     for number, block in enumerate(model.blocks):
@@ -201,50 +217,43 @@ def prefill(
             observed.append(layer.observer)
             aside[:] = step(block, layer, aside, rotation_at(model, tokens, len(aside)))
             tail.truncate(tokens)
-        scored = []
+        retelling = Retelling(asked, tail, backend, every)
         for replay, repeat in zip(told, repeats, strict=True):
-            sizes = block.input_layernorm(repeat).float().norm(dim=-1)
-            output = block.output if asked.replay_change else None
-            layer.observer = ReplayScores(replay, sizes, output)
-            scored.append(layer.observer)
-            repeat[:] = step(block, layer, repeat, rotation_at(model, tokens, len(repeat)))
-            tail.truncate(tokens)
+            rotation = _places(model, tokens, replay)
+            repeat[:] = retelling.tell(block, repeat, rotation, replay)
             done += len(repeat)
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)
         begin = perf_counter()
-        for which, (cache, compression) in enumerate(zip(caches, compressions, strict=True)):
+        retold = retelling.retold()
+        for pool, compression in zip(pools, compressions, strict=True):
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
-            prefilled = _prefilled(tail, recent, probed, needs, coming, block, (number, layers))
-            if needs.replay:
-                mass, change = gathered(scored, *prefilled.shape)
-                prefilled = replace(prefilled, replay_mass=mass, replay_change=change)
-            segment = compression.method.compress(prefilled)
-            if isinstance(compression.method, Prunes) and compression.method.over > 1:
-                worth[which].append(compression.method.worth(prefilled, segment))
-            cache.layers[number].adopt(segment)
-            kept += segment.memory().device
-            del prefilled
+            place = number, layers
+            pool.take(prefilled(tail, recent, probed, retold, needs, coming, block, place))
+        kept = sum(s.memory().device for cache in caches for s in cache.segments())
         select += perf_counter() - begin
-        del tail, layer  # this layer's dense K/V is free before anyone looks
+        if archiving is not None:
+            archiving.keep(number, tail.keys, tail.values, recorded(recent.tensors(), retold))
+        del tail, layer, retelling, retold  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, total, kept)
     begin = perf_counter()
-    for cache, compression, scores in zip(caches, compressions, worth, strict=True):
+    for cache, pool in zip(caches, pools, strict=True):
         cache.position = tokens
-        if scores and isinstance(compression.method, Prunes):
-            segments = [segment for layer in cache.layers for segment in layer.segments]
-            pruned = compression.method.prune(segments, scores, geometry)
-            for layer, segment in zip(cache.layers, pruned, strict=True):
-                layer.segments = [segment]
+        pool.finish()
     select += perf_counter() - begin
+    if archiving is not None:
+        for cache in caches:
+            for layer, archive in zip(cache.layers, archiving.archives(), strict=False):
+                layer.archive = archive
     return Reading(caches, model.logits(x[-1:])[0], select)
 
 
-def _prefilled(
-    tail: Tail,
+def prefilled(
+    tail: Tail | Exact,
     document: Observation,
     probes: list[Observation],
+    retold: Retold,
     needs: Needs,
     coming: Rotation,
     block: Block,
@@ -270,8 +279,15 @@ def _prefilled(
         num_layers=place[1],
         column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
         moments=moments([document, *probes], coming, needs.future) if needs.future else None,
+        retold=retold,
         output=block.output,
     )
+
+
+def _places(model: CausalLM, tokens: int, replay: Replay) -> Rotation:
+    """The rotation of a replay's lists: each of them follows `tokens` tokens."""
+    places = [torch.arange(tokens, tokens + length) for length in replay.lengths]
+    return model.rotation(torch.cat(places).to(_device(model)))
 
 
 def _device(model: CausalLM) -> torch.device:

@@ -1,4 +1,4 @@
-"""Replays: the document is told to the model again, and what it looks at while repeating is scored.
+"""Replays: the document is told to the model again, and what it looks at meanwhile is scored.
 
 KVzip (arXiv 2505.23416): rows that are needed to reconstruct the text are needed for any question.
 Here a replay walks the layers beside the document, so only one layer's keys are ever alive.
@@ -6,79 +6,195 @@ Here a replay walks the layers beside the document, so only one layer's keys are
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine import ops
+from kvchat.engine.attention.rows import Backend
+from kvchat.engine.cache.tail import Tail
+from kvchat.engine.methods.base import ASK, Evidence, Needs, Retold, Telling
+from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.sizes import REPLAY
 
-SINKS = 4  # first rows that a replay may look at beside its own chunk
+SINKS = 4  # first rows that a replay may look at beside its own part
 LOGITS = 2**22  # attention values alive at once
 
 
 @dataclass(frozen=True)
 class Replay:
-    """An instruction to repeat, and the document's tokens `start` to `end` that it repeats."""
+    """Token lists that follow the document, each by itself, about its tokens `start` to `end`.
 
-    ids: Sequence[int]
-    start: int
-    end: int
-
-
-def bare_replays(ids: Sequence[int]) -> list[Replay]:
-    """The text itself, repeated without an instruction, `REPLAY` tokens at a time."""
-    starts = range(0, len(ids), REPLAY)
-    return [Replay(ids[a : a + REPLAY], a, min(a + REPLAY, len(ids))) for a in starts]
-
-
-class ReplayScores:
-    """Scores the rows that a replay repeats, in one layer, while the replay attends to it.
-
-    The softmax is over the first `SINKS` rows, the replay's own chunk of the document and the
-    replay itself; a row's score is the most that any query of the replay gives it. `sizes [t]` are
-    the norms of the attention block's inputs, `output [H*G, D, hidden]` the output projection: with
-    them also the scores of KVzip+, attention times the projected value's norm over the input's.
+    `kind` is what a method's `needs` call it. `structural` are those of the document's tokens that
+    only structure the text.
     """
 
-    def __init__(self, replay: Replay, sizes: Tensor, output: Tensor | None):
-        self.replay = replay
-        self.sizes = sizes
-        self.output = output
-        self.mass: Tensor | None = None  # [H, end - start]
-        self.change: Tensor | None = None  # of KVzip+
+    kind: str
+    texts: tuple[Sequence[int], ...]
+    start: int
+    end: int
+    structural: Sequence[int] = ()
 
-    def see(
-        self, q: Tensor, lse: Tensor, layer: LayerCache, scale: float, cos: Tensor, sin: Tensor
-    ) -> None:
-        """Take in the whole replay at once; see `Observer.see`."""
-        keys, values = layer.tail.keys, layer.tail.values
-        heads, rows, _ = keys.shape
-        start, end, document = self.replay.start, self.replay.end, rows - len(q)
-        sinks = min(SINKS, start)
-        columns = [*range(sinks), *range(start, end), *range(document, rows)]
-        chosen = torch.tensor(columns, device=q.device)
-        own = slice(sinks, sinks + end - start)
-        grouped = q.view(len(q), heads, -1, q.shape[-1]).transpose(0, 1)  # [H, t, G, D]
-        norms = None
-        if self.output is not None:
-            norms = _norms(values[:, start:end], self.output)  # [H, G, n]
-        best = torch.zeros(2, heads, end - start, device=q.device)
-        step = max(1, LOGITS // (grouped.shape[2] * len(columns)))
-        for head in range(heads):
-            sub = keys[head, chosen].float()
-            for a in range(0, len(q), step):
-                part = grouped[head, a : a + step].float()  # [s, G, D]
-                logits = torch.einsum("sgd,nd->sgn", part, sub) * scale
-                at = torch.arange(a, a + len(part), device=q.device)
-                later = torch.arange(len(columns), device=q.device) - own.stop > at[:, None]
-                mass = logits.masked_fill(later[:, None], float("-inf")).softmax(-1)[..., own]
-                best[0, head] = torch.maximum(best[0, head], mass.amax(dim=(0, 1)))
-                if norms is not None:
-                    mass = mass * norms[head] / self.sizes[a : a + len(part), None, None]
-                    best[1, head] = torch.maximum(best[1, head], mass.amax(dim=(0, 1)))
-        self.mass = best[0]
-        self.change = best[1] if norms is not None else None
+    @property
+    def ids(self) -> list[int]:
+        """All lists, one after the other."""
+        return [i for text in self.texts for i in text]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each list."""
+        return [len(text) for text in self.texts]
+
+
+def bare_replays(ids: Sequence[int], kinds: frozenset[str]) -> list[Replay]:
+    """The text itself for every kind, without a word around it, `REPLAY` tokens at a time."""
+    starts = range(0, len(ids), REPLAY)
+    return [
+        Replay(kind, (ids[a : a + REPLAY],), a, min(a + REPLAY, len(ids)))
+        for kind in sorted(kinds)
+        for a in starts
+    ]
+
+
+class Retelling:
+    """What a layer's replays show: scores of the document's rows, and what queries read.
+
+    Scores are those that `needs` names. A row's score is the most that any query of a replay about
+    it gives it: its attention (`mass`), that times the norm of the projected value (`value`), and
+    that over the norm of the attention block's input (`change`, KVzip+). The softmax is over the
+    first `SINKS` rows, the part of the document that the replay is about, and what the query sees
+    of its own list.
+    """
+
+    def __init__(self, needs: Needs, tail: Tail, backend: Backend, every: int):
+        """Of every how many queries one is kept as evidence; 0 for none."""
+        self.needs = needs
+        self.tail = tail
+        self.backend = backend
+        self.every = every
+        self.tables: dict[Telling, Tensor] = {}  # [H, T]
+        self.queries: list[Tensor] = []
+        self.structural = torch.zeros(tail.length, dtype=torch.bool, device=tail.k.device)
+
+    def tell(self, block: Block, x: Tensor, rotation: Rotation, replay: Replay) -> Tensor:
+        """Run the hidden states `x [t, hidden]` of a replay through a layer, and look at it.
+
+        `rotation` is that of their positions. Nothing is left in the cache.
+        """
+        q, k, v = block.project(x, rotation)
+        scale = q.shape[-1] ** -0.5
+        own = squares(self.backend, q, k, v, replay.lengths, scale)
+        o, _ = ops.combine([self.backend.attend(q, self.tail.rows, scale), own])
+        self.structural[list(replay.structural)] = True
+        if self.every and replay.kind == ASK:
+            self.queries.append(q[:: self.every].clone())
+        weighings = {how for kind, how in self.needs.tellings if kind == replay.kind}
+        if weighings:
+            sizes = block.input_layernorm(x).float().norm(dim=-1)
+            output = block.output if weighings != {"mass"} else None
+            found = scores(self.tail, q, own[1], replay, weighings, scale, sizes, output)
+            for how, part in found.items():
+                table = self._table((replay.kind, how))[:, replay.start : replay.end]
+                torch.maximum(table, part, out=table)
+        return block.finish(x, o)
+
+    def retold(self) -> Retold:
+        """What all replays that were told have shown."""
+        scores = {
+            telling: table.masked_fill(table < 0, float("inf"))
+            for telling, table in self.tables.items()
+        }
+        return Retold(scores, self._evidence(), self.structural)
+
+    def _evidence(self) -> Evidence | None:
+        """What the kept queries read from the whole layer."""
+        if not self.queries:
+            return None
+        q = torch.cat(self.queries)
+        o, lse = self.backend.attend(q, self.tail.rows, q.shape[-1] ** -0.5)
+        return Evidence(q, o.to(q.dtype), lse)  # kept for every layer where layers share a budget
+
+    def _table(self, telling: Telling) -> Tensor:
+        if telling not in self.tables:
+            heads, rows, _ = self.tail.keys.shape
+            self.tables[telling] = torch.full((heads, rows), -1.0, device=self.tail.k.device)
+        return self.tables[telling]
+
+
+def scores(
+    tail: Tail,
+    q: Tensor,
+    own: Tensor,
+    replay: Replay,
+    weighings: set[str],
+    scale: float,
+    sizes: Tensor,
+    output: Tensor | None,
+) -> dict[str, Tensor]:
+    """What the queries `q [t, H*G, D]` of a replay make of the rows that it is about.
+
+    Returns `[H, end - start]` for each weighing. `own [t, H*G]` are the log-sum-exps of what every
+    query sees of its own list, `sizes [t]` the norms of the attention block's inputs,
+    `output [H*G, D, hidden]` the output projection.
+    """
+    start, end = replay.start, replay.end
+    heads, _, dim = tail.keys.shape
+    sinks = min(SINKS, start)
+    columns = torch.tensor([*range(sinks), *range(start, end)], device=q.device)
+    grouped = q.view(len(q), heads, -1, dim).transpose(0, 1)  # [H, t, G, D]
+    beside = own.view(len(q), heads, -1).transpose(0, 1)  # [H, t, G]
+    norms = None if output is None else _norms(tail.values[:, start:end], output)  # [H, G, n]
+    best = {how: torch.zeros(heads, end - start, device=q.device) for how in weighings}
+    step = max(1, LOGITS // (grouped.shape[2] * len(columns)))
+    for head in range(heads):
+        sub = tail.keys[head, columns].float()
+        for a in range(0, len(q), step):
+            part = grouped[head, a : a + step].float()  # [s, G, D]
+            logits = torch.einsum("sgd,nd->sgn", part, sub) * scale
+            total = torch.logaddexp(logits.logsumexp(-1), beside[head, a : a + step].float())
+            seen = torch.exp(logits[..., sinks:] - total[..., None])  # [s, G, n]
+            if "mass" in best:
+                _raise(best["mass"][head], seen)
+            if norms is not None:
+                seen *= norms[head]
+                if "value" in best:
+                    _raise(best["value"][head], seen)
+                if "change" in best:
+                    _raise(best["change"][head], seen / sizes[a : a + len(part), None, None])
+    return best
+
+
+def squares(
+    backend: Backend, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Causal attention inside of each of several lists that stand one after the other.
+
+    `q [t, H*G, D]`, `k, v [H, t, D]`. Returns `o [t, H*G, D]`, `lse [t, H*G]`. Lists of one length
+    go together, as if each were a KV head of its own.
+    """
+    if len(lengths) == 1:
+        return backend.causal(q, k, v, scale)
+    o, lse = (
+        q.new_empty(q.shape, dtype=torch.float32),
+        q.new_empty(q.shape[:2], dtype=torch.float32),
+    )
+    starts = [0, *accumulate(lengths)][:-1]
+    for length in sorted(set(lengths)):
+        begin = [start for start, n in zip(starts, lengths, strict=True) if n == length]
+        rows = torch.tensor(begin, device=q.device)[:, None] + torch.arange(length, device=q.device)
+        together = q[rows].transpose(0, 1).flatten(1, 2)  # [T, B*H*G, D]
+        keys, values = (x[:, rows].transpose(0, 1).flatten(0, 1) for x in (k, v))  # [B*H, T, D]
+        part, part_lse = backend.causal(together, keys, values, scale)
+        shape = (length, len(begin), q.shape[1])
+        o[rows] = part.view(*shape, q.shape[2]).transpose(0, 1).float()
+        lse[rows] = part_lse.view(shape).transpose(0, 1).float()
+    return o, lse
+
+
+def _raise(best: Tensor, seen: Tensor) -> None:
+    """Let `best [n]` be at least every `seen [s, G, n]`."""
+    torch.maximum(best, seen.amax(dim=(0, 1)), out=best)
 
 
 def _norms(values: Tensor, output: Tensor) -> Tensor:
@@ -89,23 +205,3 @@ def _norms(values: Tensor, output: Tensor) -> Tensor:
     wide = values.float()
     square = torch.einsum("hnd,hgde,hne->hgn", wide, gram, wide)
     return square.clamp_min(0).sqrt().view(heads, -1, rows)
-
-
-def gathered(scores: Sequence[ReplayScores], heads: int, rows: int) -> tuple[Tensor, Tensor | None]:
-    """Scores of KVzip and, where they were asked for, of KVzip+, of a whole layer, `[H, rows]`.
-
-    Rows that no replay repeats are infinite.
-    """
-    tables: list[Tensor | None] = []
-    for parts in ([part.mass for part in scores], [part.change for part in scores]):
-        if not parts or parts[0] is None:
-            tables.append(None)
-            continue
-        table = torch.full((heads, rows), float("inf"), device=parts[0].device)
-        for part, found in zip(scores, parts, strict=True):
-            assert found is not None
-            table[:, part.replay.start : part.replay.end] = found
-        tables.append(table)
-    mass, change = tables
-    assert mass is not None, "replays score before anyone asks"
-    return mass, change

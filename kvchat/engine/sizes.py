@@ -8,6 +8,8 @@ MASS_VALUES = 2**22
 CHUNKS = {"cpu": 512, "cuda": 2048}
 
 REPLAY = 2048  # tokens of the document that one replay repeats, in one go
+ASKED = 2.0  # tokens of a document's sentences as questions, at most about, for each of its own
+EVIDENCE = 1024  # queries of a layer that rows are fitted to
 
 ANSWER_RESERVE = 512  # tokens of the window that a document must leave
 

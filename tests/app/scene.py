@@ -15,6 +15,7 @@ from kvchat.app.documents import decode
 from kvchat.app.keeper import Keeper
 from kvchat.app.models import Model
 from kvchat.app.options import Options
+from kvchat.app.readings import Readings
 from kvchat.app.saved import new_path
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
@@ -69,8 +70,9 @@ class Scene:
         self.options = Options(method="adakv", **options)
         model = Model("tiny", folder)
         timings = {"load": 0.1, "tokenize": 0.1, "prefill": 0.1}
-        chat = Chat(self.options, model, session, method, Settings(), book, timings)
         screen = string_screen(width)
+        readings = Readings(screen, self.options.kv_cache)
+        chat = Chat(self.options, model, session, method, Settings(), book, readings, timings)
         self.context = Context(chat, screen, Keeper(screen, new_path()))
 
     @property

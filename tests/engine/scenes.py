@@ -5,12 +5,16 @@ import math
 import torch
 from torch import Tensor
 
+from engine.tiny import torch_backend
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
+from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Method, Moments, Prefilled, Prunes
+from kvchat.engine.methods.base import Evidence, Method, Moments, Prefilled, Retold
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.kvzip import TELLS, WEIGHINGS
 from kvchat.engine.methods.spec import method_class
+from kvchat.engine.pooling import Pool
 from kvchat.kernels.reference import dense_attention
 
 EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
@@ -44,8 +48,15 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
             torch.randn(query_heads, dim, generator=generator),
             covariance @ covariance.transpose(1, 2),
         ),
-        replay_mass=torch.rand(heads, tokens, generator=generator),
-        replay_change=torch.rand(heads, tokens, generator=generator),
+        retold=Retold(
+            {
+                (tell, weigh): torch.rand(heads, tokens, generator=generator)
+                for tell in TELLS
+                for weigh in WEIGHINGS
+            },
+            Evidence(queries, *dense_attention(queries, keys, values, scale, causal=False)),
+            torch.rand(tokens, generator=generator) < 0.1,
+        ),
         output=torch.randn(query_heads, dim, 2 * dim, generator=generator),
     )
 
@@ -87,7 +98,10 @@ def freeze(layer: LayerCache, rows: int, kept: Tensor) -> None:
 
 def compressed(method: Method, scene: Prefilled) -> Segment:
     """What a method leaves of a model of one layer."""
-    segment = method.compress(scene)
-    if isinstance(method, Prunes) and method.over > 1:
-        (segment,) = method.prune([segment], [method.worth(scene, segment)], scene.geometry)
-    return segment
+    heads, _, dim = scene.keys.shape
+    tail = Tail(heads, dim, scene.keys.dtype, scene.keys.device)
+    layer = LayerCache(tail, torch_backend())
+    pool = Pool(method, [layer], scene.geometry)
+    pool.take(scene)
+    pool.finish()
+    return layer.segments[0]

@@ -22,9 +22,15 @@ class LoggedEngine(Engine):
         self.chunk = engine.chunk
         self.log: list[int] = []
 
-    def prefill(self, ids, compressions, probes=(), replays=()):
+    def prefill(self, ids, *rest):
         self.log = list(ids)
-        return (yield from super().prefill(ids, compressions, probes, replays))
+        return (yield from super().prefill(ids, *rest))
+
+    def extend_choosing(self, cache, ids, method):
+        position = cache.position
+        result = yield from super().extend_choosing(cache, ids, method)
+        self.log = self.log[:position] + list(ids)
+        return result
 
     def extend(self, cache, ids):
         position = cache.position

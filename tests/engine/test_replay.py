@@ -2,6 +2,7 @@
 rows of all layers and all attention at once."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -9,19 +10,20 @@ from closeness import assert_close
 
 from engine.scenes import kept_tokens
 from engine.scripted import BOOK, new_session
-from engine.tiny import load_engine, load_oracle, random_ids, torch_backend
+from engine.tiny import load_engine, load_oracle, random_ids
 from kvchat.engine import replay as replaying
+from kvchat.engine import telling
 from kvchat.engine.budget import Budget
-from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
-from kvchat.engine.methods.base import Needs
+from kvchat.engine.methods.base import ASK, REPEAT, Needs
 from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.kvzip import KVzip, KVzipPlus
+from kvchat.engine.methods.kvzip import TELLS, WEIGHINGS, Askall, KVzip, KVzipPlus
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression
-from kvchat.engine.replay import Replay, ReplayScores
+from kvchat.engine.replay import Replay, scores
+from kvchat.kernels.reference import dense_attention
 
 IDS = random_ids(70, seed=9)
 
@@ -29,37 +31,34 @@ IDS = random_ids(70, seed=9)
 class Recorder(Full):
     """Keeps everything and remembers the scores that it was shown."""
 
-    needs = Needs(replay=True, replay_change=True)
+    needs = Needs(tellings=frozenset(product(TELLS, WEIGHINGS)), evidence=60)
 
     def __init__(self):
         self.__dict__["shown"] = []
+        self.__dict__["evidence"] = []
 
     def compress(self, given):
-        self.shown.append((given.replay_mass, given.replay_change))
+        self.shown.append(given.retold.scores)
+        self.evidence.append(given.retold.evidence)
         return keep_all(given)
-
-
-def layer_of(keys, values):
-    tail = Tail(keys.shape[0], keys.shape[2], torch.float32, torch.device("cpu"))
-    tail.append(keys, values)
-    return LayerCache(tail, torch_backend())
 
 
 def test_2_3_the_hand_worked_oracle():
     """Keys 0, ln 3, 0, 0, queries 1 and -1: KVzip (.3, .6), KVzip+ with norms 4 and 1 (1.2, .3)."""
-    keys = torch.tensor([[[0.0], [math.log(3)], [0.0], [0.0]]])
-    values = torch.tensor([[[4.0], [1.0], [9.0], [9.0]]])
+    tail = Tail(1, 1, torch.float32, torch.device("cpu"))
+    tail.append(torch.tensor([[[0.0], [math.log(3)]]]), torch.tensor([[[4.0], [1.0]]]))
     q = torch.tensor([[[1.0]], [[-1.0]]])
-    scores = ReplayScores(
-        Replay([0, 0], 0, 2), sizes=torch.tensor([2.0, 1.0]), output=torch.ones(1, 1, 1)
-    )
-    scores.see(q, q[..., 0], layer_of(keys, values), 1.0, q, q)
-    assert_close("KVzip", scores.mass, torch.tensor([[0.3, 0.6]]), 1e-6)
-    assert_close("KVzip+", scores.change, torch.tensor([[1.2, 0.3]]), 1e-6)
+    own = torch.tensor([[0.0], [math.log(2)]])  # keys of the replay are 0: one is seen, then two
+    sizes, output = torch.tensor([2.0, 1.0]), torch.ones(1, 1, 1)
+    replay = Replay(REPEAT, ([0, 0],), 0, 2)
+    found = scores(tail, q, own, replay, set(WEIGHINGS), 1.0, sizes, output)
+    assert_close("KVzip", found["mass"], torch.tensor([[0.3, 0.6]]), 1e-6)
+    assert_close("KVzip+", found["change"], torch.tensor([[1.2, 0.3]]), 1e-6)
+    assert_close("without sizes", found["value"], torch.tensor([[1.2, 0.6]]), 1e-6)
 
 
 @torch.inference_mode()
-def materialised(folder, chunks, replays, plus: bool) -> list[torch.Tensor]:
+def materialised(folder, chunks, replays, weigh: str) -> list[torch.Tensor]:
     """Scores `[H, T]` per layer from transformers' own projections, all replays apart."""
     oracle = load_oracle(folder, "eager")
     heads, group, dim = 2, 2, 16
@@ -98,67 +97,76 @@ def materialised(folder, chunks, replays, plus: bool) -> list[torch.Tensor]:
                     logits = q[:, head * group + g] @ keys[head, columns].T / math.sqrt(dim)
                     mass = logits.masked_fill(~visible, float("-inf")).softmax(-1)
                     mass = mass[:, sinks : sinks + b - a]
-                    if plus:
-                        norm = (values[a:b, head] @ output[head * group + g]).norm(dim=-1)
-                        mass = mass * norm / store["x"][len(IDS) :].norm(dim=-1)[:, None]
+                    if weigh != "mass":
+                        mass = mass * (values[a:b, head] @ output[head * group + g]).norm(dim=-1)
+                    if weigh == "change":
+                        mass = mass / store["x"][len(IDS) :].norm(dim=-1)[:, None]
                     best = torch.maximum(best, mass.amax(0))
-                found[number][head, a:b] = best
+                old = found[number][head, a:b]
+                found[number][head, a:b] = torch.where(old.isinf(), best, torch.maximum(old, best))
     return found
 
 
 @pytest.mark.parametrize("logits", [1, 300, 2**22])
 def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
-    """Chunks of 30 behind a prefix of 3 tokens, each after an instruction of 5."""
+    """Chunks of 30 behind a prefix of 3 tokens, each after an instruction of 5; and each asked in
+    three lists of two lengths, that see the document and not each other."""
     monkeypatch.setattr(replaying, "LOGITS", logits)
     chunks = [(3, 33), (33, 63), (63, 70)]
-    asked = [random_ids(5, seed=n) for n in range(3)]
-    texts = [[*ask, *IDS[a:b]] for ask, (a, b) in zip(asked, chunks, strict=True)]
-    replays = [Replay(ids, a, b) for ids, (a, b) in zip(texts, chunks, strict=True)]
+    told = [[*random_ids(5, seed=n), *IDS[a:b]] for n, (a, b) in enumerate(chunks)]
+    asked = [[random_ids(n, seed=a + i) for i, n in enumerate((4, 9, 4))] for a, _ in chunks]
+    replays = [
+        *(Replay(REPEAT, (ids,), a, b) for ids, (a, b) in zip(told, chunks, strict=True)),
+        *(Replay(ASK, tuple(ids), a, b) for ids, (a, b) in zip(asked, chunks, strict=True)),
+    ]
     engine, recorder = load_engine(checkpoint(), chunk=16), Recorder()
     reading = drain(engine.prefill(IDS, [Compression(recorder)], replays=replays))
     plain = drain(engine.prefill(IDS, [Compression(Full())]))
     assert torch.equal(reading.logits, plain.logits), "replays leave no trace"
     assert reading.caches[0].memory() == plain.caches[0].memory()
-    for plus in (False, True):
-        want = materialised(checkpoint(), chunks, texts, plus)
-        for got, table in zip(recorder.shown, want, strict=True):
-            assert_close("scores", got[plus][:, 3:], table[:, 3:], 1e-6 if not plus else 1e-5)
-            assert bool(got[plus][:, :3].isinf().all()), "the prefix is protected"
+    spread = [(chunk, ids) for chunk, lists in zip(chunks, asked, strict=True) for ids in lists]
+    for weigh in WEIGHINGS:
+        repeats = materialised(checkpoint(), chunks, told, weigh)
+        asks = materialised(checkpoint(), *zip(*spread, strict=True), weigh)
+        for kind, want in ((REPEAT, repeats), (ASK, asks)):
+            for got, table in zip(recorder.shown, want, strict=True):
+                worst = 1e-6 if weigh == "mass" else 1e-5
+                assert_close(kind, got[kind, weigh][:, 3:], table[:, 3:], worst)
+                assert bool(got[kind, weigh][:, :3].isinf().all()), "the prefix is protected"
 
 
-@pytest.mark.parametrize("kind", [KVzip, KVzipPlus])
-def test_the_best_rows_of_a_layer_stay(checkpoint, kind):
-    engine, recorder = load_engine(checkpoint()), Recorder()
-    drain(engine.prefill(IDS, [Compression(recorder)]))
-    method = kind(Budget(fraction=0.3), sinks=0, over=1)
-    cache = drain(engine.prefill(IDS, [Compression(method)])).caches[0]
-    for table, segment in zip(recorder.shown, cache.segments(), strict=True):
-        scores = table[kind is KVzipPlus].clone()
-        scores[:, -1] = float("inf")  # the newest row stays
-        best = scores.flatten().sort(descending=True, stable=True).indices[: round(0.3 * 140)]
-        want = torch.zeros(140, dtype=torch.bool)
-        want[best] = True
-        rows = [row.nonzero().flatten().tolist() for row in want.view(2, 70)]
-        assert kept_tokens(segment) == rows
+def test_evidence_is_what_queries_read_from_the_document(checkpoint):
+    """A part of the asked queries, over the whole layer and nothing else."""
+    engine, recorder = load_engine(checkpoint(), chunk=16), Recorder()
+    asked = Replay(ASK, tuple(random_ids(n, seed=n) for n in (40, 50, 40)), 0, 70)
+    cache = drain(engine.prefill(IDS, [Compression(recorder)], replays=[asked])).caches[0]
+    for found, segment in zip(recorder.evidence, cache.segments(), strict=True):
+        assert len(found.q) == 44, "every third of 130, for at most 60 are wanted"
+        keys, values = (x.view(2, 70, -1) for x in (segment.k, segment.v))
+        o, lse = dense_attention(found.q, keys, values, found.q.shape[-1] ** -0.5, causal=False)
+        assert_close("o", found.o, o, 1e-6)
+        assert_close("lse", found.lse, lse, 1e-6)
 
 
-@pytest.mark.parametrize("kind", [KVzip, KVzipPlus])
+@pytest.mark.parametrize("kind", [KVzip, KVzipPlus, Askall])
 def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
-    """With room for it while reading, as if all layers' scores had been there at once."""
+    """As if all layers' scores had been there at once, and never more rows than the budget."""
     engine, recorder = load_engine(checkpoint()), Recorder()
     drain(engine.prefill(IDS, [Compression(recorder)]))
-    scores = torch.stack([table[kind is KVzipPlus] for table in recorder.shown])  # [L, H, T]
+    method = kind(Budget(fraction=0.3), sinks=0)
+    scores = torch.stack([told[method.tell, method.weigh] for told in recorder.shown])  # [L, H, T]
     scores[:, :, -1] = float("inf")
-    best = scores.flatten().sort(descending=True, stable=True).indices[: 2 * round(0.3 * 140)]
-    want = torch.zeros(280, dtype=torch.bool)
-    want[best] = True
-    for over, equal in ((4.0, True), (1.0, False)):
-        method = kind(Budget(fraction=0.3), sinks=0, over=over)
-        cache = drain(engine.prefill(IDS, [Compression(method)])).caches[0]
-        rows = [kept_tokens(segment) for segment in cache.segments()]
-        whole = [[r.nonzero().flatten().tolist() for r in layer] for layer in want.view(2, 2, 70)]
-        assert (rows == whole) == equal
-    few = parse_method(f"{kind.name}:bits=8,over=4,sinks=0", Budget(fraction=0.3))
+    total = len(recorder.shown) * round(0.3 * 140)
+    want = torch.zeros_like(scores, dtype=torch.bool).flatten()
+    want[scores.flatten().sort(descending=True, stable=True).indices[:total]] = True
+    whole = [[r.nonzero().flatten().tolist() for r in layer] for layer in want.view_as(scores)]
+    seen = []
+    reading = drain(engine.prefill(IDS, [Compression(method)]), lambda event: seen.append(event))
+    cache = reading.caches[0]
+    assert [kept_tokens(segment) for segment in cache.segments()] == whole
+    row = 2 * 16 * 4 + 4
+    assert max(event.kv_bytes for event in seen) <= total * row + 4 * 3 * len(whole)
+    few = parse_method(f"{kind.name}:bits=8,refit=all,sinks=0", Budget(fraction=0.3))
     cache = drain(engine.prefill(IDS, [Compression(few)])).caches[0]
     lengths = [segment.lengths for segment in cache.segments()]
     assert lengths == [tuple(map(len, layer)) for layer in whole]
@@ -166,7 +174,7 @@ def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
 
 
 def test_replays_count_as_reading(checkpoint):
-    events = []
+    events: list = []
     engine = load_engine(checkpoint(), chunk=40)
     drain(engine.prefill(IDS, [Compression(KVzip(Budget(fraction=0.3)))]), events.append)
     assert [e.done for e in events] == [40, 70, 140, 180, 210, 280]
@@ -176,17 +184,81 @@ def test_replays_count_as_reading(checkpoint):
 def test_a_session_repeats_the_document_in_parts(chat_folder, monkeypatch):
     """Parts follow each other from the document's first token on, each after its instruction."""
     session = new_session(chat_folder("byte-level", "chatml"))
-    dialogue = session.dialogue
-    ids = dialogue.document(BOOK)
-    monkeypatch.setattr("kvchat.engine.dialogue.REPLAY", 9)
-    replays = dialogue.replays(ids)
+    ids = session.dialogue.document(BOOK)
+    monkeypatch.setattr(telling, "REPLAY", 9)
+    replays = telling.tellings(session.dialogue, ids, {REPEAT})
     assert len(replays) > 2
     prefix = replays[0].start
-    assert dialogue.tokenizer.decode(ids[prefix:]).startswith("The keeper")
+    assert session.dialogue.tokenizer.decode(ids[prefix:]).startswith("The keeper")
     assert [r.start for r in replays] == list(range(prefix, len(ids), 9))
     assert [r.end for r in replays[:-1]] == [r.start for r in replays[1:]]
     assert replays[-1].end == len(ids)
     for replay in replays:
-        assert list(replay.ids[-(replay.end - replay.start) :]) == ids[replay.start : replay.end]
+        assert replay.ids[-(replay.end - replay.start) :] == ids[replay.start : replay.end]
     drain(session.open(ids, KVzip(Budget(fraction=0.5))))
     assert all(min(rows) == 0 for s in session.cache.segments() for rows in kept_tokens(s))
+
+
+ASKED = """The keeper of the light is Ada. Is it far? No!
+
+ERROR 17: disk full
+灯台の守り人はアダです。"""
+
+
+def test_a_session_asks_the_sentences_of_a_document(chat_folder):
+    """The beginning is the first question, the end its answer, in the form of the template."""
+    session = new_session(chat_folder("byte-level", "chatml"))
+    dialogue = session.dialogue
+    replays = telling.tellings(dialogue, dialogue.document(ASKED), {ASK})
+    texts = [dialogue.tokenizer.decode(text) for replay in replays for text in replay.texts]
+    want = (
+        ("The keeper of the light?", "is Ada."),
+        ("Is it?", "far?"),
+        ("ERROR 17: disk?", "full"),
+        ("灯台の守り人はア?", "ダです。"),
+    )
+    for question, answer in want:
+        exact = dialogue.tokenizer.decode(dialogue.exchange(question, answer))
+        assert exact.endswith(answer)
+        assert exact in texts
+    assert all(replay.start == replays[0].start > 0 for replay in replays)
+
+
+CODE = """a = 1;
+b_c = 3.14;
+d = "x";
+e = (2);
+"""
+
+
+def test_2_5_signs_that_come_often_are_demoted(chat_folder, checkpoint):
+    """Not those inside of names and numbers, and none that is rare."""
+    dialogue = new_session(chat_folder("byte-level", "chatml")).dialogue
+    ids = dialogue.document(CODE)
+    found = telling.structural(dialogue, ids)
+    signs = [dialogue.tokenizer.decode([ids[at]]).strip() for at in found]
+    assert {"=", ";", ""} >= set(signs) >= {"=", ";"}
+    (replay,) = telling.tellings(dialogue, ids, {REPEAT})
+    assert list(replay.structural) == [at for at in found if at >= replay.start]
+
+    engine = load_engine(checkpoint())
+    signs = list(range(0, 70, 2))
+    replays = [Replay(REPEAT, (IDS,), 0, 70, structural=signs)]
+    kept = []
+    for demote in (1.0, 0.0):
+        method = KVzip(Budget(fraction=0.4), sinks=0, demote=demote)
+        cache = drain(engine.prefill(IDS, [Compression(method)], replays=replays)).caches[0]
+        rows = [row for s in cache.segments() for head in kept_tokens(s) for row in head]
+        kept.append(sum(row in signs for row in rows))
+    assert kept[0] > 20
+    assert kept[1] == 0
+
+
+def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):
+    dialogue = new_session(chat_folder("byte-level", "chatml")).dialogue
+    ids = dialogue.document("no end of words " * 40 + ". x. y. And now it ends. z")
+    found = list(telling.sentences(dialogue, ids))
+    assert [a for a, _ in found] == [0, *(b for _, b in found[:-1])]
+    assert found[-1][1] == len(ids)
+    assert all(b - a <= telling.LONGEST for a, b in found)
+    assert all(b - a >= telling.SHORTEST for a, b in found[:-1])

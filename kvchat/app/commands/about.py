@@ -88,9 +88,12 @@ def _config(context: Context) -> Sequence[Row]:
     values = method_options(chat.method).items()
     spec = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
     chosen = f"for {chat.in_view!r}" if chat.in_view else "by the end of the document (/reread)"
+    if chat.session.by_question and chat.method.needs.queries:
+        chosen = "anew for every question"
     rows = [
         ("method", f"{name_of(chat.method)}:{spec}"),
         ("rows kept", chosen),
+        ("full copy", chat.readings.full_copy),
         ("overflow", chat.options.overflow),
         ("chunks", f"{chat.session.engine.chunk:,} tokens are read at once"),
         ("chat", context.keeper.title),

@@ -28,7 +28,7 @@ def method(context: Context, argument: str) -> None:
     """show the methods, or `/method SPEC`: compress the document again with another one
 
     A spec is a name with options: adakv, adakv:window=16,floor=0.3. Evicted rows are gone, so the
-    document and the turns so far are read again.
+    document and the turns so far are read again, unless such a reading was saved.
     """
     chat = context.chat
     if not argument:
@@ -48,7 +48,7 @@ def budget(context: Context, argument: str) -> None:
     """show the budget, or `/budget SIZE`: keep another share of the KV cache
 
     A share of all rows (25%), tokens per KV head (2048) or bytes (1.5GiB). The document and the
-    turns so far are read again.
+    turns so far are read again, unless such a reading was saved.
     """
     chat = context.chat
     if not argument:
@@ -72,16 +72,19 @@ def budget(context: Context, argument: str) -> None:
 def reread(context: Context, argument: str) -> None:
     """choose what to keep anew, for the last question
 
-    `/reread QUESTION` chooses for that one; the document is read again either way. Rows that were
-    chosen by the document's end may miss what a question asks for. Chosen with a question in view
-    they fit that question, and others less. `/method NAME` chooses by the end again.
+    `/reread QUESTION` chooses for that one, `/reread -` by the document's end, as at the start; the
+    document is read again in any case, saved or not. Rows that were chosen by the end may miss what
+    a question asks for. Chosen with a question in view they fit that question, and others less.
     """
     chat = context.chat
     if not chat.book.files:
         raise KvchatError("usage", "there is no document to read again", "/file book.txt")
+    if argument == "-":
+        read_again(chat, context.screen, fresh=True)
+        return
     question = argument or (chat.session.turns[-1].question if chat.session.turns else "")
     if not question:
-        raise KvchatError("usage", "nothing has been asked yet", "/reread QUESTION")
+        raise KvchatError("usage", "nothing has been asked yet", "/reread QUESTION", "/reread -")
     if read_again(chat, context.screen, questions=[question]):
         context.keeper.changed(chat)
         context.screen.tell(f"what is kept now was chosen for {question.splitlines()[0]!r}")

@@ -9,6 +9,7 @@ from kvchat.app.ask import typed_text
 from kvchat.app.book import Book, compose
 from kvchat.app.commands.context import Context
 from kvchat.app.keeper import Keeper
+from kvchat.app.methods import cost_of
 from kvchat.app.options import Options
 from kvchat.app.plan import make_plan
 from kvchat.app.reading import read_again
@@ -18,10 +19,9 @@ from kvchat.app.start import chosen_method, longer_windows
 from kvchat.app.text import size
 from kvchat.app.views import near
 from kvchat.engine.events import drain
-from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import bits_of, name_of
+from kvchat.engine.methods.spec import name_of
 from kvchat.errors import KvchatError
 
 
@@ -130,6 +130,7 @@ def reset(context: Context, argument: str) -> None:
     session.dialogue = book.dialogue
     drain(session.open(book.ids, Full(), session.method))
     chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
+    chat.restored = None
     context.keeper.close()
     path = new_path() if chat.options.save else None
     context.keeper = Keeper(context.screen, path)
@@ -165,8 +166,7 @@ def announce(context: Context, book: Book, method: Method) -> None:
         method.budget,
         limit,
         engine.chunk,
-        bits=bits_of(method),
-        replays=METHODS[name_of(method)].replays,
+        cost=cost_of(method),
     )
     context.screen.tell(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window · plan: KV "

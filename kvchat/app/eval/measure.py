@@ -74,7 +74,7 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dic
 
 def sees(method: Method) -> bool:
     """Whether a question in view changes what a method keeps."""
-    return bool(method.needs) and not method.needs.replay
+    return bool(method.needs) and not method.needs.kinds
 
 
 def answer(session: Session, cache: KVCache, question: Question) -> Answered:

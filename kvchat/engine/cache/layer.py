@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend
+from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.cache.tail import Tail
@@ -27,13 +28,25 @@ class Observer(Protocol):
 
 
 class LayerCache:
-    """Frozen segments, oldest first, and the live tail; attention is summed over them."""
+    """Frozen segments, oldest first, and the live tail; attention is summed over them.
+
+    `archive` holds all rows of the document, beside the segments. While it is open as `exact`, it
+    is attended to in their place.
+    """
 
     def __init__(self, tail: Tail, backend: Backend, observer: Observer | None = None):
         self.segments: list[Segment] = []
         self.tail = tail
         self.backend = backend
         self.observer = observer
+        self.asking: Observer | None = None  # of a question that chooses rows anew
+        self.archive: Archive | None = None
+        self.exact: Exact | None = None
+
+    @property
+    def observers(self) -> list[Observer]:
+        """Whoever sees queries now."""
+        return [seeing for seeing in (self.observer, self.asking) if seeing is not None]
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Add rotated keys and values `[H, T, D]` of new tokens to the tail."""
@@ -44,9 +57,14 @@ class LayerCache:
 
         Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible row, both fp32.
         """
-        parts = [segment.attend(q, scale, self.backend) for segment in self.segments]
+        parts = [past.attend(q, scale, self.backend) for past in self._past()]
         parts.append(self.tail.attend(q, scale, self.backend))
         return ops.combine(parts)
+
+    def _past(self) -> list[Segment | Exact]:
+        if self.exact is None:
+            return [*self.segments]
+        return [self.exact, *self.since(self.exact.span[1])]
 
     def since(self, position: int) -> list[Segment]:
         """Segments that begin at `position` or later."""
@@ -64,6 +82,12 @@ class LayerCache:
         self.segments = [s for s in self.segments if s.span[1] <= position]
         self.tail.drop(self.tail.length)
         self.tail.start = position
+
+    def replace(self, segment: Segment) -> None:
+        """Let `segment` stand for the document in place of what does: it covers as much."""
+        first, *later = self.segments
+        assert segment.span == first.span, f"{segment.span} in place of {first.span}"
+        self.segments = [segment, *later]
 
     def adopt(self, segment: Segment) -> None:
         """Take a segment that was made elsewhere, in front of a tail that is still empty."""
@@ -123,6 +147,11 @@ class KVCache:
         """Every segment of every layer."""
         for layer in self.layers:
             yield from layer.segments
+
+    def archived(self) -> Memory:
+        """Exact bytes of the archives, which are no part of `memory`."""
+        archives = (layer.archive for layer in self.layers)
+        return sum((archive.memory() for archive in archives if archive), Memory())
 
     @property
     def slack(self) -> int:

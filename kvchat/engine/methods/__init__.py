@@ -6,6 +6,8 @@ bench, eval and the matrix tests read this table.
 
 from typing import NamedTuple
 
+from kvchat.engine.sizes import ASKED
+
 NOTHING = "keys and values only"
 WINDOW = "the last W queries: a window of the document, or the question"
 MASS = "the attention that each row gets from all queries"
@@ -18,7 +20,8 @@ SECOND = "half of the attention FLOPs of reading"
 class Entry(NamedTuple):
     """Where a method is, its idea in a line, its paper, what it looks at, what that costs.
 
-    `replays`: the document is told to the model again while it is read.
+    `told`: how often the document is told to the model again while it is read. `pools`: its layers
+    share one budget.
     """
 
     path: str
@@ -26,7 +29,8 @@ class Entry(NamedTuple):
     paper: str
     needs: str = NOTHING
     cost: str = FREE
-    replays: bool = False
+    told: float = 0.0
+    pools: bool = False
 
 
 METHODS = {
@@ -133,7 +137,8 @@ METHODS = {
         "arXiv 2505.23416",
         "replays: the document is told to the model a second time",
         "a second reading with three times the attention FLOPs",
-        replays=True,
+        told=1.0,
+        pools=True,
     ),
     "kvzip+": Entry(
         "kvchat.engine.methods.kvzip:KVzipPlus",
@@ -141,7 +146,17 @@ METHODS = {
         "arXiv 2505.23416",
         "replays: the document is told to the model a second time",
         "a second reading with three times the attention FLOPs",
-        replays=True,
+        told=1.0,
+        pools=True,
+    ),
+    "askall": Entry(
+        "kvchat.engine.methods.kvzip:Askall",
+        "keeps what the document's sentences, put as questions, need",
+        "ours, after arXiv 2505.23416",
+        "replays: every sentence is put to the model as a question",
+        "1.5 to 2 more readings with twice the attention FLOPs",
+        told=ASKED,
+        pools=True,
     ),
 }
 

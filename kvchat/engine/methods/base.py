@@ -1,6 +1,6 @@
 """What a method may see and what it must be. Knows no particular method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
-from kvchat.engine.cache.segment import Segment
+from kvchat.engine.cache.segment import FlatSegment, Segment
+
+REPEAT, ASK = "repeat", "ask"  # the document's text again, or its sentences as questions
+Telling = tuple[str, str]  # what is told to the model, and how its attention is weighed
 
 
 @dataclass(frozen=True)
@@ -17,27 +20,42 @@ class Needs:
 
     `queries`: how many of the last queries (W). `column_mass`: the attention that every row gets
     from all queries. `future`: over how many coming positions the moments of the queries are to be
-    averaged; 0 for no moments. `replay`: scores from replays of the document, `replay_change` also
-    those weighed by what a row changes.
+    averaged; 0 for no moments. `tellings`: scores from replays of the document. `evidence`: about
+    how many queries of its sentences as questions, and what they read from the whole layer.
     """
 
     queries: int = 0
     column_mass: bool = False
     future: int = 0
-    replay: bool = False
-    replay_change: bool = False
+    tellings: frozenset[Telling] = frozenset()
+    evidence: int = 0
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             max(self.queries, other.queries),
             self.column_mass or other.column_mass,
             max(self.future, other.future),
-            self.replay or other.replay,
-            self.replay_change or other.replay_change,
+            self.tellings | other.tellings,
+            max(self.evidence, other.evidence),
         )
 
     def __bool__(self) -> bool:
         return self != Needs()
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What is to be told to the model again."""
+        return frozenset(kind for kind, _ in self.tellings) | ({ASK} if self.evidence else set())
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Queries `q [N, H*G, D]` that stand for those to come, and what they read from a whole layer:
+    `o [N, H*G, D]` with `lse [N, H*G]`."""
+
+    q: Tensor
+    o: Tensor
+    lse: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,19 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class Retold:
+    """What a layer's replays show.
+
+    `scores [H, T]` by telling, infinite for rows that no replay is about; `evidence`, where it was
+    asked for; `structural [T]` (bool), the tokens that only structure the text.
+    """
+
+    scores: Mapping[Telling, Tensor]
+    evidence: Evidence | None
+    structural: Tensor
+
+
+@dataclass(frozen=True)
 class Prefilled:
     """Rows of one layer after their exact reading: exactly what a method may use.
 
@@ -60,16 +91,15 @@ class Prefilled:
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
     log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]` rows.
     `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]` fp32,
-    summed over queries and query heads, `moments`, `replay_mass` and `replay_change [H, T]`
-    (infinite for rows before the document). `output [H*G, D, hidden]` is the output projection by
-    query head.
+    summed over queries and query heads, `moments`, what replays have shown (`retold`).
+    `output [H*G, D, hidden]` is the output projection by query head.
 
     Rows of a conversation that were kept before and rows that join them differ in number from head
     to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how many
     tokens it stands for, the first `absent[h]` rows of head h do not exist, and all of them stand
     for the positions from `start` to `end`.
 
-    What is kept will be stored in `bits` bits, or as it is.
+    What is kept will be stored in `bits` bits, or as it is, with `beside` bytes at every row.
     """
 
     keys: Tensor
@@ -83,13 +113,13 @@ class Prefilled:
     start: int = 0
     column_mass: Tensor | None = None
     moments: Moments | None = None
-    replay_mass: Tensor | None = None
-    replay_change: Tensor | None = None
+    retold: Retold | None = None
     output: Tensor | None = None
     position: Tensor | None = None
     count: Tensor | None = None
     absent: Tensor | None = None
     bits: int | None = None
+    beside: int = 0
     end: int | None = None
 
     @property
@@ -107,7 +137,8 @@ class Prefilled:
         """What a budget is shared out over."""
         (start, end), (heads, _, dim) = self.span, self.keys.shape
         itemsize = self.keys.element_size()
-        return Geometry(end - start, heads, self.num_layers, dim, itemsize, self.bits)
+        layers = self.num_layers
+        return Geometry(end - start, heads, layers, dim, itemsize, self.bits, self.beside)
 
     @property
     def exists(self) -> Tensor:
@@ -150,20 +181,21 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class Prunes(Protocol):
-    """A method that keeps more than its budget of each layer, until it has seen all layers."""
+class Pools(Protocol):
+    """A method whose layers share one budget: the best rows of all of them stay.
+
+    `compress` keeps what may be among them; the reading drops the rest as layers come.
+    """
 
     @property
-    def over(self) -> float:
-        """How many times an even share a layer may keep while reading; 1 prunes nothing."""
+    def pools(self) -> bool:
+        """Whether it does: a stage after a method does if the method does."""
         ...
 
-    def worth(self, prefilled: Prefilled, segment: Segment) -> Tensor:
+    def pool(self, geometry: Geometry) -> int:
+        """Rows that all layers keep together."""
+        ...
+
+    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
         """What the rows of a layer's segment are worth beside those of other layers, `[R]`."""
-        ...
-
-    def prune(
-        self, segments: Sequence[Segment], worth: Sequence[Tensor], geometry: Geometry
-    ) -> list[Segment]:
-        """The segments of all layers, with the budget's rows left."""
         ...

@@ -73,12 +73,14 @@ class Eviction(ABC):
 
     def compress(self, prefilled: Prefilled) -> FlatSegment:
         """The best rows of each head, its sinks and its newest rows."""
+        return self.reduce(prefilled, self.rows(prefilled.geometry)[prefilled.layer])
+
+    def reduce(self, prefilled: Prefilled, total: int) -> FlatSegment:
+        """The best `total` rows of the layer, those that always stay among them."""
         heads, tokens = prefilled.shape
-        geometry = prefilled.geometry
-        total = self.rows(geometry)[prefilled.layer]
         if total >= prefilled.rows:
             return keep_all(prefilled)
-        recent = self.newest(self.budget.rows(geometry) // heads)
+        recent = self.newest(self.budget.rows(prefilled.geometry) // heads)
         scorable, prefix = tokens - recent, total - heads * recent
         scores = self.score(prefilled, scorable, prefix // heads)
         if prefilled.position is None:  # a document, not a conversation

@@ -1,6 +1,5 @@
 """KVzip: rows that are needed to tell the document again."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,14 +7,15 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Geometry
-from kvchat.engine.cache.segment import FlatSegment, Segment
+from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import Needs, Prefilled
-from kvchat.engine.methods.checks import require_least
+from kvchat.engine.methods.base import ASK, REPEAT, Needs, Prefilled, Retold
+from kvchat.engine.methods.checks import require_known, require_share
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.scores import pooled_mass
 
 FOLD_WINDOW, FOLD_KERNEL = 32, 7  # of a conversation's newest queries
+TELLS, WEIGHINGS = (REPEAT, ASK), ("mass", "value", "change")
 
 
 @dataclass(frozen=True)
@@ -29,63 +29,67 @@ class KVzip(Eviction):
     an even share (1: every layer keeps just that); fp32 scores, chosen by count.
     """
 
-    over: float = 2.0
+    tell: str = REPEAT
+    weigh: str = "mass"
+    demote: float = 1.0
     name: ClassVar[str] = "kvzip"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, "over", 1, 2)
+        require_known(self, "tell", TELLS)
+        require_known(self, "weigh", WEIGHINGS)
+        require_share(self, "demote", 1)
 
     @property
     def needs(self) -> Needs:
         """Replays of the document."""
-        return Needs(replay=True)
+        return Needs(tellings=frozenset({(self.tell, self.weigh)}))
 
     @property
     def watches(self) -> Needs:
         """The newest queries of the conversation."""
         return Needs(queries=FOLD_WINDOW)
 
+    @property
+    def pools(self) -> bool:
+        """The best rows of all layers stay."""
+        return True
+
     def extend(self, prefilled: Prefilled) -> FlatSegment:
         """Folded turns are scored by the newest queries: to repeat them is another reading."""
         _, rows = prefilled.shape
         mass = pooled_mass(prefilled, rows, FOLD_KERNEL, "max", "mass")
-        even = replace(self, over=1.0)
-        return even.compress(replace(prefilled, replay_mass=mass, replay_change=mass))
-
-    def scored(self, prefilled: Prefilled) -> Tensor:
-        """The most that a query of the replay looks at each row, `[H, T]`."""
-        assert prefilled.replay_mass is not None, "the reading gives what `needs` names"
-        return prefilled.replay_mass
+        none = torch.zeros(rows, dtype=torch.bool, device=mass.device)
+        retold = Retold({(self.tell, self.weigh): mass}, None, none)
+        given = replace(prefilled, retold=retold)
+        return self.reduce(given, self.budget.rows(given.geometry))
 
     def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
         """The first rows' scores."""
-        return self.scored(prefilled)[:, :rows].clone()
+        return self._scores(prefilled)[:, :rows]
 
-    def spread(self, total: int, geometry: Geometry) -> list[int]:
-        """More than the budget of every layer, if layers are pruned together."""
-        return [min(int(self.over * total), geometry.full)] * geometry.layers
+    def rows(self, geometry: Geometry) -> list[int]:
+        """What each layer may keep: the whole budget, until other layers compete for it."""
+        return [min(self.pool(geometry), geometry.full)] * geometry.layers
 
-    def worth(self, prefilled: Prefilled, segment: Segment) -> Tensor:
+    def pool(self, geometry: Geometry) -> int:
+        """The budget of all layers."""
+        return geometry.layers * self.budget.rows(geometry)
+
+    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
         """The scores of the rows that were kept: the newest row first, then what is protected."""
-        assert isinstance(segment, FlatSegment), segment.kind
-        table = self.scored(prefilled).clamp(max=torch.finfo(torch.float32).max)
+        table = self._scores(prefilled).clamp(max=torch.finfo(torch.float32).max)
         table[:, : self.sinks] = torch.finfo(torch.float32).max
         table[:, -1] = float("inf")
         at = (segment.position - prefilled.start).long()
         head = torch.arange(len(segment.lengths), device=at.device)
         return table[head.repeat_interleave(torch.tensor(segment.lengths, device=at.device)), at]
 
-    def prune(
-        self, segments: Sequence[Segment], worth: Sequence[Tensor], geometry: Geometry
-    ) -> list[Segment]:
-        """The best rows of all layers and heads together."""
-        total = geometry.layers * self.budget.rows(geometry)
-        every = torch.cat(list(worth))
-        kept = torch.zeros_like(every, dtype=torch.bool)
-        kept[torch.sort(every, descending=True, stable=True).indices[:total]] = True
-        parts = zip(segments, kept.split([len(part) for part in worth]), strict=True)
-        return [s.where(chosen) for s, chosen in parts if isinstance(s, FlatSegment)]
+    def _scores(self, prefilled: Prefilled) -> Tensor:
+        """What the replays made of each row, `[H, T]`."""
+        assert prefilled.retold is not None, "the reading gives what `needs` names"
+        scores = prefilled.retold.scores[self.tell, self.weigh]
+        return scores * torch.where(prefilled.retold.structural, self.demote, 1.0)
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
         """The best scores of all heads together."""
@@ -100,14 +104,18 @@ class KVzipPlus(KVzip):
     attention block's input.
     """
 
+    weigh: str = "change"
     name: ClassVar[str] = "kvzip+"
 
-    @property
-    def needs(self) -> Needs:
-        """Replays of the document, and the norms."""
-        return Needs(replay=True, replay_change=True)
 
-    def scored(self, prefilled: Prefilled) -> Tensor:
-        """The largest change that each row makes in what a query of the replay reads, `[H, T]`."""
-        assert prefilled.replay_change is not None, "the reading gives what `needs` names"
-        return prefilled.replay_change
+@dataclass(frozen=True)
+class Askall(KVzip):
+    """Keeps what the model looks at while every sentence of the document is a question to it.
+
+    Ours: KVzip's scores, but the beginning of a sentence is put as a first question and its end as
+    the answer, each by itself; attention times the norm of the projected value.
+    """
+
+    tell: str = ASK
+    weigh: str = "value"
+    name: ClassVar[str] = "askall"

@@ -13,9 +13,12 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.quantized import BITS, Quantized
+from kvchat.engine.methods.refit import PARTS, Refit
+from kvchat.engine.methods.stage import Stage, plain, stages
 from kvchat.errors import KvchatError
 
-PLAIN = "16"  # bits: rows are stored as the model has them
+# Options of every method: how what it keeps is stored. The values first that leave it as it is.
+STAGES = {"refit": ("no", *PARTS), "bits": ("16", *map(str, BITS))}
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -47,8 +50,8 @@ def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] =
     """The method that `spec` names; `extra` are `key=value` options, inline ones win.
 
     `budget` is used unless the spec has its own. Every method takes `bits=8` or `bits=4`, which
-    stores what it keeps quantised. Raises KvchatError("usage") for unknown names and for values of
-    the wrong type.
+    stores what it keeps quantised, and `refit=bias` or `refit=all`, which fits it to what is read.
+    Raises KvchatError("usage") for unknown names and for values of the wrong type.
     """
     name = method_name(spec)
     known = options(name)
@@ -56,13 +59,13 @@ def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] =
     values: dict[str, Any] = _preset(name, head.partition("@")[2].strip())
     if budget is not None and "budget" in known:
         values["budget"] = budget
-    bits = PLAIN
+    stored = {option: choices[0] for option, choices in STAGES.items()}
     for pair in [*extra, *filter(None, (part.strip() for part in inline.split(",")))]:
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals:
             raise KvchatError("usage", f"{pair!r} is not an option", f"{name}:{pair}=VALUE")
-        if key == "bits":
-            bits = text
+        if key in stored:
+            stored[key] = _choice(name, key, text)
             continue
         if key not in known:
             has = f"has {', '.join(known)}" if known else "takes no options"
@@ -73,7 +76,7 @@ def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] =
                 *(f"{name}:{match}={text}" for match in close),
             )
         values[key] = _convert(name, known[key], text)
-    return _stored(name, method_class(name)(**values), bits)
+    return _staged(method_class(name)(**values), stored)
 
 
 def presets(name: str) -> dict[str, dict[str, Any]]:
@@ -91,39 +94,44 @@ def default_of(field: Field) -> Any:
 
 def bits_of(method: Method) -> int | None:
     """In how many bits a method stores what it keeps; None for as the model has it."""
-    return method.bits if isinstance(method, Quantized) else None
+    return next((stage.bits for stage in stages(method) if isinstance(stage, Quantized)), None)
 
 
 def with_budget(method: Method, budget: Budget) -> Method:
     """The same method with another budget."""
-    if isinstance(method, Quantized):
+    if isinstance(method, Stage):
         return replace(method, method=with_budget(method.method, budget))
     return replace(method, budget=budget)  # type: ignore[type-var]
 
 
 def method_options(method: Method) -> dict[str, Any]:
     """Options of a method as they are set, budget apart."""
-    if isinstance(method, Quantized):
-        return method_options(method.method) | {"bits": method.bits}
+    if isinstance(method, Stage):
+        return method_options(method.method) | method.settings
     return {f.name: getattr(method, f.name) for f in fields(method) if f.name != "budget"}  # type: ignore[arg-type]
 
 
 def name_of(method: Method) -> str:
     """The table key of a method."""
-    if isinstance(method, Quantized):
-        return name_of(method.method)
-    path = f"{type(method).__module__}:{type(method).__name__}"
+    kind = type(plain(method))
+    path = f"{kind.__module__}:{kind.__name__}"
     return next(name for name, entry in METHODS.items() if entry.path == path)
 
 
-def _stored(name: str, method: Method, bits: str) -> Method:
-    """The method, with what it keeps in `bits` bits."""
-    if bits == PLAIN:
-        return method
-    if bits not in map(str, BITS):
-        choices = [f"{name}:bits={b}" for b in BITS]
-        raise KvchatError("usage", f"{name}: bits={bits} is none of 16, 8 and 4", *choices)
-    return Quantized(method, int(bits))
+def _staged(method: Method, stored: dict[str, str]) -> Method:
+    """The method, with what it keeps stored in this way."""
+    if stored["refit"] in PARTS:
+        method = Refit(method, stored["refit"])
+    return Quantized(method, int(stored["bits"])) if stored["bits"] != "16" else method
+
+
+def _choice(name: str, option: str, text: str) -> str:
+    choices = STAGES[option]
+    if text not in choices:
+        tries = [f"{name}:{option}={choice}" for choice in choices]
+        known = ", ".join(choices)
+        raise KvchatError("usage", f"{name}: {option}={text} is none of {known}", *tries)
+    return text
 
 
 def _preset(name: str, preset: str) -> dict[str, Any]:

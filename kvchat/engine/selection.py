@@ -1,0 +1,129 @@
+"""Choosing again what is kept of a document, from an archive of all its rows: when a question
+comes, or for another method or budget. Nothing is read again.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+
+from torch import Tensor
+
+from kvchat.engine.archiving import holds, shown
+from kvchat.engine.budget import Geometry
+from kvchat.engine.cache.archive import Archive, Exact
+from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.events import Progress, Smaller
+from kvchat.engine.methods.base import Method, Needs
+from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.model.layers import Block
+from kvchat.engine.observation import Observation
+from kvchat.engine.pooling import Pool
+from kvchat.engine.prefill import extend, prefilled, rotation_at
+
+
+def can_choose(cache: KVCache, method: Method) -> bool:
+    """Whether the archives of a cache hold all that a method wants to be shown."""
+    layer = cache.layers[0]
+    if layer.archive is None:
+        return False
+    tokens = layer.archive.keys.shape[1]
+    covers = not layer.segments or layer.segments[0].span == (0, tokens)
+    return covers and holds(layer.archive.observed, method.needs, tokens)
+
+
+def is_asked(method: Method) -> bool:
+    """Whether a method chooses by queries, so that a question makes a difference."""
+    return bool(method.needs.queries)
+
+
+class Selection:
+    """What a method keeps of an archived document: taken layer by layer, applied at the end."""
+
+    def __init__(self, model: CausalLM, cache: KVCache, method: Method):
+        assert can_choose(cache, method), "an archive holds what the method needs"
+        self.cache, self.method = cache, method
+        self.seconds = 0.0  # that compressing took
+        keys = _archive(cache.layers[0]).keys
+        heads, self.tokens, dim = keys.shape
+        layers, tail = len(cache.layers), cache.layers[0].tail.k
+        geometry = Geometry(self.tokens, heads, layers, dim, keys.element_size())
+        backend = cache.layers[0].backend
+        self._new = KVCache.empty(layers, heads, dim, keys.dtype, tail.device, backend)
+        self._pool = Pool(method, self._new.layers, geometry)
+        self._coming = rotation_at(model, self.tokens, method.needs.future)
+
+    def take(
+        self,
+        number: int,
+        block: Block,
+        layer: LayerCache,
+        exact: Exact,
+        questions: Sequence[Observation] = (),
+    ) -> None:
+        """Let the method choose among a layer's rows: by questions, or as at the reading."""
+        begin, needs = perf_counter(), self.method.needs
+        record, device = _archive(layer).observed, exact.keys.device
+        document = Observation.of(needs, record, device)
+        place = number, len(self.cache.layers)
+        retold = shown(record, device)
+        given = prefilled(
+            exact, document, list(questions), retold, needs, self._coming, block, place
+        )
+        self._pool.take(given)
+        self.seconds += perf_counter() - begin
+
+    def apply(self) -> None:
+        """Put the new segments in the place of the document's old ones, if there are any."""
+        self._pool.finish()
+        for layer, new in zip(self.cache.layers, self._new.layers, strict=True):
+            (segment,) = new.segments
+            if layer.segments:
+                layer.replace(segment)
+            else:
+                layer.adopt(segment)
+        self.cache.position = max(self.cache.position, self.tokens)
+
+
+def choose(model: CausalLM, cache: KVCache, method: Method) -> float:
+    """Choose again as at the reading, with another method or budget. Returns the seconds it took.
+
+    The conversation's rows stay as they are.
+    """
+    begin, selection = perf_counter(), Selection(model, cache, method)
+    for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
+        selection.take(number, block, layer, _archive(layer).on(layer.tail.k.device))
+    selection.apply()
+    return perf_counter() - begin
+
+
+def extend_choosing(
+    model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int, method: Method
+) -> Generator[Progress | Smaller, None, tuple[Tensor, float]]:
+    """Append a question's `ids`, which attend to all rows of the document; then keep what their
+    queries want.
+
+    Each layer's archive is gone through once. The generator's value are the final hidden states
+    `[T, hidden]` and the seconds that choosing took. If the consumer stops in between, the cache
+    is as it was before.
+    """
+    selection = Selection(model, cache, method)
+
+    @contextmanager
+    def opened(number: int, block: Block, layer: LayerCache) -> Iterator[None]:
+        layer.exact = _archive(layer).on(layer.tail.k.device)
+        question = Observation(Needs(queries=method.needs.queries))
+        layer.asking = question
+        try:
+            yield
+            selection.take(number, block, layer, layer.exact, [question])
+        finally:
+            layer.exact = layer.asking = None
+
+    x = yield from extend(model, cache, ids, chunk, opened)
+    selection.apply()
+    return x, selection.seconds
+
+
+def _archive(layer: LayerCache) -> Archive:
+    assert layer.archive is not None
+    return layer.archive

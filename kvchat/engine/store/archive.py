@@ -1,0 +1,127 @@
+"""Archives in a file: written layer by layer while a document is read, mapped afterwards.
+
+The file depends on document and model alone, so that any method can choose from it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.archiving import OBSERVED
+from kvchat.engine.cache.archive import Archive
+from kvchat.engine.methods.base import Needs
+from kvchat.engine.store import FORMAT, Refused
+from kvchat.engine.store.atomic import NewFile
+from kvchat.engine.store.book import require
+from kvchat.engine.store.tensors import Mapped, Stopped, Writer, slot_of
+from kvchat.errors import KvchatError
+
+KIND = "kvchat archive"
+
+
+class OnDisk:
+    """A context around a reading that writes every layer's rows to a file.
+
+    A disk that fails ends the archive, not the reading: `problem` says so then.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layers: int,
+        ids: Sequence[int],
+        fingerprint: str,
+        about: Mapping[str, Any],
+        needs: Needs = OBSERVED,
+    ):
+        self.path, self.needs = path, needs
+        self.problem: OSError | None = None
+        self._layers, self._ids = layers, torch.tensor(ids, dtype=torch.int32)
+        self._fingerprint = fingerprint
+        self._metadata = {
+            "kind": KIND,
+            "format": str(FORMAT),
+            "fingerprint": fingerprint,
+            "about": json.dumps(about),
+        }
+        self._open = ExitStack()
+        self._writer: Writer | None = None
+        self._archives: Sequence[Archive] = ()
+
+    def __enter__(self) -> "OnDisk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.__exit__(Stopped, Stopped(), None)  # of a file that is not whole nothing stays
+
+    def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
+        """Write a layer's rows; with the last one the file is whole."""
+        if self.problem is not None:
+            return
+        tensors = {"k": keys, "v": values} | observed
+        # wide values first, so that everything is aligned
+        ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+        try:
+            if self._writer is None:
+                slots = {
+                    f"{layer}.{name}": slot_of(tensor)
+                    for layer in range(self._layers)
+                    for name, tensor in ordered.items()
+                }
+                file = self._open.enter_context(NewFile(self.path))
+                self._writer = Writer(file, slots | {"ids": slot_of(self._ids)}, self._metadata)
+            for name, tensor in ordered.items():
+                self._writer.put(f"{number}.{name}", tensor)
+            if number == self._layers - 1:
+                self._writer.put("ids", self._ids)
+                self._writer.close()
+                self._open.close()  # on disk, under its name
+        except OSError as error:
+            self.problem = error
+            self._open.__exit__(type(error), error, error.__traceback__)
+
+    def archives(self) -> Sequence[Archive]:
+        """One per layer, mapped; none if the disk has failed."""
+        if self.problem is None and not self._archives:
+            try:
+                self._archives = load_archives(self.path, self._ids.tolist(), self._fingerprint)
+            except OSError as error:
+                self.problem = error
+        return self._archives
+
+
+def load_archives(path: Path, ids: Sequence[int], fingerprint: str) -> list[Archive]:
+    """The archives of the document `ids`, one per layer, mapped; rows are checked when used.
+
+    Raises Refused with the reason, OSError if the file cannot be opened.
+    """
+    mapped = Mapped(path)
+    require(mapped.metadata, KIND, fingerprint)
+    mapped.check(["ids"])
+    if mapped.tensors.pop("ids").tolist() != list(ids):
+        raise Refused("its tokens are others")
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in mapped.tensors.items():
+        layer, _, field = name.partition(".")
+        layers.setdefault(int(layer), {})[field] = tensor
+    found = []
+    for number in sorted(layers):
+        own = layers[number]
+        keys, values = own.pop("k"), own.pop("v")
+        found.append(Archive(keys, values, own, True, _check(path, mapped, f"{number}.")))
+    return found
+
+
+def _check(path: Path, mapped: Mapped, prefix: str):
+    def check() -> None:
+        try:
+            mapped.check(name for name in mapped.tensors if name.startswith(prefix))
+        except Refused as problem:
+            raise KvchatError("session", f"{path} cannot be used: {problem}", "/reread -") from None
+
+    return check

@@ -1,0 +1,191 @@
+"""A compressed document as a file: saved once it is read, mapped and verified instead of reading.
+
+The file holds what is kept of every layer, the token ids, and the logits of a short text read after
+them: a restored cache must give them again.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.cache import SEGMENTS
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.segment import Segment
+from kvchat.engine.engine import Engine
+from kvchat.engine.store import FORMAT, Refused
+from kvchat.engine.store.tensors import Mapped, write
+
+KIND = "kvchat reading"
+PROBE = 8  # the document's last tokens, read once more after it
+# Relative RMS between the saved logits and those of the restored cache. Other threads sum in
+# another order; other rows are off by tenths.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class Part(NamedTuple):
+    """A segment taken apart, as it is now: its class' `load` makes another one of it."""
+
+    kind: str
+    span: tuple[int, int]
+    tensors: dict[str, Tensor]
+
+    def segment(self) -> Segment:
+        """A segment of these tensors."""
+        module, cls = SEGMENTS[self.kind].split(":")
+        return getattr(import_module(module), cls).load(self.tensors, self.span)
+
+
+class Layer(NamedTuple):
+    """What a layer keeps of a document: segments, and the rows `[H, n, D]` of a live end."""
+
+    parts: list[Part]
+    keys: Tensor
+    values: Tensor
+
+
+def layers_of(cache: KVCache, tokens: int) -> list[Layer] | None:
+    """What a cache keeps of its first `tokens` tokens; None if later ones cannot be told apart.
+
+    Turns to come change none of it: they add rows behind these.
+    """
+    found = []
+    for layer in cache.layers:
+        segments = [segment for segment in layer.segments if segment.span[1] <= tokens]
+        live = tokens - (segments[-1].span[1] if segments else 0)
+        if live and layer.tail.start != tokens - live:
+            return None
+        parts = [Part(s.kind, s.span, s.tensors()) for s in segments]
+        found.append(Layer(parts, layer.tail.keys[:, :live], layer.tail.values[:, :live]))
+    return found
+
+
+def save_book(
+    path: Path,
+    engine: Engine,
+    layers: Sequence[Layer],
+    ids: Sequence[int],
+    fingerprint: str,
+    about: Mapping[str, Any],
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Save what is kept of the document `ids`; `about` is for the person.
+
+    Raises OSError, and Stopped if `stopped()` says so while it is written.
+    """
+    tensors = {"ids": torch.tensor(ids, dtype=torch.int32), "probe": probe(engine, layers, ids)}
+    for number, layer in enumerate(layers):
+        for which, part in enumerate(layer.parts):
+            for name, tensor in part.tensors.items():
+                tensors[f"{number}.{which}.{name}"] = tensor
+        if layer.keys.shape[1]:
+            tensors[f"{number}.tail.k"] = layer.keys
+            tensors[f"{number}.tail.v"] = layer.values
+    segments = [[{"kind": p.kind, "span": p.span} for p in layer.parts] for layer in layers]
+    metadata = {
+        "kind": KIND,
+        "format": str(FORMAT),
+        "fingerprint": fingerprint,
+        "segments": json.dumps(segments),
+        "about": json.dumps(about),
+    }
+    write(path, tensors, metadata, stopped)
+
+
+def load_book(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KVCache:
+    """The cache of the document `ids` as it was saved; on a CPU its rows are mapped.
+
+    Raises Refused with the reason if it is damaged, or is not what was saved for these ids and
+    this fingerprint, or does not answer as it did; OSError if it cannot be opened.
+    """
+    mapped = Mapped(path)
+    require(mapped.metadata, KIND, fingerprint)
+    mapped.check()
+    try:
+        if mapped.tensors["ids"].tolist() != list(ids):
+            raise Refused("its tokens are others")
+        layers = _layers(mapped, engine)
+        saved = mapped.tensors["probe"]
+        _require_shape(layers, engine, len(ids))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"it is not complete ({error!r})") from None
+    difference = _difference(probe(engine, layers, ids), saved)
+    if not difference <= TOLERANCE[engine.dtype]:
+        raise Refused(f"the model answers otherwise over it (logits are off by {difference:.1%})")
+    return _cache(engine, layers, len(ids))
+
+
+def require(metadata: Mapping[str, str], kind: str, fingerprint: str) -> None:
+    """Raise Refused unless a file is of this kind, format and fingerprint."""
+    if metadata.get("kind") != kind:
+        raise Refused(f"it is no {kind}")
+    if (number := metadata.get("format")) != str(FORMAT):
+        raise Refused(f"it has format {number}; this kvchat reads format {FORMAT}")
+    if metadata.get("fingerprint") != fingerprint:
+        raise Refused("it belongs to another document, model or method")
+
+
+def probe(engine: Engine, layers: Sequence[Layer], ids: Sequence[int]) -> Tensor:
+    """Logits `[vocab]` (fp32) after the document and its last tokens once more.
+
+    A cache of its own reads them: it shares rows with no other.
+    """
+    return engine.score(_cache(engine, layers, len(ids)), ids[-PROBE:])[-1].float().cpu()
+
+
+@torch.inference_mode()
+def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
+    cache = engine.empty_cache()
+    for layer, kept in zip(cache.layers, layers, strict=True):
+        layer.segments = [part.segment() for part in kept.parts]
+        layer.tail.start = tokens - kept.keys.shape[1]
+        layer.append(kept.keys, kept.values)
+    cache.position = tokens
+    return cache
+
+
+def _layers(mapped: Mapped, engine: Engine) -> list[Layer]:
+    config, found = engine.config, []
+    none = torch.empty(config.num_kv_heads, 0, config.head_dim, dtype=engine.dtype)
+    for number, entries in enumerate(json.loads(mapped.metadata["segments"])):
+        parts = []
+        for which, entry in enumerate(entries):
+            prefix = f"{number}.{which}."
+            tensors = {
+                name.removeprefix(prefix): tensor.to(engine.device)
+                for name, tensor in mapped.tensors.items()
+                if name.startswith(prefix)
+            }
+            parts.append(Part(entry["kind"], tuple(entry["span"]), tensors))
+        tail = (mapped.tensors.get(f"{number}.tail.{name}", none) for name in "kv")
+        found.append(Layer(parts, *(rows.to(engine.device) for rows in tail)))
+    return found
+
+
+def _require_shape(layers: Sequence[Layer], engine: Engine, tokens: int) -> None:
+    """Raise Refused unless these can be the layers of this model's cache of so many tokens."""
+    config = engine.config
+    if len(layers) != config.num_layers:
+        raise Refused(f"it has {len(layers)} layers; the model has {config.num_layers}")
+    for layer in layers:
+        spans = [part.span for part in layer.parts]
+        ends = [0, *(end for _, end in spans)]
+        shape = (config.num_kv_heads, tokens - ends[-1], config.head_dim)
+        if spans != list(pairwise(ends)) or {layer.keys.shape, layer.values.shape} != {shape}:
+            raise Refused(f"it does not stand for {tokens:,} tokens")
+        heads = {len(part.segment().lengths) for part in layer.parts}
+        if heads - {config.num_kv_heads}:
+            raise Refused(f"it has not {config.num_kv_heads} KV heads")
+
+
+def _difference(found: Tensor, saved: Tensor) -> float:
+    """Relative RMS; infinite where shapes differ or a value is not finite."""
+    if found.shape != saved.shape or not bool(found.isfinite().all()):
+        return float("inf")
+    scale = saved.square().mean().sqrt().clamp_min(1e-30)
+    return float((found - saved).square().mean().sqrt() / scale)

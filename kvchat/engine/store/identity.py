@@ -1,0 +1,99 @@
+"""What a saved reading belongs to: a digest of everything that decides its rows."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kvchat import __version__
+from kvchat.engine.engine import Engine
+from kvchat.engine.methods.base import Method
+from kvchat.engine.model.weights import find_shards
+from kvchat.engine.store import FORMAT
+
+# What decides which ids a text becomes; ids of another tokenizer mean something else.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+SAMPLES, BLOCK = 16, 2**12  # of every shard: blocks that are read, and their bytes
+Parts = dict[str, str]
+
+
+def reading_parts(
+    engine: Engine,
+    folder: Path,
+    ids: Sequence[int],
+    method: Method | None = None,
+    probes: Sequence[Sequence[int]] = (),
+) -> Parts:
+    """What a reading is made of, by name: two readings are alike if all parts are.
+
+    `folder` is the model's, `probes` are the token lists that the method scores with. Without a
+    method: what all rows depend on.
+    """
+    parts = {
+        "format": str(FORMAT),
+        "kvchat": __version__,
+        "weights": weights_digest(folder),
+        "config": _digest((folder / "config.json").read_bytes()),
+        "tokenizer": tokenizer_digest(folder),
+        "computation": computation(engine),
+        "document": ids_digest(ids),
+    }
+    if method is not None:
+        parts["method"] = repr(method)  # a dataclass: its class and every field
+        parts["questions"] = _digest(json.dumps([list(probe) for probe in probes]).encode())
+    return parts
+
+
+def fingerprint(parts: Parts) -> str:
+    """One name for all parts."""
+    return _digest(json.dumps(parts, sort_keys=True).encode())[:32]
+
+
+def weights_digest(folder: Path) -> str:
+    """Of every shard its name, size and time, and blocks spread over it.
+
+    A byte that changes between the blocks shows by the time alone.
+    """
+    digest = hashlib.sha256()
+    for shard in find_shards(folder):
+        about = shard.stat()
+        digest.update(f"{shard.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+        with shard.open("rb") as file:
+            for number in range(SAMPLES):
+                file.seek(max(about.st_size - BLOCK, 0) * number // (SAMPLES - 1))
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """A digest of what turns text into ids in a model's folder."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        file = folder / name
+        digest.update(name.encode() + (file.read_bytes() if file.exists() else b""))
+    return digest.hexdigest()
+
+
+def computation(engine: Engine) -> str:
+    """How the model computes: device, attention, and the kinds of its modules and tensors."""
+    kinds = sorted({type(module).__qualname__ for module in engine.model.modules()})
+    tensors = [*engine.model.named_parameters(), *engine.model.named_buffers()]
+    described = [f"{name} {type(t).__name__} {t.dtype} {tuple(t.shape)}" for name, t in tensors]
+    about = [engine.device.type, type(engine.backend).__qualname__, str(engine.dtype)]
+    return _digest("\n".join([*about, *kinds, *described]).encode())
+
+
+def ids_digest(ids: Sequence[int]) -> str:
+    """A digest of token ids."""
+    return _digest(torch.tensor(ids, dtype=torch.int32).numpy().tobytes())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

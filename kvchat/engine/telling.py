@@ -1,0 +1,101 @@
+"""What the model is told beside a document, so that one sees which rows it looks at. Knows text and
+ids, no model."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+from kvchat.engine.dialogue import Dialogue
+from kvchat.engine.methods.base import ASK, REPEAT
+from kvchat.engine.replay import Replay
+from kvchat.engine.sizes import REPLAY
+
+ENDS = (".", "!", "?", "…", "。", "！", "？")
+SHORTEST, LONGEST = 4, 48  # tokens of a sentence
+OFTEN = 4  # times that a sign must come to be structure
+PART = 0.7  # of a sentence's words are the question, the others the answer
+
+
+def tellings(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[str]) -> list[Replay]:
+    """The replays of these kinds of a document's ids; what stands before its text is left out."""
+    frame = dialogue.document("")
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(frame, document, strict=False))
+    first = sum(1 for _ in pairs)
+    found = [replay for kind in sorted(kinds) for replay in KINDS[kind](dialogue, document, first)]
+    signs = structural(dialogue, document) if found else []
+    return [replace(r, structural=[i for i in signs if r.start <= i < r.end]) for r in found]
+
+
+def repeated(dialogue: Dialogue, document: Sequence[int], first: int) -> Iterator[Replay]:
+    """The text from token `first` on, part by part, each after an instruction to repeat it (KVzip,
+    `frontier.md` 2.3)."""
+    for start in range(first, len(document), REPLAY):
+        end = min(start + REPLAY, len(document))
+        asked = "Repeat the previous context exactly."
+        if start > first:
+            lead = dialogue.tokenizer.decode(document[start - 8 : start])
+            asked = f"Repeat the part of the previous context that begins with: {lead}"
+        yield Replay(REPEAT, ([*dialogue.first(asked), *document[start:end]],), start, end)
+
+
+def asked(dialogue: Dialogue, document: Sequence[int], first: int) -> Iterator[Replay]:
+    """Every sentence from token `first` on as a first question and its answer.
+
+    The sentence's beginning is the question, its end the answer: so the model looks for what a
+    question will need, in the way in which it will be asked, and needs nobody to think of one.
+    """
+    for start in range(first, len(document), REPLAY):
+        end = min(start + REPLAY, len(document))
+        turns: list[list[int]] = []
+        for a, b in sentences(dialogue, document[start:end]):
+            text = dialogue.tokenizer.decode(document[start + a : start + b])
+            if turn := _turn(dialogue, text):
+                turns.append(turn)
+            if sum(map(len, turns)) >= REPLAY:
+                yield Replay(ASK, tuple(turns), start, end)
+                turns = []
+        if turns:
+            yield Replay(ASK, tuple(turns), start, end)
+
+
+KINDS = {REPEAT: repeated, ASK: asked}
+
+
+def sentences(dialogue: Dialogue, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where sentences and lines begin and end in `ids`; long ones are cut."""
+    texts = {i: dialogue.tokenizer.decode([i]) for i in set(ids)}
+    start = 0
+    for end, token in enumerate(ids, start=1):
+        text, length = texts[token], end - start
+        ends = "\n" in text or text.rstrip("\"'”’)]» ").endswith(ENDS)
+        if (ends and length >= SHORTEST) or length == LONGEST or end == len(ids):
+            yield start, end
+            start = end
+
+
+def structural(dialogue: Dialogue, ids: Sequence[int]) -> list[int]:
+    """Where `ids` only structure the text (`frontier.md` 2.5): signs and white space that come
+    often, outside of words and numbers."""
+    counts = Counter(ids)
+    texts = {i: dialogue.tokenizer.decode([i]) for i in counts}
+    signs = {i for i, text in texts.items() if not any(map(str.isalnum, text))}
+    often = {i for i in signs if counts[i] >= OFTEN}
+    around = [texts[i] for i in ids]
+
+    def glued(at: int) -> bool:
+        before, after = around[at - 1][-1:] if at else "", "".join(around[at + 1 : at + 2])[:1]
+        return before.isalnum() and after.isalnum() and around[at].strip() == around[at]
+
+    return [at for at, i in enumerate(ids) if i in often and not glued(at)]
+
+
+def _turn(dialogue: Dialogue, text: str) -> list[int]:
+    """A sentence as a question and its answer; nothing for one that is too short to be cut."""
+    words = text.split()
+    if len(words) > 1:
+        cut = min(len(words) - 1, max(1, round(PART * len(words))))
+        return dialogue.exchange(f"{' '.join(words[:cut])}?", " ".join(words[cut:]))
+    text = text.strip()  # a script without spaces
+    cut = round(PART * len(text))
+    return dialogue.exchange(f"{text[:cut]}?", text[cut:]) if 0 < cut < len(text) else []

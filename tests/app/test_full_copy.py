@@ -1,0 +1,169 @@
+"""`--keep-full` and `--select`: questions choose for themselves, and changes read nothing."""
+
+import json
+
+import pytest
+
+from app.scene import STORY, shown, string_screen
+from kvchat.app import library, oneshot
+from kvchat.app.commands import Context, run
+from kvchat.app.keeper import Keeper
+from kvchat.app.options import Options
+from kvchat.app.plan import Plan, require_copy
+from kvchat.app.start import open_chat
+from kvchat.errors import KvchatError
+
+ADAKV = "adakv:budget=50%,window=8"
+
+
+class Place:
+    """A model and a document; `opened` is a chat over them, `run` a command in it."""
+
+    def __init__(self, folder, tmp_path):
+        self.folder, self.root = folder, tmp_path / "kv"
+        self.story = tmp_path / "story.txt"
+        self.story.write_text(STORY)
+        self.screen = string_screen()
+
+    def options(self, **values):
+        values = {"method": ADAKV, "kv_cache": "on", "kv_cache_dir": str(self.root)} | values
+        return Options(model=str(self.folder), files=[str(self.story)], save=False, **values)
+
+    def opened(self, **values):
+        shown(self.screen)
+        self.chat = open_chat(self.options(**values), self.screen)
+        with self.chat.readings:
+            pass
+        self.context = Context(self.chat, self.screen, Keeper(self.screen, None))
+        return self.chat
+
+    def run(self, line):
+        shown(self.screen)
+        run(line, self.context)
+        return " ".join(shown(self.screen).split())
+
+
+@pytest.fixture
+def place(chat_folder, tmp_path):
+    return Place(chat_folder("byte-level", "chatml"), tmp_path)
+
+
+def kept(chat):
+    return [(s.lengths, s.position.tolist()) for s in chat.session.cache.segments()]
+
+
+def beside(place):
+    """Another chat over the same place."""
+    other = Place.__new__(Place)
+    vars(other).update(vars(place) | {"screen": string_screen()})
+    return other
+
+
+@pytest.mark.parametrize(
+    ("options", "copy", "by_question"),
+    [
+        ({}, "off", False),
+        ({"select": "document"}, "off", False),
+        ({"select": "question"}, "host", True),
+        ({"keep_full": "disk"}, "disk", True),
+        ({"keep_full": "host", "select": "document"}, "host", False),
+        ({"keep_full": "off", "select": "question"}, "off", False),
+    ],
+)
+def test_what_the_flags_mean(options, copy, by_question):
+    found = Options(**options)
+    assert (found.full_copy, found.by_question) == (copy, by_question)
+
+
+@pytest.mark.parametrize("where", ["host", "disk"])
+def test_budget_and_method_change_without_reading(place, where):
+    chat = place.opened(keep_full=where)
+    assert f"of the KV, 65.00 KiB on {where}" in shown(place.screen)
+    for line, spec in (
+        ("/budget 80%", "adakv:budget=80%,window=8"),
+        ("/method snapkv:budget=30%,window=8", "snapkv:budget=30%,window=8"),
+    ):
+        assert "nothing was read" in place.run(line)
+        assert kept(chat) == kept(Place.opened(beside(place), method=spec, kv_cache="off"))
+    assert "read 1" in place.run("/method h2o:budget=30%"), "its column sums were not observed"
+    assert "nothing was read" in place.run("/method h2o:budget=20%")
+    assert "nothing was read" in place.run("/reread Who?") and chat.in_view == "Who?"
+    assert "nothing was read" not in place.run("/reread -")
+
+
+def test_what_is_on_disk_serves_every_later_start(place):
+    place.opened(keep_full="disk")
+    assert len(list(place.root.iterdir())) == 2  # all rows, and those that were kept
+    chat = place.opened(keep_full="disk")
+    assert chat.restored and chat.session.cache.archived().disk > 0
+    other = place.opened(keep_full="disk", method="snapkv:budget=30%,window=8")
+    assert other.restored and "read before" in shown(place.screen)
+    fresh = Place.opened(beside(place), method="snapkv:budget=30%,window=8", kv_cache="off")
+    assert kept(other) == kept(fresh)
+    assert place.opened(keep_full="disk", method="h2o:budget=30%").restored is None
+    assert place.opened(keep_full="host").restored is None, "memory is filled by reading"
+
+
+def test_json_and_memory_tell_device_host_and_disk_apart(place, capsys):
+    found = []
+    for where in ("off", "host", "disk"):
+        options = place.options(keep_full=where, prompts=["Who?"], max_tokens=3, json=True)
+        assert oneshot.run(options, place.screen) == 0
+        found.append(json.loads(capsys.readouterr().out)["kv"])
+    off, host, disk = found
+    assert [each["keep_full"] for each in found] == ["off", "host", "disk"]
+    assert [each["select"] for each in found] == ["document", "question", "question"]
+    assert off["bytes"] == host["bytes"] == disk["bytes"]
+    assert off["host_bytes"] == off["disk_bytes"] == host["disk_bytes"] == disk["host_bytes"] == 0
+    rows = len(place.opened().session.document) * place.chat.session.engine.kv_bytes_per_token
+    assert host["host_bytes"] == disk["disk_bytes"] > rows
+    place.opened(keep_full="disk")
+    assert "disk, mapped" in place.run("/memory")
+    assert "anew for every question" in place.run("/show config")
+
+
+def test_a_copy_that_does_not_fit_is_refused_with_a_way_out():
+    plan = Plan(weights=10, kv_full=100, kv_kept=5, dense_layer=5, hidden=5, workspace=5, tail=5)
+    require_copy(plan, plan.reading + 100, beside=True)
+    require_copy(plan, 100, beside=False)
+    for free, beside in ((plan.reading + 99, True), (99, False)):
+        with pytest.raises(KvchatError, match="full copy") as caught:
+            require_copy(plan, free, beside)
+        assert caught.value.exit_code == 6 and "--keep-full disk" in caught.value.tries
+
+
+def test_what_makes_no_sense_is_said(place):
+    with pytest.raises(KvchatError, match="--kv-cache is off"):
+        place.opened(keep_full="disk", kv_cache="off")
+    place.opened(keep_full="host", method="full")
+    assert "nothing to add" in shown(place.screen)
+    place.opened(keep_full="host", method="streamingllm")
+    assert "whatever is asked" in shown(place.screen)
+
+
+def test_a_full_disk_ends_the_copy_and_not_the_reading(place, monkeypatch):
+    monkeypatch.setattr(library, "LEAVE", 2**60)
+    chat = place.opened(keep_full="disk")
+    assert "no full copy is kept" in " ".join(shown(place.screen).split())
+    assert list(chat.session.ask("Who?", max_tokens=2))[-1].completion_tokens == 2
+
+
+def test_prompts_that_are_known_choose_at_the_one_reading(place):
+    """Without a copy: all of `-p` are in view while the document is read, and are part of what a
+    saved reading is."""
+    asked = ["What is the harbour?", "Who keeps the light?"]
+    chat = place.opened(select="question", prompts=asked)
+    assert chat.session.cache.layers[0].archive is None
+    by_questions = kept(chat)
+    assert by_questions != kept(place.opened(prompts=asked)), "by the document's end"
+    assert place.opened(select="question", prompts=asked[:1]).restored is None
+    again = place.opened(select="question", prompts=asked)
+    assert again.restored is not None
+    assert kept(again) == by_questions
+    assert again.in_view == "What is the harbour? / Who keeps the light?"
+
+
+def test_a_chat_needs_a_copy_to_choose_by_questions(place):
+    with pytest.raises(KvchatError, match="--keep-full is off"):
+        place.opened(select="question", keep_full="off")
+    assert place.opened(select="question").readings.full_copy == "host"
