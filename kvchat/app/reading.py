@@ -82,7 +82,7 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
         raise out_of_memory(chat, error) from error
     machine.release(session.engine.device)
     if chat.book.files:
-        screen.say(reading_line(chat))
+        screen.say(reading_line(chat, screen.line))
 
 
 @contextmanager
@@ -104,17 +104,16 @@ def read_again(
     """Read document and turns with another method, book or question in view; says what it did.
 
     A saved reading takes the place of the document's, or a full copy that is kept, unless it is to
-    be `fresh`. False if the
-    person would rather not; everything is then as it was. Raises KvchatError.
+    be `fresh`. False if the person would rather not; everything is then as it was. Raises
+    KvchatError.
     """
     session, method = chat.session, method or chat.method
     if book is None and not fresh and session.choose(method, *questions):
+        before = chat.in_view
         chat.method, chat.in_view = method, questions[0] if questions else ""
-        held, full = chat.document_kept(), chat.document_full()
-        screen.tell(
-            f"chosen again in {seconds(session.select_seconds)}, nothing was read: "
-            f"{name_of(method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
-        )
+        done = f"chosen again in {seconds(session.select_seconds)}, nothing was read"
+        screen.tell(f"{done}: {name_of(method)} {kept_line(chat)}")
+        say_chosen_anew(chat, before, screen)
         return True
     book = book or chat.book
     tokens, found = sum(len(turn.ids) for turn in session.turns), None
@@ -147,11 +146,16 @@ def read_again(
     if book.ids:
         chat.timings["prefill"] = took
         screen.tell(reading_line(chat, screen.line))
-    if before and not questions:
+    say_chosen_anew(chat, before, screen)
+    return True
+
+
+def say_chosen_anew(chat: Chat, before: str, screen: Screen) -> None:
+    """Say that a choice of rows by the question `before` is gone."""
+    if before and not chat.in_view:
         screen.tell(
             f"rows are chosen by the document's end again, no more for {first_line(before)!r}"
         )
-    return True
 
 
 def agreed(chat: Chat, screen: Screen, tokens: int) -> bool:
@@ -214,8 +218,7 @@ def reading_line(chat: Chat, width: int = 1000) -> str:
     its name is the first to go from a narrow line.
     """
     took, tokens = chat.timings["prefill"], len(chat.session.document)
-    held, full = chat.document_kept(), chat.document_full()
-    kept = f"kept {100 * chat.document_rows():.3g} % of rows: {sizes(held, full)}"
+    kept = kept_line(chat)
     read = f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s)"
     if found := chat.restored:
         read = (
@@ -224,3 +227,9 @@ def reading_line(chat: Chat, width: int = 1000) -> str:
         )
     line = f"{read} · {name_of(chat.method)} {kept}"
     return line if len(line) <= width else f"{read} · {kept}"
+
+
+def kept_line(chat: Chat) -> str:
+    """`kept 25 % of rows: 0.86 of 3.41 GiB`."""
+    held, full = chat.document_kept(), chat.document_full()
+    return f"kept {100 * chat.document_rows():.3g} % of rows: {sizes(held, full)}"

@@ -80,7 +80,8 @@ def reread(context: Context, argument: str) -> None:
     if not chat.book.files:
         raise KvchatError("usage", "there is no document to read again", "/file book.txt")
     if argument == "-":
-        read_again(chat, context.screen, fresh=True)
+        if read_again(chat, context.screen, fresh=True):
+            context.keeper.changed(chat)
         return
     question = argument or (chat.session.turns[-1].question if chat.session.turns else "")
     if not question:
