@@ -10,6 +10,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.completion import Completer
 from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.filters import is_searching
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
@@ -26,12 +27,13 @@ class Lines:
     def __init__(self, completer: Completer, keep_history: bool = True, vi: bool = False):
         self.pastes: dict[str, str] = {}
         self.shows_memory = False  # F2
+        self.is_paste = False  # whether the last line was nothing but a large paste
         self.sent = 0.0  # when Enter was pressed last, by `monotonic`
         self.session: PromptSession[str] = PromptSession(
             input=create_input(always_prefer_tty=True),  # stdin may have been the document
             history=private_history() if keep_history else InMemoryHistory(),
             completer=completer,
-            complete_while_typing=False,
+            complete_while_typing=True,  # the completer offers nothing but after a slash
             auto_suggest=AutoSuggestFromHistory(),
             key_bindings=self._keys(),
             multiline=True,
@@ -64,6 +66,7 @@ class Lines:
 
     def unfolded(self, text: str) -> str:
         """`text` with what was pasted in place of its mark, and without block quotes."""
+        self.is_paste = text.strip() in self.pastes
         for mark, pasted in self.pastes.items():
             text = text.replace(mark, pasted)
         self.pastes.clear()
@@ -92,6 +95,7 @@ class Lines:
         def _(event) -> None:
             self.shows_memory = not self.shows_memory
 
+        @keys.add("c-g", filter=~is_searching)
         @keys.add("c-x", "c-e")
         def _(event) -> None:
             event.current_buffer.open_in_editor()

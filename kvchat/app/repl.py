@@ -11,6 +11,7 @@ import torch
 from kvchat.app import commands, machine, process
 from kvchat.app import memory as measured
 from kvchat.app.answering import ask, say_turn
+from kvchat.app.ask import choose
 from kvchat.app.completion import SlashCompleter
 from kvchat.app.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.app.keys import unseen
@@ -74,16 +75,21 @@ def talk(context: commands.Context, lines: Lines) -> int:
             if lines.stop_typed():  # after Enter, before anybody listened for it
                 calm.press()
             try:
-                obey(context, line)
+                obey(context, line, lines.is_paste)
             except commands.Quit:
                 return 0
 
 
-def obey(context: commands.Context, line: str) -> None:
-    """Answer a line or run its command; whatever goes wrong is said, and the chat goes on."""
+def obey(context: commands.Context, line: str, is_paste: bool = False) -> None:
+    """Answer a line or run its command; whatever goes wrong is said, and the chat goes on.
+
+    A line that `is_paste` and nothing else is rather a document: the person chooses.
+    """
     screen = context.screen
     try:
-        if line.startswith("/"):
+        if is_paste and choose("[a]ttach it as a document / [s]end it", "as", "s") == "a":
+            commands.attach_text(context, unicode(line))
+        elif line.startswith("/") and not is_paste:
             commands.run(unicode(line.rstrip()), context)
         elif line.strip():
             answer(context, unicode(line.strip()))

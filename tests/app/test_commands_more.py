@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from app.scene import STORY, Scene
-from kvchat.app import clipboard, saved
+from kvchat.app import clipboard, repl, saved
 from kvchat.app.commands import documents, speed
 from kvchat.app.options import Options
 from kvchat.app.resume import restored
@@ -74,6 +74,19 @@ def test_a_pasted_text_is_a_document_and_comes_back(scene, monkeypatch):
     options = restored(Options(), saved.find(None))
     assert open_document(options.files[2], options).text == "The harbour has 4711 boats."
     assert open_document(options.files[2], options).title == "pasted 2"
+
+
+@pytest.mark.parametrize("key", "as")
+def test_a_large_paste_is_a_document_or_a_question(scene, monkeypatch, key):
+    monkeypatch.setattr(repl, "choose", lambda question, keys, default: key)
+    scene.script("Yes.")
+    repl.obey(scene.context, "/not a command\nbut 4711 pasted lines", is_paste=True)
+    titles = [file.title for file in scene.chat.book.files]
+    asked = [question for question, _ in turns(scene)]
+    if key == "a":
+        assert titles == ["story.txt", "pasted 1"] and not asked
+    else:
+        assert titles == ["story.txt"] and asked == ["/not a command\nbut 4711 pasted lines"]
 
 
 def test_drop_takes_a_document_away(scene, home):

@@ -91,3 +91,12 @@ def test_vi_keys():
         pipe.send_text("one two\x1b")
         pipe.send_text("bcwthree\r")
         assert lines.read() == "one three"
+
+
+def test_a_line_that_is_a_paste_and_nothing_else():
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), False)
+        lines.session.app.input = pipe
+        for keys, alone in ((PASTE.format(LARGE), True), (f"About {PASTE.format(LARGE)}", False)):
+            pipe.send_text(f"{keys}\r")
+            assert LARGE in lines.read() and lines.is_paste == alone

@@ -194,6 +194,8 @@ def test_a_megabyte_is_pasted_as_one_message(start, tmp_path):
     terminal.paste("line of a long paste\n" * 50_000)
     terminal.wait(r"\[pasted 50,001 lines, 1,050,000 characters\]", 90)
     terminal.send("\r")
+    terminal.wait(r"\[a\]ttach it as a document")
+    terminal.send("s")
     terminal.wait("needs .* tokens", 90)  # it does not fit; it was one question, none was run
     terminal.send("/ctx\r")
     terminal.wait("0 turns")

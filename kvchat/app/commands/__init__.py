@@ -4,9 +4,10 @@ from difflib import get_close_matches
 
 from kvchat.app.commands import about, chats, compression, documents, setting, speed, turns, views
 from kvchat.app.commands.context import Command, Context, Quit
+from kvchat.app.commands.documents import attach_text
 from kvchat.errors import KvchatError
 
-__all__ = ["ALIASES", "COMMANDS", "Command", "Context", "Quit", "find", "run"]
+__all__ = ["ALIASES", "COMMANDS", "Command", "Context", "Quit", "attach_text", "find", "run"]
 
 
 def help_(context: Context, argument: str) -> None:

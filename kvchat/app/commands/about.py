@@ -18,7 +18,7 @@ KEY_BINDINGS = (
     ("Up, Down; Ctrl-R; →", "history; search in it; take the suggestion"),
     ("Ctrl-C", "stop an answer or a reading; at the prompt twice: quit"),
     ("Ctrl-D", "quit, on an empty line"),
-    ("Ctrl-X Ctrl-E", "edit the line in $EDITOR"),
+    ("Ctrl-G, Ctrl-X Ctrl-E", "edit the line in $EDITOR"),
     ("F2", "memory below the prompt, on or off"),
     ("Ctrl-L, Ctrl-Z", "clear the screen, suspend"),
 )

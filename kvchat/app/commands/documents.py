@@ -83,6 +83,11 @@ def paste(context: Context, argument: str) -> None:
     if text is None or not text.strip():
         context.screen.tell("nothing was pasted")
         return
+    attach_text(context, text)
+
+
+def attach_text(context: Context, text: str) -> None:
+    """Read a text that was pasted together with the documents that are there."""
     there = {each.title for each in context.chat.book.files}
     name = next(f"pasted {n}" for n in count(1) if f"pasted {n}" not in there)
     attach(context, [documents.decode(name, text.encode("utf-8", "replace"))])
