@@ -5,8 +5,10 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
-from time import perf_counter, sleep, time
+from time import perf_counter, time
 from typing import Any, Literal
 
 import torch
@@ -16,6 +18,7 @@ from rich.text import Text
 
 from kvchat import __version__
 from kvchat.app import machine, process
+from kvchat.app.bench_cells import Cells
 from kvchat.app.models import find_model
 from kvchat.app.screen import Screen
 from kvchat.app.text import clean, size
@@ -113,29 +116,23 @@ def run(settings: Settings) -> int:
             f"{longest:,} tokens do not fit the window of {name}: {engine.config.context_limit:,}",
             f"-p {engine.config.context_limit // 2} -d {engine.config.context_limit // 2}",
         )
-    results = []
+    results: list[Result] = []
+    cells = Cells(engine, screen, settings.delay)
     for method in methods:
         for tokens in settings.prompts:
-            rest(settings, screen)
-            screen.say(f"{name_of(method)}: reading {tokens:,} tokens")
-            results.append(_reading(engine, method, tokens, settings))
-        for depth in settings.depths:
-            for tokens in settings.generates:
-                rest(settings, screen)
-                screen.say(f"{name_of(method)}: writing {tokens:,} tokens after {depth:,}")
-                results.append(_writing(engine, method, tokens, depth, settings))
+            work = partial(_reading, engine, method, tokens, settings)
+            results += cells.run(method, f"pp{tokens}", tokens, work)
+        for depth, tokens in product(settings.depths, settings.generates):
+            work = partial(_writing, engine, method, tokens, depth, settings)
+            results += cells.run(method, f"tg{tokens} @ d{depth}", depth, work)
     if settings.output == "json":
-        print(json.dumps(_document(name, engine, results, settings), indent=1))
+        found = _document(name, engine, results, settings) | {"out_of_memory": cells.missed}
+        print(json.dumps(found, indent=1))
     else:
         _print(name, engine, results)
-    return 0
-
-
-def rest(settings: Settings, screen: Screen) -> None:
-    """Let the machine cool down, if asked."""
-    if settings.delay:
-        with screen.busy(f"resting {settings.delay:g} s"):
-            sleep(settings.delay)
+        for line in cells.lines():
+            print(line)
+    return cells.exit_code
 
 
 def _engine(settings: Settings, screen: Screen) -> tuple[str, Engine]:

@@ -267,3 +267,28 @@ def test_what_a_method_cannot_do_is_said_before_anything_is_read(story, argument
     done = kvchat(story, "-p", QUESTION, *arguments)
     assert done.returncode == 2 and said in done.stderr
     assert b"try: " in done.stderr and b"read " not in done.stderr and done.stdout == b""
+
+
+def test_a_bench_goes_on_where_memory_is_not_enough(monkeypatch, capsys):
+    from kvchat.app import bench, bench_cells
+    from kvchat.app.cli import run
+
+    read, rested = bench._read, []
+
+    def small(engine, method, ids):
+        if len(ids) > 40:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return read(engine, method, ids)
+
+    monkeypatch.setattr(bench, "_read", small)
+    monkeypatch.setattr(bench_cells, "sleep", rested.append)
+    arguments = ["bench", "-p", "32,64", "-n", "2", "-d", "32", "-r", "1", "--no-warmup"]
+    arguments += ["--method", "adakv:window=8", "--delay", "0.5"]
+    assert run([*arguments, "-o", "json"]) == 6
+    report = json.loads(capsys.readouterr().out)
+    assert [cell["test"] for cell in report["results"]] == ["pp32", "tg2 @ d32"]
+    [missed] = report["out_of_memory"]
+    assert missed["test"] == "pp64" and missed["needed_bytes"] > 0
+    assert rested == [0.5] * 3 and report["delay"] == 0.5
+    assert run(arguments) == 6
+    assert "pp64  OOM (needed" in capsys.readouterr().out
