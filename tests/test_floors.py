@@ -32,6 +32,7 @@ FLOORS = {
     "kvchat.engine.fold": 5,
     "kvchat.engine.observation": 5,
     "kvchat.engine.pooling": 5,
+    "kvchat.engine.promise": 5,
     "kvchat.engine.replay": 5,
     "kvchat.engine.telling": 5,
     "kvchat.engine.prefill": 5,

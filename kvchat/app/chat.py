@@ -10,6 +10,7 @@ from kvchat.app.settings import Settings
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.base import Method
+from kvchat.engine.promise import Kept
 from kvchat.engine.session import Session
 
 
@@ -27,6 +28,7 @@ class Chat:
     timings: dict[str, float] = field(default_factory=dict)
     restored: Found | None = None  # where the document was read before
     in_view: str = ""  # the question that the kept rows were chosen for; empty: the document's end
+    promise: Kept | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
 
     @property

@@ -76,6 +76,7 @@ def chat(
             min=1, help="Rows per KV head for the conversation: older turns are folded (off)."
         ),
     ] = None,
+    auto_loss: flags.AutoLoss = None,
     select: flags.Select = None,
     keep_full: flags.KeepFull = None,
     kv_cache: flags.KvCache = None,
@@ -151,6 +152,7 @@ def chat(
         "system": inputs.system_text(system, system_file),
         "method": method,
         "budget": budget,
+        "auto_loss": flags.share("--auto-loss", auto_loss) if auto_loss is not None else None,
         "select": select,
         "keep_full": keep_full,
         "kv_cache": kv_cache,

@@ -42,6 +42,7 @@ SETTINGS: dict[str, type] = {
     "kv_cache": str,
     "kv_cache_dir": str,
     "keep_full": str,
+    "auto_loss": float,
     "select": str,
 }
 UI: dict[str, type] = {

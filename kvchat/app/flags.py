@@ -47,6 +47,10 @@ Select = Annotated[
     str | None,
     typer.Option(help="What chooses the kept rows: document, question (needs a full copy)."),
 ]
+AutoLoss = Annotated[
+    str | None,
+    typer.Option(help="Smallest budget that changes at most that share of held-out tokens: 2%."),
+]
 KvCache = Annotated[
     str | None, typer.Option(help="Saved readings: on, off, read (used, but none saved).")
 ]
@@ -91,6 +95,15 @@ def tokens(name: str, text: str | None) -> int | None:
             "usage", f"{name} {text!r} is not a number of tokens", f"{name} 8192", f"{name} 32k"
         )
     return count
+
+
+def share(name: str, text: str) -> float:
+    """The part of one that `2%` or `0.02` is. Raises KvchatError("usage")."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%?)\s*", text)
+    part = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0 <= part < 1:
+        raise KvchatError("usage", f"{name} {clean(text)!r} is no share below 100%", f"{name} 2%")
+    return part
 
 
 def byte_count(name: str, text: str) -> int:

@@ -27,6 +27,7 @@ class Options:
     method: str = ""
     method_options: list[str] = field(default_factory=list)
     budget: str | None = None
+    auto_loss: float | None = None  # of held-out tokens, how many may change
     tail_budget: int = 0
     kv_cache: str = "on"  # whether readings are saved and used again
     kv_cache_dir: str | None = None

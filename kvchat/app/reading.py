@@ -19,6 +19,7 @@ from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of
+from kvchat.engine.promise import Kept, open_within
 from kvchat.errors import KvchatError, is_out_of_memory
 
 R = TypeVar("R")
@@ -60,17 +61,22 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
     questions = [unicode(prompt) for prompt in chat.options.foreseen] if chat.book.files else []
     chat.in_view = " / ".join(questions)
 
-    def run(work: Generator[Progress | Smaller, None, None]) -> None:
+    def run(work: Generator[Progress | Smaller, None, R]) -> R:
         if interactive:
-            watched(work, screen, "reading", tokens)
-        else:
-            screen.watch(work, "reading", tokens)
+            return watched(work, screen, "reading", tokens)
+        return screen.watch(work, "reading", tokens)
 
+    promise = chat.options.auto_loss if chat.book.files else None
     try:
         with timed(chat.timings, "prefill"):
-            chat.restored = chat.readings.open(
-                session, chat.model, chat.book, chat.method, folds, run, questions
-            )
+            if promise is not None:
+                chat.promise = run(open_within(session, chat.book.ids, chat.method, promise, folds))
+                chat.method = chat.promise.method
+                tell_promise(chat.promise, screen)
+            else:
+                chat.restored = chat.readings.open(
+                    session, chat.model, chat.book, chat.method, folds, run, questions
+                )
     except Dropped:
         tokenizer = session.dialogue.tokenizer
         chat.book = compose(tokenizer, (), "", session.limit)
@@ -83,6 +89,16 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
     machine.release(session.engine.device)
     if chat.book.files:
         screen.say(reading_line(chat, screen.line))
+
+
+def tell_promise(kept: Kept, screen: Screen) -> None:
+    """Which budget keeps the promise of `--auto-loss`, or that none does."""
+    held = f"{100 * kept.loss:.3g} % of held-out tokens change"
+    wanted = f"{100 * kept.promise:.3g} % may"
+    if kept.holds:
+        screen.say(f"budget {kept.method.budget}: {held}, {wanted}")
+    else:
+        screen.warn(f"no budget keeps the promise: at {kept.method.budget} {held}, {wanted}")
 
 
 @contextmanager

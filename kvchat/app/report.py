@@ -55,6 +55,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "full_bytes": session.full_bytes(),
             "host_bytes": memory.host + archived.host,
             "disk_bytes": memory.disk + archived.disk,
+            "auto_loss": chat.promise and chat.promise.figures,
             "select": "question" if chat.in_view or chosen is not None else "document",
             "keep_full": chat.readings.full_copy,
         },

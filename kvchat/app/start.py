@@ -30,10 +30,10 @@ from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of, parse_method
+from kvchat.engine.methods.spec import name_of, parse_method, with_budget
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
-from kvchat.engine.sizes import CHUNKS, reserve_of
+from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of
 from kvchat.errors import KvchatError
 
 
@@ -114,6 +114,9 @@ def settle(options: Options, screen: Screen) -> Setup:
             "--kv-cache on",
             "--keep-full host",
         )
+    if options.auto_loss is not None:
+        require_choice(options, method)
+        method = with_budget(method, Budget(fraction=min(1.0, sum(LADDER))))  # while it is chosen
     if options.select == "question" and options.full_copy == "off" and not options.foreseen:
         raise KvchatError(
             "usage",
@@ -145,6 +148,17 @@ def settle(options: Options, screen: Screen) -> Setup:
         settings,
         ends,
     )
+
+
+def require_choice(options: Options, method: Method) -> None:
+    """Raise KvchatError("usage") if --auto-loss has nothing to choose."""
+    if isinstance(method, Full):
+        raise KvchatError("usage", "--auto-loss chooses a budget; full has none", "--method kvzip")
+    given = {"--budget": options.budget, "--select question": options.select == "question"}
+    given |= {f"--keep-full {options.keep_full}": options.keep_full not in ("", "off")}
+    for flag, value in given.items():
+        if value:
+            raise KvchatError("usage", f"--auto-loss chooses the budget itself: not with {flag}")
 
 
 def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:

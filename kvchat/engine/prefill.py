@@ -43,12 +43,13 @@ class Compression:
 
 @dataclass
 class Reading:
-    """What a reading leaves: one cache per compression, the last token's logits `[vocab]`, and the
-    seconds that compressing took."""
+    """What a reading leaves: one cache per compression, the last token's logits `[vocab]`, the
+    seconds that compressing took, and the final hidden states `[t, hidden]` of every probe."""
 
     caches: list[KVCache]
     logits: Tensor
     select_seconds: float
+    asides: list[Tensor]
 
 
 def rotation_at(model: CausalLM, start: int, count: int) -> Rotation:
@@ -246,7 +247,7 @@ def prefill(
         for cache in caches:
             for layer, archive in zip(cache.layers, archiving.archives(), strict=False):
                 layer.archive = archive
-    return Reading(caches, model.logits(x[-1:])[0], select)
+    return Reading(caches, model.logits(x[-1:])[0], select, asides)
 
 
 def prefilled(

@@ -3,7 +3,7 @@ ids, no model."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from kvchat.engine.dialogue import Dialogue
@@ -14,14 +14,13 @@ from kvchat.engine.sizes import REPLAY
 ENDS = (".", "!", "?", "…", "。", "！", "？")
 SHORTEST, LONGEST = 4, 48  # tokens of a sentence
 OFTEN = 4  # times that a sign must come to be structure
+PASSAGES, HALF = 48, 0.5  # held out, and where they are cut
 PART = 0.7  # of a sentence's words are the question, the others the answer
 
 
 def tellings(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[str]) -> list[Replay]:
     """The replays of these kinds of a document's ids; what stands before its text is left out."""
-    frame = dialogue.document("")
-    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(frame, document, strict=False))
-    first = sum(1 for _ in pairs)
+    first = _first(dialogue, document)
     found = [replay for kind in sorted(kinds) for replay in KINDS[kind](dialogue, document, first)]
     signs = structural(dialogue, document) if found else []
     return [replace(r, structural=[i for i in signs if r.start <= i < r.end]) for r in found]
@@ -50,8 +49,9 @@ def asked(dialogue: Dialogue, document: Sequence[int], first: int) -> Iterator[R
         turns: list[list[int]] = []
         for a, b in sentences(dialogue, document[start:end]):
             text = dialogue.tokenizer.decode(document[start + a : start + b])
-            if turn := _turn(dialogue, text):
-                turns.append(turn)
+            question, answer = _cut(text, PART)
+            if answer:
+                turns.append(dialogue.exchange(question, answer))
             if sum(map(len, turns)) >= REPLAY:
                 yield Replay(ASK, tuple(turns), start, end)
                 turns = []
@@ -60,6 +60,26 @@ def asked(dialogue: Dialogue, document: Sequence[int], first: int) -> Iterator[R
 
 
 KINDS = {REPEAT: repeated, ASK: asked}
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A question and its answer as tokens; the answer begins after the first `asked` of them."""
+
+    ids: Sequence[int]
+    asked: int
+
+
+def held_out(dialogue: Dialogue, document: Sequence[int]) -> list[Passage]:
+    """Sentences from all over a document, cut elsewhere than in any replay."""
+    found, text = [], document[_first(dialogue, document) :]
+    every = list(sentences(dialogue, text))
+    for start, end in every[:: max(1, len(every) // PASSAGES)]:
+        question, answer = _cut(dialogue.tokenizer.decode(text[start:end]), HALF)
+        ids, asked = dialogue.exchange(question, answer), len(dialogue.exchange(question, ""))
+        if answer and asked < len(ids):
+            found.append(Passage(ids, asked))
+    return found
 
 
 def sentences(dialogue: Dialogue, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -90,12 +110,19 @@ def structural(dialogue: Dialogue, ids: Sequence[int]) -> list[int]:
     return [at for at, i in enumerate(ids) if i in often and not glued(at)]
 
 
-def _turn(dialogue: Dialogue, text: str) -> list[int]:
-    """A sentence as a question and its answer; nothing for one that is too short to be cut."""
+def _first(dialogue: Dialogue, document: Sequence[int]) -> int:
+    """Where the text of a document begins."""
+    pairs = zip(dialogue.document(""), document, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _cut(text: str, part: float) -> tuple[str, str]:
+    """A sentence as a question, of `part` of its words, and the answer to it; both are empty for
+    one that is too short to be cut."""
     words = text.split()
     if len(words) > 1:
-        cut = min(len(words) - 1, max(1, round(PART * len(words))))
-        return dialogue.exchange(f"{' '.join(words[:cut])}?", " ".join(words[cut:]))
+        cut = min(len(words) - 1, max(1, round(part * len(words))))
+        return f"{' '.join(words[:cut])}?", " ".join(words[cut:])
     text = text.strip()  # a script without spaces
-    cut = round(PART * len(text))
-    return dialogue.exchange(f"{text[:cut]}?", text[cut:]) if 0 < cut < len(text) else []
+    cut = round(part * len(text))
+    return (f"{text[:cut]}?", text[cut:]) if 0 < cut < len(text) else ("", "")

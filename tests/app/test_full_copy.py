@@ -167,3 +167,16 @@ def test_a_chat_needs_a_copy_to_choose_by_questions(place):
     with pytest.raises(KvchatError, match="--keep-full is off"):
         place.opened(select="question", keep_full="off")
     assert place.opened(select="question").readings.full_copy == "host"
+
+
+def test_a_promise_chooses_the_budget(place):
+    chat = place.opened(auto_loss=0.9, budget=None, method="snapkv:window=4")
+    assert chat.promise is not None and chat.promise.holds
+    assert chat.method == chat.promise.method
+    assert "of held-out tokens change, 90 % may" in shown(place.screen)
+    strict = place.opened(auto_loss=0.0, method="snapkv:window=4")
+    said = " ".join(shown(place.screen).split())
+    assert strict.promise.holds or "no budget keeps the promise: at 50%" in said
+    for given in ({"method": "full"}, {"budget": "10%"}, {"select": "question"}):
+        with pytest.raises(KvchatError, match="auto-loss"):
+            place.opened(auto_loss=0.1, **given)
