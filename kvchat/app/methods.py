@@ -53,7 +53,7 @@ def details(name: str) -> Iterator[str]:
 
 def cost_of(method: Method) -> Cost:
     """What a method costs beside its budget."""
-    told = sum(TOLD[kind] for kind in method.needs.kinds)
+    told = sum(TOLD[what] for what, _ in method.needs.kinds)
     return Cost(bits_of(method), told, pools(method), method.needs.evidence > 0)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.methods.base import Evidence, Needs, Retold
+from kvchat.engine.methods.base import Evidence, Needs, Retold, Telling
 
 OBSERVED = Needs(queries=64, future=1)
 """What a reading observes for methods that may choose later, beside what its own method needs.
@@ -19,7 +19,7 @@ Column sums and replays are too dear for a maybe: they multiply the time of read
 
 def recorded(observed: dict[str, Tensor], retold: Retold) -> dict[str, Tensor]:
     """What a reading has observed in a layer, all of it by name; `shown` is the inverse."""
-    found = observed | {f"told {kind} {how}": table for (kind, how), table in retold.scores.items()}
+    found = observed | {_name(telling): table for telling, table in retold.scores.items()}
     if (evidence := retold.evidence) is not None:
         found |= {"evidence q": evidence.q, "evidence o": evidence.o}
         found["evidence lse"] = evidence.lse.double()
@@ -31,13 +31,17 @@ def shown(record: Mapping[str, Tensor], device: torch.device) -> Retold:
     scores = {}
     for name, table in record.items():
         if name.startswith("told "):
-            _, kind, how = name.split()
-            scores[kind, how] = table.to(device)
+            _, what, chunk, weigh = name.split()
+            scores[Telling(what, int(chunk), weigh)] = table.to(device)
     evidence = None
     if "evidence q" in record:
         q, o, lse = (record[f"evidence {name}"].to(device) for name in ("q", "o", "lse"))
         evidence = Evidence(q, o, lse.float())
     return Retold(scores, evidence, record["structural"].to(device, torch.bool))
+
+
+def _name(telling: Telling) -> str:
+    return "told {} {} {}".format(*telling)
 
 
 def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
@@ -47,7 +51,7 @@ def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
         and (not needs.column_mass or "mass" in record)
         and (not needs.future or "sum" in record)
         and (not needs.evidence or "evidence q" in record)
-        and all(f"told {kind} {how}" in record for kind, how in needs.tellings)
+        and all(_name(telling) in record for telling in needs.tellings)
     )
 
 

@@ -11,7 +11,7 @@ from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.fold import folding
-from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.base import Kind, Method
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.selection import can_choose
 from kvchat.engine.telling import tellings
@@ -44,7 +44,7 @@ class Reader(Conversation):
         """
         require_fit(len(ids), self.limit)
         probes = [self.dialogue.first(question) for question in questions]
-        kinds = frozenset[str]().union(*(c.method.needs.kinds for c in compressions))
+        kinds = frozenset[Kind]().union(*(c.method.needs.kinds for c in compressions))
         replays = tellings(self.dialogue, ids, kinds)
         with archiving or nullcontext():
             work = self.engine.prefill(ids, compressions, probes, replays, archiving)

@@ -14,9 +14,8 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.methods.base import ASK, Evidence, Needs, Retold, Telling
+from kvchat.engine.methods.base import ASK, Evidence, Kind, Needs, Retold, Telling
 from kvchat.engine.model.layers import Block, Rotation
-from kvchat.engine.sizes import REPLAY
 
 SINKS = 4  # first rows that a replay may look at beside its own part
 LOGITS = 2**22  # attention values alive at once
@@ -30,7 +29,7 @@ class Replay:
     only structure the text.
     """
 
-    kind: str
+    kind: Kind
     texts: tuple[Sequence[int], ...]
     start: int
     end: int
@@ -47,13 +46,12 @@ class Replay:
         return [len(text) for text in self.texts]
 
 
-def bare_replays(ids: Sequence[int], kinds: frozenset[str]) -> list[Replay]:
-    """The text itself for every kind, without a word around it, `REPLAY` tokens at a time."""
-    starts = range(0, len(ids), REPLAY)
+def bare_replays(ids: Sequence[int], kinds: frozenset[Kind]) -> list[Replay]:
+    """The text itself for every kind, without a word around it."""
     return [
-        Replay(kind, (ids[a : a + REPLAY],), a, min(a + REPLAY, len(ids)))
-        for kind in sorted(kinds)
-        for a in starts
+        Replay((what, chunk), (ids[a : a + chunk],), a, min(a + chunk, len(ids)))
+        for what, chunk in sorted(kinds)
+        for a in range(0, len(ids), chunk)
     ]
 
 
@@ -87,15 +85,15 @@ class Retelling:
         own = squares(self.backend, q, k, v, replay.lengths, scale)
         o, _ = ops.combine([self.backend.attend(q, self.tail.rows, scale), own])
         self.structural[list(replay.structural)] = True
-        if self.every and replay.kind == ASK:
+        if self.every and replay.kind[0] == ASK:
             self.queries.append(q[:: self.every].clone())
-        weighings = {how for kind, how in self.needs.tellings if kind == replay.kind}
+        weighings = {how for *kind, how in self.needs.tellings if tuple(kind) == replay.kind}
         if weighings:
             sizes = block.input_layernorm(x).float().norm(dim=-1)
             output = block.output if weighings != {"mass"} else None
             found = scores(self.tail, q, own[1], replay, weighings, scale, sizes, output)
             for how, part in found.items():
-                table = self._table((replay.kind, how))[:, replay.start : replay.end]
+                table = self._table(Telling(*replay.kind, how))[:, replay.start : replay.end]
                 torch.maximum(table, part, out=table)
         return block.finish(x, o)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from kvchat.engine.dialogue import Dialogue
-from kvchat.engine.methods.base import ASK, REPEAT
+from kvchat.engine.methods.base import ASK, REPEAT, Kind
 from kvchat.engine.replay import Replay
 from kvchat.engine.sizes import REPLAY
 
@@ -18,34 +18,40 @@ PASSAGES, HALF = 48, 0.5  # held out, and where they are cut
 PART = 0.7  # of a sentence's words are the question, the others the answer
 
 
-def tellings(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[str]) -> list[Replay]:
+def tellings(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[Kind]) -> list[Replay]:
     """The replays of these kinds of a document's ids; what stands before its text is left out."""
     first = _first(dialogue, document)
-    found = [replay for kind in sorted(kinds) for replay in KINDS[kind](dialogue, document, first)]
+    found = [
+        replay
+        for what, chunk in sorted(kinds)
+        for replay in KINDS[what](dialogue, document, first, chunk)
+    ]
     signs = structural(dialogue, document) if found else []
     return [replace(r, structural=[i for i in signs if r.start <= i < r.end]) for r in found]
 
 
-def repeated(dialogue: Dialogue, document: Sequence[int], first: int) -> Iterator[Replay]:
-    """The text from token `first` on, part by part, each after an instruction to repeat it (KVzip,
-    `frontier.md` 2.3)."""
-    for start in range(first, len(document), REPLAY):
-        end = min(start + REPLAY, len(document))
+def repeated(
+    dialogue: Dialogue, document: Sequence[int], first: int, chunk: int
+) -> Iterator[Replay]:
+    """The text from token `first` on, `chunk` tokens at a time, each part after an instruction to
+    repeat it (KVzip, `frontier.md` 2.3)."""
+    for start in range(first, len(document), chunk):
+        end = min(start + chunk, len(document))
         asked = "Repeat the previous context exactly."
         if start > first:
             lead = dialogue.tokenizer.decode(document[start - 8 : start])
             asked = f"Repeat the part of the previous context that begins with: {lead}"
-        yield Replay(REPEAT, ([*dialogue.first(asked), *document[start:end]],), start, end)
+        yield Replay((REPEAT, chunk), ([*dialogue.first(asked), *document[start:end]],), start, end)
 
 
-def asked(dialogue: Dialogue, document: Sequence[int], first: int) -> Iterator[Replay]:
+def asked(dialogue: Dialogue, document: Sequence[int], first: int, chunk: int) -> Iterator[Replay]:
     """Every sentence from token `first` on as a first question and its answer.
 
     The sentence's beginning is the question, its end the answer: so the model looks for what a
     question will need, in the way in which it will be asked, and needs nobody to think of one.
     """
-    for start in range(first, len(document), REPLAY):
-        end = min(start + REPLAY, len(document))
+    for start in range(first, len(document), chunk):
+        end = min(start + chunk, len(document))
         turns: list[list[int]] = []
         for a, b in sentences(dialogue, document[start:end]):
             text = dialogue.tokenizer.decode(document[start + a : start + b])
@@ -53,10 +59,10 @@ def asked(dialogue: Dialogue, document: Sequence[int], first: int) -> Iterator[R
             if answer:
                 turns.append(dialogue.exchange(question, answer))
             if sum(map(len, turns)) >= REPLAY:
-                yield Replay(ASK, tuple(turns), start, end)
+                yield Replay((ASK, chunk), tuple(turns), start, end)
                 turns = []
         if turns:
-            yield Replay(ASK, tuple(turns), start, end)
+            yield Replay((ASK, chunk), tuple(turns), start, end)
 
 
 KINDS = {REPEAT: repeated, ASK: asked}

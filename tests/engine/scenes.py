@@ -10,9 +10,18 @@ from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Evidence, Method, Moments, Prefilled, Retold
+from kvchat.engine.methods.base import (
+    ASK,
+    REPEAT,
+    Evidence,
+    Method,
+    Moments,
+    Prefilled,
+    Retold,
+    Telling,
+)
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.kvzip import TELLS, WEIGHINGS
+from kvchat.engine.methods.kvzip import WEIGHINGS
 from kvchat.engine.methods.spec import method_class
 from kvchat.engine.pooling import Pool
 from kvchat.kernels.reference import dense_attention
@@ -50,8 +59,8 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
         ),
         retold=Retold(
             {
-                (tell, weigh): torch.rand(heads, tokens, generator=generator)
-                for tell in TELLS
+                Telling(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
+                for tell, chunk in ((REPEAT, 512), (ASK, 2048))
                 for weigh in WEIGHINGS
             },
             Evidence(queries, *dense_attention(queries, keys, values, scale, causal=False)),

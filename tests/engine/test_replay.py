@@ -16,10 +16,10 @@ from kvchat.engine import telling
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
-from kvchat.engine.methods.base import ASK, REPEAT, Needs
+from kvchat.engine.methods.base import ASK, REPEAT, Needs, Telling
 from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.kvzip import TELLS, WEIGHINGS, Askall, KVzip, KVzipPlus
+from kvchat.engine.methods.kvzip import WEIGHINGS, Askall, KVzip, KVzipPlus
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression
 from kvchat.engine.replay import Replay, scores
@@ -28,10 +28,16 @@ from kvchat.kernels.reference import dense_attention
 IDS = random_ids(70, seed=9)
 
 
+SHOWN = [*product([REPEAT], [512], WEIGHINGS), *product([ASK], [2048], WEIGHINGS)]
+
+
 class Recorder(Full):
     """Keeps everything and remembers the scores that it was shown."""
 
-    needs = Needs(tellings=frozenset(product(TELLS, WEIGHINGS)), evidence=60)
+    needs = Needs(
+        tellings=frozenset(Telling(*part) for part in SHOWN),
+        evidence=60,
+    )
 
     def __init__(self):
         self.__dict__["shown"] = []
@@ -50,7 +56,7 @@ def test_2_3_the_hand_worked_oracle():
     q = torch.tensor([[[1.0]], [[-1.0]]])
     own = torch.tensor([[0.0], [math.log(2)]])  # keys of the replay are 0: one is seen, then two
     sizes, output = torch.tensor([2.0, 1.0]), torch.ones(1, 1, 1)
-    replay = Replay(REPEAT, ([0, 0],), 0, 2)
+    replay = Replay((REPEAT, 512), ([0, 0],), 0, 2)
     found = scores(tail, q, own, replay, set(WEIGHINGS), 1.0, sizes, output)
     assert_close("KVzip", found["mass"], torch.tensor([[0.3, 0.6]]), 1e-6)
     assert_close("KVzip+", found["change"], torch.tensor([[1.2, 0.3]]), 1e-6)
@@ -116,8 +122,8 @@ def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
     told = [[*random_ids(5, seed=n), *IDS[a:b]] for n, (a, b) in enumerate(chunks)]
     asked = [[random_ids(n, seed=a + i) for i, n in enumerate((4, 9, 4))] for a, _ in chunks]
     replays = [
-        *(Replay(REPEAT, (ids,), a, b) for ids, (a, b) in zip(told, chunks, strict=True)),
-        *(Replay(ASK, tuple(ids), a, b) for ids, (a, b) in zip(asked, chunks, strict=True)),
+        *(Replay((REPEAT, 512), (ids,), a, b) for ids, (a, b) in zip(told, chunks, strict=True)),
+        *(Replay((ASK, 2048), tuple(ids), a, b) for ids, (a, b) in zip(asked, chunks, strict=True)),
     ]
     engine, recorder = load_engine(checkpoint(), chunk=16), Recorder()
     reading = drain(engine.prefill(IDS, [Compression(recorder)], replays=replays))
@@ -128,17 +134,17 @@ def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
     for weigh in WEIGHINGS:
         repeats = materialised(checkpoint(), chunks, told, weigh)
         asks = materialised(checkpoint(), *zip(*spread, strict=True), weigh)
-        for kind, want in ((REPEAT, repeats), (ASK, asks)):
+        for kind, want in (((REPEAT, 512), repeats), ((ASK, 2048), asks)):
             for got, table in zip(recorder.shown, want, strict=True):
                 worst = 1e-6 if weigh == "mass" else 1e-5
-                assert_close(kind, got[kind, weigh][:, 3:], table[:, 3:], worst)
-                assert bool(got[kind, weigh][:, :3].isinf().all()), "the prefix is protected"
+                assert_close(str(kind), got[*kind, weigh][:, 3:], table[:, 3:], worst)
+                assert bool(got[*kind, weigh][:, :3].isinf().all()), "the prefix is protected"
 
 
 def test_evidence_is_what_queries_read_from_the_document(checkpoint):
     """A part of the asked queries, over the whole layer and nothing else."""
     engine, recorder = load_engine(checkpoint(), chunk=16), Recorder()
-    asked = Replay(ASK, tuple(random_ids(n, seed=n) for n in (40, 50, 40)), 0, 70)
+    asked = Replay((ASK, 2048), tuple(random_ids(n, seed=n) for n in (40, 50, 40)), 0, 70)
     cache = drain(engine.prefill(IDS, [Compression(recorder)], replays=[asked])).caches[0]
     for found, segment in zip(recorder.evidence, cache.segments(), strict=True):
         assert len(found.q) == 44, "every third of 130, for at most 60 are wanted"
@@ -154,7 +160,7 @@ def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
     engine, recorder = load_engine(checkpoint()), Recorder()
     drain(engine.prefill(IDS, [Compression(recorder)]))
     method = kind(Budget(fraction=0.3), sinks=0)
-    scores = torch.stack([told[method.tell, method.weigh] for told in recorder.shown])  # [L, H, T]
+    scores = torch.stack([told[method.telling] for told in recorder.shown])  # [L, H, T]
     scores[:, :, -1] = float("inf")
     total = len(recorder.shown) * round(0.3 * 140)
     want = torch.zeros_like(scores, dtype=torch.bool).flatten()
@@ -181,12 +187,11 @@ def test_replays_count_as_reading(checkpoint):
     assert {e.total for e in events} == {280}
 
 
-def test_a_session_repeats_the_document_in_parts(chat_folder, monkeypatch):
+def test_a_session_repeats_the_document_in_parts(chat_folder):
     """Parts follow each other from the document's first token on, each after its instruction."""
     session = new_session(chat_folder("byte-level", "chatml"))
     ids = session.dialogue.document(BOOK)
-    monkeypatch.setattr(telling, "REPLAY", 9)
-    replays = telling.tellings(session.dialogue, ids, {REPEAT})
+    replays = telling.tellings(session.dialogue, ids, {(REPEAT, 9)})
     assert len(replays) > 2
     prefix = replays[0].start
     assert session.dialogue.tokenizer.decode(ids[prefix:]).startswith("The keeper")
@@ -209,7 +214,7 @@ def test_a_session_asks_the_sentences_of_a_document(chat_folder):
     """The beginning is the first question, the end its answer, in the form of the template."""
     session = new_session(chat_folder("byte-level", "chatml"))
     dialogue = session.dialogue
-    replays = telling.tellings(dialogue, dialogue.document(ASKED), {ASK})
+    replays = telling.tellings(dialogue, dialogue.document(ASKED), {(ASK, 2048)})
     texts = [dialogue.tokenizer.decode(text) for replay in replays for text in replay.texts]
     want = (
         ("The keeper of the light?", "is Ada."),
@@ -238,12 +243,12 @@ def test_2_5_signs_that_come_often_are_demoted(chat_folder, checkpoint):
     found = telling.structural(dialogue, ids)
     signs = [dialogue.tokenizer.decode([ids[at]]).strip() for at in found]
     assert {"=", ";", ""} >= set(signs) >= {"=", ";"}
-    (replay,) = telling.tellings(dialogue, ids, {REPEAT})
+    (replay,) = telling.tellings(dialogue, ids, {(REPEAT, 512)})
     assert list(replay.structural) == [at for at in found if at >= replay.start]
 
     engine = load_engine(checkpoint())
     signs = list(range(0, 70, 2))
-    replays = [Replay(REPEAT, (IDS,), 0, 70, structural=signs)]
+    replays = [Replay((REPEAT, 512), (IDS,), 0, 70, structural=signs)]
     kept = []
     for demote in (1.0, 0.0):
         method = KVzip(Budget(fraction=0.4), sinks=0, demote=demote)

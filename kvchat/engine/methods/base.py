@@ -2,16 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment, Segment
+from kvchat.engine.sizes import REPLAY
 
 REPEAT, ASK = "repeat", "ask"  # the document's text again, or its sentences as questions
-Telling = tuple[str, str]  # what is told to the model, and how its attention is weighed
+Kind = tuple[str, int]  # what is told to the model again, and how many tokens at a time
+
+
+class Telling(NamedTuple):
+    """What is told to the model, how many tokens of the document at a time, and how its attention
+    is weighed."""
+
+    what: str
+    chunk: int
+    weigh: str
 
 
 @dataclass(frozen=True)
@@ -43,9 +53,11 @@ class Needs:
         return self != Needs()
 
     @property
-    def kinds(self) -> frozenset[str]:
+    def kinds(self) -> frozenset[Kind]:
         """What is to be told to the model again."""
-        return frozenset(kind for kind, _ in self.tellings) | ({ASK} if self.evidence else set())
+        kinds = frozenset((what, chunk) for what, chunk, _ in self.tellings)
+        asks = any(what == ASK for what, _ in kinds)
+        return kinds if asks or not self.evidence else kinds | {(ASK, REPLAY)}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import ASK, REPEAT, Needs, Prefilled, Retold
-from kvchat.engine.methods.checks import require_known, require_share
+from kvchat.engine.methods.base import ASK, REPEAT, Needs, Prefilled, Retold, Telling
+from kvchat.engine.methods.checks import require_known, require_least, require_share
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.scores import pooled_mass
 
@@ -30,6 +30,7 @@ class KVzip(Eviction):
     """
 
     tell: str = REPEAT
+    chunk: int = 512
     weigh: str = "mass"
     demote: float = 1.0
     name: ClassVar[str] = "kvzip"
@@ -39,11 +40,17 @@ class KVzip(Eviction):
         require_known(self, "tell", TELLS)
         require_known(self, "weigh", WEIGHINGS)
         require_share(self, "demote", 1)
+        require_least(self, "chunk", 32, 512)
+
+    @property
+    def telling(self) -> Telling:
+        """Which scores it goes by."""
+        return Telling(self.tell, self.chunk, self.weigh)
 
     @property
     def needs(self) -> Needs:
         """Replays of the document."""
-        return Needs(tellings=frozenset({(self.tell, self.weigh)}))
+        return Needs(tellings=frozenset({self.telling}))
 
     @property
     def watches(self) -> Needs:
@@ -60,7 +67,7 @@ class KVzip(Eviction):
         _, rows = prefilled.shape
         mass = pooled_mass(prefilled, rows, FOLD_KERNEL, "max", "mass")
         none = torch.zeros(rows, dtype=torch.bool, device=mass.device)
-        retold = Retold({(self.tell, self.weigh): mass}, None, none)
+        retold = Retold({self.telling: mass}, None, none)
         given = replace(prefilled, retold=retold)
         return self.reduce(given, self.budget.rows(given.geometry))
 
@@ -88,7 +95,7 @@ class KVzip(Eviction):
     def _scores(self, prefilled: Prefilled) -> Tensor:
         """What the replays made of each row, `[H, T]`."""
         assert prefilled.retold is not None, "the reading gives what `needs` names"
-        scores = prefilled.retold.scores[self.tell, self.weigh]
+        scores = prefilled.retold.scores[self.telling]
         return scores * torch.where(prefilled.retold.structural, self.demote, 1.0)
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
@@ -117,5 +124,6 @@ class Askall(KVzip):
     """
 
     tell: str = ASK
+    chunk: int = 2048
     weigh: str = "value"
     name: ClassVar[str] = "askall"
