@@ -26,8 +26,8 @@ def table() -> Iterator[str]:
         yield ""
     yield "A method with options is written NAME:key=value,… and a preset NAME@preset."
     yield "bits=8 or bits=4 (--kv-bits) stores what any of them keeps quantised (KIVI,"
-    yield "arXiv 2402.02750). refit=bias or refit=all fits it to what the document's sentences,"
-    yield "put as questions, read from all rows (Attention Matching, arXiv 2602.16284)."
+    yield "arXiv 2402.02750). refit=bias or refit=all fits it to what the document's"
+    yield "sentences, put as questions, read from all rows (arXiv 2602.16284)."
     yield "kvchat methods NAME tells more."
 
 

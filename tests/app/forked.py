@@ -5,6 +5,7 @@ streams that are closed, places of the Hugging Face cache) needs `program.kvchat
 """
 
 import fcntl
+import gc
 import os
 import pty
 import signal
@@ -32,6 +33,7 @@ def become(arguments: list[str], environment: dict[str, str], prepare: Callable)
     """In a child whose first three files are what they should be: run the command line and end."""
     code = 1
     try:
+        gc.freeze()  # what is forgotten here must not close files of the same number
         os.closerange(3, 1024)
         os.environ.clear()
         os.environ.update(environment)
