@@ -5,7 +5,6 @@ streams that are closed, places of the Hugging Face cache) needs `program.kvchat
 """
 
 import fcntl
-import gc
 import os
 import pty
 import signal
@@ -33,8 +32,6 @@ def become(arguments: list[str], environment: dict[str, str], prepare: Callable)
     """In a child whose first three files are what they should be: run the command line and end."""
     code = 1
     try:
-        gc.freeze()  # what is forgotten here must not close files of the same number
-        os.closerange(3, 1024)
         os.environ.clear()
         os.environ.update(environment)
         for number, handler in DEFAULTS.items():
@@ -60,6 +57,8 @@ def kvchat(*arguments: str, stdin: bytes | None = None, **environment: str):
     given, out, err = os.pipe(), os.pipe(), os.pipe()
     child = os.fork()
     if not child:
+        for file in (given[1], out[0], err[0]):  # or standard input would never end
+            os.close(file)
         source = given[0] if stdin is not None else os.open(os.devnull, os.O_RDONLY)
         for target, file in enumerate((source, out[1], err[1])):
             os.dup2(file, target)
