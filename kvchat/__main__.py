@@ -1,6 +1,11 @@
-"""`python -m kvchat`."""
+"""Where the program begins: `kvchat` and `python -m kvchat`."""
 
-from kvchat.app.cli import main
+import signal
+
+# Ctrl-C while the command line is imported ends the program without a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from kvchat.app.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

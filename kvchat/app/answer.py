@@ -23,8 +23,15 @@ FRAMES = 12  # a second, at most
 class LiveAnswer:
     """A context that draws an answer block by block; `status` gives the line of numbers."""
 
-    def __init__(self, console: Console, status: Callable[[], str], markdown: bool = True):
-        self._console, self._status, self._markdown = console, status, markdown
+    def __init__(
+        self,
+        console: Console,
+        status: Callable[[], str],
+        markdown: bool = True,
+        theme: str = "dark",
+    ):
+        self._console, self._status = console, status
+        self._markdown, self._theme = markdown, theme
         self._blocks = Blocks()
         self._printed = self._after_code = False
         self._live = Live(
@@ -61,7 +68,8 @@ class LiveAnswer:
                 self._console.print()
             self._after_code = code and not block.last
             self._printed = True
-            shown = rendered(block) if self._markdown or code else Text(clean(block.text))
+            drawn = self._markdown or code
+            shown = rendered(block, self._theme) if drawn else Text(clean(block.text))
             if shown is not None:
                 self._console.print(trimmed(self._console, shown), end="")
 

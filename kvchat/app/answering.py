@@ -9,7 +9,7 @@ from kvchat.app.answer import LiveAnswer, PlainAnswer
 from kvchat.app.chat import Chat
 from kvchat.app.interrupt import Interrupt
 from kvchat.app.screen import Screen
-from kvchat.app.text import kept_of, seconds
+from kvchat.app.text import fitted, kept_of, seconds
 from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
 from kvchat.engine.sampling import Sampling
 
@@ -90,12 +90,13 @@ def streamed(
     on_delta: Callable[[str], object] | None = None,
 ) -> TurnDone:
     """Run a turn to its end and show it as it comes."""
-    done = None
+    done, held = None, ""
     with Interrupt() as interrupt:
         meter = Meter(chat, interrupt)
         view: LiveAnswer | PlainAnswer
         if on_delta is None and screen.live and sys.stdout.isatty():
-            view = LiveAnswer(screen.out, lambda: str(meter), chat.settings.markdown)
+            settings = chat.settings
+            view = LiveAnswer(screen.out, lambda: str(meter), settings.markdown, settings.theme)
         else:
             view = PlainAnswer(screen.busy("reading the question"), on_delta)
         with view, closing(begin(interrupt)) as turn:
@@ -103,37 +104,54 @@ def streamed(
                 if isinstance(event, TurnDone):
                     done = event
                 elif isinstance(event, Smaller):
-                    screen.warn(f"out of memory: going on with chunks of {event.chunk} tokens")
+                    screen.warn(
+                        f"out of memory: going on with chunks of {event.chunk} tokens",
+                        f"chunk {event.chunk}",
+                    )
                 else:
                     meter.see(event)
-                    if isinstance(event, Delta):
+                    if isinstance(event, Delta) and chat.options.stream:
                         view.write(event.text)
+                    elif isinstance(event, Delta):
+                        held += event.text
+            if held:
+                view.write(held)
     assert done is not None, "every turn ends with TurnDone"
-    chat.last, chat.leaving = done, interrupt.ended
+    chat.last = done
     return done
 
 
-def turn_line(done: TurnDone, chat: Chat) -> str:
-    """`212 tokens, 54.1 tok/s · first 0.06 s · KV 0.89 of 3.44 GiB · end of turn`."""
+def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
+    """`212 tokens, 54.1 tok/s · first 0.06 s · KV 0.89 of 3.44 GiB · end of turn`.
+
+    What was kept and why it ended are in a line of any width.
+    """
     session, form = chat.session, chat.settings.stats
     kv = kept_of(session.memory().total, session.full_bytes())
     parts = [
-        f"{done.completion_tokens:,} tokens, {done.tokens_per_second:.1f} tok/s",
-        f"first {seconds(done.ttft)}",
-        f"KV {kv}",
+        (f"{done.completion_tokens:,} tokens, {done.tokens_per_second:.1f} tok/s", 1),
+        (f"first {seconds(done.ttft)}", 2),
+        (f"KV {kv}", 0),
     ]
-    if form == "long":
+    if form == "long":  # asked for: none is left out, the line may wrap
+        parts = [(text, 0) for text, _ in parts]
         parts += [
-            f"question {done.prompt_tokens:,} tokens",
-            f"writing {seconds(done.decode_seconds)}",
-            f"window {session.cache.position:,} of {session.limit:,}",
-            f"seed {chat.settings.sampling.seed}",
+            (f"question {done.prompt_tokens:,} tokens", 0),
+            (f"writing {seconds(done.decode_seconds)}", 0),
+            (f"window {session.cache.position:,} of {session.limit:,}", 0),
+            (f"seed {chat.settings.sampling.seed}", 0),
         ]
     if session.question_seconds is not None:
-        parts.append(f"rows chosen for it in {seconds(session.question_seconds)}")
+        parts.append((f"rows chosen for it in {seconds(session.question_seconds)}", 3))
     elif chat.in_view:
-        parts.append("kept set from one question")
-    return "  " + " · ".join([*parts, ending(done, chat)])
+        parts.append(("kept set from one question", 3))
+    return "  " + fitted([*parts, (ending(done, chat), 0)], width - 2)
+
+
+def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
+    """Print the line that stays after a turn, unless the person wants none."""
+    if chat.settings.stats != "off":
+        screen.say(turn_line(done, chat, screen.line), style="dim")
 
 
 def ending(done: TurnDone, chat: Chat) -> str:

@@ -5,6 +5,35 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings
 
 
+def typed_text(title: str) -> str | None:
+    """Lines until Ctrl-D on an empty one; None for Ctrl-C."""
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def _(event) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @bindings.add("c-d")
+    def _(event) -> None:
+        if not event.current_buffer.document.current_line:
+            event.current_buffer.validate_and_handle()
+
+    @bindings.add("<bracketed-paste>")
+    def _(event) -> None:
+        event.current_buffer.insert_text(event.data.replace("\r\n", "\n").replace("\r", "\n"))
+
+    session: PromptSession[str] = PromptSession(
+        f"{title}\n",
+        input=create_input(always_prefer_tty=True),
+        key_bindings=bindings,
+        multiline=True,
+    )
+    try:
+        return session.prompt()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
 def choose(question: str, keys: str, default: str) -> str:
     """The key of `keys` that is pressed; `default` for Enter, Ctrl-C and the end of input."""
     bindings = KeyBindings()

@@ -5,6 +5,8 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any, Literal
@@ -16,9 +18,10 @@ from rich.text import Text
 
 from kvchat import __version__
 from kvchat.app import machine, process
+from kvchat.app.bench_cells import Cells
 from kvchat.app.models import find_model
 from kvchat.app.screen import Screen
-from kvchat.app.text import size
+from kvchat.app.text import clean, size
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
@@ -52,6 +55,7 @@ class Settings:
     budget: str | None
     seed: int
     warmup: bool
+    delay: float  # seconds before each test
     device: str
     dtype: str
     weights: str
@@ -114,20 +118,23 @@ def run(settings: Settings) -> int:
             f"{longest:,} tokens do not fit the window of {name}: {engine.config.context_limit:,}",
             f"-p {engine.config.context_limit // 2} -d {engine.config.context_limit // 2}",
         )
-    results = []
+    results: list[Result] = []
+    cells = Cells(engine, screen, settings.delay)
     for method in methods:
         for tokens in settings.prompts:
-            screen.say(f"{name_of(method)}: reading {tokens:,} tokens")
-            results.append(_reading(engine, method, tokens, settings))
-        for depth in settings.depths:
-            for tokens in settings.generates:
-                screen.say(f"{name_of(method)}: writing {tokens:,} tokens after {depth:,}")
-                results.append(_writing(engine, method, tokens, depth, settings))
+            work = partial(_reading, engine, method, tokens, settings)
+            results += cells.run(method, f"pp{tokens}", tokens, work)
+        for depth, tokens in product(settings.depths, settings.generates):
+            work = partial(_writing, engine, method, tokens, depth, settings)
+            results += cells.run(method, f"tg{tokens} @ d{depth}", depth, work)
     if settings.output == "json":
-        print(json.dumps(_document(name, engine, results, settings), indent=1))
+        found = _document(name, engine, results, settings) | {"out_of_memory": cells.missed}
+        print(json.dumps(found, indent=1))
     else:
         _print(name, engine, results)
-    return 0
+        for line in cells.lines():
+            print(line)
+    return cells.exit_code
 
 
 def _engine(settings: Settings, screen: Screen) -> tuple[str, Engine]:
@@ -254,6 +261,7 @@ def _document(
         "weights": engine.weights,
         "attention": engine.backend.name,
         "seed": settings.seed,
+        "delay": settings.delay,
         "results": tests,
     }
 
@@ -262,7 +270,7 @@ def _print(name: str, engine: Engine, results: list[Result]) -> None:
     console = Console(highlight=False, markup=False)
     where = machine.processor() if engine.device.type == "cpu" else torch.cuda.get_device_name()
     console.print(
-        f"{name} · {engine.config.parameters / 1e6:,.1f} M parameters, weights "
+        f"{clean(name)} · {engine.config.parameters / 1e6:,.1f} M parameters, weights "
         f"{size(engine.weights_bytes)} in {engine.weights} · {where}, "
         f"{torch.get_num_threads()} threads"
     )

@@ -76,3 +76,15 @@ class Blocks:
         text = "\n".join(self._lines).strip("\n")
         self._lines = []
         return [Prose(text)] if text.strip() else []
+
+
+def code_blocks(text: str) -> list[str]:
+    """The code of every fence in a text."""
+    blocks = Blocks()
+    found: list[list[str]] = [[]]
+    for block in [*blocks.push(text), *blocks.close()]:
+        if isinstance(block, Code) and not block.last:
+            found[-1].append(block.text)
+        elif found[-1]:  # prose, or the end of a fence
+            found.append([])
+    return ["\n".join(lines) for lines in found if lines]

@@ -30,7 +30,11 @@ class Chat:
     in_view: str = ""  # the question that the kept rows were chosen for; empty: the document's end
     promise: Kept | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
-    leaving: int = 0  # the signal that asked the process to end
+
+    @property
+    def chosen_for(self) -> list[str]:
+        """Questions that a reading of another document or budget chooses rows by, as before."""
+        return [self.in_view] if self.in_view else []
 
     @property
     def read_speed(self) -> float:
@@ -61,6 +65,12 @@ class Chat:
         """What a written token reads of the document, if it is not all that is kept: `10 %`."""
         cache = self.session.cache
         return f"{100 * cache.read / cache.kept:.3g} %" if cache.read < cache.kept else ""
+
+    def kept_share(self) -> float:
+        """Share of the document's rows that is kept."""
+        config = self.session.engine.config
+        whole = len(self.session.document) * config.num_kv_heads * config.num_layers
+        return sum(map(sum, self.document_rows())) / whole if whole else 1.0
 
     def document_full(self) -> int:
         """Bytes that the document would hold uncompressed."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kvchat import __version__
-from kvchat.app import cli_tools, flags, process, shells
+from kvchat.app import cli_tools, flags, log, process, shells
 from kvchat.app.options import Options
 from kvchat.engine.methods import BY_QUESTION, DEFAULT
 from kvchat.errors import KvchatError
@@ -40,12 +40,18 @@ def root(
 def chat(
     documents: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...")] = None,
     model: flags.Model = None,
+    revision: flags.Revision = None,
+    tokenizer: flags.TokenizerFolder = None,
+    chat_template: flags.Template = None,
+    no_chat_template: flags.NoTemplate = False,
+    offline: flags.Offline = False,
     file: Annotated[
         list[str] | None, typer.Option("-f", "--file", help="Document to read; - is stdin.")
     ] = None,
     encoding: flags.Encoding = None,
     pages: Annotated[str | None, typer.Option(help="Pages or chapters to read: 1-40,60.")] = None,
     loader: Annotated[str | None, typer.Option(help="auto, text, html, epub, docx, pdf.")] = None,
+    clean: flags.Clean = False,
     overflow: Annotated[
         str | None,
         typer.Option(help="Too long: error, or the part to cut: head, tail, middle."),
@@ -93,6 +99,7 @@ def chat(
     weights: flags.Weights = None,
     attention: flags.Attention = None,
     threads: flags.Threads = None,
+    mem_limit: flags.MemoryLimit = None,
     last: Annotated[
         bool, typer.Option("-C", "--continue", help="Go on with the last saved chat.")
     ] = False,
@@ -115,6 +122,8 @@ def chat(
         bool | None, typer.Option("--markdown/--no-markdown", help="Draw answers as Markdown.")
     ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Answers and errors only.")] = False,
+    stream: flags.Stream = True,
+    log_file: flags.LogFile = None,
     plain: Annotated[bool | None, typer.Option("--plain", help="No live lines.")] = None,
     color: Annotated[str | None, typer.Option(help="auto, always, never.")] = None,
     verbose: Annotated[
@@ -129,8 +138,15 @@ def chat(
     """
     from kvchat.app import config, inputs
 
+    if log_file:
+        log.open_log(log_file)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     given: dict[str, Any] = {
         "model": model,
+        "tokenizer": tokenizer,
+        "chat_template": "" if no_chat_template else chat_template,
+        "mem_limit": mem_limit,
         "encoding": encoding,
         "pages": pages,
         "loader": loader,
@@ -169,6 +185,8 @@ def chat(
     values, origins = config.settle(given, settings)
     usual = BY_QUESTION if values.get("select") == "question" else DEFAULT
     chosen = values.setdefault("method", usual)
+    if limit := values.get("mem_limit"):
+        values["mem_limit"] = flags.byte_count("--mem-limit", limit)
     inputs.require_choices(values)
     options = Options(
         **values,
@@ -180,6 +198,10 @@ def chat(
             *(method_opt or []),
         ],
         tail_budget=tail_budget or 0,
+        revision=revision,
+        clean=clean,
+        loaders=settings.loaders,
+        stream=stream,
         last=last,
         resume=resume,
         session=session,
@@ -239,7 +261,7 @@ def run(arguments: list[str]) -> int:
 def _chat(options: Options) -> int:
     from kvchat.app.screen import Screen
 
-    screen = Screen(options.quiet, options.plain, options.verbose, options.color)
+    screen = Screen(options.quiet, options.plain, options.verbose, options.color, options.notify)
     if options.prompts:
         from kvchat.app import oneshot
 

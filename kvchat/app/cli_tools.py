@@ -38,6 +38,9 @@ def bench(
     budget: flags.Budget = None,
     seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
     warmup: Annotated[bool, typer.Option(help="One run that is not counted.")] = True,
+    delay: Annotated[
+        float, typer.Option(min=0, help="Seconds of rest before each test (0): a cool machine.")
+    ] = 0.0,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     weights: flags.Weights = None,
@@ -59,6 +62,7 @@ def bench(
         budget=budget,
         seed=seed,
         warmup=warmup,
+        delay=delay,
         device=device or "auto",
         dtype=dtype or "auto",
         weights=weights or "auto",

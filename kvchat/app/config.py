@@ -38,6 +38,9 @@ SETTINGS: dict[str, type] = {
     "weights": str,
     "attention": str,
     "threads": int,
+    "tokenizer": str,
+    "chat_template": str,
+    "mem_limit": str,
     "kv_cache": str,
     "kv_cache_dir": str,
     "keep_full": str,
@@ -51,6 +54,9 @@ UI: dict[str, type] = {
     "save": bool,
     "plain": bool,
     "color": str,
+    "theme": str,
+    "vi": bool,
+    "notify": str,
 }
 PLACE = {"path": str, "repo": str}
 WORDS = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
@@ -65,6 +71,7 @@ class Config:
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ui: Mapping[str, Any] = field(default_factory=dict)
+    loaders: Mapping[str, list[str]] = field(default_factory=dict)  # commands by suffix
 
 
 def config_path() -> Path:
@@ -86,7 +93,7 @@ def load(path: Path | None = None) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise KvchatError("usage", f"{path}: {error}") from None
     check = _Checker(path, text)
-    check.known("", raw, ("defaults", "models", "methods", "ui"))
+    check.known("", raw, ("defaults", "models", "methods", "ui", "loaders"))
     for name, table in raw.items():
         check.table(name, table)
     for name in ("models", "methods"):
@@ -94,6 +101,8 @@ def load(path: Path | None = None) -> Config:
             check.table(f"{name}.{key}", table)
     check.values("defaults", raw.get("defaults", {}), {"model": str, **SETTINGS})
     check.values("ui", raw.get("ui", {}), UI)
+    for suffix, command in raw.get("loaders", {}).items():
+        check.loader(suffix, command)
     for key, table in raw.get("models", {}).items():
         check.values(f"models.{key}", table, PLACE | SETTINGS)
         if len(PLACE.keys() & table.keys()) != 1:
@@ -170,6 +179,12 @@ class _Checker:
             good = isinstance(value, (int, float) if kind is float else kind)
             if not good or (isinstance(value, bool) and kind is not bool):
                 raise self.error(table, key, f"{key} = {value!r} is not of type {kind.__name__}")
+
+    def loader(self, suffix: str, command: Any) -> None:
+        good = isinstance(command, list) and all(isinstance(part, str) for part in command)
+        if not (good and "{}" in command and suffix.startswith(".")):
+            example = '".pdf" = ["pdftotext", "-layout", "{}", "-"]'
+            raise self.error("loaders", suffix, f"a loader looks like {example}")
 
     def error(self, table: str, key: str, message: str) -> KvchatError:
         line = self._line(table, key)

@@ -21,6 +21,8 @@ def show(origin: bool) -> int:
         where = origins.get(name, "built in, or the model's")
         line = f"{name:<15} {clean(str(value))}"
         console.print(Text(f"{line:<40} {where}" if origin else line))
+    for suffix, command in found.loaders.items():
+        console.print(Text(clean(f"[loaders] {suffix} = {command}")))
     for kind in ("models", "methods"):
         for name, table in getattr(found, kind).items():
             rest = ", ".join(f"{key} = {value!r}" for key, value in table.items())

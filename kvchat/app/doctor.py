@@ -25,6 +25,7 @@ OPTIONAL = {
     "triton": "CUDA kernels; without it CUDA runs plain torch, slowly",
     "flash_attn": "faster reading on CUDA: pip install 'kvchat[flash]'",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
+    "pypdf": "PDF files that pypdfium2 cannot read",
 }
 Line = tuple[str, str, str]  # mark, name, what was found
 

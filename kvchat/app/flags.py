@@ -69,6 +69,31 @@ KvCache = Annotated[
 ]
 KvCacheDir = Annotated[str | None, typer.Option(help="Folder of the saved readings.")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of the documents.")]
+Clean = Annotated[
+    bool, typer.Option("--clean", help="Drop headers that pages repeat, join broken words.")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a model in the cache.")
+]
+TokenizerFolder = Annotated[
+    str | None, typer.Option("--tokenizer", help="Folder of another tokenizer.")
+]
+Template = Annotated[
+    str | None, typer.Option("--chat-template", help="A Jinja file in place of the model's.")
+]
+NoTemplate = Annotated[
+    bool, typer.Option("--no-chat-template", help="Plain Question / Answer form.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Nothing asks the network.")]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--mem-limit", help="Memory that kvchat may plan with: 20GiB.")
+]
+Stream = Annotated[
+    bool, typer.Option("--stream/--no-stream", help="Show an answer while it is written.")
+]
+LogFile = Annotated[
+    str | None, typer.Option("--log-file", help="Append notices, errors and numbers to a file.")
+]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 

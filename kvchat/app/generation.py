@@ -36,7 +36,7 @@ def generation_settings(model: Model, options: Options) -> tuple[Settings, list[
             if not isinstance(own, int | float) or isinstance(own, bool):
                 raise KvchatError("model", f"{path}: {name} is {own!r}, not a number")
             values[name], origins[name] = own, FILE
-    for name in ("max_tokens", "stop", "stats", "markdown"):
+    for name in ("max_tokens", "stop", "stats", "markdown", "theme"):
         if name in options.origins:
             origins[name] = options.origins[name]
     settings = Settings(
@@ -45,6 +45,7 @@ def generation_settings(model: Model, options: Options) -> tuple[Settings, list[
         tuple(options.stop),
         options.stats,
         options.markdown,
+        options.theme,
         origins,
     )
     ends = raw.get("eos_token_id")

@@ -20,6 +20,8 @@ CHOICES = {
     "kv_cache": ("on", "off", "read"),
     "color": ("auto", "always", "never"),
     "weights": WEIGHTS,
+    "theme": ("dark", "light"),
+    "notify": ("off", "bell", "osc9"),
 }
 
 

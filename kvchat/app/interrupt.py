@@ -2,50 +2,115 @@
 SIGTERM and SIGHUP ask it to stop and to end after that, so that nothing is lost."""
 
 import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from time import monotonic
 from types import FrameType
 
 AGAIN_SECONDS = 2.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupt:
     """A context in which Ctrl-C sets a flag; a second press within two seconds raises.
 
-    `ended` is the number of the signal that asks the process to end, or 0.
+    Contexts nest: an inner one is asked to stop when an outer one is, and hands on a signal that
+    asks the process to end. So one around the whole chat leaves no moment in which a press would
+    raise between a turn and its saving.
     """
 
     def __init__(self) -> None:
         self._pressed: float | None = None
-        self.ended = 0
+        self._outer: Interrupt | None = None
+        self._idle = self._held = False
+        self._ended = 0
 
     def asked(self) -> bool:
         """Whether Ctrl-C was pressed."""
-        return self._pressed is not None
+        return self._pressed is not None or (self._outer is not None and self._outer.asked())
 
-    def forget(self) -> None:
-        """The press was answered: go on."""
-        self._pressed = None
+    def press(self) -> None:
+        """Take a press that came another way than as a signal."""
+        self._press()
+
+    def forget(self, before: float | None = None) -> None:
+        """The press was answered: go on. One that came after the time `before` stays."""
+        if before is None or (self._pressed or 0.0) < before:
+            self._pressed = None
+        if self._outer is not None:
+            self._outer.forget(before)
+
+    def leave_if_told(self) -> None:
+        """End the process if a signal asked for that: what had to be saved is saved."""
+        if self._ended:
+            sys.exit(128 + self._ended)
+        if self._outer is not None:
+            self._outer.leave_if_told()
+
+    @contextmanager
+    def idle(self, done: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Nothing can be lost in here: a signal that asks the process to end does so at once.
+
+        A press raises at once, until `done` says that what is waited for is there.
+        """
+        self._idle, self._done = True, done
+        try:
+            self.leave_if_told()
+            yield
+        finally:
+            self._idle = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is done in here is done to its end: not even a second press breaks it off."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
 
     def __enter__(self) -> "Interrupt":
-        self._before = {
-            number: signal.signal(number, handler)
-            for number, handler in (
-                (signal.SIGINT, self._press),
-                (signal.SIGTERM, self._end),
-                (signal.SIGHUP, self._end),
-            )
-        }
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._outer = present()
+        for number in SIGNALS:
+            signal.signal(number, self._caught)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._ended and self._outer is not None:
+            self._outer._end(self._ended)
 
-    def _press(self, _signal: int, _frame: FrameType | None) -> None:
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._press()
+        else:
+            self._end(number)
+
+    def _press(self) -> None:
         now = monotonic()
-        if self._pressed is not None and now - self._pressed < AGAIN_SECONDS:
+        again = self._pressed is not None and now - self._pressed < AGAIN_SECONDS
+        if not self._done() if self._idle else again and not self._held:
+            self._pressed = None  # a third press is a first one
             raise KeyboardInterrupt
         self._pressed = now
 
-    def _end(self, number: int, _frame: FrameType | None) -> None:
-        self.ended, self._pressed = number, monotonic()
+    def _end(self, number: int) -> None:
+        self._ended, self._pressed = number, monotonic()
+        if self._idle:
+            sys.exit(128 + number)
+
+
+def present() -> Interrupt | None:
+    """The innermost context that is open."""
+    owner = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    return owner if isinstance(owner, Interrupt) else None
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """`Interrupt.held` of whatever context is open."""
+    with owner.held() if (owner := present()) else nullcontext():
+        yield

@@ -6,6 +6,7 @@ from typing import Any
 
 from kvchat.app import saved
 from kvchat.app.chat import Chat
+from kvchat.app.interrupt import unbroken
 from kvchat.app.screen import Screen
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.spec import method_options, name_of
@@ -67,13 +68,16 @@ class Keeper:
         if self.path is None:
             return
         try:
-            if self._record is None:
-                self._record = saved.Record(self.path)
-                turns = [turn_event(turn, None, 0) for turn in chat.session.turns[:-1]]
-                events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
-            self._record.append(*events)
+            with unbroken():
+                if self._record is None:
+                    self._record = saved.Record(self.path)
+                    turns = [turn_event(turn, None, 0) for turn in chat.session.turns[:-1]]
+                    events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
+                self._record.append(*events)
         except OSError as error:
-            self._screen.warn(f"the chat cannot be saved ({error.strerror}): {self.path}")
+            self._screen.warn(
+                f"the chat cannot be saved ({error.strerror}): {self.path}", "not saved"
+            )
             self.close()
             self.path = None
 
@@ -85,7 +89,7 @@ def head_event(chat: Chat, name: str) -> dict[str, Any]:
         name=name,
         model=chat.model.name,
         folder=str(folder),
-        tokenizer=tokenizer_digest(folder),
+        tokenizer=tokenizer_digest(chat.model.text_folder.resolve()),
     )
 
 
@@ -111,6 +115,9 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
             "encoding": options.encoding,
             "pages": options.pages,
             "loader": options.loader,
+            "clean": options.clean,
+            "tokenizer": str(chat.model.tokenizer) if chat.model.tokenizer else None,
+            "chat_template": chat.model.template,
             "overflow": options.overflow,
             "ctx_size": options.ctx_size,
         },
@@ -120,6 +127,7 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
             "budget": str(chat.method.budget) if book.files else None,
             "options": method_options(chat.method),
             "tail_budget": chat.session.tail_budget,
+            "in_view": chat.in_view,
         },
         {"event": "settings"} | settings,
     ]

@@ -3,13 +3,17 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 
 from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.completion import Completer
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.filters import is_searching
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import create_input
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.keys import Keys
 
@@ -20,30 +24,49 @@ PASTE = 2000  # characters above which a paste is shown as its size
 class Lines:
     """The prompt. Large pastes are shown as `[pasted N lines]` and put back when sent."""
 
-    def __init__(self, completer: Completer, keep_history: bool = True):
+    def __init__(self, completer: Completer, keep_history: bool = True, vi: bool = False):
         self.pastes: dict[str, str] = {}
+        self.shows_memory = False  # F2
+        self.is_paste = False  # whether the last line was nothing but a large paste
+        self.sent = 0.0  # when Enter was pressed last, by `monotonic`
         self.session: PromptSession[str] = PromptSession(
             input=create_input(always_prefer_tty=True),  # stdin may have been the document
             history=private_history() if keep_history else InMemoryHistory(),
             completer=completer,
-            complete_while_typing=False,
+            complete_while_typing=True,  # the completer offers nothing but after a slash
             auto_suggest=AutoSuggestFromHistory(),
             key_bindings=self._keys(),
             multiline=True,
             prompt_continuation=lambda width, line, wrapped: " " * width,
             enable_suspend=True,
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             enable_open_in_editor=True,
             search_ignore_case=True,
             reserve_space_for_menu=4,
         )
 
-    def read(self, toolbar: Callable[[], str] | None = None) -> str:
-        """The next message. Raises EOFError, KeyboardInterrupt."""
+    def read(self, toolbar: Callable[[], str] | None = None, changes: bool = False) -> str:
+        """The next message; a toolbar that `changes` is drawn every second.
+
+        Raises EOFError, KeyboardInterrupt.
+        """
         self.session.bottom_toolbar = toolbar
-        return self.unfolded(self.session.prompt("> "))
+        return self.unfolded(self.session.prompt("> ", refresh_interval=float(changes)))
+
+    def stop_typed(self) -> bool:
+        """Whether Ctrl-C was typed behind the line that was sent; other keys stay for the next.
+
+        Between Enter and the end of raw mode it is a key like any other, not yet a signal.
+        """
+        source = self.session.input
+        keys = [*get_typeahead(source), *source.read_keys()]
+        typed = [press for press in keys if press.key not in (Keys.ControlC, Keys.CPRResponse)]
+        store_typeahead(source, typed)
+        return any(press.key == Keys.ControlC for press in keys)
 
     def unfolded(self, text: str) -> str:
         """`text` with what was pasted in place of its mark, and without block quotes."""
+        self.is_paste = text.strip() in self.pastes
         for mark, pasted in self.pastes.items():
             text = text.replace(mark, pasted)
         self.pastes.clear()
@@ -61,12 +84,18 @@ class Lines:
             if buffer.text.lstrip().startswith(BLOCK) and buffer.text.count(BLOCK) % 2:
                 buffer.insert_text("\n")
             else:
+                self.sent = monotonic()
                 buffer.validate_and_handle()
 
         @keys.add("escape", "enter")
         def _(event) -> None:
             event.current_buffer.insert_text("\n")
 
+        @keys.add("f2")
+        def _(event) -> None:
+            self.shows_memory = not self.shows_memory
+
+        @keys.add("c-g", filter=~is_searching)
         @keys.add("c-x", "c-e")
         def _(event) -> None:
             event.current_buffer.open_in_editor()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from kvchat.app.text import size
+
 CGROUP = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -67,8 +69,27 @@ def total(device: torch.device) -> int:
     return min([machine, *_limits(CGROUP)])
 
 
-def free(device: torch.device) -> int:
-    """Bytes that are free for us now; on a CPU reclaimable file pages included."""
+def free(device: torch.device, limit: int | None = None) -> int:
+    """Bytes that are free for us now, of a limit if we are given one.
+
+    On a CPU reclaimable file pages are free, and what this process holds by now, libraries and
+    interpreter, is a part of every plan.
+    """
+    return _free(device) if limit is None else min(_free(device), limit)
+
+
+def left(device: torch.device, limit: int | None = None) -> int:
+    """Bytes that this process may take beyond what it holds now."""
+    held = reserved(device) if device.type == "cuda" else resident()
+    return _free(device) if limit is None else min(_free(device), max(limit - held, 0))
+
+
+def place(device: torch.device, limit: int | None = None) -> str:
+    """A device in words, with the limit that holds there."""
+    return f"{device}" if limit is None else f"{device} (--mem-limit {size(limit)})"
+
+
+def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = _proc("/proc/meminfo").get("MemAvailable", total(device))

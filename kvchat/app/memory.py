@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from kvchat.app import machine
 from kvchat.app.chat import Chat
-from kvchat.app.text import size
+from kvchat.app.text import fitted, size, sizes
 from kvchat.app.views import saving
 
 
@@ -109,6 +109,20 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
         places = (("device", kept), ("host RAM", found.host), ("disk, mapped", found.disk))
         text.append("  KV " + " · ".join(f"{place} {size(count)}" for place, count in places))
     return text
+
+
+def line(found: Breakdown, width: int) -> str:
+    """The same in one line of at most `width` columns, for the toolbar."""
+    kept = found.document + found.tail + found.index
+    parts = [
+        (f"weights {size(found.weights)}", 2),
+        (f"KV {size(kept)}", 0),
+        (f"process {size(found.process)}", 1),
+        (f"peak {size(found.peak)}", 4),
+        (f"others {size(found.others)}", 3),
+        (f"free {sizes(found.free, found.total)}", 0),
+    ]
+    return fitted(parts, width)[:width]
 
 
 def segment_index(segment) -> int:

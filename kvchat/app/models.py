@@ -22,10 +22,17 @@ Aliases = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Model:
-    """A model's folder and the name it goes by."""
+    """A model's folder and the name it goes by; another folder may have its tokenizer."""
 
     name: str
     folder: Path
+    tokenizer: Path | None = None
+    template: str | None = None  # a file with a chat template; empty: none is used
+
+    @property
+    def text_folder(self) -> Path:
+        """Where the tokenizer is."""
+        return self.tokenizer or self.folder
 
 
 def demo_model() -> Model:
@@ -36,16 +43,19 @@ def demo_model() -> Model:
     raise KvchatError("model", "the bundled demo model is missing from this installation", "-m DIR")
 
 
-def find_model(name: str | None, aliases: Aliases | None = None) -> Model:
+def find_model(
+    name: str | None, aliases: Aliases | None = None, revision: str | None = None
+) -> Model:
     """The model for `--model`: a folder, a name, or the demo model for None.
 
-    Raises KvchatError("model") if there is none of that name here.
+    `revision` chooses among those in the Hugging Face cache. Raises KvchatError("model") if there
+    is none of that name here.
     """
     aliases = aliases or {}
     if name is None or (name == DEMO and name not in aliases):
         return demo_model()
     if name in aliases:
-        return _aliased(name, aliases[name])
+        return _aliased(name, aliases[name], revision)
     try:
         given = Path(name).expanduser()
         folders = [f for f in (given, *(parent / name for parent in MODEL_FOLDERS)) if f.is_dir()]
@@ -63,7 +73,7 @@ def find_model(name: str | None, aliases: Aliases | None = None) -> Model:
             f"-f {clean(name)}  (if it is the document)",
         )
     if REPOSITORY.fullmatch(name):
-        return Model(name.split("/")[1], cached(name))
+        return Model(name.split("/")[1], cached(name, revision))
     raise KvchatError(
         "model",
         f"no model {clean(name)!r}: not a folder, not under models/, no alias in config.toml "
@@ -93,20 +103,22 @@ def longer_windows(needed: int) -> list[str]:
     return ways or ["a model with a longer window: -m NAME"]
 
 
-def cached(repository: str) -> Path:
+def cached(repository: str, revision: str | None = None) -> Path:
     """The folder of a repository in the Hugging Face cache. Raises KvchatError("model")."""
-    found = dict(cache()).get(repository)
+    found = dict(cache(revision)).get(repository)
     if found is None:
+        at, way = (f" at {clean(revision)}", f" --revision {revision}") if revision else ("", "")
         raise KvchatError(
             "model",
-            f"{repository} is not in the Hugging Face cache; nothing is downloaded unasked",
-            f"kvchat models pull {repository}",
+            f"{repository}{at} is not in the Hugging Face cache; nothing is downloaded unasked",
+            f"kvchat models pull {repository}{way}",
         )
     return found
 
 
-def cache() -> Iterator[tuple[str, Path]]:
-    """Models of the Hugging Face cache that have a config.json: the newest revision of each."""
+def cache(name: str | None = None) -> Iterator[tuple[str, Path]]:
+    """Models of the Hugging Face cache that have a config.json: the newest revision of each, or the
+    one of a branch, a tag or the beginning of a commit."""
     # heavy only in comparison with `--help`
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
@@ -116,14 +128,15 @@ def cache() -> Iterator[tuple[str, Path]]:
         return
     for repository in sorted(repositories, key=lambda r: r.repo_id):
         for revision in sorted(repository.revisions, key=lambda r: -r.last_modified):
-            if (revision.snapshot_path / "config.json").exists():
+            is_it = not name or name in revision.refs or revision.commit_hash.startswith(name)
+            if is_it and (revision.snapshot_path / "config.json").exists():
                 yield repository.repo_id, revision.snapshot_path
                 break
 
 
-def _aliased(name: str, place: Mapping[str, Any]) -> Model:
+def _aliased(name: str, place: Mapping[str, Any], revision: str | None) -> Model:
     if "repo" in place:
-        return Model(name, cached(place["repo"]))
+        return Model(name, cached(place["repo"], revision))
     folder = Path(place["path"]).expanduser()
     if not (folder / "config.json").is_file():
         raise KvchatError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvchat.app.answering import ask
 from kvchat.app.chat import Chat
+from kvchat.app.interrupt import Interrupt
 from kvchat.app.keeper import Keeper
 from kvchat.app.options import Options
 from kvchat.app.report import report
@@ -39,14 +40,14 @@ def answered(chat: Chat, keeper: Keeper, screen: Screen) -> int:
         on_delta = None
         if options.machine_readable:
             on_delta = token if options.jsonl else lambda text: None
-        done = ask(chat, screen, unicode(prompt), on_delta=on_delta)
-        if talking:
-            keeper.turn(chat)
+        with Interrupt() as calm:
+            done = ask(chat, screen, unicode(prompt), on_delta=on_delta)
+            if talking:
+                keeper.turn(chat)
         if options.machine_readable:
             found = report(chat, done, screen.warnings)
             emit({"event": "done"} | found if options.jsonl else found)
-        if chat.leaving:
-            sys.exit(128 + chat.leaving)
+        calm.leave_if_told()
         if done.finish_reason == "cancelled":
             raise KeyboardInterrupt
         if done.finish_reason in ("length", "window") and not options.machine_readable:

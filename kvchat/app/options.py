@@ -10,13 +10,19 @@ class Options:
     """Options of `kvchat chat`; None means "not given". `origins` says where a value is from."""
 
     model: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None  # a folder
+    chat_template: str | None = None  # a file; empty for the plain form
+    mem_limit: int | None = None
     files: list[str] = field(default_factory=list)
-    piped: str | None = None  # what standard input said when the chat was saved
+    texts: Mapping[str, str] = field(default_factory=dict)  # saved with a chat, in no file
     prompts: list[str] = field(default_factory=list)
     system: str = ""
     encoding: str | None = None
     pages: str | None = None
     loader: str = "auto"
+    loaders: Mapping[str, list[str]] = field(default_factory=dict)  # commands by suffix
+    clean: bool = False
     overflow: str = "error"
     method: str = ""
     method_options: list[str] = field(default_factory=list)
@@ -56,6 +62,10 @@ class Options:
     yes: bool = False
     stats: str = "short"
     markdown: bool = True
+    theme: str = "dark"
+    stream: bool = True
+    vi: bool = False
+    notify: str = "off"
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -170,10 +170,8 @@ def require_memory(
     """
     if plan.reading <= free:
         return
-    saved = plan.kv_kept - plan.kv_full // 4
-    compressed = (
-        [f"--method adakv --budget 25%  (needs {size(plan.reading - saved)})"] if saved > 0 else []
-    )
+    enough = plan.reading - plan.kv_kept + plan.kv_full // 4
+    compressed = [f"--method adakv --budget 25%  (needs {size(enough)})"] if enough <= free else []
     raise KvchatError(
         "memory",
         f"reading with {method} needs {size(plan.reading)}, {size(free)} are free on {where} "

@@ -140,7 +140,7 @@ def settle(wanted: Wanted) -> Frame:
 
 
 def budget_of(spec: str, given: str | None) -> Budget:
-    """What a method keeps; read from its spec, without importing it. Raises KvchatError."""
+    """What a method keeps; from its spec; imports it for a preset only. Raises KvchatError."""
     name = spec.partition(":")[0].partition("@")[0]
     if name not in METHODS:
         raise KvchatError(
@@ -148,6 +148,11 @@ def budget_of(spec: str, given: str | None) -> Budget:
         )
     if name == "full":
         return Budget(fraction=1.0)
+    if "@" in spec:
+        # presets are attributes of the classes, which import torch
+        from kvchat.engine.methods.spec import parse_method
+
+        return parse_method(spec, Budget.parse(given) if given else None).budget
     inline = re.search(r"[:,]\s*budget\s*=\s*([^,]+)", spec)
     text = inline[1] if inline else given
     return Budget.parse(text) if text else DEFAULT_BUDGET

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import typer
 
+from kvchat.app.log import LOG
 from kvchat.errors import KvchatError
 
 CLOSED_PIPE, CTRL_C = 141, 130
@@ -84,6 +85,7 @@ def failed(error: KvchatError, as_json: bool) -> int:
 def unexpected(error: Exception) -> KvchatError:
     """An error that is our fault, or memory that ran out in spite of the plan."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
+    LOG.error(text, exc_info=error)
     if isinstance(error, MemoryError) or ("memory" in text.lower() and "alloc" in text.lower()):
         return KvchatError("memory", text, "--budget 10%", "a smaller --prefill-chunk")
     return KvchatError("unexpected", text, "the same with -v shows where; please report it")

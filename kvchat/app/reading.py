@@ -1,7 +1,6 @@
 """Reads documents into a chat behind a bar: planned before, stoppable in between, and the old
 cache stays until the new one is there."""
 
-import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -15,7 +14,7 @@ from kvchat.app.interrupt import Interrupt
 from kvchat.app.methods import cost_of
 from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Pause, Screen
-from kvchat.app.text import seconds, size, sizes, unicode
+from kvchat.app.text import first_line, seconds, size, sizes, unicode
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
@@ -41,11 +40,10 @@ def watched(
     with Interrupt() as interrupt:
 
         def check(pause: Pause) -> None:
-            if interrupt.ended:
-                sys.exit(128 + interrupt.ended)
+            interrupt.leave_if_told()
             if not interrupt.asked():
                 return
-            with pause():
+            with pause(), interrupt.idle():
                 key = choose("stop reading? [c]ontinue / [d]rop", "cd", "d")
             interrupt.forget()
             if key == "d":
@@ -90,7 +88,7 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
         raise out_of_memory(chat, error) from error
     machine.release(session.engine.device)
     if chat.book.files:
-        screen.say(reading_line(chat))
+        screen.say(reading_line(chat, screen.line))
 
 
 def tell_promise(kept: Kept, screen: Screen) -> None:
@@ -122,17 +120,16 @@ def read_again(
     """Read document and turns with another method, book or question in view; says what it did.
 
     A saved reading takes the place of the document's, or a full copy that is kept, unless it is to
-    be `fresh`. False if the
-    person would rather not; everything is then as it was. Raises KvchatError.
+    be `fresh`. False if the person would rather not; everything is then as it was. Raises
+    KvchatError.
     """
     session, method = chat.session, method or chat.method
     if book is None and not fresh and session.choose(method, *questions):
+        before = chat.in_view
         chat.method, chat.in_view = method, questions[0] if questions else ""
-        held, full = chat.document_kept(), chat.document_full()
-        screen.tell(
-            f"chosen again in {seconds(session.select_seconds)}, nothing was read: "
-            f"{name_of(method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
-        )
+        done = f"chosen again in {seconds(session.select_seconds)}, nothing was read"
+        screen.tell(f"{done}: {name_of(method)} {kept_line(chat)}")
+        say_chosen_anew(chat, before, screen)
         return True
     book = book or chat.book
     tokens, found = sum(len(turn.ids) for turn in session.turns), None
@@ -156,6 +153,7 @@ def read_again(
         return False
     except Exception as error:
         raise out_of_memory(chat, error) from error
+    before = chat.in_view
     chat.method, chat.book, chat.in_view = method, book, questions[0] if questions else ""
     chat.restored, took = found, perf_counter() - begin
     chat.readings.kept(archiving)
@@ -163,8 +161,17 @@ def read_again(
         chat.readings.save(session, chat.model, book, method, took)
     if book.ids:
         chat.timings["prefill"] = took
-        screen.tell(reading_line(chat))
+        screen.tell(reading_line(chat, screen.line))
+    say_chosen_anew(chat, before, screen)
     return True
+
+
+def say_chosen_anew(chat: Chat, before: str, screen: Screen) -> None:
+    """Say that a choice of rows by the question `before` is gone."""
+    if before and not chat.in_view:
+        screen.tell(
+            f"rows are chosen by the document's end again, no more for {first_line(before)!r}"
+        )
 
 
 def agreed(chat: Chat, screen: Screen, tokens: int) -> bool:
@@ -193,7 +200,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
     )
     # weights and process are there already; the old cache stays until the new one is read
     needed = plan.reading - plan.weights - PROCESS
-    free = machine.free(engine.device)
+    free = machine.left(engine.device, chat.options.mem_limit)
     if needed > free:
         raise KvchatError(
             "memory",
@@ -220,23 +227,28 @@ def out_of_memory(chat: Chat, error: Exception) -> Exception:
     )
 
 
-def reading_line(chat: Chat) -> str:
-    """`read 27,913 tokens in 6.6 s (4,230 tok/s) · kept 25 % of KV: 0.86 of 3.41 GiB`.
+def reading_line(chat: Chat, width: int = 1000) -> str:
+    """`read 27,913 tokens in 6.6 s (4,230 tok/s) · adakv kept 25 % of rows: 0.86 of 3.41 GiB`.
 
-    Or when they were read before, and what mapping them saves.
+    Or when they were read before, and what mapping them saves. The plan has named the method, so
+    its name is the first to go from a narrow line.
     """
     took, tokens = chat.timings["prefill"], len(chat.session.document)
-    held, full = chat.document_kept(), chat.document_full()
-    kept = f"kept {100 * held / full:.3g} %: {sizes(held, full)}"
-    if share := chat.reads():
-        kept = f"kept every row, {size(held)} with codes; a written token reads {share}"
+    kept = kept_line(chat)
+    read = f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s)"
     if found := chat.restored:
         saves = f", saves about {seconds(found.read_seconds)}" if found.read_seconds else ""
-        return (
+        read = (
             f"read before ({found.created:%Y-%m-%d %H:%M}): {tokens:,} tokens mapped in "
-            f"{seconds(found.seconds)}{saves} · {name_of(chat.method)} {kept}"
+            f"{seconds(found.seconds)}{saves}"
         )
-    return (
-        f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s) · "
-        f"{name_of(chat.method)} {kept}"
-    )
+    line = f"{read} · {name_of(chat.method)} {kept}"
+    return line if len(line) <= width else f"{read} · {kept}"
+
+
+def kept_line(chat: Chat) -> str:
+    """`kept 25 % of rows: 0.86 of 3.41 GiB`, or what is read of rows that all are kept."""
+    held, full = chat.document_kept(), chat.document_full()
+    if share := chat.reads():
+        return f"kept every row, {size(held)} with codes; a written token reads {share}"
+    return f"kept {100 * chat.kept_share():.3g} % of rows: {sizes(held, full)}"

@@ -1,24 +1,26 @@
 """The chat: reads lines, answers them, runs slash commands, and survives what goes wrong."""
 
 import shutil
-import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 
 import torch
 
 from kvchat.app import commands, machine, process
-from kvchat.app.answering import ask, turn_line
+from kvchat.app import memory as measured
+from kvchat.app.answering import ask, say_turn
+from kvchat.app.ask import choose
 from kvchat.app.completion import SlashCompleter
-from kvchat.app.interrupt import AGAIN_SECONDS
+from kvchat.app.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.app.keys import unseen
 from kvchat.app.lines import Lines
 from kvchat.app.options import Options
 from kvchat.app.reading import out_of_memory
 from kvchat.app.resume import open_or_resume
 from kvchat.app.screen import Screen
-from kvchat.app.text import unicode
+from kvchat.app.text import clean, unicode
 from kvchat.app.toolbar import State, toolbar
 from kvchat.engine.methods.spec import name_of
 from kvchat.errors import KvchatError
@@ -40,7 +42,7 @@ def begun(context: commands.Context) -> int:
     if chat.session.turns:
         last = chat.session.turns[-1]
         screen.say(f"last question: {last.question.splitlines()[0]}")
-    lines = Lines(SlashCompleter(context), chat.options.history)
+    lines = Lines(SlashCompleter(context), chat.options.history, chat.options.vi)
     try:
         return talk(context, lines)
     finally:
@@ -50,35 +52,58 @@ def begun(context: commands.Context) -> int:
 def talk(context: commands.Context, lines: Lines) -> int:
     """Line after line until the person leaves."""
     screen, pressed = context.screen, -AGAIN_SECONDS
-    while True:
-        context.chat.readings.tell()
-        try:
-            line = lines.read(None if screen.plain else toolbar_of(context))
-        except EOFError:
-            return 0
-        except KeyboardInterrupt:  # once clears the line, twice soon after each other leaves
-            if monotonic() - pressed < AGAIN_SECONDS:
-                raise
-            pressed = monotonic()
-            screen.tell("Ctrl-C again, or Ctrl-D, to quit")
-            continue
-        try:
-            if line.startswith("/"):
-                commands.run(unicode(line.rstrip()), context)
-            elif line.strip():
-                answer(context, unicode(line.strip()))
-        except commands.Quit:
-            return 0
-        except KvchatError as error:
-            screen.error(error)
-        except KeyboardInterrupt:
-            screen.tell("stopped")
-        except Exception as error:  # the document and the turns must not be lost
-            if context.chat.options.verbose:
-                traceback.print_exc()
-            known = out_of_memory(context.chat, error)
-            screen.error(known if isinstance(known, KvchatError) else process.unexpected(error))
-        leave_if_told(context)
+    with Interrupt() as calm:
+        while True:
+            if calm.asked() and monotonic() - pressed < AGAIN_SECONDS:
+                raise KeyboardInterrupt  # between two prompts
+            calm.forget()
+            context.chat.readings.tell()
+            lines.sent = 0.0
+            try:
+                with calm.idle(lambda: lines.sent > 0):
+                    bar = None if screen.plain else toolbar_of(context, lines)
+                    line = lines.read(bar, changes=bool(screen.fallback))
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:  # once clears the line, twice soon after each other leaves
+                if monotonic() - pressed < AGAIN_SECONDS:
+                    raise
+                pressed = monotonic()
+                screen.tell("Ctrl-C again, or Ctrl-D, to quit")
+                continue
+            calm.forget(before=lines.sent)
+            if lines.stop_typed():  # after Enter, before anybody listened for it
+                calm.press()
+            try:
+                obey(context, line, lines.is_paste)
+            except commands.Quit:
+                return 0
+
+
+def obey(context: commands.Context, line: str, is_paste: bool = False) -> None:
+    """Answer a line or run its command; whatever goes wrong is said, and the chat goes on.
+
+    A line that `is_paste` and nothing else is rather a document: the person chooses.
+    """
+    screen = context.screen
+    try:
+        if is_paste and choose("[a]ttach it as a document / [s]end it", "as", "s") == "a":
+            commands.attach_text(context, unicode(line))
+        elif line.startswith("/") and not is_paste:
+            commands.run(unicode(line.rstrip()), context)
+        elif line.strip():
+            answer(context, unicode(line.strip()))
+    except commands.Quit:
+        raise
+    except KvchatError as error:
+        screen.error(error)
+    except KeyboardInterrupt:
+        screen.tell("stopped")
+    except Exception as error:  # the document and the turns must not be lost
+        if context.chat.options.verbose:
+            traceback.print_exc()
+        known = out_of_memory(context.chat, error)
+        screen.error(known if isinstance(known, KvchatError) else process.unexpected(error))
 
 
 def answer(context: commands.Context, question: str) -> None:
@@ -89,17 +114,10 @@ def answer(context: commands.Context, question: str) -> None:
         screen.tell("stopped: the question was not asked")
         return
     context.keeper.turn(chat)
-    if chat.settings.stats != "off":
-        screen.say(turn_line(done, chat), style="dim")
+    say_turn(done, chat, screen)
 
 
-def leave_if_told(context: commands.Context) -> None:
-    """End as a signal asked while something was going on: the turn is saved by now."""
-    if number := context.chat.leaving:
-        sys.exit(128 + number)
-
-
-def toolbar_of(context: commands.Context) -> Callable[[], str]:
+def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
     """A toolbar of numbers taken now: drawing it asks nothing of the engine."""
     chat = context.chat
     session, method, last = chat.session, chat.method, chat.last
@@ -107,7 +125,7 @@ def toolbar_of(context: commands.Context) -> Callable[[], str]:
     cuda = device.type == "cuda"
     total = machine.total(device if cuda else torch.device("cpu"))
     state = State(
-        model=chat.model.name,
+        model=clean(chat.model.name),
         method=f"{name_of(method)} {'reads ' if chat.reads() else ''}{method.budget}",
         used=session.cache.position,
         limit=session.limit,
@@ -120,4 +138,11 @@ def toolbar_of(context: commands.Context) -> Callable[[], str]:
         where="gpu" if cuda else "ram",
         inexact=last is not None and last.finish_reason == "cancelled",
     )
-    return lambda: toolbar(state, shutil.get_terminal_size().columns)
+    memory = measured.breakdown(chat)
+
+    def draw() -> str:
+        width = shutil.get_terminal_size().columns
+        text = toolbar(replace(state, notice=context.screen.fallback), width)
+        return f"{text}\n{measured.line(memory, width)}" if lines.shows_memory else text
+
+    return draw

@@ -13,8 +13,9 @@ from kvchat.app.options import Options
 from kvchat.app.reading import Dropped, timed, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import KEYS
-from kvchat.app.start import chosen_method, open_chat, open_document
-from kvchat.app.text import clean, counted
+from kvchat.app.sources import SAVED, open_document
+from kvchat.app.start import chosen_method, open_chat
+from kvchat.app.text import clean, counted, first_line
 from kvchat.engine.methods.full import Full
 from kvchat.engine.session import Session
 from kvchat.engine.store.identity import tokenizer_digest
@@ -22,6 +23,11 @@ from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 
 ORIGIN = "saved chat"
+# Options that a saved chat has with its document.
+DOCUMENT = (
+    *("system", "encoding", "pages", "loader", "clean", "overflow", "ctx_size"),
+    *("tokenizer", "chat_template"),
+)
 
 
 def open_or_resume(
@@ -40,6 +46,7 @@ def open_or_resume(
     chat = open_chat(restored(options, found), screen, interactive)
     same_tokens(chat, found)
     same_text(chat.book.files, found, screen, interactive)
+    say_chosen(found, screen)
     turns = [turn_of(event) for event in found.turns]
     try:
         recall(chat.session, turns, screen)
@@ -62,7 +69,7 @@ def restored(options: Options, found: saved.Saved) -> Options:
     """Options with everything that the saved chat knows and no flag says otherwise."""
     document, method = found.document, found.method
     values: dict[str, Any] = {"model": found.chat.get("folder")}
-    for name in ("system", "encoding", "pages", "loader", "overflow", "ctx_size"):
+    for name in DOCUMENT:
         values[name] = document.get(name)
     values["tail_budget"] = method.get("tail_budget")
     values |= {name: found.settings[name] for name in KEYS if name in found.settings}
@@ -76,9 +83,9 @@ def restored(options: Options, found: saved.Saved) -> Options:
         if value is not None and name not in by_flag(options)
     }
     if not options.files:
-        saved_files = document.get("files", ())
-        taken["files"] = [file["path"] or documents.STDIN for file in saved_files]
-        taken["piped"] = next((file["text"] for file in saved_files if "text" in file), None)
+        files = document.get("files", ())
+        taken["files"] = [file["path"] or SAVED + file["name"] for file in files]
+        taken["texts"] = {SAVED + file["name"]: file["text"] for file in files if "text" in file}
     origins = {**options.origins, **dict.fromkeys(taken, ORIGIN)}
     return replace(options, **taken, origins=origins)
 
@@ -90,7 +97,7 @@ def by_flag(options: Options) -> set[str]:
 
 def same_tokens(chat: Chat, found: saved.Saved) -> None:
     """Raise KvchatError("session") if the saved ids belong to another tokenizer."""
-    if tokenizer_digest(chat.model.folder.resolve()) != found.chat.get("tokenizer"):
+    if tokenizer_digest(chat.model.text_folder.resolve()) != found.chat.get("tokenizer"):
         folder = clean(str(found.chat.get("folder")))
         raise KvchatError(
             "session",
@@ -112,6 +119,15 @@ def same_text(
                 raise KeyboardInterrupt
 
 
+def say_chosen(found: saved.Saved, screen: Screen) -> None:
+    """Say that rows which `/reread` had chosen by a question were chosen by the end now."""
+    if question := found.method.get("in_view"):
+        screen.tell(
+            f"rows had been chosen for {first_line(question)!r}, now by the document's end; "
+            "/reread QUESTION chooses so again"
+        )
+
+
 def recall(session: Session, turns: Sequence[Turn], screen: Screen) -> None:
     """Feed saved turns to a session, behind a bar. Raises `Dropped` if the person stops it."""
     count = sum(len(turn.ids) for turn in turns)
@@ -125,6 +141,12 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
     """
     found = saved.find(name)
     same_tokens(chat, found)
+    if found.document.get("chat_template") != chat.model.template:
+        raise KvchatError(
+            "session",
+            f"{found.title} was a chat with another chat template",
+            f"kvchat --resume {found.title!r}",
+        )
     options = restored(replace(chat.options, files=[], origins={}), found)
     keeper = Keeper.of(screen, found)
     try:
@@ -158,4 +180,5 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
             settings = settings.changed(key, value, ORIGIN)
     chat.options, chat.session, chat.method, chat.book = options, session, method, book
     chat.settings, chat.in_view, chat.last, chat.restored = settings, "", None, before
+    say_chosen(found, screen)
     return keeper

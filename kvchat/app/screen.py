@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kvchat.app.config import WORDS
+from kvchat.app.log import LOG
 from kvchat.app.text import clean, size
 from kvchat.engine import events
 from kvchat.errors import KvchatError
@@ -23,6 +24,9 @@ R = TypeVar("R")
 Work = events.Loading | events.Progress | events.Smaller
 W = TypeVar("W", bound=Work)
 Pause = Callable[[], AbstractContextManager[None]]
+FRESH = 10.0  # seconds that the toolbar shows a notice
+LONG = 10.0  # seconds of work after which its end is announced
+NOTICES = {"off": "", "bell": "\a", "osc9": "\x1b]9;kvchat has finished reading\x1b\\"}
 # Without a live bar: a line per tenth of the work, at most two a second, or per five seconds.
 PLAIN_STEP, PLAIN_SOONEST, PLAIN_LATEST = 0.1, 0.5, 5.0
 
@@ -36,6 +40,7 @@ class Screen:
         plain: bool = False,
         verbose: bool = False,
         color: str = "auto",
+        notify: str = "off",
     ):
         dumb = os.environ.get("TERM") == "dumb" or WORDS.get(os.environ.get("KVCHAT_PLAIN", ""))
         system: Literal["auto"] | None = "auto" if color != "never" else None
@@ -54,6 +59,8 @@ class Screen:
         self.quiet = quiet
         # off a terminal, one-shot runs are silent unless asked
         self.steps = not quiet and (verbose or plain or self.err.is_terminal)
+        self._notice = NOTICES[notify] if self.live else ""
+        self._fallback = ("", 0.0)
         self.warnings: list[str] = []
         self.observer: Callable[[Work | events.Restored | str], object] = lambda event: None
 
@@ -62,8 +69,14 @@ class Screen:
         """Columns of the terminal, at least 40."""
         return max(self.err.width, 40)
 
+    @property
+    def line(self) -> int:
+        """Columns of a line that should not wrap; whole lines go into a log."""
+        return self.width if self.err.is_terminal else 1000
+
     def say(self, text: str, style: str = "") -> None:
         """A line for the person, on stderr."""
+        LOG.info(clean(text))
         if self.steps:
             self.err.print(Text(clean(text), style=style))
 
@@ -71,16 +84,16 @@ class Screen:
         """What a person asked for in the chat: shown even where progress is not."""
         self.err.print(Text(clean(text), style=style))
 
-    def rows(self, rows: Iterable[Sequence[str]], style: str = "") -> None:
+    def rows(self, rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> None:
         """Lines in columns for the person; the last column wraps inside itself."""
-        table = Table.grid(padding=(0, 2, 0, 0))
-        found = [[Text(clean(cell), style=style) for cell in row] for row in rows]
+        table = Table.grid(padding=(0, gap, 0, 0))
+        found = [[Text(clean(cell)) for cell in row] for row in rows]
         for index in range(max((len(row) for row in found), default=0)):
             last = index == len(found[0]) - 1
             table.add_column(no_wrap=not last, overflow="fold" if last else "ellipsis")
         for row in found:
             table.add_row(*row)
-        self.err.print(Padding(table, (0, 0, 0, 2)), soft_wrap=False)
+        self.err.print(Padding(table, (0, 0, 0, indent)), soft_wrap=False)
 
     @contextmanager
     def busy(self, label: str) -> Iterator[Callable[[], None]]:
@@ -91,15 +104,27 @@ class Screen:
         with self.err.status(Text(label), refresh_per_second=8) as status:
             yield status.stop
 
-    def warn(self, text: str) -> None:
-        """A notice about something that differs from what was asked; kept for `--json`."""
+    def warn(self, text: str, short: str = "") -> None:
+        """A notice about something that differs from what was asked; kept for `--json`.
+
+        The toolbar shows the `short` form for a while.
+        """
+        self._fallback = (short, perf_counter())
+        LOG.warning(clean(text))
         self.warnings.append(text)
         self.observer(text)
         if not self.quiet:
             self.err.print(Text(f"kvchat: {clean(text)}", style="yellow"))
 
+    @property
+    def fallback(self) -> str:
+        """The short form of the last notice while it is fresh."""
+        text, when = self._fallback
+        return text if perf_counter() - when < FRESH else ""
+
     def error(self, error: KvchatError) -> None:
         """What went wrong and the ways out."""
+        LOG.error(clean(error.message))
         self.err.print(Text(f"kvchat: error: {clean(error.message)}", style="red"))
         for way in error.tries:
             self.err.print(Text(f"  try: {clean(way)}"))
@@ -118,17 +143,25 @@ class Screen:
         """
         bar = _Bar(self, label, tokens) if self.live and not self.quiet else _Lines(self, label)
         bar.tokens = tokens
+        begin = perf_counter()
         with bar:
 
             def show(event: W) -> None:
                 self.observer(event)
                 if isinstance(event, events.Smaller):
-                    self.warn(f"out of memory: going on with --prefill-chunk {event.chunk}")
+                    self.warn(
+                        f"out of memory: going on with --prefill-chunk {event.chunk}",
+                        f"chunk {event.chunk}",
+                    )
                 else:
                     bar.show(event)
                 check(bar.pause)
 
-            return events.drain(work, show)
+            result = events.drain(work, show)
+        if self._notice and perf_counter() - begin > LONG:
+            self.err.file.write(self._notice)
+            self.err.file.flush()
+        return result
 
 
 class _Lines:

@@ -10,6 +10,7 @@ from kvchat.engine.session import MAX_TOKENS
 from kvchat.errors import KvchatError
 
 STATS = ("off", "short", "long")
+THEMES = ("dark", "light")
 SAMPLING = tuple(f.name for f in fields(Sampling))
 
 
@@ -22,12 +23,14 @@ class Settings:
     stop: tuple[str, ...] = ()
     stats: str = "short"
     markdown: bool = True
+    theme: str = THEMES[0]
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """Every setting by its name."""
         rest = {"max_tokens": self.max_tokens, "stop": list(self.stop)}
-        return asdict(self.sampling) | rest | {"stats": self.stats, "markdown": self.markdown}
+        shown = {"stats": self.stats, "markdown": self.markdown, "theme": self.theme}
+        return asdict(self.sampling) | rest | shown
 
     def changed(self, name: str, value: Any, origin: str) -> "Settings":
         """The same with one other value. Raises KvchatError("usage")."""
@@ -52,10 +55,13 @@ def _switch(text: str) -> bool:
     return {"on": True, "off": False, "true": True, "false": False}[text.lower()]
 
 
-def _stats(text: str) -> str:
-    if text not in STATS:
-        raise ValueError
-    return text
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return read
 
 
 def _texts(text: str) -> tuple[str, ...]:
@@ -74,8 +80,9 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "seed": ("a whole number", int),
     "max_tokens": ("a whole number, at least 1", _count),
     "stop": ("texts with commas between, or off", _texts),
-    "stats": (", ".join(STATS), _stats),
+    "stats": (", ".join(STATS), _one_of(STATS)),
     "markdown": ("on or off", _switch),
+    "theme": (" or ".join(THEMES), _one_of(THEMES)),
 }
 
 

@@ -1,8 +1,5 @@
 """From options to an open chat: find, check and plan before anything large is loaded."""
 
-import os
-import stat
-import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +11,7 @@ from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
 from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
+from kvchat.app.lettering import load_tokenizer, with_text
 from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
 from kvchat.app.models import Model, find_model, longer_windows
@@ -23,6 +21,7 @@ from kvchat.app.reading import read_first, timed
 from kvchat.app.readings import Readings, plan_copy
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
+from kvchat.app.sources import read_documents
 from kvchat.app.text import size, unicode
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
@@ -36,7 +35,6 @@ from kvchat.engine.model.bits import INPUTS
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of
-from kvchat.engine.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
 
@@ -80,11 +78,10 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         cost=cost_of(setup.method),
         weights=options.weights,
     )
-    free = machine.free(setup.device)
+    free = machine.free(setup.device, options.mem_limit)
     introduce(setup, book, plan, free, screen)
-    require_memory(
-        plan, free, str(setup.device), name_of(setup.method), lambda: fitting(setup, free)
-    )
+    where = machine.place(setup.device, options.mem_limit)
+    require_memory(plan, free, where, name_of(setup.method), lambda: fitting(setup, free))
 
     if options.full_copy != "off" and book.files:
         plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
@@ -131,7 +128,7 @@ def settle(options: Options, screen: Screen) -> Setup:
         )
     if options.tail_budget:
         folding(method, options.tail_budget)  # refused now if it cannot fold
-    model = find_model(options.model, load_config().models)
+    model = with_text(find_model(options.model, load_config().models, options.revision), options)
     if options.model is None:
         screen.warn(
             "no model given or configured: using the bundled demo model "
@@ -176,7 +173,7 @@ def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
 
 def make_book(setup: Setup, files: Sequence[documents.Document], system: str) -> Book:
     """Documents and system text as ids that fit. Raises KvchatError("too_long")."""
-    tokenizer = Tokenizer.load(setup.model.folder)
+    tokenizer = load_tokenizer(setup.model)
     overflow = setup.options.overflow
 
     def ways(needed: int) -> list[str]:
@@ -190,13 +187,17 @@ def make_book(setup: Setup, files: Sequence[documents.Document], system: str) ->
 
 def check_book(setup: Setup, book: Book, screen: Screen) -> None:
     """Say what a reader should know of a book. Raises KvchatError("model")."""
-    if not book.dialogue.form.is_template:
-        screen.warn(f"{setup.model.name} has no usable chat template: plain Question / Answer form")
+    if not book.dialogue.form.is_template and setup.model.template != "":
+        screen.warn(
+            f"{setup.model.name} has no usable chat template: plain Question / Answer form "
+            "(--chat-template FILE gives it one)",
+            "no template",
+        )
     if book.ids and max(book.ids) >= setup.config.vocab_size:
         raise KvchatError(
             "model",
-            f"the tokenizer of {setup.model.folder} makes token {max(book.ids):,}; the model has "
-            f"{setup.config.vocab_size:,}",
+            f"the tokenizer of {setup.model.text_folder} makes token {max(book.ids):,}; the model "
+            f"has {setup.config.vocab_size:,}",
         )
     if book.cut:
         screen.warn(f"{book.title}: {book.cut}")
@@ -274,26 +275,3 @@ def context_limit(config: ModelConfig, options: Options) -> int:
             f"--ctx-size {config.context_limit}",
         )
     return options.ctx_size
-
-
-def read_documents(options: Options, screen: Screen) -> list[documents.Document]:
-    """The named files, or what is piped in, or nothing; their notices are said.
-
-    An empty pipe is an error, for whatever should have filled it has failed; /dev/null is not.
-    Raises KvchatError("input").
-    """
-    paths = [unicode(path) for path in options.files]
-    if not paths and not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode):
-        paths = [documents.STDIN]
-    files = [open_document(path, options) for path in paths]
-    for file in files:
-        for notice in file.notices:
-            screen.warn(notice)
-    return files
-
-
-def open_document(path: str, options: Options) -> documents.Document:
-    """One document; what was piped into a saved chat comes from there. Raises KvchatError."""
-    if path == documents.STDIN and options.piped is not None:
-        return documents.decode("stdin", options.piped.encode())
-    return documents.read(path, options.encoding, options.pages, options.loader)

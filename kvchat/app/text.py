@@ -1,6 +1,7 @@
 """Numbers and foreign text as a person reads them: pure functions, no terminal."""
 
 import re
+from collections.abc import Sequence
 
 # C0 but newline and tab, DEL, C1, bidirectional overrides: they could steer the terminal.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -35,6 +36,22 @@ def kept_of(kept: float, full: float) -> str:
 def counted(count: int, what: str) -> str:
     """`1 turn`, `2 turns`, `1,204 turns`."""
     return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that may be empty."""
+    return text.strip().partition("\n")[0]
+
+
+def fitted(parts: Sequence[tuple[str, int]], width: int) -> str:
+    """`a · b · c` in `width` columns: parts of high numbers go first, those of 0 never."""
+    left = list(parts)
+    while len(line := " · ".join(text for text, _ in left)) > width:
+        least = max(left, key=lambda part: part[1])
+        if not least[1]:
+            break
+        left.remove(least)
+    return line
 
 
 def short(count: float) -> str:

@@ -21,6 +21,7 @@ class State:
     peak: int = 0
     where: str = "ram"
     inexact: bool = False  # after an answer that was stopped
+    notice: str = ""  # of something that is not as it was asked for
 
 
 def toolbar(state: State, width: int) -> str:
@@ -37,15 +38,16 @@ def toolbar(state: State, width: int) -> str:
     speed = [f"{state.speed:.0f} t/s"] if state.speed else []
     peak = [f"{whole} peak {size(state.peak)}"] if state.peak else [whole]
     ctx, kept = f"ctx {tokens} {context}", f"KV {kv}"
+    notice = [f"! {state.notice}"] if state.notice else []
     wide = [state.model, f"ctx {tokens} {bar} {context}", state.method, kept]
     choices = (
-        " · ".join([*wide, *peak, *speed]),
-        "  ".join([ctx, kept, state.method, whole, *speed]),
-        "  ".join([ctx, kept, state.method, memory, *speed]),
-        "  ".join([ctx, kept, state.method, memory]),
-        "  ".join([f"ctx {context}", kept, state.method, memory]),
-        "  ".join([f"ctx {context}", kept, memory]),
-        "  ".join([f"ctx {context}", kept]),
+        " · ".join([*wide, *peak, *speed, *notice]),
+        "  ".join([ctx, kept, state.method, whole, *speed, *notice]),
+        "  ".join([ctx, kept, state.method, memory, *speed, *notice]),
+        "  ".join([ctx, kept, state.method, memory, *notice]),
+        "  ".join([f"ctx {context}", kept, state.method, memory, *notice]),
+        "  ".join([f"ctx {context}", kept, memory, *notice]),
+        "  ".join([f"ctx {context}", kept, *notice]),
     )
     # the full form needs 122 columns even where it is short: the eye should not have to search
     fitting = [text for text in choices[width < 122 :] if len(text) <= width]

@@ -1,15 +1,18 @@
 """Text to token ids and back, over a Hugging Face tokenizer. Knows no chat and no model."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from kvchat.errors import KvchatError
 
 FILES = ("tokenizer.json", "tokenizer.model")
 INCOMPLETE = "\ufffd"
+# Names of the class that reads tokenizer.json as it is.
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 class Tokenizer:
@@ -29,7 +32,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder. Raises KvchatError("model")."""
         if not any((folder / name).exists() for name in FILES):
-            raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}")
+            raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}", "--tokenizer FOLDER")
         try:
             return cls(_pretrained(folder))
         except Exception as error:  # the library raises many kinds for damaged files
@@ -103,8 +106,22 @@ class Tokenizer:
 
 
 def _pretrained(folder: Path):
+    if _is_generic(folder):
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    # imports all of torch's compiler: a second and 70 MB that most checkpoints do not need
+    from transformers import AutoTokenizer
+
     # code from a model's folder is never run, and nobody is asked whether to
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _is_generic(folder: Path) -> bool:
+    """Whether AutoTokenizer would only find `PreTrainedTokenizerFast` after its long search."""
+    config = folder / "tokenizer_config.json"
+    if not (config.exists() and (folder / "tokenizer.json").exists()):
+        return False
+    named = json.loads(config.read_text(encoding="utf-8"))
+    return named.get("tokenizer_class") in GENERIC and "auto_map" not in named
 
 
 class TextStream:

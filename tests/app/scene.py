@@ -66,6 +66,7 @@ class Scene:
         session = Session(engine, book.dialogue)
         method = parse_method("adakv:budget=50%,window=8") if story else Full()
         drain(session.open(book.ids, method))
+        engine.spare = tokenizer.specials["<|im_end|>"]
         self.options = Options(method="adakv", **options)
         model = Model("tiny", folder)
         timings = {"load": 0.1, "tokenize": 0.1, "prefill": 0.1}

@@ -1,56 +1,43 @@
-"""The program with an engine that writes what a file says: `python scripted_program.py SCRIPT
-ARGUMENTS`. SCRIPT is JSON: `answers` (one after the other, the last one again and again), seconds
-per token, seconds per chunk of a reading, and chunks at which memory runs out."""
+"""An engine that writes what a script says, in place of the one that is there. A script is a
+dictionary: `answers` (one after the other, the last one again and again), seconds per token,
+seconds per chunk of a reading, and chunks at which memory runs out."""
 
-import json
-import sys
 import time
-from pathlib import Path
 
-from kvchat.app import cli
 from kvchat.engine import prefill
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.tokenizer import Tokenizer
 
-SCRIPT = json.loads(Path(sys.argv.pop(1)).read_text())
-ANSWERS = SCRIPT.get("answers", ["Yes."])
 OUT = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
-step, chunks = prefill.step, 0
 
 
-def scripted_decode(self, cache, logits, sampling):
-    answer = ANSWERS.pop(0) if len(ANSWERS) > 1 else ANSWERS[0]
-    for token in TOKENIZER.encode([(answer, True)], continues=True):
-        time.sleep(SCRIPT.get("token_seconds", 0))
-        yield token
-        drain(self.extend(cache, [token]))
+def play(script: dict) -> None:
+    """Replace the engine of this process."""
+    answers = list(script.get("answers", ["Yes."]))
+    step, load = prefill.step, Tokenizer.load.__func__  # type: ignore[attr-defined]
+    chunks, tokenizers = 0, []
 
+    def scripted_decode(self, cache, logits, sampling):
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        for token in tokenizers[-1].encode([(answer, True)], continues=True):
+            time.sleep(script.get("token_seconds", 0))
+            yield token
+            drain(self.extend(cache, [token]))
 
-def slow_step(block, layer, x, *rest):
-    global chunks
-    if len(x) > 1:
-        time.sleep(SCRIPT.get("chunk_seconds", 0))
-        chunks += 1
-        if chunks in SCRIPT.get("out_of_memory", ()):
-            raise RuntimeError(OUT)
-    return step(block, layer, x, *rest)
+    def slow_step(block, layer, x, *rest):
+        nonlocal chunks
+        if len(x) > 1:
+            time.sleep(script.get("chunk_seconds", 0))
+            chunks += 1
+            if chunks in script.get("out_of_memory", ()):
+                raise RuntimeError(OUT)
+        return step(block, layer, x, *rest)
 
+    def remembered(cls, folder):
+        tokenizers.append(load(cls, folder))
+        return tokenizers[-1]
 
-Engine.decode = scripted_decode  # type: ignore[method-assign,assignment]
-prefill.step = slow_step
-
-from kvchat.engine.tokenizer import Tokenizer  # noqa: E402
-
-load = Tokenizer.load.__func__  # type: ignore[attr-defined]
-
-
-def remembered(cls, folder):
-    global TOKENIZER
-    TOKENIZER = load(cls, folder)
-    return TOKENIZER
-
-
-Tokenizer.load = classmethod(remembered)  # type: ignore[method-assign,assignment]
-
-if __name__ == "__main__":
-    cli.main()
+    Engine.decode = scripted_decode  # type: ignore[method-assign,assignment]
+    prefill.step = slow_step
+    Tokenizer.load = classmethod(remembered)  # type: ignore[method-assign,assignment]

@@ -1,18 +1,18 @@
 """A real terminal for tests: a child on a pty whose output a screen emulator draws."""
 
-import json
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
 import pexpect
 import pyte
 
+from app import scripted_program
+from app.forked import Child
+
 # a busy machine may take long; set it lower to see failures sooner
 WAIT = float(os.environ.get("KVCHAT_TEST_WAIT", "60"))
-SCRIPTED = Path(__file__).parent / "scripted_program.py"
 
 
 class _Screen(pyte.HistoryScreen):
@@ -25,7 +25,7 @@ class _Screen(pyte.HistoryScreen):
 
 
 class Terminal:
-    """`python -m kvchat ARGUMENTS` in a terminal of `columns` by `rows`.
+    """`kvchat ARGUMENTS` in a terminal of `columns` by `rows`.
 
     With a `script` (see `scripted_program`) the answers are what it says.
     """
@@ -50,13 +50,9 @@ class Terminal:
             "XDG_CONFIG_HOME": str(home / "config"),
             "LANG": "C.UTF-8",
         }
-        program = ["-m", "kvchat"]
-        if script is not None:
-            (home / "script.json").write_text(json.dumps(script))
-            program = [str(SCRIPTED), str(home / "script.json")]
-        self.child = pexpect.spawn(
-            sys.executable,
-            [*program, *arguments],
+        self.child = Child(
+            arguments,
+            prepare=lambda: None if script is None else scripted_program.play(script),
             dimensions=(rows, columns),
             env=surroundings | environment,
             timeout=60,

@@ -6,7 +6,7 @@ import pytest
 
 from app.scene import STORY, Scene
 from kvchat.app import saved
-from kvchat.app.commands import ALIASES, COMMANDS, Quit, find
+from kvchat.app.commands import ALIASES, COMMANDS, Quit, documents, find
 from kvchat.app.completion import SlashCompleter
 from kvchat.engine.methods import METHODS
 from kvchat.errors import KvchatError
@@ -16,6 +16,9 @@ from kvchat.errors import KvchatError
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("EDITOR", "true")  # an editor that changes nothing
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setattr(documents, "typed_text", lambda title: None)  # Ctrl-C
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -45,6 +48,8 @@ ALONE = {
     "help": "/budget",
     "keys": "Alt-Enter",
     "file": KvchatError,
+    "paste": "nothing was pasted",
+    "drop": KvchatError,
     "files": "story.txt",
     "system": "no system text",
     "set": "temperature",
@@ -59,13 +64,18 @@ ALONE = {
     "ctx": "story.txt",
     "retry": KvchatError,
     "more": KvchatError,
+    "edit": "nothing has changed",
     "undo": KvchatError,
     "clear": "forgotten",
     "reset": "forgotten",
     "save": "0 turns",
+    "rename": KvchatError,
+    "fork": KvchatError,
     "load": "no saved chats",
     "sessions": "no saved chats",
     "export": "0 turns",
+    "copy": KvchatError,
+    "bench": "writing",
     "quit": Quit,
 }
 
@@ -121,6 +131,12 @@ def test_help_on_every_command(scene, name):
         ("/undo 3", "nothing has been asked"),
         ("/undo x", "number of turns"),
         ("/save ../up", "is not a name"),
+        ("/rename ../up", "is not a name"),
+        ("/fork", "nothing has been asked"),
+        ("/drop 2", "from 1 to 1"),
+        ("/drop x", "from 1 to 1"),
+        ("/copy 1", "nothing has been asked"),
+        ("/set theme blue", "dark or light"),
         ("/load nothing", "no saved chat"),
         ("/export chat.doc", "ends with none of"),
         ("/export /no/such/folder/chat.md", "cannot be written"),

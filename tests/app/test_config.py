@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from app.program import DEMO, kvchat
+from app.forked import kvchat
+from app.program import DEMO
 from kvchat.app import config
 from kvchat.app.models import find_model
 from kvchat.errors import KvchatError

@@ -69,3 +69,34 @@ def test_without_a_place_for_history_it_stays_in_memory(home, monkeypatch):
     (home / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "file"))
     assert typed("hello\r", history=True) == "hello"
+
+
+def test_f2_switches_the_line_of_memory():
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), False)
+        lines.session.app.input = pipe
+        seen = []
+        pipe.send_text("a\x1bOQb\r")
+        assert lines.read(lambda: seen.append(lines.shows_memory) or "toolbar", True) == "ab"
+        assert lines.shows_memory
+        pipe.send_text("\x1bOQ\r")
+        assert lines.read() == "" and not lines.shows_memory
+
+
+def test_vi_keys():
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), False, vi=True)
+        lines.session.app.input = pipe
+        lines.session.app.ttimeoutlen = 0.01
+        pipe.send_text("one two\x1b")
+        pipe.send_text("bcwthree\r")
+        assert lines.read() == "one three"
+
+
+def test_a_line_that_is_a_paste_and_nothing_else():
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), False)
+        lines.session.app.input = pipe
+        for keys, alone in ((PASTE.format(LARGE), True), (f"About {PASTE.format(LARGE)}", False)):
+            pipe.send_text(f"{keys}\r")
+            assert LARGE in lines.read() and lines.is_paste == alone

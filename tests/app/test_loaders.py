@@ -146,6 +146,23 @@ def test_a_scan_and_a_damaged_pdf():
         documents.decode("bad.pdf", b"%PDF-1.4 nothing")
 
 
+def test_a_pdf_that_one_reader_cannot_read_is_given_to_the_other(monkeypatch):
+    from kvchat.app.documents import pdf as loader
+
+    pytest.importorskip("pypdf")
+    text = "The keeper counted the ships of the harbour."
+    died = "import sys; sys.exit(3)"
+    monkeypatch.setattr(loader, "CHILDREN", loader.CHILDREN | {"pypdfium2": died})
+    monkeypatch.setattr(loader, "find_spec", lambda name: True)
+    found = documents.decode("a.pdf", pdf(text))
+    assert text in found.text
+    assert found.notices == ("a.pdf is damaged: pypdfium2 died on it; read with pypdf instead",)
+    monkeypatch.setattr(loader, "find_spec", lambda name: name == "pypdf")
+    assert text in documents.decode("a.pdf", pdf(text)).text
+    with pytest.raises(KvchatError, match="cannot be read by pypdf"):
+        documents.decode("bad.pdf", b"%PDF-1.4 nothing")
+
+
 def test_a_pdf_without_the_reader_says_what_to_install(monkeypatch):
     from kvchat.app.documents import pdf as loader
 

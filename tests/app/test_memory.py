@@ -10,7 +10,8 @@ import pytest
 import torch
 from engine.tiny import SHAPE, load_engine, random_ids, read
 
-from app.program import DEMO, kvchat
+from app.forked import kvchat
+from app.program import DEMO
 from app.scene import Scene
 from app.test_text import LLAMA_8B
 from kvchat.app import machine

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.program import kvchat
+from app import program
+from app.forked import kvchat
 
 QUESTION = "What is the home of Mara Voss?"
 
@@ -108,8 +109,12 @@ def test_every_way_of_saying_verbose_shows_tracebacks(flags):
 def test_quiet_plain_and_colourless(story):
     quiet = kvchat(story, "-p", QUESTION, "-n", "4", "-q")
     assert quiet.stderr == b"" and quiet.stdout.count(b"\n") == 1
-    for extra in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {"LANG": "C", "LC_ALL": "C"}):
-        done = kvchat(story, "-p", QUESTION, "-n", "4", "--plain", **extra)
+    for start, extra in (
+        (kvchat, {"NO_COLOR": "1"}),
+        (kvchat, {"TERM": "dumb"}),
+        (program.kvchat, {"LANG": "C", "LC_ALL": "C"}),
+    ):
+        done = start(story, "-p", QUESTION, "-n", "4", "--plain", **extra)
         assert done.returncode == 0 and b"\x1b" not in done.stdout + done.stderr
     forced = kvchat(story, "-p", QUESTION, "-n", "4", "-v", "--color", "always")
     assert b"\x1b" in forced.stderr and b"\x1b" not in forced.stdout

@@ -51,13 +51,17 @@ class LoggedEngine(Engine):
 
 
 class ScriptedEngine(LoggedEngine):
-    """The tokens of its answers come from `script`; they are fed to the cache as usual."""
+    """The tokens of its answers come from `script`; they are fed to the cache as usual.
+
+    Where the script ends there are `spare` tokens.
+    """
 
     script: list[int]
+    spare: int | None = None
 
     def decode(self, cache, logits, sampling):
         while True:
-            token = self.script.pop(0)
+            token = self.script.pop(0) if self.script or self.spare is None else self.spare
             yield token
             drain(self.extend(cache, [token]))
 

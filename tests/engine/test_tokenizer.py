@@ -3,6 +3,8 @@ stream of tokens shows whole characters only."""
 
 import itertools
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -147,3 +149,24 @@ def test_no_number_of_broken_bytes_swallows_what_follows(tokenizer):
 
 def test_every_special_token_is_known(tokenizer_folder):
     assert set(Tokenizer.load(tokenizer_folder("byte-level")).specials) == set(BYTE_SPECIALS)
+
+
+def test_the_short_way_to_a_tokenizer_ends_where_the_long_one_does(tokenizer_folder):
+    from transformers import AutoTokenizer
+
+    folder = tokenizer_folder("byte-level", "chatml")
+    short = Tokenizer.load(folder).hf
+    long = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert type(short) is type(long) and short.init_kwargs == long.init_kwargs
+    assert short.backend_tokenizer.to_str() == long.backend_tokenizer.to_str()
+    assert short.chat_template == long.chat_template
+
+
+def test_the_short_way_imports_no_torch(tokenizer_folder):
+    code = (
+        "import sys; from pathlib import Path; from kvchat.engine.tokenizer import Tokenizer; "
+        f"Tokenizer.load(Path({str(tokenizer_folder('byte-level'))!r})); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

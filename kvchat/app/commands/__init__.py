@@ -2,11 +2,12 @@
 
 from difflib import get_close_matches
 
-from kvchat.app.commands import about, chats, compression, documents, setting, turns, views
+from kvchat.app.commands import about, chats, compression, documents, setting, speed, turns, views
 from kvchat.app.commands.context import Command, Context, Quit
+from kvchat.app.commands.documents import attach_text
 from kvchat.errors import KvchatError
 
-__all__ = ["ALIASES", "COMMANDS", "Command", "Context", "Quit", "find", "run"]
+__all__ = ["ALIASES", "COMMANDS", "Command", "Context", "Quit", "attach_text", "find", "run"]
 
 
 def help_(context: Context, argument: str) -> None:
@@ -31,6 +32,8 @@ COMMANDS: dict[str, Command] = {
     "help": Command(help_, "[NAME]", lambda context, typed: COMMANDS),
     "keys": Command(about.keys),
     "file": Command(documents.file, "PATH…", paths=True),
+    "paste": Command(documents.paste),
+    "drop": Command(documents.drop, "N"),
     "files": Command(documents.files),
     "system": Command(documents.system, "[TEXT]"),
     "set": Command(setting.set_, "[KEY [VALUE]]", setting.completes),
@@ -45,13 +48,18 @@ COMMANDS: dict[str, Command] = {
     "ctx": Command(views.ctx),
     "retry": Command(turns.retry),
     "more": Command(turns.more),
+    "edit": Command(turns.edit),
     "undo": Command(turns.undo, "[N]"),
     "clear": Command(turns.clear),
     "reset": Command(documents.reset),
     "save": Command(chats.save, "[NAME]"),
+    "rename": Command(chats.rename, "NAME"),
+    "fork": Command(chats.fork, "[NAME]"),
     "load": Command(chats.load, "[NAME]", chats.completes),
     "sessions": Command(chats.sessions),
     "export": Command(chats.export, "[FILE]", paths=True),
+    "copy": Command(about.copy, "[N]"),
+    "bench": Command(speed.bench),
     "quit": Command(about.quit_),
 }
 ALIASES = {"exit": "quit", "bye": "quit", "q": "quit"}

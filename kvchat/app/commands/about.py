@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from kvchat.app import clipboard
+from kvchat.app.blocks import code_blocks
 from kvchat.app.commands.context import Context, Quit
 from kvchat.app.settings import KEYS, shown
-from kvchat.app.text import size
+from kvchat.app.text import clean, counted, size
 from kvchat.engine.attention.choice import Choice
 from kvchat.engine.methods.spec import method_options, name_of
 from kvchat.errors import KvchatError
@@ -17,7 +19,8 @@ KEY_BINDINGS = (
     ("Up, Down; Ctrl-R; →", "history; search in it; take the suggestion"),
     ("Ctrl-C", "stop an answer or a reading; at the prompt twice: quit"),
     ("Ctrl-D", "quit, on an empty line"),
-    ("Ctrl-X Ctrl-E", "edit the line in $EDITOR"),
+    ("Ctrl-G, Ctrl-X Ctrl-E", "edit the line in $EDITOR"),
+    ("F2", "memory below the prompt, on or off"),
     ("Ctrl-L, Ctrl-Z", "clear the screen, suspend"),
 )
 EXCERPT = 400  # characters of the prompt shown from either end
@@ -27,6 +30,24 @@ Row = tuple[str, ...]
 def keys(context: Context, argument: str) -> None:
     """what the keys do"""
     context.screen.rows(KEY_BINDINGS)
+
+
+def copy(context: Context, argument: str) -> None:
+    """copy the last answer, or `/copy N`: its code block N"""
+    turns = context.chat.session.turns
+    if not turns:
+        raise KvchatError("usage", "nothing has been asked: there is nothing to copy")
+    text = clean(turns[-1].answer.strip())
+    if argument:
+        blocks = code_blocks(text)
+        number = int(argument) if argument.isascii() and argument.isdecimal() else 0
+        if not 1 <= number <= len(blocks):
+            raise KvchatError(
+                "usage", f"/copy {argument}: the answer has {counted(len(blocks), 'code block')}"
+            )
+        text = blocks[number - 1]
+    where = clipboard.copy(text)
+    context.screen.tell(f"{counted(len(text), 'character')} copied by {where}")
 
 
 def quit_(context: Context, argument: str) -> None:

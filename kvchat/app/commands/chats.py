@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kvchat.app import resume, saved
 from kvchat.app.commands.context import Context
-from kvchat.app.keeper import turn_event
+from kvchat.app.keeper import Keeper, turn_event
 from kvchat.app.reading import Dropped
 from kvchat.app.text import clean, counted
 from kvchat.errors import KvchatError
@@ -21,16 +21,49 @@ def save(context: Context, argument: str) -> None:
     if keeper.path is None:
         raise KvchatError("session", "this chat is not saved (--no-save, or the disk failed)")
     if argument:
-        name = saved.checked_name(argument)
-        taken = [chat for chat in saved.listing() if chat.name == name and chat.path != keeper.path]
-        if taken:
-            raise KvchatError("session", f"a chat is called {name!r} already", f"/load {name}")
+        name = free_name(context, argument)
         keeper.rename(context.chat, name)
         context.screen.tell(f"saved as {name!r}")
         return
     turns = len(context.chat.session.turns)
     where = keeper.path if turns else "written with the first turn"
     context.screen.tell(f"{keeper.title} · {counted(turns, 'turn')} · {where}")
+
+
+def rename(context: Context, argument: str) -> None:
+    """give the chat a name"""
+    if not argument:
+        raise KvchatError("usage", "/rename needs a name", "/rename night watch")
+    save(context, argument)
+
+
+def fork(context: Context, argument: str) -> None:
+    """go on in a copy of the chat; the original stays
+
+    `/fork NAME` names the copy.
+    """
+    chat = context.chat
+    if not chat.options.save:
+        raise KvchatError("session", "this chat is not saved (--no-save)")
+    if not chat.session.turns:
+        raise KvchatError("usage", "nothing has been asked: there is nothing to copy")
+    name = free_name(context, argument) if argument else ""
+    old, new = context.keeper, Keeper(context.screen, saved.new_path(), name)
+    new.turn(chat)  # a file begins with all the turns there are
+    if new.path is None:
+        return
+    old.close()
+    context.keeper = new
+    context.screen.tell(f"going on in {new.title}; {old.title} stays as it is")
+
+
+def free_name(context: Context, text: str) -> str:
+    """A name that no other chat has. Raises KvchatError."""
+    name = saved.checked_name(text)
+    chats = [chat for chat in saved.listing() if chat.path != context.keeper.path]
+    if any(chat.name == name for chat in chats):
+        raise KvchatError("session", f"a chat is called {name!r} already", f"/load {name}")
+    return name
 
 
 def load(context: Context, argument: str) -> None:

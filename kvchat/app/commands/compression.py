@@ -33,9 +33,8 @@ def method(context: Context, argument: str) -> None:
     chat = context.chat
     if not argument:
         now = name_of(chat.method)
-        context.screen.rows(
-            ("→" if name == now else "", name, entry.idea) for name, entry in METHODS.items()
-        )
+        rows = ((f"{'→ '[name != now]} {name}", entry.idea) for name, entry in METHODS.items())
+        context.screen.rows(rows, indent=0, gap=1)
         values = method_options(chat.method).items()
         settings = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
         context.screen.tell(f"now: {now}:{settings}")
@@ -55,8 +54,10 @@ def budget(context: Context, argument: str) -> None:
     if not argument:
         held, full = chat.document_kept(), chat.document_full()
         reads = f" · a written token reads {share}" if (share := chat.reads()) else ""
-        kept = f"document keeps {ratio(held, full)}"
-        context.screen.tell(f"budget {chat.method.budget} · {kept}{reads}")
+        kept = f"document keeps {100 * chat.kept_share():.3g} % of rows"
+        context.screen.tell(
+            f"budget {chat.method.budget} · {kept}, of bytes {ratio(held, full)}{reads}"
+        )
         context.screen.tell(f"/budget takes {FORMS}")
         return
     wanted = Budget.parse(argument)
@@ -64,7 +65,8 @@ def budget(context: Context, argument: str) -> None:
         raise KvchatError(
             "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
         )
-    if read_again(chat, context.screen, method=with_budget(chat.method, wanted)):
+    changed = with_budget(chat.method, wanted)
+    if read_again(chat, context.screen, method=changed, questions=chat.chosen_for):
         context.keeper.changed(chat)
 
 
@@ -79,7 +81,8 @@ def reread(context: Context, argument: str) -> None:
     if not chat.book.files:
         raise KvchatError("usage", "there is no document to read again", "/file book.txt")
     if argument == "-":
-        read_again(chat, context.screen, fresh=True)
+        if read_again(chat, context.screen, fresh=True):
+            context.keeper.changed(chat)
         return
     if not chat.method.needs.sees:
         raise KvchatError(
@@ -92,6 +95,7 @@ def reread(context: Context, argument: str) -> None:
     if not question:
         raise KvchatError("usage", "nothing has been asked yet", "/reread QUESTION", "/reread -")
     if read_again(chat, context.screen, questions=[question]):
+        context.keeper.changed(chat)
         context.screen.tell(f"what is kept now was chosen for {question.splitlines()[0]!r}")
 
 

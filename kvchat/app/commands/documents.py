@@ -2,8 +2,10 @@
 
 import shlex
 from collections.abc import Sequence
+from itertools import count
 
 from kvchat.app import documents
+from kvchat.app.ask import typed_text
 from kvchat.app.book import Book, compose
 from kvchat.app.commands.context import Context
 from kvchat.app.keeper import Keeper
@@ -13,7 +15,8 @@ from kvchat.app.options import Options
 from kvchat.app.plan import make_plan
 from kvchat.app.reading import read_again
 from kvchat.app.saved import new_path
-from kvchat.app.start import chosen_method, open_document
+from kvchat.app.sources import open_document
+from kvchat.app.start import chosen_method
 from kvchat.app.text import size
 from kvchat.app.views import near
 from kvchat.engine.events import drain
@@ -35,15 +38,60 @@ def file(context: Context, argument: str) -> None:
         paths = shlex.split(argument)
     except ValueError as error:
         raise KvchatError("usage", f"/file: {error}", "/file 'a name.txt'") from None
-    added = [open_document(path, chat.options) for path in paths]
+    attach(context, [open_document(path, chat.options) for path in paths])
+
+
+def attach(context: Context, added: Sequence[documents.Document]) -> None:
+    """Read documents together with those that are there."""
+    chat = context.chat
     for each in added:
         for notice in each.notices:
             context.screen.warn(notice)
     book = recompose(context, (*chat.book.files, *added), chat.book.system)
     method = first_method(context) if not chat.book.files else chat.method
     announce(context, book, method)
-    if read_again(chat, context.screen, method=method, book=book):
+    if read_again(chat, context.screen, method, book, chat.chosen_for):
         context.keeper.changed(chat)
+
+
+def drop(context: Context, argument: str) -> None:
+    """take away a document, by its number in /files
+
+    What is left is read again as one, with the turns so far.
+    """
+    chat = context.chat
+    there = len(chat.book.files)
+    if not there:
+        raise KvchatError("usage", "there is no document to drop", "/file book.txt")
+    if not (argument.isascii() and argument.isdecimal() and 1 <= int(argument) <= there):
+        raise KvchatError("usage", f"/drop takes a number from 1 to {there}", "/files")
+    number = int(argument) - 1
+    gone = chat.book.files[number]
+    left = (*chat.book.files[:number], *chat.book.files[number + 1 :])
+    book = recompose(context, left, chat.book.system)
+    method, questions = (chat.method, chat.chosen_for) if left else (Full(), [])
+    if read_again(chat, context.screen, method, book, questions):
+        context.keeper.changed(chat)
+        context.screen.tell(f"{gone.title} dropped")
+
+
+def paste(context: Context, argument: str) -> None:
+    """type or paste a document; Ctrl-D ends it
+
+    It is read like a file, together with those that are there, and saved with the chat.
+    """
+    text = typed_text("paste or type; Ctrl-D on an empty line ends it, Ctrl-C forgets it")
+    if text is None or not text.strip():
+        context.screen.tell("nothing was pasted")
+        return
+    attach_text(context, text)
+
+
+def attach_text(context: Context, text: str) -> None:
+    """Read a text that was pasted together with the documents that are there."""
+    there = {each.title for each in context.chat.book.files}
+    name = next(f"pasted {n}" for n in count(1) if f"pasted {n}" not in there)
+    attach(context, [documents.decode(name, text.encode("utf-8", "replace"))])
 
 
 def files(context: Context, argument: str) -> None:
@@ -76,7 +124,7 @@ def system(context: Context, argument: str) -> None:
         return
     text = "" if argument == "-" else argument
     book = recompose(context, chat.book.files, text)
-    if read_again(chat, context.screen, book=book):
+    if read_again(chat, context.screen, book=book, questions=chat.chosen_for):
         context.keeper.changed(chat)
         context.screen.tell("system text changed" if text else "system text taken away")
 

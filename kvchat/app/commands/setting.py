@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from kvchat.app.commands.context import Context
-from kvchat.app.settings import KEYS, STATS, find_key, set_value, shown
+from kvchat.app.settings import KEYS, STATS, THEMES, find_key, set_value, shown
 
 
 def set_(context: Context, argument: str) -> None:
@@ -31,5 +31,5 @@ def completes(context: Context, typed: str) -> Iterable[str]:
     key, space, _ = typed.partition(" ")
     if not space:
         return KEYS
-    values = {"stats": STATS, "markdown": ("on", "off")}.get(key, ())
+    values = {"stats": STATS, "markdown": ("on", "off"), "theme": THEMES}.get(key, ())
     return [f"{key} {value}" for value in values]

@@ -1,9 +1,15 @@
 """Commands about turns: answer again, go on, take back, forget."""
 
-from kvchat.app.answering import ask, turn_line
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from kvchat.app.answering import ask, say_turn
 from kvchat.app.answering import more as go_on
 from kvchat.app.commands.context import Context
-from kvchat.app.text import counted
+from kvchat.app.text import clean, counted
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
 
@@ -20,9 +26,37 @@ def retry(context: Context, argument: str) -> None:
     chat.settings = chat.settings.changed("seed", seed, "/retry")
     if not chat.settings.sampling.temperature:
         context.screen.tell("temperature is 0, so the answer may not change (/set temperature 0.7)")
+    ask_again(context, chat.session.turns[-1].question)
+
+
+def edit(context: Context, argument: str) -> None:
+    """change the last question in $EDITOR and ask that
+
+    The new question takes the place of the old one and of its answer. Before any question it is
+    the first that is written so.
+    """
+    chat = context.chat
+    last = chat.session.turns[-1].question if chat.session.turns else ""
+    question = edited(last).strip()
+    if question in ("", last.strip()):
+        context.screen.tell("nothing has changed")
+        return
+    context.screen.tell(f"> {question}")
+    if chat.session.turns:
+        ask_again(context, question)
+        return
+    done = ask(chat, context.screen, question)
+    if done.completion_tokens:
+        context.keeper.turn(chat)
+    say_turn(done, chat, context.screen)
+
+
+def ask_again(context: Context, question: str) -> None:
+    """Ask in place of the last turn, which stays if nothing comes of it."""
+    chat = context.chat
     [old] = chat.session.undo(1)
     try:
-        done = ask(chat, context.screen, old.question)
+        done = ask(chat, context.screen, question)
     except BaseException:
         drain(chat.session.restore([old]))
         raise
@@ -31,14 +65,31 @@ def retry(context: Context, argument: str) -> None:
         context.screen.tell("stopped: the earlier answer stays")
         return
     context.keeper.turn(chat, replaces=1)
-    context.screen.say(turn_line(done, chat), style="dim")
+    say_turn(done, chat, context.screen)
+
+
+def edited(text: str) -> str:
+    """What a person makes of a text in their editor. Raises KvchatError("usage")."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "question.md"
+        file.write_text(text, encoding="utf-8")
+        try:
+            done = subprocess.run([*shlex.split(editor), str(file)])
+        except (OSError, ValueError) as error:
+            raise KvchatError(
+                "usage", f"the editor {clean(editor)!r} cannot be run: {error}", "EDITOR=nano"
+            ) from None
+        if done.returncode:
+            raise KvchatError("usage", f"the editor ended with {done.returncode}")
+        return file.read_text(encoding="utf-8", errors="replace")
 
 
 def more(context: Context, argument: str) -> None:
     """go on with an answer that was cut"""
     done = go_on(context.chat, context.screen)
     context.keeper.turn(context.chat, replaces=1)
-    context.screen.say(turn_line(done, context.chat), style="dim")
+    say_turn(done, context.chat, context.screen)
 
 
 def undo(context: Context, argument: str) -> None:

@@ -6,12 +6,14 @@ A format is a loader, `load(name, data, encoding) -> Sections`, and a line in `F
 import hashlib
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
+from kvchat.app.documents import cleaning, program
 from kvchat.app.documents.section import Section, Sections
 from kvchat.app.text import clean
 from kvchat.errors import KvchatError
@@ -65,11 +67,20 @@ class Document:
 
 
 def read(
-    path: str, encoding: str | None = None, pages: str | None = None, loader: str = "auto"
+    path: str,
+    encoding: str | None = None,
+    pages: str | None = None,
+    loader: str = "auto",
+    commands: Mapping[str, Sequence[str]] | None = None,
+    clean_pages: bool = False,
 ) -> Document:
-    """The text of a file, or of standard input for `-`. Raises KvchatError("input")."""
+    """The text of a file, or of standard input for `-`. Raises KvchatError("input").
+
+    `commands` are programs of the person's own that read files, by suffix.
+    """
     if path == STDIN:
-        return decode("stdin", capped("stdin", sys.stdin.buffer), encoding, pages, loader)
+        data = capped("stdin", sys.stdin.buffer)
+        return decode("stdin", data, encoding, pages, loader, clean_pages=clean_pages)
     name = clean(path)
     try:
         file = Path(path).expanduser()
@@ -77,7 +88,11 @@ def read(
             raise KvchatError("input", f"{name} is a directory", f"--file {name}/FILE")
         with file.open("rb") as stream:
             data = capped(name, stream)
-        return decode(name, data, encoding, pages, loader, str(file.resolve()))
+        own = (commands or {}).get(file.suffix.lower()) if loader == "auto" else None
+        sections = program.load(name, file, own) if own else None
+        return decode(
+            name, data, encoding, pages, loader, str(file.resolve()), clean_pages, sections
+        )
     except FileNotFoundError:
         close = _similar(file)
         raise KvchatError("input", f"{name} does not exist", *close) from None
@@ -106,14 +121,19 @@ def decode(
     pages: str | None = None,
     loader: str = "auto",
     path: str = "",
+    clean_pages: bool = False,
+    sections: Sections | None = None,
 ) -> Document:
-    """The document that `data` holds. Raises KvchatError("input") for what holds none."""
+    """The document that `data` holds, or that `sections` are where they were read already.
+
+    Raises KvchatError("input") for what holds none.
+    """
     if not data:
         raise KvchatError("input", f"{name} is empty (0 bytes)")
-    kind = kind_of(name, data) if loader == "auto" else loader
-    if kind not in FORMATS:
-        raise KvchatError("usage", f"no loader {clean(kind)!r}", f"--loader {'|'.join(FORMATS)}")
-    sections: Sections = import_module(FORMATS[kind]).load(name, data, encoding)
+    if sections is None:
+        sections = loaded(name, data, encoding, loader)
+    if clean_pages:
+        sections = cleaning.cleaned(name, sections)
     total = len(sections.parts)
     parts = chosen(name, sections, pages) if pages else sections.parts
     if not any(part.text.strip() for part in parts):
@@ -141,6 +161,14 @@ def decode(
         path,
         digest,
     )
+
+
+def loaded(name: str, data: bytes, encoding: str | None, loader: str) -> Sections:
+    """The parts that a loader finds, `auto` or one of `FORMATS`. Raises KvchatError."""
+    kind = kind_of(name, data) if loader == "auto" else loader
+    if kind not in FORMATS:
+        raise KvchatError("usage", f"no loader {clean(kind)!r}", f"--loader {'|'.join(FORMATS)}")
+    return import_module(FORMATS[kind]).load(name, data, encoding)
 
 
 def kind_of(name: str, data: bytes) -> str:

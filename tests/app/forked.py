@@ -1,0 +1,99 @@
+"""The program in a process of its own that begins where this one is: everything is imported by now.
+
+A start takes milliseconds in place of seconds. What is decided before the first import (locale,
+streams that are closed, places of the Hugging Face cache) needs `program.kvchat` instead.
+"""
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import pexpect
+import ptyprocess
+from prompt_toolkit.application import create_app_session
+
+from kvchat.app import cli, oneshot, repl
+
+assert oneshot and repl, "imported here, once"
+DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
+            signal.SIGHUP: signal.SIG_DFL, signal.SIGTSTP: signal.SIG_DFL}  # fmt: skip
+
+
+def become(arguments: list[str], environment: dict[str, str], prepare: Callable) -> NoReturn:
+    """In a child whose first three files are what they should be: run the command line and end."""
+    code = 1
+    try:
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in DEFAULTS.items():
+            signal.signal(number, handler)
+        sys.argv = ["kvchat", *arguments]
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
+        prepare()
+        with create_app_session():
+            code = cli.run(arguments)
+        sys.stdout.flush()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def kvchat(*arguments: str, stdin: bytes | None = None, **environment: str):
+    """Like `program.kvchat`, sooner."""
+    given, out, err = os.pipe(), os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        for file in (given[1], out[0], err[0]):  # or standard input would never end
+            os.close(file)
+        source = given[0] if stdin is not None else os.open(os.devnull, os.O_RDONLY)
+        for target, file in enumerate((source, out[1], err[1])):
+            os.dup2(file, target)
+        become(list(arguments), dict(os.environ) | environment, lambda: None)
+    for file in (given[0], out[1], err[1]):
+        os.close(file)
+    found: dict[int, bytes] = {}
+
+    def read(file: int) -> None:
+        with open(file, "rb") as stream:
+            found[file] = stream.read()
+
+    readers = [threading.Thread(target=read, args=(pipe[0],)) for pipe in (out, err)]
+    for reader in readers:
+        reader.start()
+    with open(given[1], "wb") as stream:
+        stream.write(stdin or b"")
+    for reader in readers:
+        reader.join()
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return subprocess.CompletedProcess(arguments, code, found[out[0]], found[err[0]])
+
+
+class Child(pexpect.spawn):
+    """A child on a pty of its own; `prepare` is called in it before the program begins."""
+
+    def __init__(self, arguments: list[str], prepare: Callable = lambda: None, **options):
+        self._arguments, self._prepare = arguments, prepare
+        super().__init__(sys.executable, **options)
+
+    def _spawnpty(self, args, env=None, dimensions=(24, 80), **_):
+        process, terminal = pty.fork()
+        if not process:
+            size = struct.pack("HHHH", *dimensions, 0, 0)
+            fcntl.ioctl(0, termios.TIOCSWINSZ, size)
+            become(self._arguments, env, self._prepare)
+        return ptyprocess.PtyProcess(process, terminal)
