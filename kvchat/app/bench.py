@@ -196,7 +196,7 @@ def _result(
     n_gen: int = 0,
     n_depth: int = 0,
 ) -> Result:
-    kept = sum(sum(segment.lengths) for segment in cache.segments())
+    kept = cache.kept
     config = engine.config
     rows = cache.frozen * config.num_kv_heads * config.num_layers
     return Result(

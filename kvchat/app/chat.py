@@ -34,11 +34,11 @@ class Chat:
 
     @property
     def read_speed(self) -> float:
-        """Tokens per second of the reading, or of the one that was restored; 0 for nothing."""
+        """Tokens per second of the reading, or of the one that was restored; 0 if not known."""
         took = self.timings.get("prefill", 0.0)
         if self.restored is not None:
             took = self.restored.read_seconds
-        return len(self.session.document) / max(took, 1e-6)
+        return len(self.session.document) / took if took else 0.0
 
     def document_segments(self) -> list[list[Segment]]:
         """Per layer what is kept of the document; folded turns are apart."""
@@ -46,9 +46,21 @@ class Chat:
         layers = self.session.cache.layers
         return [[s for s in layer.segments if s.span[0] < end] for layer in layers]
 
+    def document_rows(self) -> list[list[int]]:
+        """Per layer and KV head the rows that are kept of the document."""
+        end = len(self.session.document)
+        return [layer.kept(end) if end else [] for layer in self.session.cache.layers]
+
     def document_kept(self) -> int:
-        """Bytes of the compressed document."""
-        return sum(s.memory().total for layer in self.document_segments() for s in layer)
+        """Bytes of the document's rows, and of what stands beside them."""
+        windows = sum(layer.window_bytes for layer in self.session.cache.layers)
+        segments = (s for layer in self.document_segments() for s in layer)
+        return windows + sum(s.memory().total for s in segments)
+
+    def reads(self) -> str:
+        """What a written token reads of the document, if it is not all that is kept: `10 %`."""
+        cache = self.session.cache
+        return f"{100 * cache.read / cache.kept:.3g} %" if cache.read < cache.kept else ""
 
     def document_full(self) -> int:
         """Bytes that the document would hold uncompressed."""

@@ -11,7 +11,7 @@ import typer
 from kvchat import __version__
 from kvchat.app import cli_tools, flags, process, shells
 from kvchat.app.options import Options
-from kvchat.engine.methods import DEFAULT
+from kvchat.engine.methods import BY_QUESTION, DEFAULT
 from kvchat.errors import KvchatError
 
 VERBOSE = re.compile(r"-[qvyC]*v[qvyC]*|--verbose")
@@ -165,7 +165,8 @@ def chat(
     }
     settings = config.load()
     values, origins = config.settle(given, settings)
-    chosen = values.setdefault("method", DEFAULT)
+    usual = BY_QUESTION if values.get("select") == "question" else DEFAULT
+    chosen = values.setdefault("method", usual)
     inputs.require_choices(values)
     options = Options(
         **values,

@@ -16,6 +16,7 @@ from kvchat.app.start import Chat, open_chat
 from kvchat.app.text import clean, size, sizes
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import TurnDone
+from kvchat.engine.methods.adakv import AdaKV
 from kvchat.engine.methods.full import Full
 from kvchat.engine.prefill import Compression
 from kvchat.errors import KvchatError
@@ -25,8 +26,9 @@ LONGEST = 40  # tokens of an answer
 NEEDED = 10  # right answers with the full cache, or the demo has failed
 MEANINGS = {
     "full": "full cache",
-    "unseen": "Ada-KV keeps 25 %, chosen before any question is known",
-    "seen": "Ada-KV keeps 25 %, chosen with the question in view",
+    "kvzip": "KVzip keeps 25 %, before any question is known (the default)",
+    "adakv": "Ada-KV keeps 25 %, before any question is known",
+    "in view": "Ada-KV keeps 25 %, with the question in view",
 }
 
 
@@ -41,18 +43,16 @@ def run(threads: int | None, weights: str = "auto") -> int:
         model="demo", files=[str(document)], threads=threads, weights=weights, kv_cache="off"
     )
     chat = open_chat(options, screen)
-    unseen = chat.session.cache
-    held, full = unseen.memory().total, chat.session.full_bytes()
-    screen.say(
-        f"Ada-KV freed {size(full - held)} of KV cache: {sizes(held, full)} are left", "bold"
-    )
+    default = chat.session.cache
+    held, full = default.memory().total, chat.session.full_bytes()
+    screen.say(f"KVzip freed {size(full - held)} of KV cache: {sizes(held, full)} are left", "bold")
 
     screen.say("for comparison the document is read once more, with the questions in view")
-    exact, *in_view = compared(chat, questions, screen)
+    exact, blind, *in_view = compared(chat, questions, screen)
     right = dict.fromkeys(MEANINGS, 0)
     screen.out.print(Text("".join(f"{name:<8}" for name in MEANINGS) + "question", "bold"))
     for pair, seen in zip(pairs, in_view, strict=True):
-        caches = dict(zip(MEANINGS, (exact, unseen, seen), strict=True))
+        caches = dict(zip(MEANINGS, (exact, default, blind, seen), strict=True))
         given = {name: answer(chat, pair["question"], cache) for name, cache in caches.items()}
         for name, text in given.items():
             right[name] += text == pair["answer"]
@@ -74,9 +74,10 @@ def sample_folder() -> Path:
 
 
 def compared(chat: Chat, questions: Sequence[str], screen: Screen) -> list[KVCache]:
-    """One more reading for the full cache, and a compressed one per question with it in view."""
-    in_view = [Compression(chat.method, probes=(i,)) for i in range(len(questions))]
-    work = chat.session.read(chat.session.document, [Compression(Full()), *in_view], questions)
+    """One more reading: the full cache, Ada-KV's, and Ada-KV's with each question in view."""
+    in_view = [Compression(AdaKV(), probes=(i,)) for i in range(len(questions))]
+    others = [Compression(Full()), Compression(AdaKV()), *in_view]
+    work = chat.session.read(chat.session.document, others, questions)
     return screen.watch(work, "comparing", len(chat.session.document)).caches
 
 

@@ -53,7 +53,7 @@ def cells(entry: library.Entry) -> list[str]:
         f"{about.get('method', '?')} {about.get('budget', '')}",
         size(entry.size),
         used,
-        seconds(float(about.get("read_seconds", 0.0))),
+        seconds(float(about["read_seconds"])) if "read_seconds" in about else "",
     ]
 
 

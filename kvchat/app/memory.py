@@ -30,6 +30,8 @@ class Breakdown:
     full: int
     host: int
     disk: int
+    read: str  # what a written token reads of the document; empty: all that is kept
+    captured: float | None  # of the attention, by what was read
 
 
 def breakdown(chat: Chat) -> Breakdown:
@@ -38,6 +40,7 @@ def breakdown(chat: Chat) -> Breakdown:
     device, held, archived = engine.device, session.memory(), session.cache.archived()
     segments = list(session.cache.segments())
     document = sum(s.memory().device for layer in chat.document_segments() for s in layer)
+    document += sum(layer.window_bytes for layer in session.cache.layers)
     index = sum(segment_index(segment) for segment in segments)
     weights, free, total = engine.weights_bytes, machine.free(device), machine.total(device)
     used = max(total - free, 0)
@@ -67,6 +70,8 @@ def breakdown(chat: Chat) -> Breakdown:
         full=session.full_bytes(),
         host=held.host + archived.host,
         disk=held.disk + archived.disk,
+        read=chat.reads(),
+        captured=session.cache.captured,
     )
 
 
@@ -97,6 +102,9 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
         text.append(f"  {name:<13}{size(count):>11}  {bar}{' ' * bool(bar)}{note}".rstrip())
     if found.full:
         text.append(f"  KV in full would be {size(found.full)} · {saving(kept, found.full)}")
+    if found.read:
+        share = f" · {found.captured:.0%} of the attention, by codes" if found.captured else ""
+        text.append(f"  a written token reads {found.read} of the document{share}")
     if found.host or found.disk:
         places = (("device", kept), ("host RAM", found.host), ("disk, mapped", found.disk))
         text.append("  KV " + " · ".join(f"{place} {size(count)}" for place, count in places))
@@ -105,5 +113,9 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
 
 def segment_index(segment) -> int:
     """Bytes of a segment that are neither keys, values nor rows' metadata: codes, codebooks."""
-    names = ("code", "codebook", "codes", "codebooks", "centroid", "centroids")
-    return sum(t.nbytes for name, t in segment.tensors().items() if name in names)
+    names = ("codes", "centroids")
+    return sum(
+        t.nbytes
+        for name, t in segment.tensors().items()
+        if name in names or name.startswith("cell_")
+    )

@@ -7,6 +7,7 @@ from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.base import ASK, REPEAT, Method
 from kvchat.engine.methods.spec import (
     bits_of,
+    code_of,
     default_of,
     method_class,
     method_name,
@@ -25,9 +26,10 @@ def table() -> Iterator[str]:
         yield from _entry(name)
         yield ""
     yield "A method with options is written NAME:key=value,… and a preset NAME@preset."
-    yield "bits=8 or bits=4 (--kv-bits) stores what any of them keeps quantised (KIVI,"
-    yield "arXiv 2402.02750). refit=bias or refit=all fits it to what the document's sentences,"
-    yield "put as questions, read from all rows (Attention Matching, arXiv 2602.16284)."
+    yield "bits=8 or bits=4 (--kv-bits) stores what any but pqcache keeps quantised (KIVI,"
+    yield "arXiv 2402.02750). refit=bias or refit=all fits it to what the sentences of the"
+    yield "document, put as questions, read from all rows (Attention Matching, arXiv"
+    yield "2602.16284)."
     yield "kvchat methods NAME tells more."
 
 
@@ -54,7 +56,7 @@ def details(name: str) -> Iterator[str]:
 def cost_of(method: Method) -> Cost:
     """What a method costs beside its budget."""
     told = sum(TOLD[what] for what, _ in method.needs.kinds)
-    return Cost(bits_of(method), told, pools(method), method.needs.evidence > 0)
+    return Cost(bits_of(method), told, pools(method), method.needs.evidence > 0, code_of(method))
 
 
 def _entry(name: str) -> Iterator[str]:

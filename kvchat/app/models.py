@@ -80,6 +80,19 @@ def local_models() -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(found, reverse=True)}
 
 
+def longer_windows(needed: int) -> list[str]:
+    """Models at hand whose window takes `needed` tokens, as ways out."""
+    ways = []
+    for name, folder in local_models().items():
+        try:
+            limit = ModelConfig.load(folder).context_limit
+        except KvchatError:
+            continue
+        if name != DEMO and needed + reserve_of(limit) <= limit:
+            ways.append(f"-m {name}  (a window of {limit:,} tokens)")
+    return ways or ["a model with a longer window: -m NAME"]
+
+
 def cached(repository: str) -> Path:
     """The folder of a repository in the Hugging Face cache. Raises KvchatError("model")."""
     found = dict(cache()).get(repository)
@@ -117,16 +130,3 @@ def _aliased(name: str, place: Mapping[str, Any]) -> Model:
             "model", f"[models.{name}] of config.toml: {clean(str(folder))} has no config.json"
         )
     return Model(name, folder)
-
-
-def longer_windows(needed: int) -> list[str]:
-    """Models at hand whose window takes `needed` tokens, as ways out."""
-    ways = []
-    for name, folder in local_models().items():
-        try:
-            limit = ModelConfig.load(folder).context_limit
-        except KvchatError:
-            continue
-        if name != DEMO and needed + reserve_of(limit) <= limit:
-            ways.append(f"-m {name}  (a window of {limit:,} tokens)")
-    return ways or ["a model with a longer window: -m NAME"]

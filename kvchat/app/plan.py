@@ -3,11 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from kvchat.app.text import size
+from kvchat.app.text import size, sizes
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.model.bits import refused, weights_bytes
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.sizes import EVIDENCE, MASS_VALUES, REPLAY, reserve_of
+from kvchat.engine.sizes import (
+    CODED,
+    EVIDENCE,
+    MASS_VALUES,
+    PER_CENTROID,
+    REPLAY,
+    code_bytes,
+    reserve_of,
+)
 from kvchat.errors import KvchatError
 
 # Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
@@ -25,13 +33,15 @@ class Cost:
 
     Kept rows are stored in `bits` bits, or as they are. The document is told `told` times again
     while it is read; then its layers compete, if they `pool` their budget, and what is kept is
-    `fitted` to queries.
+    `fitted` to queries. With a `code` of so many parts and bits every row is kept, and the budget
+    is what is read.
     """
 
     bits: int | None = None
     told: float = 0.0
     pool: bool = False
     fitted: bool = False
+    code: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Plan:
     base: int = PROCESS
     replays: int = 0
     weights_int4: int = 0  # the weights, were they stored in 4 bits; 0 if they cannot be
+    read: int = 0  # of the kept rows by a written token; 0: all of them
 
     @property
     def reading(self) -> int:
@@ -59,6 +70,11 @@ class Plan:
     def chatting(self) -> int:
         """With the window full."""
         return self.base + self.weights + self.kv_kept + self.tail
+
+    @property
+    def reads(self) -> str:
+        """What a written token reads of what is kept, if it is not all of it."""
+        return f", a written token reads {sizes(self.read, self.kv_kept)}" if self.read else ""
 
 
 def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
@@ -94,19 +110,27 @@ def make_plan(
     # queries and what they read, of each layer
     values = 2 * config.num_heads * config.head_dim + config.num_heads
     evidence = EVIDENCE * values * itemsize * (layers if cost.pool else 1)
+    read = training = 0
+    if cost.code is not None:
+        heads, dim = config.num_kv_heads, config.head_dim
+        coded = tokens - rows // heads > CODED  # or there is too little to choose from
+        codes = code_bytes(tokens, heads, dim, *cost.code) if coded else 0
+        kept, read = per_token * tokens + layers * codes, kept if coded else 0
+        training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice
     return Plan(
         weights=weights_bytes(config, itemsize, weights),
         kv_full=per_token * tokens,
         kv_kept=kept,
         dense_layer=per_token * tokens // layers,
         hidden=tokens * hidden,
-        workspace=step * wide * max(itemsize, 4) + SCORING,
+        workspace=step * wide * max(itemsize, 4) + SCORING + training,
         tail=per_token * max(limit - tokens, 0),
         base=CONTEXT if cuda else PROCESS,
         replays=round(cost.told * (tokens + REPLAY)) * hidden
         + (pooled if cost.pool else 0)
         + (evidence if cost.fitted else 0),
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
+        read=read,
     )
 
 

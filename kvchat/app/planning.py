@@ -18,7 +18,7 @@ from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.bits import computes_in, require_shapes, weights_bytes
 from kvchat.engine.model.config import ModelConfig, read_json
-from kvchat.engine.sizes import ASKED, CHUNKS, DTYPES, ITEM_BYTES, reserve_of
+from kvchat.engine.sizes import ASKED, CHUNKS, CODES, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.errors import KvchatError
 
 SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
@@ -161,7 +161,16 @@ def cost_of(spec: str) -> Cost:
     told = ASKED if asks else entry.told
     if fitted and told != ASKED:
         told += ASKED
-    return Cost(bits_of(spec), told, entry.pools, fitted)
+    code = code_of(spec) if entry.retrieves else None
+    return Cost(bits_of(spec), told, entry.pools, fitted, code)
+
+
+def code_of(spec: str) -> tuple[int, int]:
+    """Parts and bits of the codes that a spec asks for."""
+    preset = spec.partition(":")[0].partition("@")[2].strip()
+    parts, bits = CODES.get(preset, CODES[""])
+    inline = dict(re.findall(r"[:,]\s*(m|code_bits)\s*=\s*(\d+)", spec))
+    return int(inline.get("m", parts)), min(int(inline.get("code_bits", bits)), 8)
 
 
 def bits_of(spec: str) -> int | None:
@@ -226,5 +235,8 @@ def show(
     if fit and not any(tokens for _, tokens, _ in rows):
         for way in smaller_weights(rows[0][2], flags.byte_count("--fit", fit) or 0):
             console.print(f"nothing fits; try: {way}")
+    for spec, tokens, plan in rows:
+        if plan.read:
+            console.print(Text(f"{clean(spec)} {budgets[spec]}, {tokens:,} tokens{plan.reads}"))
     where = "the CUDA context" if frame.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

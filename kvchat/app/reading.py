@@ -227,13 +227,16 @@ def reading_line(chat: Chat) -> str:
     """
     took, tokens = chat.timings["prefill"], len(chat.session.document)
     held, full = chat.document_kept(), chat.document_full()
+    kept = f"kept {100 * held / full:.3g} %: {sizes(held, full)}"
+    if share := chat.reads():
+        kept = f"kept every row, {size(held)} with codes; a written token reads {share}"
     if found := chat.restored:
+        saves = f", saves about {seconds(found.read_seconds)}" if found.read_seconds else ""
         return (
             f"read before ({found.created:%Y-%m-%d %H:%M}): {tokens:,} tokens mapped in "
-            f"{seconds(found.seconds)}, saves about {seconds(found.read_seconds)} · "
-            f"{name_of(chat.method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
+            f"{seconds(found.seconds)}{saves} · {name_of(chat.method)} {kept}"
         )
     return (
         f"read {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s) · "
-        f"{name_of(chat.method)} kept {100 * held / full:.3g} %: {sizes(held, full)}"
+        f"{name_of(chat.method)} {kept}"
     )

@@ -2,9 +2,7 @@
 after it. A reading that cannot be used or saved is told once and costs nothing else.
 """
 
-import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,16 +10,20 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, TypeVar
 
-from kvchat.app import library
+import torch
+
+from kvchat.app import library, machine
 from kvchat.app.book import Book
 from kvchat.app.models import Model
+from kvchat.app.plan import Plan, require_copy
+from kvchat.app.saving import Save
 from kvchat.app.screen import Screen
 from kvchat.app.text import clean, size
 from kvchat.engine.archiving import InMemory
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
-from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of
 from kvchat.engine.session import Session
@@ -29,7 +31,6 @@ from kvchat.engine.store import Refused, header
 from kvchat.engine.store.archive import OnDisk, load_archives
 from kvchat.engine.store.book import layers_of, load_book, save_book
 from kvchat.engine.store.identity import Parts, fingerprint, reading_parts
-from kvchat.engine.store.tensors import Stopped
 from kvchat.errors import KvchatError
 
 POLICIES = ("on", "off", "read")
@@ -49,38 +50,6 @@ class Found:
     created: datetime
     read_seconds: float
     seconds: float
-
-
-class Save:
-    """A reading that is being written by a thread; `outcome` says how it ended."""
-
-    def __init__(self, work: Callable[[Callable[[], bool]], str]):
-        self._stop = threading.Event()
-        self._work = work
-        self.outcome: str | OSError | None = None
-        self.told = False
-        self._thread = threading.Thread(target=self._run, name="save")
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        """Whether it is still being written."""
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        """Give it up; nothing of it stays."""
-        self._stop.set()
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until it has ended, or for some seconds."""
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
-        with suppress(Stopped):
-            try:
-                self.outcome = self._work(self._stop.is_set)
-            except OSError as error:
-                self.outcome = error
 
 
 class Readings:
@@ -172,7 +141,10 @@ class Readings:
         if not self.reads or not book.files or self._copies(method) == "host":
             return None  # a copy in memory comes from reading
         begin, ids = perf_counter(), book.ids
-        parts = reading_parts(engine, model.folder, ids, method, probes)
+        try:
+            parts = reading_parts(engine, model.folder, ids, method, probes)
+        except OSError:  # the model's folder is gone since it was loaded
+            return None
         opened = self._opened(parts, lambda path, name: load_book(path, engine, ids, name))
         if self._copies(method) == "disk":
             opened = self._with_archives(engine, model, book, method, opened)
@@ -264,7 +236,7 @@ class Readings:
 
     def _copies(self, method: Method) -> str:
         """Where all rows stay with a method: one that keeps them needs no copy."""
-        return "off" if isinstance(method, Full) else self.full_copy
+        return "off" if isinstance(method, Full | Retrieves) else self.full_copy
 
     @staticmethod
     def _about(engine: Engine, model: Model, book: Book) -> dict[str, Any]:
@@ -281,8 +253,8 @@ class Readings:
         """Say which savings have ended since the last time, where a person may read it."""
         for save in [save for save in self._running if not save.running]:
             self._running.remove(save)
-            if isinstance(save.outcome, OSError):
-                reason = save.outcome.strerror or str(save.outcome)
+            if isinstance(save.outcome, Exception):
+                reason = getattr(save.outcome, "strerror", None) or repr(save.outcome)
                 self._screen.warn(f"the reading cannot be saved in {self._root}: {clean(reason)}")
                 self.saves = False  # once is enough
             elif save.outcome:
@@ -303,3 +275,14 @@ class Readings:
             for save in self._running:
                 save.wait()
         self.tell()
+
+
+def plan_copy(screen: Screen, where: str, method: Method, plan: Plan, device: torch.device) -> None:
+    """Say what a full copy takes beside the plan. Raises KvchatError("memory")."""
+    if isinstance(method, Full):
+        screen.warn("full keeps every row: a full copy has nothing to add")
+        return
+    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
+    if where == "host":
+        free = machine.free(torch.device("cpu"))
+        require_copy(plan, free, beside=device.type == "cpu")

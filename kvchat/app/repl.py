@@ -108,7 +108,7 @@ def toolbar_of(context: commands.Context) -> Callable[[], str]:
     total = machine.total(device if cuda else torch.device("cpu"))
     state = State(
         model=chat.model.name,
-        method=f"{name_of(method)} {method.budget}",
+        method=f"{name_of(method)} {'reads ' if chat.reads() else ''}{method.budget}",
         used=session.cache.position,
         limit=session.limit,
         kv=session.memory().total,

@@ -18,7 +18,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
     document = len(session.document)
     memory, archived = session.memory(), session.cache.archived()
     chosen = session.question_seconds
-    kept = sum(sum(s.lengths) for s in session.cache.segments())
+    kept = session.cache.kept
     config = session.engine.config
     rows = document * config.num_kv_heads * config.num_layers
     prefill = 0.0 if chat.restored else timings["prefill"]
@@ -51,6 +51,8 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "options": method_options(chat.method),
             "budget": str(chat.method.budget),
             "kept_fraction": round(kept / rows, 6) if rows else 1.0,
+            "read_fraction": round(session.cache.read / rows, 6) if rows else 1.0,
+            "captured_mass": session.cache.captured,
             "bytes": memory.device,
             "full_bytes": session.full_bytes(),
             "host_bytes": memory.host + archived.host,

@@ -18,9 +18,9 @@ from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
 from kvchat.app.models import Model, find_model, longer_windows
 from kvchat.app.options import Options
-from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_copy, require_memory
+from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import read_first, timed
-from kvchat.app.readings import Readings
+from kvchat.app.readings import Readings, plan_copy
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
 from kvchat.app.text import size, unicode
@@ -87,7 +87,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     )
 
     if options.full_copy != "off" and book.files:
-        plan_copy(setup, plan, screen)
+        plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
     if (options.by_question or options.foreseen) and not setup.method.needs.queries:
         screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
 
@@ -98,8 +98,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     session = Session(
         engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
     )
-    # a system text alone is not worth a choice
-    method = setup.method if files else Full()
+    method = setup.method if files else Full()  # a system text alone is not worth a choice
     root = readings_folder(options.kv_cache_dir)
     readings = Readings(screen, options.kv_cache, root, options.full_copy)
     chat = Chat(options, setup.model, session, method, setup.settings, book, readings, timings)
@@ -226,7 +225,7 @@ def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -
     )
     screen.say(
         f"plan: KV {size(plan.kv_full)} in full → {size(plan.kv_kept)} with "
-        f"{name_of(setup.method)} {setup.method.budget} (estimated)"
+        f"{name_of(setup.method)} {setup.method.budget}{plan.reads} (estimated)"
     )
     screen.say(
         f"      {size(plan.reading)} while reading, {size(plan.chatting)} with the window full; "
@@ -238,18 +237,6 @@ def computing(setup: Setup) -> str:
     """The dtype that is computed in, and how weights are stored if that differs."""
     dtype, weights = str(setup.dtype).removeprefix("torch."), setup.options.weights
     return f"{dtype}, weights in {weights}" if weights in INPUTS else dtype
-
-
-def plan_copy(setup: Setup, plan: Plan, screen: Screen) -> None:
-    """What a full copy of the KV takes beside the plan. Raises KvchatError("memory")."""
-    where, method = setup.options.full_copy, setup.method
-    if isinstance(method, Full):
-        screen.warn("full keeps every row: a full copy has nothing to add")
-        return
-    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
-    if where == "host":
-        free = machine.free(torch.device("cpu"))
-        require_copy(plan, free, setup.device.type == "cpu")
 
 
 def fitting(setup: Setup, free: int) -> int:
@@ -267,7 +254,7 @@ def chosen_method(options: Options) -> Method:
         raise KvchatError(
             "usage",
             "full keeps everything and takes no budget",
-            f"--method adakv --budget {budget}",
+            f"--method {DEFAULT} --budget {budget}",
         )
     return method
 

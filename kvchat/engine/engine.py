@@ -152,10 +152,18 @@ class Engine:
         folding.fold(self.model, cache, method, since, end)
 
     @torch.inference_mode()
-    def score(self, cache: KVCache, ids: Sequence[int]) -> Tensor:
-        """Logits `[T, vocab]` after each of `ids`; the cache is left as it was."""
+    def score(self, cache: KVCache, ids: Sequence[int], written: int = 0) -> Tensor:
+        """Logits `[T, vocab]` after each of `ids`; the cache is left as it was.
+
+        The last `written` of them are fed one by one, as if they were being written, if a token
+        by itself reads less than several do.
+        """
         before = cache.position
-        x = drain(reading.extend(self.model, cache, ids, self.chunk))
+        singly = written if any(layer.sliding for layer in cache.layers) else 0
+        together = len(ids) - singly
+        parts = [ids[:together], *([i] for i in ids[together:])]
+        rows = [reading.extend(self.model, cache, part, self.chunk) for part in parts if part]
+        x = torch.cat([drain(row) for row in rows])
         cache.truncate(before)
         return self.model.logits(x)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.base import Method, Needs, Prefilled
+from kvchat.engine.methods.base import Method, Needs, Prefilled, Retrieves
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of, with_budget
 from kvchat.engine.methods.stage import plain
@@ -44,10 +44,10 @@ def folding(method: Method, budget: int) -> Method:
     precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
     """
     bare = plain(method)
-    if isinstance(bare, Full):
+    if isinstance(bare, Full | Retrieves):
         raise KvchatError(
             "usage",
-            "full keeps every row, so --tail-budget has nothing to fold turns with",
+            f"{name_of(bare)} keeps every row, so --tail-budget has nothing to fold turns with",
             "--method adakv",
             "no --tail-budget",
         )

@@ -7,16 +7,22 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.sizes import MASS_VALUES
+from kvchat.kernels import reference
 from kvchat.kernels.reference import (
     combine,
     dequantize,
     merge_rows,
     pack,
+    pq_decode,
+    pq_table,
+    pq_worth,
     quantize,
     rope,
     swiglu,
     unpack,
 )
+
+SCORED = 4096  # rows that are scored at a time on the CPU
 
 __all__ = [
     "column_mass",
@@ -24,6 +30,12 @@ __all__ = [
     "dequantize",
     "merge_rows",
     "pack",
+    "pq_assign",
+    "pq_decode",
+    "pq_score",
+    "pq_select",
+    "pq_table",
+    "pq_worth",
     "quantize",
     "rms_norm",
     "rope",
@@ -35,6 +47,48 @@ __all__ = [
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / rms(x) * weight` over the last dim; see the reference."""
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
+    """Codes `[H, N, m]` of `x [H, N, D]`; rows are taken in slices, so the workspace is bounded."""
+    step = max(1, MASS_VALUES // centroids[..., 0].numel())
+    return torch.cat([reference.pq_assign(part, centroids) for part in x.split(step, dim=1)], dim=1)
+
+
+def pq_score(table: Tensor, codes: Tensor) -> Tensor:
+    """Logits `[H, G, N]` of coded rows; see the reference.
+
+    On the CPU one look-up serves a whole group, and a slice is turned round while it is in cache.
+    """
+    if codes.device.type != "cpu":
+        return reference.pq_score(table, codes)
+    heads, group, subspaces, count = table.shape
+    out = table.new_empty(heads, group, codes.shape[1])
+    base = torch.arange(0, subspaces * count, count, dtype=torch.int32)
+    for head, own in enumerate(table):
+        entries = own.permute(1, 2, 0).reshape(-1, group)  # [m * C, G]
+        for a in range(0, codes.shape[1], SCORED):
+            bags = codes[head, a : a + SCORED].int() + base
+            scores = torch.nn.functional.embedding_bag(bags, entries, mode="sum")
+            out[head, :, a : a + SCORED] = scores.T
+    return out
+
+
+def pq_select(worth: Tensor, count: int) -> Tensor:
+    """The `count` best rows of every head, ascending; see the reference.
+
+    No sorting of all rows: the worth of the last one that fits divides them.
+    """
+    heads, rows = worth.shape
+    if not 0 < count < rows:
+        return reference.pq_select(worth, count)
+    bound = torch.topk(worth, count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    chosen = worth >= bound
+    if int(chosen.sum()) > heads * count:  # of those at the boundary only the first
+        edge = worth == bound
+        missing = count - (chosen & ~edge).sum(dim=1, keepdim=True)
+        chosen &= ~edge | (edge.cumsum(dim=1, dtype=torch.int32) <= missing)
+    return chosen.nonzero()[:, 1].view(heads, count).int()
 
 
 def column_mass(

@@ -31,7 +31,8 @@ class Pool:
         """Compress the next layer and let it compete with those before."""
         layer = self.layers[prefilled.layer]
         segment = self.method.compress(prefilled)
-        layer.adopt(segment)
+        after = segment.span[1] - prefilled.start  # rows from here on stay in the tail
+        layer.adopt(segment, prefilled.keys[:, after:], prefilled.values[:, after:])
         if self.rows is None:
             return
         assert isinstance(segment, FlatSegment) and isinstance(self.method, Pools), segment.kind

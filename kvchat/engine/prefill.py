@@ -97,6 +97,8 @@ def walk(
     a = 0
     while a < len(x):
         b = min(a + pace.chunk, len(x))
+        if b == len(x) - 1 and pace.chunk > 1 and layer.sliding is not None:
+            b = len(x)  # a lone last token would read what a written one reads
         rows = layer.tail.length
         observed = [vars(observer).copy() for observer in layer.observers]
         try:
@@ -146,7 +148,7 @@ def extend(
         for layer in cache.layers:
             layer.tail.truncate(before - layer.tail.start)
         raise
-    cache.position = before + len(ids)
+    cache.advance(len(ids))
     return x
 
 
@@ -232,7 +234,7 @@ def prefill(
             needs = compression.method.needs
             place = number, layers
             pool.take(prefilled(tail, recent, probed, retold, needs, coming, block, place))
-        kept = sum(s.memory().device for cache in caches for s in cache.segments())
+        kept = sum(layer.kept_bytes for cache in caches for layer in cache.layers)
         select += perf_counter() - begin
         if archiving is not None:
             archiving.keep(number, tail.keys, tail.values, recorded(recent.tensors(), retold))

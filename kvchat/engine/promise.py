@@ -78,8 +78,9 @@ def _loss(
     """The share of all passages' told tokens that a cache would change; 1 if there are none."""
     changed = tokens = 0
     for passage, want in zip(passages, exact, strict=True):
-        got = session.engine.score(cache, passage.ids).argmax(dim=-1)
+        written = len(passage.ids) - passage.asked
+        got = session.engine.score(cache, passage.ids, written).argmax(dim=-1)
         told = slice(passage.asked - 1, -1)  # each token is said after the one before it
         changed += int((got[told] != want[told]).sum())
-        tokens += len(passage.ids) - passage.asked
+        tokens += written
     return changed / tokens if tokens else 1.0

@@ -11,7 +11,7 @@ from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.fold import folding
-from kvchat.engine.methods.base import Kind, Method
+from kvchat.engine.methods.base import Kind, Method, Retrieves
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.selection import can_choose
 from kvchat.engine.telling import tellings
@@ -64,6 +64,7 @@ class Reader(Conversation):
         rows by them and not by the document's end. If the consumer stops in between,
         the session is as it was.
         """
+        self._require_window(method)
         if not ids:
             self.chooser = None
             return self.adopt(self.engine.empty_cache(), ids, folds or method)
@@ -117,6 +118,7 @@ class Reader(Conversation):
         is False, with nothing changed, without. Turns stay as they were read, and are folded as
         before.
         """
+        self._require_window(method)
         if not self.document or not can_choose(self.cache, method):
             return False
         if question:
@@ -128,6 +130,11 @@ class Reader(Conversation):
             self.select_seconds = self.engine.choose(self.cache, method)
         self.chooser = method
         return True
+
+    def _require_window(self, method: Method) -> None:
+        """Raise KvchatError("usage") where folded turns would slide into the document."""
+        if self.tail_budget and isinstance(method, Retrieves):
+            folding(method, self.tail_budget)
 
     def _turns_in(self, dialogue: Dialogue) -> list[Turn]:
         """The turns in another form: what opens the first one can differ, the rest stays."""

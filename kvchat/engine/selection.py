@@ -13,7 +13,7 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs
+from kvchat.engine.methods.base import Method, Needs, Retrieves
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block
 from kvchat.engine.observation import Observation
@@ -28,6 +28,8 @@ def can_choose(cache: KVCache, method: Method) -> bool:
         return False
     tokens = layer.archive.keys.shape[1]
     covers = not layer.segments or layer.segments[0].span == (0, tokens)
+    if isinstance(method, Retrieves) and len(layer.segments) > 1:
+        return False  # its window would stand behind folded turns
     return covers and holds(layer.archive.observed, method.needs, tokens)
 
 
@@ -77,11 +79,11 @@ class Selection:
         self._pool.finish()
         for layer, new in zip(self.cache.layers, self._new.layers, strict=True):
             (segment,) = new.segments
-            if layer.segments:
-                layer.replace(segment)
-            else:
-                layer.adopt(segment)
+            put = layer.replace if layer.segments else layer.adopt
+            put(segment, new.tail.keys, new.tail.values)
         self.cache.position = max(self.cache.position, self.tokens)
+        for layer in self.cache.layers:
+            layer.settle(self.cache.position)
 
 
 def choose(model: CausalLM, cache: KVCache, method: Method) -> float:

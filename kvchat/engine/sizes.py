@@ -14,8 +14,21 @@ EVIDENCE = 1024  # queries of a layer that rows are fitted to
 
 ANSWER_RESERVE = 512  # tokens of the window that a document must leave
 
+CODES = {"": (2, 6), "quality": (4, 8)}  # parts and bits of pqcache's codes, by preset
+PER_CENTROID = 256  # rows that are enough to train a centroid of a code
+CODED = 1024  # rows to choose from, below which they are not coded
+LISTED = 4096  # joint codes per head that are worth an inverted list
+
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+def code_bytes(tokens: int, heads: int, dim: int, parts: int, bits: int) -> int:
+    """What one layer's codes, centroids and inverted list take beside its rows."""
+    centroids = 2**bits
+    joint = centroids**parts
+    listed = 4 * tokens + 8 * joint if joint <= LISTED else 0
+    return heads * (parts * tokens + 4 * centroids * dim + listed)
 
 
 def reserve_of(limit: int) -> int:

@@ -1,7 +1,8 @@
 """The plain-torch specification of every kernel: short, exact in fp32, not tuned.
 
 Letters: T new tokens, N rows of a head, H KV heads, G query heads per KV head, D head dim, R rows
-of a flat store, W window queries. Query head `h*G + g` reads KV head `h`.
+of a flat store, W window queries; m sub-spaces of size d with C centroids each.
+Query head `h*G + g` reads KV head `h`.
 """
 
 import torch
@@ -147,6 +148,71 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     """The inverse of `pack`: `[..., m]` bytes to `[..., m * 8 / bits]` codes."""
     shifts = torch.arange(8 // bits, dtype=torch.uint8, device=packed.device) * bits
     return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
+
+
+def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
+    """The nearest centroid of every sub-vector: `x [H, N, D]` to codes `[H, N, m]` (uint8).
+
+    `centroids [H, m, C, d]` with `m * d = D` and C at most 256. The nearest in L2 is the argmax of
+    `x . c - |c|^2 / 2`, in fp32; of equal ones the first (PQCache, arXiv 2407.12820).
+    """
+    parts = x.float().unflatten(-1, (centroids.shape[1], -1)).transpose(1, 2)  # [H, m, N, d]
+    wide = centroids.float()
+    scores = parts @ wide.transpose(2, 3) - wide.square().sum(dim=-1)[:, :, None] / 2
+    return scores.argmax(dim=-1).transpose(1, 2).to(torch.uint8).contiguous()
+
+
+def pq_decode(codes: Tensor, centroids: Tensor) -> Tensor:
+    """What codes `[H, N, m]` stand for: their centroids side by side, `[H, N, D]`."""
+    heads, subspaces = centroids.shape[:2]
+    head = torch.arange(heads, device=codes.device)[:, None, None]
+    subspace = torch.arange(subspaces, device=codes.device)
+    return centroids[head, subspace, codes.long()].flatten(2)
+
+
+def pq_table(q: Tensor, centroids: Tensor, scale: float) -> Tensor:
+    """Scaled products of queries and centroids: `q [H*G, D]` of one token to `[H, G, m, C]`, fp32.
+
+    `centroids [H, m, C, d]`; entry `[h, g, j, c]` is `scale * q_j . centroid[h, j, c]`.
+    """
+    heads, subspaces = centroids.shape[:2]
+    parts = q.float().view(heads, -1, subspaces, centroids.shape[3])  # [H, G, m, d]
+    return torch.einsum("hgjd,hjcd->hgjc", parts * scale, centroids.float())
+
+
+def pq_score(table: Tensor, codes: Tensor) -> Tensor:
+    """Approximate logits `[H, G, N]` (fp32) of coded rows: sums of table entries.
+
+    `table [H, G, m, C]` fp32, `codes [H, N, m]` uint8 (any stride over N). Equal to
+    `scale * q . decoded row`; ADC of product quantisation (Jegou et al., 2011).
+    """
+    subspaces = torch.arange(codes.shape[2], device=codes.device)[:, None]
+    rows = [
+        part[:, subspaces, code.T.long()].sum(dim=1)
+        for part, code in zip(table, codes, strict=True)
+    ]
+    return torch.stack(rows)  # of each head [G, m, N] to [G, N]
+
+
+def pq_worth(scores: Tensor, aggregate: str) -> Tensor:
+    """What a row is worth to the queries of its group: logits `[H, G, N]` to `[H, N]`, fp32.
+
+    `softmax_sum` adds up the attention over the N rows, `max` takes the largest, `logit_sum` adds
+    up the logits themselves.
+    """
+    if aggregate == "logit_sum":
+        return scores.sum(dim=1)
+    attention = torch.softmax(scores, dim=-1)
+    return attention.sum(dim=1) if aggregate == "softmax_sum" else attention.amax(dim=1)
+
+
+def pq_select(worth: Tensor, count: int) -> Tensor:
+    """The `count` best rows of every head: `worth [H, N]` to row numbers `[H, count]`, ascending.
+
+    Of rows of equal worth the lower number is chosen. int32.
+    """
+    best = torch.sort(worth, dim=1, descending=True, stable=True).indices[:, :count]
+    return torch.sort(best, dim=1).values.to(torch.int32)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -15,7 +15,8 @@ from app.scene import Scene
 from app.test_text import LLAMA_8B
 from kvchat.app import machine
 from kvchat.app.memory import breakdown, lines
-from kvchat.app.plan import PROCESS, longest, make_plan
+from kvchat.app.plan import PROCESS, Cost, longest, make_plan
+from kvchat.app.planning import cost_of
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
@@ -95,6 +96,24 @@ def test_planned_kv_is_within_two_percent_of_the_tensors(checkpoint, spec, token
     held = storage_bytes(t for s in cache.segments() for t in s.tensors().values())
     assert plan.kv_kept == pytest.approx(held, rel=0.02)
     assert plan.weights == storage_bytes(engine.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "spec", ["pqcache:budget=20%", "pqcache@quality:budget=20%,dense_layers=0"]
+)
+def test_a_plan_tells_what_is_kept_from_what_is_read(checkpoint, spec):
+    engine, tokens = load_engine(checkpoint(max_position_embeddings=2048)), 1400
+    method = parse_method(spec)
+    cache, _ = read(engine, random_ids(tokens), method)
+    plan = make_plan(engine.config, 4, tokens, method.budget, 2048, 512, cost=cost_of(spec))
+    held = storage_bytes(t for s in cache.segments() for t in s.tensors().values())
+    held += sum(layer.window_bytes for layer in cache.layers)
+    assert plan.kv_kept == pytest.approx(held, rel=0.02)
+    assert plan.read == pytest.approx(cache.read * 2 * 16 * 4, rel=0.04)  # positions are not there
+    assert cache.read == 0.2 * cache.kept
+    assert "a written token reads" in plan.reads
+    short = make_plan(engine.config, 4, 1000, method.budget, 2048, 512, cost=Cost(code=(2, 6)))
+    assert (short.kv_kept, short.read, short.reads) == (short.kv_full, 0, "")
 
 
 # Reads random tokens with random weights in a process of its own and prints what that took at most

@@ -28,6 +28,10 @@ from kvchat.kernels.reference import dense_attention
 
 EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
 """Methods that keep rows as they are, or drop them."""
+RETRIEVING = [n for n, entry in METHODS.items() if entry.retrieves]
+"""Methods that keep every row, where each written token chooses what it reads."""
+KEEPING = [n for n in METHODS if n not in RETRIEVING]
+"""Methods whose budget is what is kept."""
 
 # Oracle S of the Ada-KV specification: D 2, T 6, W 2; key j of a head is sqrt(2)·(ln a, ln b).
 A = [[1.0, 2, 4, 1, 2, 7], [14.0, 1, 1, 2, 2, 9]]

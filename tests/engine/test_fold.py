@@ -7,14 +7,13 @@ import pytest
 import torch
 from closeness import assert_close
 
-from engine.scenes import kept_tokens, prefilled
+from engine.scenes import KEEPING, kept_tokens, prefilled
 from engine.scripted import BOOK, LoggedEngine, ask
 from engine.tiny import load_engine, random_ids, read
 from kvchat.engine.budget import Budget
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.events import drain
 from kvchat.engine.fold import fold, folding, watch
-from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.cam import CaM, spill
 from kvchat.engine.methods.h2o import H2O
 from kvchat.engine.methods.spec import options, parse_method
@@ -22,7 +21,7 @@ from kvchat.engine.session import Session
 from kvchat.engine.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
-FOLDING = [name for name in METHODS if name != "full"]
+FOLDING = [name for name in KEEPING if name != "full"]
 
 
 def small(name: str, **given):
@@ -211,9 +210,12 @@ def test_a_chat_that_is_read_again_is_folded_again(folder):
     assert other.folded and other.cache.position == session.cache.position
 
 
-def test_what_cannot_fold_says_so():
-    with pytest.raises(KvchatError, match="full keeps every row"):
-        folding(parse_method("full:bits=4"), 500)
+def test_what_cannot_fold_says_so(folder):
+    for spec in ("full:bits=4", "pqcache"):
+        with pytest.raises(KvchatError, match=r"(full|pqcache) keeps every row"):
+            folding(parse_method(spec), 500)
+    with pytest.raises(KvchatError, match="pqcache keeps every row"):
+        chat(folder, parse_method("pqcache"), tail_budget=160)
     with pytest.raises(KvchatError, match="needs 37") as caught:
         folding(parse_method("adakv"), 40)
     assert caught.value.tries == ("--tail-budget 74",)

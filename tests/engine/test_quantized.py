@@ -8,14 +8,13 @@ import pytest
 import torch
 from closeness import assert_close
 
-from engine.scenes import EVICTING, compressed, random_scene, window_of
+from engine.scenes import EVICTING, KEEPING, compressed, random_scene, window_of
 from engine.tiny import load_engine, random_ids, read, torch_backend
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache import quantized
 from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import drain
-from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.spec import method_options, name_of, parse_method, with_budget
 from kvchat.errors import KvchatError
 from kvchat.kernels import reference
@@ -136,7 +135,7 @@ def test_tensors_are_everything_and_load_is_the_inverse():
     assert again.memory() == segment.memory()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KEEPING)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_every_flat_method_takes_bits(checkpoint, name, bits):
     """The same rows in fewer bytes; logits are those of the rows turned back."""

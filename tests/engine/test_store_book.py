@@ -36,7 +36,14 @@ def rewritten(path, **changes):
 
 @pytest.mark.parametrize(
     "method",
-    ["full", "adakv:budget=30%,window=8", "kvmerger:budget=50%", "kvzip", "snapkv:bits=4"],
+    [
+        "full",
+        "adakv:budget=30%,window=8",
+        "kvmerger:budget=50%",
+        "kvzip",
+        "snapkv:bits=4",
+        "pqcache:budget=30%,dense_below=0,code_bits=4,sinks=3",
+    ],
 )
 def test_what_was_saved_comes_back(engine, tmp_path, method):
     path = tmp_path / "kv" / "book.safetensors"
@@ -48,8 +55,9 @@ def test_what_was_saved_comes_back(engine, tmp_path, method):
         want, got = old.tensors(), new.tensors()
         assert want.keys() == got.keys()
         assert all(torch.equal(want[n], got[n]) and want[n].dtype == got[n].dtype for n in want)
-    logits = [drain(engine.extend(each, [5, 6, 7])) for each in (cache, again)]
-    assert torch.equal(*logits)
+    for ids in ([5, 6, 7], [8]):
+        logits = [drain(engine.extend(each, ids)) for each in (cache, again)]
+        assert torch.equal(*logits)
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
 
 

@@ -16,7 +16,7 @@ from kvchat.app.reading import (
 from kvchat.app.text import kept_of, ratio
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.events import TurnDone, drain
-from kvchat.engine.methods import METHODS
+from kvchat.engine.methods import BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import method_options, name_of, options, parse_method, with_budget
@@ -54,7 +54,9 @@ def budget(context: Context, argument: str) -> None:
     chat = context.chat
     if not argument:
         held, full = chat.document_kept(), chat.document_full()
-        context.screen.tell(f"budget {chat.method.budget} · document keeps {ratio(held, full)}")
+        reads = f" · a written token reads {share}" if (share := chat.reads()) else ""
+        kept = f"document keeps {ratio(held, full)}"
+        context.screen.tell(f"budget {chat.method.budget} · {kept}{reads}")
         context.screen.tell(f"/budget takes {FORMS}")
         return
     wanted = Budget.parse(argument)
@@ -79,6 +81,13 @@ def reread(context: Context, argument: str) -> None:
     if argument == "-":
         read_again(chat, context.screen, fresh=True)
         return
+    if not chat.method.needs.sees:
+        raise KvchatError(
+            "usage",
+            f"{name_of(chat.method)} keeps the same rows whatever is asked",
+            f"/method {BY_QUESTION}",
+            "/reread -  (reads again all the same)",
+        )
     question = argument or (chat.session.turns[-1].question if chat.session.turns else "")
     if not question:
         raise KvchatError("usage", "nothing has been asked yet", "/reread QUESTION", "/reread -")

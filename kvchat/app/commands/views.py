@@ -23,10 +23,7 @@ def memory(context: Context, argument: str) -> None:
 def heads(context: Context, argument: str) -> None:
     """kept rows per layer and KV head, or `/heads LAYER`: the heads of one layer"""
     tokens = len(context.chat.session.document)
-    rows = [
-        [sum(counts) for counts in zip(*(s.lengths for s in layer), strict=True)]
-        for layer in context.chat.document_segments()
-    ]
+    rows = context.chat.document_rows()
     width, glyphs = context.screen.width, context.screen.glyphs
     if argument:
         if not (argument.isascii() and argument.isdecimal()) or int(argument) >= len(rows):
@@ -46,12 +43,14 @@ def coverage(context: Context, argument: str) -> None:
     session = context.chat.session
     tokens = len(session.document)
     kept = [0] * tokens
-    for segment in chain.from_iterable(context.chat.document_segments()):
-        places = [t for name, t in segment.tensors().items() if name.endswith("position")]
-        if not places:
-            raise KvchatError("usage", f"{segment.kind} rows have no single place in the document")
-        for place in chain.from_iterable(t.tolist() for t in places):
-            kept[place] += 1
+    for layer, segments in zip(session.cache.layers, context.chat.document_segments(), strict=True):
+        if layer.sliding is not None:  # it keeps every row
+            kept = [count + session.engine.config.num_kv_heads for count in kept]
+            continue
+        for segment in segments:
+            places = [t for name, t in segment.tensors().items() if name.endswith("position")]
+            for place in chain.from_iterable(t.tolist() for t in places):
+                kept[place] += 1
     if not tokens or not any(kept):
         context.screen.tell("no document is read")
         return

@@ -62,7 +62,7 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dic
         for cell, cache in zip([exact, *unseen], [full, *caches], strict=True):
             yield _record(session, cache, cell, number, question, answered[number])
     del reading, caches, full
-    seen = [cell for cell in cells if cell.seen and sees(cell.method)]
+    seen = [cell for cell in cells if cell.seen and cell.method.needs.sees]
     for start in range(0, len(case.questions) if seen else 0, GROUP):
         group = case.questions[start : start + GROUP]
         wanted = [(cell, i) for i in range(len(group)) for cell in seen]
@@ -70,11 +70,6 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dic
         in_view = drain(session.read(ids, compressions, [q.text for q in group]))
         for (cell, i), cache in zip(wanted, in_view.caches, strict=True):
             yield _record(session, cache, cell, start + i, group[i], answered[start + i])
-
-
-def sees(method: Method) -> bool:
-    """Whether a question in view changes what a method keeps."""
-    return bool(method.needs) and not method.needs.kinds
 
 
 def answer(session: Session, cache: KVCache, question: Question) -> Answered:
@@ -107,15 +102,14 @@ def _record(
     answer is the same and need not be generated. `kl` is the mean over its tokens of
     KL(full || cell) in nats.
     """
-    logits = session.engine.score(cache, full.prompt + full.ids[:-1])[len(full.prompt) - 1 :]
+    fed = full.prompt + full.ids[:-1]
+    logits = session.engine.score(cache, fed, len(full.ids) - 1)[len(full.prompt) - 1 :]
     if logits.argmax(-1).tolist() == full.ids:
         text = full.text
     else:
         text = session.dialogue.tokenizer.decode(generate(session, cache, full.prompt))
     p, q = full.logits.float().log_softmax(-1), logits.float().log_softmax(-1)
-    segments = list(cache.segments())
     config = session.engine.config
-    rows = sum(sum(segment.lengths) for segment in segments)
     return {
         "question": number,
         "kind": question.kind,
@@ -126,7 +120,7 @@ def _record(
         "expected": question.answer,
         "answer": text,
         "kl": float((p.exp() * (p - q)).sum(-1).mean()),
-        "kept": rows / (cache.frozen * config.num_kv_heads * config.num_layers),
-        "bytes": sum(segment.memory().total for segment in segments),
+        "kept": cache.kept / (cache.frozen * config.num_kv_heads * config.num_layers),
+        "bytes": sum(layer.kept_bytes for layer in cache.layers),
         "document_tokens": cache.frozen,
     }

@@ -10,9 +10,9 @@ from torch import Tensor
 class Rows:
     """Keys and values of one layer, ragged over KV heads; a view, never a copy.
 
-    KV head h owns the rows `start[h] : start[h] + length[h]` of `k, v [R, D]`. `spans` are the
-    same numbers on the host, so that nobody waits for the device to learn them. `bias [R]` (fp32)
-    is added to the scaled logit of its row.
+    KV head h owns the rows `start[h] : start[h] + length[h]` of `k, v [R, D]`, which have the same
+    distance from row to row, D or more. `spans` are the same numbers on the host, so that nobody
+    waits for the device to learn them. `bias [R]` (fp32) is added to the scaled logit of its row.
     """
 
     k: Tensor

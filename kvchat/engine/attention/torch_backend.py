@@ -69,10 +69,10 @@ class TorchBackend:
             return None
         if any(n != length for _, n in rows.spans):
             return None
-        dim = q.shape[-1]
-        shape, stride = (1, len(starts), length, dim), (0, step * dim, dim, 1)
-        k = rows.k.as_strided(shape, stride, rows.k.storage_offset() + starts[0] * dim)
-        v = rows.v.as_strided(shape, stride, rows.v.storage_offset() + starts[0] * dim)
+        dim, row = q.shape[-1], rows.k.stride(0)
+        shape, stride = (1, len(starts), length, dim), (0, step * row, row, 1)
+        k = rows.k.as_strided(shape, stride, rows.k.storage_offset() + starts[0] * row)
+        v = rows.v.as_strided(shape, stride, rows.v.storage_offset() + starts[0] * row)
         if _few(q):
             return _products(q, k[0], v[0], None, scale)
         o, lse = FUSED_CPU(q[None], k, v, 0.0, False, scale=scale)

@@ -5,6 +5,7 @@
 
 SEGMENTS = {
     "flat": "kvchat.engine.cache.segment:FlatSegment",
+    "pq": "kvchat.engine.cache.pq:PQSegment",
     "quantized": "kvchat.engine.cache.quantized:QuantizedSegment",
 }
 

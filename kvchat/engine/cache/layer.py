@@ -10,7 +10,7 @@ from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Segment
+from kvchat.engine.cache.segment import Segment, Sliding
 from kvchat.engine.cache.tail import Tail
 
 
@@ -83,17 +83,75 @@ class LayerCache:
         self.tail.drop(self.tail.length)
         self.tail.start = position
 
-    def replace(self, segment: Segment) -> None:
-        """Let `segment` stand for the document in place of what does: it covers as much."""
-        first, *later = self.segments
-        assert segment.span == first.span, f"{segment.span} in place of {first.span}"
-        self.segments = [segment, *later]
+    def adopt(self, segment: Segment, keys: Tensor, values: Tensor) -> None:
+        """Take a segment that was made elsewhere, in front of a tail that is still empty.
 
-    def adopt(self, segment: Segment) -> None:
-        """Take a segment that was made elsewhere, in front of a tail that is still empty."""
+        `keys, values [H, n, D]` are the rows after it, which begin the tail.
+        """
         assert self.tail.length == 0 and segment.span[0] == self.tail.start, segment.span
         self.segments.append(segment)
         self.tail.start = segment.span[1]
+        if keys.shape[1]:
+            self.tail.append(keys, values)
+
+    def replace(self, segment: Segment, keys: Tensor, values: Tensor) -> None:
+        """Let `segment`, and `keys, values [H, n, D]` after it, stand for the document.
+
+        They cover as much as the segment did that stands for it now.
+        """
+        first, *later = self.segments
+        end = segment.span[1] + keys.shape[1]
+        assert end == first.span[1] and not (later and keys.shape[1]), f"{end}, {first.span}"
+        self.segments = [segment, *later]
+        if keys.shape[1]:
+            self.tail.prepend(keys, values)
+
+    @property
+    def sliding(self) -> Sliding | None:
+        """The segment in front of the tail, if rows of the tail slide into it."""
+        last = self.segments[-1] if self.segments else None
+        return last if isinstance(last, Sliding) else None
+
+    @property
+    def frozen(self) -> int:
+        """Tokens that cannot be forgotten: those of segments, and the window of a sliding one."""
+        return self.tail.start if (front := self.sliding) is None else front.frozen
+
+    def kept(self, end: int) -> list[int]:
+        """Rows of each head that are kept of the tokens before `end`, where segments begin."""
+        heads = self.tail.k.shape[0]
+        if (front := self.sliding) is not None:  # nothing is lost, and the window is in the tail
+            return [front.frozen] * heads
+        before = [s.lengths for s in self.segments if s.span[0] < end]
+        return [sum(each) for each in zip(*before, strict=True)] if before else [0] * heads
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the tail's rows that are frozen: the window of a sliding segment."""
+        window = max(0, self.frozen - self.tail.start)
+        return window * (self.tail.k[:, :1].nbytes + self.tail.v[:, :1].nbytes)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the segments and of the window in front of which one of them slides."""
+        return sum(segment.memory().total for segment in self.segments) + self.window_bytes
+
+    def settle(self, position: int) -> None:
+        """Let rows leave the tail, or come back, as is due when `position` tokens were seen."""
+        if (front := self.sliding) is None:
+            return
+        rows = front.end(position) - self.tail.start
+        if rows > 0:
+            front.extend(self.tail.keys[:, :rows], self.tail.values[:, :rows])
+            self.tail.slide(rows)
+        elif rows < 0:
+            self.tail.prepend(*front.withdraw(self.tail.start + rows))
+
+    def truncate(self, position: int) -> None:
+        """Forget every token from `position` on."""
+        if position < self.tail.start + self.tail.length:
+            self.settle(position)
+            self.tail.truncate(position - self.tail.start)
 
     def memory(self) -> Memory:
         """Exact bytes of segments and tail."""
@@ -125,16 +183,43 @@ class KVCache:
 
     @property
     def frozen(self) -> int:
-        """Tokens covered by segments; `truncate` cannot go below."""
-        return self.layers[0].tail.start if self.layers else 0
+        """Tokens that cannot be forgotten: `truncate` cannot go below."""
+        return self.layers[0].frozen if self.layers else 0
+
+    @property
+    def kept(self) -> int:
+        """Rows that are kept of the frozen tokens, over all layers and heads."""
+        return sum(sum(layer.kept(self.frozen)) for layer in self.layers)
+
+    @property
+    def read(self) -> int:
+        """Rows of the frozen tokens that one token reads, over all layers and heads."""
+        fronts = [(layer, layer.sliding) for layer in self.layers]
+        return sum(
+            sum(layer.kept(self.frozen)) if front is None else front.read_rows * len(layer.tail.k)
+            for layer, front in fronts
+        )
+
+    @property
+    def captured(self) -> float | None:
+        """The share of attention that the rows which were read had, where that is known."""
+        found = [front.captured for layer in self.layers if (front := layer.sliding) is not None]
+        known = [share for share in found if share is not None]
+        return sum(known) / len(known) if known else None
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more as seen, when all layers have their rows."""
+        self.position += tokens
+        for layer in self.layers:
+            layer.settle(self.position)
 
     def truncate(self, position: int) -> None:
-        """Forget every token from `position` on. They must be in the tail."""
+        """Forget every token from `position` on. They must not be frozen."""
         assert self.frozen <= position <= self.position, (
             f"cannot truncate {self.position} tokens to {position}: {self.frozen} are frozen"
         )
         for layer in self.layers:
-            layer.tail.truncate(position - layer.tail.start)
+            layer.truncate(position)
         self.position = position
 
     def thaw(self, position: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,38 @@ class Segment(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything held, by name; `load` of the class is the inverse."""
+        ...
+
+
+@runtime_checkable
+class Sliding(Protocol):
+    """A segment in front of a window that stays in the tail: rows leave the window into it."""
+
+    @property
+    def frozen(self) -> int:
+        """Where the window ended when the segment was made: what is before is never given back."""
+        ...
+
+    @property
+    def read_rows(self) -> int:
+        """Rows per head that one query reads of the segment and the window."""
+        ...
+
+    @property
+    def captured(self) -> float | None:
+        """The mean share of attention that the rows which were read had, where that is known."""
+        ...
+
+    def end(self, position: int) -> int:
+        """Where the segment has to end when `position` tokens have been seen."""
+        ...
+
+    def extend(self, k: Tensor, v: Tensor) -> None:
+        """Take in the rows `k, v [H, n, D]` of the next n positions. Unchanged if it fails."""
+        ...
+
+    def withdraw(self, end: int) -> tuple[Tensor, Tensor]:
+        """Forget the rows from position `end` on and return them, `[H, n, D]` each."""
         ...
 
 

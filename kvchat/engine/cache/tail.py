@@ -9,14 +9,15 @@ from kvchat.engine.cache.memory import Memory
 
 
 class Tail:
-    """Keys and values `[H, capacity, D]` of which the first `length` rows are live.
+    """Keys and values `[H, capacity, D]` of which `length` rows, one after the other, are live.
 
-    `start` is the position of row 0, so row i belongs to token `start + i`.
+    `start` is the position of the first of them, so live row i belongs to token `start + i`.
     """
 
     def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device):
         self.start = 0
         self.length = 0
+        self._offset = 0  # of the first live row
         empty = torch.empty(heads, 0, dim, dtype=dtype, device=device)
         self._lengths = torch.zeros(heads, dtype=torch.int32, device=device)  # `length`, H times
         self._hold(empty, empty.clone())
@@ -29,12 +30,12 @@ class Tail:
     @property
     def keys(self) -> Tensor:
         """Live keys `[H, length, D]`, a view."""
-        return self.k[:, : self.length]
+        return self.k[:, self._offset : self._offset + self.length]
 
     @property
     def values(self) -> Tensor:
         """Live values `[H, length, D]`, a view."""
-        return self.v[:, : self.length]
+        return self.v[:, self._offset : self._offset + self.length]
 
     @property
     def rows(self) -> Rows:
@@ -51,12 +52,13 @@ class Tail:
 
         A full tail grows by `max(256, length / 4)` rows, so copies are amortised.
         """
-        end = self.length + k.shape[1]
-        if end > self.capacity:
-            self._resize(end + max(256, end // 4))
-        self.k[:, self.length : end] = k
-        self.v[:, self.length : end] = v
-        self._set_length(end)
+        length = self.length + k.shape[1]
+        if self._offset + length > self.capacity:
+            self._resize(length + max(256, length // 4))
+        end = self._offset + length
+        self.k[:, end - k.shape[1] : end] = k
+        self.v[:, end - k.shape[1] : end] = v
+        self._set_length(length)
 
     def truncate(self, length: int) -> None:
         """Forget the newest rows beyond `length`; nothing is copied."""
@@ -66,9 +68,25 @@ class Tail:
     def drop(self, rows: int) -> None:
         """Give up the oldest `rows` rows and their memory; the rest moves to a store of its own."""
         assert 0 <= rows <= self.length, f"cannot drop {rows} of {self.length} rows"
-        self._hold(self.k[:, rows : self.length].clone(), self.v[:, rows : self.length].clone())
+        self._hold(self.keys[:, rows:].clone(), self.values[:, rows:].clone())
         self.start += rows
         self._set_length(self.length - rows)
+
+    def slide(self, rows: int) -> None:
+        """Give up the oldest `rows` rows; nothing is copied, and the store keeps its size."""
+        assert 0 <= rows <= self.length, f"cannot slide over {rows} of {self.length} rows"
+        self._offset += rows
+        self._first = self._starts()
+        self.start += rows
+        self._set_length(self.length - rows)
+
+    def prepend(self, k: Tensor, v: Tensor) -> None:
+        """Put `k, v [H, n, D]` before the live rows: the opposite of `slide`."""
+        length = self.length
+        keys, values = torch.cat((k, self.keys), dim=1), torch.cat((v, self.values), dim=1)
+        self._hold(keys, values)
+        self.start -= k.shape[1]
+        self._set_length(length + k.shape[1])
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """Causal attention of `q [T, H*G, D]`, the queries of the newest T rows.
@@ -105,7 +123,7 @@ class Tail:
             v=self.v.view(-1, dim),
             start=self._first,
             length=self._lengths if whole else torch.full_like(self._lengths, length),
-            spans=tuple((head * capacity, length) for head in range(heads)),
+            spans=tuple((head * capacity + self._offset, length) for head in range(heads)),
         )
 
     @torch.inference_mode()  # the store may have been made in it, and then only it may write
@@ -114,10 +132,14 @@ class Tail:
         self._lengths.fill_(length)
 
     def _hold(self, k: Tensor, v: Tensor) -> None:
-        heads, capacity, _ = k.shape
-        self.k, self.v = k, v
-        # [H]: where each head's rows begin in the store seen as [H * capacity, D]
-        self._first = torch.arange(heads, dtype=torch.int32, device=k.device) * capacity
+        self.k, self.v, self._offset = k, v, 0
+        self._first = self._starts()
+
+    def _starts(self) -> Tensor:
+        """Where each head's rows begin in the store seen as `[H * capacity, D]`, `[H]` int32."""
+        heads, capacity, _ = self.k.shape
+        heads_first = torch.arange(heads, dtype=torch.int32, device=self.k.device) * capacity
+        return heads_first + self._offset
 
     def _resize(self, capacity: int) -> None:
         heads, _, dim = self.k.shape

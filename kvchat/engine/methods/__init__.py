@@ -22,6 +22,7 @@ class Entry(NamedTuple):
 
     `told`: how often the document is told to the model again while it is read. `pools`: its layers
     share one budget.
+    `retrieves`: every row is kept, and the budget is what a written token reads of them.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Entry(NamedTuple):
     cost: str = FREE
     told: float = 0.0
     pools: bool = False
+    retrieves: bool = False
 
 
 METHODS = {
@@ -158,6 +160,15 @@ METHODS = {
         told=ASKED,
         pools=True,
     ),
+    "pqcache": Entry(
+        "kvchat.engine.methods.pqcache:PQCache",
+        "keeps every row; each written token reads those it needs",
+        "arXiv 2407.12820",
+        NOTHING,
+        "K-means of the keys; no memory is saved, the budget is what is read",
+        retrieves=True,
+    ),
 }
 
-DEFAULT = "adakv"
+DEFAULT = "kvzip"  # the question is not known yet (docs/results.md)
+BY_QUESTION = "adakv"  # where questions choose

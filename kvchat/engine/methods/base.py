@@ -53,6 +53,11 @@ class Needs:
         return self != Needs()
 
     @property
+    def sees(self) -> bool:
+        """Whether a question in view makes a difference."""
+        return bool(self.queries or self.column_mass or self.future)
+
+    @property
     def kinds(self) -> frozenset[Kind]:
         """What is to be told to the model again."""
         kinds = frozenset((what, chunk) for what, chunk, _ in self.tellings)
@@ -189,6 +194,28 @@ class Method(Protocol):
 
     def compress(self, prefilled: Prefilled) -> Segment:
         """The segment that stands for the layer's rows from now on."""
+        ...
+
+
+@runtime_checkable
+class Retrieves(Protocol):
+    """A method that keeps every row, where each written token chooses what it reads.
+
+    Its budget is what one token reads; `rows` are what is kept, all of them.
+    """
+
+    @property
+    def exact_for_multi_token(self) -> bool:
+        """Whether several tokens at once read every row: then they differ from one by one."""
+        ...
+
+    @property
+    def code(self) -> tuple[int, int]:
+        """Parts of a key's code, and bits of a part."""
+        ...
+
+    def reads(self, geometry: Geometry) -> list[int]:
+        """Rows of each layer that a written token reads, over all its heads."""
         ...
 
 

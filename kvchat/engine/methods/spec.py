@@ -11,7 +11,7 @@ from typing import Any
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.quantized import BITS, Quantized
 from kvchat.engine.methods.refit import PARTS, Refit
 from kvchat.engine.methods.stage import Stage, plain, stages
@@ -19,6 +19,7 @@ from kvchat.errors import KvchatError
 
 # Options of every method: how what it keeps is stored. The values first that leave it as it is.
 STAGES = {"refit": ("no", *PARTS), "bits": ("16", *map(str, BITS))}
+PLAIN = {option: choices[0] for option, choices in STAGES.items()}
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -59,7 +60,7 @@ def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] =
     values: dict[str, Any] = _preset(name, head.partition("@")[2].strip())
     if budget is not None and "budget" in known:
         values["budget"] = budget
-    stored = {option: choices[0] for option, choices in STAGES.items()}
+    stored = dict(PLAIN)
     for pair in [*extra, *filter(None, (part.strip() for part in inline.split(",")))]:
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals:
@@ -97,6 +98,11 @@ def bits_of(method: Method) -> int | None:
     return next((stage.bits for stage in stages(method) if isinstance(stage, Quantized)), None)
 
 
+def code_of(method: Method) -> tuple[int, int] | None:
+    """Parts and bits of a key's code, for a method that keeps every row and codes it."""
+    return method.code if isinstance(method, Retrieves) else None
+
+
 def with_budget(method: Method, budget: Budget) -> Method:
     """The same method with another budget."""
     if isinstance(method, Stage):
@@ -120,6 +126,15 @@ def name_of(method: Method) -> str:
 
 def _staged(method: Method, stored: dict[str, str]) -> Method:
     """The method, with what it keeps stored in this way."""
+    changed = [f"{option}={stored[option]}" for option in STAGES if stored[option] != PLAIN[option]]
+    if changed and isinstance(method, Retrieves):
+        name = name_of(method)
+        raise KvchatError(
+            "usage",
+            f"{name} keeps every row as the model has it, so it takes no {' and '.join(changed)}",
+            f"--method {name}",
+            f"--method adakv:{','.join(changed)}",
+        )
     if stored["refit"] in PARTS:
         method = Refit(method, stored["refit"])
     return Quantized(method, int(stored["bits"])) if stored["bits"] != "16" else method

@@ -1,0 +1,121 @@
+"""The inverted list of a small code book: which rows share a joint code, and selection by it.
+
+All rows of a cell score alike, so cells are ranked in place of rows. Knows codes and tables, no
+keys.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FIRST = 256  # cells that are ranked before all are: the best rows are in few
+EMPTY = float("-inf")
+PENDING = 1024  # rows that wait outside of the list for the next sorting
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Coded rows of each KV head by cell, where `cell = (c_0 * C + c_1) * C + ...`.
+
+    `offset [H, C^m + 1]` and `order [H, N]` (int32): the rows `order[h, offset[h, c] : offset[h,
+    c+1]]` of head h are in cell c, ascending. `pending [H, P]` (int32) are the cells of the rows
+    from N on. `count [H, C^m]` (fp32) are all rows of each cell.
+    """
+
+    offset: Tensor
+    order: Tensor
+    pending: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, codes: Tensor, centroids: int) -> "Cells":
+        """The list of `codes [H, N, m]` with C `centroids` per sub-space."""
+        cell = joint(codes, centroids)
+        size = centroids ** codes.shape[2]
+        count = torch.stack([torch.bincount(row, minlength=size) for row in cell])
+        offset = torch.nn.functional.pad(count.cumsum(dim=1), (1, 0))
+        order = torch.sort(cell, dim=1, stable=True).indices
+        return cls(offset.int(), order.int(), cell[:, :0].int(), count.float())
+
+    def extended(self, codes: Tensor, new: int, centroids: int) -> "Cells":
+        """With the last `new` rows of `codes [H, N, m]`, which are all rows."""
+        if self.pending.shape[1] + new > PENDING:
+            return Cells.of(codes, centroids)
+        cell = joint(codes[:, -new:], centroids)
+        one = torch.ones(cell.shape, device=cell.device)
+        count = self.count.scatter_add(1, cell, one)
+        pending = torch.cat((self.pending, cell.int()), dim=1)
+        return Cells(self.offset, self.order, pending, count)
+
+    def worth(self, table: Tensor, aggregate: str) -> Tensor:
+        """What a row of each cell is worth, `[H, C^m]`: `ops.pq_worth` of its rows' scores.
+
+        `table [H, G, m, C]` as in `ops.pq_table`.
+        """
+        heads, group = table.shape[:2]
+        logits = table[:, :, 0]
+        for part in table.unbind(dim=2)[1:]:
+            logits = (logits[..., None] + part[:, :, None]).view(heads, group, -1)
+        if aggregate == "logit_sum":
+            return logits.sum(dim=1)
+        logits = logits + torch.where(self.count == 0, EMPTY, 0.0)[:, None]
+        share = (logits - logits.amax(dim=-1, keepdim=True)).exp_()  # [H, G, cells]
+        total = share @ self.count[:, :, None]  # [H, G, 1]
+        if aggregate == "softmax_sum":
+            return (1 / total).transpose(1, 2).matmul(share)[:, 0]
+        return (share / total).amax(dim=1)
+
+    def select(self, worth: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """`ops.pq_select` over the rows: the `count` best of every head, `[H, count]` int32.
+
+        Whole cells from the best one on; the last places go to the lowest rows of the cell, or of
+        the cells of equal worth, at the boundary. Also what the chosen rows are worth, `[H]`.
+        """
+        heads, rows = self.order.shape
+        present = worth.masked_fill(self.count == 0, EMPTY)
+        value, cell = torch.topk(present, min(FIRST, present.shape[1]), dim=1)
+        ranked = self.count.gather(1, cell).cumsum(dim=1)
+        if bool((ranked[:, -1] < count).any()):  # the best cells are small ones
+            value, cell = torch.sort(present, dim=1, descending=True)
+            ranked = self.count.gather(1, cell).cumsum(dim=1)
+        last = (ranked < count).sum(dim=1, keepdim=True)  # where the boundary lies
+        bound = value.gather(1, last)  # [H, 1]
+        sure, edge = worth > bound, (worth == bound) & (self.count > 0)
+        inside = self.count * sure
+        missing = count - inside.sum(dim=1)  # [H]
+        gained = (inside * worth).sum(dim=1) + missing * bound[:, 0]
+        total = rows + self.pending.shape[1]
+        edges = torch.sort(self._members(edge, total)).values
+        head = edges // total
+        first = torch.searchsorted(head, torch.arange(heads, device=head.device))
+        rank = torch.arange(len(edges), device=head.device) - first[head]
+        chosen = torch.cat((self._members(sure, total), edges[rank < missing[head]]))
+        chosen = torch.sort(chosen).values.view(heads, count)
+        chosen -= torch.arange(heads, device=chosen.device)[:, None] * total
+        return chosen, gained
+
+    def _members(self, cells: Tensor, total: int) -> Tensor:
+        """Rows in `cells [H, C^m]` (bool) as `head * total + row`, in no order."""
+        rows = self.order.shape[1]
+        head, at = cells.nonzero(as_tuple=True)
+        begin, end = self.offset[head, at], self.offset[head, at + 1]
+        size = end - begin
+        before = size.cumsum(dim=0, dtype=torch.int32) - size
+        # one row of the list after the other: [R]
+        start, base = (head * rows + begin - before), head * total
+        start, base = (each.int().repeat_interleave(size) for each in (start, base))
+        index = start + torch.arange(len(start), dtype=torch.int32, device=start.device)
+        found = self.order.flatten().index_select(0, index) + base
+        if total == rows:
+            return found
+        head, at = cells.gather(1, self.pending.long()).nonzero(as_tuple=True)
+        return torch.cat((found, (head * total + rows + at).int()))
+
+
+def joint(codes: Tensor, centroids: int) -> Tensor:
+    """Cells `[H, N]` (int64) of `codes [H, N, m]`."""
+    cell = codes[..., 0].long()
+    for code in codes.unbind(dim=2)[1:]:
+        cell = cell * centroids + code
+    return cell

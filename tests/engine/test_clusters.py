@@ -1,0 +1,52 @@
+"""K-means of keys: by hand, its invariants, and faiss as a second opinion."""
+
+import pytest
+import torch
+
+from kvchat.engine import ops
+from kvchat.engine.methods.clusters import Training, means, squared_error, train
+
+
+def test_k_means_by_hand():
+    rows = torch.tensor([[[0.0, 0], [0, 1], [4, 0], [4, 1]]])
+    for first, wanted, error in (
+        ([0, 2], [[0, 0.5], [4, 0.5]], 1.0),
+        ([0, 1], [[2, 0], [2, 1]], 16.0),  # a local minimum
+    ):
+        centroids = rows[:, None, first]
+        for _ in range(3):
+            codes = ops.pq_assign(rows, centroids)
+            centroids = means(rows[:, None], codes, centroids)
+        assert centroids[0, 0].tolist() == wanted
+        assert 4 * squared_error(rows, codes, centroids) == error
+
+
+def test_k_means_descends_and_repeats_itself():
+    """O9; a cluster that nobody is in keeps its centroid."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(3, 900, 16, generator=generator).cumsum(dim=1) / 10
+    errors = []
+    for iters in (0, 1, 2, 4, 8):
+        centroids = train(keys, Training(2, 32, iters, 4321))
+        errors.append(squared_error(keys, ops.pq_assign(keys, centroids), centroids))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.9 * errors[0]
+    assert torch.equal(train(keys, Training(2, 32, 8, 4321)), centroids)
+    assert not torch.equal(train(keys, Training(2, 32, 8, 1)), centroids)
+    far = torch.full((3, 1, 1, 16), 1e3)
+    book = torch.cat((keys[:, None, :4], far), dim=2)
+    codes = ops.pq_assign(keys, book)
+    assert torch.equal(means(keys[:, None], codes, book)[:, :, 4], far[:, :, 0])
+
+
+def test_clusters_are_as_good_as_those_of_faiss():
+    faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed (a dev extra)")
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(32, 32, generator=generator)
+    keys = torch.randn(1, 3000, 32, generator=generator) @ mix
+    theirs = faiss.ProductQuantizer(32, 2, 6)
+    theirs.cp.niter = 10
+    theirs.train(keys[0].numpy())
+    decoded = torch.from_numpy(theirs.decode(theirs.compute_codes(keys[0].numpy())))
+    want = float((keys[0] - decoded).square().sum(dim=1).mean())
+    centroids = train(keys, Training(2, 64, 10, 4321))
+    assert squared_error(keys, ops.pq_assign(keys, centroids), centroids) < 1.02 * want

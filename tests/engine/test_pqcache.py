@@ -1,0 +1,179 @@
+"""PQCache in a model: its shares of a budget, what it makes of a document, undo."""
+
+import pytest
+import torch
+from closeness import assert_close, relative_rms
+
+from engine.scenes import random_scene
+from engine.tiny import load_engine, random_ids, read
+from kvchat.engine import ops
+from kvchat.engine.archiving import InMemory
+from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.cache.pq import PQSegment
+from kvchat.engine.events import drain
+from kvchat.engine.methods.pqcache import PQCache
+from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.prefill import Compression
+from kvchat.engine.selection import can_choose
+from kvchat.errors import KvchatError
+
+SPEC = "pqcache:dense_below=0,code_bits=4,sinks=3,block=8"  # codes short documents too
+
+
+@pytest.mark.parametrize(
+    "tokens, share, each",
+    [(32768, 0.2, 3273), (32768, 0.1, 1636), (131072, 0.2, 13104), (131072, 0.1, 6552)],
+)
+def test_the_paper_s_shares(tokens, share, each):
+    geometry = Geometry(tokens, heads=8, layers=32, dim=128, itemsize=2)
+    reads = parse_method("pqcache@paper", Budget(fraction=share)).shares(geometry)
+    assert (reads.window, reads.count, reads.sinks, reads.block) == (each, each, 32, 1)
+
+
+def test_what_is_read_is_the_budget():
+    for budget in ("10%", "500", "40MiB"):
+        for tokens in (5000, 12000, 30000):
+            geometry = Geometry(tokens, heads=2, layers=4, dim=16, itemsize=4)
+            method = parse_method("pqcache", Budget.parse(budget))
+            wanted = method.budget.rows(geometry) // 2 * 2
+            assert method.rows(geometry) == [2 * tokens] * 4
+            assert method.reads(geometry) == [wanted] * 4
+    quality = parse_method("pqcache@quality", Budget(fraction=0.1))
+    assert quality.reads(geometry) == [60000, 60000, 6000, 6000]
+    short = Geometry(1000, heads=2, layers=2, dim=16, itemsize=4)
+    assert parse_method("pqcache").reads(short) == [2000, 2000], "too little to choose from"
+
+
+def test_options_that_cannot_be():
+    geometry = Geometry(5000, heads=2, layers=2, dim=20, itemsize=4)
+    for spec, text in (
+        ("pqcache:code_bits=9", "above 8"),
+        ("pqcache:aggregate=mean", "unknown"),
+        ("pqcache:home=disk", "unknown"),
+        ("pqcache:bits=4", "keeps every row as the model has it"),
+        ("pqcache:m=8", "m=8 parts of a head of 20"),
+    ):
+        with pytest.raises(KvchatError, match=text):
+            parse_method(spec).rows(geometry)
+
+
+def test_documents_are_coded_layer_by_layer(engine):
+    """The method makes what the oracles above are about."""
+    ids = random_ids(400)
+    method = parse_method(SPEC, Budget(fraction=0.25))
+    cache, _ = read(engine, ids, method)
+    reads = method.shares(Geometry(400, 2, 2, 16, 4))
+    assert (reads.sinks, reads.window, reads.count) == (3, 48, 49)
+    for layer in cache.layers:
+        (segment,) = layer.segments
+        assert isinstance(segment, PQSegment) and segment.reads == reads
+        assert (segment.span, layer.tail.start, layer.tail.length) == ((0, 352), 352, 48)
+        assert torch.equal(
+            segment.codes, ops.pq_assign(segment.pool[:, 3:, :16], segment.centroids)
+        )
+    assert (cache.frozen, cache.kept) == (400, 2 * 2 * 400)
+
+
+def test_codes_find_more_attention_than_chance_or_the_newest_rows():
+    """O12 on made-up heads: mass of PQ's choice against random rows and against the last rows."""
+    scene = random_scene(4, 2, 3000, 1, dim=32)
+    method = PQCache(Budget(fraction=0.1), sinks=0, recent=0.0)
+    segment = method.compress(scene)
+    q = scene.queries[0]
+    logits = torch.einsum("hgd,hnd->hgn", q.view(4, 2, 32), scene.keys) * scene.scale
+    weight = torch.softmax(logits, dim=-1).sum(dim=1) / 2
+    mass = weight.gather(1, segment.choose(q, scene.scale).long()).sum(dim=1)
+    best = weight.topk(300, dim=1).values.sum(dim=1)
+    assert bool((mass >= weight[:, -300:].sum(dim=1)).all())
+    assert float(mass.mean()) > 3 * 0.1 and bool((mass <= best + 1e-6).all())
+    assert segment.captured == pytest.approx(float(mass.mean()), abs=0.1)
+
+
+def test_undo_and_single_tokens_restore_every_answer(engine):
+    """Tokens one by one, rows over the window's edge, and back: the same logits, bit for bit."""
+    ids = random_ids(460, seed=3)
+    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
+
+    def answer(count):
+        return torch.stack([drain(engine.extend(cache, [i])) for i in ids[400 : 400 + count]])
+
+    want = answer(60)
+    assert cache.layers[0].tail.start > 352
+    for position in (400, 417):
+        cache.truncate(position)
+        got = [drain(engine.extend(cache, [i])) for i in ids[position:460]]
+        assert_close("logits", torch.stack(got), want[position - 400 :], 1e-6)
+    cache.truncate(400)
+    full, _ = read(engine, ids[:400])
+    pair = [drain(engine.extend(c, ids[400:])) for c in (cache, full)]
+    assert_close("several tokens read every row", *pair, 1e-6)
+    assert relative_rms(want[-1], pair[1]) > 1e-4, "one by one they did not"
+    cache.truncate(400)
+    assert_close("scores", engine.score(cache, ids[400:], 59)[1:], want[1:], 1e-6)
+    assert cache.position == 400
+
+
+def test_a_question_reads_every_row_whatever_the_chunk(checkpoint):
+    """Also where its last chunk would be a single token."""
+    engine, ids = load_engine(checkpoint(), chunk=20), random_ids(441, seed=3)
+    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
+    full, _ = read(engine, ids[:400])
+    got, want = (drain(engine.extend(c, ids[400:])) for c in (cache, full))
+    assert_close("logits", got, want, 5e-6)  # chunks of other sizes sum in another order
+
+
+def test_memory_that_runs_out_while_rows_are_coded_loses_none(engine, monkeypatch):
+    ids = random_ids(460, seed=3)
+    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
+    want = torch.stack([drain(engine.extend(cache, [i])) for i in ids[400:420]])
+    cache.truncate(400)
+    assign, calls = ops.pq_assign, iter([True])
+
+    def failing(*given):
+        if next(calls, False):  # the first layer's rows are coded, the second's are not
+            return assign(*given)
+        raise MemoryError
+
+    monkeypatch.setattr(ops, "pq_assign", failing)
+    with pytest.raises(MemoryError):
+        for token in ids[400:420]:
+            drain(engine.extend(cache, [token]))
+    monkeypatch.undo()
+    assert [layer.tail.start for layer in cache.layers] == [360, 352]
+    cache.truncate(403)
+    got = torch.stack([drain(engine.extend(cache, [i])) for i in ids[403:420]])
+    assert_close("logits", got, want[3:], 1e-6)
+
+
+def test_codes_can_be_made_of_an_archive_too(engine):
+    """Chosen in a conversation they equal those of a reading; turns slide on behind them."""
+    ids, method = random_ids(420, seed=3), parse_method(SPEC, Budget(fraction=0.25))
+    adakv = parse_method("adakv:window=8")
+    with InMemory() as archiving:
+        reading = engine.prefill(ids[:400], [Compression(adakv)], archiving=archiving)
+        cache = drain(reading).caches[0]
+    drain(engine.extend(cache, ids[400:]))
+    assert can_choose(cache, method)
+    engine.choose(cache, method)
+    assert not can_choose(cache, adakv), "turns have slid into the document: it is read again"
+    assert all(layer.segments[0].span == (0, 368) for layer in cache.layers)
+    cache.truncate(400)
+    want, _ = read(engine, ids[:400], method)
+    for mine, other in zip(cache.layers, want.layers, strict=True):
+        assert torch.equal(mine.segments[0].codes, other.segments[0].codes)
+        assert torch.equal(mine.segments[0].pool, other.segments[0].pool)
+        assert torch.equal(mine.tail.keys, other.tail.keys)
+    single = [drain(engine.extend(c, ids[400:401])) for c in (cache, want)]
+    assert_close("logits", *single, 1e-6)
+
+
+def test_an_interrupted_extension_leaves_the_window_as_it_was(engine):
+    ids = random_ids(460, seed=3)
+    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
+    want = drain(engine.extend(cache, ids[400:401]))
+    cache.truncate(400)
+    reading = engine.extend(cache, ids[400:])
+    next(reading)
+    reading.close()
+    assert cache.position == 400
+    assert_close("logits", drain(engine.extend(cache, ids[400:401])), want, 1e-6)
