@@ -1,6 +1,7 @@
 """Fixtures that many tests share: tiny models and tokenizers, built once per run. No downloads."""
 
 import os
+import signal
 from pathlib import Path
 
 # Triton looks when it is imported: kernels are interpreted, unless the run is for a card.
@@ -14,6 +15,9 @@ from engine import texts, tiny
 torch.set_num_threads(1)
 # A document that one test has read must be read by the next one too; `on` is asked for by name.
 os.environ["KVCHAT_KV_CACHE"] = "off"
+# A run in the background of a shell ignores Ctrl-C, and so would every program that it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def test_json_is_one_object_per_question(story):
         report = json.loads(line)
         assert report["schema"] == 1 and report["model"] == "demo"
         assert report["usage"]["completion_tokens"] <= 5
-        assert report["kv"]["method"] == "adakv" and report["kv"]["budget"] == "25%"
+        assert report["kv"]["method"] == "kvzip" and report["kv"]["budget"] == "25%"
         assert report["kv"]["kept_fraction"] == pytest.approx(0.25, abs=0.02)
         assert report["memory"]["weights"] == "int8" and report["truncated"] is None
         assert 1.1e6 < report["memory"]["weights_bytes"] < 1.2e6
@@ -262,8 +262,8 @@ def test_bits_and_budgets_reach_the_cache(story):
     "arguments, said",
     [
         (["--kv-bits", "3"], b"bits=3"),
-        (["--budget", "20"], b"leaves 20 per head"),
-        (["--tail-budget", "40"], b"--tail-budget 74"),
+        (["--method", "adakv", "--budget", "20"], b"leaves 20 per head"),
+        (["--method", "adakv", "--tail-budget", "40"], b"--tail-budget 74"),
         (["--method", "full", "--tail-budget", "100"], b"full keeps every row"),
         (["--method", "kvmerger:mode=eps", "--budget", "30%"], b"finds its own size"),
         (["--method", "h2o:recent=2"], b"recent=2"),

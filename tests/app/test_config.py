@@ -22,8 +22,8 @@ path = "{DEMO}"
 ctx_size = 4096
 budget = "10%"
 
-[methods.adakv]
-window = 16
+[methods.kvzip]
+chunk = 64
 
 [ui]
 stats = "long"
@@ -113,7 +113,7 @@ def test_the_program_obeys_and_shows(path, tmp_path):
     assert "50%" not in text and "10%" in text and "[models.tiny]" in text
     done = kvchat("-p", "Who?", "-n", "2", "--json", "--temp", "0", stdin=b"The mill.", **place)
     assert done.returncode == 0, done.stderr
-    assert b'"budget": "10%"' in done.stdout and b'"window": 16' in done.stdout
+    assert b'"budget": "10%"' in done.stdout and b'"chunk": 64' in done.stdout
     assert b'"model": "tiny"' in done.stdout
     path.write_text("[defaults]\nbuget = '1%'")
     done = kvchat("-p", "x", **place)

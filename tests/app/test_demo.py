@@ -18,7 +18,9 @@ def test_demo_reads_answers_and_marks():
     assert done.returncode == 0, done.stderr
     assert len(questions) >= 12
     scores = re.findall(rf"(\d+) of {len(questions)} right", out)
-    assert len(scores) == 3 and int(scores[0]) >= 10
+    full, kvzip, blind, in_view = map(int, scores)
+    assert full >= 10
+    assert min(kvzip, in_view) > blind
     assert b"freed" in done.stderr
 
 
