@@ -15,7 +15,7 @@ from kvchat.engine.methods.spec import (
     presets,
 )
 from kvchat.engine.methods.stage import pools
-from kvchat.engine.sizes import ASKED
+from kvchat.engine.sizes import ASKED, REPLAY
 
 TOLD = {REPEAT: 1.0, ASK: ASKED}
 
@@ -55,8 +55,11 @@ def details(name: str) -> Iterator[str]:
 
 def cost_of(method: Method) -> Cost:
     """What a method costs beside its budget."""
-    told = sum(TOLD[what] for what, _ in method.needs.kinds)
-    return Cost(bits_of(method), told, pools(method), method.needs.evidence > 0, code_of(method))
+    kinds = method.needs.kinds
+    told = sum(TOLD[what] for what, _ in kinds)
+    step = max((REPLAY if what == ASK else chunk for what, chunk in kinds), default=0)
+    fitted, code = method.needs.evidence > 0, code_of(method)
+    return Cost(bits_of(method), told, step, pools(method), fitted, code)
 
 
 def _entry(name: str) -> Iterator[str]:

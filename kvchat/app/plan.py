@@ -12,7 +12,6 @@ from kvchat.engine.sizes import (
     EVIDENCE,
     MASS_VALUES,
     PER_CENTROID,
-    REPLAY,
     code_bytes,
     reserve_of,
 )
@@ -32,13 +31,14 @@ class Cost:
     """What a method costs beside its budget.
 
     Kept rows are stored in `bits` bits, or as they are. The document is told `told` times again
-    while it is read; then its layers compete, if they `pool` their budget, and what is kept is
-    `fitted` to queries. With a `code` of so many parts and bits every row is kept, and the budget
-    is what is read.
+    while it is read, `step` tokens in one go; then its layers compete, if they `pool` their budget,
+    and what is kept is `fitted` to queries. With a `code` of so many parts and bits every row is
+    kept, and the budget is what is read.
     """
 
     bits: int | None = None
     told: float = 0.0
+    step: int = 0
     pool: bool = False
     fitted: bool = False
     code: tuple[int, int] | None = None
@@ -101,7 +101,7 @@ def make_plan(
     beside = 4 if cost.fitted else 0  # a bias
     geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits, beside=beside)
     layers, rows = config.num_layers, budget.rows(geometry) if tokens else 0
-    step = min(max(chunk, REPLAY) if cost.told else chunk, max(tokens, 1))
+    step = min(max(chunk, cost.step), max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
     kept, hidden = round(rows * geometry.row_bytes) * layers, config.hidden_size * itemsize
@@ -126,7 +126,7 @@ def make_plan(
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
         tail=per_token * max(limit - tokens, 0),
         base=CONTEXT if cuda else PROCESS,
-        replays=round(cost.told * (tokens + REPLAY)) * hidden
+        replays=round(cost.told * (tokens + cost.step)) * hidden
         + (pooled if cost.pool else 0)
         + (evidence if cost.fitted else 0),
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),

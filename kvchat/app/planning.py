@@ -18,7 +18,7 @@ from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.bits import computes_in, require_shapes, weights_bytes
 from kvchat.engine.model.config import ModelConfig, read_json
-from kvchat.engine.sizes import ASKED, CHUNKS, CODES, DTYPES, ITEM_BYTES, reserve_of
+from kvchat.engine.sizes import ASKED, CHUNK, CHUNKS, CODES, DTYPES, ITEM_BYTES, REPLAY, reserve_of
 from kvchat.errors import KvchatError
 
 SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
@@ -64,7 +64,7 @@ class Frame:
             self.limit,
             self.chunk,
             self.cuda,
-            cost_of(spec),
+            cost_of_spec(spec),
             self.weights,
         )
 
@@ -84,7 +84,7 @@ def run(wanted: Wanted) -> int:
                 frame.chunk,
                 room,
                 frame.cuda,
-                cost_of(spec),
+                cost_of_spec(spec),
                 frame.weights,
             )
             for spec, budget in budgets.items()
@@ -158,7 +158,7 @@ def budget_of(spec: str, given: str | None) -> Budget:
     return Budget.parse(text) if text else DEFAULT_BUDGET
 
 
-def cost_of(spec: str) -> Cost:
+def cost_of_spec(spec: str) -> Cost:
     """What a method costs beside its budget, read from its spec. Raises KvchatError."""
     entry = METHODS[spec.partition(":")[0].partition("@")[0]]
     asks = re.search(r"[:,]\s*tell\s*=\s*ask\b", spec)
@@ -166,8 +166,10 @@ def cost_of(spec: str) -> Cost:
     told = ASKED if asks else entry.told
     if fitted and told != ASKED:
         told += ASKED
+    chunk = re.search(r"[:,]\s*chunk\s*=\s*(\d+)", spec)
+    step = REPLAY if told >= ASKED else int(chunk[1]) if chunk else CHUNK
     code = code_of(spec) if entry.retrieves else None
-    return Cost(bits_of(spec), told, entry.pools, fitted, code)
+    return Cost(bits_of(spec), told, step if told else 0, entry.pools, fitted, code)
 
 
 def code_of(spec: str) -> tuple[int, int]:

@@ -7,7 +7,8 @@ MASS_VALUES = 2**22
 # On a CPU large products are no faster beyond a few hundred rows.
 CHUNKS = {"cpu": 512, "cuda": 2048}
 
-REPLAY = 2048  # tokens of the document that one replay repeats, in one go
+REPLAY = 2048  # tokens of a replay of many short texts, in one go
+CHUNK = 512  # tokens of the document that one replay repeats
 ASKED = 2.0  # tokens of a document's sentences as questions, at most about, for each of its own
 LADDER = (0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625)  # budgets that a promise chooses from
 EVIDENCE = 1024  # queries of a layer that rows are fitted to

@@ -16,8 +16,9 @@ from app.scene import Scene
 from app.test_text import LLAMA_8B
 from kvchat.app import machine
 from kvchat.app.memory import breakdown, lines
+from kvchat.app.methods import cost_of
 from kvchat.app.plan import PROCESS, Cost, longest, make_plan
-from kvchat.app.planning import cost_of
+from kvchat.app.planning import cost_of_spec
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
@@ -106,7 +107,7 @@ def test_a_plan_tells_what_is_kept_from_what_is_read(checkpoint, spec):
     engine, tokens = load_engine(checkpoint(max_position_embeddings=2048)), 1400
     method = parse_method(spec)
     cache, _ = read(engine, random_ids(tokens), method)
-    plan = make_plan(engine.config, 4, tokens, method.budget, 2048, 512, cost=cost_of(spec))
+    plan = make_plan(engine.config, 4, tokens, method.budget, 2048, 512, cost=cost_of_spec(spec))
     held = storage_bytes(t for s in cache.segments() for t in s.tensors().values())
     held += sum(layer.window_bytes for layer in cache.layers)
     assert plan.kv_kept == pytest.approx(held, rel=0.02)
@@ -146,7 +147,7 @@ print(machine.peak(cpu) - baseline)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
-@pytest.mark.parametrize("spec", ["full", "adakv:budget=25%"])
+@pytest.mark.parametrize("spec", ["full", "adakv:budget=25%", "kvzip:budget=25%"])
 def test_planned_peak_is_within_ten_percent_of_what_is_measured(tmp_path, spec):
     """Over 1 GiB: wide hidden states and many KV heads, so that a short reading weighs much."""
     raw = {
@@ -172,8 +173,8 @@ def test_planned_peak_is_within_ten_percent_of_what_is_measured(tmp_path, spec):
         check=True,
     )
     config = ModelConfig.from_dict(raw)
-    budget = parse_method(spec).budget
-    plan = make_plan(config, 4, tokens, budget, 8192, 512)
+    method = parse_method(spec)
+    plan = make_plan(config, 4, tokens, method.budget, 8192, 512, cost=cost_of(method))
     measured = int(done.stdout)
     assert spec != "full" or measured > 2**30
     assert plan.reading - PROCESS == pytest.approx(measured, rel=0.1)

@@ -13,6 +13,7 @@ from kvchat.engine.methods.base import ASK, REPEAT, Needs, Prefilled, Retold, Te
 from kvchat.engine.methods.checks import require_known, require_least, require_share
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.scores import pooled_mass
+from kvchat.engine.sizes import CHUNK, REPLAY
 
 FOLD_WINDOW, FOLD_KERNEL = 32, 7  # of a conversation's newest queries
 TELLS, WEIGHINGS = (REPEAT, ASK), ("mass", "value", "change")
@@ -30,7 +31,7 @@ class KVzip(Eviction):
     """
 
     tell: str = REPEAT
-    chunk: int = 512
+    chunk: int = CHUNK
     weigh: str = "mass"
     demote: float = 1.0
     name: ClassVar[str] = "kvzip"
@@ -40,7 +41,7 @@ class KVzip(Eviction):
         require_known(self, "tell", TELLS)
         require_known(self, "weigh", WEIGHINGS)
         require_share(self, "demote", 1)
-        require_least(self, "chunk", 32, 512)
+        require_least(self, "chunk", 32, CHUNK)
 
     @property
     def telling(self) -> Telling:
@@ -124,6 +125,6 @@ class Askall(KVzip):
     """
 
     tell: str = ASK
-    chunk: int = 2048
+    chunk: int = REPLAY
     weigh: str = "value"
     name: ClassVar[str] = "askall"
