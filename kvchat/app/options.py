@@ -4,6 +4,8 @@ Imports no torch."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+SAVED_CHAT = "saved chat"  # an origin
+
 
 @dataclass(frozen=True)
 class Options:
@@ -67,6 +69,10 @@ class Options:
     vi: bool = False
     notify: str = "off"
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, name: str) -> str:
+        """Where a value is from; `flag` if nothing else is known."""
+        return self.origins.get(name, "flag")
 
     @property
     def foreseen(self) -> list[str]:

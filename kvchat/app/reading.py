@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
-from kvchat.app import machine
+from kvchat.app import auto, machine
 from kvchat.app.ask import choose
 from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
@@ -19,7 +19,7 @@ from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import name_of
-from kvchat.engine.promise import Kept, open_within
+from kvchat.engine.promise import open_within
 from kvchat.errors import KvchatError, is_out_of_memory
 
 R = TypeVar("R")
@@ -58,7 +58,8 @@ def watched(
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
     """Read the book of a new chat. If the person drops it, the chat has no document."""
     session, tokens = chat.session, len(chat.book.ids)
-    questions = [unicode(prompt) for prompt in chat.options.foreseen] if chat.book.files else []
+    asked = chat.options.foreseen if chat.book.files and chat.method.needs.sees else []
+    questions = [unicode(prompt) for prompt in asked]
     chat.in_view = " / ".join(questions)
 
     def run(work: Generator[Progress | Smaller, None, R]) -> R:
@@ -66,13 +67,18 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
             return watched(work, screen, "reading", tokens)
         return screen.watch(work, "reading", tokens)
 
-    promise = chat.options.auto_loss if chat.book.files else None
+    promise, begin = chat.options.auto_loss, perf_counter()
+    if promise is not None and not chat.book.files:
+        screen.warn("--auto-loss chooses for documents that are read at the start: there is none")
+        promise = None
     try:
         with timed(chat.timings, "prefill"):
             if promise is not None:
                 chat.promise = run(open_within(session, chat.book.ids, chat.method, promise, folds))
                 chat.method = chat.promise.method
-                tell_promise(chat.promise, screen)
+                auto.tell(chat.promise, screen)
+                took = perf_counter() - begin
+                chat.readings.save(session, chat.model, chat.book, chat.method, took)
             else:
                 chat.restored = chat.readings.open(
                     session, chat.model, chat.book, chat.method, folds, run, questions
@@ -89,16 +95,6 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
     machine.release(session.engine.device)
     if chat.book.files:
         screen.say(reading_line(chat, screen.line))
-
-
-def tell_promise(kept: Kept, screen: Screen) -> None:
-    """Which budget keeps the promise of `--auto-loss`, or that none does."""
-    held = f"{100 * kept.loss:.3g} % of held-out tokens change"
-    wanted = f"{100 * kept.promise:.3g} % may"
-    if kept.holds:
-        screen.say(f"budget {kept.method.budget}: {held}, {wanted}")
-    else:
-        screen.warn(f"no budget keeps the promise: at {kept.method.budget} {held}, {wanted}")
 
 
 @contextmanager

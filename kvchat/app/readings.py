@@ -91,6 +91,7 @@ class Readings:
 
         `run` runs the reading; `questions` choose what is kept. See `Session.open`.
         """
+        session.require_window(method)
         probes = [session.dialogue.first(question) for question in questions]
         if found := self.find(session.engine, model, book, method, probes):
             session.adopt(found.cache, book.ids, folds or method)

@@ -9,7 +9,7 @@ from kvchat.app.ask import choose
 from kvchat.app.book import compose
 from kvchat.app.chat import Chat
 from kvchat.app.keeper import Keeper, turn_of
-from kvchat.app.options import Options
+from kvchat.app.options import SAVED_CHAT, Options
 from kvchat.app.reading import Dropped, timed, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import KEYS
@@ -22,7 +22,7 @@ from kvchat.engine.store.identity import tokenizer_digest
 from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 
-ORIGIN = "saved chat"
+ORIGIN = SAVED_CHAT
 # Options that a saved chat has with its document.
 DOCUMENT = (
     *("system", "encoding", "pages", "loader", "clean", "overflow", "ctx_size"),

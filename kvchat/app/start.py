@@ -1,12 +1,13 @@
 """From options to an open chat: find, check and plan before anything large is loaded."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from kvchat import __version__
 from kvchat.app import documents, machine, process
+from kvchat.app.auto import promised
 from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
 from kvchat.app.config import load as load_config
@@ -85,7 +86,8 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
 
     if options.full_copy != "off" and book.files:
         plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
-    if (options.by_question or options.foreseen) and not setup.method.needs.queries:
+    needs, by_question = setup.method.needs, setup.options.by_question
+    if (by_question and not needs.queries) or (options.foreseen and not needs.sees):
         screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
 
     process.interruptible()
@@ -98,7 +100,9 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     method = setup.method if files else Full()  # a system text alone is not worth a choice
     root = readings_folder(options.kv_cache_dir)
     readings = Readings(screen, options.kv_cache, root, options.full_copy)
-    chat = Chat(options, setup.model, session, method, setup.settings, book, readings, timings)
+    chat = Chat(
+        setup.options, setup.model, session, method, setup.settings, book, readings, timings
+    )
     read_first(chat, screen, interactive, setup.method)
     return chat
 
@@ -115,8 +119,8 @@ def settle(options: Options, screen: Screen) -> Setup:
             "--kv-cache on",
             "--keep-full host",
         )
+    options = replace(options, auto_loss=promised(options, method))
     if options.auto_loss is not None:
-        require_choice(options, method)
         method = with_budget(method, Budget(fraction=min(1.0, sum(LADDER))))  # while it is chosen
     if options.select == "question" and options.full_copy == "off" and not options.foreseen:
         raise KvchatError(
@@ -149,17 +153,6 @@ def settle(options: Options, screen: Screen) -> Setup:
         settings,
         ends,
     )
-
-
-def require_choice(options: Options, method: Method) -> None:
-    """Raise KvchatError("usage") if --auto-loss has nothing to choose."""
-    if isinstance(method, Full):
-        raise KvchatError("usage", "--auto-loss chooses a budget; full has none", "--method kvzip")
-    given = {"--budget": options.budget, "--select question": options.select == "question"}
-    given |= {f"--keep-full {options.keep_full}": options.keep_full not in ("", "off")}
-    for flag, value in given.items():
-        if value:
-            raise KvchatError("usage", f"--auto-loss chooses the budget itself: not with {flag}")
 
 
 def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:

@@ -20,7 +20,7 @@ from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs, Prefilled, Retold
+from kvchat.engine.methods.base import ASK, Method, Needs, Prefilled, Retold
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments
@@ -169,7 +169,7 @@ def prefill(
     Alive at any time: the weights, the hidden states `[T, hidden]` once, one layer's dense K/V,
     and what is kept. Probes are token lists that follow the document, each by itself: they walk
     the layers beside it, are observed, and leave no trace. So do replays, for methods that need
-    them (without any given, the bare text is repeated); they count as tokens to read. `archiving`
+    them (for a kind that is not given, the bare text); they count as tokens to read. `archiving`
     is given all rows of every layer.
     Raises KvchatError("usage") before anything is read if a budget cannot be met.
     """
@@ -182,10 +182,12 @@ def prefill(
     asked = reduce(or_, (c.method.needs for c in compressions), Needs())
     x = model.embed(torch.tensor(ids, device=device))  # [T, hidden]
     asides = [model.embed(torch.tensor(probe, device=device)) for probe in probes]
-    told = (replays or bare_replays(ids, asked.kinds)) if asked.kinds else ()
+    missing = asked.kinds - {replay.kind for replay in replays}
+    told = [*replays, *bare_replays(ids, missing)] if asked.kinds else []
     repeats = [model.embed(torch.tensor(replay.ids, device=device)) for replay in told]
     told_tokens = sum(map(len, repeats))
-    every = ceil(told_tokens / asked.evidence) if asked.evidence else 0
+    questions = sum(len(replay.ids) for replay in told if replay.kind[0] == ASK)
+    every = ceil(questions / asked.evidence) if asked.evidence else 0
     total = layers * (tokens + told_tokens)
     caches = [
         KVCache.empty(layers, config.num_kv_heads, config.head_dim, x.dtype, device, backend)
@@ -197,6 +199,7 @@ def prefill(
     if archiving is not None:
         own |= archiving.needs
     coming = rotation_at(model, tokens, asked.future)
+    scoring = {probe for compression in compressions for probe in compression.probes}
     room = tokens + max(map(len, asides), default=0)
     pace = Pace(chunk)
     pools = [Pool(c.method, k.layers, geometry) for c, k in zip(compressions, caches, strict=True)]
@@ -215,9 +218,9 @@ def prefill(
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)
         observed = []
-        for aside in asides:
-            layer.observer = Observation(asked)
-            observed.append(layer.observer)
+        for which, aside in enumerate(asides):
+            observed.append(Observation(asked))
+            layer.observer = observed[-1] if which in scoring else None
             aside[:] = step(block, layer, aside, rotation_at(model, tokens, len(aside)))
             tail.truncate(tokens)
         retelling = Retelling(asked, tail, backend, every)

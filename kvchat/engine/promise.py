@@ -22,18 +22,19 @@ class Kept:
     """What was chosen: a budget, its loss, and whether that is what was promised.
 
     `loss` is the share of the tokens of held-out passages after which another token is the
-    likeliest than with the full cache. `tried` has the loss of every budget that was looked at.
+    likeliest than with the full cache, None where there are no passages. `tried` has the loss of
+    every budget that was looked at.
     """
 
     method: Method
-    loss: float
+    loss: float | None
     promise: float
     tried: dict[str, float]
 
     @property
     def holds(self) -> bool:
         """Whether the promise is kept; if not, the largest budget was taken."""
-        return self.loss <= self.promise
+        return self.loss is not None and self.loss <= self.promise
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -61,9 +62,11 @@ def open_within(
     compressions = [Compression(m) for m in methods]
     reading = yield from session.engine.prefill(ids, compressions, probes, replays)
     exact = [session.engine.likeliest(hidden) for hidden in reading.asides]
+    chosen, cache, loss = methods[-1], reading.caches[-1], None
     tried: dict[str, float] = {}
-    for chosen, cache in zip(methods, reading.caches, strict=True):
-        loss = _loss(session, cache, passages, exact)
+    for method, compressed in zip(methods, reading.caches, strict=True) if passages else ():
+        chosen, cache = method, compressed
+        loss = yield from _loss(session, cache, passages, exact)
         tried[str(chosen.budget)] = loss
         if loss <= promise:
             break
@@ -74,8 +77,10 @@ def open_within(
 
 def _loss(
     session: Reader, cache: KVCache, passages: Sequence[Passage], exact: Sequence[Tensor]
-) -> float:
-    """The share of all passages' told tokens that a cache would change; 1 if there are none."""
+) -> Generator[Progress, None, float]:
+    """The share of all passages' told tokens that a cache would change."""
+    layers, done = session.engine.config.num_layers, cache.position
+    held = cache.memory().total
     changed = tokens = 0
     for passage, want in zip(passages, exact, strict=True):
         written = len(passage.ids) - passage.asked
@@ -83,4 +88,5 @@ def _loss(
         told = slice(passage.asked - 1, -1)  # each token is said after the one before it
         changed += int((got[told] != want[told]).sum())
         tokens += written
-    return changed / tokens if tokens else 1.0
+        yield Progress(layers - 1, layers, done, done, held)  # a moment to stop in
+    return changed / tokens

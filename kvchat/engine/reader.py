@@ -64,7 +64,7 @@ class Reader(Conversation):
         rows by them and not by the document's end. If the consumer stops in between,
         the session is as it was.
         """
-        self._require_window(method)
+        self.require_window(method)
         if not ids:
             self.chooser = None
             return self.adopt(self.engine.empty_cache(), ids, folds or method)
@@ -118,7 +118,7 @@ class Reader(Conversation):
         is False, with nothing changed, without. Turns stay as they were read, and are folded as
         before.
         """
-        self._require_window(method)
+        self.require_window(method)
         if not self.document or not can_choose(self.cache, method):
             return False
         if question:
@@ -131,7 +131,7 @@ class Reader(Conversation):
         self.chooser = method
         return True
 
-    def _require_window(self, method: Method) -> None:
+    def require_window(self, method: Method) -> None:
         """Raise KvchatError("usage") where folded turns would slide into the document."""
         if self.tail_budget and isinstance(method, Retrieves):
             folding(method, self.tail_budget)

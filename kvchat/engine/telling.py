@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from math import ceil
 
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.methods.base import ASK, REPEAT, Kind
@@ -80,7 +81,7 @@ def held_out(dialogue: Dialogue, document: Sequence[int]) -> list[Passage]:
     """Sentences from all over a document, cut elsewhere than in any replay."""
     found, text = [], document[_first(dialogue, document) :]
     every = list(sentences(dialogue, text))
-    for start, end in every[:: max(1, len(every) // PASSAGES)]:
+    for start, end in every[:: max(1, ceil(len(every) / PASSAGES))]:
         question, answer = _cut(dialogue.tokenizer.decode(text[start:end]), HALF)
         ids, asked = dialogue.exchange(question, answer), len(dialogue.exchange(question, ""))
         if answer and asked < len(ids):

@@ -8,14 +8,17 @@ import torch
 from closeness import assert_close
 
 from engine.scenes import compressed, random_scene
-from engine.tiny import torch_backend
+from engine.tiny import load_engine, random_ids, torch_backend
 from kvchat.engine.budget import Budget
+from kvchat.engine.events import drain
 from kvchat.engine.methods import matching
-from kvchat.engine.methods.base import Evidence
+from kvchat.engine.methods.base import REPEAT, Evidence
 from kvchat.engine.methods.matching import fit, refitted, weights
 from kvchat.engine.methods.refit import Refit
 from kvchat.engine.methods.snapkv import SnapKV
 from kvchat.engine.methods.spec import method_options, parse_method
+from kvchat.engine.prefill import Compression
+from kvchat.engine.replay import Replay
 from kvchat.errors import KvchatError
 from kvchat.kernels.reference import dense_attention
 
@@ -133,3 +136,12 @@ def test_specs():
     with pytest.raises(KvchatError, match="refit=yes is none of no, bias, all"):
         parse_method("adakv:refit=yes")
     assert parse_method("snapkv:refit=no") == SnapKV()
+
+
+def test_what_is_not_told_is_read_as_it_is(checkpoint):
+    """A text without a sentence gives no questions; the bare text stands for them."""
+    engine, ids = load_engine(checkpoint()), random_ids(40, seed=1)
+    method = parse_method("kvzip:refit=bias", Budget(fraction=0.5))
+    told = [Replay((REPEAT, 512), (ids,), 0, 40)]
+    cache = drain(engine.prefill(ids, [Compression(method)], replays=told)).caches[0]
+    assert all(segment.bias is not None for segment in cache.segments())

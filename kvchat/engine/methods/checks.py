@@ -23,6 +23,15 @@ def require_least(method: Any, option: str, least: float, usual: float) -> None:
         )
 
 
+def require_most(method: Any, option: str, most: float, usual: float) -> None:
+    """Raise KvchatError("usage") unless an option of `method` is at most `most`."""
+    value = getattr(method, option)
+    if not value <= most:
+        raise KvchatError(
+            "usage", f"{method.name}: {option}={value:g} is above {most:g}", f"{option}={usual:g}"
+        )
+
+
 def require_known(method: Any, option: str, known: tuple[str, ...]) -> None:
     """Raise KvchatError("usage") unless an option of `method` is one of `known`."""
     value = getattr(method, option)

@@ -10,7 +10,7 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import ASK, REPEAT, Needs, Prefilled, Retold, Telling
-from kvchat.engine.methods.checks import require_known, require_least, require_share
+from kvchat.engine.methods.checks import require_known, require_least, require_most, require_share
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.scores import pooled_mass
 from kvchat.engine.sizes import CHUNK, REPLAY
@@ -42,6 +42,7 @@ class KVzip(Eviction):
         require_known(self, "weigh", WEIGHINGS)
         require_share(self, "demote", 1)
         require_least(self, "chunk", 32, CHUNK)
+        require_most(self, "chunk", REPLAY, CHUNK)
 
     @property
     def telling(self) -> Telling:
