@@ -27,7 +27,7 @@ def promised(options: Options, method: Method) -> float | None:
     others = {
         "--budget": options.budget is not None and options.origin("budget") == "flag",
         "a budget of --method": any(map(INLINE.search, spec)),
-        "--select question": options.select == "question",
+        f"--select {options.select}": options.select in ("question", "instruction"),
         f"--keep-full {options.keep_full}": options.keep_full not in ("", "off"),
         f"--method {name_of(method)}": isinstance(plain(method), Full | Retrieves),
     }

@@ -183,7 +183,8 @@ def chat(
     }
     settings = config.load()
     values, origins = config.settle(given, settings)
-    usual = BY_QUESTION if values.get("select") == "question" else DEFAULT
+    by_queries = values.get("select") in ("question", "instruction")
+    usual = BY_QUESTION if by_queries else DEFAULT
     chosen = values.setdefault("method", usual)
     if limit := values.get("mem_limit"):
         values["mem_limit"] = flags.byte_count("--mem-limit", limit)

@@ -58,7 +58,7 @@ KeepFull = Annotated[
 ]
 Select = Annotated[
     str | None,
-    typer.Option(help="What chooses the kept rows: document, question (needs a full copy)."),
+    typer.Option(help="What chooses the kept rows: document, question, instruction."),
 ]
 AutoLoss = Annotated[
     str | None,

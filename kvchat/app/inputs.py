@@ -16,7 +16,7 @@ CHOICES = {
     "loader": ("auto", "text", "html", "epub", "docx", "pdf"),
     "stats": ("off", "short", "long"),
     "keep_full": ("off", "host", "disk"),
-    "select": ("document", "question"),
+    "select": ("document", "question", "instruction"),
     "kv_cache": ("on", "off", "read"),
     "color": ("auto", "always", "never"),
     "weights": WEIGHTS,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SAVED_CHAT = "saved chat"  # an origin
+INSTRUCTION = "Summarise the document."  # neutral: what it looks at, any question may need
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Options:
     kv_cache: str = "on"  # whether readings are saved and used again
     kv_cache_dir: str | None = None
     keep_full: str = ""  # off, host or disk
-    select: str = ""  # document or question
+    select: str = ""  # document, question or instruction
     ctx_size: int | None = None
     prefill_chunk: int | None = None
     max_tokens: int | None = None
@@ -77,6 +78,8 @@ class Options:
     @property
     def foreseen(self) -> list[str]:
         """Questions that are known before the document is read, and choose what is kept of it."""
+        if self.select == "instruction":
+            return [INSTRUCTION]
         goes_on = self.last or self.resume or self.session
         known = self.select == "question" and self.keep_full in ("", "off") and not goes_on
         return self.prompts if known else []
@@ -91,7 +94,7 @@ class Options:
     @property
     def by_question(self) -> bool:
         """Whether every question chooses what is kept."""
-        return self.full_copy != "off" and self.select != "document"
+        return self.full_copy != "off" and self.select not in ("document", "instruction")
 
     @property
     def machine_readable(self) -> bool:

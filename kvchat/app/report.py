@@ -6,10 +6,19 @@ from typing import Any
 from kvchat import __version__
 from kvchat.app import machine
 from kvchat.app.chat import Chat
+from kvchat.app.options import INSTRUCTION
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.spec import method_options, name_of
 
 REASONS = {"stop": "stop", "length": "length", "window": "length", "cancelled": "cancelled"}
+
+
+def chosen_by(chat: Chat) -> str:
+    """What the kept rows were chosen by: the document, a question or an instruction."""
+    if chat.in_view == INSTRUCTION:
+        return "instruction"
+    asked = chat.in_view or chat.session.question_seconds is not None
+    return "question" if asked else "document"
 
 
 def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "host_bytes": memory.host + archived.host,
             "disk_bytes": memory.disk + archived.disk,
             "auto_loss": chat.promise and chat.promise.figures,
-            "select": "question" if chat.in_view or chosen is not None else "document",
+            "select": chosen_by(chat),
             "keep_full": chat.readings.full_copy,
         },
         "memory": {

@@ -8,7 +8,7 @@ from app.scene import STORY, shown, string_screen
 from kvchat.app import library, oneshot
 from kvchat.app.commands import Context, run
 from kvchat.app.keeper import Keeper
-from kvchat.app.options import Options
+from kvchat.app.options import INSTRUCTION, Options
 from kvchat.app.plan import Plan, require_copy
 from kvchat.app.start import open_chat
 from kvchat.errors import KvchatError
@@ -161,6 +161,15 @@ def test_prompts_that_are_known_choose_at_the_one_reading(place):
     assert again.restored is not None
     assert kept(again) == by_questions
     assert again.in_view == "What is the harbour? / Who keeps the light?"
+
+
+def test_an_instruction_can_stand_for_the_questions(place):
+    """Known before anything is asked, in a chat too, and no copy is kept."""
+    chat = place.opened(select="instruction")
+    assert chat.in_view == INSTRUCTION
+    assert chat.session.cache.layers[0].archive is None
+    assert kept(chat) != kept(place.opened())
+    assert place.opened(select="instruction").restored is not None
 
 
 def test_a_chat_needs_a_copy_to_choose_by_questions(place):
