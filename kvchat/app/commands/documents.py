@@ -158,7 +158,11 @@ def recompose(context: Context, files: Sequence[documents.Document], system: str
 def first_method(context: Context) -> Method:
     """The method that the options ask for, for the first document of a chat."""
     options: Options = context.chat.options
-    return chosen_method(options)
+    method = chosen_method(options)
+    if options.auto_loss is not None:
+        held = f"budget {method.budget}"
+        context.screen.warn(f"--auto-loss chooses when a chat starts with a document: {held}")
+    return method
 
 
 def announce(context: Context, book: Book, method: Method) -> None:
