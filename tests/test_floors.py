@@ -38,6 +38,8 @@ FLOORS = {
     "kvchat.engine.telling": 5,
     "kvchat.engine.prefill": 5,
     "kvchat.engine.sampling": 5,
+    "kvchat.engine.graph": 5,
+    "kvchat.engine.writing": 5,
     "kvchat.engine.selection": 5,
     "kvchat.engine.tokenizer": 5,
     "kvchat.engine.dialogue": 5,

@@ -24,6 +24,7 @@ from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.replay import Replay
 from kvchat.engine.sampling import Sampler, Sampling
 from kvchat.engine.sizes import CHUNKS
+from kvchat.engine.writing import Writer
 from kvchat.errors import KvchatError
 
 DTYPES = {
@@ -46,6 +47,7 @@ class Engine:
         self.device, self.dtype = norm.device, norm.dtype
         self.backend = choose(attention, self.device)
         self.chunk = CHUNKS[self.device.type]
+        self.writer = Writer.on(model, self.device)
 
     @classmethod
     def load(
@@ -181,13 +183,7 @@ class Engine:
         A token is fed to the cache when the next one is asked for: the last one that was yielded
         is *pending* and belongs to the next `extend`.
         """
-        sampler = Sampler(sampling, self.device)
-        generated: list[int] = []
-        while True:
-            generated.append(sampler.draw(logits, generated))
-            yield generated[-1]
-            x = drain(reading.extend(self.model, cache, generated[-1:], 1))
-            logits = self.model.logits(x)[0]
+        yield from self.writer.write(cache, logits, Sampler(sampling, self.device))
 
 
 def resolve_device(name: str) -> torch.device:

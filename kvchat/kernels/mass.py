@@ -31,8 +31,8 @@ def _mass(
         query = m // SHARE
         head = unit * SHARE + m % SHARE
         where = query.to(tl.int64) * q_token + head * q_head
-        inside = asked[:, None] & (d < D)[None, :]
-        queries = tl.load(q + where[:, None] + d[None, :], mask=inside, other=0.0)
+        known = asked[:, None] & (d < D)[None, :]
+        queries = tl.load(q + where[:, None] + d[None, :], mask=known, other=0.0)
         total = tl.load(lse + query * (tl.num_programs(1) * SHARE) + head, mask=asked, other=0.0)
         last = tl.load(seen + query, mask=asked, other=0)
         logits = tl.dot(queries, keys, input_precision="ieee") * scale

@@ -29,7 +29,8 @@ class Rows:
     KV head h owns the rows `start[h] : start[h] + length[h]` of `k, v [R, D]`, which have the same
     distance from row to row, D or more; with a `packing`, of `[R, D * bits / 8]` uint8, contiguous.
     `spans` are the same numbers on the host, so that nobody waits for the device to learn them.
-    `bias [R]` (fp32) is added to the scaled logit of its row.
+    With `bounds` they are but upper bounds: what counts is `length`, and what is beyond it is not
+    to be read. `bias [R]` (fp32) is added to the scaled logit of its row.
     """
 
     k: Tensor
@@ -39,3 +40,4 @@ class Rows:
     spans: tuple[tuple[int, int], ...]
     bias: Tensor | None = None
     packing: Packing | None = None
+    bounds: bool = False

@@ -52,7 +52,7 @@ def test_random_operations_agree_with_lists_of_rows(seed):
     layer, model, seen = new_layer(), Model(), 0
     for _ in range(30):
         live = layer.tail.length
-        what = dice.choice(["append", "append", "freeze", "truncate"])
+        what = dice.choice(["append", "append", "ahead", "freeze", "truncate"])
         if what == "append" or live == 0:
             count = dice.choice([1, 1, 3, 40])
             k = torch.randn(HEADS, count, DIM, generator=generator)
@@ -67,6 +67,24 @@ def test_random_operations_agree_with_lists_of_rows(seed):
             want, want_lse = attention(q, model.parts(), 0.25, causal=True)
             assert_close("o", o, want, 1e-5)
             assert_lse_close("lse", lse, want_lse, 1e-5)
+        elif what == "ahead":  # rows that a step wrote; some are never counted
+            layer.tail.grow(3)
+            k, v = torch.randn(2, HEADS, 3, DIM, generator=generator)
+            v[:, :, 1] = torch.arange(seen, seen + 3)
+            for t in range(3):
+                place = torch.tensor([layer.tail.place + t])
+                layer.tail.write(k[:, t : t + 1], v[:, t : t + 1], place)
+            count = dice.randint(1, 3)
+            layer.tail.accept(count)
+            for h in range(HEADS):
+                model.tail[h] += list(zip(k[h, :count], v[h, :count], strict=True))
+            seen += count
+            q = torch.randn(1, HEADS * GROUP, DIM, generator=generator)
+            length = torch.full((HEADS,), live + count, dtype=torch.int32)
+            want, want_lse = attention(q, model.parts(), 0.25)
+            for o, lse in (layer.attend(q, 0.25), layer.attend_ahead(q, 0.25, length)):
+                assert_close("o", o, want, 1e-5)
+                assert_lse_close("lse", lse, want_lse, 1e-5)
         elif what == "freeze":
             rows = dice.randint(1, live)
             kept = torch.rand(HEADS, rows, generator=generator) < 0.5
@@ -82,6 +100,7 @@ def test_random_operations_agree_with_lists_of_rows(seed):
             for h in range(HEADS):
                 model.tail[h] = model.tail[h][:length]
         assert layer.tail.start + layer.tail.length == seen
+        assert layer.tail.rows.length.tolist() == [layer.tail.length] * HEADS
         for h in range(HEADS):  # keys beside the values of the same token
             assert [int(v[1]) for v in layer.tail.values[h]] == [
                 int(v[1]) for _, v in model.tail[h]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from closeness import assert_close
 
-from kvchat.engine.sampling import Sampler, Sampling, distribution, penalised
+from kvchat.engine.sampling import Sampler, Sampling, distribution, drawn, penalised
 from kvchat.errors import KvchatError
 
 CPU = torch.device("cpu")
@@ -45,26 +45,25 @@ def test_filters_keep_the_right_tokens_and_renormalise(options, kept):
 
 def test_greedy_takes_the_largest_whatever_the_filters():
     sampler = Sampler(Sampling(temperature=0.0, top_k=1, top_p=0.1, min_p=0.9), CPU)
-    assert sampler.draw(LOGITS, []) == 1
+    assert sampler.draw(LOGITS) == 1
 
 
 def test_the_penalty_divides_positive_and_multiplies_negative_logits():
-    got = penalised(torch.tensor([2.0, -2.0, 1.0, -1.0]), [0, 1, 1, 0, 0], 2.0)
+    seen = torch.tensor([True, True, False, False])
+    got = penalised(torch.tensor([2.0, -2.0, 1.0, -1.0]), seen, 2.0)
     assert got.tolist() == [1.0, -4.0, 1.0, -1.0]
 
 
 def test_the_penalty_looks_at_generated_tokens_only():
     sampler = Sampler(Sampling(repeat_penalty=1.5), CPU)
     logits = torch.tensor([3.0, 2.5, 1.0])
-    assert sampler.draw(logits, []) == 0
-    assert sampler.draw(logits, [0]) == 1
-    assert sampler.draw(logits, [0, 1]) == 0
+    assert [sampler.draw(logits) for _ in range(4)] == [0, 1, 0, 0]
     assert logits.tolist() == [3.0, 2.5, 1.0], "the model's logits stay as they are"
 
 
 def test_draws_follow_the_probabilities():
     sampler = Sampler(Sampling(temperature=1.0, seed=3), CPU)
-    draws = torch.tensor([sampler.draw(LOGITS, []) for _ in range(4000)])
+    draws = torch.tensor([sampler.draw(LOGITS) for _ in range(4000)])
     share = torch.bincount(draws, minlength=5) / 4000
     # four standard deviations of the largest share: 4·sqrt(0.24 / 4000)
     assert float((share - P).abs().max()) < 0.031
@@ -73,10 +72,31 @@ def test_draws_follow_the_probabilities():
 def test_a_seed_reproduces_and_another_differs():
     def draws(seed):
         sampler = Sampler(Sampling(temperature=1.0, seed=seed), CPU)
-        return [sampler.draw(LOGITS, []) for _ in range(40)]
+        return [sampler.draw(LOGITS) for _ in range(40)]
 
     assert draws(1) == draws(1)
     assert draws(1) != draws(2)
+
+
+def test_a_chance_falls_into_one_token_s_share():
+    p = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0])
+    last = 1 - 2**-53
+    for chance, token in ((0.0, 1), (0.2499, 1), (0.25, 3), (0.9999, 3), (last, 3)):
+        assert drawn(p, torch.tensor([chance], dtype=torch.float64)).tolist() == [token]
+
+
+def test_random_numbers_are_the_same_however_many_are_provided_at_once():
+    """A recorded step has them for hundreds of tokens, a plain one for a few."""
+    sampling, logits = Sampling(temperature=1.0, seed=9), torch.zeros(5000)
+    plain, recorded = Sampler(sampling, CPU), Sampler(sampling, CPU)
+    want = [plain.draw(logits) for _ in range(300)]
+    got = [recorded.draw(logits)]
+    for count in (7, 150, 142):
+        recorded.provide(count)
+        for _ in range(count):
+            got.append(int(recorded.choose(logits)))
+            recorded.spend()
+    assert got == want and len(set(got)) > 250
 
 
 @pytest.mark.parametrize(
@@ -103,7 +123,7 @@ def test_a_single_nan_is_an_error_and_infinities_are_numbers(temperature):
     sampler = Sampler(Sampling(temperature=temperature), CPU)
     logits = torch.randn(5000)
     logits[123] = float("-inf")
-    sampler.draw(logits, [])
+    sampler.draw(logits)
     logits[4321] = float("nan")
     with pytest.raises(KvchatError, match="NaN"):
-        sampler.draw(logits, [])
+        sampler.draw(logits)

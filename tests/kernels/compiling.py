@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler.errors import CompilationError  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from kernels.specimens import SPECIMENS  # noqa: E402
@@ -93,7 +94,7 @@ def in_loops(code: str) -> int:
 
 
 def compile_for(capability: int, sample: bool, verbose: bool) -> tuple[int, int]:
-    """All specimens for one card: how many kernels there are, and how many do not fit."""
+    """All specimens for one card: how many kernels there are, and how many cannot be had."""
     run, compiled, bad = JITFunction.run, {}, 0
 
     def compile_only(self, *args, grid, warmup, **options):
@@ -107,13 +108,18 @@ def compile_for(capability: int, sample: bool, verbose: bool) -> tuple[int, int]
         if sample and not specimen.sample:
             continue
         before = len(compiled)
-        specimen.launch()
+        try:
+            specimen.launch()
+        except CompilationError as error:
+            bad += 1
+            reason = str(error).strip().splitlines()[-1]
+            print(f"{specimen.name}: does not compile for {capability}: {reason}", flush=True)
         for kernel in list(compiled.values())[before:]:
             used = usage(kernel, capability)
             bad += bool(used.problem)
             if used.problem or verbose:
                 print(f"{specimen.name}: {used} {used.problem}", flush=True)
-    print(f"compute capability {capability}: {len(compiled)} kernels, {bad} do not fit", flush=True)
+    print(f"compute capability {capability}: {len(compiled)} kernels, {bad} fail", flush=True)
     return len(compiled), bad
 
 
@@ -129,7 +135,7 @@ def main() -> int:
         jobs = [pool.submit(compile_for, card, *options) for card in cards]
         found = [job.result() for job in jobs]
     kernels, bad = (sum(column) for column in zip(*found, strict=True))
-    print(f"{kernels} kernels compiled, {bad} do not fit")
+    print(f"{kernels} kernels compiled, {bad} fail")
     return min(bad, 1)
 
 

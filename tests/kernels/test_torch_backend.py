@@ -1,11 +1,13 @@
 """The torch backend against the float64 oracle: ragged and dense rows, slack full of NaN."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from closeness import assert_close, assert_lse_close, relative_rms
 
 from kernels.naive import attention, per_head, random_rows
-from kvchat.engine.attention import torch_backend
+from kvchat.engine.attention import plain, torch_backend
 from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.kernels import reference
 
@@ -84,12 +86,12 @@ def test_bf16_is_as_good_as_plain_torch_in_bf16(lengths, tokens):
     q = queries(tokens, 16, 64, torch.bfloat16)
     o, lse = BACKEND.attend(q, rows, 0.125)
     want, want_lse = attention(q, per_head(rows), 0.125)
-    plain = torch.zeros_like(want)
+    naive = torch.zeros_like(want)
     for head in range(16):
         k, v, _ = per_head(rows)[head // 4]
         weights = torch.softmax(q[:, head] @ k.T * 0.125, dim=-1)  # bf16 throughout
-        plain[:, head] = (weights @ v).double()
-    assert relative_rms(o, want) <= 2 * relative_rms(plain, want)
+        naive[:, head] = (weights @ v).double()
+    assert relative_rms(o, want) <= 2 * relative_rms(naive, want)
     assert_lse_close("lse", lse.double(), want_lse, 2e-2)
 
 
@@ -102,8 +104,8 @@ def test_bf16_causal_is_as_good_as_plain_torch_in_bf16():
     hidden = torch.ones(63, 63, dtype=torch.bool).triu(1)
     logits = torch.einsum("thd,hnd->htn", q, k.repeat_interleave(2, 0)) * 0.2
     weights = torch.softmax(logits.masked_fill(hidden, float("-inf")), dim=-1)
-    plain = torch.einsum("htn,hnd->thd", weights, v.repeat_interleave(2, 0))
-    assert relative_rms(o, want) <= 2 * relative_rms(plain, want)
+    naive = torch.einsum("htn,hnd->thd", weights, v.repeat_interleave(2, 0))
+    assert relative_rms(o, want) <= 2 * relative_rms(naive, want)
 
 
 def test_attend_equals_the_reference_twin():
@@ -113,3 +115,32 @@ def test_attend_equals_the_reference_twin():
     twin = reference.ragged_attention(q, [rows], 0.3)
     assert_close("o", o, twin[0], 2e-6)
     assert_lse_close("lse", lse, twin[1], 1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_plain_attention_is_exact_with_lengths_and_with_bounds(monkeypatch, lengths, tokens, bias):
+    """What a device does that has no fused kernel; it learns lengths that the host does not know.
+
+    Between the rows that live and their bound there is NaN.
+    """
+    monkeypatch.setattr(plain, "QUERIES", 4)
+    rows = random_rows(lengths, dim=16, slack=5, bias=bias)
+    q = queries(tokens, len(lengths) * 2, 16)
+    want, want_lse = attention(q, per_head(rows), 0.25)
+    bounds = tuple((a, n + 5) for a, n in rows.spans)
+    ahead = replace(rows, spans=bounds, bounds=True)
+    for o, lse in (plain.attend(q, rows, 0.25), BACKEND.attend(q, ahead, 0.25)):
+        assert_close("o", o, want, 2e-6)
+        assert_lse_close("lse", lse, want_lse, 1e-5)
+
+
+def test_plain_squares_are_exact(monkeypatch):
+    monkeypatch.setattr(plain, "QUERIES", 10)
+    rows = random_rows([23] * 2, 16)
+    q = queries(23, 4, 16)
+    o, lse = plain.causal(q, rows.k.view(2, 23, 16), rows.v.view(2, 23, 16), 0.25)
+    want, want_lse = attention(q, per_head(rows), 0.25, causal=True)
+    assert_close("o", o, want, 2e-6)
+    assert_lse_close("lse", lse, want_lse, 1e-5)

@@ -1,5 +1,7 @@
 """A whole model on the kernels: reading, compressing and writing as on a card, interpreted."""
 
+from itertools import islice
+
 import pytest
 import torch
 from closeness import assert_close
@@ -11,6 +13,9 @@ from kvchat.engine.attention.triton_backend import TritonBackend
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression
+from kvchat.engine.sampling import Sampling
+from kvchat.engine.writing import Writer
+from kvchat.kernels import attention
 
 BLOCK = {"norm_rope:rms_norm", "norm_rope:add_rms_norm", "norm_rope:rope", "norm_rope:swiglu"}
 METHODS = {
@@ -34,3 +39,44 @@ def test_reading_and_writing_are_those_of_torch(checkpoint, method, monkeypatch)
         got.append(torch.stack((reading.logits, asked, written)))
     assert_close("logits", got[1], got[0], 1e-4)
     assert {*BLOCK, METHODS[method]} <= names
+
+
+def test_every_step_that_is_recorded_launches_the_same(checkpoint, monkeypatch):
+    """Grids and numbers of the host do not change from token to token, nor do stores move."""
+    tokens, launches = [], []
+    for kernels in (False, True):
+        engine = tiny.load_engine(checkpoint())
+        if kernels:
+            engine.backend = Choice([TritonBackend()])
+            monkeypatch.setattr(ops, "kernel", lambda path, _: ops._loaded(path))
+            for name in ("_attend", "_join"):
+                noted = Noted(getattr(attention, name), launches)
+                monkeypatch.setattr(attention, name, noted)
+            engine.writer = Writer(engine.model, lambda work: work)
+        method = parse_method("h2o:budget=80%,bits=8")
+        reading = drain(engine.prefill(tiny.random_ids(42), [Compression(method)]))
+        cache = reading.caches[0]
+        logits = drain(engine.extend(cache, [1, 2]))
+        launches.clear()
+        tokens.append(list(islice(engine.decode(cache, logits, Sampling()), 4)))
+    assert tokens[0] == tokens[1]
+    each = len(cache.layers) * 2
+    assert len(launches) == 4 * each, "three tokens, and the one that is on its way"
+    assert launches[:each] * 4 == launches
+
+
+class Noted:
+    """A kernel whose launches are written down: grids, numbers, and where the stored rows are."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        def launch(*args, **options):
+            stores = next(arg for arg in args if isinstance(arg, tuple))
+            places = [[getattr(x, "data_ptr", lambda x=x: x)() for x in part] for part in stores]
+            numbers = [arg for arg in args if isinstance(arg, int | float)]
+            self.launches.append((grid, numbers, places, options))
+            return self.kernel[grid](*args, **options)
+
+        return launch

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvchat.kernels.rows import Packing, Rows
 
-__all__ = ["Backend", "Call", "JointBackend", "Packing", "Rows", "dense"]
+__all__ = ["Backend", "Call", "JointBackend", "Packing", "Rows", "dense", "even"]
 
 
 class Backend(Protocol):
@@ -76,7 +76,7 @@ class Call:
             group=query_heads // heads,
             dim=dim,
             parts=len(parts),
-            even=all(_even(rows.spans) for rows in parts),
+            even=all(even(rows.spans) for rows in parts),
             bias=any(rows.bias is not None for rows in parts),
             bits=min(16 if rows.packing is None else rows.packing.bits for rows in parts),
         )
@@ -106,6 +106,8 @@ def dense(rows: Rows) -> tuple[Tensor, Tensor]:
     return k, v
 
 
-def _even(spans: Sequence[tuple[int, int]]) -> bool:
-    steps = [b - a for (a, _), (b, _) in pairwise(spans)]
-    return all(step == steps[0] for step in steps) and len({n for _, n in spans}) == 1
+def even(spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether all heads have equally many rows, equally far apart."""
+    lengths = {n for _, n in spans}
+    steps = {b - a for (a, _), (b, _) in pairwise(spans)}
+    return len(lengths) == 1 and len(steps) <= 1 and min(steps | lengths) >= max(lengths)

@@ -4,17 +4,14 @@ No T x T mask and no expanded heads: query heads of one KV head become query row
 batch over stride-0 keys (square). The fused CPU kernel returns the log-sum-exp that we need.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Call, Rows
+from kvchat.engine.attention import plain
+from kvchat.engine.attention.rows import Call, Rows, dense, even
 from kvchat.kernels import reference
 
 FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-# Off the CPU the plain twin materialises its logits; it takes this many query rows at a time.
-PLAIN_QUERIES = 256
 # Up to so many queries of a head, products are as fast as the fused kernel for wide heads and
 # faster for narrow ones; not in 16 bits, where they would round the logits.
 FEW = 16
@@ -23,7 +20,7 @@ PIECE = 2**17  # values of keys that are worth a thread
 
 
 class TorchBackend:
-    """Reaches every device; fused on the CPU, sliced and materialised elsewhere."""
+    """Reaches every device; fused on the CPU, plain elsewhere."""
 
     name = "torch"
 
@@ -35,11 +32,8 @@ class TorchBackend:
 
     def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all rows of `rows`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
-        if q.device.type != "cpu":
-            parts = [
-                reference.ragged_attention(part, [rows], scale) for part in q.split(PLAIN_QUERIES)
-            ]
-            return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+        if q.device.type != "cpu" or rows.bounds:
+            return plain.attend(q, rows, scale)
         tokens, query_heads, dim = q.shape
         heads = len(rows.spans)
         # [T, H*G, D] -> [H, G*T, D]: all queries of a KV head in one block of rows
@@ -55,7 +49,7 @@ class TorchBackend:
         heads = k.shape[0]
         assert k.shape[1] == tokens, f"a square needs {tokens} rows, got {k.shape[1]}"
         if q.device.type != "cpu":
-            return self._causal_plain(q, k, v, scale)
+            return plain.causal(q, k, v, scale)
         group = query_heads // heads
         batched = q.view(tokens, heads, group, dim).permute(2, 1, 0, 3)  # [G, H, T, D]
         shape = (group, heads, tokens, dim)
@@ -66,21 +60,12 @@ class TorchBackend:
     @staticmethod
     def _uniform(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor] | None:
         """One call for heads of equal length and spacing (the tail), else None."""
-        starts = [a for a, _ in rows.spans]
-        length = rows.spans[0][1]
-        step = starts[1] - starts[0] if len(starts) > 1 else length
-        even = all(b - a == step for a, b in pairwise(starts))
-        if rows.bias is not None or length == 0 or step < length or not even:
+        if rows.bias is not None or rows.spans[0][1] == 0 or not even(rows.spans):
             return None
-        if any(n != length for _, n in rows.spans):
-            return None
-        dim, row = q.shape[-1], rows.k.stride(0)
-        shape, stride = (1, len(starts), length, dim), (0, step * row, row, 1)
-        k = rows.k.as_strided(shape, stride, rows.k.storage_offset() + starts[0] * row)
-        v = rows.v.as_strided(shape, stride, rows.v.storage_offset() + starts[0] * row)
+        k, v = dense(rows)
         if _few(q):
-            return _products(q, k[0], v[0], None, scale)
-        o, lse = FUSED_CPU(q[None], k, v, 0.0, False, scale=scale)
+            return _products(q, k, v, None, scale)
+        o, lse = FUSED_CPU(q[None], k[None], v[None], 0.0, False, scale=scale)
         return o[0], lse[0]
 
     @staticmethod
@@ -94,14 +79,6 @@ class TorchBackend:
             bias = None if rows.bias is None else rows.bias[a : a + n].to(q.dtype)
             parts.append(_one_head(own, rows.k[a : a + n], rows.v[a : a + n], bias, scale))
         return torch.stack([o for o, _ in parts]), torch.stack([lse.float() for _, lse in parts])
-
-    @staticmethod
-    def _causal_plain(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        parts = []
-        for a in range(0, q.shape[0], PLAIN_QUERIES):
-            b = min(a + PLAIN_QUERIES, q.shape[0])
-            parts.append(reference.dense_attention(q[a:b], k[:, :b], v[:, :b], scale, causal=True))
-        return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
 
 
 def _products(

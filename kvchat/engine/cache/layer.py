@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend, JointBackend
+from kvchat.engine.attention.rows import Backend, JointBackend, Rows
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.segment import Segment, Sliding, Stored
@@ -58,12 +58,24 @@ class LayerCache:
         Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible row, both fp32.
         """
         past = self._past()
-        at_once = self._at_once(q, scale, past)
+        at_once = self._at_once(q, scale, past, self.tail.rows)
         if at_once is not None:
             return at_once
         parts = [part.attend(q, scale, self.backend) for part in past]
         parts.append(self.tail.attend(q, scale, self.backend))
         return ops.combine(parts)
+
+    def attend_ahead(self, q: Tensor, scale: float, length: Tensor) -> tuple[Tensor, Tensor]:
+        """`attend` of the token `q [1, H*G, D]` to the segments and `length [H]` rows of the tail.
+
+        The host does not know how many they are: the same calls serve every such token.
+        """
+        past, rows = self._past(), self.tail.rows_ahead(length)
+        at_once = self._at_once(q, scale, past, rows)
+        if at_once is not None:
+            return at_once
+        parts = [part.attend(q, scale, self.backend) for part in past]
+        return ops.combine([*parts, self.backend.attend(q, rows, scale)])
 
     def _past(self) -> list[Segment | Exact]:
         if self.exact is None:
@@ -71,13 +83,13 @@ class LayerCache:
         return [self.exact, *self.since(self.exact.span[1])]
 
     def _at_once(
-        self, q: Tensor, scale: float, past: list[Segment | Exact]
+        self, q: Tensor, scale: float, past: list[Segment | Exact], tail: Rows
     ) -> tuple[Tensor, Tensor] | None:
         """All stored rows in one call of a backend that takes them so; else None."""
         if not isinstance(self.backend, JointBackend):
             return None
         rows = [rows for part in past if isinstance(part, Stored) for rows in part.parts]
-        joint = self.backend.joint(q, [*rows, self.tail.rows], scale)
+        joint = self.backend.joint(q, [*rows, tail], scale)
         if joint is None:
             return None
         others = [part for part in past if not isinstance(part, Stored)]
@@ -229,6 +241,12 @@ class KVCache:
         self.position += tokens
         for layer in self.layers:
             layer.settle(self.position)
+
+    def accept(self, tokens: int) -> None:
+        """Count `tokens` more as seen whose rows are behind the live ones of every tail."""
+        for layer in self.layers:
+            layer.tail.accept(tokens)
+        self.advance(tokens)
 
     def truncate(self, position: int) -> None:
         """Forget every token from `position` on. They must not be frozen."""

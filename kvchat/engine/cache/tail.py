@@ -19,7 +19,8 @@ class Tail:
         self.length = 0
         self._offset = 0  # of the first live row
         empty = torch.empty(heads, 0, dim, dtype=dtype, device=device)
-        self._lengths = torch.zeros(heads, dtype=torch.int32, device=device)  # `length`, H times
+        self._lengths = torch.zeros(heads, dtype=torch.int32, device=device)  # H times
+        self._written = 0  # what is in it; written when it is asked for
         self._hold(empty, empty.clone())
 
     @property
@@ -42,35 +43,72 @@ class Tail:
         """The live rows, for attention backends."""
         return self._rows(self.length)
 
+    @property
+    def place(self) -> int:
+        """Where the next row goes in the store of each head."""
+        return self._offset + self.length
+
+    @property
+    def room(self) -> int:
+        """Rows per head that can be added before the store grows."""
+        return self.capacity - self.place
+
+    def rows_ahead(self, length: Tensor) -> Rows:
+        """The first `length [H]` (int32) rows, a number that the device alone knows."""
+        heads, capacity, dim = self.k.shape
+        most = capacity - self._offset
+        return Rows(
+            k=self.k.view(-1, dim),
+            v=self.v.view(-1, dim),
+            start=self._first,
+            length=length,
+            spans=tuple((head * capacity + self._offset, most) for head in range(heads)),
+            bounds=True,
+        )
+
     def reserve(self, rows: int) -> None:
         """Make room for exactly `rows` rows per head, if there is less."""
         if rows > self.capacity:
             self._resize(rows)
 
     def append(self, k: Tensor, v: Tensor) -> None:
-        """Add `k, v [H, T, D]` after the live rows: one rectangular write each.
+        """Add `k, v [H, T, D]` after the live rows: one rectangular write each."""
+        self.grow(k.shape[1])
+        end = self.place + k.shape[1]
+        self.k[:, self.place : end] = k
+        self.v[:, self.place : end] = v
+        self.length += k.shape[1]
+
+    def grow(self, rows: int) -> None:
+        """Make room for `rows` more rows per head.
 
         A full tail grows by `max(256, length / 4)` rows, so copies are amortised.
         """
-        length = self.length + k.shape[1]
-        if self._offset + length > self.capacity:
+        if rows > self.room:
+            length = self.length + rows
             self._resize(length + max(256, length // 4))
-        end = self._offset + length
-        self.k[:, end - k.shape[1] : end] = k
-        self.v[:, end - k.shape[1] : end] = v
-        self._set_length(length)
+
+    def write(self, k: Tensor, v: Tensor, place: Tensor) -> None:
+        """Put `k, v [H, 1, D]` at `place [1]`; they count when `accept` says so."""
+        self.k.index_copy_(1, place, k)
+        self.v.index_copy_(1, place, v)
+
+    def accept(self, rows: int) -> None:
+        """Count `rows` that were written behind the live ones."""
+        assert 0 <= rows <= self.room, f"there is room for {self.room} rows, not {rows}"
+        self.length += rows
 
     def truncate(self, length: int) -> None:
         """Forget the newest rows beyond `length`; nothing is copied."""
         assert 0 <= length <= self.length, f"cannot truncate {self.length} rows to {length}"
-        self._set_length(length)
+        self.length = length
 
     def drop(self, rows: int) -> None:
         """Give up the oldest `rows` rows and their memory; the rest moves to a store of its own."""
         assert 0 <= rows <= self.length, f"cannot drop {rows} of {self.length} rows"
         self._hold(self.keys[:, rows:].clone(), self.values[:, rows:].clone())
         self.start += rows
-        self._set_length(self.length - rows)
+        self.length -= rows
 
     def slide(self, rows: int) -> None:
         """Give up the oldest `rows` rows; nothing is copied, and the store keeps its size."""
@@ -78,15 +116,14 @@ class Tail:
         self._offset += rows
         self._first = self._starts()
         self.start += rows
-        self._set_length(self.length - rows)
+        self.length -= rows
 
     def prepend(self, k: Tensor, v: Tensor) -> None:
         """Put `k, v [H, n, D]` before the live rows: the opposite of `slide`."""
-        length = self.length
         keys, values = torch.cat((k, self.keys), dim=1), torch.cat((v, self.values), dim=1)
         self._hold(keys, values)
         self.start -= k.shape[1]
-        self._set_length(length + k.shape[1])
+        self.length += k.shape[1]
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """Causal attention of `q [T, H*G, D]`, the queries of the newest T rows.
@@ -122,14 +159,16 @@ class Tail:
             k=self.k.view(-1, dim),
             v=self.v.view(-1, dim),
             start=self._first,
-            length=self._lengths if whole else torch.full_like(self._lengths, length),
+            length=self._on_device() if whole else torch.full_like(self._lengths, length),
             spans=tuple((head * capacity + self._offset, length) for head in range(heads)),
         )
 
     @torch.inference_mode()  # the store may have been made in it, and then only it may write
-    def _set_length(self, length: int) -> None:
-        self.length = length
-        self._lengths.fill_(length)
+    def _on_device(self) -> Tensor:
+        if self._written != self.length:
+            self._lengths.fill_(self.length)
+            self._written = self.length
+        return self._lengths
 
     def _hold(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v, self._offset = k, v, 0

@@ -1,0 +1,225 @@
+"""Tokens from a step that is recorded and run again equal those that are written step by step."""
+
+from contextlib import contextmanager
+from itertools import islice
+
+import pytest
+import torch
+from closeness import assert_close
+
+from engine import tiny
+from engine.recorder import Recorder, Recording
+from engine.scripted import ask, new_session
+from kvchat.engine import graph
+from kvchat.engine.attention import plain
+from kvchat.engine.attention.torch_backend import TorchBackend
+from kvchat.engine.events import drain
+from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.sampling import Sampling
+from kvchat.engine.writing import Writer
+from kvchat.errors import KvchatError
+
+DOCUMENT = tiny.random_ids(120)
+WARM = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, repeat_penalty=1.2, seed=5)
+
+
+@pytest.fixture
+def new_engine(checkpoint):
+    """Engines whose tokens are recorded by a `Recorder`, or written step by step without."""
+
+    def make(recorder=None):
+        engine = tiny.load_engine(checkpoint())
+        engine.writer = Writer(engine.model, recorder, "" if recorder else "a test")
+        return engine
+
+    return make
+
+
+def begun(engine, method="full"):
+    """A cache of a document and a question, and the logits after them."""
+    cache, _ = tiny.read(engine, DOCUMENT, parse_method(method))
+    return cache, drain(engine.extend(cache, [5, 6, 7]))
+
+
+def written(engine, method, sampling, count):
+    """Tokens, what the cache counted when each was given out, and the logits after the last."""
+    cache, logits = begun(engine, method)
+    tokens, counted = [], []
+    for token in islice(engine.decode(cache, logits, sampling), count):
+        tokens.append(token)
+        counted.append((cache.position, *(layer.tail.length for layer in cache.layers)))
+    return tokens, counted, drain(engine.extend(cache, tokens[-1:]))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("method", ["full", "adakv:budget=25%", "h2o:budget=80%,bits=4"])
+def test_recorded_tokens_are_the_plain_ones(new_engine, method, sampling):
+    """The recorder also refuses whatever would make the host wait for the device."""
+    recorder = Recorder()
+    engine = new_engine(recorder)
+    tokens, counted, after = written(engine, method, sampling, 30)
+    plain_tokens, plain_counted, plain_after = written(new_engine(), method, sampling, 30)
+    assert tokens == plain_tokens and counted == plain_counted
+    assert_close("logits", after, plain_after, 1e-5)
+    assert len(recorder.recordings) == 1 and recorder.replays == 28
+    assert engine.writer.way == "as a CUDA graph"
+
+
+def test_a_tail_that_grows_is_recorded_again(new_engine):
+    recorder = Recorder()
+    tokens, counted, after = written(new_engine(recorder), "full", WARM, 270)
+    plain_tokens, plain_counted, plain_after = written(new_engine(), "full", WARM, 270)
+    assert tokens == plain_tokens and counted == plain_counted
+    assert_close("logits", after, plain_after, 1e-5)
+    assert len(recorder.recordings) == 2
+
+
+def test_the_late_token_leaves_no_trace_in_a_conversation(chat_folder):
+    """Answers end by count, by a stop string, by the reader; a turn is taken back."""
+    folder, turns = chat_folder("byte-level", "chatml"), []
+    for recorder in (Recorder(), None):
+        session = new_session(folder)
+        session.engine.writer = Writer(session.engine.model, recorder, "" if recorder else "a test")
+        first = ask(session, "What did he count?", sampling=WARM, max_tokens=9)
+        ask(session, "And at night?", sampling=WARM, max_tokens=20, stop=[first.answer[2:4]])
+        left = session.ask("Nobody waits for this", sampling=WARM, max_tokens=30)
+        for _ in islice(left, 6):
+            pass
+        left.close()
+        session.undo()
+        ask(session, "And at night?", max_tokens=11)
+        ask(session, "Why?", max_tokens=5)
+        turns.append((session.turns, session.cache.position, session.engine.log))
+    assert turns[0] == turns[1]
+    assert recorder is None and turns[0][0]
+
+
+def test_numbers_that_break_are_noticed_one_token_late(new_engine, monkeypatch):
+    """-1 is what the host is told; nobody looks it up as a token."""
+    engine = new_engine(Recorder())
+    cache, logits = begun(engine)
+    factor, real = torch.ones(1), engine.model.logits
+    monkeypatch.setattr(engine.model, "logits", lambda x: real(x) * factor)
+    tokens = engine.decode(cache, logits, Sampling())
+    assert len(list(islice(tokens, 5))) == 5
+    factor.fill_(torch.nan)
+    assert next(tokens) >= 0, "it was on its way already"
+    with pytest.raises(KvchatError, match="computes NaN"):
+        next(tokens)
+
+
+@pytest.mark.parametrize(
+    "method, why",
+    [("pqcache:budget=10%,dense_below=0", "pq segments choose rows"), ("full", "")],
+)
+def test_what_cannot_be_recorded_is_written_step_by_step(new_engine, method, why):
+    engine = new_engine(Recorder())
+    cache, _ = begun(engine, method)
+    assert why in engine.writer.refusal(cache) and bool(engine.writer.refusal(cache)) == bool(why)
+
+
+def test_watched_turns_are_written_step_by_step(chat_folder):
+    session = new_session(chat_folder("byte-level", "chatml"))
+    session.tail_budget = 128
+    session.method = parse_method("adakv:budget=25%")
+    session.engine.writer = Writer(session.engine.model, Recorder())
+    assert session.engine.writer.refusal(session.cache) == ""
+    session.clear()
+    session.adopt(session.cache, session.document, session.method)
+    ask(session, "What did he count?", max_tokens=3)
+    assert session.engine.writer.way.startswith("step by step: queries are watched")
+
+
+def test_a_recording_that_fails_is_said_and_not_tried_again(new_engine, caplog):
+    tried = []
+
+    def failing(work):
+        tried.append(work)
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+    engine = new_engine(failing)
+    tokens, counted, _ = written(engine, "full", WARM, 20)
+    assert (tokens, counted) == written(new_engine(), "full", WARM, 20)[:2]
+    cache, logits = begun(engine)
+    list(islice(engine.decode(cache, logits, WARM), 4))
+    assert len(tried) == 1
+    assert engine.writer.way == (
+        "step by step: recording failed: operation not permitted when stream is capturing"
+    )
+
+
+def test_the_environment_and_the_device_decide(new_engine, monkeypatch):
+    model = new_engine().model
+    assert "not on cpu" in Writer.on(model, torch.device("cpu")).way
+    cuda = torch.device("cuda")
+    assert (
+        Writer.on(model, cuda).refused == "" and Writer.on(model, cuda).record is graph.cuda_graph
+    )
+    monkeypatch.setenv("KVCHAT_GRAPH", "off")
+    assert Writer.on(model, cuda).way == "step by step: KVCHAT_GRAPH=off"
+
+
+@pytest.mark.parametrize("method", ["full", "adakv:budget=25%", "h2o:budget=80%,bits=4"])
+def test_a_plain_step_waits_for_its_token_alone(new_engine, monkeypatch, method):
+    """As on a card without kernels: nothing but the id comes back to the host."""
+    engine = new_engine()
+    cache, logits = begun(engine, method)
+    monkeypatch.setattr(TorchBackend, "attend", lambda _, *given: plain.attend(*given))
+    tokens = engine.decode(cache, logits, WARM)
+    list(islice(tokens, 2))
+    recording = Recording(refuse=False)
+    with recording:
+        list(islice(tokens, 3))
+    assert len(recording.waits) == 3, recording.waits
+
+
+def test_a_recording_is_made_as_cuda_wants_it(monkeypatch):
+    """Against a stand-in for the interface of torch; a card has never seen it."""
+    log = []
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+
+    @contextmanager
+    def capture(made, **options):
+        assert isinstance(made, Graph) and options == {"capture_error_mode": "thread_local"}
+        log.append("begin")
+        yield
+        log.append("end")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    run = graph.cuda_graph(lambda: log.append("work"))
+    run(), run()
+    assert log == ["begin", "work", "end", "replay", "replay"]
+
+
+def test_a_token_is_read_after_its_own_event(monkeypatch):
+    """Two places take turns; the one that is read was copied before the event that is awaited."""
+    log, empty = [], torch.empty
+
+    class Event:
+        made = 0
+
+        def __init__(self):
+            self.number = Event.made
+            Event.made += 1
+
+        def record(self):
+            log.append(f"sent {self.number}")
+
+        def synchronize(self):
+            log.append(f"awaited {self.number}")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **rest: empty(*shape, **rest))
+    coming = graph.Coming(torch.device("cuda"))
+    coming.send(torch.tensor([3]))
+    got = []
+    for token in (4, 5):
+        coming.send(torch.tensor([token]))
+        got.append(coming.receive())
+    got.append(coming.receive())
+    assert got == [3, 4, 5]
+    assert log == ["sent 0", "sent 1", "awaited 0", "sent 0", "awaited 1", "awaited 0"]
