@@ -1,4 +1,5 @@
-"""Every Triton kernel against its torch twin, SDPA, and what the card itself can copy and multiply.
+"""Every Triton kernel against its torch twin, torch's own attention (SDPA, flex_attention,
+varlen_attn), and what the card itself can copy and multiply.
 
     python benchmarks/kernels.py [--rounds 15]
 
@@ -15,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import rivals
 import torch
-import torch.nn.functional as F
 import triton
+from rivals import Way
 from torch import Tensor
 
 from kvchat import __version__
@@ -26,7 +28,6 @@ from kvchat.kernels.rows import Rows
 
 FOLDER = Path(__file__).parent.parent / "docs" / "bench" / "cards"
 BF16 = torch.bfloat16
-Way = Callable[[], object]
 
 
 @dataclass
@@ -49,17 +50,6 @@ def ragged(lengths: list[int], dim: int, device: torch.device) -> Rows:
     return Rows(k, v, start, length, tuple(zip(ends[:-1], lengths, strict=True)))
 
 
-def padded(q: Tensor, rows: Rows, scale: float) -> Way:
-    """SDPA of one query over heads padded to the longest, masked; what it needs is made before."""
-    longest, heads = max(n for _, n in rows.spans), len(rows.spans)
-    k, v = rows.k.new_zeros(2, heads, longest, rows.k.shape[1])
-    mask = torch.zeros(heads, 1, longest, dtype=torch.bool, device=q.device)
-    for head, (a, n) in enumerate(rows.spans):
-        k[head, :n], v[head, :n], mask[head, :, :n] = rows.k[a : a + n], rows.v[a : a + n], True
-    grouped = q.view(heads, -1, q.shape[2])
-    return lambda: F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
-
-
 def decoding(name: str, lengths: list[int], dim: int, group: int, device: torch.device) -> Cell:
     """One token over a ragged segment."""
     rows, scale = ragged(lengths, dim, device), dim**-0.5
@@ -67,7 +57,7 @@ def decoding(name: str, lengths: list[int], dim: int, group: int, device: torch.
     ways = {
         "kernel": lambda: attention.ragged_attention(q, [rows], scale)[0],
         "twin": lambda: reference.ragged_attention(q, [rows], scale)[0],
-        "SDPA, padded": padded(q, rows, scale),
+        **rivals.one_query(q, rows, scale),
     }
     return Cell(f"ragged_attention, {name}", ways, bytes=rows.k.nbytes + rows.v.nbytes)
 
@@ -76,17 +66,11 @@ def reading(tokens: int, before: int, dim: int, heads: int, group: int, device) 
     """A chunk of a document behind what was read of it."""
     rows, scale = ragged([before + tokens] * heads, dim, device), dim**-0.5
     q = torch.randn(tokens, heads * group, dim, device=device, dtype=BF16)
-    k, v = rows.k.view(1, heads, -1, dim), rows.v.view(1, heads, -1, dim)
-    ways: dict[str, Way] = {
+    ways = {
         "kernel": lambda: attention.ragged_attention(q, [rows], scale, causal=True)[0],
         "twin": lambda: reference.ragged_attention(q, [rows], scale, causal=True)[0],
+        **rivals.chunk(q, rows, scale),
     }
-    if before == 0:
-        wide = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        queries = q.transpose(0, 1)[None]
-        ways["SDPA"] = lambda: F.scaled_dot_product_attention(
-            queries, *wide, is_causal=True, scale=scale
-        )
     seen = tokens * before + tokens * (tokens + 1) // 2
     flops = 4 * heads * group * dim * seen
     return Cell(f"ragged_attention, {tokens} tokens behind {before}", ways, flops=flops)
@@ -116,8 +100,6 @@ def cells(device: torch.device, small: bool = False) -> list[Cell]:
     lse, seen = torch.full(q.shape[:2], 12.0, device=device), torch.full((32,), n, device=device)
     add("", mass.window_mass, q, k, lse, seen, scale, moved=k.nbytes + 4 * heads * n)
     add("", mass.column_mass, q, k, lse, seen, scale, moved=k.nbytes + 4 * heads * group * n)
-    add(", largest", mass.column_mass, q, k, lse, seen, scale, 1, "max",
-        moved=k.nbytes + 4 * heads * group * n)  # fmt: skip
     flat, weight = random(heads * n, dim), torch.rand(heads * n, device=device)
     runs = torch.full((heads * n // 4,), 4, device=device)
     add("", merge.merge_rows, flat, weight, runs, moved=flat.nbytes * 5 // 4)
@@ -145,10 +127,24 @@ def cells(device: torch.device, small: bool = False) -> list[Cell]:
     return made
 
 
+def runs(cell: str, name: str, run: Way) -> bool:
+    """Whether a rival runs here; ours and its twin must."""
+    try:
+        run()
+    except Exception as error:  # of a compiler, a shape it does not take, a card it does not know
+        if name in ("kernel", "twin"):
+            raise
+        print(f"{cell}: {name} does not run: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        return False
+    return True
+
+
 def measure(found: list[Cell], rounds: int) -> None:
     """Milliseconds of every way on the card, in turn; the first round is not counted."""
     flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     for cell in found:
+        for name in [name for name, run in cell.ways.items() if not runs(cell.name, name, run)]:
+            del cell.ways[name]
         for number in range(rounds + 1):
             for name, run in cell.ways.items():
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

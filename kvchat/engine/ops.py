@@ -180,13 +180,7 @@ def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -
 
 
 def column_mass(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    seen: Tensor,
-    scale: float,
-    power: int = 1,
-    reduce: str = "sum",
+    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
 ) -> Tensor:
     """Mass per key from all queries together, `[H*G, N]`; see the reference.
 
@@ -194,7 +188,7 @@ def column_mass(
     per slice, so the workspace is `MASS_VALUES` logits whatever N is.
     """
     if q.shape[2] <= MAX_DIM and (launch := kernel("mass:column_mass", q)):
-        return launch(q, k, lse, seen, scale, power, reduce)
+        return launch(q, k, lse, seen, scale, power)
     window, query_heads, dim = q.shape
     heads, rows, _ = k.shape
     # [H, G*W, D] and [H, G*W, 1]: all queries of a KV head in one block of rows
@@ -212,8 +206,5 @@ def column_mass(
         if a + step > first:
             hidden = torch.arange(a, a + part.shape[2], device=k.device) >= seen[:, None]
             mass.masked_fill_(hidden, 0.0)  # [W, n]
-        if reduce == "sum":
-            torch.sum(mass, dim=2, out=out[:, :, a : a + step])
-        else:
-            torch.amax(mass, dim=2, out=out[:, :, a : a + step])
+        torch.sum(mass, dim=2, out=out[:, :, a : a + step])
     return out.view(query_heads, rows)

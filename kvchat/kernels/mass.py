@@ -14,7 +14,7 @@ from torch import Tensor
 def _mass(
     q, k, lse, seen, out, scale, factor, window, rows, q_token, q_head, k_head, k_row,
     SHARE: tl.constexpr, G: tl.constexpr, D: tl.constexpr, POWER: tl.constexpr,
-    LARGEST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
     """Keys of block `program_id(0)` for unit `program_id(1)`: SHARE query heads together."""
     unit = tl.program_id(1)
@@ -38,19 +38,15 @@ def _mass(
         logits = tl.dot(queries, keys, input_precision="ieee") * scale
         mass = tl.exp(POWER * (logits - total[:, None]))
         mass = tl.where(n[None, :] < last[:, None], mass, 0.0)
-        if LARGEST:
-            acc = tl.maximum(acc, tl.max(mass, 0))
-        else:
-            acc += tl.sum(mass, 0)
+        acc += tl.sum(mass, 0)
     tl.store(out + unit.to(tl.int64) * rows + n, acc * factor, mask=live)
 
 
 def column_mass(
-    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1,
-    reduce: str = "sum"
-) -> Tensor:  # fmt: skip
-    """See the reference: `[H*G, N]`, the sum or the largest over all queries."""
-    return _launch(q, k, lse, seen, scale, power, reduce, q.shape[1], 1.0)
+    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
+) -> Tensor:
+    """See the reference: `[H*G, N]`, the sum over all queries."""
+    return _launch(q, k, lse, seen, scale, power, q.shape[1], 1.0)
 
 
 def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
@@ -59,18 +55,18 @@ def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -
     A group's heads share one reading of the keys.
     """
     mean = 1 / (q.shape[0] * q.shape[1] // k.shape[0])
-    return _launch(q, k, lse, seen, scale, 1, "sum", k.shape[0], mean)
+    return _launch(q, k, lse, seen, scale, 1, k.shape[0], mean)
 
 
 def _launch(
-    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int, reduce: str,
-    units: int, factor: float
+    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int, units: int,
+    factor: float
 ) -> Tensor:  # fmt: skip
     window, query_heads, dim = q.shape
     heads, rows, _ = k.shape
     assert q.stride(2) == k.stride(2) == 1, (q.stride(), k.stride())
     assert q.dtype == k.dtype and lse.dtype == torch.float32, (q.dtype, k.dtype, lse.dtype)
-    assert dim <= 256 and reduce in ("sum", "max"), (dim, reduce)
+    assert dim <= 256, dim
     lse = lse.contiguous()  # a window of it may be a slice of heads
     out = k.new_empty(units, rows, dtype=torch.float32)
     wide = max(16, triton.next_power_of_2(dim))
@@ -80,7 +76,6 @@ def _launch(
             q, k, lse, seen, out, scale, factor, window, rows,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1),
             SHARE=query_heads // units, G=query_heads // heads, D=dim, POWER=power,
-            LARGEST=reduce == "max", BLOCK_M=block_m, BLOCK_N=64, BLOCK_D=wide,
-            num_warps=4, num_stages=2,
+            BLOCK_M=block_m, BLOCK_N=64, BLOCK_D=wide, num_warps=4, num_stages=2,
         )  # fmt: skip
     return out

@@ -98,22 +98,15 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def column_mass(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    seen: Tensor,
-    scale: float,
-    power: int = 1,
-    reduce: str = "sum",
+    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
 ) -> Tensor:
-    """Attention mass that each key gets from all queries, per query head: the sum or the `max`.
+    """Attention mass that each key gets from all queries together, per query head.
 
     `q [W, H*G, D]` with the known `lse [W, H*G]` of all rows that they attend to, `k [H, N, D]` of
     which query w sees the first `seen[w]` (int64 `[W]`). Returns `[H*G, N]` fp32:
     `sum_w exp(q_w . k_n * scale - lse_w) ** power`, 0 where unseen. With power 1 a head's total is
     W minus the mass on rows outside `k` (H2O, arXiv 2306.14048; for a window of last queries
-    SnapKV, arXiv 2404.14469, section 4); power 2 is the metric of KV-Compress (arXiv 2410.00161);
-    the largest is KVzip's (arXiv 2505.23416).
+    SnapKV, arXiv 2404.14469, section 4); power 2 is the metric of KV-Compress (arXiv 2410.00161).
     """
     window, query_heads, dim = q.shape
     heads, rows, _ = k.shape
@@ -122,8 +115,7 @@ def column_mass(
     mass = torch.exp(power * (logits - lse.view(window, heads, -1, 1)))
     hidden = torch.arange(rows, device=k.device) >= seen[:, None]  # [W, N]
     mass.masked_fill_(hidden[:, None, None], 0.0)
-    best = mass.sum(dim=0) if reduce == "sum" else mass.amax(dim=0)
-    return best.reshape(query_heads, rows)
+    return mass.sum(dim=0).reshape(query_heads, rows)
 
 
 def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:

@@ -91,7 +91,6 @@ def masses() -> list[Specimen]:
                 return
             mass.column_mass(q, k, lse, seen, 0.1)
             mass.column_mass(q, k, lse, seen, 0.1, 2)
-            mass.column_mass(q, k, lse, seen, 0.1, 1, "max")
 
         made.append(Specimen(f"mass, W={window} D={dim} {dtype}", launch, sample))
 

@@ -1,6 +1,7 @@
 """`benchmarks/kernels.py` was never run on a card: at least its cells compute what they compare."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from closeness import assert_close
 
 import kernels.interpreted  # noqa: F401 - bfloat16 as a card has it
+from kvchat.kernels.reference import dense_attention
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -22,10 +24,25 @@ def bench(monkeypatch):
     del sys.modules["kernels"]
 
 
-def test_every_cell_s_kernel_and_twin_agree(bench):
+def varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, enable_gqa, window_size=(-1, -1)):
+    """What torch says of `varlen_attn`, sequence by sequence: it runs on cards only."""
+    assert enable_gqa and cu_q.dtype == cu_k.dtype == torch.int32
+    parts = []
+    for (a, b), (c, d) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+        assert b - a <= max_q and d - c <= max_k
+        heads, causal = [x.transpose(0, 1) for x in (k[c:d], v[c:d])], window_size == (-1, 0)
+        parts.append(dense_attention(q[a:b], *heads, scale, causal=causal)[0])
+    return torch.cat(parts)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_every_cell_s_ways_agree(bench, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(bench.rivals, "varlen_attn", varlen)
+    monkeypatch.setattr(bench.rivals, "_has_varlen", lambda device: True)
     cells = bench.cells(torch.device("cpu"), small=True)
-    assert len({cell.name for cell in cells}) == len(cells) >= 17
+    assert len({cell.name for cell in cells}) == len(cells) >= 16
+    assert sum("flex" in name for cell in cells for name in cell.ways) == 5
     for cell in cells:
         assert cell.bytes or cell.flops
         ours, *others = (run() for run in cell.ways.values())
@@ -50,3 +67,14 @@ def test_shares_are_of_the_nearer_limit(bench):
     )
     found = bench.described(cell, bandwidth=100 / 1.5e-3, rate=1e9)
     assert found["share_of_limit"] == 0.5 and found["times_faster"] == {"twin": 2.0}
+
+
+def test_a_rival_that_does_not_run_is_left_out_and_ours_may_not_be(bench, capsys):
+    def broken():
+        raise RuntimeError("no such card\nand more")
+
+    assert bench.runs("cell", "flex", lambda: 1)
+    assert not bench.runs("cell", "flex", broken)
+    assert capsys.readouterr().err == "cell: flex does not run: no such card\n"
+    with pytest.raises(RuntimeError):
+        bench.runs("cell", "kernel", broken)

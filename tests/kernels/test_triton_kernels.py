@@ -55,9 +55,9 @@ def test_masses_are_those_of_the_twins(shape, dtype, device):
     assert_close(
         "window", run(mass.window_mass, device, *given), reference.window_mass(*given), 1e-5
     )
-    for power, reduce in ((1, "sum"), (2, "sum"), (1, "max")):
-        got = run(mass.column_mass, device, *given, power, reduce)
-        assert_close(f"{power} {reduce}", got, reference.column_mass(*given, power, reduce), 1e-5)
+    for power in (1, 2):
+        got = run(mass.column_mass, device, *given, power)
+        assert_close(f"power {power}", got, reference.column_mass(*given, power), 1e-5)
 
 
 def test_a_window_of_many_rows_is_complete(device):
