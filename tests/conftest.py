@@ -20,6 +20,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish(session):
+    """Say at once that a run for a card has none, in place of every test."""
+    only = session.items and all(item.get_closest_marker("gpu") for item in session.items)
+    if only and not session.config.option.collectonly and not torch.cuda.is_available():
+        pytest.exit(f"{len(session.items)} tests need a CUDA device and there is none here", 7)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """`checkpoint(**changes) -> Path` of a tiny random checkpoint; equal ones are built once."""

@@ -2,11 +2,20 @@
 again on the same memory, so whatever the host decided while recording stays decided."""
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from engine import tiny
+from kvchat.engine.events import drain
+from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.sampling import Sampling
+
+DOCUMENT = tiny.random_ids(120)
+WARM = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, repeat_penalty=1.2, seed=5)
 
 # What makes the host wait for a device, by name: numbers it reads, shapes that depend on values.
 WAITING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "equal",
@@ -89,3 +98,19 @@ class Recorder:
                 work()
 
         return run
+
+
+def begun(engine, method="full"):
+    """A cache of a document and a question, and the logits after them."""
+    cache, _ = tiny.read(engine, DOCUMENT, parse_method(method))
+    return cache, drain(engine.extend(cache, [5, 6, 7]))
+
+
+def written(engine, method, sampling, count):
+    """Tokens, what the cache counted when each was given out, and the logits after the last."""
+    cache, logits = begun(engine, method)
+    tokens, counted = [], []
+    for token in islice(engine.decode(cache, logits, sampling), count):
+        tokens.append(token)
+        counted.append((cache.position, *(layer.tail.length for layer in cache.layers)))
+    return tokens, counted, drain(engine.extend(cache, tokens[-1:]))

@@ -1,10 +1,13 @@
 """The same numbers on a CUDA device. Deselected by `make test`; `make test-gpu` runs it."""
 
+from itertools import islice
+
 import pytest
 import torch
 from closeness import assert_close
 
 from engine import tiny
+from engine.recorder import WARM, begun, written
 from kvchat.engine import lowbit
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
@@ -12,6 +15,8 @@ from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill import Compression
+from kvchat.engine.sampling import Sampling
+from kvchat.engine.writing import Writer
 
 
 @pytest.mark.gpu
@@ -20,7 +25,7 @@ def test_reading_and_writing_equal_the_cpu(checkpoint, name):
     folder = checkpoint()
     cpu = tiny.load_engine(folder)
     cuda = drain(Engine.load(folder, ModelConfig.load(folder), "f32", "cuda"))
-    ids = torch.randint(cpu.config.vocab_size, (300,)).tolist()
+    ids = tiny.random_ids(300)
     got = {}
     for where, engine in (("cpu", cpu), ("cuda", cuda)):
         reading = drain(engine.prefill(ids, [Compression(parse_method(name))]))
@@ -48,9 +53,44 @@ def test_four_bits_on_the_card_are_the_numbers_they_stand_for(tokens, group):
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_models_in_few_bits_equal_the_cpu(checkpoint, weights):
     folder = checkpoint(hidden_size=64, intermediate_size=192, head_dim=32)
-    config, ids = ModelConfig.load(folder), torch.randint(96, (100,)).tolist()
+    config, ids = ModelConfig.load(folder), tiny.random_ids(100)
     got = []
     for where in ("cpu", "cuda"):
         engine = drain(Engine.load(folder, config, "f32", where, weights))
         got.append(engine.score(engine.empty_cache(), ids).cpu())
     assert_close("scores", got[1], got[0], 0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["auto", "torch"])
+@pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("method", ["full", "adakv:budget=25%", "h2o:budget=80%,bits=4"])
+def test_a_graph_writes_what_single_steps_write(checkpoint, method, sampling, attention):
+    """Past the end of the tail, which is recorded again."""
+    folder = checkpoint()
+    config = ModelConfig.load(folder)
+    engine = drain(Engine.load(folder, config, "f32", "cuda", "auto", attention))
+    tokens, counted, after = written(engine, method, sampling, 280)
+    assert engine.writer.way == "as a CUDA graph"
+    engine.writer = Writer(engine.model, refused="a test")
+    plain_tokens, plain_counted, plain_after = written(engine, method, sampling, 280)
+    assert tokens == plain_tokens and counted == plain_counted
+    assert_close("logits", after, plain_after, 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["auto", "int8", "int4"])
+def test_a_graph_neither_waits_nor_allocates(checkpoint, weights):
+    folder = checkpoint(hidden_size=64, intermediate_size=192, head_dim=32)
+    engine = drain(Engine.load(folder, ModelConfig.load(folder), "bf16", "cuda", weights))
+    cache, logits = begun(engine, "adakv:budget=25%")
+    tokens = engine.decode(cache, logits, WARM)
+    list(islice(tokens, 3))
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(islice(tokens, 50))) == 50
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    assert engine.writer.way == "as a CUDA graph"

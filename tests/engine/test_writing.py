@@ -8,19 +8,15 @@ import torch
 from closeness import assert_close
 
 from engine import tiny
-from engine.recorder import Recorder, Recording
+from engine.recorder import WARM, Recorder, Recording, begun, written
 from engine.scripted import ask, new_session
 from kvchat.engine import graph
 from kvchat.engine.attention import plain
 from kvchat.engine.attention.torch_backend import TorchBackend
-from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.writing import Writer
 from kvchat.errors import KvchatError
-
-DOCUMENT = tiny.random_ids(120)
-WARM = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, repeat_penalty=1.2, seed=5)
 
 
 @pytest.fixture
@@ -33,22 +29,6 @@ def new_engine(checkpoint):
         return engine
 
     return make
-
-
-def begun(engine, method="full"):
-    """A cache of a document and a question, and the logits after them."""
-    cache, _ = tiny.read(engine, DOCUMENT, parse_method(method))
-    return cache, drain(engine.extend(cache, [5, 6, 7]))
-
-
-def written(engine, method, sampling, count):
-    """Tokens, what the cache counted when each was given out, and the logits after the last."""
-    cache, logits = begun(engine, method)
-    tokens, counted = [], []
-    for token in islice(engine.decode(cache, logits, sampling), count):
-        tokens.append(token)
-        counted.append((cache.position, *(layer.tail.length for layer in cache.layers)))
-    return tokens, counted, drain(engine.extend(cache, tokens[-1:]))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
