@@ -45,6 +45,8 @@ class Engine:
         self.config = model.config
         norm = model.model.norm.weight  # matrices may be stored in other dtypes
         self.device, self.dtype = norm.device, norm.dtype
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # kernels start and graphs record on the current one
         self.backend = choose(attention, self.device)
         self.chunk = CHUNKS[self.device.type]
         self.writer = Writer.on(model, self.device)
