@@ -18,8 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import results_page
+
 from kvchat.app.eval.claims import claims
 from kvchat.app.eval.report import rows
+from kvchat.app.machine import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".results"
@@ -165,8 +168,11 @@ def missing(experiments: Iterable[Experiment]) -> Iterator[tuple[Experiment, int
                 yield experiment, number
 
 
-def store(experiment: Experiment) -> None:
-    """Tables and claims of a finished experiment for the repository; its times in a file apart."""
+def store(experiment: Experiment) -> list[float]:
+    """Tables and claims of a finished experiment for the repository. Returns seconds per document.
+
+    What is stored repeats exactly with the same code on the same kind of processor.
+    """
     pieces = [json.loads(piece(experiment, n).read_text()) for n in range(experiment.documents)]
     records = [record for found in pieces for record in found["records"]]
     result = {
@@ -175,6 +181,7 @@ def store(experiment: Experiment) -> None:
         "claims": [asdict(claim) for claim in claims(records)],
     }
     write(STORE / f"{experiment.name}.json", result)
+    return [found["seconds"] for found in pieces]
 
 
 def main() -> None:
@@ -194,8 +201,10 @@ def main() -> None:
                 f"{future.result():.0f} s; {(time.perf_counter() - begin) / 60:.1f} minutes",
                 flush=True,
             )
-    for experiment in EXPERIMENTS:
-        store(experiment)
+    seconds = {experiment.name: store(experiment) for experiment in EXPERIMENTS}
+    times = {"machine": processor(), "processes": chosen.processes, "seconds": seconds}
+    write(STORE / "times.json", times)
+    results_page.write()
 
 
 if __name__ == "__main__":
