@@ -5,7 +5,7 @@ SOURCES := kvchat tests benchmarks models/demo/recipe
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench
-.PHONY: bench-decode bench-kernels results clean
+.PHONY: bench-card bench-decode bench-kernels results clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ results: setup  ## measure docs/results.md again (under an hour on two cores; go
 
 bench-kernels: setup  ## every kernel against its twin and the card's limits (CUDA device)
 	@$(BIN)/python benchmarks/kernels.py
+
+bench-card: setup  ## writing speed against transformers (CUDA device)
+	@$(BIN)/python benchmarks/card.py
 
 bench-decode: setup  ## decode speed against transformers, and of weights in few bits (minutes)
 	@$(BIN)/python benchmarks/decode.py

@@ -40,27 +40,30 @@ CPU = torch.device("cpu")
 Step = Callable[[], object]
 
 
-def ours(weights: str) -> Engine:
-    """The 1B shape with random weights, the same for every way of storing them."""
-    config = ModelConfig.from_dict({**SHAPE, "model_type": "llama", "dtype": "bfloat16"})
-    return Engine(random_weights(config, torch.bfloat16, CPU, weights=weights))
+def ours(weights: str, shape: dict = SHAPE, device: torch.device = CPU) -> Engine:
+    """A shape with random weights, the same for every way of storing them."""
+    config = ModelConfig.from_dict({**shape, "model_type": "llama", "dtype": "bfloat16"})
+    return Engine(random_weights(config, torch.bfloat16, device, weights=weights))
 
 
-def theirs(engine: Engine):
+def theirs(engine: Engine, shape: dict = SHAPE):
     """transformers over the very tensors of an engine."""
-    config = LlamaConfig(**SHAPE, attn_implementation="sdpa")
+    config = LlamaConfig(**shape, attn_implementation="sdpa")
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model.load_state_dict(engine.model.state_dict(), assign=True)
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)
+    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(engine.device)
     return model.eval()
 
 
 def rows_of(engine: Engine, lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random keys and values `[R, D]`."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(engine.device).manual_seed(seed)
     shape = (sum(lengths), engine.config.head_dim)
-    k, v = (torch.randn(shape, generator=generator).to(engine.dtype) for _ in range(2))
+    k, v = (
+        torch.randn(shape, generator=generator, device=engine.device).to(engine.dtype)
+        for _ in range(2)
+    )
     return k, v
 
 
@@ -73,8 +76,9 @@ def cache_of(engine: Engine, tokens: int, share: float = 1.0) -> KVCache:
             uneven = torch.rand(heads, generator=torch.Generator().manual_seed(number)) + 0.2
             lengths = (uneven / uneven.sum() * tokens * heads * share).int().tolist()
         k, v = rows_of(engine, lengths, number)
-        position = torch.cat([torch.arange(n) for n in lengths])
-        layer.adopt(FlatSegment.of(k, v, lengths, position, (0, tokens)))
+        position = torch.cat([torch.arange(n, device=engine.device) for n in lengths])
+        none = k.new_empty(heads, 0, k.shape[1])  # nothing stays in the tail
+        layer.adopt(FlatSegment.of(k, v, lengths, position, (0, tokens)), none, none)
     cache.position = tokens
     return cache
 

@@ -27,7 +27,8 @@ class Writer:
 
     def __init__(self, model: CausalLM, record: Record = cuda_graph, refused: str = ""):
         self.model, self.record, self.refused = model, record, refused
-        self.way = f"step by step: {refused}" if refused else "not yet"
+        self.way = f"step by step: {refused}" if refused else "nothing so far"
+        self._said = ""
 
     @classmethod
     def on(cls, model: CausalLM, device: torch.device) -> "Writer":
@@ -78,6 +79,6 @@ class Writer:
         return again
 
     def _say(self, way: str) -> None:
-        if way != self.way:
+        if way != self._said:
             LOG.info("tokens are written %s", way)
-        self.way = way
+        self.way = self._said = way

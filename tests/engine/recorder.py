@@ -100,15 +100,16 @@ class Recorder:
         return run
 
 
-def begun(engine, method="full"):
-    """A cache of a document and a question, and the logits after them."""
+def begun(engine, method="full", talk=()):
+    """A cache of a document, a question and more `talk`, and the logits after them."""
     cache, _ = tiny.read(engine, DOCUMENT, parse_method(method))
-    return cache, drain(engine.extend(cache, [5, 6, 7]))
+    logits = drain(engine.extend(cache, [5, 6, 7]))
+    return cache, drain(engine.extend(cache, talk)) if talk else logits
 
 
-def written(engine, method, sampling, count):
+def written(engine, method, sampling, count, talk=()):
     """Tokens, what the cache counted when each was given out, and the logits after the last."""
-    cache, logits = begun(engine, method)
+    cache, logits = begun(engine, method, talk)
     tokens, counted = [], []
     for token in islice(engine.decode(cache, logits, sampling), count):
         tokens.append(token)

@@ -1,5 +1,6 @@
 """Tokens from a step that is recorded and run again equal those that are written step by step."""
 
+import logging
 from contextlib import contextmanager
 from itertools import islice
 
@@ -47,8 +48,9 @@ def test_recorded_tokens_are_the_plain_ones(new_engine, method, sampling):
 
 def test_a_tail_that_grows_is_recorded_again(new_engine):
     recorder = Recorder()
-    tokens, counted, after = written(new_engine(recorder), "full", WARM, 270)
-    plain_tokens, plain_counted, plain_after = written(new_engine(), "full", WARM, 270)
+    talk = tiny.random_ids(248)  # the tail has room for 256
+    tokens, counted, after = written(new_engine(recorder), "full", WARM, 20, talk)
+    plain_tokens, plain_counted, plain_after = written(new_engine(), "full", WARM, 20, talk)
     assert tokens == plain_tokens and counted == plain_counted
     assert_close("logits", after, plain_after, 1e-5)
     assert len(recorder.recordings) == 2
@@ -110,7 +112,9 @@ def test_watched_turns_are_written_step_by_step(chat_folder):
     assert session.engine.writer.way.startswith("step by step: queries are watched")
 
 
-def test_a_recording_that_fails_is_said_and_not_tried_again(new_engine, caplog):
+def test_a_recording_that_fails_is_said_and_not_tried_again(new_engine, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("kvchat"), "propagate", True)
+    caplog.set_level(logging.INFO)
     tried = []
 
     def failing(work):
@@ -123,6 +127,10 @@ def test_a_recording_that_fails_is_said_and_not_tried_again(new_engine, caplog):
     cache, logits = begun(engine)
     list(islice(engine.decode(cache, logits, WARM), 4))
     assert len(tried) == 1
+    assert caplog.messages == [
+        "tokens are written step by step: a test",
+        f"tokens are written {engine.writer.way}",
+    ]
     assert engine.writer.way == (
         "step by step: recording failed: operation not permitted when stream is capturing"
     )

@@ -93,7 +93,7 @@ def in_loops(code: str) -> int:
     return sum(any(a <= at <= b for a, b in loops) for at in local)
 
 
-def compile_for(capability: int, sample: bool, verbose: bool) -> tuple[int, int]:
+def compile_for(capability: int, sample: bool, verbose: bool, only: str = "") -> tuple[int, int]:
     """All specimens for one card: how many kernels there are, and how many cannot be had."""
     run, compiled, bad = JITFunction.run, {}, 0
 
@@ -105,7 +105,7 @@ def compile_for(capability: int, sample: bool, verbose: bool) -> tuple[int, int]
     JITFunction.run = compile_only
     triton.runtime.driver.set_active(Card(capability))
     for specimen in SPECIMENS:
-        if sample and not specimen.sample:
+        if (sample and not specimen.sample) or not re.match(only, specimen.name):
             continue
         before = len(compiled)
         try:
@@ -128,10 +128,11 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sample", action="store_true", help="one of every kernel, one card")
     parser.add_argument("--verbose", action="store_true", help="what every kernel takes")
+    parser.add_argument("--only", default="", help="kernels whose name begins with this pattern")
     arguments = parser.parse_args()
     cards = (86,) if arguments.sample else tuple(SHARED_KIB)
     with ProcessPoolExecutor(min(len(cards), os.cpu_count() or 1)) as pool:
-        options = arguments.sample, arguments.verbose
+        options = arguments.sample, arguments.verbose, arguments.only
         jobs = [pool.submit(compile_for, card, *options) for card in cards]
         found = [job.result() for job in jobs]
     kernels, bad = (sum(column) for column in zip(*found, strict=True))
