@@ -75,8 +75,25 @@ def bench(
 
 def evaluate(
     model: flags.Model = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task (world); repeatable.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="world, needle, multi-key, multi-value, multi-query, key-value, passkey, "
+            "variable-tracking, common-words, frequent-words (world); repeatable."
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KIND:FILE, a benchmark's file on disk; kinds: ruler, longbench, leval, niah. "
+            "Repeatable."
+        ),
+    ] = None,
     length: Annotated[list[str] | None, typer.Option(help="Document tokens (4096).")] = None,
+    depth: Annotated[
+        list[str] | None,
+        typer.Option(help="How deep needles and pass keys are, in per cent (0,10,…,100)."),
+    ] = None,
     method: flags.Methods = None,
     budget: Annotated[list[str] | None, typer.Option(help="Budgets (25%); repeatable.")] = None,
     view: Annotated[
@@ -84,29 +101,45 @@ def evaluate(
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="Per task and length.")] = 200,
     per_document: Annotated[int, typer.Option(min=1, help="Questions per document.")] = 25,
+    overflow: Annotated[
+        str,
+        typer.Option(help="What is cut from too long documents: error, head, tail, middle."),
+    ] = "error",
     seed: Annotated[int, typer.Option(help="Of documents and questions.")] = 1,
     out: Annotated[str, typer.Option(help="Folder of the results; goes on from there.")] = "eval",
+    plot: Annotated[
+        str | None,
+        typer.Option(help="Folder for pictures: depth × length, score over budget (PNG)."),
+    ] = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     weights: flags.Weights = None,
     threads: flags.Threads = None,
-    output: Annotated[str, typer.Option("-o", help="table or md.")] = "table",
+    output: Annotated[str, typer.Option("-o", help="table, md or json.")] = "table",
 ) -> int:
-    """Quality at a budget: right answers and KL to the full cache, by method."""
+    """Quality at a budget: scores of answers and KL to the full cache, by method.
+
+    The demo model answers the task `world` only; the others are for chat models that follow
+    instructions. A needle task asks one question per document: --questions 11 is one per depth.
+    """
     from kvchat.app.bench import counts
     from kvchat.app.eval import run as evaluation
 
     settings = evaluation.Settings(
         model=model,
-        tasks=task or ["world"],
+        tasks=task or ([] if data else ["world"]),
+        data=data or [],
         lengths=counts(length, [4096]),
+        depths=counts(depth, list(evaluation.DEPTHS), least=0),
         methods=method or ["streamingllm", "snapkv", "adakv"],
         budgets=budget or ["25%"],
         views=view or ["unseen", "seen"],
         questions=questions,
         per_document=per_document,
+        overflow=overflow,
         seed=seed,
         out=out,
+        plot=plot,
         device=device or "auto",
         dtype=dtype or "auto",
         weights=weights or "auto",

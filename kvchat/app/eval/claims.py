@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
-from kvchat.app.eval.report import CANNOT, Estimate, estimate
+from kvchat.app.eval.report import CANNOT, Estimate, estimate, sized, worth
+from kvchat.app.text import clean
 
 CLAIMS = (
     ("adakv", "snapkv", "Ada-KV, 2407.11550"),
@@ -25,12 +26,13 @@ FLOOR = 0.1  # where both answer less than this right, neither is better
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim in one cell: the paired difference in right answers (share), and in KL (nats).
+    """One claim in one cell: the paired difference in scores (`right`, 0 to 1) and in KL (nats).
 
     Each with a verdict: `holds here`, `does not` or `cannot be told`, by the 95 % interval of the
     difference against zero. Less KL to the full cache is better.
     """
 
+    task: str
     length: int
     seen: bool
     budget: str
@@ -68,16 +70,15 @@ def claims(records: Iterable[dict[str, Any]]) -> list[Claim]:
                 (task, length, False, budget, worse)
             )
             if mine and theirs:
-                found.append(_tried(mine, theirs, length, seen, budget, (better, worse, source)))
+                cell = (task, length, seen, budget)
+                found.append(_tried(mine, theirs, cell, (better, worse, source)))
     return found
 
 
 def _tried(
     mine: Records,
     theirs: Records,
-    length: int,
-    seen: bool,
-    budget: str,
+    where: tuple[str, int, bool, str],
     names: tuple[str, str, str],
 ) -> Claim:
     right: dict[int, list[float]] = defaultdict(list)
@@ -85,13 +86,15 @@ def _tried(
     both = sorted(mine.keys() & theirs.keys())
     for document, question in both:
         a, b = mine[document, question], theirs[document, question]
-        right[document].append(float(a["right"]) - float(b["right"]))
+        right[document].append(worth(a) - worth(b))
         kl[document].append(a["kl"] - b["kl"])
     better, worse, source = names
-    share = [sum(cell[at]["right"] for at in both) / len(both) for cell in (mine, theirs)]
+    share = [sum(worth(cell[at]) for at in both) / len(both) for cell in (mine, theirs)]
+    task, length, seen, budget = where
     more, less = estimate(list(right.values())), estimate(list(kl.values()))
     enough = len(right) >= DOCUMENTS
     return Claim(
+        task=task,
         length=length,
         seen=seen,
         budget=budget,
@@ -115,10 +118,11 @@ def _verdict(low: float, high: float) -> str:
 def screen_claims(tried: list[Claim]) -> Iterator[Text]:
     """A line per claim, for the screen."""
     if tried:
-        yield Text("\nclaims (difference in right answers, 95 %)", "bold")
+        yield Text("\nclaims (difference in per cent, 95 %)", "bold")
     for claim in tried:
         view, right = "seen" if claim.seen else "unseen", claim.right
         yield Text(
-            f"{claim.better} ≥ {claim.worse} · {claim.budget}, {view}: {100 * right.mean:+.1f} "
+            f"{claim.better} ≥ {claim.worse} · {clean(claim.task)}, {sized(claim.length)}, "
+            f"{claim.budget}, {view}: {100 * right.mean:+.1f} "
             f"({100 * right.low:+.0f} to {100 * right.high:+.0f}) {claim.verdict}"
         )
