@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from kvchat.app.eval.claims import Claim
 from kvchat.app.eval.report import Row, sized
-from kvchat.app.text import size
+from kvchat.app.text import clean, size
 
 
 def tables(rows: list[Row]) -> Iterator[str]:
@@ -33,7 +33,7 @@ def claim_table(claims: list[Claim]) -> Iterator[str]:
         view = "seen" if claim.seen else "unseen"
         right, kl = claim.right, claim.kl
         yield (
-            f"| {claim.better} ≥ {claim.worse} | {claim.task}, {sized(claim.length)} | "
+            f"| {claim.better} ≥ {claim.worse} | {clean(claim.task)}, {sized(claim.length)} | "
             f"{claim.budget} | {view} | "
             f"{100 * right.mean:+.1f} ({100 * right.low:+.0f} to {100 * right.high:+.0f}) | "
             f"{claim.verdict} | {kl.mean:+.3f} ({kl.low:+.3f} to {kl.high:+.3f}) | "

@@ -6,7 +6,7 @@ Optional, like `kvchat.app.plots`: import it when pictures are asked for.
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kvchat.errors import KvchatError
 
 COLOURS = "cividis"  # told apart without seeing red or green, and in grey
 TOLD = 12  # columns of a heat map in which figures can be read
+APART = 1.15  # a share and the next one that has a tick
 VIEWS = {False: "unseen", True: "seen"}
 
 
@@ -60,14 +61,14 @@ def _heat_maps(path: Path, panels: Sequence[Grid]) -> None:
     with figure(path, columns=len(panels)) as axes:
         for each, grid in zip(axes, panels, strict=True):
             drawn = _heat_map(each, grid)
-        axes[-1].figure.colorbar(drawn, ax=axes, label="score", shrink=0.8)
+        axes[-1].figure.colorbar(drawn, ax=axes, label="score, %", shrink=0.8)
 
 
 def _heat_map(axes: Axes, grid: Grid) -> Any:
     empty = float("nan")
-    scores = [[empty if score is None else score for score in row] for row in grid.scores]
+    scores = [[empty if score is None else 100 * score for score in row] for row in grid.scores]
     axes.grid(False)
-    drawn = axes.imshow(scores, vmin=0, vmax=1, cmap=COLOURS, aspect="auto")
+    drawn = axes.imshow(scores, vmin=0, vmax=100, cmap=COLOURS, aspect="auto")
     view = "" if grid.cell == "full" else f", question {VIEWS[grid.seen]}"
     axes.set_title(f"{_shown(grid.task)}\n{grid.cell}{view}")
     axes.set_xticks(range(len(grid.lengths)), [_length(length) for length in grid.lengths])
@@ -97,10 +98,10 @@ def _panel(axes: Axes, one: Curves) -> None:
         above = [100 * point.score.high - m for m, point in zip(middle, points, strict=True)]
         axes.errorbar(kept, middle, yerr=[below, above], label=method, capsize=2, elinewidth=0.8)
     if one.full is not None:
-        axes.axhline(100 * one.full, color="grey", linestyle="--", linewidth=1, label="full")
-    shares = sorted({round(100 * p.kept, 2) for points in one.methods.values() for p in points})
+        axes.axhline(100 * one.full, color="grey", linestyle="--", marker="", label="full")
+    shares = _ticks(100 * p.kept for points in one.methods.values() for p in points)
     axes.set_xscale("log")
-    axes.set_xticks(shares, [f"{share:g}" for share in shares], rotation=45)
+    axes.set_xticks(shares, [f"{share:.3g}" for share in shares])
     axes.minorticks_off()
     axes.set_ylim(-3, 103)
     kind = "" if one.kind in one.task else f", {one.kind}"
@@ -108,6 +109,15 @@ def _panel(axes: Axes, one: Curves) -> None:
     axes.set_xlabel("rows kept, %")
     axes.set_ylabel("score, % (95 % interval)")
     axes.legend(fontsize=8)
+
+
+def _ticks(shares: Iterable[float]) -> list[float]:
+    """Shares far enough from each other for their figures to be read on a logarithmic axis."""
+    ticks: list[float] = []
+    for share in sorted(shares):
+        if not ticks or share > APART * ticks[-1]:
+            ticks.append(share)
+    return ticks
 
 
 def _length(length: int) -> str:

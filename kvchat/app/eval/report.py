@@ -68,10 +68,8 @@ class Row:
     def title(self) -> str:
         """What was asked, in one line."""
         kind = "" if self.kind in self.task else f" · {self.kind}"
-        return (
-            f"{self.task} · {sized(self.length)}{kind} · {counted(self.questions, 'question')} "
-            f"about {counted(self.documents, 'document')}"
-        )
+        asked = counted(self.questions, "question"), counted(self.documents, "document")
+        return f"{clean(self.task)} · {sized(self.length)}{kind} · {' about '.join(asked)}"
 
     @property
     def figure(self) -> str:
@@ -135,7 +133,7 @@ def screen_tables(table: list[Row]) -> Iterator[Text | Table]:
         groups[row.task, row.length, row.kind].setdefault(row.cell, {})[row.seen] = row
     for cells in groups.values():
         one = next(iter(next(iter(cells.values())).values()))
-        yield Text(f"\n{clean(one.title)} · {one.figure}, %", "bold")
+        yield Text(f"\n{one.title} · {one.figure}, %", "bold")
         grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         heads = ("cell", "kept", "KV", "unseen", "95 %", "KL", "seen", "95 %", "KL")
         for number, name in enumerate(heads):
