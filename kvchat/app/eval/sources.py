@@ -16,6 +16,26 @@ AS_IT_IS = 0  # the length of a document that a file gives
 TRIES = 6  # a text is made again until it has the tokens that are wanted
 
 
+def case_of(
+    dialogue: Dialogue,
+    task: Task,
+    seed: int,
+    length: int,
+    number: int,
+    questions: int,
+    depth: float = 0.5,
+) -> Case:
+    """The document of a number, scaled so that this model's tokenizer makes `length` of it."""
+    draw = Draw(seed * 10**6 + length * 1000 + number, length, questions, depth)
+    for _ in range(TRIES):
+        case = task(draw)
+        tokens = len(dialogue.document(case.document))
+        if 0.9 * length <= tokens <= 1.05 * length:
+            break
+        draw = replace(draw, tokens=max(1, round(draw.tokens * length / tokens)))
+    return case
+
+
 @dataclass(frozen=True)
 class Made:
     """Documents made from seeds, of the wanted lengths and depths."""
@@ -29,23 +49,9 @@ class Made:
     left_out: tuple[tuple[str, int], ...] = ()
 
     def case(self, dialogue: Dialogue, length: int, number: int) -> Case:
-        """The document of a number, scaled so that this model's tokenizer makes `length` of it.
-
-        Documents walk through the depths one after the other.
-        """
-        draw = Draw(
-            self.seed * 10**6 + length * 1000 + number,
-            length,
-            self.questions,
-            self.depths[number % len(self.depths)],
-        )
-        for _ in range(TRIES):
-            case = self.task(draw)
-            tokens = len(dialogue.document(case.document))
-            if 0.9 * length <= tokens <= 1.05 * length:
-                break
-            draw = replace(draw, tokens=max(1, round(draw.tokens * length / tokens)))
-        return case
+        """The document of a number; documents walk through the depths one after the other."""
+        depth = self.depths[number % len(self.depths)]
+        return case_of(dialogue, self.task, self.seed, length, number, self.questions, depth)
 
 
 @dataclass(frozen=True)
