@@ -5,8 +5,10 @@ import re
 
 import pytest
 
+from app.program import ROOT
 from kvchat.app.eval.case import Draw
 from kvchat.app.eval.files import LOADERS, load
+from kvchat.app.eval.files.given import Given
 from kvchat.app.eval.sources import digests, sources
 from kvchat.errors import KvchatError
 
@@ -164,6 +166,17 @@ def test_further_needles_are_spread_over_what_follows(haystack):
     depths = [text.index(needle) / len(text) for needle in ("One.", "Two.", "Three.")]
     assert depths == pytest.approx([0.4, 0.6, 0.8], abs=0.02)
     assert question.score("1 and 3") == pytest.approx(2 / 3)
+
+
+def test_the_samples_of_the_guide_are_files_in_order(write, haystack):
+    haystack()  # for its folder
+    guide = (ROOT / "docs" / "eval.md").read_text()
+    samples = re.findall(r"\*\*`(\w+):FILE`\*\*.*?\n\n((?: {4}[^\n]*\n)+)", guide, re.DOTALL)
+    assert [kind for kind, _ in samples] == list(LOADERS)
+    for kind, sample in samples:
+        loaded = load(f"{kind}:{write(sample, name=kind)}")
+        (case,) = loaded.cases if isinstance(loaded, Given) else [loaded(Draw(1, 100))]
+        assert case.document and all(question.text for question in case.questions)
 
 
 @pytest.mark.parametrize(

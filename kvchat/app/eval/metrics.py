@@ -124,8 +124,8 @@ METRICS = {
 
 def normalised(text: str) -> str:
     """Lower case without punctuation, articles and double spaces."""
-    words = text.lower().translate(PUNCTUATION).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    plain = text.lower().translate(PUNCTUATION)
+    return " ".join(re.sub(r"\b(?:an?|the)\b", " ", plain).split())
 
 
 def _f1(given: Strings, right: Strings) -> float:

@@ -26,6 +26,7 @@ from kvchat.app.text import clean, counted, seconds
 from kvchat.engine.budget import Budget
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
+from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
@@ -150,13 +151,14 @@ def check(settings: Settings) -> None:
 
 
 def cells_of(settings: Settings) -> list[Cell]:
-    """The cross product of methods, budgets and views."""
-    return [
+    """The cross product of methods, budgets and views; the full cache is measured anyway."""
+    cells = [
         Cell(parse_method(spec, Budget.parse(budget)), VIEWS[view])
         for view in settings.views
         for spec in settings.methods
         for budget in settings.budgets
     ]
+    return [cell for cell in cells if not isinstance(cell.method, Full)]
 
 
 def measured(
