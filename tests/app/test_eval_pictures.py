@@ -48,18 +48,22 @@ def test_depths_that_are_all_different_are_put_together_in_tenths():
     assert [row[0] for row in grid.scores] == pytest.approx([1] * 5 + [0.4] + [0] * 5, abs=0.11)
 
 
-def test_curves_are_scores_over_what_was_kept():
+def test_curves_are_scores_over_budgets():
     records = [
         *(record(score=float(n % 2), document=n) for n in range(4)),
         *(record("adakv 10%", score=0.0, document=n, kept=0.1) for n in range(4)),
         *(record("snapkv 25%", document=n) for n in range(4)),
         *(record("full", score=float(n > 0), document=n, kept=1.0) for n in range(4)),
         record("adakv 25%", seen=True),
+        record("pqcache 20%", kept=1.0),
+        record("kvmerger:mode=eps", kept=0.3),
     ]
     unseen, seen = curves(records)
     assert unseen.full == 0.75 and seen.full == 0.75 and not unseen.seen and seen.seen
-    assert set(unseen.methods) == {"adakv", "snapkv"}
-    assert [(p.kept, p.score.mean) for p in unseen.methods["adakv"]] == [(0.1, 0.0), (0.25, 0.5)]
+    assert set(unseen.methods) == {"adakv", "snapkv", "pqcache", "kvmerger:mode=eps"}
+    assert unseen.methods["pqcache"][0].share == 0.2  # what it reads: it keeps everything
+    assert unseen.methods["kvmerger:mode=eps"][0].share == 0.3
+    assert [(p.share, p.score.mean) for p in unseen.methods["adakv"]] == [(0.1, 0.0), (0.25, 0.5)]
     assert unseen.methods["adakv"][1].score.low < 0.5 < unseen.methods["adakv"][1].score.high
 
 

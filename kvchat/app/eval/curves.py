@@ -1,5 +1,5 @@
 """What the pictures of an evaluation show, from the records alone: scores by depth and length, and
-by what was kept. Draws nothing."""
+by budget. Draws nothing."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -75,15 +75,16 @@ def _grid(
 
 @dataclass(frozen=True)
 class Point:
-    """A method at one budget: the share of the rows that it kept, and its score."""
+    """A method at one budget and its score. `share` is of all rows: a budget in per cent is what is
+    kept, or by pqcache read; without one it is what was kept."""
 
-    kept: float
+    share: float
     score: Estimate
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Methods over what they keep, for one task, length, kind of question and view; `full` is what
+    """Methods over their budgets, for one task, length, kind of question and view; `full` is what
     the whole cache scores on the same questions."""
 
     task: str
@@ -95,7 +96,7 @@ class Curves:
 
 
 def curves(records: Iterable[Record]) -> list[Curves]:
-    """A picture's worth of curves per task, length, kind and view; points by what is kept."""
+    """A picture's worth of curves per task, length, kind and view; points by their shares."""
     groups: dict[tuple[str, int, str, bool], dict[str, list[Record]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -110,18 +111,22 @@ def curves(records: Iterable[Record]) -> list[Curves]:
     for (task, length, kind, seen), cells in groups.items():
         methods: dict[str, list[Point]] = defaultdict(list)
         for cell, own in cells.items():
-            methods[cell.partition(" ")[0]].append(_point(own))
+            method, _, budget = cell.partition(" ")
+            methods[method].append(_point(own, budget))
         for points in methods.values():
-            points.sort(key=lambda point: point.kept)
+            points.sort(key=lambda point: point.share)
         exact = full[task, length, kind]
         best = sum(map(worth, exact)) / len(exact) if exact else None
         found.append(Curves(task, length, kind, seen, best, dict(methods)))
     return found
 
 
-def _point(records: list[Record]) -> Point:
+def _point(records: list[Record], budget: str) -> Point:
     documents: dict[int, list[float]] = defaultdict(list)
     for record in records:
         documents[record["document"]].append(worth(record))
-    kept = sum(record["kept"] for record in records) / len(records)
-    return Point(kept, estimate(list(documents.values())))
+    if budget.endswith("%"):
+        share = float(budget[:-1]) / 100
+    else:
+        share = sum(record["kept"] for record in records) / len(records)
+    return Point(share, estimate(list(documents.values())))

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: heat maps of depth and length, curves of score over what is kept.
+"""Pictures of an evaluation: heat maps of depth and length, curves of score over budget.
 
 Optional, like `kvchat.app.plots`: import it when pictures are asked for.
 """
@@ -92,21 +92,21 @@ def _curves(path: Path, panels: Sequence[Curves]) -> None:
 
 def _panel(axes: Axes, one: Curves) -> None:
     for method, points in one.methods.items():
-        kept = [100 * point.kept for point in points]
+        shares = [100 * point.share for point in points]
         middle = [100 * point.score.mean for point in points]
         below = [m - 100 * point.score.low for m, point in zip(middle, points, strict=True)]
         above = [100 * point.score.high - m for m, point in zip(middle, points, strict=True)]
-        axes.errorbar(kept, middle, yerr=[below, above], label=method, capsize=2, elinewidth=0.8)
+        axes.errorbar(shares, middle, yerr=[below, above], label=method, capsize=2, elinewidth=0.8)
     if one.full is not None:
         axes.axhline(100 * one.full, color="grey", linestyle="--", marker="", label="full")
-    shares = _ticks(100 * p.kept for points in one.methods.values() for p in points)
+    ticks = _ticks(100 * p.share for points in one.methods.values() for p in points)
     axes.set_xscale("log")
-    axes.set_xticks(shares, [f"{share:.3g}" for share in shares])
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(-3, 103)
     kind = "" if one.kind in one.task else f", {one.kind}"
     axes.set_title(f"{_shown(one.task)}{kind}\n{sized(one.length)}, question {VIEWS[one.seen]}")
-    axes.set_xlabel("rows kept, %")
+    axes.set_xlabel("rows kept (pqcache: read), %")
     axes.set_ylabel("score, % (95 % interval)")
     axes.legend(fontsize=8)
 
