@@ -180,18 +180,15 @@ def measured(
                     break
                 if (source.name, length, number) not in done:
                     begin = perf_counter()
-                    whole, case = (
-                        case,
-                        fitted(case, session.dialogue, session.limit, settings.overflow),
-                    )
+                    fits = fitted(case, session.dialogue, session.limit, settings.overflow)
                     where = {"task": source.name, "length": length, "document": number}
                     found = []
-                    for record in measure(session, case, cells):
+                    for record in measure(session, fits, cells):
                         found.append(where | record)
                         if interrupt.asked():
                             return
                     took = seconds(perf_counter() - begin)
-                    cut = "" if case is whole else f" · cut at its {settings.overflow}"
+                    cut = "" if fits is case else f" · cut at its {settings.overflow}"
                     name = f"{clean(source.name)} · {sized(length)} · document {number}"
                     screen.say(f"{name}{cut} · {took}")
                     yield found
