@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from kvchat.app import flags
+from kvchat.app.cli_bench import bench
 from kvchat.app.cli_cache import cache
 
 models = typer.Typer(help="Models at hand; `pull` downloads one.", invoke_without_command=True)
@@ -23,54 +24,6 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(sessions, name="sessions")
     app.add_typer(cache, name="cache")
     app.add_typer(config, name="config")
-
-
-def bench(
-    model: flags.Model = None,
-    dummy: flags.Dummy = None,
-    prompt: Annotated[list[str] | None, typer.Option("-p", help="Tokens to read (4096).")] = None,
-    generate: Annotated[list[str] | None, typer.Option("-n", help="Tokens to write (64).")] = None,
-    depth: Annotated[
-        list[str] | None, typer.Option("-d", help="Tokens read before writing (4096).")
-    ] = None,
-    repeat: Annotated[int, typer.Option("-r", min=1, help="Repetitions.")] = 3,
-    method: flags.Methods = None,
-    budget: flags.Budget = None,
-    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
-    warmup: Annotated[bool, typer.Option(help="One run that is not counted.")] = True,
-    delay: Annotated[
-        float, typer.Option(min=0, help="Seconds of rest before each test (0): a cool machine.")
-    ] = 0.0,
-    device: flags.Device = None,
-    dtype: flags.Dtype = None,
-    weights: flags.Weights = None,
-    attention: flags.Attention = None,
-    threads: flags.Threads = None,
-    output: Annotated[str, typer.Option("-o", help="md or json.")] = "md",
-) -> int:
-    """Speed and memory of this machine, by method (full and adakv)."""
-    from kvchat.app import bench as benchmark
-
-    settings = benchmark.Settings(
-        model=model,
-        dummy=dummy,
-        prompts=benchmark.counts(prompt, [4096]),
-        generates=benchmark.counts(generate, [64]),
-        depths=benchmark.counts(depth, [4096], least=0),
-        repeat=repeat,
-        methods=method or ["full", "adakv"],
-        budget=budget,
-        seed=seed,
-        warmup=warmup,
-        delay=delay,
-        device=device or "auto",
-        dtype=dtype or "auto",
-        weights=weights or "auto",
-        attention=attention or "auto",
-        threads=threads,
-        output=output,
-    )
-    return benchmark.run(settings)
 
 
 def evaluate(
@@ -93,13 +46,13 @@ def evaluate(
     output: Annotated[str, typer.Option("-o", help="table or md.")] = "table",
 ) -> int:
     """Quality at a budget: right answers and KL to the full cache, by method."""
-    from kvchat.app.bench import counts
     from kvchat.app.eval import run as evaluation
+    from kvchat.app.lists import counts
 
     settings = evaluation.Settings(
         model=model,
         tasks=task or ["world"],
-        lengths=counts(length, [4096]),
+        lengths=counts("--length", length, [4096]),
         methods=method or ["streamingllm", "snapkv", "adakv"],
         budgets=budget or ["25%"],
         views=view or ["unseen", "seen"],
@@ -118,7 +71,7 @@ def evaluate(
 
 def plan(
     model: flags.Model = None,
-    dummy: Annotated[str | None, typer.Option(help="A config.json without weights.")] = None,
+    dummy: flags.Dummy = None,
     tokens: Annotated[
         list[str] | None, typer.Option(help="Document tokens: 32k,128k (the window's parts).")
     ] = None,
