@@ -161,6 +161,18 @@ def test_a_method_without_queries_is_compared_with_in_both_views():
     ]
 
 
+@pytest.mark.parametrize(
+    ("wrong_in_50", "verdict"), [(0, "holds here"), (1, "holds here"), (2, "does not")]
+)
+def test_a_claim_of_no_loss_allows_two_points(wrong_in_50, verdict):
+    """PQCache against the full cache, whose cell has no budget."""
+    given = [n >= wrong_in_50 for n in range(50)]
+    records = _paired("full", [True] * 50, 0.0) + _paired("pqcache 20%", given, 0.01)
+    (claim,) = claims(records)
+    assert (claim.worse, claim.budget, claim.verdict) == ("full", "20%", verdict)
+    assert claim.right.mean == pytest.approx(-wrong_in_50 / 50) and not claim.kl_verdict
+
+
 def test_markdown_has_a_row_per_cell_and_a_row_per_claim():
     records = _paired("adakv 25%", [True], 0.1) + _paired("snapkv 25%", [True], 0.1)
     lines = [*tables(rows(records)), *claim_table(claims(records))]

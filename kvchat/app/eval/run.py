@@ -126,7 +126,8 @@ def measured(
         for length in settings.lengths:
             asked = number = 0
             while asked < settings.questions and not interrupt.asked():
-                case = make_case(settings, session, task, length, number)
+                asked_of = settings.seed, length, number, settings.per_document
+                case = case_of(session, task, *asked_of)
                 if (task, length, number) not in done:
                     begin = perf_counter()
                     where = {"task": task, "length": length, "document": number}
@@ -142,13 +143,15 @@ def measured(
                 number += 1
 
 
-def make_case(settings: Settings, session: Session, task: str, length: int, number: int) -> Case:
+def case_of(
+    session: Session, task: str, seed: int, length: int, number: int, questions: int
+) -> Case:
     """The document of a number, scaled so that this model's tokenizer makes `length` of it."""
-    seed = settings.seed * 10**6 + length * 1000 + number
-    case = TASKS[task](seed, length, settings.per_document)
+    seed = seed * 10**6 + length * 1000 + number
+    case = TASKS[task](seed, length, questions)
     tokens = len(session.dialogue.document(case.document))
     if tokens > 1.05 * length or tokens < 0.9 * length:
-        case = TASKS[task](seed, round(length * length / tokens), settings.per_document)
+        case = TASKS[task](seed, round(length * length / tokens), questions)
     return case
 
 
