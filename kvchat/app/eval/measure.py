@@ -11,7 +11,7 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import default_of, method_options, name_of, options
+from kvchat.engine.methods.spec import name_of, options, spec_of
 from kvchat.engine.prefill import Compression
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.session import Session
@@ -29,12 +29,9 @@ class Cell:
     @property
     def name(self) -> str:
         """`adakv 25%`, `adakv:bits=4 25%`, or `full`."""
-        name = name_of(self.method)
-        usual = {option: default_of(field) for option, field in options(name).items()}
-        values = method_options(self.method).items()
-        changed = ",".join(f"{key}={value}" for key, value in values if usual.get(key) != value)
-        label = f"{name}:{changed}" if changed else name
-        return f"{label} {self.method.budget}" if "budget" in usual else label
+        spec = spec_of(self.method)
+        takes_budget = "budget" in options(name_of(self.method))
+        return f"{spec} {self.method.budget}" if takes_budget else spec
 
 
 @dataclass(frozen=True)
