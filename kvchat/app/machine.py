@@ -1,14 +1,17 @@
 """What this machine has and uses: memory by device, and the processor's name."""
 
+import ctypes
 import os
 import platform
 import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter_ns
 
 import torch
 
+from kvchat.app.plan import CONTEXT
 from kvchat.app.text import size
 
 CGROUP = (
@@ -122,14 +125,47 @@ def _limits(paths: tuple[Path, ...]) -> list[int]:
 
 
 def release(device: torch.device) -> None:
-    """Give back what torch's allocator holds without using it."""
+    """Give back what is held without being used: by torch's allocator, on Linux also by malloc."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    with suppress(AttributeError, OSError, TypeError):  # of glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes in use now: of RAM by this process, or of CUDA tensors; what `peak` is the most of."""
+    return allocated(device) if device.type == "cuda" else resident()
+
+
+def others(device: torch.device) -> int:
+    """Bytes of a CUDA device that other processes hold, about; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free, whole = torch.cuda.mem_get_info(device)
+    return max(whole - free - reserved(device) - CONTEXT, 0)
+
+
+def most_reserved(device: torch.device) -> int:
+    """Most bytes that torch's allocator held on a CUDA device since `reset_peak`; 0 on a CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+
+
+def clock(device: torch.device) -> int:
+    """Nanoseconds now, with all work of the device done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter_ns()
 
 
 def allocated(device: torch.device) -> int:
     """Bytes of CUDA tensors; 0 on a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def devices() -> list[torch.device]:
+    """The processor, and every CUDA device."""
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return [torch.device("cpu"), *(torch.device("cuda", number) for number in cards)]
 
 
 def device_name(device: torch.device) -> str:

@@ -124,6 +124,15 @@ def name_of(method: Method) -> str:
     return next(name for name, entry in METHODS.items() if entry.path == path)
 
 
+def spec_of(method: Method) -> str:
+    """The spec of a method, budget apart, with what is not as usual: `adakv`, `adakv:bits=4`."""
+    name = name_of(method)
+    usual = {option: default_of(field) for option, field in options(name).items()}
+    values = method_options(method).items()
+    changed = ",".join(f"{key}={value}" for key, value in values if usual.get(key) != value)
+    return f"{name}:{changed}" if changed else name
+
+
 def _staged(method: Method, stored: dict[str, str]) -> Method:
     """The method, with what it keeps stored in this way."""
     changed = [f"{option}={stored[option]}" for option in STAGES if stored[option] != PLAIN[option]]
