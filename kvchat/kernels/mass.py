@@ -70,12 +70,15 @@ def _launch(
     lse = lse.contiguous()  # a window of it may be a slice of heads
     out = k.new_empty(units, rows, dtype=torch.float32)
     wide = max(16, triton.next_power_of_2(dim))
-    block_m = 16 if window * query_heads // units <= 16 else 32 if wide == 256 else 64
+    exact = q.element_size() == 4  # products without tensor cores: larger blocks spill
+    few = window * query_heads // units <= 16
+    block_m = 16 if few or exact else 32 if wide == 256 else 64
+    block_n = 32 if exact else 64
     if rows:
-        _mass[(triton.cdiv(rows, 64), units)](
+        _mass[(triton.cdiv(rows, block_n), units)](
             q, k, lse, seen, out, scale, factor, window, rows,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1),
             SHARE=query_heads // units, G=query_heads // heads, D=dim, POWER=power,
-            BLOCK_M=block_m, BLOCK_N=64, BLOCK_D=wide, num_warps=4, num_stages=2,
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=wide, num_warps=4, num_stages=2,
         )  # fmt: skip
     return out
