@@ -74,6 +74,7 @@ class Writer:
             again = self.record(step)
         except RuntimeError as error:
             self.refused = f"recording failed: {str(error).partition(chr(10))[0]}"
+            self._say(f"step by step: {self.refused}")
             return step
         self._say("as a CUDA graph")
         return again
