@@ -228,9 +228,13 @@ def show(
     last = f"+ {reserve_of(frame.limit):,} tokens" if fit else "window full"
     for column in ("method", "tokens", "KV full", "KV kept", "reading", last):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    labels = {
+        spec: clean(spec) if "budget" in spec else f"{clean(spec)} {budget}"
+        for spec, budget in budgets.items()
+    }
     for spec, tokens, plan in rows:
         table.add_row(
-            Text(f"{clean(spec)} {budgets[spec]}"),
+            Text(labels[spec]),
             f"{tokens:,}",
             *map(size, (plan.kv_full, plan.kv_kept, plan.reading, plan.chatting)),
         )
@@ -240,6 +244,6 @@ def show(
             console.print(f"nothing fits; try: {way}")
     for spec, tokens, plan in rows:
         if plan.read:
-            console.print(Text(f"{clean(spec)} {budgets[spec]}, {tokens:,} tokens{plan.reads}"))
+            console.print(Text(f"{labels[spec]}, {tokens:,} tokens{plan.reads}"))
     where = "the CUDA context" if frame.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

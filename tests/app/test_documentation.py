@@ -27,6 +27,8 @@ from kvchat.engine.attention.choice import Choice, choose
 from kvchat.engine.engine import Engine
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+README = (ROOT / "README.md").read_text()
+FOLDER = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture
@@ -153,8 +155,8 @@ def surroundings(place) -> dict[str, str]:
 
 
 def test_there_are_commands():
-    assert {c.words[0] for c in COMMANDS} == {"kvchat", "make", "pip", "python"}
-    assert len(COMMANDS) > 25
+    assert {"kvchat", "make"} <= {c.words[0] for c in COMMANDS}
+    assert len(COMMANDS) > 20
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] != "kvchat"], ids=str)
@@ -224,3 +226,9 @@ def _pulled(words: tuple[str, ...], home) -> None:
 
 def _ours(words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple("org/tiny" if word == PULLED else word for word in words)
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", *FOLDER])
+def test_links_lead_somewhere(file):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / file).read_text()):
+        assert (ROOT / file).parent.joinpath(target).exists(), target
