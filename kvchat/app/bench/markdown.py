@@ -86,9 +86,10 @@ def introduction(settings: Settings, subject: Subject) -> str:
     engine = subject.engine
     parts = [
         f"{subject.name} · {engine.config.family}, {engine.config.parameters / 1e6:,.1f} M "
-        f"parameters, weights {size(engine.weights_bytes)} in {engine.weights}",
+        f"parameters, {'random ' if settings.dummy else ''}weights {size(engine.weights_bytes)} "
+        f"in {engine.weights}",
         machine.device_name(engine.device),
-        *(f"{name} {value}" for name, value in unusual(settings)),
+        *(f"{name} {value}" for name, value in unusual(settings) if name != "weights"),
     ]
     if len(set(settings.threads)) < 2:
         parts.append(counted(torch.get_num_threads(), "thread"))

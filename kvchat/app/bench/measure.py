@@ -60,6 +60,7 @@ def measure(
 
     What memory does not suffice for raises whatever the allocator raises.
     """
+    machine.release(engine.device)
     method = test.method
     if test.n_prompt:
         if warmup:
@@ -118,7 +119,7 @@ def _write(engine: Engine, cache: KVCache, tokens: int) -> int:
 
 
 def _begin(device: torch.device) -> int:
-    machine.release(device)
+    machine.trim()
     machine.reset_peak(device)
     return machine.in_use(device)
 
