@@ -31,10 +31,7 @@ def bench(
         int | None, typer.Option("-r", min=1, help=f"Repetitions ({USUAL[3]}).")
     ] = None,
     method: flags.Methods = None,
-    budget: Annotated[
-        Numbers,
-        typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB."),
-    ] = None,
+    budget: flags.Budgets = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="About ten seconds with the bundled model.")
     ] = False,
