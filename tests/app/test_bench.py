@@ -293,7 +293,7 @@ def test_a_cell_without_room_says_so_and_the_sweep_goes_on(monkeypatch, capsys):
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if "pp64" in line)
     assert re.search(r"\| OOM \(needed ≥ [\d.]+ [GM]iB\) \|", row)
-    assert "- adakv:window=8 25% pp64: out of memory, needs" in table
+    assert "- adakv:window=8 25% pp64: out of memory, it was refused" in table
 
 
 def test_a_test_beyond_the_limit_is_not_tried():

@@ -121,4 +121,6 @@ def missing(record: Record) -> str:
     """Why a cell is empty."""
     cell = f"{record['spec']} {record['budget']} {record['test']}"
     needed, free = size(record["needed_bytes"]), size(record["free_bytes"])
+    if record["free_bytes"] >= record["needed_bytes"]:
+        return f"- {cell}: out of memory, it was refused though {free} seemed to be free"
     return f"- {cell}: out of memory, needs {needed} or more (estimated), {free} can be had"
