@@ -120,7 +120,8 @@ def code() -> str:
 def measured(experiment: Experiment, number: int) -> float:
     """Measure one document and keep its records. Returns the seconds that took."""
     from kvchat.app.eval.measure import Cell, measure
-    from kvchat.app.eval.run import case_of
+    from kvchat.app.eval.sources import case_of
+    from kvchat.app.eval.tasks import TASKS
     from kvchat.app.models import demo_model
     from kvchat.engine.budget import Budget
     from kvchat.engine.dialogue import Dialogue
@@ -135,7 +136,8 @@ def measured(experiment: Experiment, number: int) -> float:
     folder = demo_model().folder
     engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
-    case = case_of(session, "world", SEED, experiment.length, number, experiment.questions)
+    asked_of = SEED, experiment.length, number, experiment.questions
+    case = case_of(session.dialogue, TASKS["world"], *asked_of)
     asked = [
         Cell(parse_method(spec, Budget.parse(budget)), experiment.seen)
         for spec, budget in experiment.cells

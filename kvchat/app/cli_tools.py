@@ -7,6 +7,7 @@ import typer
 from kvchat.app import flags
 from kvchat.app.cli_bench import bench
 from kvchat.app.cli_cache import cache
+from kvchat.app.cli_eval import evaluate
 
 models = typer.Typer(help="Models at hand; `pull` downloads one.", invoke_without_command=True)
 sessions = typer.Typer(help="Saved chats.", no_args_is_help=True)
@@ -24,49 +25,6 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(sessions, name="sessions")
     app.add_typer(cache, name="cache")
     app.add_typer(config, name="config")
-
-
-def evaluate(
-    model: flags.Model = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task (world); repeatable.")] = None,
-    length: Annotated[list[str] | None, typer.Option(help="Document tokens (4096).")] = None,
-    method: flags.Methods = None,
-    budget: Annotated[list[str] | None, typer.Option(help="Budgets (25%); repeatable.")] = None,
-    view: Annotated[
-        list[str] | None, typer.Option(help="unseen, seen: the question at compression (both).")
-    ] = None,
-    questions: Annotated[int, typer.Option(min=1, help="Per task and length.")] = 200,
-    per_document: Annotated[int, typer.Option(min=1, help="Questions per document.")] = 25,
-    seed: Annotated[int, typer.Option(help="Of documents and questions.")] = 1,
-    out: Annotated[str, typer.Option(help="Folder of the results; goes on from there.")] = "eval",
-    device: flags.Device = None,
-    dtype: flags.Dtype = None,
-    weights: flags.Weights = None,
-    threads: flags.Threads = None,
-    output: Annotated[str, typer.Option("-o", help="table or md.")] = "table",
-) -> int:
-    """Quality at a budget: right answers and KL to the full cache, by method."""
-    from kvchat.app.eval import run as evaluation
-    from kvchat.app.lists import counts
-
-    settings = evaluation.Settings(
-        model=model,
-        tasks=task or ["world"],
-        lengths=counts("--length", length, [4096]),
-        methods=method or ["streamingllm", "snapkv", "adakv"],
-        budgets=budget or ["25%"],
-        views=view or ["unseen", "seen"],
-        questions=questions,
-        per_document=per_document,
-        seed=seed,
-        out=out,
-        device=device or "auto",
-        dtype=dtype or "auto",
-        weights=weights or "auto",
-        threads=threads,
-        output=output,
-    )
-    return evaluation.run(settings)
 
 
 def plan(

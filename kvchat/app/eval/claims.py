@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
-from kvchat.app.eval.report import CANNOT, Estimate, estimate
+from kvchat.app.eval.report import CANNOT, Estimate, estimate, sized, worth
+from kvchat.app.text import clean
 
 CLAIMS = (
     ("adakv", "snapkv", "Ada-KV, 2407.11550", 0.0),
@@ -17,7 +18,7 @@ CLAIMS = (
     ("kvmerger", "cam", "KVMerger, 2407.08454", 0.0),
     ("pqcache", "full", "PQCache, 2407.12820", 0.02),
 )
-"""Better or equal, than which, who says so, and the share of right answers it may lose."""
+"""Better or equal, than which, who says so, and how much of the score it may lose."""
 
 
 DOCUMENTS = 5  # fewer prove nothing
@@ -26,13 +27,14 @@ FLOOR = 0.1  # where both answer less than this right, neither is better
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim in one cell: the paired difference in right answers (share), and in KL (nats).
+    """One claim in one cell: the paired difference in scores (`right`, 0 to 1) and in KL (nats).
 
     Each with a verdict: `holds here`, `does not` or `cannot be told`, by the 95 % interval of the
     difference against zero, or against what may be lost. Less KL to the full cache is better;
     nothing is told of it where the other is the full cache.
     """
 
+    task: str
     length: int
     seen: bool
     budget: str
@@ -71,16 +73,15 @@ def claims(records: Iterable[dict[str, Any]]) -> list[Claim]:
             there = (cells.get((task, length, *place, worse)) for place in places)
             theirs = next((records for records in there if records), None)
             if mine and theirs:
-                found.append(_tried(mine, theirs, length, seen, budget, claim))
+                cell = (task, length, seen, budget)
+                found.append(_tried(mine, theirs, cell, claim))
     return found
 
 
 def _tried(
     mine: Records,
     theirs: Records,
-    length: int,
-    seen: bool,
-    budget: str,
+    where: tuple[str, int, bool, str],
     claim: tuple[str, str, str, float],
 ) -> Claim:
     right: dict[int, list[float]] = defaultdict(list)
@@ -88,13 +89,15 @@ def _tried(
     both = sorted(mine.keys() & theirs.keys())
     for document, question in both:
         a, b = mine[document, question], theirs[document, question]
-        right[document].append(float(a["right"]) - float(b["right"]))
+        right[document].append(worth(a) - worth(b))
         kl[document].append(a["kl"] - b["kl"])
     better, worse, source, loss = claim
-    share = [sum(cell[at]["right"] for at in both) / len(both) for cell in (mine, theirs)]
+    share = [sum(worth(cell[at]) for at in both) / len(both) for cell in (mine, theirs)]
+    task, length, seen, budget = where
     more, less = estimate(list(right.values())), estimate(list(kl.values()))
     enough = len(right) >= DOCUMENTS
     return Claim(
+        task=task,
         length=length,
         seen=seen,
         budget=budget,
@@ -122,10 +125,11 @@ def _verdict(found: Estimate, least: float) -> str:
 def screen_claims(tried: list[Claim]) -> Iterator[Text]:
     """A line per claim, for the screen."""
     if tried:
-        yield Text("\nclaims (difference in right answers, 95 %)", "bold")
+        yield Text("\nclaims (difference in per cent, 95 %)", "bold")
     for claim in tried:
         view, right = "seen" if claim.seen else "unseen", claim.right
         yield Text(
-            f"{claim.better} ≥ {claim.worse} · {claim.budget}, {view}: {100 * right.mean:+.1f} "
+            f"{claim.better} ≥ {claim.worse} · {clean(claim.task)}, {sized(claim.length)}, "
+            f"{claim.budget}, {view}: {100 * right.mean:+.1f} "
             f"({100 * right.low:+.0f} to {100 * right.high:+.0f}) {claim.verdict}"
         )
