@@ -1,6 +1,7 @@
 """What README.md, CONTRIBUTING.md and the guide say is so: recipes and commands are run as they
 stand there."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -232,3 +233,17 @@ def _ours(words: tuple[str, ...]) -> tuple[str, ...]:
 def test_links_lead_somewhere(file):
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / file).read_text()):
         assert (ROOT / file).parent.joinpath(target).exists(), target
+
+
+def test_what_fits_on_a_card():
+    """The README's tokens are those of the plan."""
+    rows = re.findall(r"(?m)^\| (\d+) GB \| (\w+), ([\d.]+) GiB \|(.*)\|$", README)
+    assert len(rows) == 4
+    for size, weights, gigabytes, cells in rows:
+        told = ("--fit", f"{size}GiB", "--weights", weights, "--device", "cuda", "--json")
+        specs = ("full", "kvzip:budget=25%", "kvzip:budget=10%")
+        chosen = [word for spec in specs for word in ("--method", spec)]
+        plan = json.loads(kvchat("plan", "--dummy", "llama-3.1-8b", *told, *chosen).stdout)
+        tokens = [f"{each['tokens']:,}" for each in plan["plans"]]
+        assert tokens == [cell.strip() for cell in cells.split("|")]
+        assert f"{plan['plans'][0]['weights'] / 2**30:.1f}" == gigabytes
