@@ -45,10 +45,10 @@ def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
     _, parts, count, size = centroids.shape
     assert parts * size == dim and count <= 256 and x.stride(2) == 1, (x.shape, centroids.shape)
     codes = torch.empty(heads, rows, parts, dtype=torch.uint8, device=x.device)
-    if rows:
-        _assign[(triton.cdiv(rows, 64), heads * parts)](
+    if rows:  # larger blocks spill: exact products have no tensor cores to go to
+        _assign[(triton.cdiv(rows, 32), heads * parts)](
             x, centroids.contiguous(), codes, rows, x.stride(0), x.stride(1), M=parts, C=count,
-            D=size, BLOCK_N=64, BLOCK_C=min(64, max(16, triton.next_power_of_2(count))),
+            D=size, BLOCK_N=32, BLOCK_C=min(32, max(16, triton.next_power_of_2(count))),
             BLOCK_D=max(16, triton.next_power_of_2(size)), num_warps=4, num_stages=1,
         )  # fmt: skip
     return codes
