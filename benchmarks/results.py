@@ -66,8 +66,8 @@ EXPERIMENTS = (
         documents=8,
         questions=25,
         seen=False,
-        cells=cells((*ONCE, "kvmerger", "cam", "kvzip", "kvzip+"))
-        + cells(["pqcache"], ("20%", "10%")),
+        cells=cells((*ONCE, "kvmerger", "cam", "kvzip", "kvzip+", "askall"))
+        + cells(["pqcache"], ("25%", "20%", "10%")),
     ),
     Experiment(
         "seen-4096",
