@@ -1,13 +1,14 @@
-"""What this machine has and uses: memory by device, and the processor's name."""
+"""What this machine has and uses: memory by device, and the processor's name. Imports torch only
+where a CUDA device is asked about."""
 
 import os
 import platform
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any, Protocol
 
 from kvchat.app.text import size
 
@@ -19,6 +20,35 @@ CGROUP_USED = (
     Path("/sys/fs/cgroup/memory.current"),
     Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+
+
+class Device(Protocol):
+    """A `torch.device`, or what takes its place: `str` gives its name."""
+
+    @property
+    def type(self) -> str:
+        """`cpu` or `cuda`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Host:
+    """The processor, without torch."""
+
+    type: str = "cpu"
+
+    def __str__(self) -> str:
+        return self.type
+
+
+CPU = Host()
+
+
+def _cuda() -> Any:
+    # loaded by now: nobody else has a CUDA device
+    from torch import cuda
+
+    return cuda
 
 
 def _proc(path: str) -> dict[str, int]:
@@ -33,43 +63,43 @@ def _proc(path: str) -> dict[str, int]:
 
 def resident() -> int:
     """Bytes of this process in RAM now."""
-    return _proc("/proc/self/status").get("VmRSS") or peak(torch.device("cpu"))
+    return _proc("/proc/self/status").get("VmRSS") or peak(CPU)
 
 
-def peak(device: torch.device) -> int:
+def peak(device: Device) -> int:
     """Most bytes in use since the last `reset_peak`: of RAM by this process, or of CUDA tensors."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return _cuda().max_memory_allocated(str(device))
     if most := _proc("/proc/self/status").get("VmHWM"):
         return most
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
-def reset_peak(device: torch.device) -> None:
+def reset_peak(device: Device) -> None:
     """Begin a new `peak`, where the system lets us."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        _cuda().reset_peak_memory_stats(str(device))
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def reserved(device: torch.device) -> int:
+def reserved(device: Device) -> int:
     """Bytes that torch's allocator holds on a CUDA device, in use or not; 0 on a CPU."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    return _cuda().memory_reserved(str(device)) if device.type == "cuda" else 0
 
 
-def total(device: torch.device) -> int:
+def total(device: Device) -> int:
     """Bytes of the device; on a CPU the machine's RAM or the control group's limit."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return _cuda().get_device_properties(str(device)).total_memory
     machine = _proc("/proc/meminfo").get("MemTotal") or (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
     return min([machine, *_limits(CGROUP)])
 
 
-def free(device: torch.device, limit: int | None = None) -> int:
+def free(device: Device, limit: int | None = None) -> int:
     """Bytes that are free for us now, of a limit if we are given one.
 
     On a CPU reclaimable file pages are free, and what this process holds by now, libraries and
@@ -78,20 +108,20 @@ def free(device: torch.device, limit: int | None = None) -> int:
     return _free(device) if limit is None else min(_free(device), limit)
 
 
-def left(device: torch.device, limit: int | None = None) -> int:
+def left(device: Device, limit: int | None = None) -> int:
     """Bytes that this process may take beyond what it holds now."""
     held = reserved(device) if device.type == "cuda" else resident()
     return _free(device) if limit is None else min(_free(device), max(limit - held, 0))
 
 
-def place(device: torch.device, limit: int | None = None) -> str:
+def place(device: Device, limit: int | None = None) -> str:
     """A device in words, with the limit that holds there."""
     return f"{device}" if limit is None else f"{device} (--mem-limit {size(limit)})"
 
 
-def _free(device: torch.device) -> int:
+def _free(device: Device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return _cuda().mem_get_info(str(device))[0]
     available = _proc("/proc/meminfo").get("MemAvailable", total(device))
     limits, used = _limits(CGROUP), _limits(CGROUP_USED)
     if limits and used:
@@ -121,19 +151,19 @@ def _limits(paths: tuple[Path, ...]) -> list[int]:
     return values
 
 
-def release(device: torch.device) -> None:
+def release(device: Device) -> None:
     """Give back what torch's allocator holds without using it."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        _cuda().empty_cache()
 
 
-def allocated(device: torch.device) -> int:
+def allocated(device: Device) -> int:
     """Bytes of CUDA tensors; 0 on a CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    return _cuda().memory_allocated(str(device)) if device.type == "cuda" else 0
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: Device) -> str:
     """`cuda:0 NVIDIA …`, or the processor's name."""
     if device.type == "cuda":
-        return f"{device} {torch.cuda.get_device_name(device)}"
+        return f"{device} {_cuda().get_device_name(str(device))}"
     return f"cpu {processor()}"

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from kvchat.app.plan import Cost
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.base import ASK, REPEAT, Method
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.needs import ASK, REPEAT
 from kvchat.engine.methods.spec import (
     bits_of,
     code_of,

@@ -120,10 +120,10 @@ def cache(name: str | None = None) -> Iterator[tuple[str, Path]]:
     """Models of the Hugging Face cache that have a config.json: the newest revision of each, or the
     one of a branch, a tag or the beginning of a commit."""
     # heavy only in comparison with `--help`
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return
     for repository in sorted(repositories, key=lambda r: r.repo_id):

@@ -16,9 +16,10 @@ from kvchat.app.settings import KEYS
 from kvchat.app.sources import SAVED, open_document
 from kvchat.app.start import chosen_method, open_chat
 from kvchat.app.text import clean, counted, first_line
+from kvchat.app.whole import whole
 from kvchat.engine.methods.full import Full
 from kvchat.engine.session import Session
-from kvchat.engine.store.identity import tokenizer_digest
+from kvchat.engine.store.tokens import tokenizer_digest
 from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 
@@ -49,7 +50,7 @@ def open_or_resume(
     say_chosen(found, screen)
     turns = [turn_of(event) for event in found.turns]
     try:
-        recall(chat.session, turns, screen)
+        recall(whole(chat).session, turns, screen)
     except Dropped:
         raise KeyboardInterrupt from None
     return chat, keeper
@@ -153,19 +154,19 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
         files = [open_document(path, options) for path in options.files]
         same_text(files, found, screen, interactive=False)
         method = chosen_method(options) if files else Full()
-        tokenizer, engine = chat.session.dialogue.tokenizer, chat.session.engine
-        book = compose(tokenizer, files, options.system, chat.session.limit, options.overflow)
-        ends, limit = tuple(chat.session.ends), chat.session.limit
-        folds, by_question = chat.session.tail_budget, chat.session.by_question
-        session = Session(engine, book.dialogue, ends, limit, folds, by_question)
+        present, _, readings = whole(chat)
+        tokenizer, limit = present.dialogue.tokenizer, present.limit
+        book = compose(tokenizer, files, options.system, limit, options.overflow)
+        ends, folds = tuple(present.ends), present.tail_budget
+        session = Session(present.engine, book.dialogue, ends, limit, folds, present.by_question)
         tokens = len(book.ids)
         with timed(chat.timings, "prefill"):
-            before = chat.readings.open(
+            before = readings.open(
                 session,
                 chat.model,
                 book,
                 method,
-                chat.session.method,
+                present.method,
                 lambda work: watched(work, screen, "reading", tokens),
             )
         recall(session, [turn_of(event) for event in found.turns], screen)

@@ -31,7 +31,8 @@ from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of, parse_method, with_budget
+from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.spec import parse_method, with_budget
 from kvchat.engine.model.bits import INPUTS
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
@@ -67,6 +68,9 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     with screen.busy("tokenising"), timed(timings, "tokenize"):
         book = make_book(setup, files, unicode(options.system))
     check_book(setup, book, screen)
+    wanted = setup.method
+    if not files:  # a system text alone is not worth a choice
+        setup = replace(setup, method=Full())
     if book.ids:  # a budget that cannot be met is refused before the weights load
         setup.method.rows(geometry_of(setup.config, setup.dtype.itemsize, len(book.ids)))
     plan = make_plan(
@@ -86,9 +90,9 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
 
     if options.full_copy != "off" and book.files:
         plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
-    needs, by_question = setup.method.needs, setup.options.by_question
+    needs, by_question = wanted.needs, setup.options.by_question
     if (by_question and not needs.queries) or (options.foreseen and not needs.sees):
-        screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
+        screen.warn(f"{name_of(wanted)} keeps the same rows whatever is asked")
 
     process.interruptible()
     with timed(timings, "load"):
@@ -97,13 +101,19 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     session = Session(
         engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
     )
-    method = setup.method if files else Full()  # a system text alone is not worth a choice
     root = readings_folder(options.kv_cache_dir)
     readings = Readings(screen, options.kv_cache, root, options.full_copy)
     chat = Chat(
-        setup.options, setup.model, session, method, setup.settings, book, readings, timings
+        setup.options,
+        setup.model,
+        session,
+        setup.method,
+        setup.settings,
+        book,
+        readings,
+        timings,
     )
-    read_first(chat, screen, interactive, setup.method)
+    read_first(chat, screen, interactive, wanted)
     return chat
 
 

@@ -20,7 +20,8 @@ from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import ASK, Method, Needs, Prefilled, Retold
+from kvchat.engine.methods.base import Method, Prefilled, Retold
+from kvchat.engine.methods.needs import ASK, Needs
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments

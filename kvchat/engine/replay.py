@@ -14,7 +14,8 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.methods.base import ASK, Evidence, Kind, Needs, Retold, Telling
+from kvchat.engine.methods.base import Evidence, Retold
+from kvchat.engine.methods.needs import ASK, Kind, Needs, Telling
 from kvchat.engine.model.layers import Block, Rotation
 
 SINKS = 4  # first rows that a replay may look at beside its own part

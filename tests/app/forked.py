@@ -20,10 +20,11 @@ from typing import NoReturn
 import pexpect
 import ptyprocess
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.output import create_output
 
-from kvchat.app import cli, oneshot, repl
+from kvchat.app import attaching, cli, comparing, measuring, oneshot, repl, resume
 
-assert oneshot and repl, "imported here, once"
+assert attaching and comparing and measuring and oneshot and repl and resume, "imported once"
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
             signal.SIGHUP: signal.SIG_DFL, signal.SIGTSTP: signal.SIG_DFL}  # fmt: skip
 
@@ -41,7 +42,8 @@ def become(arguments: list[str], environment: dict[str, str], prepare: Callable)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
         prepare()
-        with create_app_session():
+        # this process may have had a prompt of its own: that one's terminal is not ours
+        with create_app_session(output=create_output(sys.stdout)):
             code = cli.run(arguments)
         sys.stdout.flush()
     except SystemExit as stop:

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from app.scene import STORY, Scene
-from kvchat.app import clipboard, repl, saved
-from kvchat.app.commands import documents, speed
+from kvchat.app import clipboard, measuring, repl, saved
+from kvchat.app.commands import documents
 from kvchat.app.options import Options
 from kvchat.app.resume import restored
 from kvchat.app.sources import open_document
@@ -21,7 +21,7 @@ def home(tmp_path, monkeypatch):
     for name in ("VISUAL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(speed, "SECONDS", 0.2)
+    monkeypatch.setattr(measuring, "SECONDS", 0.2)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
