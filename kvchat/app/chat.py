@@ -1,6 +1,7 @@
 """`Chat`: a session with what the program knows around it. Imports no torch."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from kvchat.app.book import Book
@@ -52,6 +53,19 @@ class Chat:
         """Per layer and KV head the rows that are kept of the document."""
         end = len(self.session.document)
         return [layer.kept(end) if end else [] for layer in self.session.cache.layers]
+
+    def merge_sets(self) -> list[list[list[int]]]:
+        """Per layer and KV head how many tokens each kept row stands for, if rows were merged."""
+        found = []
+        for segments in self.document_segments():
+            heads: list[list[int]] = []
+            for held in (segment.tensors() for segment in segments):
+                for name in [name for name in held if name.rpartition(".")[2] == "count"]:
+                    sizes, ends = held[name].tolist(), held[name[: -len("count")] + "cu"].tolist()
+                    cut = [sizes[a:b] for a, b in pairwise(ends)]
+                    heads = [a + b for a, b in zip(heads or [[]] * len(cut), cut, strict=True)]
+            found.append(heads)
+        return found
 
     def document_kept(self) -> int:
         """Bytes of the document's rows, and of what stands beside them."""
