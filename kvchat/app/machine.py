@@ -162,6 +162,11 @@ def allocated(device: Device) -> int:
     return _cuda().memory_allocated(str(device)) if device.type == "cuda" else 0
 
 
+def identity(device: Device) -> str:
+    """What the driver calls a CUDA device, whatever is visible to this process."""
+    return f"GPU-{_cuda().get_device_properties(str(device)).uuid}"
+
+
 def device_name(device: Device) -> str:
     """`cuda:0 NVIDIA …`, or the processor's name."""
     if device.type == "cuda":

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kvchat.app.config import WORDS
 from kvchat.app.log import LOG
-from kvchat.app.text import clean, size
+from kvchat.app.text import clean, laid, size
 from kvchat.engine import events
 from kvchat.errors import KvchatError
 
@@ -24,6 +24,7 @@ R = TypeVar("R")
 Work = events.Loading | events.Progress | events.Smaller
 W = TypeVar("W", bound=Work)
 Pause = Callable[[], AbstractContextManager[None]]
+NARROW = 18  # columns that the last of several needs
 FRESH = 10.0  # seconds that the toolbar shows a notice
 LONG = 10.0  # seconds of work after which its end is announced
 NOTICES = {"off": "", "bell": "\a", "osc9": "\x1b]9;kvchat has finished reading\x1b\\"}
@@ -78,21 +79,40 @@ class Screen:
         """A line for the person, on stderr."""
         LOG.info(clean(text))
         if self.steps:
-            self.err.print(Text(clean(text), style=style))
+            self.tell(text, style)
 
-    def tell(self, text: str = "", style: str = "") -> None:
-        """What a person asked for in the chat: shown even where progress is not."""
-        self.err.print(Text(clean(text), style=style))
+    def tell(self, text: str = "", style: str = "", indent: int = 2) -> None:
+        """What a person asked for in the chat: shown even where progress is not.
+
+        A line that is broken goes on with `indent` more columns.
+        """
+        self._print(clean(text), style, indent)
+
+    def _print(self, text: str, style: str, indent: int = 2) -> None:
+        if not self.err.soft_wrap:
+            text = laid(text, self.width, indent)
+        self.err.print(Text(text, style=style))
 
     def rows(self, rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> None:
-        """Lines in columns for the person; the last column wraps inside itself."""
+        """Lines in columns for the person; the last column wraps inside itself.
+
+        Where it would be too narrow it stands below the others.
+        """
+        lines = [[clean(cell) for cell in row] for row in rows]
+        before = [sum(len(cell) + gap for cell in row[:-1]) for row in lines if len(row) > 1]
+        if before and self.width - indent - max(before) < NARROW:
+            for *first, last in lines:
+                self.tell(" " * indent + (" " * gap).join(first or [last]))
+                if first and last:
+                    self.tell(" " * (indent + 4) + last, indent=0)
+            return
         table = Table.grid(padding=(0, gap, 0, 0))
-        found = [[Text(clean(cell)) for cell in row] for row in rows]
+        found = [[Text(cell) for cell in row] for row in lines]
         for index in range(max((len(row) for row in found), default=0)):
-            last = index == len(found[0]) - 1
-            table.add_column(no_wrap=not last, overflow="fold" if last else "ellipsis")
-        for row in found:
-            table.add_row(*row)
+            is_last = index == len(found[0]) - 1
+            table.add_column(no_wrap=not is_last, overflow="fold" if is_last else "ellipsis")
+        for texts in found:
+            table.add_row(*texts)
         self.err.print(Padding(table, (0, 0, 0, indent)), soft_wrap=False)
 
     @contextmanager
@@ -114,7 +134,7 @@ class Screen:
         self.warnings.append(text)
         self.observer(text)
         if not self.quiet:
-            self.err.print(Text(f"kvchat: {clean(text)}", style="yellow"))
+            self._print(f"kvchat: {clean(text)}", "yellow")
 
     @property
     def fallback(self) -> str:
@@ -125,9 +145,9 @@ class Screen:
     def error(self, error: KvchatError) -> None:
         """What went wrong and the ways out."""
         LOG.error(clean(error.message))
-        self.err.print(Text(f"kvchat: error: {clean(error.message)}", style="red"))
+        self._print(f"kvchat: error: {clean(error.message)}", "red")
         for way in error.tries:
-            self.err.print(Text(f"  try: {clean(way)}"))
+            self._print(f"  try: {clean(way)}", "")
 
     def watch(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from kvchat import __version__
-from kvchat.app import documents, machine, process
+from kvchat.app import documents, machine, others, process
 from kvchat.app.auto import promised
 from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
@@ -86,7 +86,14 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     free = machine.free(setup.device, options.mem_limit)
     introduce(setup, book, plan, free, screen)
     where = machine.place(setup.device, options.mem_limit)
-    require_memory(plan, free, where, name_of(setup.method), lambda: fitting(setup, free))
+    require_memory(
+        plan,
+        free,
+        where,
+        name_of(setup.method),
+        lambda: fitting(setup, free),
+        lambda: others.holders(setup.device),
+    )
 
     if options.full_copy != "off" and book.files:
         plan_copy(screen, options.full_copy, setup.method, plan, setup.device)

@@ -89,7 +89,11 @@ def _config(context: Context) -> Sequence[Row]:
     chat = context.chat
     values = method_options(chat.method).items()
     spec = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
-    chosen = f"for {chat.in_view!r}" if chat.in_view else "by the end of the document (/reread)"
+    chosen = (
+        "by the end of the document (/reread)" if chat.method.needs.sees else "for any question"
+    )
+    if chat.in_view:
+        chosen = f"for {chat.in_view!r}"
     if chat.session.by_question and chat.method.needs.queries:
         chosen = "anew for every question"
     rows = [
