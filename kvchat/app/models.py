@@ -35,6 +35,19 @@ class Model:
         return self.tokenizer or self.folder
 
 
+class NotHere(KvchatError):
+    """A repository that is not in the Hugging Face cache."""
+
+    def __init__(self, repository: str, revision: str | None):
+        at, way = (f" at {clean(revision)}", f" --revision {revision}") if revision else ("", "")
+        super().__init__(
+            "model",
+            f"{repository}{at} is not in the Hugging Face cache; nothing is downloaded unasked",
+            f"kvchat models pull {repository}{way}",
+        )
+        self.repository = repository
+
+
 def demo_model() -> Model:
     """The bundled model: inside the installed package, or in the checkout."""
     for folder in (PACKAGE / "demo_model", CHECKOUT / "models" / "demo"):
@@ -104,15 +117,10 @@ def longer_windows(needed: int) -> list[str]:
 
 
 def cached(repository: str, revision: str | None = None) -> Path:
-    """The folder of a repository in the Hugging Face cache. Raises KvchatError("model")."""
+    """The folder of a repository in the Hugging Face cache. Raises NotHere."""
     found = dict(cache(revision)).get(repository)
     if found is None:
-        at, way = (f" at {clean(revision)}", f" --revision {revision}") if revision else ("", "")
-        raise KvchatError(
-            "model",
-            f"{repository}{at} is not in the Hugging Face cache; nothing is downloaded unasked",
-            f"kvchat models pull {repository}{way}",
-        )
+        raise NotHere(repository, revision)
     return found
 
 

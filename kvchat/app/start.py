@@ -15,7 +15,7 @@ from kvchat.app.generation import generation_settings
 from kvchat.app.lettering import load_tokenizer, with_text
 from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
-from kvchat.app.models import Model, find_model, longer_windows
+from kvchat.app.models import Model, NotHere, find_model, longer_windows
 from kvchat.app.options import Options
 from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import read_first, timed
@@ -149,7 +149,7 @@ def settle(options: Options, screen: Screen) -> Setup:
         )
     if options.tail_budget:
         folding(method, options.tail_budget)  # refused now if it cannot fold
-    model = with_text(find_model(options.model, load_config().models, options.revision), options)
+    model = with_text(model_of(options, screen), options)
     if options.model is None:
         screen.warn(
             "no model given or configured: using the bundled demo model "
@@ -170,6 +170,24 @@ def settle(options: Options, screen: Screen) -> Setup:
         settings,
         ends,
     )
+
+
+def model_of(options: Options, screen: Screen) -> Model:
+    """The model of `--model`; one of Hugging Face that is not here is offered at a terminal.
+
+    Raises KvchatError("model").
+    """
+    aliases = load_config().models
+    try:
+        return find_model(options.model, aliases, options.revision)
+    except NotHere as missing:
+        # the library is not needed where nothing is missing
+        from kvchat.app import pull
+
+        unasked = options.machine_readable or options.offline or not pull.somebody()
+        if unasked or not pull.download(missing.repository, options.revision, screen):
+            raise
+        return find_model(options.model, aliases, options.revision)
 
 
 def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
