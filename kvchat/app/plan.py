@@ -12,6 +12,7 @@ from kvchat.engine.sizes import (
     EVIDENCE,
     MASS_VALUES,
     PER_CENTROID,
+    REQUEST,
     code_bytes,
     reserve_of,
 )
@@ -75,6 +76,11 @@ class Plan:
     def reads(self) -> str:
         """What a written token reads of what is kept, if it is not all of it."""
         return f", a written token reads {sizes(self.read, self.kv_kept)}" if self.read else ""
+
+
+def repeated(chunk: int) -> float:
+    """Tokens that are told for each of a document that is repeated `chunk` at a time."""
+    return 1 + REQUEST / chunk
 
 
 def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:

@@ -23,7 +23,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
 from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.naming import spec_of
 from kvchat.engine.session import Session
 from kvchat.engine.store import Refused, header
 from kvchat.engine.store.archive import OnDisk, load_archives
@@ -165,7 +165,7 @@ class Readings:
         if layers is None:
             return
         about = self._about(engine, model, book) | {
-            "method": name_of(method),
+            "method": spec_of(method),
             "budget": str(method.budget),
             "read_seconds": round(read_seconds, 3),
         }

@@ -120,6 +120,22 @@ def walk(
         yield smaller
 
 
+def retell(
+    retelling: Retelling, block: Block, x: Tensor, rotation: Rotation, replay: Replay, pace: Pace
+) -> Generator[Smaller, None, None]:
+    """Run the hidden states `x` of a replay through one block, in place: at once, or slower."""
+    while True:
+        step = pace.chunk if pace.halved else len(x)
+        try:
+            x[:] = retelling.tell(block, x, rotation, replay, step)
+            return
+        except Exception as error:
+            smaller = pace.slow(error)
+        if x.is_cuda:  # outside of the handler, as above
+            torch.cuda.empty_cache()
+        yield smaller
+
+
 def extend(
     model: CausalLM,
     cache: KVCache,
@@ -227,7 +243,7 @@ def prefill(
         retelling = Retelling(asked, tail, backend, every)
         for replay, repeat in zip(told, repeats, strict=True):
             rotation = _places(model, tokens, replay)
-            repeat[:] = retelling.tell(block, repeat, rotation, replay)
+            yield from retell(retelling, block, repeat, rotation, replay, pace)
             done += len(repeat)
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)

@@ -10,7 +10,7 @@ import pytest
 from app.scene import STORY, Scene
 from kvchat.app import clipboard, measuring, repl, saved
 from kvchat.app.commands import documents
-from kvchat.app.options import Options
+from kvchat.app.options import INSTRUCTION, Options
 from kvchat.app.resume import restored
 from kvchat.app.sources import open_document
 from kvchat.errors import KvchatError
@@ -186,6 +186,19 @@ def test_a_chat_that_comes_back_says_what_its_rows_were_chosen_for(scene, chat_f
     other = Scene(chat_folder("byte-level", "chatml"))
     text = " ".join(other.run("/load mine").split())
     assert "had been chosen for 'Where is the sea?', now by the document's end" in text
+
+
+def test_a_loaded_chat_is_chosen_by_the_instruction_too(scene, chat_folder):
+    def kept(chat):
+        return [s.position.tolist() for s in chat.session.cache.segments()]
+
+    scene.ask("One?")
+    scene.run("/save mine")
+    scene.context.keeper.close()
+    other = Scene(chat_folder("byte-level", "chatml"), select="instruction")
+    assert "had been chosen" not in other.run("/load mine")
+    assert other.chat.in_view == INSTRUCTION and kept(other.chat) != kept(scene.chat)
+    assert f"for {INSTRUCTION!r}" in other.run("/show config")
 
 
 def test_the_document_event_has_what_else_decides_the_text(scene):

@@ -12,7 +12,7 @@ import torch
 from engine.tiny import SHAPE, load_engine, random_ids, read
 
 from app.forked import kvchat
-from app.program import DEMO
+from app.program import DEMO, SAMPLE
 from app.scene import Scene, shown, string_screen
 from app.test_text import LLAMA_8B
 from kvchat.app import machine, others
@@ -21,8 +21,12 @@ from kvchat.app.methods import cost_of
 from kvchat.app.plan import PROCESS, Cost, longest, make_plan, require_memory
 from kvchat.app.planning import cost_of_spec
 from kvchat.engine.budget import Budget
+from kvchat.engine.dialogue import Dialogue
+from kvchat.engine.methods.needs import REPEAT
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.telling import tellings
+from kvchat.engine.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
 CPU = torch.device("cpu")
@@ -207,7 +211,8 @@ def test_plan_as_a_command(tmp_path):
     table = kvchat("plan", *dummy, "--fit", "8GB", "--device", "cuda").stdout.decode()
     assert "try: --weights int4" in table
     table = kvchat("plan", *dummy, "--fit", "8GB", "--weights", "int4").stdout.decode()
-    assert "weights 4.43 GiB in int4" in table and "try" not in table
+    assert "weights 4.43 GiB in int4" in " ".join(table.split()) and "try" not in table
+    assert "--keep-full host holds KV full in RAM" in table
     for arguments, code in (
         (["--tokens", "1000000000"], 2),
         (["--tokens", "200k"], 5),
@@ -282,3 +287,13 @@ def test_who_else_holds_memory_of_a_card(monkeypatch, tmp_path):
     plan = make_plan(ModelConfig.from_dict(LLAMA_8B), 2, 32768, Budget(fraction=1.0), 131072, 2048)
     with pytest.raises(KvchatError, match=r"hidden states .*; 7 GiB are held by others"):
         require_memory(plan, 2**30, "cuda:0", "full", others=lambda: "7 GiB are held by others")
+
+
+@pytest.mark.parametrize("chunk", [32, 64, 512])
+def test_the_plan_counts_what_a_document_is_told_with(chunk):
+    dialogue = Dialogue(Tokenizer.load(DEMO))
+    ids = dialogue.document(SAMPLE.read_text())
+    told = sum(len(replay.ids) for replay in tellings(dialogue, ids, {(REPEAT, chunk)}))
+    cost = cost_of(parse_method(f"kvzip:chunk={chunk}"))
+    assert cost == cost_of_spec(f"kvzip:chunk={chunk}")
+    assert cost.told * len(ids) == pytest.approx(told, rel=0.02)

@@ -32,8 +32,22 @@ def name_of(method: Chosen) -> str:
     return next(name for name, entry in METHODS.items() if entry.path == path)
 
 
+def spec_of(method: Chosen) -> str:
+    """Its name with the options that are not as they would be: `kvzip:chunk=32,bits=4`."""
+    changed = ",".join(f"{option}={value}" for option, value in _changed(method).items())
+    return f"{name_of(method)}:{changed}" if changed else name_of(method)
+
+
 def method_options(method: Chosen) -> dict[str, Any]:
     """Options of a method as they are set, budget apart."""
     if isinstance(method, Staged):
         return {**method_options(method.method), **method.settings}
     return {f.name: getattr(method, f.name) for f in fields(method) if f.name != "budget"}  # type: ignore[arg-type]
+
+
+def _changed(method: Chosen) -> dict[str, Any]:
+    """Options that differ from their defaults, budget apart."""
+    if isinstance(method, Staged):
+        return {**_changed(method.method), **method.settings}
+    defaults = {f.name: f.default for f in fields(method)}  # type: ignore[arg-type]
+    return {name: v for name, v in method_options(method).items() if v != defaults[name]}
