@@ -5,7 +5,7 @@ SOURCES := kvchat tests benchmarks models/demo/recipe
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench
-.PHONY: bench-decode bench-kernels clean
+.PHONY: bench-decode bench-kernels results clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ chat: setup  ## chat about the sample document
 
 bench: setup  ## quick memory and latency check of this machine
 	@$(BIN)/kvchat bench
+
+results: setup  ## measure docs/results.md again (under an hour on two cores; goes on if stopped)
+	@$(BIN)/python benchmarks/results.py
 
 bench-kernels: setup  ## every kernel against its twin and the card's limits (CUDA device)
 	@$(BIN)/python benchmarks/kernels.py

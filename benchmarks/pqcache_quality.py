@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kvchat.app.eval.case import Draw
 from kvchat.app.eval.measure import generate
 from kvchat.app.eval.tasks import TASKS
 from kvchat.app.models import find_model
@@ -93,7 +94,7 @@ def cases(given: argparse.Namespace) -> Iterator[tuple[str, list[tuple[str, str]
         yield path.read_text(encoding="utf-8"), asked
     else:
         for number in range(given.documents):
-            case = TASKS["world"](given.seed * 1000 + number, given.tokens, given.questions)
+            case = TASKS["world"](Draw(given.seed * 1000 + number, given.tokens, given.questions))
             yield case.document, [(q.text, q.answer) for q in case.questions]
 
 

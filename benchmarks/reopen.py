@@ -14,7 +14,8 @@ from time import perf_counter
 import torch
 
 from kvchat.app import machine
-from kvchat.app.eval.tasks import about_the_world
+from kvchat.app.eval.case import Draw
+from kvchat.app.eval.tasks import TASKS
 from kvchat.app.models import demo_model
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
@@ -39,7 +40,7 @@ def main() -> None:
     folder = demo_model().folder
     engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
-    text = about_the_world(seed=10**12, tokens=chosen.tokens, count=1).document
+    text = TASKS["world"](Draw(10**12, chosen.tokens)).document
     ids = session.dialogue.document(text)
     method = parse_method(chosen.method)
     took: dict[str, list[float]] = {"read": [], "save": [], "reopen": []}

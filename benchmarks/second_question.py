@@ -10,7 +10,8 @@ from statistics import mean
 
 import torch
 
-from kvchat.app.eval.tasks import about_the_world
+from kvchat.app.eval.case import Draw
+from kvchat.app.eval.tasks import TASKS
 from kvchat.app.models import demo_model
 from kvchat.engine.archiving import InMemory
 from kvchat.engine.dialogue import Dialogue
@@ -38,7 +39,7 @@ def main() -> None:
     engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
     dialogue = Dialogue(Tokenizer.load(folder))
     cases = [
-        about_the_world(chosen.seed + number, chosen.tokens, chosen.questions)
+        TASKS["world"](Draw(chosen.seed + number, chosen.tokens, chosen.questions))
         for number in range(chosen.documents)
     ]
     cells = [("full", False)]

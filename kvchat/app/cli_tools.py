@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 
 from kvchat.app import flags
+from kvchat.app.cli_bench import bench
 from kvchat.app.cli_cache import cache
+from kvchat.app.cli_eval import evaluate
 
 models = typer.Typer(help="Models at hand; `pull` downloads one.", invoke_without_command=True)
 sessions = typer.Typer(help="Saved chats.", no_args_is_help=True)
@@ -25,100 +27,9 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(config, name="config")
 
 
-def bench(
-    model: flags.Model = None,
-    dummy: flags.Dummy = None,
-    prompt: Annotated[list[str] | None, typer.Option("-p", help="Tokens to read (4096).")] = None,
-    generate: Annotated[list[str] | None, typer.Option("-n", help="Tokens to write (64).")] = None,
-    depth: Annotated[
-        list[str] | None, typer.Option("-d", help="Tokens read before writing (4096).")
-    ] = None,
-    repeat: Annotated[int, typer.Option("-r", min=1, help="Repetitions.")] = 3,
-    method: flags.Methods = None,
-    budget: flags.Budget = None,
-    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
-    warmup: Annotated[bool, typer.Option(help="One run that is not counted.")] = True,
-    delay: Annotated[
-        float, typer.Option(min=0, help="Seconds of rest before each test (0): a cool machine.")
-    ] = 0.0,
-    device: flags.Device = None,
-    dtype: flags.Dtype = None,
-    weights: flags.Weights = None,
-    attention: flags.Attention = None,
-    threads: flags.Threads = None,
-    output: Annotated[str, typer.Option("-o", help="md or json.")] = "md",
-) -> int:
-    """Speed and memory of this machine, by method (full and adakv)."""
-    from kvchat.app import bench as benchmark
-
-    settings = benchmark.Settings(
-        model=model,
-        dummy=dummy,
-        prompts=benchmark.counts(prompt, [4096]),
-        generates=benchmark.counts(generate, [64]),
-        depths=benchmark.counts(depth, [4096], least=0),
-        repeat=repeat,
-        methods=method or ["full", "adakv"],
-        budget=budget,
-        seed=seed,
-        warmup=warmup,
-        delay=delay,
-        device=device or "auto",
-        dtype=dtype or "auto",
-        weights=weights or "auto",
-        attention=attention or "auto",
-        threads=threads,
-        output=output,
-    )
-    return benchmark.run(settings)
-
-
-def evaluate(
-    model: flags.Model = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task (world); repeatable.")] = None,
-    length: Annotated[list[str] | None, typer.Option(help="Document tokens (4096).")] = None,
-    method: flags.Methods = None,
-    budget: Annotated[list[str] | None, typer.Option(help="Budgets (25%); repeatable.")] = None,
-    view: Annotated[
-        list[str] | None, typer.Option(help="unseen, seen: the question at compression (both).")
-    ] = None,
-    questions: Annotated[int, typer.Option(min=1, help="Per task and length.")] = 200,
-    per_document: Annotated[int, typer.Option(min=1, help="Questions per document.")] = 25,
-    seed: Annotated[int, typer.Option(help="Of documents and questions.")] = 1,
-    out: Annotated[str, typer.Option(help="Folder of the results; goes on from there.")] = "eval",
-    device: flags.Device = None,
-    dtype: flags.Dtype = None,
-    weights: flags.Weights = None,
-    threads: flags.Threads = None,
-    output: Annotated[str, typer.Option("-o", help="table or md.")] = "table",
-) -> int:
-    """Quality at a budget: right answers and KL to the full cache, by method."""
-    from kvchat.app.bench import counts
-    from kvchat.app.eval import run as evaluation
-
-    settings = evaluation.Settings(
-        model=model,
-        tasks=task or ["world"],
-        lengths=counts(length, [4096]),
-        methods=method or ["streamingllm", "snapkv", "adakv"],
-        budgets=budget or ["25%"],
-        views=view or ["unseen", "seen"],
-        questions=questions,
-        per_document=per_document,
-        seed=seed,
-        out=out,
-        device=device or "auto",
-        dtype=dtype or "auto",
-        weights=weights or "auto",
-        threads=threads,
-        output=output,
-    )
-    return evaluation.run(settings)
-
-
 def plan(
     model: flags.Model = None,
-    dummy: Annotated[str | None, typer.Option(help="A config.json without weights.")] = None,
+    dummy: flags.Dummy = None,
     tokens: Annotated[
         list[str] | None, typer.Option(help="Document tokens: 32k,128k (the window's parts).")
     ] = None,

@@ -26,6 +26,7 @@ OPTIONAL = {
     "flash_attn": "faster reading on CUDA: pip install 'kvchat[flash]'",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
     "pypdf": "PDF files that pypdfium2 cannot read",
+    "matplotlib": "pictures of bench and eval: pip install 'kvchat[plot]'",
 }
 Line = tuple[str, str, str]  # mark, name, what was found
 

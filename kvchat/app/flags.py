@@ -11,6 +11,7 @@ from kvchat.engine.attention import BACKENDS
 from kvchat.engine.budget import UNITS
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.bits import WEIGHTS
+from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.errors import KvchatError
 
 Model = Annotated[
@@ -44,7 +45,10 @@ Attention = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, max=4 * (os.cpu_count() or 1), help="CPU threads.")
 ]
-Dummy = Annotated[str | None, typer.Option(help="A config.json: random weights of its shape.")]
+Dummy = Annotated[
+    str | None,
+    typer.Option(help=f"No checkpoint, only a shape: {', '.join(GEOMETRIES)}, or a config.json."),
+]
 Chunk = Annotated[
     str | None,
     typer.Option("--prefill-chunk", help="Tokens read at once (512; CUDA 2048)."),
@@ -98,14 +102,21 @@ Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 
 def tokens(name: str, text: str | None) -> int | None:
+    """The number of tokens of an option that may be absent. Raises KvchatError."""
+    return None if text is None else number(name, text)
+
+
+def number(name: str, text: str, least: int = 1) -> int:
     """A number of tokens: `4096`, `32k` (thousands), `32K` (1,024 each). Raises KvchatError."""
-    if text is None:
-        return None
     match = re.fullmatch(r"(\d{1,9})([kK]?)", text)
-    count = int(match[1]) * {"": 1, "k": 1000, "K": 1024}[match[2]] if match else 0
-    if count < 1:
+    count = int(match[1]) * {"": 1, "k": 1000, "K": 1024}[match[2]] if match else -1
+    if count < least:
+        beyond = f" of {least} or more" if match else ""
         raise KvchatError(
-            "usage", f"{name} {text!r} is not a number of tokens", f"{name} 8192", f"{name} 32k"
+            "usage",
+            f"{name} {clean(text)!r} is not a number of tokens{beyond}",
+            f"{name} 8192",
+            f"{name} 32k",
         )
     return count
 

@@ -10,16 +10,43 @@ from contextlib import contextmanager
 def unseen() -> Iterator[None]:
     """No echo of keys in this context, so that typing ahead does not mix with what is drawn.
 
-    Who reads a line in between draws it by itself.
+    Each key waits as it was pressed: the terminal's own line editing would swallow Ctrl-D and
+    Backspace before the prompt comes that they are meant for. Who reads a line in between draws it
+    by itself.
     """
-    if not sys.stdin.isatty():
+    terminal = _terminal()
+    if terminal is None:
         yield
         return
-    before = termios.tcgetattr(sys.stdin)
-    silent = termios.tcgetattr(sys.stdin)
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    before = termios.tcgetattr(terminal)
+    silent = termios.tcgetattr(terminal)
+    silent[3] &= ~(termios.ECHO | termios.ICANON)
+    silent[6][termios.VMIN], silent[6][termios.VTIME] = 1, 0
+    termios.tcsetattr(terminal, termios.TCSANOW, silent)
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def seen() -> Iterator[None]:
+    """The terminal as most programs expect it, for one that is started from within `unseen`."""
+    terminal = _terminal()
+    if terminal is None:
+        yield
+        return
+    before = termios.tcgetattr(terminal)
+    usual = termios.tcgetattr(terminal)
+    usual[3] |= termios.ECHO | termios.ICANON
+    termios.tcsetattr(terminal, termios.TCSADRAIN, usual)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _terminal() -> int | None:
+    """Where keys come from; stdin may have been the document."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return next((s.fileno() for s in streams if s is not None and s.isatty()), None)

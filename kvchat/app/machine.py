@@ -1,6 +1,7 @@
 """What this machine has and uses: memory by device, and the processor's name. Imports torch only
 where a CUDA device is asked about."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -8,8 +9,10 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any, Protocol
 
+from kvchat.app.plan import CONTEXT
 from kvchat.app.text import size
 
 CGROUP = (
@@ -32,16 +35,21 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True)
-class Host:
-    """The processor, without torch."""
+class Named:
+    """A device by its name, without torch."""
 
-    type: str = "cpu"
+    name: str
+
+    @property
+    def type(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.name.partition(":")[0]
 
     def __str__(self) -> str:
-        return self.type
+        return self.name
 
 
-CPU = Host()
+CPU = Named("cpu")
 
 
 def _cuda() -> Any:
@@ -152,9 +160,36 @@ def _limits(paths: tuple[Path, ...]) -> list[int]:
 
 
 def release(device: Device) -> None:
-    """Give back what torch's allocator holds without using it."""
+    """Give back what is held without being used: by torch's allocator, on Linux also by malloc."""
     if device.type == "cuda":
         _cuda().empty_cache()
+    with suppress(AttributeError, OSError, TypeError):  # of glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def in_use(device: Device) -> int:
+    """Bytes in use now: of RAM by this process, or of CUDA tensors; what `peak` is the most of."""
+    return allocated(device) if device.type == "cuda" else resident()
+
+
+def others(device: Device) -> int:
+    """Bytes of a CUDA device that other processes hold, about; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free, whole = _cuda().mem_get_info(str(device))
+    return max(whole - free - reserved(device) - CONTEXT, 0)
+
+
+def most_reserved(device: Device) -> int:
+    """Most bytes that torch's allocator held on a CUDA device since `reset_peak`; 0 on a CPU."""
+    return _cuda().max_memory_reserved(str(device)) if device.type == "cuda" else 0
+
+
+def clock(device: Device) -> int:
+    """Nanoseconds now, with all work of the device done."""
+    if device.type == "cuda":
+        _cuda().synchronize(str(device))
+    return perf_counter_ns()
 
 
 def allocated(device: Device) -> int:
@@ -165,6 +200,12 @@ def allocated(device: Device) -> int:
 def identity(device: Device) -> str:
     """What the driver calls a CUDA device, whatever is visible to this process."""
     return f"GPU-{_cuda().get_device_properties(str(device)).uuid}"
+
+
+def devices() -> list[Device]:
+    """The processor, and every CUDA device."""
+    cards = range(_cuda().device_count()) if _cuda().is_available() else ()
+    return [CPU, *(Named(f"cuda:{number}") for number in cards)]
 
 
 def device_name(device: Device) -> str:

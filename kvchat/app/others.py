@@ -29,11 +29,10 @@ def holders(device: machine.Device) -> str:
     """
     if device.type != "cuda":
         return ""
-    total = machine.total(device)
-    held = total - machine.free(device) - machine.reserved(device) - CONTEXT
+    held = machine.others(device)
     if held < CONTEXT:
         return ""
-    return described(held, total, processes(machine.identity(device)))
+    return described(held, machine.total(device), processes(machine.identity(device)))
 
 
 def described(held: int, total: int, there: list[Process]) -> str:

@@ -3,21 +3,21 @@
 import json
 import re
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kvchat.app import config as settings
-from kvchat.app import flags
+from kvchat.app import flags, lists
+from kvchat.app.dummy import dummy
 from kvchat.app.models import find_model
 from kvchat.app.plan import Cost, Plan, longest, make_plan, repeated, smaller_weights
 from kvchat.app.text import clean, size
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.bits import computes_in, require_shapes, weights_bytes
-from kvchat.engine.model.config import ModelConfig, read_json
+from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import ASKED, CHUNK, CHUNKS, CODES, DTYPES, ITEM_BYTES, REPLAY, reserve_of
 from kvchat.errors import KvchatError
 
@@ -121,10 +121,7 @@ def settle(wanted: Wanted) -> Frame:
         raise KvchatError("usage", f"--device {clean(wanted.device)!r}: there are cpu and cuda")
     values, _ = settings.settle({"model": wanted.model}, found := settings.load())
     if wanted.dummy:
-        path = Path(wanted.dummy).expanduser()
-        if not path.is_file():
-            raise KvchatError("input", f"{path} is not a file", "--dummy FOLDER/config.json")
-        name, config = str(path), ModelConfig.from_dict(read_json(path), str(path))
+        name, config = dummy(wanted.dummy)
     else:
         model = find_model(values.get("model"), found.models)
         name, config = model.name, ModelConfig.load(model.folder)
@@ -197,8 +194,7 @@ def counts(given: list[str], frame: Frame) -> list[int]:
     most = frame.limit - reserve_of(frame.limit)
     if not given:
         return [frame.limit // share if share > 1 else most for share in SHARES]
-    texts = [text.strip() for item in given for text in item.split(",")]
-    found = [flags.tokens("--tokens", text) or 0 for text in texts]
+    found = lists.counts("--tokens", given, [])
     if max(found) > most:
         raise KvchatError(
             "too_long",
@@ -234,9 +230,13 @@ def show(
     last = f"+ {reserve_of(frame.limit):,} tokens" if fit else "window full"
     for column in ("method", "tokens", "KV full", "KV kept", "reading", last):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    labels = {
+        spec: clean(spec) if "budget" in spec else f"{clean(spec)} {budget}"
+        for spec, budget in budgets.items()
+    }
     for spec, tokens, plan in rows:
         table.add_row(
-            Text(f"{clean(spec)} {budgets[spec]}"),
+            Text(labels[spec]),
             f"{tokens:,}",
             *map(size, (plan.kv_full, plan.kv_kept, plan.reading, plan.chatting)),
         )
@@ -246,7 +246,7 @@ def show(
             console.print(f"nothing fits; try: {way}")
     for spec, tokens, plan in rows:
         if plan.read:
-            console.print(Text(f"{clean(spec)} {budgets[spec]}, {tokens:,} tokens{plan.reads}"))
+            console.print(Text(f"{labels[spec]}, {tokens:,} tokens{plan.reads}"))
     console.print("beside it --keep-full host holds KV full in RAM, --keep-full disk on disk")
     where = "the CUDA context" if frame.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

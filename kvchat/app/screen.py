@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Literal, TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -123,6 +124,15 @@ class Screen:
             return
         with self.err.status(Text(label), refresh_per_second=8) as status:
             yield status.stop
+
+    @contextmanager
+    def still(self) -> Iterator[Callable[[str], None]]:
+        """A line that changes only when it is told to: no thread runs beside what is measured."""
+        if not self.live or self.quiet:
+            yield lambda text: None
+            return
+        with Live(console=self.err, auto_refresh=False, transient=True) as live:
+            yield lambda text: live.update(Text(clean(text), no_wrap=True), refresh=True)
 
     def warn(self, text: str, short: str = "") -> None:
         """A notice about something that differs from what was asked; kept for `--json`.

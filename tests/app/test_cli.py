@@ -13,7 +13,7 @@ import pytest
 
 from app import program
 from app.forked import kvchat
-from app.program import DEMO, SAMPLE
+from app.program import SAMPLE
 from kvchat import __version__
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.spec import options
@@ -233,20 +233,6 @@ def test_ctrl_c_while_starting_is_130_without_a_traceback(delay):
     assert b"Traceback" not in errors
 
 
-def test_bench_measures_and_reports(tmp_path):
-    done = kvchat("bench", "-p", "64", "-n", "4", "-d", "64", "-r", "2", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    tests = {(r["method"], r["test"]): r for r in report["results"]}
-    assert len(tests) == 4
-    full, ada = tests["full", "tg4 @ d64"], tests["adakv", "tg4 @ d64"]
-    assert full["kept_fraction"] == 1 and ada["kept_fraction"] == pytest.approx(0.25, abs=0.02)
-    assert ada["kv_bytes"] < full["kv_bytes"]
-    assert all(len(r["samples_ns"]) == 2 and r["avg_ts"] > 0 for r in report["results"])
-    table = kvchat("bench", "--dummy", str(DEMO / "config.json"), "-p", "32", "-n", "2", "-d", "32")
-    assert table.returncode == 0 and b"tg2 @ d32" in table.stdout
-
-
 def test_bits_and_budgets_reach_the_cache(story):
     def kept(*arguments: str) -> dict:
         done = kvchat(story, "-p", QUESTION, "-n", "2", "--json", *arguments)
@@ -273,28 +259,3 @@ def test_what_a_method_cannot_do_is_said_before_anything_is_read(story, argument
     done = kvchat(story, "-p", QUESTION, *arguments)
     assert done.returncode == 2 and said in done.stderr
     assert b"try: " in done.stderr and b"read " not in done.stderr and done.stdout == b""
-
-
-def test_a_bench_goes_on_where_memory_is_not_enough(monkeypatch, capsys):
-    from kvchat.app import bench, bench_cells
-    from kvchat.app.cli import run
-
-    read, rested = bench._read, []
-
-    def small(engine, method, ids):
-        if len(ids) > 40:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return read(engine, method, ids)
-
-    monkeypatch.setattr(bench, "_read", small)
-    monkeypatch.setattr(bench_cells, "sleep", rested.append)
-    arguments = ["bench", "-p", "32,64", "-n", "2", "-d", "32", "-r", "1", "--no-warmup"]
-    arguments += ["--method", "adakv:window=8", "--delay", "0.5"]
-    assert run([*arguments, "-o", "json"]) == 6
-    report = json.loads(capsys.readouterr().out)
-    assert [cell["test"] for cell in report["results"]] == ["pp32", "tg2 @ d32"]
-    [missed] = report["out_of_memory"]
-    assert missed["test"] == "pp64" and missed["needed_bytes"] > 0
-    assert rested == [0.5] * 3 and report["delay"] == 0.5
-    assert run(arguments) == 6
-    assert "pp64  OOM (needed" in capsys.readouterr().out

@@ -53,8 +53,7 @@ def chats(tmp_path):
 
 
 def leave(terminal):
-    """Ctrl-D at the prompt: what is typed while an answer comes is not a key."""
-    terminal.wait(TOOLBAR)
+    """Ctrl-D, which waits for the prompt if that is not there yet."""
     terminal.send("\x04")
     return terminal.close()
 
@@ -89,6 +88,17 @@ def test_what_is_typed_ahead_waits_for_the_next_line(start):
     assert found == list(range(1, 13))
     terminal.send("\r")
     terminal.wait("Fine.")
+
+
+def test_keys_that_edit_a_line_wait_for_it_too(start):
+    """Ctrl-D and Backspace are keys of the next line, not of the terminal's own line editing."""
+    terminal = start({"answers": [SHORT, "Fine.<|im_end|>"], "token_seconds": 0.01})
+    terminal.wait(PROMPT)
+    terminal.send("List them.\r")
+    terminal.wait("item number 2")
+    terminal.send("Realz\x7fly?\r\x04")
+    assert terminal.close() == 0
+    assert "> Really?" in terminal.text() and "Fine." in terminal.text()
 
 
 def test_ctrl_c_while_answering_keeps_what_came(start, tmp_path):

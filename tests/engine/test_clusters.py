@@ -21,6 +21,24 @@ def test_k_means_by_hand():
         assert 4 * squared_error(rows, codes, centroids) == error
 
 
+def test_k_means_is_lloyds():
+    """O7: the textbook in double precision, head by head and part by part."""
+    keys = torch.randn(2, 300, 6, generator=torch.Generator().manual_seed(3))
+    parts = keys.unflatten(2, (2, -1)).transpose(1, 2)  # [H, m, N, d]
+    centroids = parts[:, :, ::37].clone()
+    plain = centroids.double()
+    for _ in range(10):
+        centroids = means(parts, ops.pq_assign(keys, centroids), centroids)
+        for head in range(2):
+            for part in range(2):
+                rows, book = parts[head, part].double(), plain[head, part]
+                nearest = (rows[:, None] - book).square().sum(dim=2).argmin(dim=1)
+                found = [rows[nearest == c].mean(dim=0) for c in range(len(book))]
+                plain[head, part] = torch.stack(found)
+    assert plain.isfinite().all(), "no cluster empties"
+    assert (centroids - plain).abs().max() < 1e-4
+
+
 def test_k_means_descends_and_repeats_itself():
     """O9; a cluster that nobody is in keeps its centroid."""
     generator = torch.Generator().manual_seed(0)

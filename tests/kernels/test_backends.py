@@ -10,7 +10,8 @@ import torch
 from closeness import assert_close, assert_lse_close
 
 from kernels.naive import random_rows
-from kvchat.engine.attention import BACKENDS, choice, flash_backend
+from kvchat.engine import attention
+from kvchat.engine.attention import BACKENDS, flash_backend
 from kvchat.engine.attention.choice import Choice, choose
 from kvchat.engine.attention.rows import Call, dense
 from kvchat.engine.attention.torch_backend import TorchBackend
@@ -99,12 +100,12 @@ def test_the_cpu_has_torch_and_unknown_names_are_refused():
 
 
 def test_the_order_on_a_card(flash, monkeypatch):
-    monkeypatch.setattr(choice, "find_spec", lambda name: name if name != "flash_attn" else None)
+    monkeypatch.setattr(attention, "find_spec", lambda name: name if name != "flash_attn" else None)
     assert choose("auto", CUDA).name == "triton, torch"
     assert choose("triton", CUDA).name == "triton"
     assert choose("torch", CUDA).name == "torch"
     assert choose("flash", CUDA).name == "flash, triton, torch"
-    monkeypatch.setattr(choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(attention, "find_spec", lambda name: name)
     assert choose("auto", CUDA).name == "flash, triton, torch"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from kvchat.app.answering import ask, say_turn
 from kvchat.app.answering import more as go_on
 from kvchat.app.commands.context import Context
+from kvchat.app.keys import seen
 from kvchat.app.text import clean, counted
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
@@ -75,7 +76,8 @@ def edited(text: str) -> str:
         file = Path(folder) / "question.md"
         file.write_text(text, encoding="utf-8")
         try:
-            done = subprocess.run([*shlex.split(editor), str(file)])
+            with seen():
+                done = subprocess.run([*shlex.split(editor), str(file)])
         except (OSError, ValueError) as error:
             raise KvchatError(
                 "usage", f"the editor {clean(editor)!r} cannot be run: {error}", "EDITOR=nano"

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from kvchat.app.eval.claims import Claim
-from kvchat.app.eval.report import Row
-from kvchat.app.text import size
+from kvchat.app.eval.report import Row, sized
+from kvchat.app.text import clean, size
 
 
 def tables(rows: list[Row]) -> Iterator[str]:
@@ -13,11 +13,10 @@ def tables(rows: list[Row]) -> Iterator[str]:
     groups: dict[tuple[str, int, str], dict[str, dict[bool, Row]]] = defaultdict(dict)
     for row in rows:
         groups[row.task, row.length, row.kind].setdefault(row.cell, {})[row.seen] = row
-    for (task, length, kind), cells in groups.items():
+    for cells in groups.values():
         one = next(iter(next(iter(cells.values())).values()))
-        asked = f"{one.questions} questions about {one.documents} documents"
-        yield f"### {task}, {length:,} tokens, {kind}: {asked}\n"
-        yield "| cell | rows kept | KV | unseen: right | KL | seen: right | KL |"
+        yield f"### {one.title}\n"
+        yield f"| cell | rows kept | KV | unseen: {one.figure} | KL | seen: {one.figure} | KL |"
         yield "|---|---:|---:|---:|---:|---:|---:|"
         for cell, views in cells.items():
             row = next(iter(views.values()))
@@ -28,13 +27,14 @@ def tables(rows: list[Row]) -> Iterator[str]:
 
 def claim_table(claims: list[Claim]) -> Iterator[str]:
     """One line per claim, budget and view."""
-    yield "| claim | budget | question | right: difference | verdict | KL: difference | verdict |"
-    yield "|---|---:|---|---:|---|---:|---|"
+    yield "| claim | task | budget | question | difference | verdict | KL: difference | verdict |"
+    yield "|---|---|---:|---|---:|---|---:|---|"
     for claim in claims:
         view = "seen" if claim.seen else "unseen"
         right, kl = claim.right, claim.kl
         yield (
-            f"| {claim.better} ≥ {claim.worse} | {claim.budget} | {view} | "
+            f"| {claim.better} ≥ {claim.worse} | {clean(claim.task)}, {sized(claim.length)} | "
+            f"{claim.budget} | {view} | "
             f"{100 * right.mean:+.1f} ({100 * right.low:+.0f} to {100 * right.high:+.0f}) | "
             f"{claim.verdict} | {kl.mean:+.3f} ({kl.low:+.3f} to {kl.high:+.3f}) | "
             f"{claim.kl_verdict} |"
@@ -45,5 +45,6 @@ def _view(row: Row | None) -> tuple[str, str]:
     if row is None:
         return "", ""
     mark = "?" if row.verdict else ""
-    right = f"{100 * row.right.mean:.1f} ({100 * row.right.low:.0f}–{100 * row.right.high:.0f})"
-    return mark + right, f"{row.kl.mean:.3f}"
+    score = row.score
+    figure = f"{100 * score.mean:.1f} ({100 * score.low:.0f}–{100 * score.high:.0f})"
+    return mark + figure, f"{row.kl.mean:.3f}"

@@ -6,17 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from kvchat.app.eval.tasks import Case, Question
+from kvchat.app.eval.case import LONGEST, Case, Question
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import default_of, method_options, name_of, options
+from kvchat.engine.methods.naming import name_of, spec_of
+from kvchat.engine.methods.spec import options
 from kvchat.engine.prefill import Compression
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.session import Session
 
-LONGEST = 48  # tokens of an answer
 GROUP = 5  # questions whose compressed caches are alive at once
 
 
@@ -30,12 +30,9 @@ class Cell:
     @property
     def name(self) -> str:
         """`adakv 25%`, `adakv:bits=4 25%`, or `full`."""
-        name = name_of(self.method)
-        usual = {option: default_of(field) for option, field in options(name).items()}
-        values = method_options(self.method).items()
-        changed = ",".join(f"{key}={value}" for key, value in values if usual.get(key) != value)
-        label = f"{name}:{changed}" if changed else name
-        return f"{label} {self.method.budget}" if "budget" in usual else label
+        spec = spec_of(self.method)
+        takes_budget = "budget" in options(name_of(self.method))
+        return f"{spec} {self.method.budget}" if takes_budget else spec
 
 
 @dataclass(frozen=True)
@@ -74,20 +71,25 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dic
 
 def answer(session: Session, cache: KVCache, question: Question) -> Answered:
     """The greedy answer over a cache, which is left as it was."""
-    prompt = session.dialogue.first(question.text)
-    ids = generate(session, cache, prompt)
+    prompt = session.dialogue.exchange(question.text, question.begun)
+    ids = generate(session, cache, prompt, question.longest)
     logits = session.engine.score(cache, prompt + ids[:-1])[len(prompt) - 1 :]
     return Answered(prompt, ids, session.dialogue.tokenizer.decode(ids), logits)
 
 
-def generate(session: Session, cache: KVCache, prompt: Sequence[int]) -> list[int]:
-    """Greedy tokens after `prompt`, the end token included; the cache is left as it was."""
+def generate(
+    session: Session, cache: KVCache, prompt: Sequence[int], longest: int = LONGEST
+) -> list[int]:
+    """At most `longest` greedy tokens after `prompt`, the end token included.
+
+    The cache is left as it was.
+    """
     before = cache.position
     logits = drain(session.engine.extend(cache, prompt))
     ids: list[int] = []
     for token in session.engine.decode(cache, logits, Sampling()):
         ids.append(token)
-        if token in session.ends or len(ids) == LONGEST:
+        if token in session.ends or len(ids) == longest:
             break
     cache.truncate(before)
     return ids
@@ -96,7 +98,9 @@ def generate(session: Session, cache: KVCache, prompt: Sequence[int]) -> list[in
 def _record(
     session: Session, cache: KVCache, cell: Cell, number: int, question: Question, full: Answered
 ) -> dict[str, Any]:
-    """Right or wrong, the answer, KL to the full cache, kept rows and bytes really held.
+    """The answer and its score, KL to the full cache, kept rows and bytes really held.
+
+    `score` is what the question's metric gives, 0 to 1, and `right` whether that is 1.
 
     The full cache's answer is forced: if each of its tokens is the likeliest here too, the greedy
     answer is the same and need not be generated. `kl` is the mean over its tokens of
@@ -107,7 +111,8 @@ def _record(
     if logits.argmax(-1).tolist() == full.ids:
         text = full.text
     else:
-        text = session.dialogue.tokenizer.decode(generate(session, cache, full.prompt))
+        ids = generate(session, cache, full.prompt, question.longest)
+        text = session.dialogue.tokenizer.decode(ids)
     p, q = full.logits.float().log_softmax(-1), logits.float().log_softmax(-1)
     config = session.engine.config
     return {
@@ -115,7 +120,10 @@ def _record(
         "kind": question.kind,
         "cell": cell.name,
         "seen": cell.seen,
+        "metric": question.metric,
+        "depth": question.depth,
         "right": question.is_right(text),
+        "score": question.score(text),
         "asked": question.text,
         "expected": question.answer,
         "answer": text,

@@ -9,7 +9,8 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from kvchat.app.text import size
+from kvchat.app.eval.metrics import METRICS
+from kvchat.app.text import clean, counted, size
 
 DRAWS = 1000
 CANNOT = "cannot be told"
@@ -39,9 +40,14 @@ def estimate(groups: list[list[float]], seed: int = 0) -> Estimate:
     return Estimate(float(totals.sum() / counts.sum()), low, high)
 
 
+def worth(record: dict[str, Any]) -> float:
+    """What an answer is worth; records from before there were scores are right or wrong."""
+    return float(record.get("score", record["right"]))
+
+
 @dataclass(frozen=True)
 class Row:
-    """One cell of the report."""
+    """One cell of the report: `right` is the share of answers with full marks."""
 
     task: str
     length: int
@@ -55,6 +61,26 @@ class Row:
     kept: float
     bytes: float
     verdict: str
+    metric: str
+    score: Estimate
+
+    @property
+    def title(self) -> str:
+        """What was asked, in one line."""
+        kind = "" if self.kind in self.task else f" · {self.kind}"
+        asked = counted(self.questions, "question"), counted(self.documents, "document")
+        return f"{clean(self.task)} · {sized(self.length)}{kind} · {' about '.join(asked)}"
+
+    @property
+    def figure(self) -> str:
+        """What the score is called: graded ones by their metric."""
+        metric = METRICS.get(self.metric)
+        return metric.label if metric and metric.graded else "right"
+
+
+def sized(length: int) -> str:
+    """`4,096 tokens`, or that documents of a file are as they are."""
+    return f"{length:,} tokens" if length else "whole documents"
 
 
 def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
@@ -67,6 +93,7 @@ def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
     for (task, length, kind, seen, cell), documents in groups.items():
         flat = [record for group in documents.values() for record in group]
         right = estimate([[float(r["right"]) for r in group] for group in documents.values()])
+        score = estimate([[worth(r) for r in group] for group in documents.values()])
         kl = estimate([[r["kl"] for r in group] for group in documents.values()])
         against = groups.get((task, length, kind, False, "full"))
         table.append(
@@ -82,18 +109,20 @@ def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
                 kl=kl,
                 kept=sum(r["kept"] for r in flat) / len(flat),
                 bytes=sum(r["bytes"] for r in flat) / len(flat),
-                verdict="" if cell == "full" or not against else _verdict(right, against, flat),
+                verdict="" if cell == "full" or not against else _verdict(score, against, flat),
+                metric=flat[0].get("metric", ""),
+                score=score,
             )
         )
     return table
 
 
 def _verdict(
-    right: Estimate, against: dict[int, list[dict[str, Any]]], flat: list[dict[str, Any]]
+    score: Estimate, against: dict[int, list[dict[str, Any]]], flat: list[dict[str, Any]]
 ) -> str:
-    full = [r["right"] for group in against.values() for r in group]
+    full = [worth(r) for group in against.values() for r in group]
     mean = sum(full) / len(full)
-    covers = right.low <= mean <= right.high
+    covers = score.low <= mean <= score.high
     return CANNOT if covers and len(flat) < FEW else ""
 
 
@@ -102,13 +131,9 @@ def screen_tables(table: list[Row]) -> Iterator[Text | Table]:
     groups: dict[tuple[str, int, str], dict[str, dict[bool, Row]]] = defaultdict(dict)
     for row in table:
         groups[row.task, row.length, row.kind].setdefault(row.cell, {})[row.seen] = row
-    for (task, length, kind), cells in groups.items():
-        any_row = next(iter(next(iter(cells.values())).values()))
-        yield Text(
-            f"\n{task} · {length:,} tokens · {kind} · {any_row.questions} questions about "
-            f"{any_row.documents} documents",
-            "bold",
-        )
+    for cells in groups.values():
+        one = next(iter(next(iter(cells.values())).values()))
+        yield Text(f"\n{one.title} · {one.figure}, %", "bold")
         grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         heads = ("cell", "kept", "KV", "unseen", "95 %", "KL", "seen", "95 %", "KL")
         for number, name in enumerate(heads):
@@ -131,6 +156,6 @@ def screen_tables(table: list[Row]) -> Iterator[Text | Table]:
 def _columns(row: Row | None) -> tuple[str, str, str]:
     if row is None:
         return "", "", ""
-    interval = f"{100 * row.right.low:.0f}–{100 * row.right.high:.0f}"
+    interval = f"{100 * row.score.low:.0f}–{100 * row.score.high:.0f}"
     mark = "?" if row.verdict else ""
-    return f"{mark}{100 * row.right.mean:.1f}", interval, f"{row.kl.mean:.3f}"
+    return f"{mark}{100 * row.score.mean:.1f}", interval, f"{row.kl.mean:.3f}"

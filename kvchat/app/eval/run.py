@@ -2,8 +2,8 @@
 
 import json
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any
@@ -15,15 +15,18 @@ from kvchat.app import machine, process
 from kvchat.app.eval import markdown
 from kvchat.app.eval.claims import claims, screen_claims
 from kvchat.app.eval.measure import Cell, measure
-from kvchat.app.eval.report import rows, screen_tables
-from kvchat.app.eval.tasks import TASKS, Case
+from kvchat.app.eval.report import rows, screen_tables, sized
+from kvchat.app.eval.sources import Source, digests, fitted, sources
+from kvchat.app.eval.tasks import TASKS
+from kvchat.app.inputs import require_choices
 from kvchat.app.interrupt import Interrupt
 from kvchat.app.models import find_model
 from kvchat.app.screen import Screen
-from kvchat.app.text import seconds
+from kvchat.app.text import clean, counted, seconds
 from kvchat.engine.budget import Budget
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
+from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
@@ -31,12 +34,13 @@ from kvchat.engine.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
 VIEWS = {"unseen": False, "seen": True}
-OUTPUTS = ("table", "md")
+OUTPUTS = ("table", "md", "json")
+DEPTHS = range(0, 101, 10)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `kvchat eval`."""
+    """Options of `kvchat eval`; `depths` in per cent."""
 
     model: str | None
     tasks: list[str]
@@ -53,15 +57,34 @@ class Settings:
     weights: str
     threads: int | None
     output: str = "table"
+    data: list[str] = field(default_factory=list)
+    depths: list[int] = field(default_factory=lambda: list(DEPTHS))
+    overflow: str = "error"
+    plot: str | None = None
 
 
 def run(settings: Settings) -> int:
-    """Measure what is not measured yet, then print the table. Returns the exit code."""
+    """Measure what is not measured yet, then print the tables. Returns the exit code."""
     process.interruptible()
     check(settings)
+    if settings.plot:
+        from kvchat.app.eval import pictures  # matplotlib is optional
+
+        folder = pictures.folder(settings.plot)
+    asked = sources(
+        settings.tasks,
+        settings.data,
+        settings.lengths,
+        settings.depths,
+        settings.seed,
+        settings.per_document,
+    )
     if settings.threads:
         torch.set_num_threads(settings.threads)
     screen = Screen(verbose=True)
+    for source in asked:
+        for reason, count in source.left_out:
+            screen.say(f"{clean(source.name)}: {counted(count, 'line')} left out: {clean(reason)}")
     found = find_model(settings.model)
     config = ModelConfig.load(found.folder)
     dialogue = Dialogue(Tokenizer.load(found.folder))
@@ -69,29 +92,49 @@ def run(settings: Settings) -> int:
     session = Session(screen.watch(loading, "loading"), dialogue)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    records = resume(out, describe(settings, found.name, session))
+    description = describe(settings, found.name, session)
+    description["settings"]["data"] = digests(asked, settings.data)
+    records = resume(out, description)
     done = {(r["task"], r["length"], r["document"]) for r in records}
     with Interrupt() as interrupt, (out / "answers.jsonl").open("a", encoding="utf-8") as file:
-        for new in measured(settings, session, done, screen, interrupt):
+        for new in measured(settings, asked, session, done, screen, interrupt):
             # a document at once: what is in the file is complete
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
             file.flush()
             records += new
         if interrupt.asked():
             screen.say(f"stopped; the same command goes on from {out}")
+    report(settings, description, records, out, screen)
+    if settings.plot:
+        for path in pictures.draw(records, folder):
+            screen.say(f"drawn: {clean(str(path))}")
+    return 130 if interrupt.asked() else 0
+
+
+def report(
+    settings: Settings,
+    description: dict[str, Any],
+    records: list[dict[str, Any]],
+    out: Path,
+    screen: Screen,
+) -> None:
+    """Write `table.json` and print tables and claims."""
     table, tried = rows(records), claims(records)
-    (out / "table.json").write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n")
-    if settings.output == "md":
+    listed = [asdict(row) for row in table]
+    (out / "table.json").write_text(json.dumps(listed, indent=1) + "\n")
+    if settings.output == "json":
+        found = {"run": description, "table": listed, "claims": [asdict(c) for c in tried]}
+        print(json.dumps(found, indent=1))
+    elif settings.output == "md":
         for line in (*markdown.tables(table), *markdown.claim_table(tried)):
             print(line)
     else:
         for part in (*screen_tables(table), *screen_claims(tried)):
             screen.out.print(part)
-    return 130 if interrupt.asked() else 0
 
 
 def check(settings: Settings) -> None:
-    """Raise KvchatError("usage") for names that do not exist."""
+    """Raise KvchatError("usage") for names that do not exist and depths that are none."""
     given = (
         ("task", settings.tasks, TASKS),
         ("view", settings.views, VIEWS),
@@ -101,20 +144,26 @@ def check(settings: Settings) -> None:
         for name in names:
             if name not in known:
                 raise KvchatError("usage", f"unknown {what} {name!r}; there are {', '.join(known)}")
+    for depth in settings.depths:
+        if depth > 100:
+            raise KvchatError("usage", f"--depth {depth} is beyond 100 %", "--depth 0,50,100")
+    require_choices({"overflow": settings.overflow})
 
 
 def cells_of(settings: Settings) -> list[Cell]:
-    """The cross product of methods, budgets and views."""
-    return [
+    """The cross product of methods, budgets and views; the full cache is measured anyway."""
+    cells = [
         Cell(parse_method(spec, Budget.parse(budget)), VIEWS[view])
         for view in settings.views
         for spec in settings.methods
         for budget in settings.budgets
     ]
+    return [cell for cell in cells if not isinstance(cell.method, Full)]
 
 
 def measured(
     settings: Settings,
+    asked: Sequence[Source],
     session: Session,
     done: set[tuple[str, int, int]],
     screen: Screen,
@@ -122,34 +171,29 @@ def measured(
 ) -> Iterator[list[dict[str, Any]]]:
     """The records of one document after another, until all questions are asked or Ctrl-C."""
     cells = cells_of(settings)
-    for task in settings.tasks:
-        for length in settings.lengths:
-            asked = number = 0
-            while asked < settings.questions and not interrupt.asked():
-                case = make_case(settings, session, task, length, number)
-                if (task, length, number) not in done:
+    for source in asked:
+        for length in source.lengths:
+            questions = number = 0
+            while questions < settings.questions and not interrupt.asked():
+                case = source.case(session.dialogue, length, number)
+                if case is None:
+                    break
+                if (source.name, length, number) not in done:
                     begin = perf_counter()
-                    where = {"task": task, "length": length, "document": number}
+                    fits = fitted(case, session.dialogue, session.limit, settings.overflow)
+                    where = {"task": source.name, "length": length, "document": number}
                     found = []
-                    for record in measure(session, case, cells):
+                    for record in measure(session, fits, cells):
                         found.append(where | record)
                         if interrupt.asked():
                             return
                     took = seconds(perf_counter() - begin)
-                    screen.say(f"{task} · {length:,} tokens · document {number} · {took}")
+                    cut = "" if fits is case else f" · cut at its {settings.overflow}"
+                    name = f"{clean(source.name)} · {sized(length)} · document {number}"
+                    screen.say(f"{name}{cut} · {took}")
                     yield found
-                asked += len(case.questions)
+                questions += len(case.questions)
                 number += 1
-
-
-def make_case(settings: Settings, session: Session, task: str, length: int, number: int) -> Case:
-    """The document of a number, scaled so that this model's tokenizer makes `length` of it."""
-    seed = settings.seed * 10**6 + length * 1000 + number
-    case = TASKS[task](seed, length, settings.per_document)
-    tokens = len(session.dialogue.document(case.document))
-    if tokens > 1.05 * length or tokens < 0.9 * length:
-        case = TASKS[task](seed, round(length * length / tokens), settings.per_document)
-    return case
 
 
 def describe(settings: Settings, model: str, session: Session) -> dict[str, Any]:
@@ -165,6 +209,10 @@ def describe(settings: Settings, model: str, session: Session) -> dict[str, Any]
     }
 
 
+GROWS = {"questions", "lengths", "tasks", "threads", "out", "output", "plot"}
+"""Settings that a run may go on with in another way: they add to it, or do not matter."""
+
+
 def resume(out: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
     """Records of an earlier run with the same settings; its description is written if new.
 
@@ -173,25 +221,25 @@ def resume(out: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
     path, answers = out / "run.json", out / "answers.jsonl"
     if path.exists():
         before = json.loads(path.read_text())
-        free = {
-            "questions",
-            "lengths",
-            "tasks",
-            "threads",
-            "out",
-            "output",
-        }  # may grow or do not matter
-        old, new = (
-            {k: v for k, v in d["settings"].items() if k not in free} for d in (before, description)
-        )
-        if old != new:
-            changed = [key for key in new if old.get(key) != new[key]]
+        old, new = (_fixed(found["settings"]) for found in (before, description))
+        changed = [key for key in new if key in old and old[key] != new[key]]
+        changed += [key for key in old.keys() ^ new.keys() if not key.startswith("data ")]
+        if changed:
             raise KvchatError(
                 "session",
-                f"{out} holds another experiment: {', '.join(changed)} differ",
+                f"{out} holds another experiment: {clean(', '.join(changed))} differ",
                 "--out ANOTHER-FOLDER",
             )
+        files = before["settings"]["data"]
+        description["settings"]["data"] = files | description["settings"]["data"]
     path.write_text(json.dumps(description | {"time": int(time())}, indent=1) + "\n")
     if not answers.exists():
         return []
-    return [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    text = answers.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that must not change; further files may be added, each stays what it was."""
+    files = {f"data {name}": found for name, found in settings.get("data", {}).items()}
+    return {k: v for k, v in settings.items() if k not in GROWS | {"data"}} | files

@@ -1,6 +1,10 @@
-"""Attention backends by name. The table holds import strings: reading it imports nothing."""
+"""Attention backends by name. The table holds import strings: reading it imports nothing.
+
+A new backend is one file and one entry here; `auto` asks them in this order.
+"""
 
 from importlib import import_module
+from importlib.util import find_spec
 
 BACKENDS = {
     "flash": "kvchat.engine.attention.flash_backend:FlashBackend",
@@ -8,8 +12,16 @@ BACKENDS = {
     "torch": "kvchat.engine.attention.torch_backend:TorchBackend",
 }
 
+PACKAGES = {"flash": "flash_attn", "triton": "triton"}
+"""What a backend imports that may be missing; `auto` passes over it then."""
+
 
 def backend(name: str = "torch"):
     """The backend of that name. Raises KvchatError("device") if its package is missing."""
     module, cls = BACKENDS[name].split(":")
     return getattr(import_module(module), cls)()
+
+
+def installed() -> list[str]:
+    """The backends whose packages are here."""
+    return [name for name in BACKENDS if name not in PACKAGES or find_spec(PACKAGES[name])]

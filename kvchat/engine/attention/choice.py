@@ -1,13 +1,12 @@
 """Which backend answers: the first of a list that does not refuse. Reasons are kept."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention import BACKENDS, backend
+from kvchat.engine.attention import BACKENDS, backend, installed
 from kvchat.engine.attention.rows import Backend, Call, Rows
 from kvchat.errors import KvchatError
 
@@ -23,15 +22,10 @@ def choose(name: str, device: torch.device) -> Backend:
         raise KvchatError("usage", f"{name!r} is not an attention backend", *tries)
     if device.type != "cuda" and name in ("auto", "torch"):
         return backend("torch")
-    names = [name] if name in ("torch", "triton") else _installed()
+    names = installed() if name in ("auto", "flash") else [name]
     if name == "flash":
         names = ["flash", *(other for other in names if other != "flash")]
     return Choice([backend(each) for each in names])
-
-
-def _installed() -> list[str]:
-    packages = {"flash": "flash_attn", "triton": "triton", "torch": "torch"}
-    return [name for name in BACKENDS if find_spec(packages[name]) is not None]
 
 
 class Choice:

@@ -49,5 +49,5 @@ def _changed(method: Chosen) -> dict[str, Any]:
     """Options that differ from their defaults, budget apart."""
     if isinstance(method, Staged):
         return {**_changed(method.method), **method.settings}
-    defaults = {f.name: f.default for f in fields(method)}  # type: ignore[arg-type]
-    return {name: v for name, v in method_options(method).items() if v != defaults[name]}
+    usual = {f.name: f.default for f in fields(method)}  # type: ignore[arg-type]
+    return {name: v for name, v in method_options(method).items() if v != usual[name]}

@@ -12,7 +12,6 @@ from typing import Any
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method, Retrieves
-from kvchat.engine.methods.naming import method_options as method_options
 from kvchat.engine.methods.naming import name_of
 from kvchat.engine.methods.quantized import BITS, Quantized
 from kvchat.engine.methods.refit import PARTS, Refit

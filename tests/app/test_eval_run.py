@@ -1,0 +1,145 @@
+"""`kvchat eval` as a whole, on a tiny model: what it writes, goes on with, and refuses."""
+
+import json
+import re
+
+import pytest
+from engine import tiny
+
+from app.forked import kvchat
+from kvchat.app.eval import pictures
+from kvchat.app.eval.case import Question
+from kvchat.app.eval.files import LOADERS
+from kvchat.app.eval.measure import answer
+from kvchat.app.eval.sources import fitted, sources
+from kvchat.app.eval.tasks import TASKS
+from kvchat.engine.dialogue import Dialogue
+from kvchat.engine.session import Session
+from kvchat.engine.tokenizer import Tokenizer
+from kvchat.errors import KvchatError
+
+assert pictures, "imported here, once"
+SAMPLE = {"input": "It rains. Ada has 7421. It snows.\nWhat has Ada?", "outputs": ["7421"]}
+
+
+@pytest.fixture
+def evaluate(chat_folder, tmp_path):
+    """`evaluate(*arguments)`: the command on a tiny model, with its results in tmp_path/eval."""
+    model = str(chat_folder("byte-level", "chatml"))
+
+    def run(*arguments: str):
+        fixed = ["-m", model, "--out", str(tmp_path / "eval"), "--threads", "1"]
+        fixed += ["--method", "full", "--method", "snapkv"]  # the full cache counts once
+        return kvchat("eval", *fixed, "--budget", "50%", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """`answers()`: all records that were written."""
+
+    def read() -> list[dict]:
+        text = (tmp_path / "eval" / "answers.jsonl").read_text()
+        return [json.loads(line) for line in text.split("\n") if line]
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def session(chat_folder):
+    folder = chat_folder("byte-level", "chatml")
+    return Session(tiny.load_engine(folder), Dialogue(Tokenizer.load(folder)))
+
+
+def test_a_run_resumes_and_refuses_another_experiment(evaluate, answers):
+    arguments = ["--task", "needle", "--length", "100", "--depth", "0,100"]
+    first = evaluate(*arguments, "--questions", "1")
+    assert first.returncode == 0, first.stderr
+    records = answers()
+    assert {(r["cell"], r["seen"]) for r in records} == {
+        ("full", False),
+        ("snapkv 50%", False),
+        ("snapkv 50%", True),
+    }
+    assert all(r["kl"] == 0 and r["kept"] == 1 for r in records if r["cell"] == "full")
+    assert all(r["kl"] >= -1e-6 for r in records)
+    assert all(r["right"] == (r["score"] == 1) and r["metric"] == "all" for r in records)
+
+    more = evaluate(*arguments, "--questions", "4", "-o", "json")
+    assert more.returncode == 0
+    assert answers()[: len(records)] == records and len(answers()) == 4 * len(records)
+    depths = {r["document"]: r["depth"] for r in answers()}
+    assert depths == {0: 0.0, 1: 1.0, 2: 0.0, 3: 1.0}
+    found = json.loads(more.stdout)
+    assert found["run"]["settings"]["depths"] == [0, 100]
+    assert {row["cell"]: row["questions"] for row in found["table"]} == {"full": 4, "snapkv 50%": 4}
+
+    for option, value, said in (("--seed", "9", b"seed"), ("--depth", "50", b"depths")):
+        other = evaluate(*arguments, "--questions", "4", option, value)
+        assert other.returncode == 8 and said + b" differ" in other.stderr
+    assert len(answers()) == 4 * len(records)
+
+
+def test_files_are_asked_once_and_must_stay_what_they_were(evaluate, answers, tmp_path):
+    path = tmp_path / "validation.jsonl"
+    path.write_text(f"{json.dumps(SAMPLE)}\n{json.dumps(SAMPLE | {'outputs': ['Ada', 'Bob']})}\n")
+    arguments = ["--view", "unseen", "--plot", str(tmp_path / "pictures"), "-o", "md"]
+    first = evaluate("--data", f"ruler:{path}", *arguments)
+    assert first.returncode == 0, first.stderr
+    assert f"### ruler:{path} · whole documents" in first.stdout.decode()
+    assert [(r["task"], r["length"], r["document"]) for r in answers()] == [
+        (f"ruler:{path}", 0, number) for number in (0, 0, 1, 1)
+    ]
+    assert (tmp_path / "pictures").is_dir() and len(list((tmp_path / "pictures").iterdir())) == 2
+
+    # without the file in between: it is remembered what it was
+    other = ["--view", "unseen", "--task", "passkey", "--length", "80", "--questions", "1"]
+    assert evaluate(*other).returncode == 0
+    path.write_text(json.dumps(SAMPLE | {"outputs": ["8000"]}))
+    changed = evaluate("--data", f"ruler:{path}", "--view", "unseen")
+    assert changed.returncode == 8 and b"data ruler:" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--task", "nothing"], 2, b"unknown task 'nothing'"),
+        (["--data", "ruler:none.jsonl"], 4, b"No such file"),
+        (["--depth", "101"], 2, b"beyond 100 %"),
+        (["--overflow", "all"], 2, b"--overflow"),
+        (["-o", "csv"], 2, b"unknown output 'csv'"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_loaded(evaluate, arguments, code, said):
+    refused = evaluate(*arguments, "-m", "no-such-model")
+    assert refused.returncode == code and said in refused.stderr, refused.stderr
+
+
+def test_help_names_every_task_and_kind_of_file():
+    shown = re.sub(r"[^\w-]+", " ", kvchat("eval", "--help", COLUMNS="200").stdout.decode())
+    assert not [name for name in (*TASKS, *LOADERS) if f" {name} " not in shown]
+
+
+def test_an_answer_goes_on_from_where_it_is_begun_and_ends_where_it_must(session):
+    cache, _ = tiny.read(session.engine, session.dialogue.document("The sea was calm."))
+    found = answer(session, cache, Question("What?", ("x",), "k", longest=3, begun="The sea"))
+    assert session.dialogue.tokenizer.decode(found.prompt).endswith("The sea")
+    assert 0 < len(found.ids) <= 3 and len(found.logits) == len(found.ids)
+
+
+def test_what_does_not_fit_the_window_is_refused_or_cut_where_asked(session):
+    (source,) = sources(["passkey"], [], [600], [50], 1, 1)
+    case, dialogue = source.case(session.dialogue, 600, 0), session.dialogue
+    question = case.questions[0]
+    with pytest.raises(KvchatError, match="does not fit into the window of 300") as caught:
+        fitted(case, dialogue, 300, "error")
+    assert caught.value.code == "too_long" and "--overflow middle" in caught.value.tries[0]
+    assert fitted(case, dialogue, 1000, "middle") is case
+    for overflow in ("head", "tail", "middle"):
+        cut = fitted(case, dialogue, 300, overflow)
+        used = len(dialogue.document(cut.document)) + len(dialogue.first(question.text))
+        assert 270 < used + question.longest <= 300 and cut.questions == case.questions
+        assert question.answer not in cut.document
+        assert case.document.startswith(cut.document[:20]) == (overflow != "head")
+        assert case.document.endswith(cut.document[-20:]) == (overflow != "tail")
