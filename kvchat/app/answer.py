@@ -13,6 +13,7 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from kvchat.app.blocks import Blocks, Code
+from kvchat.app.live import drawn
 from kvchat.app.markdown import rendered
 from kvchat.app.text import clean
 
@@ -43,7 +44,8 @@ class LiveAnswer:
         )
 
     def __enter__(self) -> "LiveAnswer":
-        self._live.__enter__()
+        self._area = drawn(self._live)
+        self._area.__enter__()
         return self
 
     def __exit__(
@@ -55,7 +57,7 @@ class LiveAnswer:
         try:
             self._print(self._blocks.close())
         finally:
-            self._live.__exit__(kind, error, trace)
+            self._area.__exit__(kind, error, trace)
 
     def write(self, text: str) -> None:
         """Take in a piece of the answer."""

@@ -4,9 +4,9 @@ prompt-toolkit has the terminal while a line is read, this while anything else h
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from time import perf_counter
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kvchat.app.config import WORDS
+from kvchat.app.live import away, drawn
 from kvchat.app.log import LOG
 from kvchat.app.text import clean, laid, size
 from kvchat.engine import events
@@ -122,8 +123,10 @@ class Screen:
         if not self.live or self.quiet:
             yield lambda: None
             return
-        with self.err.status(Text(label), refresh_per_second=8) as status:
-            yield status.stop
+        status = self.err.status(Text(label), refresh_per_second=8)
+        with ExitStack() as area:
+            area.enter_context(drawn(status))
+            yield area.close
 
     @contextmanager
     def still(self) -> Iterator[Callable[[str], None]]:
@@ -244,18 +247,18 @@ class _Bar:
         self.task = self.progress.add_task(label, total=None, note="")
 
     def __enter__(self) -> "_Bar":
-        self.progress.start()
+        self._area = drawn(self.progress)
+        self._area.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+    def __exit__(self, *error: Any) -> None:
+        self._area.__exit__(*error)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Take the bar away for a while."""
-        self.progress.stop()
-        yield
-        self.progress.start()
+        with away():
+            yield
 
     def show(self, event: events.Loading | events.Progress) -> None:
         """Move the bar."""
