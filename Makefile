@@ -52,7 +52,7 @@ chat: setup  ## chat about the sample document
 	@$(BIN)/kvchat $(if $(FILE),--file $(FILE),--file samples/valley.txt)
 
 bench: setup  ## quick memory and latency check of this machine
-	@$(BIN)/kvchat bench
+	@$(BIN)/kvchat bench --quick
 
 results: setup  ## measure docs/results.md again (under an hour on two cores; goes on if stopped)
 	@$(BIN)/python benchmarks/results.py

@@ -21,6 +21,8 @@ from typing import Any
 import results_page
 
 from kvchat.app.eval.claims import claims
+from kvchat.app.eval.curves import curves
+from kvchat.app.eval.pictures import draw_curves
 from kvchat.app.eval.report import rows
 from kvchat.app.machine import processor
 
@@ -29,6 +31,7 @@ WORK = ROOT / ".results"
 STORE = ROOT / "docs" / "results"
 SEED = 11
 BUDGETS = ("50%", "35%", "25%", "10%", "6.25%")
+SHOWN = ("full", "streamingllm", "snapkv", "adakv", "h2o", "kvmerger", "kvzip")
 WINDOW = ("snapkv", "pyramidkv", "adakv", "ada-pyramid", "criticalkv", "critical-adakv")
 
 
@@ -63,8 +66,8 @@ EXPERIMENTS = (
         documents=8,
         questions=25,
         seen=False,
-        cells=cells((*ONCE, "kvmerger", "cam", "kvzip", "kvzip+"))
-        + cells(["pqcache"], ("20%", "10%")),
+        cells=cells((*ONCE, "kvmerger", "cam", "kvzip", "kvzip+", "askall"))
+        + cells(["pqcache"], ("25%", "20%", "10%")),
     ),
     Experiment(
         "seen-4096",
@@ -170,12 +173,29 @@ def missing(experiments: Iterable[Experiment]) -> Iterator[tuple[Experiment, int
                 yield experiment, number
 
 
+def finished(experiment: Experiment) -> list[dict[str, Any]]:
+    """Its pieces of work."""
+    return [json.loads(piece(experiment, n).read_text()) for n in range(experiment.documents)]
+
+
+def draw() -> None:
+    """A picture of some methods at 4,096 tokens, for the page and the README."""
+    records = [
+        record
+        for experiment in EXPERIMENTS
+        for found in (finished(experiment) if experiment.length == 4096 else ())
+        for record in found["records"]
+        if record["cell"].partition(" ")[0] in SHOWN and record["kind"] == "answerable"
+    ]
+    draw_curves(STORE / "answers.png", curves(records))
+
+
 def store(experiment: Experiment) -> list[float]:
     """Tables and claims of a finished experiment for the repository. Returns seconds per document.
 
     What is stored repeats exactly with the same code on the same kind of processor.
     """
-    pieces = [json.loads(piece(experiment, n).read_text()) for n in range(experiment.documents)]
+    pieces = finished(experiment)
     records = [record for found in pieces for record in found["records"]]
     result = {
         "experiment": asdict(experiment) | {"seed": SEED, "code": code()},
@@ -206,6 +226,7 @@ def main() -> None:
     seconds = {experiment.name: store(experiment) for experiment in EXPERIMENTS}
     times = {"machine": processor(), "processes": chosen.processes, "seconds": seconds}
     write(STORE / "times.json", times)
+    draw()
     results_page.write()
 
 

@@ -12,7 +12,7 @@ Numbers = list[str] | None
 METHODS = ["full", BY_QUESTION, DEFAULT]
 CURVE = [1024, 2048, 4096, 8192]  # depths of a picture
 # tokens to read, to write, depth, repetitions: as usual, and in about ten seconds
-USUAL, QUICK = (4096, 64, 4096, 3), (1024, 32, 2048, 2)
+USUAL, QUICK = (4096, 64, 4096, 3), (1024, 32, 2048, 3)
 
 
 def bench(
@@ -31,10 +31,7 @@ def bench(
         int | None, typer.Option("-r", min=1, help=f"Repetitions ({USUAL[3]}).")
     ] = None,
     method: flags.Methods = None,
-    budget: Annotated[
-        Numbers,
-        typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB."),
-    ] = None,
+    budget: flags.Budgets = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="About ten seconds with the bundled model.")
     ] = False,

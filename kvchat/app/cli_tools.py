@@ -8,6 +8,8 @@ from kvchat.app import flags
 from kvchat.app.cli_bench import bench
 from kvchat.app.cli_cache import cache
 from kvchat.app.cli_eval import evaluate
+from kvchat.app.lists import specs
+from kvchat.engine.methods import DEFAULT
 
 models = typer.Typer(help="Models at hand; `pull` downloads one.", invoke_without_command=True)
 sessions = typer.Typer(help="Saved chats.", no_args_is_help=True)
@@ -54,7 +56,7 @@ def plan(
             dummy,
             tokens or [],
             fit,
-            method or ["full", "adakv"],
+            specs(method, ["full", DEFAULT]),
             budget,
             flags.tokens("--ctx-size", ctx_size),
             flags.tokens("--prefill-chunk", prefill_chunk),

@@ -22,10 +22,9 @@ Method = Annotated[
     str | None, typer.Option(help=f"{', '.join(METHODS)}; options as NAME:key=value,…")
 ]
 Methods = Annotated[list[str] | None, typer.Option("--method", help="Methods; repeatable.")]
-Budget = Annotated[
-    str | None,
-    typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB."),
-]
+KEPT = typer.Option("--budget", "--kv-budget", help="What is KEPT: 25%, 2048 (rows), 1.5GiB.")
+Budget = Annotated[str | None, KEPT]
+Budgets = Annotated[list[str] | None, KEPT]
 Bits = Annotated[
     int | None, typer.Option("--kv-bits", help="Bits of a kept value: 16 (as it is), 8, 4.")
 ]

@@ -160,10 +160,14 @@ def _limits(paths: tuple[Path, ...]) -> list[int]:
 
 
 def release(device: Device) -> None:
-    """Give back what is held without being used: by torch's allocator, on Linux also by malloc."""
+    """Give back what torch's allocator holds without using it."""
     if device.type == "cuda":
         _cuda().empty_cache()
-    with suppress(AttributeError, OSError, TypeError):  # of glibc
+
+
+def trim() -> None:
+    """Give back RAM that was freed and not returned to the system, where malloc can (glibc)."""
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

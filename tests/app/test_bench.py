@@ -19,10 +19,11 @@ from app.program import DEMO, ONE_THREAD, SAMPLE
 from kvchat.app import dummy, lists
 from kvchat.app.bench import measure, run, sweep
 from kvchat.app.bench.columns import amount, columns_of, milliseconds, speed
-from kvchat.app.bench.markdown import layout
+from kvchat.app.bench.markdown import Markdown, layout
 from kvchat.app.bench.settings import Settings, Test
 from kvchat.app.bench.subject import Subject
 from kvchat.app.screen import Screen
+from kvchat.engine.events import Smaller
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import parse_method
 from kvchat.errors import KvchatError
@@ -263,7 +264,9 @@ def test_a_peak_is_of_its_own_test(engine, monkeypatch):
     drain, large = measure.drain, 2**26
     quiet = peak(64)
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "drain", lambda work: torch.ones(large // 4).sum() and drain(work))
+        patch.setattr(
+            measure, "drain", lambda work, see: torch.ones(large // 4).sum() and drain(work)
+        )
         assert 0.95 * large < peak(64) < 1.2 * large
     assert quiet < large / 8 and peak(64) < large / 8
 
@@ -293,7 +296,21 @@ def test_a_cell_without_room_says_so_and_the_sweep_goes_on(monkeypatch, capsys):
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if "pp64" in line)
     assert re.search(r"\| OOM \(needed ≥ [\d.]+ [GM]iB\) \|", row)
-    assert "- adakv:window=8 25% pp64: out of memory, needs" in table
+    assert "- adakv:window=8 25% pp64: out of memory, it was refused" in table
+
+
+def test_a_reading_that_had_to_slow_down_says_so(engine, asked, subject, monkeypatch):
+    prefill = type(engine).prefill
+
+    def short(self, *given):
+        yield Smaller(256)
+        return (yield from prefill(self, *given))
+
+    monkeypatch.setattr(type(engine), "prefill", short)
+    settings = asked(*SMALL, "--method", "full")
+    table = Markdown(settings, subject, None)
+    text = "".join(table.row(record) for record in swept(settings, subject)) + table.end()
+    assert text.count("memory was short, so it was read 256 tokens at once") == 2
 
 
 def test_a_test_beyond_the_limit_is_not_tried():

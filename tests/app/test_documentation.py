@@ -1,6 +1,7 @@
 """What README.md, CONTRIBUTING.md and the guide say is so: recipes and commands are run as they
 stand there."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -232,3 +233,37 @@ def _ours(words: tuple[str, ...]) -> tuple[str, ...]:
 def test_links_lead_somewhere(file):
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / file).read_text()):
         assert (ROOT / file).parent.joinpath(target).exists(), target
+
+
+def test_what_fits_on_a_card():
+    """The README's tokens are those of the plan."""
+    rows = re.findall(r"(?m)^\| (\d+) GB \| (\w+), ([\d.]+) GiB \|(.*)\|$", README)
+    assert len(rows) == 4
+    for size, weights, gigabytes, cells in rows:
+        told = ("--fit", f"{size}GiB", "--weights", weights, "--device", "cuda", "--json")
+        specs = ("full", "kvzip:budget=25%", "kvzip:budget=10%")
+        chosen = [word for spec in specs for word in ("--method", spec)]
+        plan = json.loads(kvchat("plan", "--dummy", "llama-3.1-8b", *told, *chosen).stdout)
+        tokens = [f"{each['tokens']:,}" for each in plan["plans"]]
+        assert tokens == [cell.strip() for cell in cells.split("|")]
+        assert f"{plan['plans'][0]['weights'] / 2**30:.1f}" == gigabytes
+
+
+def test_figures_of_the_methods():
+    """The README's table of methods has the figures of docs/results.md."""
+    found = {
+        name: json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+        for name in ("unseen-4096", "seen-4096")
+    }
+    columns = [("unseen-4096", "25%"), ("unseen-4096", "10%"), ("seen-4096", "10%")]
+    rows = re.findall(r"(?m)^\| (`.*?)\|.*?\|(.*?)\|(.*?)\|(.*?)\|$", README)
+    told = [name for names, *_ in rows for name in re.findall(r"`(.*?)`", names)]
+    assert sorted(told) == sorted(methods.METHODS)
+    for names, *cells in rows:
+        for name in re.findall(r"`(.*?)`", names):
+            for (experiment, budget), cell in zip(columns, cells, strict=True):
+                label = name if name == "full" else f"{name} {budget}"
+                rights = [row["right"]["mean"] for row in found[experiment]["table"]
+                          if row["cell"] == label and row["kind"] == "answerable"]  # fmt: skip
+                want = f"{100 * rights[0]:.0f}" if rights else "–"
+                assert cell.strip() == want, f"{name}, {experiment}, {budget}"

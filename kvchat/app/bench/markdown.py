@@ -20,9 +20,9 @@ CROWD = 0.5  # processes more than there are processors: they disturb what is me
 OTHERS = 2**30  # bytes of a card, held by other processes
 TEXT = 80  # columns of what stands around a table that goes into a file
 CAVEATS = (
-    "One sequence, no batch; greedy, the end of a turn is ignored; tokenising is not counted. TTFT "
-    "is a whole reading, TPOT a written token, both in ms. Clocks wait for the device. The peak "
-    "begins anew for each test"
+    "One sequence, no batch, no prefix reused; greedy, the end of a turn is ignored; tokenising is "
+    "not counted. TTFT is a whole reading, TPOT a written token, both in ms. Clocks wait for the "
+    "device. The peak begins anew for each test"
 )
 WARNING = "Speed and memory say nothing about quality: see kvchat eval, and /compare in a chat."
 
@@ -35,18 +35,18 @@ class Markdown:
         self.width = width or TEXT
         self.columns, self.gap = layout(columns_of(settings, subject), width)
         self.begun = False
-        self.missed: list[Record] = []
+        self.noted: list[Record] = []
 
     def row(self, record: Record) -> str:
         """The next line, heading and titles before the first."""
         before, self.begun = "" if self.begun else self._head(), True
-        if record["error"]:
-            self.missed.append(record)
+        if record["error"] or record["prefill_chunk"] < self.subject.engine.chunk:
+            self.noted.append(record)
         return before + self._line([column.cell(record) for column in self.columns])
 
     def end(self) -> str:
         """What was not measured, and the caveats."""
-        lines = [fill(clean(missing(r)), self.width, subsequent_indent="  ") for r in self.missed]
+        lines = [fill(clean(noted(r)), self.width, subsequent_indent="  ") for r in self.noted]
         about = fill(clean(caveats(self.settings, self.subject)), self.width)
         blocks = [*(["\n".join(lines)] if lines else []), about, fill(WARNING, self.width)]
         return "".join(f"\n{block}\n" for block in blocks)
@@ -86,9 +86,10 @@ def introduction(settings: Settings, subject: Subject) -> str:
     engine = subject.engine
     parts = [
         f"{subject.name} · {engine.config.family}, {engine.config.parameters / 1e6:,.1f} M "
-        f"parameters, weights {size(engine.weights_bytes)} in {engine.weights}",
+        f"parameters, {'random ' if settings.dummy else ''}weights {size(engine.weights_bytes)} "
+        f"in {engine.weights}",
         machine.device_name(engine.device),
-        *(f"{name} {value}" for name, value in unusual(settings)),
+        *(f"{name} {value}" for name, value in unusual(settings) if name != "weights"),
     ]
     if len(set(settings.threads)) < 2:
         parts.append(counted(torch.get_num_threads(), "thread"))
@@ -116,8 +117,13 @@ def caveats(settings: Settings, subject: Subject) -> str:
     return " ".join(parts)
 
 
-def missing(record: Record) -> str:
-    """Why a cell is empty."""
+def noted(record: Record) -> str:
+    """What memory did to a test: why its cell is empty, or how it was read after all."""
     cell = f"{record['spec']} {record['budget']} {record['test']}"
+    if not record["error"]:
+        chunk = record["prefill_chunk"]
+        return f"- {cell}: memory was short, so it was read {chunk} tokens at once"
     needed, free = size(record["needed_bytes"]), size(record["free_bytes"])
+    if record["free_bytes"] >= record["needed_bytes"]:
+        return f"- {cell}: out of memory, it was refused though {free} seemed to be free"
     return f"- {cell}: out of memory, needs {needed} or more (estimated), {free} can be had"

@@ -13,9 +13,9 @@ from kvchat.app import machine
 from kvchat.app.bench.settings import Test
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import drain
+from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.prefill import Compression, Reading
+from kvchat.engine.prefill import Compression
 from kvchat.engine.sampling import Sampling
 
 WARM = 16  # tokens written before it counts
@@ -35,7 +35,8 @@ class Measured:
     """Samples in nanoseconds, of choosing rows in each reading too; sizes in bytes.
 
     `kept` and `read` are rows of the tokens read, as shares of all: what the cache holds of them,
-    and what a written token looks at.
+    and what a written token looks at. `chunk` tokens were read at once, fewer than the engine's if
+    memory was short.
     """
 
     samples: list[int]
@@ -46,6 +47,7 @@ class Measured:
     kv_full: int
     reading: Peak
     writing: Peak | None
+    chunk: int
 
 
 def measure(
@@ -60,50 +62,82 @@ def measure(
 
     What memory does not suffice for raises whatever the allocator raises.
     """
-    method = test.method
+    machine.release(engine.device)
     if test.n_prompt:
-        if warmup:
-            note("warming up")
-            _read(engine, method, ids)
-        samples, selecting, peaks = [], [], []
-        for number in range(1, repeat + 1):
-            note(f"{number} of {repeat}")
-            cache = None  # the last one is gone when the next begins
-            took, reading, peak = _read(engine, method, ids)
-            samples.append(took)
-            selecting.append(round(reading.select_seconds * 1e9))
-            peaks.append(peak)
-            cache = reading.caches[0]
-            del reading
-        assert cache is not None, "repeat is 1 at least"
-        largest = max(peaks, key=lambda peak: peak.most - peak.before)
-        return _measured(engine, cache, samples, selecting, largest, None)
-    note(f"reading {len(ids):,} tokens")
-    _, reading, read_peak = _read(engine, method, ids)
-    selecting = [round(reading.select_seconds * 1e9)]
-    cache = reading.caches[0]
-    del reading
+        return _reading(engine, test.method, ids, repeat, warmup, note)
+    return _writing(engine, test.method, ids, test.n_gen, repeat, warmup, note)
+
+
+def _reading(
+    engine: Engine,
+    method: Method,
+    ids: Sequence[int],
+    repeat: int,
+    warmup: bool,
+    note: Callable[[str], None],
+) -> Measured:
     if warmup:
         note("warming up")
-        _write(engine, cache, min(WARM, test.n_gen))
+        _read(engine, method, ids)
+    runs: list[_Run] = []
+    cache = None
+    for number in range(1, repeat + 1):
+        note(f"{number} of {repeat}")
+        cache = None  # the last one is gone when the next begins
+        run, cache = _read(engine, method, ids)
+        runs.append(run)
+    assert cache is not None, "repeat is 1 at least"
+    return _measured(engine, cache, [run.took for run in runs], runs, None)
+
+
+def _writing(
+    engine: Engine,
+    method: Method,
+    ids: Sequence[int],
+    tokens: int,
+    repeat: int,
+    warmup: bool,
+    note: Callable[[str], None],
+) -> Measured:
+    note(f"reading {len(ids):,} tokens")
+    run, cache = _read(engine, method, ids)
+    if warmup:
+        note("warming up")
+        _write(engine, cache, min(WARM, tokens))
         cache.truncate(len(ids))
-    before = read_peak.before
     _begin(engine.device)
     samples = []
     for number in range(1, repeat + 1):
         note(f"{number} of {repeat}")
-        samples.append(_write(engine, cache, test.n_gen))
+        samples.append(_write(engine, cache, tokens))
         if number < repeat:
             cache.truncate(len(ids))
-    return _measured(engine, cache, samples, selecting, read_peak, _end(engine.device, before))
+    return _measured(engine, cache, samples, [run], _end(engine.device, run.peak.before))
 
 
-def _read(engine: Engine, method: Method, ids: Sequence[int]) -> tuple[int, Reading, Peak]:
+@dataclass
+class _Run:
+    """One reading: nanoseconds in all and of choosing rows, its peak, tokens read at once."""
+
+    took: int
+    selecting: int
+    peak: Peak
+    chunk: int
+
+
+def _read(engine: Engine, method: Method, ids: Sequence[int]) -> tuple[_Run, KVCache]:
+    chunks = [engine.chunk]
+
+    def see(event: Progress | Smaller) -> None:
+        if isinstance(event, Smaller):
+            chunks.append(event.chunk)
+
     before = _begin(engine.device)
     begin = machine.clock(engine.device)
-    reading = drain(engine.prefill(ids, [Compression(method)]))
+    reading = drain(engine.prefill(ids, [Compression(method)]), see)
     took = machine.clock(engine.device) - begin
-    return took, reading, _end(engine.device, before)
+    select, peak = round(reading.select_seconds * 1e9), _end(engine.device, before)
+    return _Run(took, select, peak, chunks[-1]), reading.caches[0]
 
 
 def _write(engine: Engine, cache: KVCache, tokens: int) -> int:
@@ -118,7 +152,7 @@ def _write(engine: Engine, cache: KVCache, tokens: int) -> int:
 
 
 def _begin(device: torch.device) -> int:
-    machine.release(device)
+    machine.trim()
     machine.reset_peak(device)
     return machine.in_use(device)
 
@@ -128,21 +162,17 @@ def _end(device: torch.device, before: int) -> Peak:
 
 
 def _measured(
-    engine: Engine,
-    cache: KVCache,
-    samples: list[int],
-    selecting: list[int],
-    reading: Peak,
-    writing: Peak | None,
+    engine: Engine, cache: KVCache, samples: list[int], runs: list[_Run], writing: Peak | None
 ) -> Measured:
     rows = cache.frozen * engine.config.num_kv_heads * engine.config.num_layers
     return Measured(
         samples=samples,
-        selecting=selecting,
+        selecting=[run.selecting for run in runs],
         kept=cache.kept / rows,
         read=cache.read / rows,
         kv=cache.memory().total,
         kv_full=cache.position * engine.kv_bytes_per_token,
-        reading=reading,
+        reading=max((run.peak for run in runs), key=lambda peak: peak.most - peak.before),
         writing=writing,
+        chunk=min(run.chunk for run in runs),
     )

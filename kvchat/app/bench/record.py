@@ -78,6 +78,7 @@ def _results(subject: Subject, test: Test, found: Measured) -> Record:
     select = mean(found.selecting) if device.type == "cpu" else None
     peak = found.writing or found.reading
     return {
+        "prefill_chunk": found.chunk,
         "kept_fraction": found.kept,
         "read_fraction": found.read,
         "kv_bytes": found.kv,

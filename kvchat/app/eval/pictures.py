@@ -53,7 +53,7 @@ def draw(records: Sequence[dict[str, Any]], into: Path) -> Iterator[Path]:
     for (task, kind, seen), lengths in groups.items():
         kinds = "" if kind in task else f"-{_name(kind)}"
         path = into / f"budget-{_name(task)}{kinds}-{VIEWS[seen]}.png"
-        _curves(path, sorted(lengths, key=lambda one: one.length))
+        draw_curves(path, sorted(lengths, key=lambda one: one.length))
         yield path
 
 
@@ -84,7 +84,8 @@ def _heat_map(axes: Axes, grid: Grid) -> Any:
     return drawn
 
 
-def _curves(path: Path, panels: Sequence[Curves]) -> None:
+def draw_curves(path: Path, panels: Sequence[Curves]) -> None:
+    """Scores over budgets, a panel beside the other, as the PNG at `path`."""
     with figure(path, columns=len(panels)) as axes:
         for each, one in zip(axes, panels, strict=True):
             _panel(each, one)
