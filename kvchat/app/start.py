@@ -10,12 +10,12 @@ from kvchat.app import documents, machine, others, process
 from kvchat.app.auto import promised
 from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
-from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.lettering import load_tokenizer, with_text
 from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
-from kvchat.app.models import Model, NotHere, find_model, longer_windows
+from kvchat.app.models import Model, longer_windows
+from kvchat.app.offering import model_of
 from kvchat.app.options import Options
 from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import read_first, timed
@@ -170,24 +170,6 @@ def settle(options: Options, screen: Screen) -> Setup:
         settings,
         ends,
     )
-
-
-def model_of(options: Options, screen: Screen) -> Model:
-    """The model of `--model`; one of Hugging Face that is not here is offered at a terminal.
-
-    Raises KvchatError("model").
-    """
-    aliases = load_config().models
-    try:
-        return find_model(options.model, aliases, options.revision)
-    except NotHere as missing:
-        # the library is not needed where nothing is missing
-        from kvchat.app import pull
-
-        unasked = options.machine_readable or options.offline or not pull.somebody()
-        if unasked or not pull.download(missing.repository, options.revision, screen):
-            raise
-        return find_model(options.model, aliases, options.revision)
 
 
 def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
