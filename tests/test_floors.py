@@ -37,6 +37,7 @@ FLOORS = {
     "kvchat.engine.replay": 5,
     "kvchat.engine.telling": 5,
     "kvchat.engine.prefill": 5,
+    "kvchat.engine.sampler": 5,
     "kvchat.engine.sampling": 5,
     "kvchat.engine.graph": 5,
     "kvchat.engine.writing": 5,

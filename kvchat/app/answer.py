@@ -2,6 +2,7 @@
 at most six lines and one line of numbers. Nothing that was printed is ever drawn again."""
 
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -13,6 +14,7 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from kvchat.app.blocks import Blocks, Code
+from kvchat.app.live import drawn
 from kvchat.app.markdown import rendered
 from kvchat.app.text import clean
 
@@ -34,17 +36,27 @@ class LiveAnswer:
         self._markdown, self._theme = markdown, theme
         self._blocks = Blocks()
         self._printed = self._after_code = False
+        # rich's own thread could draw between a block's place being cleared and its being printed
+        self._turn, self._ended = threading.Lock(), threading.Event()
+        self._clock = threading.Thread(target=self._refresh, name="frames", daemon=True)
         self._live = Live(
             console=console,
             get_renderable=self._frame,
-            refresh_per_second=FRAMES,
+            auto_refresh=False,
             transient=True,
             vertical_overflow="crop",
         )
 
     def __enter__(self) -> "LiveAnswer":
-        self._live.__enter__()
+        self._area = drawn(self._live)
+        self._area.__enter__()
+        self._clock.start()
         return self
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(1 / FRAMES):
+            with self._turn:
+                self._live.refresh()
 
     def __exit__(
         self,
@@ -55,7 +67,11 @@ class LiveAnswer:
         try:
             self._print(self._blocks.close())
         finally:
-            self._live.__exit__(kind, error, trace)
+            self._ended.set()
+            try:
+                self._clock.join()
+            finally:
+                self._area.__exit__(kind, error, trace)
 
     def write(self, text: str) -> None:
         """Take in a piece of the answer."""
@@ -65,13 +81,15 @@ class LiveAnswer:
         for block in blocks:
             code = isinstance(block, Code)
             if self._printed and not (code and self._after_code):
-                self._console.print()
+                with self._turn:
+                    self._console.print()
             self._after_code = code and not block.last
             self._printed = True
             drawn = self._markdown or code
             shown = rendered(block, self._theme) if drawn else Text(clean(block.text))
             if shown is not None:
-                self._console.print(trimmed(self._console, shown), end="")
+                with self._turn:
+                    self._console.print(trimmed(self._console, shown), end="")
 
     def _frame(self) -> Group:
         width = max(self._console.width, 1)

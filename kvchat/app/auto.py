@@ -6,7 +6,7 @@ from kvchat.app.options import SAVED_CHAT, Options
 from kvchat.app.screen import Screen
 from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of
+from kvchat.engine.methods.naming import name_of
 from kvchat.engine.methods.stage import plain
 from kvchat.engine.promise import Kept
 from kvchat.errors import KvchatError

@@ -1,17 +1,16 @@
-"""`Chat`: a session with what the program knows around it."""
+"""`Chat`: a session with what the program knows around it. Imports no torch."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 from kvchat.app.book import Book
 from kvchat.app.models import Model
 from kvchat.app.options import Options
-from kvchat.app.readings import Found, Readings
+from kvchat.app.parts import Found, Promise, Shelf, Talk
 from kvchat.app.settings import Settings
-from kvchat.engine.cache.segment import Segment
 from kvchat.engine.events import TurnDone
-from kvchat.engine.methods.base import Method
-from kvchat.engine.promise import Kept
-from kvchat.engine.session import Session
+from kvchat.engine.methods.needs import Chosen
 
 
 @dataclass
@@ -20,15 +19,15 @@ class Chat:
 
     options: Options
     model: Model
-    session: Session
-    method: Method
+    session: Talk
+    method: Chosen
     settings: Settings
     book: Book
-    readings: Readings
+    readings: Shelf
     timings: dict[str, float] = field(default_factory=dict)
     restored: Found | None = None  # where the document was read before
     in_view: str = ""  # the question that the kept rows were chosen for; empty: the document's end
-    promise: Kept | None = None  # how the budget was chosen, if it was
+    promise: Promise | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
 
     @property
@@ -44,7 +43,7 @@ class Chat:
             took = self.restored.read_seconds
         return len(self.session.document) / took if took else 0.0
 
-    def document_segments(self) -> list[list[Segment]]:
+    def document_segments(self) -> list[list[Any]]:
         """Per layer what is kept of the document; folded turns are apart."""
         end = len(self.session.document)
         layers = self.session.cache.layers
@@ -54,6 +53,19 @@ class Chat:
         """Per layer and KV head the rows that are kept of the document."""
         end = len(self.session.document)
         return [layer.kept(end) if end else [] for layer in self.session.cache.layers]
+
+    def merge_sets(self) -> list[list[list[int]]]:
+        """Per layer and KV head how many tokens each kept row stands for, if rows were merged."""
+        found = []
+        for segments in self.document_segments():
+            heads: list[list[int]] = []
+            for held in (segment.tensors() for segment in segments):
+                for name in [name for name in held if name.rpartition(".")[2] == "count"]:
+                    sizes, ends = held[name].tolist(), held[name[: -len("count")] + "cu"].tolist()
+                    cut = [sizes[a:b] for a, b in pairwise(ends)]
+                    heads = [a + b for a, b in zip(heads or [[]] * len(cut), cut, strict=True)]
+            found.append(heads)
+        return found
 
     def document_kept(self) -> int:
         """Bytes of the document's rows, and of what stands beside them."""

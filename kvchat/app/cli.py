@@ -200,6 +200,7 @@ def chat(
         ],
         tail_budget=tail_budget or 0,
         revision=revision,
+        offline=offline,
         clean=clean,
         loaders=settings.loaders,
         stream=stream,

@@ -14,6 +14,7 @@ from kvchat.app.options import Options
 from kvchat.app.screen import Screen
 from kvchat.app.start import Chat, open_chat
 from kvchat.app.text import clean, size, sizes
+from kvchat.app.whole import whole
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.adakv import AdaKV
@@ -77,13 +78,14 @@ def compared(chat: Chat, questions: Sequence[str], screen: Screen) -> list[KVCac
     """One more reading: the full cache, Ada-KV's, and Ada-KV's with each question in view."""
     in_view = [Compression(AdaKV(), probes=(i,)) for i in range(len(questions))]
     others = [Compression(Full()), Compression(AdaKV()), *in_view]
-    work = chat.session.read(chat.session.document, others, questions)
-    return screen.watch(work, "comparing", len(chat.session.document)).caches
+    session = whole(chat).session
+    work = session.read(session.document, others, questions)
+    return screen.watch(work, "comparing", len(session.document)).caches
 
 
 def answer(chat: Chat, question: str, cache: KVCache) -> str:
     """The greedy answer to a question over a cache, asked by itself."""
-    session = chat.session
+    session = whole(chat).session
     cache.truncate(len(session.document))
     session.adopt(cache, session.document)
     greedy = replace(chat.settings.sampling, temperature=0.0)

@@ -7,7 +7,7 @@ from kvchat.app.options import Options
 from kvchat.app.settings import SAMPLING, Settings
 from kvchat.engine.model.config import read_json
 from kvchat.engine.sampling import Sampling
-from kvchat.engine.session import MAX_TOKENS
+from kvchat.engine.sizes import MAX_TOKENS
 from kvchat.errors import KvchatError
 
 FILE = "generation_config.json"

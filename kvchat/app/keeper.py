@@ -9,8 +9,8 @@ from kvchat.app.chat import Chat
 from kvchat.app.interrupt import unbroken
 from kvchat.app.screen import Screen
 from kvchat.engine.events import TurnDone
-from kvchat.engine.methods.spec import method_options, name_of
-from kvchat.engine.store.identity import tokenizer_digest
+from kvchat.engine.methods.naming import method_options, name_of
+from kvchat.engine.store.tokens import tokenizer_digest
 from kvchat.engine.turn import Turn
 
 

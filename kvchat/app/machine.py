@@ -1,4 +1,5 @@
-"""What this machine has and uses: memory by device, and the processor's name."""
+"""What this machine has and uses: memory by device, and the processor's name. Imports torch only
+where a CUDA device is asked about."""
 
 import ctypes
 import os
@@ -6,10 +7,10 @@ import platform
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
-
-import torch
+from typing import Any, Protocol
 
 from kvchat.app.plan import CONTEXT
 from kvchat.app.text import size
@@ -24,6 +25,40 @@ CGROUP_USED = (
 )
 
 
+class Device(Protocol):
+    """A `torch.device`, or what takes its place: `str` gives its name."""
+
+    @property
+    def type(self) -> str:
+        """`cpu` or `cuda`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Named:
+    """A device by its name, without torch."""
+
+    name: str
+
+    @property
+    def type(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.name.partition(":")[0]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CPU = Named("cpu")
+
+
+def _cuda() -> Any:
+    # loaded by now: nobody else has a CUDA device
+    from torch import cuda
+
+    return cuda
+
+
 def _proc(path: str) -> dict[str, int]:
     """Sizes of a `/proc` table in bytes; empty where there is no /proc."""
     try:
@@ -36,43 +71,43 @@ def _proc(path: str) -> dict[str, int]:
 
 def resident() -> int:
     """Bytes of this process in RAM now."""
-    return _proc("/proc/self/status").get("VmRSS") or peak(torch.device("cpu"))
+    return _proc("/proc/self/status").get("VmRSS") or peak(CPU)
 
 
-def peak(device: torch.device) -> int:
+def peak(device: Device) -> int:
     """Most bytes in use since the last `reset_peak`: of RAM by this process, or of CUDA tensors."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return _cuda().max_memory_allocated(str(device))
     if most := _proc("/proc/self/status").get("VmHWM"):
         return most
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
-def reset_peak(device: torch.device) -> None:
+def reset_peak(device: Device) -> None:
     """Begin a new `peak`, where the system lets us."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        _cuda().reset_peak_memory_stats(str(device))
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def reserved(device: torch.device) -> int:
+def reserved(device: Device) -> int:
     """Bytes that torch's allocator holds on a CUDA device, in use or not; 0 on a CPU."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    return _cuda().memory_reserved(str(device)) if device.type == "cuda" else 0
 
 
-def total(device: torch.device) -> int:
+def total(device: Device) -> int:
     """Bytes of the device; on a CPU the machine's RAM or the control group's limit."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return _cuda().get_device_properties(str(device)).total_memory
     machine = _proc("/proc/meminfo").get("MemTotal") or (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
     return min([machine, *_limits(CGROUP)])
 
 
-def free(device: torch.device, limit: int | None = None) -> int:
+def free(device: Device, limit: int | None = None) -> int:
     """Bytes that are free for us now, of a limit if we are given one.
 
     On a CPU reclaimable file pages are free, and what this process holds by now, libraries and
@@ -81,20 +116,20 @@ def free(device: torch.device, limit: int | None = None) -> int:
     return _free(device) if limit is None else min(_free(device), limit)
 
 
-def left(device: torch.device, limit: int | None = None) -> int:
+def left(device: Device, limit: int | None = None) -> int:
     """Bytes that this process may take beyond what it holds now."""
     held = reserved(device) if device.type == "cuda" else resident()
     return _free(device) if limit is None else min(_free(device), max(limit - held, 0))
 
 
-def place(device: torch.device, limit: int | None = None) -> str:
+def place(device: Device, limit: int | None = None) -> str:
     """A device in words, with the limit that holds there."""
     return f"{device}" if limit is None else f"{device} (--mem-limit {size(limit)})"
 
 
-def _free(device: torch.device) -> int:
+def _free(device: Device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return _cuda().mem_get_info(str(device))[0]
     available = _proc("/proc/meminfo").get("MemAvailable", total(device))
     limits, used = _limits(CGROUP), _limits(CGROUP_USED)
     if limits and used:
@@ -124,10 +159,10 @@ def _limits(paths: tuple[Path, ...]) -> list[int]:
     return values
 
 
-def release(device: torch.device) -> None:
+def release(device: Device) -> None:
     """Give back what torch's allocator holds without using it."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        _cuda().empty_cache()
 
 
 def trim() -> None:
@@ -136,44 +171,49 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def in_use(device: torch.device) -> int:
+def in_use(device: Device) -> int:
     """Bytes in use now: of RAM by this process, or of CUDA tensors; what `peak` is the most of."""
     return allocated(device) if device.type == "cuda" else resident()
 
 
-def others(device: torch.device) -> int:
+def others(device: Device) -> int:
     """Bytes of a CUDA device that other processes hold, about; 0 on a CPU."""
     if device.type != "cuda":
         return 0
-    free, whole = torch.cuda.mem_get_info(device)
+    free, whole = _cuda().mem_get_info(str(device))
     return max(whole - free - reserved(device) - CONTEXT, 0)
 
 
-def most_reserved(device: torch.device) -> int:
+def most_reserved(device: Device) -> int:
     """Most bytes that torch's allocator held on a CUDA device since `reset_peak`; 0 on a CPU."""
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+    return _cuda().max_memory_reserved(str(device)) if device.type == "cuda" else 0
 
 
-def clock(device: torch.device) -> int:
+def clock(device: Device) -> int:
     """Nanoseconds now, with all work of the device done."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        _cuda().synchronize(str(device))
     return perf_counter_ns()
 
 
-def allocated(device: torch.device) -> int:
+def allocated(device: Device) -> int:
     """Bytes of CUDA tensors; 0 on a CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    return _cuda().memory_allocated(str(device)) if device.type == "cuda" else 0
 
 
-def devices() -> list[torch.device]:
+def identity(device: Device) -> str:
+    """What the driver calls a CUDA device, whatever is visible to this process."""
+    return f"GPU-{_cuda().get_device_properties(str(device)).uuid}"
+
+
+def devices() -> list[Device]:
     """The processor, and every CUDA device."""
-    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    return [torch.device("cpu"), *(torch.device("cuda", number) for number in cards)]
+    cards = range(_cuda().device_count()) if _cuda().is_available() else ()
+    return [CPU, *(Named(f"cuda:{number}") for number in cards)]
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: Device) -> str:
     """`cuda:0 NVIDIA …`, or the processor's name."""
     if device.type == "cuda":
-        return f"{device} {torch.cuda.get_device_name(device)}"
+        return f"{device} {_cuda().get_device_name(str(device))}"
     return f"cpu {processor()}"

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from kvchat.app import machine
 from kvchat.app.chat import Chat
-from kvchat.app.text import fitted, size, sizes
+from kvchat.app.text import fitted, laid, size, sizes
 from kvchat.app.views import saving
+
+NARROW = 28  # columns beside the numbers, below which a note stands under its row
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,13 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
     room = max(width - 66, 0)
     for name, count, note in rows:
         bar = ("█" if unicode else "#") * round(room * count / max(found.total, 1))
-        text.append(f"  {name:<13}{size(count):>11}  {bar}{' ' * bool(bar)}{note}".rstrip())
+        start = f"  {name:<13}{size(count):>11}  "
+        aside = laid(f"{bar}{' ' * bool(bar)}{note}", width - len(start), 0).split("\n")
+        if len(aside) > 1 and width - len(start) < NARROW:
+            text += [start.rstrip(), laid(f"    {note}", width, 0)]
+        else:
+            more = (" " * len(start) + line for line in aside[1:])
+            text += [f"{start}{aside[0]}".rstrip(), *more]
     if found.full:
         text.append(f"  KV in full would be {size(found.full)} · {saving(kept, found.full)}")
     if found.read:

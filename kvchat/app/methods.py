@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from kvchat.app.plan import Cost
+from kvchat.app.plan import Cost, repeated
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.base import ASK, REPEAT, Method
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.needs import ASK
 from kvchat.engine.methods.spec import (
     bits_of,
     code_of,
@@ -16,8 +17,6 @@ from kvchat.engine.methods.spec import (
 )
 from kvchat.engine.methods.stage import pools
 from kvchat.engine.sizes import ASKED, REPLAY
-
-TOLD = {REPEAT: 1.0, ASK: ASKED}
 
 
 def table() -> Iterator[str]:
@@ -56,7 +55,7 @@ def details(name: str) -> Iterator[str]:
 def cost_of(method: Method) -> Cost:
     """What a method costs beside its budget."""
     kinds = method.needs.kinds
-    told = sum(TOLD[what] for what, _ in kinds)
+    told = sum(ASKED if what == ASK else repeated(chunk) for what, chunk in kinds)
     step = max((REPLAY if what == ASK else chunk for what, chunk in kinds), default=0)
     fitted, code = method.needs.evidence > 0, code_of(method)
     return Cost(bits_of(method), told, step, pools(method), fitted, code)

@@ -35,6 +35,19 @@ class Model:
         return self.tokenizer or self.folder
 
 
+class NotHere(KvchatError):
+    """A repository that is not in the Hugging Face cache."""
+
+    def __init__(self, repository: str, revision: str | None):
+        at, way = (f" at {clean(revision)}", f" --revision {revision}") if revision else ("", "")
+        super().__init__(
+            "model",
+            f"{repository}{at} is not in the Hugging Face cache; nothing is downloaded unasked",
+            f"kvchat models pull {repository}{way}",
+        )
+        self.repository = repository
+
+
 def demo_model() -> Model:
     """The bundled model: inside the installed package, or in the checkout."""
     for folder in (PACKAGE / "demo_model", CHECKOUT / "models" / "demo"):
@@ -104,15 +117,10 @@ def longer_windows(needed: int) -> list[str]:
 
 
 def cached(repository: str, revision: str | None = None) -> Path:
-    """The folder of a repository in the Hugging Face cache. Raises KvchatError("model")."""
+    """The folder of a repository in the Hugging Face cache. Raises NotHere."""
     found = dict(cache(revision)).get(repository)
     if found is None:
-        at, way = (f" at {clean(revision)}", f" --revision {revision}") if revision else ("", "")
-        raise KvchatError(
-            "model",
-            f"{repository}{at} is not in the Hugging Face cache; nothing is downloaded unasked",
-            f"kvchat models pull {repository}{way}",
-        )
+        raise NotHere(repository, revision)
     return found
 
 
@@ -120,10 +128,10 @@ def cache(name: str | None = None) -> Iterator[tuple[str, Path]]:
     """Models of the Hugging Face cache that have a config.json: the newest revision of each, or the
     one of a branch, a tag or the beginning of a commit."""
     # heavy only in comparison with `--help`
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return
     for repository in sorted(repositories, key=lambda r: r.repo_id):

@@ -14,6 +14,7 @@ class Options:
 
     model: str | None = None
     revision: str | None = None
+    offline: bool = False
     tokenizer: str | None = None  # a folder
     chat_template: str | None = None  # a file; empty for the plain form
     mem_limit: int | None = None

@@ -12,6 +12,7 @@ from kvchat.engine.sizes import (
     EVIDENCE,
     MASS_VALUES,
     PER_CENTROID,
+    REQUEST,
     code_bytes,
     reserve_of,
 )
@@ -75,6 +76,11 @@ class Plan:
     def reads(self) -> str:
         """What a written token reads of what is kept, if it is not all of it."""
         return f", a written token reads {sizes(self.read, self.kv_kept)}" if self.read else ""
+
+
+def repeated(chunk: int) -> float:
+    """Tokens that are told for each of a document that is repeated `chunk` at a time."""
+    return 1 + REQUEST / chunk
 
 
 def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
@@ -162,21 +168,28 @@ def longest(
 
 
 def require_memory(
-    plan: Plan, free: int, where: str, method: str, fitting: Callable[[], int] = lambda: 0
+    plan: Plan,
+    free: int,
+    where: str,
+    method: str,
+    fitting: Callable[[], int] = lambda: 0,
+    others: Callable[[], str] = lambda: "",
 ) -> None:
     """Raise KvchatError("memory") if reading needs more than is free.
 
-    `fitting()` is the longest document that could be read with the method.
+    `fitting()` is the longest document that could be read with the method, `others()` says who else
+    holds memory.
     """
     if plan.reading <= free:
         return
     enough = plan.reading - plan.kv_kept + plan.kv_full // 4
+    elsewhere = f"; {held}" if (held := others()) else ""
     compressed = [f"--method adakv --budget 25%  (needs {size(enough)})"] if enough <= free else []
     raise KvchatError(
         "memory",
         f"reading with {method} needs {size(plan.reading)}, {size(free)} are free on {where} "
         f"(weights {size(plan.weights)}, KV {size(plan.kv_kept)}, one layer dense "
-        f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)})",
+        f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)}){elsewhere}",
         *compressed,
         *([f"a document of at most {most:,} tokens, with {method}"] if (most := fitting()) else []),
         *smaller_weights(plan, free),

@@ -12,7 +12,7 @@ from kvchat.app import config as settings
 from kvchat.app import flags, lists
 from kvchat.app.dummy import dummy
 from kvchat.app.models import find_model
-from kvchat.app.plan import Cost, Plan, longest, make_plan, smaller_weights
+from kvchat.app.plan import Cost, Plan, longest, make_plan, repeated, smaller_weights
 from kvchat.app.text import clean, size
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
 from kvchat.engine.methods import METHODS
@@ -106,7 +106,7 @@ def run(wanted: Wanted) -> int:
     if wanted.json:
         plans = [
             {"method": spec, "budget": str(budgets[spec]), "tokens": tokens, **asdict(plan)}
-            | {"reading": plan.reading, "chatting": plan.chatting}
+            | {"reading": plan.reading, "chatting": plan.chatting, "full_copy": plan.kv_full}
             for spec, tokens, plan in rows
         ]
         print(json.dumps({"schema": 1, "model": frame.name, "window": frame.limit, "plans": plans}))
@@ -158,13 +158,15 @@ def budget_of(spec: str, given: str | None) -> Budget:
 def cost_of_spec(spec: str) -> Cost:
     """What a method costs beside its budget, read from its spec. Raises KvchatError."""
     entry = METHODS[spec.partition(":")[0].partition("@")[0]]
-    asks = re.search(r"[:,]\s*tell\s*=\s*ask\b", spec)
+    tells_asking = re.search(r"[:,]\s*tell\s*=\s*ask\b", spec)
     fitted = bool(re.search(r"[:,]\s*refit\s*=\s*(bias|all)\b", spec))
-    told = ASKED if asks else entry.told
-    if fitted and told != ASKED:
-        told += ASKED
-    chunk = re.search(r"[:,]\s*chunk\s*=\s*(\d+)", spec)
-    step = REPLAY if told >= ASKED else int(chunk[1]) if chunk else CHUNK
+    chunk = re.search(r"[:,]\s*chunk\s*=\s*([1-9]\d*)", spec)
+    part = int(chunk[1]) if chunk else CHUNK
+    asks = tells_asking is not None or entry.told == ASKED
+    told = ASKED if asks else repeated(part) if entry.told else 0.0
+    if fitted and not asks:
+        asks, told = True, told + ASKED
+    step = REPLAY if asks else part
     code = code_of(spec) if entry.retrieves else None
     return Cost(bits_of(spec), told, step if told else 0, entry.pools, fitted, code)
 
@@ -245,5 +247,6 @@ def show(
     for spec, tokens, plan in rows:
         if plan.read:
             console.print(Text(f"{labels[spec]}, {tokens:,} tokens{plan.reads}"))
+    console.print("beside it --keep-full host holds KV full in RAM, --keep-full disk on disk")
     where = "the CUDA context" if frame.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import typer
 
+from kvchat.app.live import away
 from kvchat.app.log import LOG
 from kvchat.errors import KvchatError
 
@@ -59,10 +60,11 @@ def _leave_at_once(*_: object) -> None:
 
 def _suspend(*_: object) -> None:
     """Ctrl-Z: stop as by default, with a cursor, and be ready for the next time."""
-    show_cursor()
-    signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTSTP)
-    signal.signal(signal.SIGTSTP, _suspend)
+    with away():
+        show_cursor()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, _suspend)
 
 
 def interruptible() -> None:

@@ -36,8 +36,17 @@ WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 def run(name: str, revision: str | None, yes: bool) -> int:
     """Download a repository or the `repo` of an alias. Raises KvchatError("model")."""
-    repository = repository_of(name)
     screen = Screen(verbose=True)
+    if download(repository_of(name), revision, screen, yes):
+        screen.tell(f"kvchat -m {name} book.txt")
+    return 0
+
+
+def download(repository: str, revision: str | None, screen: Screen, yes: bool = False) -> bool:
+    """Download a repository after a question that tells its size. False if the answer is no.
+
+    Raises KvchatError("model"), or "usage" if there is nobody to ask.
+    """
     with screen.busy(f"looking up {repository}"):
         files = explained(repository, lambda: contents(repository, revision))
     total = sum(files.values())
@@ -45,7 +54,7 @@ def run(name: str, revision: str | None, yes: bool) -> int:
     require_disk(repository, total)
     if not yes and not confirmed(f"download {size(total)}? [y/N]"):
         screen.tell("nothing was downloaded")
-        return 0
+        return False
     folder = Path()
     with _progress(screen) as progress:
         task = progress.add_task("downloading", total=total)
@@ -63,8 +72,7 @@ def run(name: str, revision: str | None, yes: bool) -> int:
             done += count
             progress.update(task, completed=done)
     screen.tell(f"{repository} is in {folder}")
-    screen.tell(f"kvchat -m {name} book.txt")
-    return 0
+    return True
 
 
 def repository_of(name: str) -> str:
@@ -138,9 +146,14 @@ def require_disk(repository: str, needed: int) -> None:
         )
 
 
+def somebody() -> bool:
+    """Whether there is a person to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def confirmed(question: str) -> bool:
     """Whether the person says yes. Raises KvchatError("usage") if there is nobody to ask."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not somebody():
         raise KvchatError("usage", "nothing is downloaded unasked", "-y")
     # not needed, and slow to import, where nobody is asked
     from kvchat.app.ask import choose

@@ -14,13 +14,15 @@ from kvchat.app.interrupt import Interrupt
 from kvchat.app.methods import cost_of
 from kvchat.app.plan import PROCESS, make_plan
 from kvchat.app.screen import Pause, Screen
+from kvchat.app.shortage import out_of_memory
 from kvchat.app.text import first_line, seconds, size, sizes, unicode
+from kvchat.app.whole import whole
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of
+from kvchat.engine.methods.naming import name_of
 from kvchat.engine.promise import open_within
-from kvchat.errors import KvchatError, is_out_of_memory
+from kvchat.errors import KvchatError
 
 R = TypeVar("R")
 LONG = 5.0  # seconds; a reading above that is asked for
@@ -57,8 +59,9 @@ def watched(
 
 def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
     """Read the book of a new chat. If the person drops it, the chat has no document."""
-    session, tokens = chat.session, len(chat.book.ids)
-    asked = chat.options.foreseen if chat.book.files and chat.method.needs.sees else []
+    session, method, readings = whole(chat)
+    tokens = len(chat.book.ids)
+    asked = chat.options.foreseen if chat.book.files and method.needs.sees else []
     questions = [unicode(prompt) for prompt in asked]
     chat.in_view = " / ".join(questions)
 
@@ -74,20 +77,20 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
     try:
         with timed(chat.timings, "prefill"):
             if promise is not None:
-                chat.promise = run(open_within(session, chat.book.ids, chat.method, promise, folds))
-                chat.method = chat.promise.method
-                auto.tell(chat.promise, screen)
+                kept = run(open_within(session, chat.book.ids, method, promise, folds))
+                chat.promise, chat.method = kept, kept.method
+                auto.tell(kept, screen)
                 took = perf_counter() - begin
-                chat.readings.save(session, chat.model, chat.book, chat.method, took)
+                readings.save(session, chat.model, chat.book, kept.method, took)
             else:
-                chat.restored = chat.readings.open(
-                    session, chat.model, chat.book, chat.method, folds, run, questions
+                chat.restored = readings.open(
+                    session, chat.model, chat.book, method, folds, run, questions
                 )
     except Dropped:
         tokenizer = session.dialogue.tokenizer
-        chat.book = compose(tokenizer, (), "", session.limit)
+        chat.book = compose(tokenizer, (), chat.book.system, session.limit)
         chat.method, session.dialogue = Full(), chat.book.dialogue
-        drain(session.open(chat.book.ids, chat.method, folds))
+        drain(session.open(chat.book.ids, Full(), folds))
         screen.tell("document dropped; /file PATH reads another")
         return
     except Exception as error:
@@ -119,7 +122,8 @@ def read_again(
     be `fresh`. False if the person would rather not; everything is then as it was. Raises
     KvchatError.
     """
-    session, method = chat.session, method or chat.method
+    session, present, readings = whole(chat)
+    method = method or present
     if book is None and not fresh and session.choose(method, *questions):
         before = chat.in_view
         chat.method, chat.in_view = method, questions[0] if questions else ""
@@ -130,17 +134,17 @@ def read_again(
     book = book or chat.book
     tokens, found = sum(len(turn.ids) for turn in session.turns), None
     if not questions and not fresh:
-        found = chat.readings.find(session.engine, chat.model, book, method)
+        found = readings.find(session.engine, chat.model, book, method)
     if found is None:
         tokens += len(book.ids)
         require_room(chat, method, len(book.ids))
     if not agreed(chat, screen, tokens):
         return False
     begin = perf_counter()
-    ready = found.cache if found else None
+    ready, restored = found or (None, None)
     archiving = None
     if found is None:
-        archiving = chat.readings.archiving(session.engine, chat.model, book, method)
+        archiving = readings.archiving(session.engine, chat.model, book, method)
     work = session.use(method, questions, book.ids, book.dialogue, ready, archiving)
     try:
         watched(work, screen, "reading", tokens)
@@ -149,16 +153,16 @@ def read_again(
         return False
     except Exception as error:
         raise out_of_memory(chat, error) from error
-    before = chat.in_view
+    in_view = chat.in_view
     chat.method, chat.book, chat.in_view = method, book, questions[0] if questions else ""
-    chat.restored, took = found, perf_counter() - begin
-    chat.readings.kept(archiving)
+    chat.restored, took = restored, perf_counter() - begin
+    readings.kept(archiving)
     if not questions and not found:
-        chat.readings.save(session, chat.model, book, method, took)
+        readings.save(session, chat.model, book, method, took)
     if book.ids:
         chat.timings["prefill"] = took
         screen.tell(reading_line(chat, screen.line))
-    say_chosen_anew(chat, before, screen)
+    say_chosen_anew(chat, in_view, screen)
     return True
 
 
@@ -206,21 +210,6 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
             needed=needed,
             free=free,
         )
-
-
-def out_of_memory(chat: Chat, error: Exception) -> Exception:
-    """The error to raise: what was planned against what there is, if memory ran out."""
-    if not is_out_of_memory(error):
-        return error
-    device = chat.session.engine.device
-    return KvchatError(
-        "memory",
-        f"out of memory: {size(machine.free(device))} of {size(machine.total(device))} are free on "
-        f"{device}, {size(machine.peak(device))} were in use at most; the chat is as it was",
-        "/budget 10%",
-        f"--prefill-chunk {max(chat.session.engine.chunk // 4, 1)}",
-        "/reset  (forgets document and chat)",
-    )
 
 
 def reading_line(chat: Chat, width: int = 1000) -> str:

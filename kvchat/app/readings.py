@@ -3,18 +3,16 @@ after it. A reading that cannot be used or saved is told once and costs nothing 
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, TypeVar
 
-import torch
-
 from kvchat.app import library, machine
 from kvchat.app.book import Book
 from kvchat.app.models import Model
+from kvchat.app.parts import Found
 from kvchat.app.plan import Plan, require_copy
 from kvchat.app.saving import Save
 from kvchat.app.screen import Screen
@@ -25,7 +23,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
 from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of
+from kvchat.engine.methods.naming import spec_of
 from kvchat.engine.session import Session
 from kvchat.engine.store import Refused, header
 from kvchat.engine.store.archive import OnDisk, load_archives
@@ -40,16 +38,6 @@ Run = Callable[[Generator[Progress | Smaller, None, None]], None]
 # that it was made obsolete.
 ASKED = ("document", "method", "questions")
 NAMES = {"weights": "the weights", "config": "config.json", "kvchat": "the version of kvchat"}
-
-
-@dataclass(frozen=True)
-class Found:
-    """A document as it was read before: when, and how long that took and this (seconds)."""
-
-    cache: KVCache
-    created: datetime
-    read_seconds: float
-    seconds: float
 
 
 class Readings:
@@ -93,8 +81,9 @@ class Readings:
         """
         session.require_window(method)
         probes = [session.dialogue.first(question) for question in questions]
-        if found := self.find(session.engine, model, book, method, probes):
-            session.adopt(found.cache, book.ids, folds or method)
+        if before := self.find(session.engine, model, book, method, probes):
+            cache, found = before
+            session.adopt(cache, book.ids, folds or method)
             session.chooser = method
             return found
         begin = perf_counter()
@@ -137,7 +126,7 @@ class Readings:
         book: Book,
         method: Method,
         probes: Sequence[Sequence[int]] = (),
-    ) -> Found | None:
+    ) -> tuple[KVCache, Found] | None:
         """The cache of a book that was read before; says why one that is there is of no use."""
         if not self.reads or not book.files or self._copies(method) == "host":
             return None  # a copy in memory comes from reading
@@ -159,7 +148,7 @@ class Readings:
         created = datetime.fromisoformat(about["created"])
         held = cache.memory().total
         self._screen.observer(Restored(len(ids), engine.config.num_layers, held, took))
-        return Found(cache, created, about.get("read_seconds", 0.0), took)
+        return cache, Found(created, about.get("read_seconds", 0.0), took)
 
     def save(
         self,
@@ -176,7 +165,7 @@ class Readings:
         if layers is None:
             return
         about = self._about(engine, model, book) | {
-            "method": name_of(method),
+            "method": spec_of(method),
             "budget": str(method.budget),
             "read_seconds": round(read_seconds, 3),
         }
@@ -278,12 +267,14 @@ class Readings:
         self.tell()
 
 
-def plan_copy(screen: Screen, where: str, method: Method, plan: Plan, device: torch.device) -> None:
+def plan_copy(
+    screen: Screen, where: str, method: Method, plan: Plan, device: machine.Device
+) -> None:
     """Say what a full copy takes beside the plan. Raises KvchatError("memory")."""
     if isinstance(method, Full):
         screen.warn("full keeps every row: a full copy has nothing to add")
         return
     screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
     if where == "host":
-        free = machine.free(torch.device("cpu"))
+        free = machine.free(machine.CPU)
         require_copy(plan, free, beside=device.type == "cpu")

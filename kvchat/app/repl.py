@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
 
-import torch
-
 from kvchat.app import commands, machine, process
 from kvchat.app import memory as measured
 from kvchat.app.answering import ask, say_turn
@@ -17,17 +15,19 @@ from kvchat.app.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.app.keys import unseen
 from kvchat.app.lines import Lines
 from kvchat.app.options import Options
-from kvchat.app.reading import out_of_memory
-from kvchat.app.resume import open_or_resume
 from kvchat.app.screen import Screen
+from kvchat.app.shortage import out_of_memory
 from kvchat.app.text import clean, unicode
 from kvchat.app.toolbar import State, toolbar
-from kvchat.engine.methods.spec import name_of
+from kvchat.engine.methods.naming import name_of
 from kvchat.errors import KvchatError
 
 
 def run(options: Options, screen: Screen) -> int:
     """Open the document and talk until the person leaves. Returns the exit code."""
+    # what reads needs torch; the chat after it does not
+    from kvchat.app.resume import open_or_resume
+
     with unseen():
         chat, keeper = open_or_resume(options, screen)
         with chat.readings:
@@ -123,7 +123,7 @@ def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
     session, method, last = chat.session, chat.method, chat.last
     device = session.engine.device
     cuda = device.type == "cuda"
-    total = machine.total(device if cuda else torch.device("cpu"))
+    total = machine.total(device if cuda else machine.CPU)
     state = State(
         model=clean(chat.model.name),
         method=f"{name_of(method)} {'reads ' if chat.reads() else ''}{method.budget}",

@@ -8,7 +8,7 @@ from kvchat.app import machine
 from kvchat.app.chat import Chat
 from kvchat.app.options import INSTRUCTION
 from kvchat.engine.events import TurnDone
-from kvchat.engine.methods.spec import method_options, name_of
+from kvchat.engine.methods.naming import method_options, name_of
 
 REASONS = {"stop": "stop", "length": "length", "window": "length", "cancelled": "cancelled"}
 

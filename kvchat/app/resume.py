@@ -16,9 +16,10 @@ from kvchat.app.settings import KEYS
 from kvchat.app.sources import SAVED, open_document
 from kvchat.app.start import chosen_method, open_chat
 from kvchat.app.text import clean, counted, first_line
+from kvchat.app.whole import whole
 from kvchat.engine.methods.full import Full
 from kvchat.engine.session import Session
-from kvchat.engine.store.identity import tokenizer_digest
+from kvchat.engine.store.tokens import tokenizer_digest
 from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 
@@ -46,10 +47,10 @@ def open_or_resume(
     chat = open_chat(restored(options, found), screen, interactive)
     same_tokens(chat, found)
     same_text(chat.book.files, found, screen, interactive)
-    say_chosen(found, screen)
+    say_chosen(found, chat.in_view, screen)
     turns = [turn_of(event) for event in found.turns]
     try:
-        recall(chat.session, turns, screen)
+        recall(whole(chat).session, turns, screen)
     except Dropped:
         raise KeyboardInterrupt from None
     return chat, keeper
@@ -119,11 +120,13 @@ def same_text(
                 raise KeyboardInterrupt
 
 
-def say_chosen(found: saved.Saved, screen: Screen) -> None:
-    """Say that rows which `/reread` had chosen by a question were chosen by the end now."""
-    if question := found.method.get("in_view"):
+def say_chosen(found: saved.Saved, in_view: str, screen: Screen) -> None:
+    """Say that rows which a question had chosen are chosen another way now."""
+    question = found.method.get("in_view")
+    if question and question != in_view:
+        now = f"for {first_line(in_view)!r}" if in_view else "by the document's end"
         screen.tell(
-            f"rows had been chosen for {first_line(question)!r}, now by the document's end; "
+            f"rows had been chosen for {first_line(question)!r}, now {now}; "
             "/reread QUESTION chooses so again"
         )
 
@@ -153,20 +156,23 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
         files = [open_document(path, options) for path in options.files]
         same_text(files, found, screen, interactive=False)
         method = chosen_method(options) if files else Full()
-        tokenizer, engine = chat.session.dialogue.tokenizer, chat.session.engine
-        book = compose(tokenizer, files, options.system, chat.session.limit, options.overflow)
-        ends, limit = tuple(chat.session.ends), chat.session.limit
-        folds, by_question = chat.session.tail_budget, chat.session.by_question
-        session = Session(engine, book.dialogue, ends, limit, folds, by_question)
+        present, _, readings = whole(chat)
+        tokenizer, limit = present.dialogue.tokenizer, present.limit
+        book = compose(tokenizer, files, options.system, limit, options.overflow)
+        ends, folds = tuple(present.ends), present.tail_budget
+        session = Session(present.engine, book.dialogue, ends, limit, folds, present.by_question)
         tokens = len(book.ids)
+        known = options.select == "instruction" and files and method.needs.sees
+        questions = options.foreseen if known else []
         with timed(chat.timings, "prefill"):
-            before = chat.readings.open(
+            before = readings.open(
                 session,
                 chat.model,
                 book,
                 method,
-                chat.session.method,
+                present.method,
                 lambda work: watched(work, screen, "reading", tokens),
+                questions,
             )
         recall(session, [turn_of(event) for event in found.turns], screen)
     except BaseException:
@@ -179,6 +185,7 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
             value = tuple(value) if isinstance(value, list) else value
             settings = settings.changed(key, value, ORIGIN)
     chat.options, chat.session, chat.method, chat.book = options, session, method, book
-    chat.settings, chat.in_view, chat.last, chat.restored = settings, "", None, before
-    say_chosen(found, screen)
+    chat.settings, chat.last, chat.restored = settings, None, before
+    chat.in_view = " / ".join(questions)
+    say_chosen(found, chat.in_view, screen)
     return keeper

@@ -4,9 +4,9 @@ prompt-toolkit has the terminal while a line is read, this while anything else h
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from time import perf_counter
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -16,8 +16,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kvchat.app.config import WORDS
+from kvchat.app.live import away, drawn
 from kvchat.app.log import LOG
-from kvchat.app.text import clean, size
+from kvchat.app.text import clean, laid, size
 from kvchat.engine import events
 from kvchat.errors import KvchatError
 
@@ -25,6 +26,7 @@ R = TypeVar("R")
 Work = events.Loading | events.Progress | events.Smaller
 W = TypeVar("W", bound=Work)
 Pause = Callable[[], AbstractContextManager[None]]
+NARROW = 18  # columns that the last of several needs
 FRESH = 10.0  # seconds that the toolbar shows a notice
 LONG = 10.0  # seconds of work after which its end is announced
 NOTICES = {"off": "", "bell": "\a", "osc9": "\x1b]9;kvchat has finished reading\x1b\\"}
@@ -79,21 +81,40 @@ class Screen:
         """A line for the person, on stderr."""
         LOG.info(clean(text))
         if self.steps:
-            self.err.print(Text(clean(text), style=style))
+            self.tell(text, style)
 
-    def tell(self, text: str = "", style: str = "") -> None:
-        """What a person asked for in the chat: shown even where progress is not."""
-        self.err.print(Text(clean(text), style=style))
+    def tell(self, text: str = "", style: str = "", indent: int = 2) -> None:
+        """What a person asked for in the chat: shown even where progress is not.
+
+        A line that is broken goes on with `indent` more columns.
+        """
+        self._print(clean(text), style, indent)
+
+    def _print(self, text: str, style: str, indent: int = 2) -> None:
+        if not self.err.soft_wrap:
+            text = laid(text, self.width, indent)
+        self.err.print(Text(text, style=style))
 
     def rows(self, rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> None:
-        """Lines in columns for the person; the last column wraps inside itself."""
+        """Lines in columns for the person; the last column wraps inside itself.
+
+        Where it would be too narrow it stands below the others.
+        """
+        lines = [[clean(cell) for cell in row] for row in rows]
+        before = [sum(len(cell) + gap for cell in row[:-1]) for row in lines if len(row) > 1]
+        if before and self.width - indent - max(before) < NARROW:
+            for *first, last in lines:
+                self.tell(" " * indent + (" " * gap).join(first or [last]))
+                if first and last:
+                    self.tell(" " * (indent + 4) + last, indent=0)
+            return
         table = Table.grid(padding=(0, gap, 0, 0))
-        found = [[Text(clean(cell)) for cell in row] for row in rows]
+        found = [[Text(cell) for cell in row] for row in lines]
         for index in range(max((len(row) for row in found), default=0)):
-            last = index == len(found[0]) - 1
-            table.add_column(no_wrap=not last, overflow="fold" if last else "ellipsis")
-        for row in found:
-            table.add_row(*row)
+            is_last = index == len(found[0]) - 1
+            table.add_column(no_wrap=not is_last, overflow="fold" if is_last else "ellipsis")
+        for texts in found:
+            table.add_row(*texts)
         self.err.print(Padding(table, (0, 0, 0, indent)), soft_wrap=False)
 
     @contextmanager
@@ -102,8 +123,10 @@ class Screen:
         if not self.live or self.quiet:
             yield lambda: None
             return
-        with self.err.status(Text(label), refresh_per_second=8) as status:
-            yield status.stop
+        status = self.err.status(Text(label), refresh_per_second=8)
+        with ExitStack() as area:
+            area.enter_context(drawn(status))
+            yield area.close
 
     @contextmanager
     def still(self) -> Iterator[Callable[[str], None]]:
@@ -124,7 +147,7 @@ class Screen:
         self.warnings.append(text)
         self.observer(text)
         if not self.quiet:
-            self.err.print(Text(f"kvchat: {clean(text)}", style="yellow"))
+            self._print(f"kvchat: {clean(text)}", "yellow")
 
     @property
     def fallback(self) -> str:
@@ -135,9 +158,9 @@ class Screen:
     def error(self, error: KvchatError) -> None:
         """What went wrong and the ways out."""
         LOG.error(clean(error.message))
-        self.err.print(Text(f"kvchat: error: {clean(error.message)}", style="red"))
+        self._print(f"kvchat: error: {clean(error.message)}", "red")
         for way in error.tries:
-            self.err.print(Text(f"  try: {clean(way)}"))
+            self._print(f"  try: {clean(way)}", "")
 
     def watch(
         self,
@@ -224,18 +247,18 @@ class _Bar:
         self.task = self.progress.add_task(label, total=None, note="")
 
     def __enter__(self) -> "_Bar":
-        self.progress.start()
+        self._area = drawn(self.progress)
+        self._area.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+    def __exit__(self, *error: Any) -> None:
+        self._area.__exit__(*error)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Take the bar away for a while."""
-        self.progress.stop()
-        yield
-        self.progress.start()
+        with away():
+            yield
 
     def show(self, event: events.Loading | events.Progress) -> None:
         """Move the bar."""

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from kvchat.engine.sampling import Sampling
-from kvchat.engine.session import MAX_TOKENS
+from kvchat.engine.sizes import MAX_TOKENS
 from kvchat.errors import KvchatError
 
 STATS = ("off", "short", "long")

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from kvchat import __version__
-from kvchat.app import documents, machine, process
+from kvchat.app import documents, machine, others, process
 from kvchat.app.auto import promised
 from kvchat.app.book import Book, compose
 from kvchat.app.chat import Chat
-from kvchat.app.config import load as load_config
 from kvchat.app.generation import generation_settings
 from kvchat.app.lettering import load_tokenizer, with_text
 from kvchat.app.library import folder as readings_folder
 from kvchat.app.methods import cost_of
-from kvchat.app.models import Model, find_model, longer_windows
+from kvchat.app.models import Model, longer_windows
+from kvchat.app.offering import model_of
 from kvchat.app.options import Options
 from kvchat.app.plan import Plan, geometry_of, longest, make_plan, require_memory
 from kvchat.app.reading import read_first, timed
@@ -31,7 +31,8 @@ from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of, parse_method, with_budget
+from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.spec import parse_method, with_budget
 from kvchat.engine.model.bits import INPUTS
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
@@ -67,6 +68,9 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     with screen.busy("tokenising"), timed(timings, "tokenize"):
         book = make_book(setup, files, unicode(options.system))
     check_book(setup, book, screen)
+    wanted = setup.method
+    if not files:  # a system text alone is not worth a choice
+        setup = replace(setup, method=Full())
     if book.ids:  # a budget that cannot be met is refused before the weights load
         setup.method.rows(geometry_of(setup.config, setup.dtype.itemsize, len(book.ids)))
     plan = make_plan(
@@ -82,13 +86,20 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     free = machine.free(setup.device, options.mem_limit)
     introduce(setup, book, plan, free, screen)
     where = machine.place(setup.device, options.mem_limit)
-    require_memory(plan, free, where, name_of(setup.method), lambda: fitting(setup, free))
+    require_memory(
+        plan,
+        free,
+        where,
+        name_of(setup.method),
+        lambda: fitting(setup, free),
+        lambda: others.holders(setup.device),
+    )
 
     if options.full_copy != "off" and book.files:
         plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
-    needs, by_question = setup.method.needs, setup.options.by_question
+    needs, by_question = wanted.needs, setup.options.by_question
     if (by_question and not needs.queries) or (options.foreseen and not needs.sees):
-        screen.warn(f"{name_of(setup.method)} keeps the same rows whatever is asked")
+        screen.warn(f"{name_of(wanted)} keeps the same rows whatever is asked")
 
     process.interruptible()
     with timed(timings, "load"):
@@ -97,13 +108,19 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     session = Session(
         engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
     )
-    method = setup.method if files else Full()  # a system text alone is not worth a choice
     root = readings_folder(options.kv_cache_dir)
     readings = Readings(screen, options.kv_cache, root, options.full_copy)
     chat = Chat(
-        setup.options, setup.model, session, method, setup.settings, book, readings, timings
+        setup.options,
+        setup.model,
+        session,
+        setup.method,
+        setup.settings,
+        book,
+        readings,
+        timings,
     )
-    read_first(chat, screen, interactive, setup.method)
+    read_first(chat, screen, interactive, wanted)
     return chat
 
 
@@ -132,7 +149,7 @@ def settle(options: Options, screen: Screen) -> Setup:
         )
     if options.tail_budget:
         folding(method, options.tail_budget)  # refused now if it cannot fold
-    model = with_text(find_model(options.model, load_config().models, options.revision), options)
+    model = with_text(model_of(options, screen), options)
     if options.model is None:
         screen.warn(
             "no model given or configured: using the bundled demo model "

@@ -3,6 +3,11 @@
 import re
 from collections.abc import Sequence
 
+from rich.cells import cell_len
+
+# Where a line is broken rather than at any space: after statements, then after clauses.
+BREAKS = (re.compile(r" · | – "), re.compile(r"[,;:] | (?=\()| (?=→)| (?=\+ )"))
+
 # C0 but newline and tab, DEL, C1, bidirectional overrides: they could steer the terminal.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -52,6 +57,31 @@ def fitted(parts: Sequence[tuple[str, int]], width: int) -> str:
             break
         left.remove(least)
     return line
+
+
+def laid(text: str, width: int, indent: int = 2) -> str:
+    """Lines of at most `width` columns, what goes on indented more; broken between statements.
+
+    A word that is longer than a line is left to the terminal.
+    """
+    return "\n".join(part for line in text.split("\n") for part in _broken(line, width, indent))
+
+
+def _broken(line: str, width: int, indent: int) -> list[str]:
+    margin = " " * (len(line) - len(line.lstrip()) + indent)
+    parts = []
+    while cell_len(line) > width:
+        fits = line[: width + 1]
+        while cell_len(fits) > width + 1:
+            fits = fits[:-1]
+        least = max(len(margin), width // 2)
+        ends = [max((m.end() for m in mark.finditer(fits)), default=0) for mark in BREAKS]
+        at = next((end for end in ends if end > least), 0) or fits.rfind(" ", len(margin) + 1) + 1
+        if not at:
+            break
+        parts.append(line[:at].rstrip())
+        line = margin + line[at:].lstrip()
+    return [*parts, line]
 
 
 def short(count: float) -> str:

@@ -58,17 +58,44 @@ def heads(rows: Sequence[Sequence[int]], tokens: int, width: int, unicode: bool)
     return lines
 
 
-def one_layer(rows: Sequence[int], tokens: int, layer: int, width: int, unicode: bool) -> list[str]:
-    """The heads of one layer: a bar, rows kept and their share."""
+def one_layer(
+    rows: Sequence[int],
+    tokens: int,
+    layer: int,
+    width: int,
+    unicode: bool,
+    sets: Sequence[Sequence[int]] = (),
+) -> list[str]:
+    """The heads of one layer: a bar, rows kept and their share.
+
+    `sets[head]` are the tokens that each row stands for, if rows were merged.
+    """
     if not tokens:
         return ["no document is read"]
-    room = max(width - 28, 8)
+    room = max(width - (40 if any(sets) else 28), 8)
     most = max(rows)
     lines = [f"layer {layer} · tokens kept of {tokens:,}"]
     for head, count in enumerate(rows):
         bar = ("█" if unicode else "#") * round(room * count / max(most, 1))
-        lines.append(f"head {head:<3} {bar:<{room}} {count:>8,} {count / tokens:6.1%}")
-    return lines
+        largest = f"  sets ≤ {max(sets[head]):,}" if any(sets) and sets[head] else ""
+        lines.append(f"head {head:<3} {bar:<{room}} {count:>8,} {count / tokens:6.1%}{largest}")
+    return lines + merged([size for head in sets for size in head])
+
+
+def merged(sets: Sequence[int]) -> list[str]:
+    """How many tokens the rows stand for that were merged: `sets` has those of every row."""
+    several = [size for size in sets if size > 1]
+    if not several:
+        return ["no row stands for several tokens"] if sets else []
+    edges = [(2, 2), (3, 3), (4, 7), (8, 15), (16, max(*several, 16))]
+    names = ("2", "3", "4–7", "8–15", "16+")
+    counts = [sum(a <= size <= b for size in several) for a, b in edges]
+    shown = " · ".join(f"{n} {c:,}" for n, c in zip(names, counts, strict=True) if c)
+    return [
+        f"{len(several):,} of {len(sets):,} rows were merged, of "
+        f"{sum(several) / len(several):.1f} tokens on average, {max(several):,} at most",
+        f"rows by the tokens they stand for: 1 {len(sets) - len(several):,} · {shown}",
+    ]
 
 
 @dataclass(frozen=True)

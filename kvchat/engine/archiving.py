@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.methods.base import Evidence, Needs, Retold, Telling
+from kvchat.engine.methods.base import Evidence, Retold
+from kvchat.engine.methods.needs import Needs, Telling
 
 OBSERVED = Needs(queries=64, future=1)
 """What a reading observes for methods that may choose later, beside what its own method needs.

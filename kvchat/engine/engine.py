@@ -22,7 +22,8 @@ from kvchat.engine.model.linear import STORED
 from kvchat.engine.model.weights import load_weights
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.replay import Replay
-from kvchat.engine.sampling import Sampler, Sampling
+from kvchat.engine.sampler import Sampler
+from kvchat.engine.sampling import Sampling
 from kvchat.engine.sizes import CHUNKS
 from kvchat.engine.writing import Writer
 from kvchat.errors import KvchatError

@@ -13,9 +13,11 @@ from torch import Tensor
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.base import Method, Needs, Prefilled, Retrieves
+from kvchat.engine.methods.base import Method, Prefilled, Retrieves
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of, with_budget
+from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.needs import Needs
+from kvchat.engine.methods.spec import with_budget
 from kvchat.engine.methods.stage import plain
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block

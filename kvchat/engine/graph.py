@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.model.decoder import CausalLM
-from kvchat.engine.sampling import Sampler
+from kvchat.engine.sampler import Sampler
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]

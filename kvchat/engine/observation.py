@@ -8,7 +8,8 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Moments, Needs
+from kvchat.engine.methods.base import Moments
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.model.layers import Rotation
 
 # The first tokens' queries are far from all others: moments leave them out, as Expected Attention

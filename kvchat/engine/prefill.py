@@ -20,7 +20,8 @@ from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import ASK, Method, Needs, Prefilled, Retold
+from kvchat.engine.methods.base import Method, Prefilled, Retold
+from kvchat.engine.methods.needs import ASK, Needs
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.observation import Observation, column_mass, moments
@@ -115,6 +116,22 @@ def walk(
         for observer, before in zip(layer.observers, observed, strict=True):
             vars(observer).update(before)
         if x.is_cuda:
+            torch.cuda.empty_cache()
+        yield smaller
+
+
+def retell(
+    retelling: Retelling, block: Block, x: Tensor, rotation: Rotation, replay: Replay, pace: Pace
+) -> Generator[Smaller, None, None]:
+    """Run the hidden states `x` of a replay through one block, in place: at once, or slower."""
+    while True:
+        step = pace.chunk if pace.halved else len(x)
+        try:
+            x[:] = retelling.tell(block, x, rotation, replay, step)
+            return
+        except Exception as error:
+            smaller = pace.slow(error)
+        if x.is_cuda:  # outside of the handler, as above
             torch.cuda.empty_cache()
         yield smaller
 
@@ -226,7 +243,7 @@ def prefill(
         retelling = Retelling(asked, tail, backend, every)
         for replay, repeat in zip(told, repeats, strict=True):
             rotation = _places(model, tokens, replay)
-            repeat[:] = retelling.tell(block, repeat, rotation, replay)
+            yield from retell(retelling, block, repeat, rotation, replay, pace)
             done += len(repeat)
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)

@@ -11,7 +11,8 @@ from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.fold import folding
-from kvchat.engine.methods.base import Kind, Method, Retrieves
+from kvchat.engine.methods.base import Method, Retrieves
+from kvchat.engine.methods.needs import Kind
 from kvchat.engine.prefill import Compression, Reading
 from kvchat.engine.selection import can_choose
 from kvchat.engine.telling import tellings

@@ -14,7 +14,8 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.rows import Backend
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.methods.base import ASK, Evidence, Kind, Needs, Retold, Telling
+from kvchat.engine.methods.base import Evidence, Retold
+from kvchat.engine.methods.needs import ASK, Kind, Needs, Telling
 from kvchat.engine.model.layers import Block, Rotation
 
 SINKS = 4  # first rows that a replay may look at beside its own part
@@ -75,18 +76,23 @@ class Retelling:
         self.queries: list[Tensor] = []
         self.structural = torch.zeros(tail.length, dtype=torch.bool, device=tail.k.device)
 
-    def tell(self, block: Block, x: Tensor, rotation: Rotation, replay: Replay) -> Tensor:
+    def tell(
+        self, block: Block, x: Tensor, rotation: Rotation, replay: Replay, step: int
+    ) -> Tensor:
         """Run the hidden states `x [t, hidden]` of a replay through a layer, and look at it.
 
-        `rotation` is that of their positions. Nothing is left in the cache.
+        `rotation` is that of their positions; `step` of them attend to the document at once.
+        Nothing is left in the cache, and nothing is noted if memory runs out.
         """
         q, k, v = block.project(x, rotation)
         scale = q.shape[-1] ** -0.5
         own = squares(self.backend, q, k, v, replay.lengths, scale)
-        o, _ = ops.combine([self.backend.attend(q, self.tail.rows, scale), own])
-        self.structural[list(replay.structural)] = True
-        if self.every and replay.kind[0] == ASK:
-            self.queries.append(q[:: self.every].clone())
+        told = []
+        for a in range(0, len(x), step):
+            some = slice(a, a + step)
+            exact = self.backend.attend(q[some], self.tail.rows, scale)
+            o, _ = ops.combine([exact, (own[0][some], own[1][some])])
+            told.append(block.finish(x[some], o))
         weighings = {how for *kind, how in self.needs.tellings if tuple(kind) == replay.kind}
         if weighings:
             sizes = block.input_layernorm(x).float().norm(dim=-1)
@@ -95,7 +101,10 @@ class Retelling:
             for how, part in found.items():
                 table = self._table(Telling(*replay.kind, how))[:, replay.start : replay.end]
                 torch.maximum(table, part, out=table)
-        return block.finish(x, o)
+        self.structural[list(replay.structural)] = True
+        if self.every and replay.kind[0] == ASK:
+            self.queries.append(q[:: self.every].clone())
+        return torch.cat(told)
 
     def retold(self) -> Retold:
         """What all replays that were told have shown."""

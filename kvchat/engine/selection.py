@@ -13,7 +13,8 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Needs, Retrieves
+from kvchat.engine.methods.base import Method, Retrieves
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block
 from kvchat.engine.observation import Observation

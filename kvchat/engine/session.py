@@ -13,11 +13,10 @@ from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
 from kvchat.engine.reader import Reader
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.selection import can_choose, is_asked
+from kvchat.engine.sizes import MAX_TOKENS
 from kvchat.engine.tokenizer import TextStream
 from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
-
-MAX_TOKENS = 2048
 
 
 class Session(Reader):

@@ -8,7 +8,7 @@ from itertools import takewhile
 from math import ceil
 
 from kvchat.engine.dialogue import Dialogue
-from kvchat.engine.methods.base import ASK, REPEAT, Kind
+from kvchat.engine.methods.needs import ASK, REPEAT, Kind
 from kvchat.engine.replay import Replay
 from kvchat.engine.sizes import REPLAY
 

@@ -13,7 +13,7 @@ from kvchat.engine.cache.segment import Stored
 from kvchat.engine.events import drain
 from kvchat.engine.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.model.decoder import CausalLM
-from kvchat.engine.sampling import Sampler, checked
+from kvchat.engine.sampler import Sampler, checked
 
 LOG = logging.getLogger("kvchat.engine")
 SWITCH = "KVCHAT_GRAPH"

@@ -20,10 +20,11 @@ from typing import NoReturn
 import pexpect
 import ptyprocess
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.output import create_output
 
-from kvchat.app import cli, oneshot, repl
+from kvchat.app import attaching, cli, comparing, measuring, oneshot, repl, resume
 
-assert oneshot and repl, "imported here, once"
+assert attaching and comparing and measuring and oneshot and repl and resume, "imported once"
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
             signal.SIGHUP: signal.SIG_DFL, signal.SIGTSTP: signal.SIG_DFL}  # fmt: skip
 
@@ -41,7 +42,8 @@ def become(arguments: list[str], environment: dict[str, str], prepare: Callable)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
         prepare()
-        with create_app_session():
+        # this process may have had a prompt of its own: that one's terminal is not ours
+        with create_app_session(output=create_output(sys.stdout)):
             code = cli.run(arguments)
         sys.stdout.flush()
     except SystemExit as stop:
@@ -83,11 +85,39 @@ def kvchat(*arguments: str, stdin: bytes | None = None, **environment: str):
     return subprocess.CompletedProcess(arguments, code, found[out[0]], found[err[0]])
 
 
-class Child(pexpect.spawn):
-    """A child on a pty of its own; `prepare` is called in it before the program begins."""
+def supervise(job: int) -> NoReturn:
+    """Do what a shell does with a job in the foreground: when it stops say so, and let it go on
+    after Enter; end when it ends."""
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    stopped = 0
+    while True:
+        _, status = os.waitpid(job, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            os._exit(os.waitstatus_to_exitcode(status) % 256)
+        stopped += 1
+        modes = termios.tcgetattr(0)
+        os.tcsetpgrp(0, os.getpgrp())
+        os.write(1, f"\r\njob {stopped} stopped\r\n".encode())
+        os.read(0, 1)
+        termios.tcsetattr(0, termios.TCSANOW, modes)
+        os.tcsetpgrp(0, job)
+        os.kill(-job, signal.SIGCONT)
 
-    def __init__(self, arguments: list[str], prepare: Callable = lambda: None, **options):
-        self._arguments, self._prepare = arguments, prepare
+
+class Child(pexpect.spawn):
+    """A child on a pty of its own; `prepare` is called in it before the program begins.
+
+    As a job it has a process group beside that of whoever started it, and can be stopped.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        prepare: Callable = lambda: None,
+        is_job: bool = False,
+        **options,
+    ):
+        self._arguments, self._prepare, self._is_job = arguments, prepare, is_job
         super().__init__(sys.executable, **options)
 
     def _spawnpty(self, args, env=None, dimensions=(24, 80), **_):
@@ -95,5 +125,13 @@ class Child(pexpect.spawn):
         if not process:
             size = struct.pack("HHHH", *dimensions, 0, 0)
             fcntl.ioctl(0, termios.TIOCSWINSZ, size)
+            if self._is_job:
+                job = os.fork()
+                os.setpgid(job, job)  # by both of them: whoever comes first
+                if job:
+                    supervise(job)
+                signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+                os.tcsetpgrp(0, os.getpid())
+                signal.signal(signal.SIGTTOU, signal.SIG_DFL)
             become(self._arguments, env, self._prepare)
         return ptyprocess.PtyProcess(process, terminal)

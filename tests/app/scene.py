@@ -19,6 +19,7 @@ from kvchat.app.readings import Readings
 from kvchat.app.saved import new_path
 from kvchat.app.screen import Screen
 from kvchat.app.settings import Settings
+from kvchat.app.start import open_chat
 from kvchat.engine.events import drain
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import parse_method
@@ -96,3 +97,43 @@ class Scene:
         shown(self.context.screen)
         run(line, self.context)
         return shown(self.context.screen)
+
+
+class Place:
+    """A model, a document and a folder for readings; `opened` is a start of the program, a chat
+    over them, and `run` a command in it."""
+
+    def __init__(self, folder: Path, tmp_path: Path, **usual):
+        self.folder, self.root, self.usual = folder, tmp_path / "kv", usual
+        self.story = tmp_path / "story.txt"
+        self.story.write_text(STORY)
+        self.screen = string_screen()
+
+    def options(self, **values) -> Options:
+        """What is usual here, and what is asked for."""
+        place = {"model": str(self.folder), "files": [str(self.story)], "save": False}
+        place |= {"kv_cache": "on", "kv_cache_dir": str(self.root)}
+        return Options(**place | self.usual | values)
+
+    def opened(self, **values) -> Chat:
+        """A new chat; what it saves is on disk."""
+        shown(self.screen)
+        self.chat = open_chat(self.options(**values), self.screen)
+        with self.chat.readings:
+            pass
+        self.context = Context(self.chat, self.screen, Keeper(self.screen, None))
+        return self.chat
+
+    def run(self, line: str) -> str:
+        """Run a command and return what it showed, in one line."""
+        self.shown()
+        run(line, self.context)
+        return " ".join(self.shown().split())
+
+    def files(self) -> list[Path]:
+        """What was saved."""
+        return sorted(self.root.glob("*.safetensors"))
+
+    def shown(self) -> str:
+        """What was written since the last call."""
+        return shown(self.screen)

@@ -27,7 +27,8 @@ class _Screen(pyte.HistoryScreen):
 class Terminal:
     """`kvchat ARGUMENTS` in a terminal of `columns` by `rows`.
 
-    With a `script` (see `scripted_program`) the answers are what it says.
+    With a `script` (see `scripted_program`) the answers are what it says. As a job (see `forked`)
+    it can be suspended.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Terminal:
         columns: int = 80,
         rows: int = 24,
         script: dict | None = None,
+        is_job: bool = False,
         **environment: str,
     ):
         inherited = dict(os.environ)
@@ -53,6 +55,7 @@ class Terminal:
         self.child = Child(
             arguments,
             prepare=lambda: None if script is None else scripted_program.play(script),
+            is_job=is_job,
             dimensions=(rows, columns),
             env=surroundings | environment,
             timeout=60,
@@ -84,11 +87,16 @@ class Terminal:
         self.child.send(keys)
 
     def paste(self, text: str) -> None:
-        """Paste much, as a terminal does: in pieces, while the other side draws."""
+        """Paste much, as a terminal does: in pieces, while the other side draws, and without
+        a reply to it in between."""
         data = f"\x1b[200~{text}\x1b[201~"
+        replies: list[str] = []
+        self.screen.reply = replies.append
         for start in range(0, len(data), 1024):
             self.child.send(data[start : start + 1024])
             self._read(0)
+        self.screen.reply = self.child.send
+        self.child.send("".join(replies))
 
     def resize(self, columns: int, rows: int) -> None:
         """Change the window's size."""

@@ -2,10 +2,14 @@
 
 import io
 import random
+import time
 
+import pyte
 import pytest
 from rich.console import Console
+from rich.live import Live
 
+from kvchat.app import answer
 from kvchat.app.answer import LIVE_LINES, LiveAnswer
 from kvchat.app.blocks import Blocks, Code, Prose
 from kvchat.app.markdown import rendered
@@ -115,7 +119,6 @@ def drawn(pieces, width=40, markdown=True):
 
 @pytest.mark.parametrize("markdown", [True, False])
 def test_the_live_area_is_small_and_leaves_nothing(markdown):
-    import pyte
 
     answer = "A line of words that is long enough to wrap in forty columns.\n" * 30 + "\nThe end."
     text, most = drawn(cut(answer, random.Random(1)), markdown=markdown)
@@ -133,3 +136,30 @@ def test_many_paragraphs_cost_little():
     answer = "".join(f"Paragraph {number} about the sea.\n\n" for number in range(100))
     text, _ = drawn(cut(answer, random.Random(2)), width=80)
     assert text.count("about the sea.") < 250, "append-only: printed once, drawn a few times"
+
+
+def test_frames_never_come_between_a_block_and_its_place(monkeypatch):
+    """Short answers, drawn as often as can be, with time between where a place is cleared and what
+    is printed there: nothing of the live lines stays."""
+    cleared = Live.process_renderables
+
+    def slowly(self, renderables):
+        found = cleared(self, renderables)
+        time.sleep(0.002)
+        return found
+
+    monkeypatch.setattr(Live, "process_renderables", slowly)
+    monkeypatch.setattr(answer, "FRAMES", 10_000)
+    target = io.StringIO()
+    console = Console(file=target, width=80, force_terminal=True, color_system=None)
+    for number in range(30):
+        with LiveAnswer(console, lambda: "▌ the numbers") as view:
+            view.write(f"answer {number}\n\n")
+            time.sleep(0.005)
+            view.write("and the end")
+    screen = pyte.HistoryScreen(80, 24, history=2000)
+    pyte.Stream(screen).feed(target.getvalue().replace("\n", "\r\n"))
+    above = ["".join(line[x].data for x in range(80)) for line in screen.history.top]
+    text = "\n".join(line.rstrip() for line in [*above, *screen.display]).strip()
+    want = "\n".join(f"answer {number}\n\nand the end" for number in range(30))
+    assert text == want

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from app.scene import STORY, Scene
-from kvchat.app import clipboard, repl, saved
-from kvchat.app.commands import documents, speed
-from kvchat.app.options import Options
+from kvchat.app import clipboard, measuring, repl, saved
+from kvchat.app.commands import documents
+from kvchat.app.options import INSTRUCTION, Options
 from kvchat.app.resume import restored
 from kvchat.app.sources import open_document
 from kvchat.errors import KvchatError
@@ -21,7 +21,7 @@ def home(tmp_path, monkeypatch):
     for name in ("VISUAL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(speed, "SECONDS", 0.2)
+    monkeypatch.setattr(measuring, "SECONDS", 0.2)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -188,8 +188,38 @@ def test_a_chat_that_comes_back_says_what_its_rows_were_chosen_for(scene, chat_f
     assert "had been chosen for 'Where is the sea?', now by the document's end" in text
 
 
+def test_a_loaded_chat_is_chosen_by_the_instruction_too(scene, chat_folder):
+    def kept(chat):
+        return [s.position.tolist() for s in chat.session.cache.segments()]
+
+    scene.ask("One?")
+    scene.run("/save mine")
+    scene.context.keeper.close()
+    other = Scene(chat_folder("byte-level", "chatml"), select="instruction")
+    assert "had been chosen" not in other.run("/load mine")
+    assert other.chat.in_view == INSTRUCTION and kept(other.chat) != kept(scene.chat)
+    assert f"for {INSTRUCTION!r}" in other.run("/show config")
+
+
 def test_the_document_event_has_what_else_decides_the_text(scene):
     scene.ask("One?")
     [chat] = saved.listing()
     event = json.loads(json.dumps(chat.document))
     assert event["clean"] is False and event["chat_template"] is None
+
+
+@pytest.mark.parametrize("stored", ["", ",bits=8"])
+def test_heads_tell_how_many_tokens_merged_rows_stand_for(scene, stored):
+    assert "merged" not in scene.run("/heads")
+    scene.run(f"/method kvmerger:budget=40%,skip=0+0,window=8{stored}")
+    chat = scene.chat
+    tokens = len(chat.session.document)
+    sets = chat.merge_sets()
+    for layer, rows in zip(sets, chat.document_rows(), strict=True):
+        assert [len(head) for head in layer] == rows, "a size for every row"
+        assert all(sum(head) == tokens for head in layer), "every token is in one set"
+    sizes = [size for layer in sets for head in layer for size in head]
+    merged, largest = sum(size > 1 for size in sizes), max(sizes)
+    text = " ".join(scene.run("/heads").split())
+    assert f"{merged:,} of {len(sizes):,} rows were merged" in text and f"{largest} at most" in text
+    assert f"sets ≤ {max(sets[1][0])}" in scene.run("/heads 1")

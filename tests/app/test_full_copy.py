@@ -1,13 +1,12 @@
 """`--keep-full` and `--select`: questions choose for themselves, and changes read nothing."""
 
 import json
+from copy import copy
 
 import pytest
 
-from app.scene import STORY, shown, string_screen
-from kvchat.app import library, oneshot
-from kvchat.app.commands import Context, run
-from kvchat.app.keeper import Keeper
+from app.scene import Place, shown, string_screen
+from kvchat.app import library, oneshot, reading
 from kvchat.app.options import INSTRUCTION, Options
 from kvchat.app.plan import Plan, require_copy
 from kvchat.app.start import open_chat
@@ -16,36 +15,9 @@ from kvchat.errors import KvchatError
 ADAKV = "adakv:budget=50%,window=8"
 
 
-class Place:
-    """A model and a document; `opened` is a chat over them, `run` a command in it."""
-
-    def __init__(self, folder, tmp_path):
-        self.folder, self.root = folder, tmp_path / "kv"
-        self.story = tmp_path / "story.txt"
-        self.story.write_text(STORY)
-        self.screen = string_screen()
-
-    def options(self, **values):
-        values = {"method": ADAKV, "kv_cache": "on", "kv_cache_dir": str(self.root)} | values
-        return Options(model=str(self.folder), files=[str(self.story)], save=False, **values)
-
-    def opened(self, **values):
-        shown(self.screen)
-        self.chat = open_chat(self.options(**values), self.screen)
-        with self.chat.readings:
-            pass
-        self.context = Context(self.chat, self.screen, Keeper(self.screen, None))
-        return self.chat
-
-    def run(self, line):
-        shown(self.screen)
-        run(line, self.context)
-        return " ".join(shown(self.screen).split())
-
-
 @pytest.fixture
 def place(chat_folder, tmp_path):
-    return Place(chat_folder("byte-level", "chatml"), tmp_path)
+    return Place(chat_folder("byte-level", "chatml"), tmp_path, method=ADAKV)
 
 
 def kept(chat):
@@ -54,8 +26,8 @@ def kept(chat):
 
 def beside(place):
     """Another chat over the same place."""
-    other = Place.__new__(Place)
-    vars(other).update(vars(place) | {"screen": string_screen()})
+    other = copy(place)
+    other.screen = string_screen()
     return other
 
 
@@ -189,3 +161,25 @@ def test_a_promise_chooses_the_budget(place):
     for given in ({"method": "full"}, {"budget": "10%"}, {"select": "question"}):
         with pytest.raises(KvchatError, match="auto-loss"):
             place.opened(auto_loss=0.1, **given)
+
+
+def test_a_comparison_takes_the_other_cache_from_the_copy(place, monkeypatch):
+    chat = place.opened(keep_full="host", select="document", max_tokens=3)
+    before = kept(chat)
+    monkeypatch.setattr(chat.session.engine, "prefill", None)  # nothing is read
+    text = place.run("/compare snapkv:budget=30%,window=8 What did he count?")
+    assert "snapkv is chosen from the full copy" in text and "adakv 50%" in text
+    assert "snapkv 30%" in text and kept(chat) == before and not chat.session.turns
+    full = place.run("/compare full What did he count?")
+    assert "full is chosen from the full copy" in full
+
+
+def test_a_document_that_is_dropped_leaves_the_system_text(place, monkeypatch):
+    def dropped(*_):
+        raise reading.Dropped
+
+    monkeypatch.setattr(reading, "watched", dropped)
+    chat = open_chat(place.options(system="Be brief."), place.screen, interactive=True)
+    assert "document dropped" in place.shown() and not chat.book.files
+    text = chat.session.dialogue.tokenizer.decode(chat.session.document)
+    assert chat.book.system == "Be brief." and "Be brief." in text and "ships" not in text

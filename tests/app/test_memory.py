@@ -1,6 +1,7 @@
 """Memory that is shown is memory that is there: against tensors, the system, and the plan."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,17 +12,22 @@ import torch
 from engine.tiny import SHAPE, load_engine, random_ids, read
 
 from app.forked import kvchat
-from app.program import DEMO
-from app.scene import Scene
+from app.program import DEMO, SAMPLE
+from app.scene import Scene, shown, string_screen
 from app.test_text import LLAMA_8B
-from kvchat.app import machine
-from kvchat.app.memory import breakdown, lines
+from kvchat.app import machine, others
+from kvchat.app.memory import Breakdown, breakdown, lines
 from kvchat.app.methods import cost_of
-from kvchat.app.plan import PROCESS, Cost, longest, make_plan
+from kvchat.app.plan import PROCESS, Cost, longest, make_plan, require_memory
 from kvchat.app.planning import cost_of_spec
 from kvchat.engine.budget import Budget
+from kvchat.engine.dialogue import Dialogue
+from kvchat.engine.methods.needs import REPEAT
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.telling import tellings
+from kvchat.engine.tokenizer import Tokenizer
+from kvchat.errors import KvchatError
 
 CPU = torch.device("cpu")
 
@@ -124,11 +130,12 @@ PEAK = """
 import json, sys
 from pathlib import Path
 import torch
-from kvchat.app import machine
+from kvchat.app import machine, others
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
+from kvchat.errors import KvchatError
 from kvchat.engine.model.weights import random_weights
 from kvchat.engine.prefill import Compression
 
@@ -206,6 +213,7 @@ def test_plan_as_a_command(tmp_path):
     table = kvchat("plan", *dummy, "--fit", "8GB", "--weights", "int4").stdout.decode()
     table = " ".join(table.split())  # the path in the heading may wrap it
     assert "weights 4.43 GiB in int4" in table and "try" not in table
+    assert "--keep-full host holds KV full in RAM" in table
     for arguments, code in (
         (["--tokens", "1000000000"], 2),
         (["--tokens", "200k"], 5),
@@ -218,3 +226,75 @@ def test_plan_as_a_command(tmp_path):
     ):
         assert kvchat("plan", *dummy, *arguments).returncode == code, arguments
     assert kvchat("plan", "-m", str(DEMO), "--tokens", "4k").returncode == 0
+
+
+SEEN = Breakdown(
+    "cpu AMD EPYC", weights=4560000, stored="f32", document=4980000, tail=1100000, index=0,
+    workspace=0, slack=995000, other=343600000, process=354300000, peak=365100000,
+    others=4434500000, free=20497700000, total=25275900000, full=19723700, host=0, disk=0, read="",
+    captured=None,
+)  # fmt: skip
+NARROW = """\
+memory · cpu AMD EPYC
+  weights         4.35 MiB  f32
+  KV kept         5.80 MiB
+    document 4.75 MiB (25% of all)
+    + chat 1.05 MiB
+  KV index             0 B
+  slack            972 KiB
+    of the chat's rows, room to grow
+  the rest        0.32 GiB
+    libraries, tokenizer, workspace
+  this process    0.33 GiB
+    0.34 GiB at most, while reading
+  others          4.13 GiB
+    other processes
+  free           19.09 GiB  of 23.54 GiB
+  KV in full would be 18.81 MiB ·
+    13.01 MiB saved, 3.2× smaller"""
+MIDDLE = """\
+  KV kept         5.80 MiB  document 4.75 MiB (25% of all)
+                            + chat 1.05 MiB
+  KV index             0 B
+  slack            972 KiB  of the chat's rows, room to grow"""
+WIDE = "  KV kept         5.80 MiB  document 4.75 MiB (25% of all) + chat 1.05 MiB\n"
+
+
+@pytest.mark.parametrize(("width", "part"), [(40, NARROW), (60, MIDDLE), (80, WIDE), (120, WIDE)])
+def test_the_view_fits_every_terminal(width, part):
+    screen = string_screen(width)
+    for line in lines(SEEN, width, True):
+        screen.tell(line)
+    text = shown(screen)
+    assert part in text and max(map(len, text.splitlines())) <= width
+
+
+def test_who_else_holds_memory_of_a_card(monkeypatch, tmp_path):
+    """By a program in place of the driver's: no card has been asked."""
+    told = f"4242, /usr/bin/python3, 6758\n77, a\x1b[2J b, c, [N/A]\n{os.getpid()}, me, 900\n"
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n[ $1 = --id=GPU-7 ] && cat <<'END'\n{told}END\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    there = others.processes("GPU-7")
+    assert [(each.pid, each.held) for each in there] == [(4242, 6758 * 2**20), (77, 0)]
+    text = others.described(int(7.2 * 2**30), int(23.6 * 2**30), there)
+    assert text == (
+        "7.20 of 23.60 GiB are held by others (pid 4242 python3, 6.60 GiB; pid 77 a·[2J b, c)"
+    )
+    assert others.processes("GPU-8") == [], "the program has failed"
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert others.processes("GPU-7") == [] and others.holders(CPU) == ""
+    plan = make_plan(ModelConfig.from_dict(LLAMA_8B), 2, 32768, Budget(fraction=1.0), 131072, 2048)
+    with pytest.raises(KvchatError, match=r"hidden states .*; 7 GiB are held by others"):
+        require_memory(plan, 2**30, "cuda:0", "full", others=lambda: "7 GiB are held by others")
+
+
+@pytest.mark.parametrize("chunk", [32, 64, 512])
+def test_the_plan_counts_what_a_document_is_told_with(chunk):
+    dialogue = Dialogue(Tokenizer.load(DEMO))
+    ids = dialogue.document(SAMPLE.read_text())
+    told = sum(len(replay.ids) for replay in tellings(dialogue, ids, {(REPEAT, chunk)}))
+    cost = cost_of(parse_method(f"kvzip:chunk={chunk}"))
+    assert cost == cost_of_spec(f"kvzip:chunk={chunk}")
+    assert cost.told * len(ids) == pytest.approx(told, rel=0.02)

@@ -1,13 +1,16 @@
 """`kvchat models` and `models pull`, against a server on this machine. Nothing else is asked."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from app.hub import serving
-from app.program import kvchat
+from app.program import ONE_THREAD, ROOT, kvchat
 
 
 @pytest.fixture
@@ -100,3 +103,30 @@ def test_no_server_and_offline_mode(place):
     offline = place | {"HF_HUB_OFFLINE": "1"}
     done = kvchat("models", "pull", "a/b", "-y", HF_ENDPOINT="http://127.0.0.1:9", **offline)
     assert done.returncode == 3 and b"HF_HUB_OFFLINE" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_model_that_is_missing_is_offered_at_a_terminal(repository, place, tmp_path, answer):
+    with serving(repository) as hub:
+        code = "import sys; from kvchat.__main__ import main; main()"
+        child = pexpect.spawn(
+            sys.executable,
+            ["-c", code, "-m", "org/tiny", "--no-save", "--kv-cache", "off"],
+            env=os.environ | ONE_THREAD | place | {"HF_ENDPOINT": hub.address, "TERM": "dumb"},
+            cwd=str(ROOT),
+            timeout=60,
+        )
+        child.expect(r"org/tiny: \d+ files, .*download .*y/N")
+        assert not hub.fetched, "it was asked for first"
+        child.send(answer)
+        if answer == "y":
+            child.expect(r"org/tiny is in\s.*No document: ask anything")
+            child.send("\x04")
+            assert "model.safetensors" in hub.fetched
+        else:
+            child.expect("nothing was downloaded")
+            child.expect("is not in the Hugging Face cache")
+            assert not hub.fetched
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == (0 if answer == "y" else 3)

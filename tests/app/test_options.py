@@ -211,3 +211,8 @@ def test_the_toolbar_has_room_for_a_notice(width):
     line = toolbar(state, width)
     assert len(line) <= width and "ctx" in line and "KV" in line
     assert "! chunk 9" in line
+
+
+def test_a_system_text_alone_needs_no_budget():
+    done = kvchat("-s", "Be brief.", "-p", "Why?", "-n", "2", "--method", "adakv:budget=2,window=8")
+    assert done.returncode == 0, done.stderr

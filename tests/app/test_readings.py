@@ -8,10 +8,9 @@ import threading
 import pytest
 from typer.testing import CliRunner
 
-from app.scene import STORY, Scene, shown, string_screen
+from app.scene import Place, Scene
 from kvchat.app import library, oneshot, readings
 from kvchat.app.cli import app
-from kvchat.app.options import Options
 from kvchat.app.start import open_chat
 from kvchat.engine.events import drain
 from kvchat.engine.store import atomic
@@ -20,35 +19,9 @@ from kvchat.engine.store.tensors import Mapped, write
 METHOD = "adakv:budget=50%,window=8"
 
 
-class Place:
-    """A model, a document and a folder for readings; `opened` is a start of the program."""
-
-    def __init__(self, folder, tmp_path):
-        self.folder, self.root = folder, tmp_path / "kv"
-        self.story = tmp_path / "story.txt"
-        self.story.write_text(STORY)
-        self.screen = string_screen()
-
-    def values(self, **options):
-        values = {"method": METHOD, "model": str(self.folder), "files": [str(self.story)]}
-        return values | {"kv_cache": "on", "kv_cache_dir": str(self.root)} | options
-
-    def opened(self, **options):
-        chat = open_chat(Options(**self.values(**options)), self.screen)
-        with chat.readings:
-            pass
-        return chat
-
-    def files(self):
-        return sorted(self.root.glob("*.safetensors"))
-
-    def shown(self):
-        return shown(self.screen)
-
-
 @pytest.fixture
 def place(chat_folder, tmp_path):
-    return Place(chat_folder("byte-level", "chatml"), tmp_path)
+    return Place(chat_folder("byte-level", "chatml"), tmp_path, method=METHOD)
 
 
 def rows(chat):
@@ -156,7 +129,7 @@ def test_an_error_ends_a_save_and_a_clean_end_waits_for_it(place, monkeypatch):
     monkeypatch.setattr(readings, "save_book", slow)
     for kv_cache_dir, error, count in ((place.root / "a", True, 0), (place.root / "b", False, 1)):
         begun.clear(), go.clear()
-        chat = open_chat(Options(**place.values(kv_cache_dir=str(kv_cache_dir))), place.screen)
+        chat = open_chat(place.options(kv_cache_dir=str(kv_cache_dir)), place.screen)
         assert begun.wait(10)
         threading.Timer(0.4, go.set).start()
         try:
@@ -213,7 +186,7 @@ def test_a_method_that_was_used_before_needs_no_reading(scene):
 
 def test_one_shot_says_so_in_its_json(place, capsys):
     place.opened()
-    options = Options(**place.values(), prompts=["Why?"], max_tokens=2, jsonl=True, save=False)
+    options = place.options(prompts=["Why?"], max_tokens=2, jsonl=True)
     assert oneshot.run(options, place.screen) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     (prefill,) = [event for event in events if event["event"] == "prefill"]
@@ -224,6 +197,7 @@ def test_one_shot_says_so_in_its_json(place, capsys):
 
 def test_the_cache_commands(place, monkeypatch):
     monkeypatch.setenv("KVCHAT_KV_CACHE_DIR", str(place.root))
+    monkeypatch.setenv("COLUMNS", "120")
 
     def said(*arguments):
         done = CliRunner().invoke(app, ["cache", *arguments])
@@ -234,7 +208,7 @@ def test_the_cache_commands(place, monkeypatch):
     (path,) = place.files()
     (place.root / "foreign.safetensors").write_text("no")
     code, listed = said("list")
-    assert code == 0 and "story.txt" in listed and "adakv 50%" in listed
+    assert code == 0 and "story.txt" in listed and "adakv:window=8 50%" in listed
     assert "2 saved readings" in listed and "it is no" in listed
     assert "read_seconds" in said("show", path.stem[:6])[1]
     assert said("rm", "nothing")[0] and said("prune", "--max-size", "x")[0]

@@ -207,17 +207,31 @@ def test_a_megabyte_is_pasted_as_one_message(start, tmp_path):
     terminal.wait(r"\[a\]ttach it as a document")
     terminal.send("s")
     terminal.wait("needs .* tokens", 90)  # it does not fit; it was one question, none was run
+    terminal.wait(PROMPT)
     terminal.send("/ctx\r")
     terminal.wait("0 turns")
 
 
-def test_suspend_and_go_on(start):
-    terminal = start({"answers": ["Yes.<|im_end|>"]})
+def test_suspend_and_go_on(start, tmp_path):
+    """Under what a shell does with a job: without it the kernel would not stop anything."""
+    script = {"answers": [SHORT, "Yes.<|im_end|>"], "token_seconds": 0.01}
+    terminal = start(script, is_job=True)
     terminal.wait(PROMPT)
-    os.kill(terminal.child.pid, signal.SIGTSTP)
-    os.kill(terminal.child.pid, signal.SIGCONT)
+    terminal.send("\x1a")
+    terminal.wait("job 1 stopped")
+    terminal.send("\r")
+    terminal.wait(r"stopped\s+> *\n")
+    terminal.send("List them.\r")
+    terminal.wait("item number 2")
+    terminal.send("\x1a")
+    terminal.wait("job 2 stopped")
+    terminal.send("\r")
+    text = terminal.wait("end of turn")
+    terminal.wait(PROMPT)
+    assert [int(n) for n in re.findall(r"item number (\d+)", text)] == list(range(1, 13))
     terminal.send("Still there?\r")
     terminal.wait("Yes.")
+    assert leave(terminal) == 0
 
 
 def test_kill_9_and_continue(start, tmp_path):
@@ -229,7 +243,8 @@ def test_kill_9_and_continue(start, tmp_path):
         terminal.wait(answer)
         terminal.wait(PROMPT)
     terminal.send("/set stats long\r")
-    terminal.wait("long")
+    terminal.wait(r"stats +long +/set")  # not what was typed: what was answered
+    terminal.wait(PROMPT)
     terminal.send("Three?\r")
     terminal.wait("item number 1")
     os.kill(terminal.child.pid, signal.SIGKILL)

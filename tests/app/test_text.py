@@ -3,9 +3,10 @@
 import random
 
 import pytest
+from rich.cells import cell_len
 
 from kvchat.app.plan import make_plan, require_memory
-from kvchat.app.text import clean, level, ratio, short, size, sizes
+from kvchat.app.text import clean, laid, level, ratio, short, size, sizes
 from kvchat.app.toolbar import State, toolbar
 from kvchat.engine.budget import Budget
 from kvchat.engine.model.config import ModelConfig
@@ -102,3 +103,33 @@ def test_a_7b_fits_a_card_of_8_gb_in_4_bits_and_the_way_out_says_so():
     with pytest.raises(KvchatError) as caught:
         require_memory(plan, 2**30, "cuda:0", "adakv")
     assert not any("int4" in way for way in caught.value.tries), "it would not fit either"
+
+
+PLAN = "plan: KV 18.71 MiB in full → 4.75 MiB with kvzip 25% (estimated)"
+READ = "read 4,791 tokens in 12.7 s (377 tok/s) · kept 25 % of rows: 4.75 of 18.71 MiB"
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "want"),
+    [
+        (PLAN, 80, PLAN),
+        (PLAN, 60, "plan: KV 18.71 MiB in full → 4.75 MiB with kvzip 25%\n  (estimated)"),
+        (PLAN, 40, "plan: KV 18.71 MiB in full\n  → 4.75 MiB with kvzip 25% (estimated)"),
+        (READ, 80, READ),
+        (READ, 60, READ.replace("· ", "·\n  ")),
+        ("  a\n" + "b" * 50, 40, "  a\n" + "b" * 50),
+    ],
+)  # fmt: skip
+def test_lines_are_broken_between_statements(text, width, want):
+    assert laid(text, width) == want
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_broken_lines_fit_and_lose_no_word(width):
+    draw = random.Random(width)
+    words = ["a", "tokens,", "·", "(kept", "25", "%)", "→", "漢字かな", "12.7", "end;", "x" * 28]
+    for _ in range(300):
+        text = " " * draw.randrange(8) + " ".join(draw.choices(words, k=draw.randrange(1, 60)))
+        lines = laid(text, width).split("\n")
+        assert " ".join(lines).split() == text.split()
+        assert all(cell_len(line) <= width for line in lines)

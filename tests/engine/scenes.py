@@ -10,18 +10,10 @@ from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import (
-    ASK,
-    REPEAT,
-    Evidence,
-    Method,
-    Moments,
-    Prefilled,
-    Retold,
-    Telling,
-)
+from kvchat.engine.methods.base import Evidence, Method, Moments, Prefilled, Retold
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.kvzip import WEIGHINGS
+from kvchat.engine.methods.needs import ASK, REPEAT, Telling
 from kvchat.engine.methods.spec import method_class
 from kvchat.engine.pooling import Pool
 from kvchat.kernels.reference import dense_attention

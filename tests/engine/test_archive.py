@@ -13,7 +13,7 @@ from kvchat.engine.cache.memory import Memory
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.events import Delta, Smaller, drain
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Needs
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression
 from kvchat.engine.selection import can_choose

@@ -6,13 +6,8 @@ import pytest
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.spec import (
-    default_of,
-    method_options,
-    name_of,
-    options,
-    parse_method,
-)
+from kvchat.engine.methods.naming import method_options, name_of
+from kvchat.engine.methods.spec import default_of, options, parse_method
 from kvchat.errors import KvchatError
 
 

@@ -13,7 +13,7 @@ from engine.tiny import load_engine, load_oracle, random_ids
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import budgets, scores
-from kvchat.engine.methods.base import Moments, Needs
+from kvchat.engine.methods.base import Moments
 from kvchat.engine.methods.criticalkv import Critical
 from kvchat.engine.methods.defensivekv import DefensiveKV
 from kvchat.engine.methods.evict import keep_all
@@ -21,6 +21,7 @@ from kvchat.engine.methods.expected_attention import ExpectedAttention
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.h2o import H2O
 from kvchat.engine.methods.knorm import Knorm
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.pyramidkv import PyramidKV
 from kvchat.engine.methods.snapkv import SnapKV
 from kvchat.engine.methods.spec import parse_method

@@ -13,9 +13,10 @@ from engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, rea
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import Progress, drain
 from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import by_head, observed_mass
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression

@@ -12,11 +12,13 @@ from engine.tiny import load_engine, random_ids, torch_backend
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import drain
 from kvchat.engine.methods import matching
-from kvchat.engine.methods.base import REPEAT, Evidence
+from kvchat.engine.methods.base import Evidence
 from kvchat.engine.methods.matching import fit, refitted, weights
+from kvchat.engine.methods.naming import method_options
+from kvchat.engine.methods.needs import REPEAT
 from kvchat.engine.methods.refit import Refit
 from kvchat.engine.methods.snapkv import SnapKV
-from kvchat.engine.methods.spec import method_options, parse_method
+from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression
 from kvchat.engine.replay import Replay
 from kvchat.errors import KvchatError

@@ -16,10 +16,10 @@ from kvchat.engine import telling
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
-from kvchat.engine.methods.base import ASK, REPEAT, Needs, Telling
 from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.kvzip import WEIGHINGS, Askall, KVzip, KVzipPlus
+from kvchat.engine.methods.needs import ASK, REPEAT, Needs, Telling
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import Compression
 from kvchat.engine.replay import Replay, scores

@@ -4,7 +4,8 @@ import pytest
 import torch
 from closeness import assert_close
 
-from kvchat.engine.sampling import Sampler, Sampling, distribution, drawn, penalised
+from kvchat.engine.sampler import Sampler, distribution, drawn, penalised
+from kvchat.engine.sampling import Sampling
 from kvchat.errors import KvchatError
 
 CPU = torch.device("cpu")

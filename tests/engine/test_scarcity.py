@@ -4,7 +4,7 @@ leaves the session as it was. And weights that compute no numbers."""
 import pytest
 import torch
 
-from engine.scripted import ask, new_session
+from engine.scripted import BOOK, ask, new_session
 from engine.tiny import load_engine, random_ids
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.spec import parse_method
@@ -89,3 +89,20 @@ def test_weights_that_are_no_numbers_are_said_to_be(chat_folder, temperature):
     with pytest.raises(KvchatError, match="NaN") as caught:
         ask(session, "What?", sampling=Sampling(temperature=temperature))
     assert caught.value.exit_code == 3 and session.turns == []
+
+
+KVZIP, ASKALL = "kvzip:budget=40%,chunk=40", "askall:budget=40%"
+
+
+@pytest.mark.parametrize(("spec", "call"), [(KVZIP, 3), (KVZIP, 5), (ASKALL, 3), (ASKALL, 6)])
+def test_a_replay_goes_on_with_half_the_chunk(chat_folder, scarce, spec, call):
+    """Calls 1 and 2 of a layer are the document's chunks, then come its replays: 3 and 1."""
+    folder, method = chat_folder("byte-level", "chatml"), parse_method(spec)
+    want, got = (new_session(folder, book=BOOK * 4, chunk=50) for _ in range(2))
+    assert 60 < len(want.document) < 90
+    events_of(want.use(method))
+    scarce({call})
+    events, _ = events_of(got.use(method))
+    assert [e.chunk for e in events if isinstance(e, Smaller)] == [25]
+    for a, b in zip(got.cache.segments(), want.cache.segments(), strict=True):
+        assert torch.equal(a.position, b.position) and torch.allclose(a.k, b.k, atol=1e-5)

@@ -8,7 +8,7 @@ from kvchat.app.bench.record import Record
 from kvchat.app.bench.settings import Settings
 from kvchat.app.bench.subject import Subject
 from kvchat.app.text import size
-from kvchat.engine.methods.spec import spec_of
+from kvchat.engine.methods.naming import spec_of
 
 UNITS = {"GiB": 2**30, "MiB": 2**20}
 

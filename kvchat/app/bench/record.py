@@ -16,7 +16,7 @@ from kvchat.app.bench.measure import Measured, Peak
 from kvchat.app.bench.settings import Settings, Test
 from kvchat.app.bench.subject import Subject
 from kvchat.app.models import CHECKOUT
-from kvchat.engine.methods.spec import method_options, name_of, spec_of
+from kvchat.engine.methods.naming import method_options, name_of, spec_of
 
 Record = dict[str, Any]
 

@@ -15,7 +15,7 @@ from kvchat.app.bench.subject import Subject
 from kvchat.app.methods import cost_of
 from kvchat.app.plan import Plan, geometry_of, make_plan
 from kvchat.app.screen import Screen
-from kvchat.engine.methods.spec import spec_of
+from kvchat.engine.methods.naming import spec_of
 from kvchat.errors import is_out_of_memory
 
 

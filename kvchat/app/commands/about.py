@@ -7,8 +7,7 @@ from kvchat.app.blocks import code_blocks
 from kvchat.app.commands.context import Context, Quit
 from kvchat.app.settings import KEYS, shown
 from kvchat.app.text import clean, counted, size
-from kvchat.engine.attention.choice import Choice
-from kvchat.engine.methods.spec import method_options, name_of
+from kvchat.engine.methods.naming import method_options, name_of
 from kvchat.errors import KvchatError
 
 KEY_BINDINGS = (
@@ -72,7 +71,7 @@ def show(context: Context, argument: str) -> None:
 def _model(context: Context) -> Sequence[Row]:
     chat = context.chat
     engine, config = chat.session.engine, chat.session.engine.config
-    refusals = engine.backend.report() if isinstance(engine.backend, Choice) else []
+    refusals = engine.backend.report() if hasattr(engine.backend, "report") else []
     heads = f"{config.num_heads} query heads over {config.num_kv_heads} KV heads"
     return [
         ("model", f"{chat.model.name} ({config.family}), {config.parameters / 1e6:,.1f} M "
@@ -91,7 +90,11 @@ def _config(context: Context) -> Sequence[Row]:
     chat = context.chat
     values = method_options(chat.method).items()
     spec = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
-    chosen = f"for {chat.in_view!r}" if chat.in_view else "by the end of the document (/reread)"
+    chosen = (
+        "by the end of the document (/reread)" if chat.method.needs.sees else "for any question"
+    )
+    if chat.in_view:
+        chosen = f"for {chat.in_view!r}"
     if chat.session.by_question and chat.method.needs.queries:
         chosen = "anew for every question"
     rows = [

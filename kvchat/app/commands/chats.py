@@ -4,10 +4,9 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kvchat.app import resume, saved
+from kvchat.app import saved
 from kvchat.app.commands.context import Context
 from kvchat.app.keeper import Keeper, turn_event
-from kvchat.app.reading import Dropped
 from kvchat.app.text import clean, counted
 from kvchat.errors import KvchatError
 
@@ -73,6 +72,10 @@ def load(context: Context, argument: str) -> None:
         return
     if context.keeper.path and argument in (context.keeper.name, context.keeper.path.stem):
         raise KvchatError("usage", f"{argument} is this chat")
+    # these read, and import torch
+    from kvchat.app import resume
+    from kvchat.app.reading import Dropped
+
     try:
         keeper = resume.load(context.chat, context.screen, argument)
     except Dropped:

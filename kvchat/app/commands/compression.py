@@ -1,26 +1,15 @@
-"""Commands about what is kept of the KV cache: method, budget, selection, comparison."""
+"""Commands about what is kept of the KV cache: method, budget, selection, comparison.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+What reads is imported where it is called: listing needs no torch.
+"""
 
-from kvchat.app.answering import ask
+from collections.abc import Iterable
+
 from kvchat.app.commands.context import Context
-from kvchat.app.reading import (
-    Dropped,
-    agreed,
-    out_of_memory,
-    read_again,
-    require_room,
-    watched,
-)
-from kvchat.app.text import kept_of, ratio
+from kvchat.app.text import ratio
 from kvchat.engine.budget import FORMS, Budget
-from kvchat.engine.events import TurnDone, drain
 from kvchat.engine.methods import BY_QUESTION, METHODS
-from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import method_options, name_of, options, parse_method, with_budget
-from kvchat.engine.session import Session
+from kvchat.engine.methods.naming import method_options, name_of
 from kvchat.errors import KvchatError
 
 
@@ -39,7 +28,10 @@ def method(context: Context, argument: str) -> None:
         settings = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
         context.screen.tell(f"now: {now}:{settings}")
         return
-    budget = None if isinstance(chat.method, Full) else chat.method.budget
+    from kvchat.app.reading import read_again
+    from kvchat.engine.methods.spec import parse_method
+
+    budget = chat.method.budget if name_of(chat.method) != "full" else None
     if read_again(chat, context.screen, method=parse_method(argument, budget)):
         context.keeper.changed(chat)
 
@@ -61,11 +53,15 @@ def budget(context: Context, argument: str) -> None:
         context.screen.tell(f"/budget takes {FORMS}")
         return
     wanted = Budget.parse(argument)
+    from kvchat.app.reading import read_again
+    from kvchat.app.whole import whole
+    from kvchat.engine.methods.spec import options, with_budget
+
     if "budget" not in options(name_of(chat.method)):
         raise KvchatError(
             "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
         )
-    changed = with_budget(chat.method, wanted)
+    changed = with_budget(whole(chat).method, wanted)
     if read_again(chat, context.screen, method=changed, questions=chat.chosen_for):
         context.keeper.changed(chat)
 
@@ -80,6 +76,8 @@ def reread(context: Context, argument: str) -> None:
     chat = context.chat
     if not chat.book.files:
         raise KvchatError("usage", "there is no document to read again", "/file book.txt")
+    from kvchat.app.reading import read_again
+
     if argument == "-":
         if read_again(chat, context.screen, fresh=True):
             context.keeper.changed(chat)
@@ -99,61 +97,20 @@ def reread(context: Context, argument: str) -> None:
         context.screen.tell(f"what is kept now was chosen for {question.splitlines()[0]!r}")
 
 
-@dataclass(frozen=True)
-class Trial:
-    """An answer over one cache: its tokens, its numbers, and the bytes of that cache."""
-
-    name: str
-    done: TurnDone
-    tokens: tuple[int, ...]
-    kv: int
-    full: int
-
-
 def compare(context: Context, argument: str) -> None:
     """answer again with the full or another cache
 
     `/compare`, `/compare snapkv:budget=10%`, `/compare full WHAT IS …?`. Both answers are greedy;
-    the conversation does not change. The other cache is read beside the present one.
+    the conversation does not change. The other cache is read beside the present one, or chosen from
+    a full copy that is kept.
     """
-    chat, session = context.chat, context.chat.session
+    chat = context.chat
     spec, question = split_argument(argument)
-    other = other_method(chat.method, spec)
     if not chat.book.files:
         raise KvchatError("usage", "there is no document to compare caches of", "/file book.txt")
-    if not question and not session.turns:
-        raise KvchatError("usage", "nothing has been asked yet", f"/compare {spec} QUESTION")
-    last = [] if question else session.turns[-1:]
-    asked = question or last[0].question
-    history = session.turns[: len(session.turns) - len(last)]
-    require_room(chat, other, len(session.document))
-    tokens = len(session.document) + sum(len(turn.ids) for turn in history)
-    if not agreed(chat, context.screen, tokens):
-        return
-    ends, folds = tuple(session.ends), session.tail_budget
-    beside = Session(session.engine, session.dialogue, ends, session.limit, folds)
-    try:
-        work = beside.open(session.document, other, session.method)
-        watched(work, context.screen, "comparing", len(session.document))
-        watched(beside.restore(history), context.screen, "recalling", tokens)
-    except Dropped:
-        context.screen.tell("stopped: nothing has changed")
-        return
-    except Exception as error:
-        raise out_of_memory(chat, error) from error
-    session.undo(len(last))
-    try:
-        mine = trial(context, f"{name_of(chat.method)} {chat.method.budget}", asked)
-    finally:
-        session.undo(len(session.turns) - len(history))
-        drain(session.restore(last))
-    chat.session = beside
-    try:
-        theirs = trial(context, f"{name_of(other)} {other.budget}", asked)
-    finally:
-        chat.session = session
-    for line in difference(mine, theirs, session):
-        context.screen.tell(line)
+    from kvchat.app import comparing
+
+    comparing.run(chat, context.screen, spec, question)
 
 
 def split_argument(argument: str) -> tuple[str, str]:
@@ -164,56 +121,6 @@ def split_argument(argument: str) -> tuple[str, str]:
     return "full", argument
 
 
-def other_method(present: Method, spec: str) -> Method:
-    """The method to compare with. Raises KvchatError("usage") if it is the present one."""
-    budget = None if isinstance(present, Full) else present.budget
-    other = parse_method(spec, budget)
-    if other == present:
-        raise KvchatError(
-            "usage",
-            f"{spec} is what the chat uses",
-            *(f"/compare {name}" for name in METHODS if name != name_of(present)),
-        )
-    return other
-
-
-def trial(context: Context, name: str, question: str) -> Trial:
-    """Answer greedily over the chat's session and leave the turn there."""
-    chat = context.chat
-    context.screen.tell(f"— {name} —", style="bold")
-    sampling = replace(chat.settings.sampling, temperature=0.0)
-    last = chat.last
-    done = ask(chat, context.screen, question, sampling)
-    chat.last = last
-    session = chat.session
-    tokens = session.turns[-1].tokens if done.completion_tokens else ()
-    return Trial(name, done, tokens, session.memory().total, session.full_bytes())
-
-
-def difference(mine: Trial, theirs: Trial, session: Session) -> Sequence[str]:
-    """Speed and KV of both, and where their answers part."""
-    width = max(len(mine.name), len(theirs.name))
-    lines = [
-        f"  {each.name:<{width}}  {each.done.completion_tokens:,} tokens, "
-        f"{each.done.tokens_per_second:.1f} tok/s · KV {kept_of(each.kv, each.full)}"
-        for each in (mine, theirs)
-    ]
-    at = first_difference(mine.tokens, theirs.tokens)
-    if at is None:
-        return [*lines, "  the answers are the same, token by token"]
-    decode = session.dialogue.tokenizer.decode
-    here, there = (decode(each.tokens[at : at + 1]) or "the end" for each in (mine, theirs))
-    return [*lines, f"  first different token: number {at + 1:,}, {here!r} and {there!r}"]
-
-
-def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """Index of the first token that differs; None if there is none."""
-    for index in range(max(len(a), len(b))):
-        if a[index : index + 1] != b[index : index + 1]:
-            return index
-    return None
-
-
 def completes(context: Context, typed: str) -> Iterable[str]:
     """Methods, then their options after a colon."""
     name, colon, rest = typed.partition(":")
@@ -221,6 +128,8 @@ def completes(context: Context, typed: str) -> Iterable[str]:
         return METHODS
     if name not in METHODS:
         return ()
+    from kvchat.engine.methods.spec import options
+
     before = rest.rpartition(",")[0]
     head = f"{name}:{before}," if before else f"{name}:"
     return [f"{head}{option}=" for option in options(name)]

@@ -6,23 +6,12 @@ from itertools import count
 
 from kvchat.app import documents
 from kvchat.app.ask import typed_text
-from kvchat.app.book import Book, compose
 from kvchat.app.commands.context import Context
 from kvchat.app.keeper import Keeper
-from kvchat.app.methods import cost_of
-from kvchat.app.models import longer_windows
-from kvchat.app.options import Options
-from kvchat.app.plan import make_plan
-from kvchat.app.reading import read_again
 from kvchat.app.saved import new_path
 from kvchat.app.sources import open_document
-from kvchat.app.start import chosen_method
 from kvchat.app.text import size
 from kvchat.app.views import near
-from kvchat.engine.events import drain
-from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import name_of
 from kvchat.errors import KvchatError
 
 
@@ -44,13 +33,10 @@ def file(context: Context, argument: str) -> None:
 def attach(context: Context, added: Sequence[documents.Document]) -> None:
     """Read documents together with those that are there."""
     chat = context.chat
-    for each in added:
-        for notice in each.notices:
-            context.screen.warn(notice)
-    book = recompose(context, (*chat.book.files, *added), chat.book.system)
-    method = first_method(context) if not chat.book.files else chat.method
-    announce(context, book, method)
-    if read_again(chat, context.screen, method, book, chat.chosen_for):
+    # what reads imports torch, here and below
+    from kvchat.app import attaching
+
+    if attaching.attach(chat, context.screen, added):
         context.keeper.changed(chat)
 
 
@@ -67,10 +53,9 @@ def drop(context: Context, argument: str) -> None:
         raise KvchatError("usage", f"/drop takes a number from 1 to {there}", "/files")
     number = int(argument) - 1
     gone = chat.book.files[number]
-    left = (*chat.book.files[:number], *chat.book.files[number + 1 :])
-    book = recompose(context, left, chat.book.system)
-    method, questions = (chat.method, chat.chosen_for) if left else (Full(), [])
-    if read_again(chat, context.screen, method, book, questions):
+    from kvchat.app import attaching
+
+    if attaching.leave_out(chat, context.screen, number):
         context.keeper.changed(chat)
         context.screen.tell(f"{gone.title} dropped")
 
@@ -123,62 +108,20 @@ def system(context: Context, argument: str) -> None:
         context.screen.tell(chat.book.system or "no system text")
         return
     text = "" if argument == "-" else argument
-    book = recompose(context, chat.book.files, text)
-    if read_again(chat, context.screen, book=book, questions=chat.chosen_for):
+    from kvchat.app import attaching
+
+    if attaching.instruct(chat, context.screen, text):
         context.keeper.changed(chat)
         context.screen.tell("system text changed" if text else "system text taken away")
 
 
 def reset(context: Context, argument: str) -> None:
     """forget everything; a new chat begins"""
-    chat, session = context.chat, context.chat.session
-    book = compose(session.dialogue.tokenizer, (), "", session.limit)
-    session.dialogue = book.dialogue
-    drain(session.open(book.ids, Full(), session.method))
-    chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
-    chat.restored = None
+    from kvchat.app import attaching
+
+    chat = context.chat
+    attaching.forget(chat)
     context.keeper.close()
     path = new_path() if chat.options.save else None
     context.keeper = Keeper(context.screen, path)
     context.screen.tell("document and conversation forgotten; /file PATH reads another")
-
-
-def recompose(context: Context, files: Sequence[documents.Document], system: str) -> Book:
-    """The book of other files or another system text, for the same model."""
-    session = context.chat.session
-    tokenizer, limit = session.dialogue.tokenizer, session.limit
-    talk = sum(len(turn.ids) for turn in session.turns)
-    overflow = context.chat.options.overflow
-    book = compose(tokenizer, files, system, limit - talk, overflow, longer_windows)
-    if book.cut:
-        context.screen.warn(f"{book.title}: {book.cut}")
-    return book
-
-
-def first_method(context: Context) -> Method:
-    """The method that the options ask for, for the first document of a chat."""
-    options: Options = context.chat.options
-    method = chosen_method(options)
-    if options.auto_loss is not None:
-        held = f"budget {method.budget}"
-        context.screen.warn(f"--auto-loss chooses when a chat starts with a document: {held}")
-    return method
-
-
-def announce(context: Context, book: Book, method: Method) -> None:
-    """The plan of a reading, in a line."""
-    engine, limit = context.chat.session.engine, context.chat.session.limit
-    itemsize, tokens = engine.dtype.itemsize, len(book.ids)
-    plan = make_plan(
-        engine.config,
-        itemsize,
-        tokens,
-        method.budget,
-        limit,
-        engine.chunk,
-        cost=cost_of(method),
-    )
-    context.screen.tell(
-        f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window · plan: KV "
-        f"{size(plan.kv_full)} in full → {size(plan.kv_kept)} with {name_of(method)}"
-    )

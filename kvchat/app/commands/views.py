@@ -21,9 +21,14 @@ def memory(context: Context, argument: str) -> None:
 
 
 def heads(context: Context, argument: str) -> None:
-    """kept rows per layer and KV head, or `/heads LAYER`: the heads of one layer"""
+    """kept rows per layer and KV head, or `/heads LAYER`: the heads of one layer
+
+    Where rows were merged (kvmerger), how many tokens they stand for; where a written token chooses
+    what it reads (pqcache), how much that is.
+    """
     tokens = len(context.chat.session.document)
     rows = context.chat.document_rows()
+    sets = context.chat.merge_sets()
     width, glyphs = context.screen.width, context.screen.glyphs
     if argument:
         if not (argument.isascii() and argument.isdecimal()) or int(argument) >= len(rows):
@@ -31,9 +36,15 @@ def heads(context: Context, argument: str) -> None:
                 "usage", f"/heads {argument}: there are layers 0–{len(rows) - 1}", "/heads 0"
             )
         tokens = tokens if rows[int(argument)] else 0
-        lines = views.one_layer(rows[int(argument)], tokens, int(argument), width, glyphs)
+        layer = int(argument)
+        lines = views.one_layer(rows[layer], tokens, layer, width, glyphs, sets[layer])
     else:
         lines = views.heads(rows, tokens, width, glyphs)
+        lines += views.merged([size for layer in sets for head in layer for size in head])
+    if share := context.chat.reads():
+        captured = context.chat.session.cache.captured
+        seen = f", {captured:.0%} of the attention by codes" if captured else ""
+        lines.append(f"a written token reads {share} of these rows{seen}")
     for line in lines:
         context.screen.tell(line)
 

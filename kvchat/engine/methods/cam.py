@@ -6,9 +6,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import recency
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.evict import keep_all, keep_ranked
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import ranked
 
 

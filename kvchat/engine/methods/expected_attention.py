@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.needs import Needs
 from kvchat.errors import KvchatError
 
 SMALLEST = 1e-30  # of a value's norm

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.evict import keep_all
+from kvchat.engine.methods.needs import Needs
 
 
 @dataclass(frozen=True)

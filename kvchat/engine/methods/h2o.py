@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.checks import require_share
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.needs import Needs
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.checks import require_known, require_least, require_share
 from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.merge import (
@@ -21,6 +21,7 @@ from kvchat.engine.methods.merge import (
     merge,
     similarity,
 )
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import group_mass
 from kvchat.errors import KvchatError
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import ASK, REPEAT, Needs, Prefilled, Retold, Telling
+from kvchat.engine.methods.base import Prefilled, Retold
 from kvchat.engine.methods.checks import require_known, require_least, require_most, require_share
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.needs import ASK, REPEAT, Needs, Telling
 from kvchat.engine.methods.scores import pooled_mass
 from kvchat.engine.sizes import CHUNK, REPLAY
 

@@ -11,10 +11,11 @@ from kvchat.engine import ops
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.cache.pq import AGGREGATES, PQSegment, Reads
 from kvchat.engine.cache.segment import Segment
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.checks import require_known, require_least, require_share
 from kvchat.engine.methods.clusters import Training, train
 from kvchat.engine.methods.evict import keep_all
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.sizes import CODED, CODES
 from kvchat.errors import KvchatError
 

@@ -7,9 +7,10 @@ import torch
 
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.base import Evidence, Needs, Prefilled
+from kvchat.engine.methods.base import Evidence, Prefilled
 from kvchat.engine.methods.checks import require_known
 from kvchat.engine.methods.matching import fit
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.stage import Stage
 from kvchat.engine.sizes import EVIDENCE
 

@@ -12,9 +12,10 @@ from typing import Any
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method, Retrieves
+from kvchat.engine.methods.naming import name_of
 from kvchat.engine.methods.quantized import BITS, Quantized
 from kvchat.engine.methods.refit import PARTS, Refit
-from kvchat.engine.methods.stage import Stage, plain, stages
+from kvchat.engine.methods.stage import Stage, stages
 from kvchat.errors import KvchatError
 
 # Options of every method: how what it keeps is stored. The values first that leave it as it is.
@@ -108,29 +109,6 @@ def with_budget(method: Method, budget: Budget) -> Method:
     if isinstance(method, Stage):
         return replace(method, method=with_budget(method.method, budget))
     return replace(method, budget=budget)  # type: ignore[type-var]
-
-
-def method_options(method: Method) -> dict[str, Any]:
-    """Options of a method as they are set, budget apart."""
-    if isinstance(method, Stage):
-        return method_options(method.method) | method.settings
-    return {f.name: getattr(method, f.name) for f in fields(method) if f.name != "budget"}  # type: ignore[arg-type]
-
-
-def name_of(method: Method) -> str:
-    """The table key of a method."""
-    kind = type(plain(method))
-    path = f"{kind.__module__}:{kind.__name__}"
-    return next(name for name, entry in METHODS.items() if entry.path == path)
-
-
-def spec_of(method: Method) -> str:
-    """The spec of a method, budget apart, with what is not as usual: `adakv`, `adakv:bits=4`."""
-    name = name_of(method)
-    usual = {option: default_of(field) for option, field in options(name).items()}
-    values = method_options(method).items()
-    changed = ",".join(f"{key}={value}" for key, value in values if usual.get(key) != value)
-    return f"{name}:{changed}" if changed else name
 
 
 def _staged(method: Method, stored: dict[str, str]) -> Method:

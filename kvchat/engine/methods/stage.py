@@ -8,7 +8,8 @@ from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.base import Method, Needs, Pools, Prefilled
+from kvchat.engine.methods.base import Method, Pools, Prefilled
+from kvchat.engine.methods.needs import Needs
 
 
 def pools(method: Method) -> bool:

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import observed_mass
 
 

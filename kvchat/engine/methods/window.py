@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvchat.engine.budget import Geometry
-from kvchat.engine.methods.base import Needs, Prefilled
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.checks import require_known
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import POOLS, SCORES, pooled_mass
 from kvchat.errors import KvchatError
 

@@ -12,14 +12,8 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.methods.base import Method
 from kvchat.engine.model.weights import find_shards
 from kvchat.engine.store import FORMAT
+from kvchat.engine.store.tokens import tokenizer_digest
 
-# What decides which ids a text becomes; ids of another tokenizer mean something else.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
 SAMPLES, BLOCK = 16, 2**12  # of every shard: blocks that are read, and their bytes
 Parts = dict[str, str]
 
@@ -69,15 +63,6 @@ def weights_digest(folder: Path) -> str:
             for number in range(SAMPLES):
                 file.seek(max(about.st_size - BLOCK, 0) * number // (SAMPLES - 1))
                 digest.update(file.read(BLOCK))
-    return digest.hexdigest()
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """A digest of what turns text into ids in a model's folder."""
-    digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        file = folder / name
-        digest.update(name.encode() + (file.read_bytes() if file.exists() else b""))
     return digest.hexdigest()
 
 

@@ -1,0 +1,21 @@
+"""What token ids belong to. Imports no torch."""
+
+import hashlib
+from pathlib import Path
+
+# What decides which ids a text becomes; ids of another tokenizer mean something else.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """A digest of what turns text into ids in a model's folder."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        file = folder / name
+        digest.update(name.encode() + (file.read_bytes() if file.exists() else b""))
+    return digest.hexdigest()
