@@ -2,7 +2,11 @@
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.input import create_input
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.keys import Keys
+
+REPLIES = (Keys.CPRResponse,)  # of the terminal, not of a person
 
 
 def typed_text(title: str) -> str | None:
@@ -35,7 +39,12 @@ def typed_text(title: str) -> str | None:
 
 
 def choose(question: str, keys: str, default: str) -> str:
-    """The key of `keys` that is pressed; `default` for Enter, Ctrl-C and the end of input."""
+    """The key of `keys` that is pressed; `default` for Enter, Ctrl-C and the end of input.
+
+    What was typed before the question was there answers nothing: it waits for the next line.
+    """
+    source = create_input(always_prefer_tty=True)
+    early = [key for key in (*get_typeahead(source), *source.read_keys()) if key.key not in REPLIES]
     bindings = KeyBindings()
 
     def answers(key: str) -> None:
@@ -58,10 +67,10 @@ def choose(question: str, keys: str, default: str) -> str:
     def _(event) -> None:
         """Other keys are no answer."""
 
-    session: PromptSession[str] = PromptSession(
-        input=create_input(always_prefer_tty=True), key_bindings=bindings
-    )
+    session: PromptSession[str] = PromptSession(input=source, key_bindings=bindings)
     try:
         return session.prompt(f"{question} ")
     except (EOFError, KeyboardInterrupt):
         return default
+    finally:
+        store_typeahead(source, [*early, *get_typeahead(source)])

@@ -6,14 +6,16 @@ import signal
 from contextlib import contextmanager
 
 import pytest
+from prompt_toolkit import PromptSession
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import DummyCompleter
 from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.output import DummyOutput
 
 from app.scene import Scene, shown
+from kvchat.app import ask, repl, saved
 from kvchat.app import lines as reading
-from kvchat.app import repl, saved
 from kvchat.app.interrupt import Interrupt
 from kvchat.app.lines import Lines
 
@@ -180,3 +182,20 @@ def test_keys_typed_behind_enter(monkeypatch, tmp_path, keys, stop, after):
         assert lines.stop_typed() == stop
         typed.send_text("\r")
         assert lines.read() == after
+
+
+def test_what_is_typed_before_a_question_does_not_answer_it(monkeypatch):
+    """It waits for the next line, in front of what is typed behind the answer."""
+
+    class Asked(PromptSession):
+        def prompt(self, *given):
+            source.send_text("y now")
+            return super().prompt(*given)
+
+    with create_pipe_input() as source, create_app_session(source, DummyOutput()):
+        monkeypatch.setattr(ask, "create_input", lambda **_: source)
+        monkeypatch.setattr(ask, "PromptSession", Asked)
+        source.send_text("no rain")
+        assert ask.choose("go on? [Y/n]", "yn", "n") == "y"
+        later = [*get_typeahead(source), *source.read_keys()]
+        assert "".join(key.data for key in later) == "no rain now"
