@@ -71,9 +71,7 @@ def tables(found: Found, _: str | None) -> str:
         parts.append(
             f"**{kind.capitalize()}**, {asked(found, kind)}. Full cache: {_answers(full)}."
         )
-        parts.append(
-            _grid(found, kind, budgets, lambda r: f"{_answers(r)} · {r['kl']['mean']:.3f}")
-        )
+        parts.append(_grid(found, kind, budgets, _quality))
     full = _row(found, "full")
     parts.append(f"**Rows kept and bytes held.** Full cache: {size(full['bytes'])}.")
     parts.append(_grid(found, KINDS[0], budgets, _held))
@@ -86,10 +84,7 @@ def times(found: Found, _: str | None) -> str:
     lines += ["| experiment | documents | seconds each |", "|---|---:|---:|"]
     for name, seconds in found["seconds"].items():
         lines.append(f"| {name} | {len(seconds)} | {min(seconds):.0f} to {max(seconds):.0f} |")
-    return (
-        f"{found['machine']}, {found['processes']} processes of one thread each.\n\n"
-        + "\n".join(lines)
-    )
+    return "\n".join(lines)
 
 
 def _grid(found: Found, kind: str, budgets: list[str], text: Callable[[Found], str]) -> str:

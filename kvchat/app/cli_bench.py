@@ -36,7 +36,7 @@ def bench(
         bool, typer.Option("--quick", help="About ten seconds with the bundled model.")
     ] = False,
     threads: Annotated[Numbers, typer.Option("-t", "--threads", help="CPU threads: 1,2.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random tokens.")] = 0,
     from_file: Annotated[
         str | None, typer.Option(help="Read this document's tokens, not random ones.")
     ] = None,
@@ -44,7 +44,8 @@ def bench(
         bool, typer.Option("--warmup/--no-warmup", help="One run that is not counted.")
     ] = True,
     delay: Annotated[
-        float, typer.Option(min=0, help="Seconds of rest before each test (0): a cool machine.")
+        float,
+        typer.Option(min=0, max=3600, help="Seconds of rest before each test (0): a cool machine."),
     ] = 0.0,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
@@ -85,7 +86,7 @@ def bench(
             repeat=repeat or times,
             methods=specs(method, METHODS),
             budgets=pieces(budget or []),
-            threads=counts("--threads", threads, []),
+            threads=flags.thread_counts(counts("--threads", threads, [])),
             chunk=flags.tokens("--prefill-chunk", prefill_chunk),
             seed=seed,
             text=from_file,

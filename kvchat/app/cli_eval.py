@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from kvchat.app import flags
-from kvchat.app.lists import counts, pieces, specs
+from kvchat.app.lists import counts, once, pieces, specs
 
 Names = list[str] | None
 
@@ -38,7 +38,9 @@ def evaluate(
     view: Annotated[
         Names, typer.Option(help="unseen, seen: the question at compression (both).")
     ] = None,
-    questions: Annotated[int, typer.Option(min=1, help="Per task and length.")] = 200,
+    questions: Annotated[
+        int, typer.Option(min=1, help="At least so many per task and length, in whole documents.")
+    ] = 200,
     per_document: Annotated[int, typer.Option(min=1, help="Questions per document.")] = 25,
     overflow: Annotated[
         str, typer.Option(help="What is cut from too long documents: error, head, tail, middle.")
@@ -64,13 +66,13 @@ def evaluate(
 
     settings = evaluation.Settings(
         model=model,
-        tasks=pieces(task or ([] if data else ["world"])),
-        data=data or [],
-        lengths=counts("--length", length, [4096]),
-        depths=counts("--depth", depth, list(evaluation.DEPTHS), least=0),
+        tasks=once(pieces(task or ([] if data else ["world"]))),
+        data=once(data or []),
+        lengths=once(counts("--length", length, [4096])),
+        depths=once(counts("--depth", depth, list(evaluation.DEPTHS), least=0)),
         methods=specs(method, ["streamingllm", "snapkv", "adakv"]),
         budgets=pieces(budget or ["25%"]),
-        views=pieces(view or ["unseen", "seen"]),
+        views=once(pieces(view or ["unseen", "seen"])),
         questions=questions,
         per_document=per_document,
         overflow=overflow,

@@ -41,9 +41,8 @@ Attention = Annotated[
     str | None,
     typer.Option(help=f"auto, {', '.join(BACKENDS)} (flash reads only)."),
 ]
-Threads = Annotated[
-    int | None, typer.Option(min=1, max=4 * (os.cpu_count() or 1), help="CPU threads.")
-]
+MOST_THREADS = 4 * (os.cpu_count() or 1)
+Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")]
 Dummy = Annotated[
     str | None,
     typer.Option(help=f"No checkpoint, only a shape: {', '.join(GEOMETRIES)}, or a config.json."),
@@ -118,6 +117,17 @@ def number(name: str, text: str, least: int = 1) -> int:
             f"{name} 32k",
         )
     return count
+
+
+def thread_counts(given: list[int]) -> list[int]:
+    """Numbers of CPU threads, as they are. Raises KvchatError("usage")."""
+    if max(given, default=1) > MOST_THREADS:
+        raise KvchatError(
+            "usage",
+            f"--threads {max(given):,} is more than {MOST_THREADS}, four for each processor here",
+            f"--threads {os.cpu_count() or 1}",
+        )
+    return given
 
 
 def share(name: str, text: str) -> float:

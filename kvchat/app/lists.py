@@ -3,11 +3,13 @@ their options. Knows no command, imports no torch."""
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from kvchat.app.flags import number
 from kvchat.app.text import clean
 from kvchat.errors import KvchatError
 
+T = TypeVar("T")
 RANGE = re.compile(r"(\w+)-(\w+)(?:([+*])(\w+))?")
 MANY = 1000  # numbers of one range
 
@@ -15,6 +17,11 @@ MANY = 1000  # numbers of one range
 def pieces(given: Sequence[str]) -> list[str]:
     """What stands between the commas of an option that may be repeated."""
     return [text.strip() for item in given for text in item.split(",")]
+
+
+def once(given: Sequence[T]) -> list[T]:
+    """Each of them once, in their order."""
+    return list(dict.fromkeys(given))
 
 
 def counts(name: str, given: Sequence[str] | None, default: list[int], least: int = 1) -> list[int]:

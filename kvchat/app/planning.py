@@ -120,7 +120,7 @@ def settle(wanted: Wanted) -> Frame:
     if wanted.device not in CHUNKS:
         raise KvchatError("usage", f"--device {clean(wanted.device)!r}: there are cpu and cuda")
     values, _ = settings.settle({"model": wanted.model}, found := settings.load())
-    if wanted.dummy:
+    if wanted.dummy is not None:
         name, config = dummy(wanted.dummy)
     else:
         model = find_model(values.get("model"), found.models)

@@ -7,7 +7,7 @@ import pytest
 
 from app.program import ROOT
 from kvchat.app.eval.case import Draw
-from kvchat.app.eval.files import LOADERS, load
+from kvchat.app.eval.files import LOADERS, leval, load
 from kvchat.app.eval.files.given import Given
 from kvchat.app.eval.sources import digests, sources
 from kvchat.errors import KvchatError
@@ -122,6 +122,15 @@ def test_leval_has_many_questions_about_one_document(write):
     assert given.left_out == (("evaluation 'human' (not computed)", 1), ("no document", 1))
 
 
+@pytest.mark.parametrize(
+    ("output", "letters"),
+    [("B", "B"), ("AC", "AC"), ("A, C", "AC"), ("A and D", "AD"), ("B) a bell", "B"),
+     ("C, because of A", "C"), ("A & B.", "AB")],
+)  # fmt: skip
+def test_letters_of_leval(output, letters):
+    assert leval._examined("Which?", output).answers == (letters,)
+
+
 @pytest.fixture
 def haystack(tmp_path):
     """`haystack(**changes) -> Path` of a needle file beside a folder of texts."""
@@ -184,6 +193,9 @@ def test_the_samples_of_the_guide_are_files_in_order(write, haystack):
     [
         ("ruler", "{oops", "line 2, column 2: no JSON"),
         ("ruler", "[1]", "line 2: no JSON object"),
+        ("ruler", "[" * 100_000, "line 2: its JSON is too large"),
+        ("ruler", '{"outputs": ' + "9" * 5000 + "}", "line 2: its JSON is too large"),
+        ("ruler", RULER | {"input": "half a \ud800\nWhat?"}, "line 2: 'input' is not a text"),
         ("ruler", {"input": "a\nb"}, "line 2: 'outputs' is missing"),
         ("ruler", RULER | {"outputs": "7421"}, "line 2: 'outputs' is not a list of texts"),
         ("ruler", RULER | {"outputs": []}, "line 2: 'outputs' is not a list of texts"),

@@ -1,5 +1,6 @@
 """`kvchat eval` as a whole, on a tiny model: what it writes, goes on with, and refuses."""
 
+import copy
 import json
 import re
 
@@ -8,6 +9,7 @@ from engine import tiny
 
 from app.forked import kvchat
 from kvchat.app.eval import pictures
+from kvchat.app.eval.answers import Answers
 from kvchat.app.eval.case import Question
 from kvchat.app.eval.files import LOADERS
 from kvchat.app.eval.measure import answer
@@ -53,7 +55,16 @@ def session(chat_folder):
 
 
 def test_a_run_resumes_and_refuses_another_experiment(evaluate, answers):
-    arguments = ["--task", "needle", "--length", "100", "--depth", "0,100"]
+    arguments = [
+        "--task",
+        "needle",
+        "--length",
+        "100,100",
+        "--depth",
+        "0,100",
+        "--method",
+        "snapkv",
+    ]
     first = evaluate(*arguments, "--questions", "1")
     assert first.returncode == 0, first.stderr
     records = answers()
@@ -79,6 +90,60 @@ def test_a_run_resumes_and_refuses_another_experiment(evaluate, answers):
         other = evaluate(*arguments, "--questions", "4", option, value)
         assert other.returncode == 8 and said + b" differ" in other.stderr
     assert len(answers()) == 4 * len(records)
+
+
+DESCRIBED = {"settings": {"data": {}, "seed": 1, "overflow": "error", "questions": 4}}
+
+
+def document(number: int, count: int = 2) -> list[dict]:
+    return [{"task": "t", "length": 9, "document": number, "question": n} for n in range(count)]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Two documents of two records, written down."""
+    found = Answers(str(tmp_path / "eval"))
+    found.resume(copy.deepcopy(DESCRIBED))
+    found.add(document(0))
+    found.add(document(1))
+    return tmp_path / "eval" / "answers.jsonl"
+
+
+@pytest.mark.parametrize("cut", [2, 30, 70, 75])
+def test_a_document_that_was_not_written_to_its_end_is_measured_again(stored, cut):
+    """Also if the end of the process cut between two records."""
+    whole = stored.read_text()
+    stored.write_text(whole[:-cut])
+    again = Answers(str(stored.parent))
+    again.resume(copy.deepcopy(DESCRIBED))
+    assert again.done == {("t", 9, 0)} and len(again.records) == 2
+    again.add(document(1))
+    assert stored.read_text() == whole
+
+
+def test_damage_is_named_and_a_folder_without_answers_is_free(stored, tmp_path):
+    folder = str(stored.parent)
+    text = stored.read_text()
+    stored.write_text("{\n" + text)
+    with pytest.raises(KvchatError, match=r"answers.jsonl, line 1 is damaged") as caught:
+        Answers(folder).resume(copy.deepcopy(DESCRIBED))
+    assert caught.value.code == "session"
+    stored.write_text(text)
+    (stored.parent / "run.json").write_text("{")
+    with pytest.raises(KvchatError, match=r"run.json is damaged"):
+        Answers(folder).resume(copy.deepcopy(DESCRIBED))
+    stored.write_text("")
+    Answers(folder).resume(copy.deepcopy(DESCRIBED))
+    with pytest.raises(KvchatError, match="File exists"):
+        Answers(str(stored))
+
+
+def test_what_is_too_long_may_be_cut_later_on(stored):
+    """Nothing was cut before, so what is there is whole; the other way round it is not known."""
+    cut = {"settings": DESCRIBED["settings"] | {"overflow": "middle"}}
+    Answers(str(stored.parent)).resume(copy.deepcopy(cut))
+    with pytest.raises(KvchatError, match="overflow differ"):
+        Answers(str(stored.parent)).resume(copy.deepcopy(DESCRIBED))
 
 
 def test_files_are_asked_once_and_must_stay_what_they_were(evaluate, answers, tmp_path):
@@ -109,6 +174,8 @@ def test_files_are_asked_once_and_must_stay_what_they_were(evaluate, answers, tm
         (["--depth", "101"], 2, b"beyond 100 %"),
         (["--overflow", "all"], 2, b"--overflow"),
         (["-o", "csv"], 2, b"unknown output 'csv'"),
+        (["--method", "nonsense"], 2, b"unknown method 'nonsense'"),
+        (["--budget", "much"], 2, b"much"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(evaluate, arguments, code, said):

@@ -12,6 +12,7 @@ from kvchat.app.eval.tasks import TASKS
 from kvchat.app.eval.tasks.counts import WORDS
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.tokenizer import Tokenizer
+from kvchat.errors import KvchatError
 
 LENGTHS = (60, 300, 1000, 4000)
 UNKNOWN = "is unknown"
@@ -140,3 +141,10 @@ def test_documents_have_the_wanted_tokens_in_any_tokenizer_and_walk_through_the_
     needles = Made("needle", TASKS["needle"], (400,), (0.0, 0.5, 1.0), 1, 5)
     depths = [needles.case(dialogue, 400, n).questions[0].depth for n in range(6)]
     assert depths == [0.0, 0.5, 1.0] * 2
+
+
+def test_a_document_too_short_for_anybody_is_refused():
+    with pytest.raises(KvchatError, match="of 5 tokens of the demo world tells nothing") as caught:
+        TASKS["world"](Draw(0, 5, 3, 0.5))
+    assert caught.value.code == "usage" and "--length 256" in caught.value.tries
+    assert TASKS["world"](Draw(0, 256, 3, 0.5)).questions

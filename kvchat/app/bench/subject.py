@@ -44,7 +44,7 @@ class Subject:
 def load(settings: Settings, screen: Screen) -> Subject:
     """Find, check and load. Raises KvchatError before anything large is loaded if it can."""
     busy = os.getloadavg()[0]
-    model = None if settings.dummy else _model(settings)
+    model = _model(settings) if settings.dummy is None else None
     name, config = _shape(settings, model)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, config, settings.weights)

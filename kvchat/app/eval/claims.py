@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from kvchat.app.eval.report import CANNOT, Estimate, estimate, sized, worth
+from kvchat.app.eval.report import CANNOT, DOCUMENTS, Estimate, estimate, sized, worth
 from kvchat.app.text import clean
 
 CLAIMS = (
@@ -21,7 +21,6 @@ CLAIMS = (
 """Better or equal, than which, who says so, and how much of the score it may lose."""
 
 
-DOCUMENTS = 5  # fewer prove nothing
 FLOOR = 0.1  # where both answer less than this right, neither is better
 
 

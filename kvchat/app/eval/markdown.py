@@ -46,5 +46,7 @@ def _view(row: Row | None) -> tuple[str, str]:
         return "", ""
     mark = "?" if row.verdict else ""
     score = row.score
-    figure = f"{100 * score.mean:.1f} ({100 * score.low:.0f}–{100 * score.high:.0f})"
-    return mark + figure, f"{row.kl.mean:.3f}"
+    figure = f"{mark}{100 * score.mean:.1f}"
+    if row.documents > 1:
+        figure += f" ({100 * score.low:.0f}–{100 * score.high:.0f})"
+    return figure, f"{row.kl.mean:.3f}"

@@ -15,6 +15,7 @@ from kvchat.app.text import clean, counted, size
 DRAWS = 1000
 CANNOT = "cannot be told"
 FEW = 200  # questions below which an interval that covers the comparison says nothing
+DOCUMENTS = 5  # fewer prove nothing
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def _verdict(
     full = [worth(r) for group in against.values() for r in group]
     mean = sum(full) / len(full)
     covers = score.low <= mean <= score.high
-    return CANNOT if covers and len(flat) < FEW else ""
+    documents = len({record["document"] for record in flat})
+    return CANNOT if documents < DOCUMENTS or (covers and len(flat) < FEW) else ""
 
 
 def screen_tables(table: list[Row]) -> Iterator[Text | Table]:
@@ -150,12 +152,15 @@ def screen_tables(table: list[Row]) -> Iterator[Text | Table]:
             )
         yield grid
     if any(row.verdict for row in table):
-        yield Text(f"? {CANNOT}: under {FEW} questions, and the interval covers the full cache")
+        yield Text(
+            f"? {CANNOT}: under {DOCUMENTS} documents, or under {FEW} questions and the interval "
+            "covers the full cache"
+        )
 
 
 def _columns(row: Row | None) -> tuple[str, str, str]:
     if row is None:
         return "", "", ""
-    interval = f"{100 * row.score.low:.0f}–{100 * row.score.high:.0f}"
+    interval = f"{100 * row.score.low:.0f}–{100 * row.score.high:.0f}" if row.documents > 1 else ""
     mark = "?" if row.verdict else ""
     return f"{mark}{100 * row.score.mean:.1f}", interval, f"{row.kl.mean:.3f}"

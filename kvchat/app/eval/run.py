@@ -4,8 +4,7 @@ import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from time import perf_counter, time
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ import torch
 from kvchat import __version__
 from kvchat.app import machine, process
 from kvchat.app.eval import markdown
+from kvchat.app.eval.answers import Answers
 from kvchat.app.eval.claims import claims, screen_claims
 from kvchat.app.eval.measure import Cell, measure
 from kvchat.app.eval.report import rows, screen_tables, sized
-from kvchat.app.eval.sources import Source, digests, fitted, sources
+from kvchat.app.eval.sources import Source, digests, fitted, met, sources
 from kvchat.app.eval.tasks import TASKS
 from kvchat.app.inputs import require_choices
 from kvchat.app.interrupt import Interrupt
@@ -79,6 +79,7 @@ def run(settings: Settings) -> int:
         settings.seed,
         settings.per_document,
     )
+    answers = Answers(settings.out)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     screen = Screen(verbose=True)
@@ -90,23 +91,17 @@ def run(settings: Settings) -> int:
     dialogue = Dialogue(Tokenizer.load(found.folder))
     loading = Engine.load(found.folder, config, settings.dtype, settings.device, settings.weights)
     session = Session(screen.watch(loading, "loading"), dialogue)
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
     description = describe(settings, found.name, session)
     description["settings"]["data"] = digests(asked, settings.data)
-    records = resume(out, description)
-    done = {(r["task"], r["length"], r["document"]) for r in records}
-    with Interrupt() as interrupt, (out / "answers.jsonl").open("a", encoding="utf-8") as file:
-        for new in measured(settings, asked, session, done, screen, interrupt):
-            # a document at once: what is in the file is complete
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
-            file.flush()
-            records += new
+    answers.resume(description)
+    with Interrupt() as interrupt:
+        for new in measured(settings, asked, session, answers.done, screen, interrupt):
+            answers.add(new)
         if interrupt.asked():
-            screen.say(f"stopped; the same command goes on from {out}")
-    report(settings, description, records, out, screen)
+            screen.say(f"stopped; the same command goes on from {clean(settings.out)}")
+    report(settings, description, answers, screen)
     if settings.plot:
-        for path in pictures.draw(records, folder):
+        for path in pictures.draw(answers.records, folder):
             screen.say(f"drawn: {clean(str(path))}")
     return 130 if interrupt.asked() else 0
 
@@ -114,14 +109,13 @@ def run(settings: Settings) -> int:
 def report(
     settings: Settings,
     description: dict[str, Any],
-    records: list[dict[str, Any]],
-    out: Path,
+    answers: Answers,
     screen: Screen,
 ) -> None:
     """Write `table.json` and print tables and claims."""
-    table, tried = rows(records), claims(records)
+    table, tried = rows(answers.records), claims(answers.records)
     listed = [asdict(row) for row in table]
-    (out / "table.json").write_text(json.dumps(listed, indent=1) + "\n")
+    (answers.folder / "table.json").write_text(json.dumps(listed, indent=1) + "\n")
     if settings.output == "json":
         found = {"run": description, "table": listed, "claims": [asdict(c) for c in tried]}
         print(json.dumps(found, indent=1))
@@ -134,7 +128,7 @@ def report(
 
 
 def check(settings: Settings) -> None:
-    """Raise KvchatError("usage") for names that do not exist and depths that are none."""
+    """Raise KvchatError("usage") for names that do not exist, and for what is no depth or cell."""
     given = (
         ("task", settings.tasks, TASKS),
         ("view", settings.views, VIEWS),
@@ -148,6 +142,7 @@ def check(settings: Settings) -> None:
         if depth > 100:
             raise KvchatError("usage", f"--depth {depth} is beyond 100 %", "--depth 0,50,100")
     require_choices({"overflow": settings.overflow})
+    cells_of(settings)
 
 
 def cells_of(settings: Settings) -> list[Cell]:
@@ -158,7 +153,8 @@ def cells_of(settings: Settings) -> list[Cell]:
         for spec in settings.methods
         for budget in settings.budgets
     ]
-    return [cell for cell in cells if not isinstance(cell.method, Full)]
+    known = {(cell.name, cell.seen): cell for cell in cells if not isinstance(cell.method, Full)}
+    return list(known.values())
 
 
 def measured(
@@ -181,15 +177,22 @@ def measured(
                 if (source.name, length, number) not in done:
                     begin = perf_counter()
                     fits = fitted(case, session.dialogue, session.limit, settings.overflow)
-                    where = {"task": source.name, "length": length, "document": number}
+                    where: dict[str, Any] = {
+                        "task": source.name,
+                        "length": length,
+                        "document": number,
+                    }
                     found = []
                     for record in measure(session, fits, cells):
                         found.append(where | record)
                         if interrupt.asked():
                             return
                     took = seconds(perf_counter() - begin)
-                    cut = "" if fits is case else f" · cut at its {settings.overflow}"
                     name = f"{clean(source.name)} · {sized(length)} · document {number}"
+                    cut = "" if fits is case else f" · cut at its {settings.overflow}"
+                    tokens = found[0]["document_tokens"]
+                    if length and not met(tokens, length):
+                        cut = f" · it has {tokens:,}, for it cannot be as long as was asked for"
                     screen.say(f"{name}{cut} · {took}")
                     yield found
                 questions += len(case.questions)
@@ -207,39 +210,3 @@ def describe(settings: Settings, model: str, session: Session) -> dict[str, Any]
         "weights": session.engine.weights,
         "parameters": session.engine.config.parameters,
     }
-
-
-GROWS = {"questions", "lengths", "tasks", "threads", "out", "output", "plot"}
-"""Settings that a run may go on with in another way: they add to it, or do not matter."""
-
-
-def resume(out: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
-    """Records of an earlier run with the same settings; its description is written if new.
-
-    Raises KvchatError("session") if the folder holds another experiment.
-    """
-    path, answers = out / "run.json", out / "answers.jsonl"
-    if path.exists():
-        before = json.loads(path.read_text())
-        old, new = (_fixed(found["settings"]) for found in (before, description))
-        changed = [key for key in new if key in old and old[key] != new[key]]
-        changed += [key for key in old.keys() ^ new.keys() if not key.startswith("data ")]
-        if changed:
-            raise KvchatError(
-                "session",
-                f"{out} holds another experiment: {clean(', '.join(changed))} differ",
-                "--out ANOTHER-FOLDER",
-            )
-        files = before["settings"]["data"]
-        description["settings"]["data"] = files | description["settings"]["data"]
-    path.write_text(json.dumps(description | {"time": int(time())}, indent=1) + "\n")
-    if not answers.exists():
-        return []
-    text = answers.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
-
-
-def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that must not change; further files may be added, each stays what it was."""
-    files = {f"data {name}": found for name, found in settings.get("data", {}).items()}
-    return {k: v for k, v in settings.items() if k not in GROWS | {"data"}} | files

@@ -30,10 +30,15 @@ def case_of(
     for _ in range(TRIES):
         case = task(draw)
         tokens = len(dialogue.document(case.document))
-        if 0.9 * length <= tokens <= 1.05 * length:
+        if met(tokens, length):
             break
         draw = replace(draw, tokens=max(1, round(draw.tokens * length / tokens)))
     return case
+
+
+def met(tokens: int, length: int) -> bool:
+    """Whether a document of so many tokens is as long as it was meant to be."""
+    return 0.9 * length <= tokens <= 1.05 * length
 
 
 @dataclass(frozen=True)

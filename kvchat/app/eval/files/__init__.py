@@ -29,7 +29,7 @@ def load(spec: str) -> Given | Task:
         raise KvchatError(
             "usage",
             f"--data {clean(spec)!r} is no KIND:FILE; kinds are {', '.join(LOADERS)}",
-            f"--data ruler:{clean(name or spec)}",
+            f"--data {clean(kind if kind in LOADERS else 'ruler')}:{clean(name) or 'FILE'}",
         )
     read, holds = LOADERS[kind]
     try:

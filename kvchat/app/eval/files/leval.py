@@ -11,7 +11,7 @@ from kvchat.app.eval.files.rows import Line, lines
 
 FIELDS = "`input`, and as long as each other `instructions` and `outputs`, and `evaluation`"
 SCORED = ("exam", "f1")
-LETTERS = re.compile(r"\W*([A-D]{1,4})(?=[).:,]|\s*$)")
+LETTERS = re.compile(r"\W*([A-D](?:(?:[,&\s]+(?:and\s+)?)?[A-D])*)(?=[).:,]|\s*$)")
 JUDGED = ("True", "False")
 LONG = 128  # tokens of an answer
 
@@ -50,7 +50,7 @@ def _examined(text: str, output: str) -> Question:
     """Letters of a multiple choice, true or false, or a text that the answer has to hold."""
     text, output = text.strip(), output.strip()
     if found := LETTERS.match(output):
-        right = "".join(sorted(set(found[1])))
+        right = "".join(sorted(set(found[1]) & {*"ABCD"}))
         text += "\nAnswer only with the letter, or the letters if several are right."
         return Question(text, (right,), "leval", "letters", longest=LONG)
     first = output.partition("[")[0].strip()  # sci_fi: what the story says, then [fact: …]

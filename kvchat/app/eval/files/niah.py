@@ -2,14 +2,13 @@
 JSON file with its names (`needle` or `needles`, `retrieval_question`, `haystack_dir`) and
 `answers`, since no model judges here."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from kvchat.app.eval.case import Case, Draw, Question
-from kvchat.app.eval.files.rows import Line, content
+from kvchat.app.eval.files.rows import content, parsed
 from kvchat.app.eval.tasks.haystack import joined
 from kvchat.app.text import clean
 from kvchat.errors import KvchatError
@@ -53,15 +52,8 @@ class Haystack:
 
 def read(path: Path) -> Haystack:
     """The task of a file and its folder of texts. Raises KvchatError("input")."""
-    try:
-        fields = json.loads(content(path))
-    except json.JSONDecodeError as error:
-        where = f"{clean(str(path))}, line {error.lineno}, column {error.colno}"
-        raise KvchatError("input", f"{where}: no JSON ({error.msg})") from None
-    if not isinstance(fields, dict):
-        raise KvchatError("input", f"{clean(str(path))}: no JSON object")
-    line = Line(path, 1, fields)
-    needles = line.texts("needles") if "needles" in fields else (line.text("needle"),)
+    line = parsed(path, content(path))
+    needles = line.texts("needles") if "needles" in line.fields else (line.text("needle"),)
     found = texts(path, line.text("haystack_dir"))
     sentences = [part for text in found for part in SENTENCE.split(content(text)) if part.strip()]
     if not sentences:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from kvchat.app.text import clean
 from kvchat.errors import KvchatError
@@ -21,7 +21,7 @@ class Line:
     def text(self, name: str, empty: bool = False) -> str:
         """A string, by default not an empty one."""
         value = self.fields.get(name)
-        if not isinstance(value, str) or not (empty or value.strip()):
+        if not _is_text(value, empty):
             raise self.wrong(name, "a text" if empty else "a text that is not empty")
         return value
 
@@ -50,14 +50,22 @@ def lines(path: Path) -> Iterator[Line]:
     for number, text in enumerate(content(path).split("\n"), 1):
         if not text.strip():
             continue
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            where = f"{clean(str(path))}, line {number}, column {error.colno}"
-            raise KvchatError("input", f"{where}: no JSON ({error.msg})") from None
-        if not isinstance(value, dict):
-            raise KvchatError("input", f"{clean(str(path))}, line {number}: no JSON object")
-        yield Line(path, number, value)
+        yield parsed(path, text, number)
+
+
+def parsed(path: Path, text: str, number: int = 1) -> Line:
+    """The object that begins on a line. Raises KvchatError("input")."""
+    where = f"{clean(str(path))}, line {number}"
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{clean(str(path))}, line {number + error.lineno - 1}, column {error.colno}"
+        raise KvchatError("input", f"{where}: no JSON ({error.msg})") from None
+    except (ValueError, RecursionError):  # numbers of thousands of digits, lists in lists in lists
+        raise KvchatError("input", f"{where}: its JSON is too large to be read") from None
+    if not isinstance(value, dict):
+        raise KvchatError("input", f"{where}: no JSON object")
+    return Line(path, number, value)
 
 
 def content(path: Path) -> str:
@@ -72,5 +80,8 @@ def content(path: Path) -> str:
         ) from None
 
 
-def _is_text(item: Any) -> bool:
-    return isinstance(item, str) and bool(item.strip())
+def _is_text(item: Any, empty: bool = False) -> TypeGuard[str]:
+    """Whether it is a string, of whole characters: JSON can hold halves of some."""
+    if not isinstance(item, str) or any("\ud800" <= char <= "\udfff" for char in item):
+        return False
+    return empty or bool(item.strip())

@@ -4,14 +4,22 @@ from random import Random
 
 from kvchat.app.eval import world
 from kvchat.app.eval.case import Case, Draw, Question
+from kvchat.errors import KvchatError
 
 UNKNOWN_SHARE = 0.2
+LEAST = 256  # tokens in which something is told of somebody
 
 
 def about_the_world(draw: Draw) -> Case:
     """questions about people of the demo world, a fifth of them unanswerable"""
     rng = Random(draw.seed)
     document = world.document(world.HELD_OUT + draw.seed, draw.tokens)
+    if not document.facts:
+        raise KvchatError(
+            "usage",
+            f"a document of {draw.tokens:,} tokens of the demo world tells nothing of anybody",
+            f"--length {LEAST}",
+        )
     text = world.text(document.ids)
     questions = []
     for number in range(draw.questions):
