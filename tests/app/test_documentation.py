@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 
 import pytest
@@ -111,6 +112,7 @@ def commands(file: str) -> Iterator[Command]:
         piped = ""
         if words[:1] == ["cat"] and words[2:3] == ["|"]:
             piped, words = words[1], words[3:]
+        words = words[: words.index("&&")] if "&&" in words else words
         if words and words[0] in ("kvchat", "make", "pip", "python"):
             yield Command(file, tuple(words), piped)
 
@@ -267,3 +269,11 @@ def test_figures_of_the_methods():
                           if row["cell"] == label and row["kind"] == "answerable"]  # fmt: skip
                 want = f"{100 * rights[0]:.0f}" if rights else "–"
                 assert cell.strip() == want, f"{name}, {experiment}, {budget}"
+
+
+def test_the_page_of_results_is_what_its_figures_make(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    made = import_module("results_page")
+    assert made.page(made.PROSE.read_text()) == (ROOT / "docs" / "results.md").read_text()
+    with pytest.raises(KeyError, match="not measured"):
+        made.page("{right unseen-4096 kvzip 77%}")
