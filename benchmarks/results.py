@@ -21,7 +21,7 @@ from typing import Any
 import results_page
 
 from kvchat.app.eval.claims import claims
-from kvchat.app.eval.curves import curves
+from kvchat.app.eval.curves import Curves, curves
 from kvchat.app.eval.pictures import draw_curves
 from kvchat.app.eval.report import rows
 from kvchat.app.machine import processor
@@ -180,14 +180,17 @@ def finished(experiment: Experiment) -> list[dict[str, Any]]:
 
 def draw() -> None:
     """A picture of some methods at 4,096 tokens, for the page and the README."""
-    records = [
-        record
-        for experiment in EXPERIMENTS
-        for found in (finished(experiment) if experiment.length == 4096 else ())
-        for record in found["records"]
-        if record["cell"].partition(" ")[0] in SHOWN and record["kind"] == "answerable"
-    ]
-    draw_curves(STORE / "answers.png", curves(records))
+    panels: list[Curves] = []
+    for experiment in EXPERIMENTS:
+        if experiment.length == 4096:
+            records = (record for found in finished(experiment) for record in found["records"])
+            panels += curves(record for record in records if _shown(record))
+    draw_curves(STORE / "answers.png", panels)
+
+
+def _shown(record: dict[str, Any]) -> bool:
+    method = record["cell"].partition(" ")[0]
+    return method in SHOWN and record["kind"] == "answerable"
 
 
 def store(experiment: Experiment) -> list[float]:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from kvchat.app.text import size
@@ -30,7 +31,12 @@ def page(prose: str, store: Path = STORE) -> str:
         found = json.loads((store / f"{name}.json").read_text(encoding="utf-8"))
         return made[what](found, rest)
 
-    return PLACE.sub(put, prose)
+    return "\n\n".join(_filled(part) for part in PLACE.sub(put, prose).split("\n\n"))
+
+
+def _filled(part: str) -> str:
+    """A paragraph of prose in lines of 100 characters; tables, headings, pictures as they are."""
+    return part if part[0] in "|#!" else fill(part, 100, break_on_hyphens=False)
 
 
 def right(found: Found, cell: str) -> str:

@@ -86,18 +86,21 @@ def _heat_map(axes: Axes, grid: Grid) -> Any:
 
 def draw_curves(path: Path, panels: Sequence[Curves]) -> None:
     """Scores over budgets, a panel beside the other, as the PNG at `path`."""
+    methods = dict.fromkeys(method for one in panels for method in one.methods)
+    colours = {method: f"C{number}" for number, method in enumerate(methods)}  # alike in all panels
     with figure(path, columns=len(panels)) as axes:
         for each, one in zip(axes, panels, strict=True):
-            _panel(each, one)
+            _panel(each, one, colours)
 
 
-def _panel(axes: Axes, one: Curves) -> None:
+def _panel(axes: Axes, one: Curves, colours: dict[str, str]) -> None:
     for method, points in one.methods.items():
         shares = [100 * point.share for point in points]
         middle = [100 * point.score.mean for point in points]
         below = [m - 100 * point.score.low for m, point in zip(middle, points, strict=True)]
         above = [100 * point.score.high - m for m, point in zip(middle, points, strict=True)]
-        axes.errorbar(shares, middle, yerr=[below, above], label=method, capsize=2, elinewidth=0.8)
+        look = {"color": colours[method], "label": method, "capsize": 2, "elinewidth": 0.8}
+        axes.errorbar(shares, middle, yerr=[below, above], **look)
     if one.full is not None:
         axes.axhline(100 * one.full, color="grey", linestyle="--", marker="", label="full")
     ticks = _ticks(100 * p.share for points in one.methods.values() for p in points)
