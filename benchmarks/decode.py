@@ -8,6 +8,7 @@ one. A step is one token over a cache that is cut back after it.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +16,14 @@ from pairs import interleaved, report, save, summary
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from kvchat.engine.budget import Budget
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.weights import random_weights
 from kvchat.engine.prefill import Compression
@@ -79,6 +83,30 @@ def cache_of(engine: Engine, tokens: int, share: float = 1.0) -> KVCache:
         position = torch.cat([torch.arange(n, device=engine.device) for n in lengths])
         none = k.new_empty(heads, 0, k.shape[1])  # nothing stays in the tail
         layer.adopt(FlatSegment.of(k, v, lengths, position, (0, tokens)), none, none)
+    cache.position = tokens
+    return cache
+
+
+def retrieving(engine: Engine, tokens: int, share: float) -> KVCache:
+    """A cache that keeps the rows of `cache_of` in full and reads a share of them (PQCache)."""
+    cache, heads = engine.empty_cache(), engine.config.num_kv_heads
+    method = parse_method("pqcache", Budget(fraction=share))
+    for number, layer in enumerate(cache.layers):
+        k, v = (x.view(heads, tokens, -1) for x in rows_of(engine, [tokens] * heads, number))
+        none = k.new_empty(0, heads, k.shape[2])
+        given = Prefilled(
+            k,
+            v,
+            queries=none,
+            lse=none.new_empty(0, heads),
+            seen=torch.empty(0, dtype=torch.long),
+            scale=k.shape[2] ** -0.5,
+            layer=number,
+            num_layers=len(cache.layers),
+        )
+        segment = method.compress(given)
+        after = segment.span[1]
+        layer.adopt(segment, k[:, after:], v[:, after:])
     cache.position = tokens
     return cache
 
@@ -147,14 +175,16 @@ def full(pairs: int) -> dict:
     return summary(interleaved({"kvchat": step, "transformers": oracle}, pairs), "transformers")
 
 
-def tenth(pairs: int) -> dict:
-    """A tenth of 32k rows, uneven over the heads, against all of them in transformers."""
+def tenth(rows: int, pairs: int) -> dict:
+    """A tenth of the rows kept, uneven over the heads, or read; against all of them in
+    transformers."""
     engine = ours("auto")
     model = theirs(engine)
     ways = {
-        "kvchat, 10 %": our_step(engine, cache_of(engine, 32768, 0.1)),
-        "kvchat, all": our_step(engine, cache_of(engine, 32768)),
-        "transformers, all": their_step(model, dynamic_cache(engine, 32768)),
+        "kvchat, 10 % kept": our_step(engine, cache_of(engine, rows, 0.1)),
+        "kvchat, 10 % read (pqcache)": our_step(engine, retrieving(engine, rows, 0.1)),
+        "kvchat, all": our_step(engine, cache_of(engine, rows)),
+        "transformers, all": their_step(model, dynamic_cache(engine, rows)),
     }
     return summary(interleaved(ways, pairs), "transformers, all")
 
@@ -202,7 +232,9 @@ CELLS = {
     "demo model at 8k": demo,
     "1B shape, weights": low_bit,
     "1B shape, 8k rows": full,
-    "1B shape, 32k rows": tenth,
+    "1B shape, 4k rows": partial(tenth, 4096),
+    "1B shape, 32k rows": partial(tenth, 32768),
+    "1B shape, 128k rows": partial(tenth, 131072),
     "1B shape, both": few_and_few,
 }
 
