@@ -38,8 +38,9 @@ def typed_text(title: str) -> str | None:
         return None
 
 
-def choose(question: str, keys: str, default: str) -> str:
-    """The key of `keys` that is pressed; `default` for Enter, Ctrl-C and the end of input.
+def choose(question: str, keys: str, default: str, refused: str) -> str:
+    """The key of `keys` that is pressed; `default` for Enter, `refused` for Ctrl-C and the end of
+    input.
 
     What was typed before the question was there answers nothing: it waits for the next line.
     """
@@ -58,10 +59,13 @@ def choose(question: str, keys: str, default: str) -> str:
         answers(key)
 
     @bindings.add("enter")
+    def _(event) -> None:
+        event.app.exit(result=default)
+
     @bindings.add("c-c")
     @bindings.add("c-d")
     def _(event) -> None:
-        event.app.exit(result=default)
+        event.app.exit(result=refused)
 
     @bindings.add("<any>")
     def _(event) -> None:
@@ -71,6 +75,6 @@ def choose(question: str, keys: str, default: str) -> str:
     try:
         return session.prompt(f"{question} ")
     except (EOFError, KeyboardInterrupt):
-        return default
+        return refused
     finally:
         store_typeahead(source, [*early, *get_typeahead(source)])

@@ -41,7 +41,7 @@ class Chat:
         took = self.timings.get("prefill", 0.0)
         if self.restored is not None:
             took = self.restored.read_seconds
-        return len(self.session.document) / took if took else 0.0
+        return len(self.session.document) / took if took and self.book.files else 0.0
 
     def document_segments(self) -> list[list[Any]]:
         """Per layer what is kept of the document; folded turns are apart."""

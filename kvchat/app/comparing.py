@@ -46,13 +46,16 @@ def run(chat: Chat, screen: Screen, spec: str, question: str) -> None:
     ends, folds = tuple(session.ends), session.tail_budget
     beside = Session(session.engine, session.dialogue, ends, session.limit, folds)
     talk = sum(len(turn.ids) for turn in history)
-    require_room(chat, other, len(session.document))
     archives = [layer.archive for layer in session.cache.layers if layer.archive]
     chosen = session.engine.chosen(archives, other) if archives else None
     if chosen:
         screen.say(f"{name_of(other)} is chosen from the full copy: the document is not read again")
-    elif not agreed(chat, screen, talk + len(session.document)):
-        return
+    else:
+        require_room(chat, other, len(session.document))
+        if not agreed(chat, screen, talk + len(session.document)):
+            return
+    if session.by_question and archives:
+        screen.tell(f"{name_of(other)} keeps rows by the document's end, not by the question")
     try:
         if chosen:
             beside.adopt(chosen, session.document, session.method)

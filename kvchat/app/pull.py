@@ -158,7 +158,7 @@ def confirmed(question: str) -> bool:
     # not needed, and slow to import, where nobody is asked
     from kvchat.app.ask import choose
 
-    return choose(question, "yn", "n") == "y"
+    return choose(question, "yn", "n", "n") == "y"
 
 
 def _progress(screen: Screen) -> Progress:

@@ -46,7 +46,7 @@ def watched(
             if not interrupt.asked():
                 return
             with pause(), interrupt.idle():
-                key = choose("stop reading? [c]ontinue / [d]rop", "cd", "d")
+                key = choose("stop reading? [c]ontinue / [d]rop", "cd", "d", "d")
             interrupt.forget()
             if key == "d":
                 raise Dropped
@@ -145,7 +145,8 @@ def read_again(
     archiving = None
     if found is None:
         archiving = readings.archiving(session.engine, chat.model, book, method)
-    work = session.use(method, questions, book.ids, book.dialogue, ready, archiving)
+    folds = None if book.files else session.method  # what keeps every row folds nothing
+    work = session.use(method, questions, book.ids, book.dialogue, ready, archiving, folds)
     try:
         watched(work, screen, "reading", tokens)
     except Dropped:
@@ -179,11 +180,12 @@ def agreed(chat: Chat, screen: Screen, tokens: int) -> bool:
     if not chat.read_speed:
         return True
     took = tokens / chat.read_speed
-    line = f"reading {tokens:,} tokens again takes about {seconds(took)}"
+    again = " again" if chat.book.files else ""
+    line = f"reading {tokens:,} tokens{again} takes about {seconds(took)}"
     if took < LONG or chat.options.yes:
         screen.say(line)
         return True
-    return choose(f"{line}; go on? [Y/n]", "yn", "y") == "y"
+    return choose(f"{line}; go on? [Y/n]", "yn", "y", "n") == "y"
 
 
 def require_room(chat: Chat, method: Method, tokens: int) -> None:

@@ -17,7 +17,7 @@ from kvchat.app.lines import Lines
 from kvchat.app.options import Options
 from kvchat.app.screen import Screen
 from kvchat.app.shortage import out_of_memory
-from kvchat.app.text import clean, unicode
+from kvchat.app.text import clean, first_line, unicode
 from kvchat.app.toolbar import State, toolbar
 from kvchat.engine.methods.naming import name_of
 from kvchat.errors import KvchatError
@@ -41,7 +41,7 @@ def begun(context: commands.Context) -> int:
     screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
     if chat.session.turns:
         last = chat.session.turns[-1]
-        screen.say(f"last question: {last.question.splitlines()[0]}")
+        screen.say(f"last question: {first_line(last.question)}")
     lines = Lines(SlashCompleter(context), chat.options.history, chat.options.vi)
     try:
         return talk(context, lines)
@@ -71,6 +71,7 @@ def talk(context: commands.Context, lines: Lines) -> int:
                 pressed = monotonic()
                 screen.tell("Ctrl-C again, or Ctrl-D, to quit")
                 continue
+            pressed = -AGAIN_SECONDS  # a press before this line has nothing to do with the next
             calm.forget(before=lines.sent)
             if lines.stop_typed():  # after Enter, before anybody listened for it
                 calm.press()
@@ -87,7 +88,12 @@ def obey(context: commands.Context, line: str, is_paste: bool = False) -> None:
     """
     screen = context.screen
     try:
-        if is_paste and choose("[a]ttach it as a document / [s]end it", "as", "s") == "a":
+        what = "s"
+        if is_paste:
+            what = choose("[a]ttach it as a document / [s]end it", "as", "s", refused="")
+        if not what:
+            screen.tell("neither: it is forgotten")
+        elif what == "a":
             commands.attach_text(context, unicode(line))
         elif line.startswith("/") and not is_paste:
             commands.run(unicode(line.rstrip()), context)

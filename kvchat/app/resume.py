@@ -112,11 +112,11 @@ def same_text(
     files: Sequence[documents.Document], found: saved.Saved, screen: Screen, interactive: bool
 ) -> None:
     """Name files that are not as they were; the person may stop here."""
-    known = {file["name"]: file["sha256"] for file in found.document.get("files", ())}
+    known = {file["path"]: file["sha256"] for file in found.document.get("files", ())}
     for file in files:
-        if file.path and known.get(file.title, file.digest) != file.digest:
+        if file.path and known.get(file.path, file.digest) != file.digest:
             screen.warn(f"{file.title} has changed since the chat; the new text was read")
-            if interactive and choose("[g]o on / [q]uit", "gq", "g") == "q":
+            if interactive and choose("[g]o on / [q]uit", "gq", "g", "q") == "q":
                 raise KeyboardInterrupt
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from platformdirs import user_state_path
 
 from kvchat import __version__
-from kvchat.app.text import clean, counted
+from kvchat.app.text import clean, counted, first_line
 from kvchat.errors import KvchatError
 
 SCHEMA = 1
@@ -128,7 +128,7 @@ def summary(chat: Saved) -> str:
     """A line about a chat: name, turns, model, documents, last question."""
     names = ", ".join(str(file.get("name")) for file in chat.document.get("files", ()))
     turns = counted(len(chat.turns), "turn")
-    asked = str(chat.turns[-1]["question"]).splitlines()[0][:60] if chat.turns else ""
+    asked = first_line(str(chat.turns[-1]["question"])) if chat.turns else ""
     parts = (chat.title, turns, str(chat.chat.get("model")), names or "no document", asked)
     return " · ".join(part for part in parts if part)
 

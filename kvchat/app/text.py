@@ -9,6 +9,7 @@ from rich.cells import cell_len
 BREAKS = (re.compile(r" · | – "), re.compile(r"[,;:] | (?=\()| (?=→)| (?=\+ )"))
 
 # C0 but newline and tab, DEL, C1, bidirectional overrides: they could steer the terminal.
+FIRST = 60  # characters of a first line
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -44,8 +45,9 @@ def counted(count: int, what: str) -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line of a text that may be empty."""
-    return text.strip().partition("\n")[0]
+    """The first line of a text that may be empty, cut where it is long."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= FIRST else f"{line[: FIRST - 1]}…"
 
 
 def fitted(parts: Sequence[tuple[str, int]], width: int) -> str:

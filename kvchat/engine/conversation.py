@@ -85,6 +85,8 @@ class Conversation:
         if not self._rewind(len(self.document) + len(talk)) and talk:
             drain(self.engine.extend(self.cache, talk))
         self.turns = kept
+        for layer in self.cache.layers:
+            layer.tail.trim()
         return dropped
 
     def clear(self) -> None:

@@ -82,16 +82,18 @@ class Reader(Conversation):
         dialogue: Dialogue | None = None,
         ready: KVCache | None = None,
         archiving: Archiving | None = None,
+        folds: Method | None = None,
     ) -> Generator[Progress | Smaller, None, None]:
         """Read the document and the turns again, with another method or another document.
 
         With `questions` the method scores rows by them and not by the document's end. `dialogue`
         replaces the form of the conversation, `ready` is a cache of the document, which is then
-        not read. If the consumer stops in between, the session is as
-        it was. Raises KvchatError("too_long").
+        not read. Turns are folded with the same method, or with `folds`. If the consumer stops in
+        between, the session is as it was. Raises KvchatError("too_long").
         """
+        folds = folds or method
         if self.tail_budget:
-            folding(method, self.tail_budget)  # refused before anything is read
+            folding(folds, self.tail_budget)  # refused before anything is read
         ids = self.document if document is None else list(document)
         dialogue = dialogue or self.dialogue
         turns = self._turns_in(dialogue)
@@ -103,11 +105,11 @@ class Reader(Conversation):
             compression = Compression(method, tuple(range(len(questions))))
             reading = yield from self.read(ids, [compression], questions, archiving)
             cache, select = reading.caches[0], reading.select_seconds
-        self._watch(cache, len(ids), method)
+        self._watch(cache, len(ids), folds)
         if talk:
             yield from self.engine.extend(cache, talk)
         self.cache, self.document, self.turns = cache, ids, turns
-        self.dialogue, self.select_seconds, self.method = dialogue, select, method
+        self.dialogue, self.select_seconds, self.method = dialogue, select, folds
         self.chooser = method
         self._fold()
 

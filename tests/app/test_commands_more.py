@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from app.scene import STORY, Scene
 from kvchat.app import clipboard, measuring, repl, saved
 from kvchat.app.commands import documents
 from kvchat.app.options import INSTRUCTION, Options
-from kvchat.app.resume import restored
+from kvchat.app.resume import restored, same_text
 from kvchat.app.sources import open_document
 from kvchat.errors import KvchatError
 
@@ -76,9 +77,9 @@ def test_a_pasted_text_is_a_document_and_comes_back(scene, monkeypatch):
     assert open_document(options.files[2], options).title == "pasted 2"
 
 
-@pytest.mark.parametrize("key", "as")
+@pytest.mark.parametrize("key", ["a", "s", ""])
 def test_a_large_paste_is_a_document_or_a_question(scene, monkeypatch, key):
-    monkeypatch.setattr(repl, "choose", lambda question, keys, default: key)
+    monkeypatch.setattr(repl, "choose", lambda *given, refused: key)
     scene.script("Yes.")
     repl.obey(scene.context, "/not a command\nbut 4711 pasted lines", is_paste=True)
     titles = [file.title for file in scene.chat.book.files]
@@ -86,7 +87,29 @@ def test_a_large_paste_is_a_document_or_a_question(scene, monkeypatch, key):
     if key == "a":
         assert titles == ["story.txt", "pasted 1"] and not asked
     else:
-        assert titles == ["story.txt"] and asked == ["/not a command\nbut 4711 pasted lines"]
+        sent = ["/not a command\nbut 4711 pasted lines"] if key else []
+        assert titles == ["story.txt"] and asked == sent
+
+
+def test_the_last_document_goes_where_turns_are_folded_too(scene):
+    """Nothing is kept whole then, but turns are still folded as before."""
+    session = scene.chat.session
+    session.tail_budget, folds = 200, session.method
+    assert "story.txt dropped" in scene.run("/drop 1")
+    assert "system text changed" in scene.run("/system Be brief.")
+    assert session.method == folds and "nothing has changed" in scene.run("/system Be brief.")
+
+
+def test_documents_of_one_name_are_told_apart(scene):
+    told = []
+    files = [SimpleNamespace(title="x", path=f"/{n}/x", digest=str(n)) for n in (1, 2)]
+    kept = [{"name": "x", "path": file.path, "sha256": file.digest} for file in files]
+    found, screen = SimpleNamespace(document={"files": kept}), SimpleNamespace(warn=told.append)
+    same_text(files, found, screen, interactive=False)
+    assert not told
+    kept[1]["sha256"] = "another"
+    same_text(files, found, screen, interactive=False)
+    assert told == ["x has changed since the chat; the new text was read"]
 
 
 def test_drop_takes_a_document_away(scene, home):

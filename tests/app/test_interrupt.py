@@ -196,6 +196,19 @@ def test_what_is_typed_before_a_question_does_not_answer_it(monkeypatch):
         monkeypatch.setattr(ask, "create_input", lambda **_: source)
         monkeypatch.setattr(ask, "PromptSession", Asked)
         source.send_text("no rain")
-        assert ask.choose("go on? [Y/n]", "yn", "n") == "y"
+        assert ask.choose("go on? [Y/n]", "yn", "n", "n") == "y"
         later = [*get_typeahead(source), *source.read_keys()]
         assert "".join(key.data for key in later) == "no rain now"
+
+
+@pytest.mark.parametrize(("typed", "said"), [("\r", "y"), ("\x03", "n"), ("\x04", "n"), ("N", "n")])
+def test_ctrl_c_at_a_question_says_no(monkeypatch, typed, said):
+    class Asked(PromptSession):
+        def prompt(self, *given):
+            source.send_text(typed)
+            return super().prompt(*given)
+
+    with create_pipe_input() as source, create_app_session(source, DummyOutput()):
+        monkeypatch.setattr(ask, "create_input", lambda **_: source)
+        monkeypatch.setattr(ask, "PromptSession", Asked)
+        assert ask.choose("go on? [Y/n]", "yn", "y", "n") == said

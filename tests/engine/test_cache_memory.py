@@ -132,3 +132,15 @@ def test_memory_adds_up_by_place_and_counts_a_storage_once():
     assert (both, both.total) == (Memory(11, 2, 3), 16)
     store = torch.zeros(100)
     assert Memory.of([store[:3], store[50:]]).device == 400
+
+
+def test_a_tail_that_has_shrunk_gives_its_memory_back():
+    tail = Tail(2, DIM, torch.float32, CPU)
+    tail.append(*torch.randn(2, 2, 2000, DIM, generator=torch.Generator().manual_seed(0)))
+    keys = tail.keys[:, :10].clone()
+    tail.truncate(1500)
+    tail.trim()
+    assert tail.capacity >= 2000, "a little shorter is no reason to copy"
+    tail.truncate(10)
+    tail.trim()
+    assert tail.capacity == 266 and torch.equal(tail.keys, keys)

@@ -7,7 +7,7 @@ from pathlib import Path
 from kvchat.app import saved
 from kvchat.app.commands.context import Context
 from kvchat.app.keeper import Keeper, turn_event
-from kvchat.app.text import clean, counted
+from kvchat.app.text import clean, counted, first_line
 from kvchat.errors import KvchatError
 
 
@@ -86,7 +86,7 @@ def load(context: Context, argument: str) -> None:
     turns = context.chat.session.turns
     context.screen.tell(f"going on with {keeper.title}: {counted(len(turns), 'turn')}")
     if turns:
-        context.screen.tell(f"  last question: {turns[-1].question.splitlines()[0]}")
+        context.screen.tell(f"  last question: {first_line(turns[-1].question)}")
 
 
 def sessions(context: Context, argument: str) -> None:

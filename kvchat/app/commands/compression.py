@@ -6,7 +6,7 @@ What reads is imported where it is called: listing needs no torch.
 from collections.abc import Iterable
 
 from kvchat.app.commands.context import Context
-from kvchat.app.text import ratio
+from kvchat.app.text import first_line, ratio
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import BY_QUESTION, METHODS
 from kvchat.engine.methods.naming import method_options, name_of
@@ -94,7 +94,7 @@ def reread(context: Context, argument: str) -> None:
         raise KvchatError("usage", "nothing has been asked yet", "/reread QUESTION", "/reread -")
     if read_again(chat, context.screen, questions=[question]):
         context.keeper.changed(chat)
-        context.screen.tell(f"what is kept now was chosen for {question.splitlines()[0]!r}")
+        context.screen.tell(f"what is kept now was chosen for {first_line(question)!r}")
 
 
 def compare(context: Context, argument: str) -> None:

@@ -108,6 +108,9 @@ def system(context: Context, argument: str) -> None:
         context.screen.tell(chat.book.system or "no system text")
         return
     text = "" if argument == "-" else argument
+    if text == chat.book.system:
+        context.screen.tell("nothing has changed")
+        return
     from kvchat.app import attaching
 
     if attaching.instruct(chat, context.screen, text):

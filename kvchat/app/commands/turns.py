@@ -10,7 +10,7 @@ from kvchat.app.answering import ask, say_turn
 from kvchat.app.answering import more as go_on
 from kvchat.app.commands.context import Context
 from kvchat.app.keys import seen
-from kvchat.app.text import clean, counted
+from kvchat.app.text import clean, counted, first_line
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
 
@@ -23,11 +23,15 @@ def retry(context: Context, argument: str) -> None:
     """
     chat = context.chat
     require_turns(context, 1)
-    seed = chat.settings.sampling.seed + 1
-    chat.settings = chat.settings.changed("seed", seed, "/retry")
-    if not chat.settings.sampling.temperature:
+    before, answered = chat.settings, False
+    chat.settings = before.changed("seed", before.sampling.seed + 1, "/retry")
+    if not before.sampling.temperature:
         context.screen.tell("temperature is 0, so the answer may not change (/set temperature 0.7)")
-    ask_again(context, chat.session.turns[-1].question)
+    try:
+        answered = ask_again(context, chat.session.turns[-1].question)
+    finally:
+        if not answered:
+            chat.settings = before
 
 
 def edit(context: Context, argument: str) -> None:
@@ -52,8 +56,8 @@ def edit(context: Context, argument: str) -> None:
     say_turn(done, chat, context.screen)
 
 
-def ask_again(context: Context, question: str) -> None:
-    """Ask in place of the last turn, which stays if nothing comes of it."""
+def ask_again(context: Context, question: str) -> bool:
+    """Ask in place of the last turn, which stays if nothing comes of it: False then."""
     chat = context.chat
     [old] = chat.session.undo(1)
     try:
@@ -64,9 +68,10 @@ def ask_again(context: Context, question: str) -> None:
     if not done.completion_tokens:  # stopped before anything came
         drain(chat.session.restore([old]))
         context.screen.tell("stopped: the earlier answer stays")
-        return
+        return False
     context.keeper.turn(chat, replaces=1)
     say_turn(done, chat, context.screen)
+    return True
 
 
 def edited(text: str) -> str:
@@ -112,7 +117,7 @@ def undo(context: Context, argument: str) -> None:
         tokens = sum(len(turn.ids) for turn in context.chat.session.turns)
         context.screen.tell(f"the turns before were folded: read {tokens:,} tokens of them again")
     context.keeper.undo(context.chat, count)
-    first = dropped[0].question.splitlines()[0]
+    first = first_line(dropped[0].question)
     context.screen.tell(f"{counted(count, 'turn')} taken back, from {first!r} on")
 
 

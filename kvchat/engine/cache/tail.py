@@ -103,6 +103,12 @@ class Tail:
         assert 0 <= length <= self.length, f"cannot truncate {self.length} rows to {length}"
         self.length = length
 
+    def trim(self) -> None:
+        """Give back the memory of a store that is more than twice as large as it need be."""
+        wanted = self.length + max(256, self.length // 4)
+        if self.capacity > 2 * wanted:
+            self._resize(wanted)
+
     def drop(self, rows: int) -> None:
         """Give up the oldest `rows` rows and their memory; the rest moves to a store of its own."""
         assert 0 <= rows <= self.length, f"cannot drop {rows} of {self.length} rows"
