@@ -14,7 +14,7 @@ from kvchat.app.reading import Dropped, timed, watched
 from kvchat.app.screen import Screen
 from kvchat.app.settings import KEYS
 from kvchat.app.sources import SAVED, open_document
-from kvchat.app.start import chosen_method, open_chat
+from kvchat.app.start import chosen_method, context_limit, open_chat
 from kvchat.app.text import clean, counted, first_line
 from kvchat.app.whole import whole
 from kvchat.engine.methods.full import Full
@@ -157,9 +157,11 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
         same_text(files, found, screen, interactive=False)
         method = chosen_method(options) if files else Full()
         present, _, readings = whole(chat)
-        tokenizer, limit = present.dialogue.tokenizer, present.limit
+        tokenizer, limit = present.dialogue.tokenizer, context_limit(present.engine.config, options)
         book = compose(tokenizer, files, options.system, limit, options.overflow)
-        ends, folds = tuple(present.ends), present.tail_budget
+        if book.cut:
+            screen.warn(f"{book.title}: {book.cut}")
+        ends, folds = tuple(present.ends), options.tail_budget
         session = Session(present.engine, book.dialogue, ends, limit, folds, present.by_question)
         tokens = len(book.ids)
         known = options.select == "instruction" and files and method.needs.sees

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -209,6 +210,17 @@ def test_a_chat_that_comes_back_says_what_its_rows_were_chosen_for(scene, chat_f
     other = Scene(chat_folder("byte-level", "chatml"))
     text = " ".join(other.run("/load mine").split())
     assert "had been chosen for 'Where is the sea?', now by the document's end" in text
+
+
+def test_a_loaded_chat_has_its_own_window_and_tail_budget(scene, chat_folder):
+    scene.chat.options = replace(scene.chat.options, ctx_size=900)
+    scene.chat.session.tail_budget = 300
+    scene.ask("One?")
+    scene.run("/save mine")
+    scene.context.keeper.close()
+    other = Scene(chat_folder("byte-level", "chatml"))
+    other.run("/load mine")
+    assert (other.chat.session.tail_budget, other.chat.session.limit) == (300, 900)
 
 
 def test_a_loaded_chat_is_chosen_by_the_instruction_too(scene, chat_folder):
