@@ -9,7 +9,8 @@ from torch import Tensor
 from kvchat.engine.answer import Answer
 from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
+from kvchat.engine.events import Delta, Progress, Smaller, TurnDone, drain
+from kvchat.engine.methods.base import Method
 from kvchat.engine.reader import Reader
 from kvchat.engine.sampling import Sampling
 from kvchat.engine.selection import can_choose, is_asked
@@ -80,6 +81,22 @@ class Session(Reader):
         ids = list(last.pending)
         yield from self._answer(last, ids, sampling or Sampling(), max_tokens, stop, cancelled)
 
+    def undo(self, count: int = 1) -> list[Turn]:
+        """Forget the last `count` turns and return them; see `Conversation.undo`.
+
+        An answer that can go on then has the rows again that its question had chosen.
+        """
+        dropped = super().undo(count)
+        last = self.turns[-1] if dropped and self.turns else None
+        if last is not None and last.finish_reason != "stop" and (method := self._choosing()):
+            start = self.cache.position - len(last.ids)
+            if start >= self.cache.frozen:
+                self._rewind(start)
+                drain(self.engine.extend_choosing(self.cache, last.ids[: last.asked], method))
+                if written := last.ids[last.asked :]:
+                    drain(self.engine.extend(self.cache, written))
+        return dropped
+
     def _answer(
         self,
         begun: Turn,
@@ -137,12 +154,18 @@ class Session(Reader):
     def _fed(self, begun: Turn, ids: list[int]) -> Generator[Progress | Smaller, None, Tensor]:
         """Append `ids` to the cache; a new question may choose its rows. The last logits."""
         self.question_seconds = None
-        method = self.chooser if self.by_question and not begun.finish_reason else None
-        if method is None or not is_asked(method) or not can_choose(self.cache, method):
+        method = None if begun.finish_reason else self._choosing()
+        if method is None:
             return (yield from self.engine.extend(self.cache, ids))
         work = self.engine.extend_choosing(self.cache, ids, method)
         logits, self.question_seconds = yield from work
         return logits
+
+    def _choosing(self) -> Method | None:
+        """What chooses rows for a question, if questions choose here."""
+        method = self.chooser if self.by_question else None
+        able = method is not None and is_asked(method) and can_choose(self.cache, method)
+        return method if able else None
 
     def _turn_ids(self, question: str) -> list[int]:
         if not self.turns:

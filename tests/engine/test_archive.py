@@ -227,6 +227,22 @@ def test_every_question_of_a_session_chooses_for_itself(session):
     assert positions(session) == chosen[2]
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_an_answer_that_goes_on_after_an_undo_has_its_own_rows_again(session, tokens):
+    ask(session, "What?", max_tokens=tokens)
+    chosen = positions(session)
+    drain(session.more(max_tokens=4))
+    wanted = session.turns[-1].tokens
+    session.clear()
+    ask(session, "What?", max_tokens=tokens)
+    ask(session, "And at night?", max_tokens=5)
+    assert positions(session) != chosen
+    session.undo(1)
+    assert positions(session) == chosen
+    drain(session.more(max_tokens=4))
+    assert session.turns[-1].tokens == wanted
+
+
 def test_a_question_that_is_abandoned_leaves_what_was_chosen(session):
     ask(session, "What?", max_tokens=5)
     before = positions(session)
