@@ -108,13 +108,18 @@ class Terminal:
         end = time.monotonic() + 30
         while self.child.isalive() and time.monotonic() < end:
             self._read()
+        while self._read():  # what was drawn last is still on its way
+            pass
         self.child.close()
         if self.child.exitstatus is not None:
             return self.child.exitstatus
         return -(self.child.signalstatus or 0)
 
-    def _read(self, seconds: float = 0.1) -> None:
+    def _read(self, seconds: float = 0.1) -> bool:
+        """Draw what has come; whether anything did."""
         try:
             self.stream.feed(self.child.read_nonblocking(65536, timeout=seconds))
         except (pexpect.TIMEOUT, pexpect.EOF):
             time.sleep(0.2 * seconds)
+            return False
+        return True
