@@ -14,32 +14,31 @@ def unseen() -> Iterator[None]:
     Backspace before the prompt comes that they are meant for. Who reads a line in between draws it
     by itself.
     """
-    terminal = _terminal()
-    if terminal is None:
+    with _lines(edited=False):
         yield
-        return
-    before = termios.tcgetattr(terminal)
-    silent = termios.tcgetattr(terminal)
-    silent[3] &= ~(termios.ECHO | termios.ICANON)
-    silent[6][termios.VMIN], silent[6][termios.VTIME] = 1, 0
-    termios.tcsetattr(terminal, termios.TCSANOW, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 @contextmanager
 def seen() -> Iterator[None]:
     """The terminal as most programs expect it, for one that is started from within `unseen`."""
+    with _lines(edited=True):
+        yield
+
+
+@contextmanager
+def _lines(edited: bool) -> Iterator[None]:
+    """Whether the terminal echoes keys and edits lines by itself; then as it was before."""
     terminal = _terminal()
     if terminal is None:
         yield
         return
-    before = termios.tcgetattr(terminal)
-    usual = termios.tcgetattr(terminal)
-    usual[3] |= termios.ECHO | termios.ICANON
-    termios.tcsetattr(terminal, termios.TCSADRAIN, usual)
+    before, modes = termios.tcgetattr(terminal), termios.tcgetattr(terminal)
+    if edited:
+        modes[3] |= termios.ECHO | termios.ICANON
+    else:
+        modes[3] &= ~(termios.ECHO | termios.ICANON)
+        modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
+    termios.tcsetattr(terminal, termios.TCSANOW, modes)
     try:
         yield
     finally:
