@@ -22,9 +22,9 @@ from transformers import DynamicCache
 
 from kvchat import __version__
 from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.decode.loop import Writer
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
-from kvchat.engine.sampling import Sampling
-from kvchat.engine.writing import Writer
 
 SHAPES = {
     "1B": SHAPE,

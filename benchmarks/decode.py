@@ -25,8 +25,8 @@ from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.weights import random_weights
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.weights.checkpoint import random_weights
 
 DEMO = Path(__file__).parent.parent / "models" / "demo"
 SHAPE = {

@@ -14,7 +14,7 @@ from pairs import keep
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.tokenizer import Tokenizer
+from kvchat.engine.text.tokenizer import Tokenizer
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "valley.txt"
 

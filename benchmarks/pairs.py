@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from kvchat import __version__
-from kvchat.app.machine import processor
+from kvchat.machine.resources import processor
 
 FOLDER = Path(__file__).parent.parent / "docs" / "bench"
 

@@ -16,7 +16,6 @@ from time import perf_counter, process_time
 
 import torch
 
-from kvchat.app import machine
 from kvchat.engine.attention import backend
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.layer import LayerCache
@@ -28,8 +27,9 @@ from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.weights import random_weights
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.weights.checkpoint import random_weights
+from kvchat.machine import resources as machine
 
 HEADS, GROUP, DIM = 8, 4, 128
 SCALE = DIM**-0.5

@@ -19,21 +19,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvchat.app.eval.case import Draw
-from kvchat.app.eval.measure import generate
-from kvchat.app.eval.tasks import TASKS
-from kvchat.app.models import find_model
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.pq import PQSegment
-from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.session import Session
-from kvchat.engine.tokenizer import Tokenizer
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.tokenizer import Tokenizer
+from kvchat.eval.case import Draw
+from kvchat.eval.measure import generate
+from kvchat.eval.tasks import TASKS
+from kvchat.hub.find import find_model
 
 by_codes = PQSegment.choose
 

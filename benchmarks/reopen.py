@@ -13,11 +13,6 @@ from time import perf_counter
 
 import torch
 
-from kvchat.app import machine
-from kvchat.app.eval.case import Draw
-from kvchat.app.eval.tasks import TASKS
-from kvchat.app.models import demo_model
-from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
@@ -25,7 +20,12 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.store.book import layers_of, load_book, save_book
 from kvchat.engine.store.identity import fingerprint, reading_parts
-from kvchat.engine.tokenizer import Tokenizer
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.tokenizer import Tokenizer
+from kvchat.eval.case import Draw
+from kvchat.eval.tasks import TASKS
+from kvchat.hub.find import demo_model
+from kvchat.machine import resources as machine
 
 
 def main() -> None:

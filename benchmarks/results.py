@@ -20,11 +20,11 @@ from typing import Any
 
 import results_page
 
-from kvchat.app.eval.claims import claims
-from kvchat.app.eval.curves import Curves, curves
-from kvchat.app.eval.pictures import draw_curves
-from kvchat.app.eval.report import rows
-from kvchat.app.machine import processor
+from kvchat.eval.claims import claims
+from kvchat.eval.curves import Curves, curves
+from kvchat.eval.pictures import draw_curves
+from kvchat.eval.report import rows
+from kvchat.machine.resources import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".results"
@@ -111,7 +111,7 @@ def code() -> str:
     files = [
         *(ROOT / "kvchat/engine").rglob("*.py"),
         *(ROOT / "kvchat/kernels").rglob("*.py"),
-        *(ROOT / "kvchat/app/eval").rglob("*.py"),
+        *(ROOT / "kvchat/eval").rglob("*.py"),
         ROOT / "models/demo/model.safetensors",
     ]
     digest = hashlib.sha256()
@@ -122,18 +122,18 @@ def code() -> str:
 
 def measured(experiment: Experiment, number: int) -> float:
     """Measure one document and keep its records. Returns the seconds that took."""
-    from kvchat.app.eval.measure import Cell, measure
-    from kvchat.app.eval.sources import case_of
-    from kvchat.app.eval.tasks import TASKS
-    from kvchat.app.models import demo_model
     from kvchat.engine.budget import Budget
-    from kvchat.engine.dialogue import Dialogue
     from kvchat.engine.engine import Engine
     from kvchat.engine.events import drain
     from kvchat.engine.methods.spec import parse_method
     from kvchat.engine.model.config import ModelConfig
     from kvchat.engine.session import Session
-    from kvchat.engine.tokenizer import Tokenizer
+    from kvchat.engine.text.chat_template import Dialogue
+    from kvchat.engine.text.tokenizer import Tokenizer
+    from kvchat.eval.measure import Cell, measure
+    from kvchat.eval.sources import case_of
+    from kvchat.eval.tasks import TASKS
+    from kvchat.hub.find import demo_model
 
     begin = time.perf_counter()
     folder = demo_model().folder

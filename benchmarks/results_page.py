@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from kvchat.app.text import size
+from kvchat.terminal.text import size
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "docs" / "results"

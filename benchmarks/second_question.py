@@ -10,17 +10,17 @@ from statistics import mean
 
 import torch
 
-from kvchat.app.eval.case import Draw
-from kvchat.app.eval.tasks import TASKS
-from kvchat.app.models import demo_model
-from kvchat.engine.archiving import InMemory
-from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import TurnDone, drain
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.session import Session
-from kvchat.engine.tokenizer import Tokenizer
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.tokenizer import Tokenizer
+from kvchat.eval.case import Draw
+from kvchat.eval.tasks import TASKS
+from kvchat.hub.find import demo_model
 
 LONGEST = 48  # tokens of an answer
 

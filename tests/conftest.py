@@ -9,7 +9,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
-from engine import texts, tiny
+
+from tests.engine import texts, tiny
 
 # Tensors here are tiny: threads would wait for each other longer than they work.
 torch.set_num_threads(1)

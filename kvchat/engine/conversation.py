@@ -9,7 +9,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.fold import folding, watch
 from kvchat.engine.methods.base import Method
-from kvchat.engine.observation import Observation
+from kvchat.engine.prefill.observation import Observation
 from kvchat.engine.sizes import reserve_of
 from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError

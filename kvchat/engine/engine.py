@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import fold as folding
-from kvchat.engine import prefill as reading
 from kvchat.engine import selection
-from kvchat.engine.archiving import Archiving
 from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.decode.loop import Writer
+from kvchat.engine.decode.sampler import Sampler
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.model.bits import computes_in
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
-from kvchat.engine.model.linear import STORED
-from kvchat.engine.model.weights import load_weights
-from kvchat.engine.prefill import Compression, Reading
-from kvchat.engine.replay import Replay
-from kvchat.engine.sampler import Sampler
-from kvchat.engine.sampling import Sampling
+from kvchat.engine.prefill import prefill as reading
+from kvchat.engine.prefill.archive_writer import Archiving
+from kvchat.engine.prefill.prefill import Compression, Reading
+from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.sizes import CHUNKS
-from kvchat.engine.writing import Writer
+from kvchat.engine.weights.bits import computes_in
+from kvchat.engine.weights.checkpoint import load_weights
+from kvchat.engine.weights.linear import STORED
 from kvchat.errors import KvchatError
 
 DTYPES = {

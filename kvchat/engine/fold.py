@@ -21,7 +21,7 @@ from kvchat.engine.methods.spec import with_budget
 from kvchat.engine.methods.stage import plain
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block
-from kvchat.engine.observation import Observation, moments
+from kvchat.engine.prefill.observation import Observation, moments
 from kvchat.errors import KvchatError
 
 

@@ -4,18 +4,18 @@ from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from kvchat.engine.archiving import Archiving
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.conversation import Conversation, require_fit
-from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.fold import folding
 from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.needs import Kind
-from kvchat.engine.prefill import Compression, Reading
+from kvchat.engine.prefill.archive_writer import Archiving
+from kvchat.engine.prefill.prefill import Compression, Reading
+from kvchat.engine.prefill.replay_texts import tellings
 from kvchat.engine.selection import can_choose
-from kvchat.engine.telling import tellings
+from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.turn import Turn
 
 

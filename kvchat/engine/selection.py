@@ -8,7 +8,6 @@ from time import perf_counter
 
 from torch import Tensor
 
-from kvchat.engine.archiving import holds, shown
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
@@ -17,9 +16,10 @@ from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block
-from kvchat.engine.observation import Observation
-from kvchat.engine.pooling import Pool
-from kvchat.engine.prefill import extend, prefilled, rotation_at
+from kvchat.engine.prefill.archive_writer import holds, shown
+from kvchat.engine.prefill.global_budget import Pool
+from kvchat.engine.prefill.observation import Observation
+from kvchat.engine.prefill.prefill import extend, prefilled, rotation_at
 
 
 def can_choose(cache: KVCache, method: Method) -> bool:

@@ -6,16 +6,16 @@ from time import perf_counter
 
 from torch import Tensor
 
-from kvchat.engine.answer import Answer
-from kvchat.engine.dialogue import Dialogue
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Delta, Progress, Smaller, TurnDone, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.reader import Reader
-from kvchat.engine.sampling import Sampling
 from kvchat.engine.selection import can_choose, is_asked
 from kvchat.engine.sizes import MAX_TOKENS
-from kvchat.engine.tokenizer import TextStream
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.stop_strings import Answer
+from kvchat.engine.text.tokenizer import TextStream
 from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 

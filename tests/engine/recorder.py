@@ -9,10 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine import tiny
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.sampling import Sampling
+from tests.engine import tiny
 
 DOCUMENT = tiny.random_ids(120)
 WARM = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, repeat_penalty=1.2, seed=5)

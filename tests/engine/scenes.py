@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from engine.tiny import torch_backend
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
@@ -15,8 +14,9 @@ from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.kvzip import WEIGHINGS
 from kvchat.engine.methods.needs import ASK, REPEAT, Telling
 from kvchat.engine.methods.spec import method_class
-from kvchat.engine.pooling import Pool
+from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
+from tests.engine.tiny import torch_backend
 
 EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
 """Methods that keep rows as they are, or drop them."""

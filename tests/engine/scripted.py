@@ -3,13 +3,13 @@ itself, the other says what is written down beforehand."""
 
 from pathlib import Path
 
-from engine.tiny import load_engine
-from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Delta, TurnDone, drain
 from kvchat.engine.methods.full import Full
 from kvchat.engine.session import Session
-from kvchat.engine.tokenizer import Tokenizer
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.tokenizer import Tokenizer
+from tests.engine.tiny import load_engine
 
 BOOK = "The keeper counted ships. At night he counted the stars above the sea."
 

@@ -2,25 +2,25 @@
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scripted import LoggedEngine, ask
-from engine.tiny import load_engine, random_ids, read
-from kvchat.engine import prefill
-from kvchat.engine.archiving import OBSERVED, InMemory
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.memory import Memory
-from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.events import Delta, Smaller, drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill import prefill
+from kvchat.engine.prefill.archive_writer import OBSERVED, InMemory
+from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose
 from kvchat.engine.session import Session
 from kvchat.engine.store.archive import OnDisk, load_archives
-from kvchat.engine.tokenizer import Tokenizer
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
+from tests.engine.scripted import LoggedEngine, ask
+from tests.engine.tiny import load_engine, random_ids, read
+from tests.support.closeness import assert_close
 
 IDS, QUESTION = random_ids(180), random_ids(9, seed=3)
 KEY = "a" * 32

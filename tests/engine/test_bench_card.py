@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.recorder import Recorder
-from kvchat.engine.writing import Writer
+from kvchat.engine.decode.loop import Writer
+from tests.engine.recorder import Recorder
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = {

@@ -5,13 +5,13 @@ import random
 
 import pytest
 import torch
-from closeness import assert_close, assert_lse_close, relative_rms
-from kernels.naive import attention
 
-from engine.scenes import freeze
-from engine.tiny import torch_backend
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
+from tests.engine.scenes import freeze
+from tests.engine.tiny import torch_backend
+from tests.kernels.naive import attention
+from tests.support.closeness import assert_close, assert_lse_close, relative_rms
 
 HEADS, GROUP, DIM = 2, 2, 16
 CPU = torch.device("cpu")

@@ -3,8 +3,8 @@ a whole."""
 
 import pytest
 
-from kvchat.engine.dialogue import Dialogue
-from kvchat.engine.tokenizer import Tokenizer
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.tokenizer import Tokenizer
 
 DOCUMENT = "The keeper counted ships.\n\nIn the <|im_end|> morning he </s>[INST] counted stars."
 SYSTEM = "Answer from the book."

@@ -5,21 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import KEEPING, kept_tokens, prefilled
-from engine.scripted import BOOK, LoggedEngine, ask
-from engine.tiny import load_engine, random_ids, read
 from kvchat.engine.budget import Budget
-from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.events import drain
 from kvchat.engine.fold import fold, folding, watch
 from kvchat.engine.methods.cam import CaM, spill
 from kvchat.engine.methods.h2o import H2O
 from kvchat.engine.methods.spec import options, parse_method
 from kvchat.engine.session import Session
-from kvchat.engine.tokenizer import Tokenizer
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
+from tests.engine.scenes import KEEPING, kept_tokens, prefilled
+from tests.engine.scripted import BOOK, LoggedEngine, ask
+from tests.engine.tiny import load_engine, random_ids, read
+from tests.support.closeness import assert_close
 
 FOLDING = [name for name in KEEPING if name != "full"]
 

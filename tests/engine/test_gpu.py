@@ -4,19 +4,19 @@ from itertools import islice
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine import tiny
-from engine.recorder import WARM, begun, written
-from kvchat.engine import lowbit
+from kvchat.engine.decode.loop import Writer
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.prefill import Compression
-from kvchat.engine.sampling import Sampling
-from kvchat.engine.writing import Writer
+from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.weights import lowbit
+from tests.engine import tiny
+from tests.engine.recorder import WARM, begun, written
+from tests.support.closeness import assert_close
 
 
 @pytest.mark.gpu

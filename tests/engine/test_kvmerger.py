@@ -5,10 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import kept_tokens, prefilled, random_scene
-from engine.tiny import torch_backend
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.methods import merge
 from kvchat.engine.methods.kvmerger import KVMerger
@@ -16,6 +13,9 @@ from kvchat.engine.methods.merge import best_links, free_links, links_above, run
 from kvchat.engine.methods.spec import parse_method
 from kvchat.errors import KvchatError
 from kvchat.kernels.reference import dense_attention
+from tests.engine.scenes import kept_tokens, prefilled, random_scene
+from tests.engine.tiny import torch_backend
+from tests.support.closeness import assert_close
 
 K = [[4, 0], [1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1], [-1, 0], [-0.6, -0.8], [-0.8, -0.6]]
 V = [[5, 5], [1, 0], [0, 1], [1, 1], [2, 0], [3, 3], [-1, 0], [0, -1]]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.tiny import SHAPE, load_engine, random_ids
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import empty_decoder
 from kvchat.engine.model.llama import Llama
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
+from tests.engine.tiny import SHAPE, load_engine, random_ids
 
 HEADS, DIM, HIDDEN, LAYERS = 2, 16, SHAPE["hidden_size"], 6
 

@@ -3,19 +3,19 @@ the step, whole models against transformers with the same rounded weights."""
 
 import pytest
 import torch
-from closeness import assert_close
 from safetensors.torch import load_file, save_file
 
-from engine.tiny import load_oracle, oracle_logits, random_ids, read, save_model
-from kvchat.engine import lowbit
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.model.bits import group_of, require_shapes, weights_bytes
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.linear import Int4Linear, Int8Linear, Linear
 from kvchat.engine.store.identity import computation
+from kvchat.engine.weights import lowbit
+from kvchat.engine.weights.bits import group_of, require_shapes, weights_bytes
+from kvchat.engine.weights.linear import Int4Linear, Int8Linear, Linear
 from kvchat.errors import KvchatError
+from tests.engine.tiny import load_oracle, oracle_logits, random_ids, read, save_model
+from tests.support.closeness import assert_close
 
 KINDS = {"int8": Int8Linear, "int4": Int4Linear}
 SHAPE = {"hidden_size": 64, "intermediate_size": 192, "head_dim": 32}  # groups of 64

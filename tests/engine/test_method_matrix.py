@@ -3,18 +3,18 @@ limit, positions, and attention to exactly the rows that are kept."""
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import EVICTING, KEEPING, RETRIEVING, kept_tokens
-from engine.tiny import load_engine, load_oracle, random_ids, read
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import options, parse_method
 from kvchat.engine.methods.stage import pools
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
+from tests.engine.scenes import EVICTING, KEEPING, RETRIEVING, kept_tokens
+from tests.engine.tiny import load_engine, load_oracle, random_ids, read
+from tests.support.closeness import assert_close
 
 GEOMETRIES = {  # query heads, KV heads
     "one KV head of four": (4, 1),

@@ -6,13 +6,13 @@ import random
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import kept_tokens, oracle_scene
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import budgets, scores
 from kvchat.engine.methods.adakv import AdaKV
 from kvchat.engine.methods.snapkv import SnapKV
+from tests.engine.scenes import kept_tokens, oracle_scene
+from tests.support.closeness import assert_close
 
 S = torch.tensor([[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]])
 TOY = torch.tensor(

@@ -4,13 +4,13 @@ short documents and every form of budget."""
 import pytest
 import torch
 
-from engine.scenes import EVICTING, KEEPING, compressed, kept_tokens, random_scene, window_of
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS, budgets, scores
 from kvchat.engine.methods.adakv import AdaKV
 from kvchat.engine.methods.snapkv import SnapKV
 from kvchat.engine.methods.spec import parse_method
 from kvchat.errors import KvchatError
+from tests.engine.scenes import EVICTING, KEEPING, compressed, kept_tokens, random_scene, window_of
 
 FORMS = ["25%", "3%", "99%", "100%", "1", "8", "33", "2k", "300B", "1KiB", "2.5kB", "100MiB"]
 ROW_BYTES = 2 * 8 * 4 + 4  # key, value and position of a row of random_scene

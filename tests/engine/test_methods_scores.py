@@ -6,10 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import kept_tokens, oracle_scene, prefilled, random_scene
-from engine.tiny import load_engine, load_oracle, random_ids
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import budgets, scores
@@ -26,7 +23,10 @@ from kvchat.engine.methods.pyramidkv import PyramidKV
 from kvchat.engine.methods.snapkv import SnapKV
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.methods.tova import TOVA
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
+from tests.engine.scenes import kept_tokens, oracle_scene, prefilled, random_scene
+from tests.engine.tiny import load_engine, load_oracle, random_ids
+from tests.support.closeness import assert_close
 
 S = torch.tensor([[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]])
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read, save_model
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
-from kvchat.engine.sampling import Sampling
+from tests.engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read, save_model
+from tests.support.closeness import assert_close
 
 LLAMA3 = {
     "rope_type": "llama3",

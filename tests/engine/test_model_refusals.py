@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.tiny import load_engine, save_model
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.weights import check_weights, find_shards
+from kvchat.engine.weights.checkpoint import check_weights, find_shards
 from kvchat.errors import KvchatError
+from tests.engine.tiny import load_engine, save_model
 
 
 @pytest.fixture

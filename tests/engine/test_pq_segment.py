@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from closeness import assert_close, assert_lse_close
-from kernels.naive import attention
-from kernels.test_pq import CENTROIDS, KEYS, QUERIES
 
-from engine.tiny import torch_backend
 from kvchat.engine import ops
 from kvchat.engine.cache.cells import PENDING, Cells
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.pq import PQSegment, Reads
+from tests.engine.tiny import torch_backend
+from tests.kernels.naive import attention
+from tests.kernels.test_pq import CENTROIDS, KEYS, QUERIES
+from tests.support.closeness import assert_close, assert_lse_close
 
 VALUES = torch.tensor([[[1.0, 0], [0, 1], [1, 1], [2, 0], [0, 2]]])
 

@@ -4,15 +4,15 @@ import random
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.test_pq_segment import made, over
-from engine.tiny import torch_backend
 from kvchat.engine import ops
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.pq import Reads
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods.clusters import Training, train
+from tests.engine.test_pq_segment import made, over
+from tests.engine.tiny import torch_backend
+from tests.support.closeness import assert_close
 
 CPU = torch.device("cpu")
 

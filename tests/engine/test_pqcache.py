@@ -2,20 +2,20 @@
 
 import pytest
 import torch
-from closeness import assert_close, relative_rms
 
-from engine.scenes import random_scene
-from engine.tiny import load_engine, random_ids, read
 from kvchat.engine import ops
-from kvchat.engine.archiving import InMemory
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.events import drain
 from kvchat.engine.methods.pqcache import PQCache
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.archive_writer import InMemory
+from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose
 from kvchat.errors import KvchatError
+from tests.engine.scenes import random_scene
+from tests.engine.tiny import load_engine, random_ids, read
+from tests.support.closeness import assert_close, relative_rms
 
 SPEC = "pqcache:dense_below=0,code_bits=4,sinks=3,block=8"  # codes short documents too
 

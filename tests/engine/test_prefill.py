@@ -6,10 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import kept_tokens
-from engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import Progress, drain
 from kvchat.engine.methods.adakv import AdaKV
@@ -19,7 +16,10 @@ from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import by_head, observed_mass
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
+from tests.engine.scenes import kept_tokens
+from tests.engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read
+from tests.support.closeness import assert_close
 
 IDS, PROBE = random_ids(90), random_ids(11, seed=2)
 

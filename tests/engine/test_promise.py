@@ -2,15 +2,15 @@
 
 import torch
 
-from engine.scripted import BOOK, new_session
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import drain
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.snapkv import SnapKV
 from kvchat.engine.methods.spec import with_budget
-from kvchat.engine.promise import open_within
+from kvchat.engine.prefill.auto_budget import open_within
+from kvchat.engine.prefill.replay_texts import held_out
 from kvchat.engine.sizes import LADDER
-from kvchat.engine.telling import held_out
+from tests.engine.scripted import BOOK, new_session
 
 TEXT = "\n".join(f"{BOOK} Number {n} of the lamp is {n * n}." for n in range(6))
 

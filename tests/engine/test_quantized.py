@@ -6,10 +6,7 @@ from math import gcd
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import EVICTING, KEEPING, compressed, random_scene, window_of
-from engine.tiny import load_engine, random_ids, read, torch_backend
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache import quantized
 from kvchat.engine.cache.quantized import QuantizedSegment
@@ -20,6 +17,9 @@ from kvchat.engine.methods.spec import parse_method, with_budget
 from kvchat.errors import KvchatError
 from kvchat.kernels import reference
 from kvchat.kernels.reference import dense_attention
+from tests.engine.scenes import EVICTING, KEEPING, compressed, random_scene, window_of
+from tests.engine.tiny import load_engine, random_ids, read, torch_backend
+from tests.support.closeness import assert_close
 
 
 def test_7_kivi_in_two_bits():

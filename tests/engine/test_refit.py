@@ -5,10 +5,7 @@ from math import exp
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import compressed, random_scene
-from engine.tiny import load_engine, random_ids, torch_backend
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import drain
 from kvchat.engine.methods import matching
@@ -19,10 +16,13 @@ from kvchat.engine.methods.needs import REPEAT
 from kvchat.engine.methods.refit import Refit
 from kvchat.engine.methods.snapkv import SnapKV
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.prefill import Compression
-from kvchat.engine.replay import Replay
+from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.prefill.replay import Replay
 from kvchat.errors import KvchatError
 from kvchat.kernels.reference import dense_attention
+from tests.engine.scenes import compressed, random_scene
+from tests.engine.tiny import load_engine, random_ids, torch_backend
+from tests.support.closeness import assert_close
 
 
 def layer(rows: int, queries: int, seed: int, dim: int = 8):

@@ -6,13 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.scenes import kept_tokens
-from engine.scripted import BOOK, new_session
-from engine.tiny import load_engine, load_oracle, random_ids
-from kvchat.engine import replay as replaying
-from kvchat.engine import telling
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
@@ -21,9 +15,15 @@ from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.kvzip import WEIGHINGS, Askall, KVzip, KVzipPlus
 from kvchat.engine.methods.needs import ASK, REPEAT, Needs, Telling
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.prefill import Compression
-from kvchat.engine.replay import Replay, scores
+from kvchat.engine.prefill import replay as replaying
+from kvchat.engine.prefill import replay_texts as telling
+from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.prefill.replay import Replay, scores
 from kvchat.kernels.reference import dense_attention
+from tests.engine.scenes import kept_tokens
+from tests.engine.scripted import BOOK, new_session
+from tests.engine.tiny import load_engine, load_oracle, random_ids
+from tests.support.closeness import assert_close
 
 IDS = random_ids(70, seed=9)
 

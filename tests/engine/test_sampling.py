@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from closeness import assert_close
 
-from kvchat.engine.sampler import Sampler, distribution, drawn, penalised
-from kvchat.engine.sampling import Sampling
+from kvchat.engine.decode.sampler import Sampler, distribution, drawn, penalised
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.errors import KvchatError
+from tests.support.closeness import assert_close
 
 CPU = torch.device("cpu")
 P = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05])

@@ -4,13 +4,13 @@ leaves the session as it was. And weights that compute no numbers."""
 import pytest
 import torch
 
-from engine.scripted import BOOK, ask, new_session
-from engine.tiny import load_engine, random_ids
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.layers import Block
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError, is_out_of_memory
+from tests.engine.scripted import BOOK, ask, new_session
+from tests.engine.tiny import load_engine, random_ids
 
 CPU = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 99 bytes"
 
@@ -81,7 +81,7 @@ def test_other_errors_are_not_tried_again(checkpoint, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_weights_that_are_no_numbers_are_said_to_be(chat_folder, temperature):
-    from kvchat.engine.sampling import Sampling
+    from kvchat.engine.decode.sampling import Sampling
 
     session = new_session(chat_folder("byte-level", "chatml"))
     with torch.inference_mode():

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from engine.scripted import BOOK, ask, new_session
-from engine.tiny import load_oracle
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.prefill import Compression
-from kvchat.engine.sampling import Sampling
+from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
+from tests.engine.scripted import BOOK, ask, new_session
+from tests.engine.tiny import load_oracle
 
 CHATS = [("byte-level", "chatml"), ("byte-level", "user-only"), ("byte-level", None),
          ("sentencepiece", None), ("sentencepiece-first", "mistral")]  # fmt: skip

@@ -3,8 +3,8 @@ limit. Answers are scripted; the cache is real."""
 
 import pytest
 
-from engine.scripted import ask, new_session, say, scripted_session
 from kvchat.engine.events import Delta, Progress, TurnDone
+from tests.engine.scripted import ask, new_session, say, scripted_session
 
 ENDS = {"byte-level": "<|im_end|>", "sentencepiece-first": "</s>", "sentencepiece": "</s>"}
 

@@ -3,11 +3,11 @@ under a conversation."""
 
 import pytest
 
-from engine.scripted import ask, new_session, say, scripted_session
-from kvchat.engine.dialogue import Dialogue
 from kvchat.engine.events import Delta, drain
 from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.text.chat_template import Dialogue
 from kvchat.errors import KvchatError
+from tests.engine.scripted import ask, new_session, say, scripted_session
 
 QUESTIONS = ("What?", "And at night?", "Why?")
 

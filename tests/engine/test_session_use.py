@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from engine.scripted import ask, new_session
-from engine.tiny import read
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.sampling import Sampling
+from tests.engine.scripted import ask, new_session
+from tests.engine.tiny import read
 
 
 @pytest.fixture

@@ -5,9 +5,7 @@ import random
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine.tiny import random_ids, read
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
@@ -15,6 +13,8 @@ from kvchat.engine.store import FORMAT, Refused
 from kvchat.engine.store.book import KIND, layers_of, load_book, save_book
 from kvchat.engine.store.identity import fingerprint, reading_parts
 from kvchat.engine.store.tensors import Mapped, write
+from tests.engine.tiny import random_ids, read
+from tests.support.closeness import assert_close
 
 IDS = random_ids(150)
 KEY = "f" * 32
@@ -161,7 +161,7 @@ def test_rows_that_are_others_give_other_logits(engine, copy):
 
 
 def test_a_model_of_other_weights_answers_otherwise(copy, checkpoint):
-    from engine.tiny import load_engine
+    from tests.engine.tiny import load_engine
 
     with pytest.raises(Refused, match="answers otherwise"):
         load_book(copy, load_engine(checkpoint(seed=1)), IDS, KEY)
@@ -170,7 +170,7 @@ def test_a_model_of_other_weights_answers_otherwise(copy, checkpoint):
 def test_the_fingerprint_knows_what_a_reading_depends_on(checkpoint, tmp_path):
     import shutil
 
-    from engine.tiny import load_engine
+    from tests.engine.tiny import load_engine
 
     folder = tmp_path / "model"
     shutil.copytree(checkpoint(), folder)

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from engine.texts import BYTE_SPECIALS
-from kvchat.engine.tokenizer import TextStream, Tokenizer
+from kvchat.engine.text.tokenizer import TextStream, Tokenizer
 from kvchat.errors import KvchatError
+from tests.engine.texts import BYTE_SPECIALS
 
 KINDS = ["byte-level", "sentencepiece", "sentencepiece-first"]
 WORDS = ["The keeper", " counted", " ships", "\n\n", "  two spaces", " green book.", "Ünï", " 4711",
@@ -164,7 +164,7 @@ def test_the_short_way_to_a_tokenizer_ends_where_the_long_one_does(tokenizer_fol
 
 def test_the_short_way_imports_no_torch(tokenizer_folder):
     code = (
-        "import sys; from pathlib import Path; from kvchat.engine.tokenizer import Tokenizer; "
+        "import sys; from pathlib import Path; from kvchat.engine.text.tokenizer import Tokenizer; "
         f"Tokenizer.load(Path({str(tokenizer_folder('byte-level'))!r})); "
         "print('torch' in sys.modules)"
     )

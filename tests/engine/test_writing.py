@@ -5,18 +5,18 @@ from itertools import islice
 
 import pytest
 import torch
-from closeness import assert_close
 
-from engine import tiny
-from engine.recorder import WARM, Recorder, Recording, begun, written
-from engine.scripted import ask, new_session
-from kvchat.engine import graph
 from kvchat.engine.attention import plain
 from kvchat.engine.attention.torch_backend import TorchBackend
+from kvchat.engine.decode import graph
+from kvchat.engine.decode.loop import LOG, Writer
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.sampling import Sampling
-from kvchat.engine.writing import LOG, Writer
 from kvchat.errors import KvchatError
+from tests.engine import tiny
+from tests.engine.recorder import WARM, Recorder, Recording, begun, written
+from tests.engine.scripted import ask, new_session
+from tests.support.closeness import assert_close
 
 
 @pytest.fixture

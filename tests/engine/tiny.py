@@ -18,7 +18,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.full import Full
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.prefill import Compression
+from kvchat.engine.prefill.prefill import Compression
 
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),

@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler.errors import CompilationError  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from kernels.specimens import SPECIMENS  # noqa: E402
+from tests.kernels.specimens import SPECIMENS  # noqa: E402
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227}  # a block's limit, by compute capability
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

@@ -8,5 +8,5 @@ import torch
 def device(request):
     """Where a kernel runs."""
     if request.param == "cpu":
-        import kernels.interpreted  # noqa: F401 - bfloat16 as a card has it
+        import tests.kernels.interpreted  # noqa: F401 - bfloat16 as a card has it
     return torch.device(request.param)

@@ -7,9 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from closeness import assert_close, assert_lse_close
 
-from kernels.naive import random_rows
 from kvchat.engine import attention
 from kvchat.engine.attention import BACKENDS, flash_backend
 from kvchat.engine.attention.choice import Choice, choose
@@ -22,6 +20,8 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.cache.tail import Tail
 from kvchat.errors import KvchatError
 from kvchat.kernels import reference
+from tests.kernels.naive import random_rows
+from tests.support.closeness import assert_close, assert_lse_close
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HALF = torch.bfloat16

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from closeness import assert_close
 
-import kernels.interpreted  # noqa: F401 - bfloat16 as a card has it
+import tests.kernels.interpreted  # noqa: F401 - bfloat16 as a card has it
 from kvchat.kernels.reference import dense_attention
+from tests.support.closeness import assert_close
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -17,7 +17,6 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.delitem(sys.modules, "kernels")  # the tests' own package of that name
     import kernels as module
 
     yield module

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kernels import specimens
 from kvchat.kernels import attention, gather, mass, merge, norm_rope, pq
+from tests.kernels import specimens
 
 
 def test_a_sample_fits_its_cards():

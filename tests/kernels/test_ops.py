@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from closeness import assert_close
 
 from kvchat.engine import ops
 from kvchat.kernels import reference
+from tests.support.closeness import assert_close
 
 # Oracle S: D 2, T 6, W 2. Keys are sqrt(2)·(ln a, ln b), query 4 is (1, 0), query 5 is (0, 1).
 A = [[1.0, 2, 4, 1, 2, 7], [14.0, 1, 1, 2, 2, 9]]

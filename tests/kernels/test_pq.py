@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from closeness import assert_close
 
 from kvchat.engine import ops
+from tests.support.closeness import assert_close
 
 # Oracle 8.1: H 1, G 2, D 4, m 2, C 2, scale 1/2
 CENTROIDS = torch.tensor([[[[1.0, 0], [0, 1]], [[1, 1], [-1, 1]]]])

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from closeness import assert_close, assert_lse_close
 
-from kernels.naive import attention, per_head, random_rows
 from kvchat.kernels import reference
+from tests.kernels.naive import attention, per_head, random_rows
+from tests.support.closeness import assert_close, assert_lse_close
 
 SHAPES = [  # tokens, heads, group, dim, rows
     (1, 2, 1, 16, 63),

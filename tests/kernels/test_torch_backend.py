@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from closeness import assert_close, assert_lse_close, relative_rms
 
-from kernels.naive import attention, per_head, random_rows
 from kvchat.engine.attention import plain, torch_backend
 from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.kernels import reference
+from tests.kernels.naive import attention, per_head, random_rows
+from tests.support.closeness import assert_close, assert_lse_close, relative_rms
 
 BACKEND = TorchBackend()
 LENGTHS = {

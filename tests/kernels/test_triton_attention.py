@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from closeness import assert_close, assert_lse_close, relative_rms
 
-from kernels.naive import attention, per_head, random_rows
 from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.kernels import reference
 from kvchat.kernels.attention import ragged_attention, tiles
 from kvchat.kernels.rows import Rows
+from tests.kernels.naive import attention, per_head, random_rows
+from tests.support.closeness import assert_close, assert_lse_close, relative_rms
 
 
 def queries(tokens, heads, dim, dtype=torch.float32, seed=5):

@@ -4,18 +4,18 @@ from itertools import islice
 
 import pytest
 import torch
-from closeness import assert_close
-from engine import tiny
 
 from kvchat.engine import ops
 from kvchat.engine.attention.choice import Choice
 from kvchat.engine.attention.triton_backend import TritonBackend
+from kvchat.engine.decode.loop import Writer
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.prefill import Compression
-from kvchat.engine.sampling import Sampling
-from kvchat.engine.writing import Writer
+from kvchat.engine.prefill.prefill import Compression
 from kvchat.kernels import attention
+from tests.engine import tiny
+from tests.support.closeness import assert_close
 
 BLOCK = {"norm_rope:rms_norm", "norm_rope:add_rms_norm", "norm_rope:rope", "norm_rope:swiglu"}
 METHODS = {

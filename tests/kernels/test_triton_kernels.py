@@ -5,10 +5,10 @@ In half precision the error against fp32 is at most twice that of plain torch.
 
 import pytest
 import torch
-from closeness import assert_close, relative_rms
 
 from kvchat.engine import ops
 from kvchat.kernels import gather, mass, merge, norm_rope, pq, reference
+from tests.support.closeness import assert_close, relative_rms
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.layers import Block, RMSNorm, Rotation
-from kvchat.engine.model.linear import Embedding, Linear
 from kvchat.engine.model.rotary import angles, frequencies
+from kvchat.engine.weights.linear import Embedding, Linear
 
 
 class CausalLM(Protocol):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kvchat.engine import ops
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.linear import Linear
+from kvchat.engine.weights.linear import Linear
 
 Rotation = tuple[Tensor, Tensor]
 

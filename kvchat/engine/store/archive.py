@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvchat.engine.archiving import OBSERVED
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.methods.needs import Needs
+from kvchat.engine.prefill.archive_writer import OBSERVED
 from kvchat.engine.store import FORMAT, Refused
 from kvchat.engine.store.atomic import NewFile
 from kvchat.engine.store.book import require

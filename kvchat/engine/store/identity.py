@@ -10,9 +10,9 @@ import torch
 from kvchat import __version__
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.base import Method
-from kvchat.engine.model.weights import find_shards
 from kvchat.engine.store import FORMAT
 from kvchat.engine.store.tokens import tokenizer_digest
+from kvchat.engine.weights.checkpoint import find_shards
 
 SAMPLES, BLOCK = 16, 2**12  # of every shard: blocks that are read, and their bytes
 Parts = dict[str, str]

@@ -14,7 +14,7 @@ from random import Random
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from kvchat.app.eval import world
+from kvchat.eval import world
 
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
 

@@ -8,7 +8,7 @@ import tokenizer
 from model import Llama
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from kvchat.app.eval import world
+from kvchat.eval import world
 
 
 def export(model: Llama, folder: Path) -> None:

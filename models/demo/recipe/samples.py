@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from kvchat.app.eval import world
+from kvchat.eval import world
 
 # name: seed above HELD_OUT, tokens at most, answerable and unanswerable questions
 SAMPLES = {"valley": (1, 4800, 16, 4), "county": (2, 11000, 24, 6)}

@@ -7,8 +7,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from kvchat.app.eval import world
-from kvchat.app.eval.world import ASSISTANT, BOS, END, SYSTEM, USER
+from kvchat.eval import world
+from kvchat.eval.world import ASSISTANT, BOS, END, SYSTEM, USER
 
 WORDS = range(world.WORD0, world.WORD0 + len(world.PIECES))
 MARKERS = [world.ID[digit] for digit in "12345"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from kvchat.app.eval import world
+from kvchat.eval import world
 
 CHAT_TEMPLATE = (
     # a question is followed by its answer at once: no end token between them

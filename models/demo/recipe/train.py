@@ -18,7 +18,7 @@ from model import Llama, Shape
 from optimizer import make_optimizers
 from tasks import Batch, make_batch
 
-from kvchat.app.eval import world
+from kvchat.eval import world
 
 SEED = 20
 

@@ -1,1 +1,0 @@
-"""The program: command line, chat, rendering. Everything that a person sees."""

@@ -1,0 +1,90 @@
+"""`Chat`: a session with what the program knows around it. Imports no torch."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from kvchat.chat.parts import Promise, Shelf, Talk
+from kvchat.documents.document_ids import Book
+from kvchat.engine.events import TurnDone
+from kvchat.engine.methods.needs import Chosen
+from kvchat.hub.find import Model
+from kvchat.prompt_cache.found import Found
+from kvchat.settings.options import Options
+from kvchat.settings.settings import Settings
+
+
+@dataclass
+class Chat:
+    """One conversation over a book. `timings` are seconds of load, tokenize and prefill."""
+
+    options: Options
+    model: Model
+    session: Talk
+    method: Chosen
+    settings: Settings
+    book: Book
+    readings: Shelf
+    timings: dict[str, float] = field(default_factory=dict)
+    restored: Found | None = None  # where the document was read before
+    in_view: str = ""  # the question that the kept rows were chosen for; empty: the document's end
+    promise: Promise | None = None  # how the budget was chosen, if it was
+    last: TurnDone | None = None  # of the last answer
+
+    @property
+    def chosen_for(self) -> list[str]:
+        """Questions that a reading of another document or budget chooses rows by, as before."""
+        return [self.in_view] if self.in_view else []
+
+    @property
+    def read_speed(self) -> float:
+        """Tokens per second of the reading, or of the one that was restored; 0 if not known."""
+        took = self.timings.get("prefill", 0.0)
+        if self.restored is not None:
+            took = self.restored.read_seconds
+        return len(self.session.document) / took if took and self.book.files else 0.0
+
+    def document_segments(self) -> list[list[Any]]:
+        """Per layer what is kept of the document; folded turns are apart."""
+        end = len(self.session.document)
+        layers = self.session.cache.layers
+        return [[s for s in layer.segments if s.span[0] < end] for layer in layers]
+
+    def document_rows(self) -> list[list[int]]:
+        """Per layer and KV head the rows that are kept of the document."""
+        end = len(self.session.document)
+        return [layer.kept(end) if end else [] for layer in self.session.cache.layers]
+
+    def merge_sets(self) -> list[list[list[int]]]:
+        """Per layer and KV head how many tokens each kept row stands for, if rows were merged."""
+        found = []
+        for segments in self.document_segments():
+            heads: list[list[int]] = []
+            for held in (segment.tensors() for segment in segments):
+                for name in [name for name in held if name.rpartition(".")[2] == "count"]:
+                    sizes, ends = held[name].tolist(), held[name[: -len("count")] + "cu"].tolist()
+                    cut = [sizes[a:b] for a, b in pairwise(ends)]
+                    heads = [a + b for a, b in zip(heads or [[]] * len(cut), cut, strict=True)]
+            found.append(heads)
+        return found
+
+    def document_kept(self) -> int:
+        """Bytes of the document's rows, and of what stands beside them."""
+        windows = sum(layer.window_bytes for layer in self.session.cache.layers)
+        segments = (s for layer in self.document_segments() for s in layer)
+        return windows + sum(s.memory().total for s in segments)
+
+    def reads(self) -> str:
+        """What a written token reads of the document, if it is not all that is kept: `10 %`."""
+        cache = self.session.cache
+        return f"{100 * cache.read / cache.kept:.3g} %" if cache.read < cache.kept else ""
+
+    def kept_share(self) -> float:
+        """Share of the document's rows that is kept."""
+        config = self.session.engine.config
+        whole = len(self.session.document) * config.num_kv_heads * config.num_layers
+        return sum(map(sum, self.document_rows())) / whole if whole else 1.0
+
+    def document_full(self) -> int:
+        """Bytes that the document would hold uncompressed."""
+        return len(self.session.document) * self.session.engine.kv_bytes_per_token

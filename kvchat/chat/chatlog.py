@@ -1,0 +1,209 @@
+"""Saved chats: one JSONL file each, an event per line, written after every turn. Knows no model.
+
+A process that dies leaves at most one torn line at the end, which is left out when reading.
+"""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from kvchat import __version__
+from kvchat.errors import KvchatError
+from kvchat.terminal.text import clean, counted, first_line
+
+SCHEMA = 1
+NAME = re.compile(r"[\w][\w .+-]{0,79}")
+
+
+@dataclass
+class Saved:
+    """A chat as its events tell it: the last document, method and settings, and the turns left."""
+
+    path: Path
+    chat: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    document: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    whole: int = 0  # bytes up to the last line that is not torn
+
+    @property
+    def id(self) -> str:
+        """What the file is called."""
+        return self.path.stem
+
+    @property
+    def title(self) -> str:
+        """Its name, or its id."""
+        return self.name or self.id
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Take in one event; kinds that are not known are left out."""
+        kind = event.get("event")
+        if kind == "chat":
+            self.chat, self.name = event, event.get("name") or self.name
+        elif kind in ("document", "method", "settings"):
+            setattr(self, kind, event)
+        elif kind == "name":
+            self.name = event["name"]
+        elif kind in ("turn", "undo"):
+            gone = event.get("replaces", 0) if kind == "turn" else event["count"]
+            self.turns = self.turns[: len(self.turns) - gone] if gone else self.turns
+            self.turns += [event] if kind == "turn" else []
+
+
+def folder() -> Path:
+    """Where chats are saved."""
+    return user_state_path("kvchat") / "sessions"
+
+
+def read(path: Path) -> Saved:
+    """The chat of a file. Raises KvchatError("session") if it is none."""
+    saved = Saved(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise KvchatError("session", f"{path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(data.splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break  # torn: the process died while writing
+        try:
+            saved.apply(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise KvchatError(
+                "session", f"{path}, line {number} is damaged: {error}", f"look at {path}"
+            ) from None
+        saved.whole += len(line)
+    if saved.chat.get("schema") != SCHEMA:
+        raise KvchatError("session", f"{path} is not a chat of this version of kvchat")
+    return saved
+
+
+def listing() -> list[Saved]:
+    """All saved chats, the last used first; files that cannot be read are left out."""
+    found = []
+    for path in sorted(folder().glob("*.jsonl"), key=_used, reverse=True):
+        try:
+            found.append(read(path))
+        except KvchatError:
+            continue
+    return found
+
+
+def find(name: str | None) -> Saved:
+    """The chat of a name or of the beginning of an id; the last used one for None.
+
+    Raises KvchatError("session").
+    """
+    chats = listing()
+    if not chats:
+        raise KvchatError("session", f"there is no saved chat in {folder()}", "kvchat FILE")
+    if name is None:
+        return chats[0]
+    exact = [chat for chat in chats if name in (chat.name, chat.id)]
+    found = exact or [chat for chat in chats if chat.id.startswith(name)]
+    if len(found) != 1 and not exact:
+        close = get_close_matches(name, [chat.title for chat in chats], n=2)
+        what = f"{len(found)} saved chats begin with" if found else "no saved chat is called"
+        raise KvchatError(
+            "session",
+            f"{what} {clean(name)!r}",
+            *(f"--resume {title!r}" for title in close),
+            "kvchat sessions list",
+        )
+    return found[0]
+
+
+def summary(chat: Saved) -> str:
+    """A line about a chat: name, turns, model, documents, last question."""
+    names = ", ".join(str(file.get("name")) for file in chat.document.get("files", ()))
+    turns = counted(len(chat.turns), "turn")
+    asked = first_line(str(chat.turns[-1]["question"])) if chat.turns else ""
+    parts = (chat.title, turns, str(chat.chat.get("model")), names or "no document", asked)
+    return " · ".join(part for part in parts if part)
+
+
+def remove(name: str) -> Saved:
+    """Delete a chat. Raises KvchatError("session") if there is none, or if it is open."""
+    saved = find(name)
+    Record(saved.path).close()  # fails while another process has it
+    saved.path.unlink(missing_ok=True)
+    return saved
+
+
+def new_path() -> Path:
+    """A file for a new chat; nothing is written yet."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return folder() / f"{stamp}-{secrets.token_hex(2)}.jsonl"
+
+
+def checked_name(name: str) -> str:
+    """A name for a chat. Raises KvchatError("usage")."""
+    if not NAME.fullmatch(name):
+        raise KvchatError(
+            "usage", f"{clean(name)!r} is not a name: letters, digits, spaces and . _ + -"
+        )
+    return name
+
+
+def first_event(**about: Any) -> dict[str, Any]:
+    """The event that a file begins with."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"event": "chat", "schema": SCHEMA, "kvchat": __version__, "created": created, **about}
+
+
+class Record:
+    """A chat's file, open for appending and locked; private to the user."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = path
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise KvchatError(
+                "session",
+                f"{path.stem} is open in another kvchat",
+                "end that one first",
+                "a new chat: leave --continue and --resume out",
+            ) from None
+
+    def cut(self, size: int) -> None:
+        """Drop what lies beyond `size` bytes: a torn line."""
+        os.ftruncate(self._file, size)
+
+    def append(self, *events: dict[str, Any]) -> None:
+        """Write events, each a line, and hand them to the disk. Raises OSError."""
+        lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
+        data = lines.encode("utf-8", "replace")
+        before = os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, before)  # a disk that is full must not leave half a line
+            raise
+
+    def close(self) -> None:
+        """Give the file back."""
+        os.close(self._file)
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

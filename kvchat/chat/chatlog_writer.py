@@ -1,0 +1,151 @@
+"""Writes a chat down while it goes on: every turn is on disk before the next prompt appears."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kvchat.chat import chatlog as saved
+from kvchat.chat.chat import Chat
+from kvchat.engine.events import TurnDone
+from kvchat.engine.methods.naming import method_options, name_of
+from kvchat.engine.store.tokens import tokenizer_digest
+from kvchat.engine.turn import Turn
+from kvchat.terminal.interrupt import unbroken
+from kvchat.terminal.screen import Screen
+
+
+class Keeper:
+    """The file of one chat. It begins with the first turn; a disk that fails is said once."""
+
+    def __init__(self, screen: Screen, path: Path | None, name: str = ""):
+        """`path` None: nothing is saved."""
+        self.path, self.name = path, name
+        self._screen = screen
+        self._record: saved.Record | None = None
+
+    @classmethod
+    def of(cls, screen: Screen, chat: saved.Saved) -> "Keeper":
+        """Go on with a saved chat: its file is locked, a torn line is cut off."""
+        keeper = cls(screen, chat.path, chat.name)
+        keeper._record = saved.Record(chat.path)
+        keeper._record.cut(chat.whole)
+        return keeper
+
+    @property
+    def title(self) -> str:
+        """What the chat goes by."""
+        return self.name or (self.path.stem if self.path else "not saved")
+
+    def turn(self, chat: Chat, replaces: int = 0) -> None:
+        """Write down the last turn, in place of the `replaces` turns before it."""
+        if chat.session.turns:
+            self._write(chat, turn_event(chat.session.turns[-1], chat.last, replaces))
+
+    def undo(self, chat: Chat, count: int) -> None:
+        """Turns were taken back."""
+        self._later(chat, {"event": "undo", "count": count})
+
+    def changed(self, chat: Chat) -> None:
+        """Document, method or settings are others now."""
+        self._later(chat, *state_events(chat))
+
+    def rename(self, chat: Chat, name: str) -> None:
+        """Give the chat a name; from now on there is a file."""
+        self.name = name
+        self._write(chat, {"event": "name", "name": name})
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._record:
+            self._record.close()
+            self._record = None
+
+    def _later(self, chat: Chat, *events: dict[str, Any]) -> None:
+        if self._record:  # before the first turn there is nothing that could change
+            self._write(chat, *events)
+
+    def _write(self, chat: Chat, *events: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        try:
+            with unbroken():
+                if self._record is None:
+                    self._record = saved.Record(self.path)
+                    turns = [turn_event(turn, None, 0) for turn in chat.session.turns[:-1]]
+                    events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
+                self._record.append(*events)
+        except OSError as error:
+            self._screen.warn(
+                f"the chat cannot be saved ({error.strerror}): {self.path}", "not saved"
+            )
+            self.close()
+            self.path = None
+
+
+def head_event(chat: Chat, name: str) -> dict[str, Any]:
+    """What stays the same in a chat."""
+    folder = chat.model.folder.resolve()
+    return saved.first_event(
+        name=name,
+        model=chat.model.name,
+        folder=str(folder),
+        tokenizer=tokenizer_digest(chat.model.text_folder.resolve()),
+    )
+
+
+def state_events(chat: Chat) -> list[dict[str, Any]]:
+    """Document, method and settings as they are."""
+    options, book = chat.options, chat.book
+    files = [
+        {"name": file.title, "path": file.path, "sha256": file.digest}
+        # what was piped in cannot be read again from anywhere else
+        | ({} if file.path else {"text": file.text})
+        for file in book.files
+    ]
+    settings = {
+        name: value
+        for name, value in chat.settings.values().items()
+        if name in chat.settings.origins
+    }
+    return [
+        {
+            "event": "document",
+            "files": files,
+            "system": book.system,
+            "encoding": options.encoding,
+            "pages": options.pages,
+            "loader": options.loader,
+            "clean": options.clean,
+            "tokenizer": str(chat.model.tokenizer) if chat.model.tokenizer else None,
+            "chat_template": chat.model.template,
+            "overflow": options.overflow,
+            "ctx_size": options.ctx_size,
+        },
+        {
+            "event": "method",
+            "name": name_of(chat.method),
+            "budget": str(chat.method.budget) if book.files else None,
+            "options": method_options(chat.method),
+            "tail_budget": chat.session.tail_budget,
+            "in_view": chat.in_view,
+        },
+        {"event": "settings"} | settings,
+    ]
+
+
+def turn_event(turn: Turn, done: TurnDone | None, replaces: int) -> dict[str, Any]:
+    """A turn with its tokens."""
+    stats = {"ttft": done.ttft, "tokens_per_second": done.tokens_per_second} if done else {}
+    return {"event": "turn", "replaces": replaces, **asdict(turn), "stats": stats}
+
+
+def turn_of(event: dict[str, Any]) -> Turn:
+    """The turn of a `turn_event`."""
+    return Turn(
+        event["question"],
+        event["answer"],
+        event["finish_reason"],
+        tuple(event["ids"]),
+        event["asked"],
+        tuple(event["pending"]),
+    )

@@ -1,0 +1,132 @@
+"""`kvchat doctor`: what is here and what is missing. Exit code 7 if kvchat cannot run here."""
+
+import locale
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from rich.console import Console
+from rich.text import Text
+
+from kvchat import __version__
+from kvchat.chat import chatlog as saved
+from kvchat.engine.attention import BACKENDS
+from kvchat.engine.methods import METHODS
+from kvchat.engine.model import MODELS
+from kvchat.engine.weights.bits import WEIGHTS
+from kvchat.errors import EXIT_CODES, KvchatError
+from kvchat.settings import config
+from kvchat.terminal.text import clean, size
+
+NEEDED = ("torch", "transformers", "safetensors", "rich", "prompt_toolkit", "typer")
+OPTIONAL = {
+    "triton": "CUDA kernels; without it CUDA runs plain torch, slowly",
+    "flash_attn": "faster reading on CUDA: pip install 'kvchat[flash]'",
+    "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
+    "pypdf": "PDF files that pypdfium2 cannot read",
+    "matplotlib": "pictures of bench and eval: pip install 'kvchat[plot]'",
+}
+Line = tuple[str, str, str]  # mark, name, what was found
+
+
+def run() -> int:
+    """Print what was found. Returns 0, or 7 if something needed is missing."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    lines = [line for check in CHECKS for line in check()]
+    colors = {"ok": "green", "no": "yellow", "BAD": "red"}
+    for mark, name, found in lines:
+        console.print(Text(f"{mark:<4}", colors[mark]), Text(clean(f"{name:<14} {found}")), sep="")
+    bad = any(mark == "BAD" for mark, _, _ in lines)
+    return EXIT_CODES["device"] if bad else 0
+
+
+def _versions() -> list[Line]:
+    lines = [("ok", "kvchat", f"{__version__} · Python {platform.python_version()}")]
+    for name in NEEDED:
+        try:
+            lines.append(("ok", name, version(name.replace("_", "-"))))
+        except PackageNotFoundError:
+            lines.append(("BAD", name, "is missing; install kvchat again"))
+    return lines
+
+
+def _optional() -> list[Line]:
+    return [
+        ("ok", name, "found") if find_spec(name) else ("no", name, f"not here ({what})")
+        for name, what in OPTIONAL.items()
+    ]
+
+
+def _device() -> list[Line]:
+    try:
+        import torch
+
+        from kvchat.machine import resources as machine
+    except Exception as error:  # a broken installation fails in its own ways
+        return [("BAD", "torch", f"does not load: {error}")]
+    cpu = torch.device("cpu")
+    memory = f"{size(machine.free(cpu))} of {size(machine.total(cpu))} RAM free"
+    lines = [("ok", "cpu", f"{machine.processor()}, {torch.get_num_threads()} threads, {memory}")]
+    if not torch.cuda.is_available():
+        why = "torch is a CPU build" if torch.version.cuda is None else "no device or driver"
+        return [*lines, ("no", "cuda", f"{why}; the CPU is used")]
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        free, total = machine.free(device), machine.total(device)
+        lines.append(("ok", machine.device_name(device), f"{size(free)} of {size(total)} free"))
+    return lines
+
+
+def _weights() -> list[Line]:
+    try:
+        from kvchat.engine.weights.lowbit import unpacking
+    except Exception:
+        return []  # torch does not load, which is said above
+    if unpacking("cpu") is None:
+        why = "this processor's packing of 4 bits is not known, documents are read slowly with int4"
+        return [("no", "weights", f"{', '.join(WEIGHTS)}; {why}")]
+    return [("ok", "weights", ", ".join(WEIGHTS))]
+
+
+def _tables() -> list[Line]:
+    return [
+        ("ok", "models", ", ".join(MODELS)),
+        ("ok", "methods", ", ".join(METHODS)),
+        ("ok", "attention", ", ".join(BACKENDS)),
+    ]
+
+
+def _terminal() -> list[Line]:
+    encoding = sys.stdout.encoding or "?"
+    utf = "utf" in encoding.lower()
+    marks = f"TERM={os.environ.get('TERM', '')}" + (" NO_COLOR" if "NO_COLOR" in os.environ else "")
+    return [
+        ("ok" if utf else "no", "encoding", f"{encoding}, locale {locale.getpreferredencoding()}"),
+        ("ok" if sys.stdout.isatty() else "no", "terminal", f"{marks}, tty {sys.stdout.isatty()}"),
+    ]
+
+
+def _places() -> list[Line]:
+    try:
+        found = config.load()
+        there = str(found.path) if found.path.exists() else f"none ({found.path})"
+        lines: list[Line] = [("ok", "config", there)]
+        config.settle({}, found)
+    except KvchatError as error:
+        lines = [("BAD", "config", error.message)]
+    chats = len(list(saved.folder().glob("*.jsonl")))
+    return [*lines, ("ok", "saved chats", f"{chats} in {saved.folder()}")]
+
+
+CHECKS: tuple[Callable[[], list[Line]], ...] = (
+    _versions,
+    _optional,
+    _device,
+    _weights,
+    _tables,
+    _terminal,
+    _places,
+)

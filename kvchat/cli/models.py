@@ -1,0 +1,63 @@
+"""`kvchat models`: what is at hand. Imports no torch, downloads nothing."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvchat.engine.model.config import ModelConfig
+from kvchat.errors import KvchatError
+from kvchat.hub.find import cache, demo_model, local_models
+from kvchat.settings import config
+from kvchat.terminal.text import clean, size
+
+
+def show() -> int:
+    """A line per model: name, family, window, weights on disk, where it is."""
+    console = Console(highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in ("name", "model", "window", "size"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "size" else "left")
+    table.add_column("where", overflow="fold")
+    for name, folder in at_hand():
+        table.add_row(*map(Text, (clean(name), *described(folder), clean(str(folder)))))
+    console.print(table)
+    console.print("kvchat models pull org/repo downloads one from Hugging Face")
+    return 0
+
+
+def at_hand() -> Iterator[tuple[str, Path]]:
+    """Names and folders: bundled, under models/, aliases, the Hugging Face cache."""
+    demo = demo_model()
+    yield demo.name, demo.folder
+    for name, folder in local_models().items():
+        if folder.resolve() != demo.folder.resolve():
+            yield name, folder
+    for name, place in config.load().models.items():
+        yield name, aliased(place)
+    yield from cache()
+
+
+def aliased(place: Mapping[str, Any]) -> Path:
+    """The folder of an alias, there or not."""
+    if "path" in place:
+        return Path(place["path"]).expanduser()
+    return dict(cache()).get(place["repo"], Path(f"{place['repo']} (not downloaded)"))
+
+
+def described(folder: Path) -> tuple[str, str, str]:
+    """Family and parameters, window, bytes of the weights; or why kvchat cannot read it."""
+    if not (folder / "config.json").exists():
+        return "not there", "", ""
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    try:
+        model = ModelConfig.load(folder)
+    except KvchatError as error:
+        return clean(error.message.rpartition(": ")[2][:40]), "", size(weights)
+    parameters = f"{model.family}, {model.parameters / 1e9:.1f} B"
+    if model.parameters < 1e8:
+        parameters = f"{model.family}, {model.parameters / 1e6:.1f} M"
+    return parameters, f"{model.context_limit:,}", size(weights)

@@ -1,0 +1,168 @@
+"""The documents of a chat as token ids: composed, fitted into the window, refused or cut with
+numbers. Nothing is left out that was not asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kvchat.documents import Document
+from kvchat.engine.sizes import reserve_of
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.tokenizer import Tokenizer
+from kvchat.errors import KvchatError
+
+PROBE = 16  # characters per token of the window that are tokenised before the rest is
+OVERFLOWS = ("error", "head", "tail", "middle")  # the part to cut
+# The share of the text that stays in front of the cut, by the part that is cut.
+FRONT = {"head": 0.0, "tail": 1.0, "middle": 0.5}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What `--overflow` left out; `tokens` is estimated if the text is far longer than a window."""
+
+    policy: str
+    tokens: int
+    characters: int
+    total_tokens: int
+
+    def report(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "policy": self.policy,
+            "dropped_tokens": self.tokens,
+            "dropped_characters": self.characters,
+            "total_tokens": self.total_tokens,
+        }
+
+    def __str__(self) -> str:
+        where = {"head": "from the beginning", "tail": "from the end", "middle": "from the middle"}
+        return (
+            f"{self.tokens:,} of {self.total_tokens:,} tokens ({self.characters:,} characters) "
+            f"were cut {where[self.policy]}, as --overflow {self.policy} says"
+        )
+
+
+@dataclass(frozen=True)
+class Book:
+    """Documents and system text with the ids that stand for them."""
+
+    dialogue: Dialogue
+    files: tuple[Document, ...] = ()
+    system: str = ""
+    ids: list[int] = field(default_factory=list)
+    cut: Cut | None = None
+
+    @property
+    def title(self) -> str:
+        """What the conversation is about."""
+        return ", ".join(file.title for file in self.files)
+
+
+def compose(
+    tokenizer: Tokenizer,
+    files: Sequence[Document],
+    system: str,
+    limit: int,
+    overflow: str = "error",
+    ways: Callable[[int], Sequence[str]] = lambda needed: (),
+) -> Book:
+    """The book of files and a system text. Raises KvchatError("too_long").
+
+    `ways(needed)` are further ways out for the error. A text that is far too long is measured by
+    its beginning: tokenising a library takes minutes and gigabytes.
+    """
+    dialogue = Dialogue(tokenizer, has_document=bool(files or system))
+    text = joined(files)
+    book = Book(dialogue, tuple(files), system)
+    reserve = reserve_of(limit)
+    beginning = text[: PROBE * limit]
+    ids = dialogue.document(beginning, system)
+    needed = len(ids) * max(len(text), 1) // max(len(beginning), 1)
+    if len(beginning) < len(text) and needed + reserve <= limit:
+        ids = dialogue.document(text, system)
+        needed = len(ids)
+    if needed + reserve <= limit:
+        return replace(book, ids=ids)
+    estimated = len(beginning) < len(text)
+    if overflow == "error" or not text:
+        raise _too_long(book, needed, limit, estimated, ways(needed))
+    return _cut(book, text, needed, limit - reserve, overflow)
+
+
+def joined(files: Sequence[Document]) -> str:
+    """One text of several documents, each under its name; a single one stays as it is."""
+    if len(files) == 1:
+        return files[0].text
+    return "\n\n".join(f"# {file.title}\n\n{file.text}" for file in files)
+
+
+def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
+    """The book with as much text as fits into `room` tokens, a mark where something is missing."""
+    fixed = len(book.dialogue.document("", book.system))
+    share = (room - fixed) / max(needed - fixed, 1)
+    for _ in range(12):
+        kept = max(int(len(text) * share), 0)
+        front, back = ends(text, kept, FRONT[policy])
+        left = len(text) - len(front) - len(back)
+        mark = f"[{left:,} characters left out]"
+        shortened = "\n\n".join(part for part in (front, mark, back) if part)
+        ids = book.dialogue.document(shortened, book.system)
+        if len(ids) <= room:
+            dropped = max(needed - len(ids), 0)
+            return replace(book, ids=ids, cut=Cut(policy, dropped, left, needed))
+        share *= 0.995 * room / len(ids)
+    raise KvchatError(
+        "too_long", f"the system text alone needs {fixed:,} tokens; {room:,} are there"
+    )
+
+
+def ends(text: str, kept: int, front: float) -> tuple[str, str]:
+    """The first `front` share of `kept` characters and the rest from the end, whole words only."""
+    head = text[: int(kept * front)]
+    if head:
+        head = head[: head.rfind(" ") + 1].rstrip() or head
+    count = kept - int(kept * front)
+    tail = text[len(text) - count :] if count else ""
+    if tail and (space := tail.find(" ")) >= 0:
+        tail = tail[space + 1 :]
+    return head, tail
+
+
+def _too_long(
+    book: Book, needed: int, limit: int, estimated: bool, ways: Sequence[str]
+) -> KvchatError:
+    reserve = reserve_of(limit)
+    over, share = needed + reserve - limit, (limit - reserve) / needed
+    about = "about " if estimated else ""
+    return KvchatError(
+        "too_long",
+        f"{book.title or 'the system text'} needs {about}{needed:,} tokens; the window has "
+        f"{limit:,} ({reserve:,} are kept for questions and answers)",
+        f"--overflow tail  (keeps the first {share:.0%}{_until(book.files, share)})",
+        f"--overflow middle  (cuts {about}{over:,} tokens from the middle)",
+        f"--overflow head  (keeps the last {share:.0%})",
+        *_pages(book.files, share),
+        *ways,
+        needed=needed,
+        limit=limit,
+        reserve=reserve,
+    )
+
+
+def _until(files: Sequence[Document], share: float) -> str:
+    """Where the part that fits ends, if the document has places with names."""
+    if len(files) != 1 or len(files[0].places) < 2:
+        return ""
+    file = files[0]
+    reached = [place for place in file.places if place.start < share * len(file.text)]
+    return f", into {reached[-1].name}" if reached else ""
+
+
+def _pages(files: Sequence[Document], share: float) -> list[str]:
+    if len(files) != 1 or len(files[0].places) < 2:
+        return []
+    file = files[0]
+    ends_at = [*(place.start for place in file.places[1:]), len(file.text)]
+    fitting = sum(end <= share * len(file.text) for end in ends_at)
+    return [f"--pages 1-{fitting}  ({fitting} of {len(ends_at)} {file.unit})"] if fitting else []

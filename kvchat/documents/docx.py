@@ -1,0 +1,51 @@
+"""DOCX: paragraphs, headings and table cells of the main text."""
+
+from xml.etree.ElementTree import Element
+
+from kvchat.documents.archive import Archive
+from kvchat.documents.section import Section, Sections
+from kvchat.errors import KvchatError
+
+MAIN = "word/document.xml"
+W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+BREAKS = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n"}
+
+
+def load(name: str, data: bytes, encoding: str | None) -> Sections:
+    """The text of a word document; deleted text of tracked changes is left out."""
+    body = Archive(name, data).xml(MAIN).find(f"{W}body")
+    if body is None:
+        raise KvchatError("input", f"{name} has no text body", "save it as plain text")
+    text = "\n\n".join(part for part in map(_block, body) if part)
+    return Sections((Section(name, text),), "files", "docx")
+
+
+def _block(element: Element) -> str:
+    if element.tag == f"{W}tbl":
+        rows = element.iterfind(f"{W}tr")
+        return "\n".join("\t".join(_cell(c) for c in row.iterfind(f"{W}tc")) for row in rows)
+    if element.tag == f"{W}p":
+        return _paragraph(element)
+    # content controls and the like hold blocks of their own
+    return "\n\n".join(part for part in map(_block, element) if part)
+
+
+def _cell(cell: Element) -> str:
+    return " ".join(part for part in map(_block, cell) if part)
+
+
+def _paragraph(paragraph: Element) -> str:
+    pieces = []
+    for node in paragraph.iter():
+        if node.tag == f"{W}t":
+            pieces.append(node.text or "")
+        elif node.tag in BREAKS:
+            pieces.append(BREAKS[node.tag])
+    text = "".join(pieces).strip()
+    style = paragraph.find(f"{W}pPr/{W}pStyle")
+    kind = style.get(f"{W}val", "") if style is not None else ""
+    level = kind.removeprefix("Heading")
+    if text and kind != level and level.isdecimal():
+        return f"{'#' * min(int(level), 6)} {text}"
+    listed = paragraph.find(f"{W}pPr/{W}numPr") is not None
+    return f"- {text}" if text and listed else text

@@ -1,0 +1,116 @@
+"""Chooses the next token from logits. Knows no model."""
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.decode.sampling import Sampling
+from kvchat.errors import KvchatError
+
+# Dividing logits by less than this overflows; the likeliest token is certain long before.
+COLD = 1e-5
+AHEAD = 64  # random numbers that are drawn at once
+
+
+class Sampler:
+    """Draws tokens one after another; the same seed and logits give the same tokens.
+
+    A token is drawn on the device of the logits, from one random number that was drawn on the host
+    beforehand: nothing here waits for the device but `draw`, and all devices draw alike.
+    """
+
+    def __init__(self, sampling: Sampling, device: torch.device):
+        self.sampling = sampling
+        self.device = device
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._chances = torch.empty(0, dtype=torch.float64, device=device)  # one per token
+        self._used = torch.zeros(1, dtype=torch.int64, device=device)
+        self._left = 0
+        self._seen: Tensor | None = None  # tokens that were drawn, bool [vocab]
+
+    def provide(self, tokens: int) -> None:
+        """Have random numbers ready for so many more tokens."""
+        if self.sampling.temperature < COLD or tokens <= self._left:
+            return
+        missing = max(tokens - self._left, AHEAD)
+        more = torch.rand(missing, dtype=torch.float64, generator=self._generator)
+        left = self._chances[len(self._chances) - self._left :]
+        self._chances = torch.cat((left, more.to(self.device)))
+        self._left = len(self._chances)
+        self._used.zero_()
+
+    def spend(self) -> None:
+        """Note that `choose` has taken a random number."""
+        self._left -= self.sampling.temperature >= COLD
+
+    def draw(self, logits: Tensor) -> int:
+        """The next token from `logits [vocab]`; the penalty looks at tokens drawn here only.
+
+        Raises KvchatError("model") if the logits are no numbers.
+        """
+        self.provide(1)
+        token = self.choose(logits)
+        self.spend()
+        return checked(int(token))
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The next token `[1]` (int64) on the device, -1 if the logits are no numbers.
+
+        Nothing here depends on what the host knows: it can be recorded and run again.
+        """
+        wide = logits.float()
+        broken = wide.amax().isnan()  # of numbers and NaN the largest is NaN
+        if self.sampling.repeat_penalty != 1.0:
+            if self._seen is None:
+                self._seen = torch.zeros_like(wide, dtype=torch.bool)
+            wide = penalised(wide, self._seen, self.sampling.repeat_penalty)
+        if self.sampling.temperature < COLD:
+            token = wide.argmax(0, keepdim=True)
+        else:
+            chance = self._chances.index_select(0, self._used)
+            token = drawn(distribution(wide, self.sampling), chance)
+            self._used += 1
+        if self._seen is not None:
+            self._seen.scatter_(0, token, True)
+        return token.masked_fill(broken, -1)
+
+
+def checked(token: int) -> int:
+    """The token that was chosen. Raises KvchatError("model") for what NaN gives."""
+    if token < 0:
+        raise KvchatError(
+            "model",
+            "the model computes NaN: its weights are damaged, or too large for f16",
+            "--dtype bf16 or --dtype f32",
+            "download the weights again",
+        )
+    return token
+
+
+def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits `[vocab]` with those of `seen` tokens made less likely (CTRL, 1909.05858)."""
+    less = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, less, logits)
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities `[vocab]` after temperature, top-k, top-p (1904.09751), min-p (2407.01082)."""
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.numel():
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    if sampling.top_p < 1:
+        falling, order = logits.sort(descending=True)
+        before = falling.softmax(0).cumsum(0) - falling.softmax(0)  # mass of likelier tokens
+        kept = falling.masked_fill(before >= sampling.top_p, -torch.inf)
+        logits = torch.empty_like(logits).scatter_(0, order, kept)
+    if sampling.min_p > 0:
+        probabilities = logits.softmax(0)
+        unlikely = probabilities < sampling.min_p * probabilities.max()
+        logits = logits.masked_fill(unlikely, -torch.inf)
+    return logits.softmax(0)
+
+
+def drawn(probabilities: Tensor, chance: Tensor) -> Tensor:
+    """The token `[1]` into whose share of `probabilities [vocab]` falls `chance [1]` of [0, 1)."""
+    ends = probabilities.double().cumsum(0)
+    token = torch.searchsorted(ends, chance * ends[-1], right=True)
+    return token.clamp(max=len(ends) - 1)

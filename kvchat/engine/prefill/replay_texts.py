@@ -1,0 +1,135 @@
+"""What the model is told beside a document, so that one sees which rows it looks at. Knows text and
+ids, no model."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from math import ceil
+
+from kvchat.engine.methods.needs import ASK, REPEAT, Kind
+from kvchat.engine.prefill.replay import Replay
+from kvchat.engine.sizes import REPLAY
+from kvchat.engine.text.chat_template import Dialogue
+
+ENDS = (".", "!", "?", "…", "。", "！", "？")
+SHORTEST, LONGEST = 4, 48  # tokens of a sentence
+OFTEN = 4  # times that a sign must come to be structure
+PASSAGES, HALF = 48, 0.5  # held out, and where they are cut
+PART = 0.7  # of a sentence's words are the question, the others the answer
+
+
+def tellings(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[Kind]) -> list[Replay]:
+    """The replays of these kinds of a document's ids; what stands before its text is left out."""
+    first = _first(dialogue, document)
+    found = [
+        replay
+        for what, chunk in sorted(kinds)
+        for replay in KINDS[what](dialogue, document, first, chunk)
+    ]
+    signs = structural(dialogue, document) if found else []
+    return [replace(r, structural=[i for i in signs if r.start <= i < r.end]) for r in found]
+
+
+def repeated(
+    dialogue: Dialogue, document: Sequence[int], first: int, chunk: int
+) -> Iterator[Replay]:
+    """The text from token `first` on, `chunk` tokens at a time, each part after an instruction to
+    repeat it (KVzip, `frontier.md` 2.3)."""
+    for start in range(first, len(document), chunk):
+        end = min(start + chunk, len(document))
+        asked = "Repeat the previous context exactly."
+        if start > first:
+            lead = dialogue.tokenizer.decode(document[start - 8 : start])
+            asked = f"Repeat the part of the previous context that begins with: {lead}"
+        yield Replay((REPEAT, chunk), ([*dialogue.first(asked), *document[start:end]],), start, end)
+
+
+def asked(dialogue: Dialogue, document: Sequence[int], first: int, chunk: int) -> Iterator[Replay]:
+    """Every sentence from token `first` on as a first question and its answer.
+
+    The sentence's beginning is the question, its end the answer: so the model looks for what a
+    question will need, in the way in which it will be asked, and needs nobody to think of one.
+    """
+    for start in range(first, len(document), chunk):
+        end = min(start + chunk, len(document))
+        turns: list[list[int]] = []
+        for a, b in sentences(dialogue, document[start:end]):
+            text = dialogue.tokenizer.decode(document[start + a : start + b])
+            question, answer = _cut(text, PART)
+            if answer:
+                turns.append(dialogue.exchange(question, answer))
+            if sum(map(len, turns)) >= REPLAY:
+                yield Replay((ASK, chunk), tuple(turns), start, end)
+                turns = []
+        if turns:
+            yield Replay((ASK, chunk), tuple(turns), start, end)
+
+
+KINDS = {REPEAT: repeated, ASK: asked}
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A question and its answer as tokens; the answer begins after the first `asked` of them."""
+
+    ids: Sequence[int]
+    asked: int
+
+
+def held_out(dialogue: Dialogue, document: Sequence[int]) -> list[Passage]:
+    """Sentences from all over a document, cut elsewhere than in any replay."""
+    found, text = [], document[_first(dialogue, document) :]
+    every = list(sentences(dialogue, text))
+    for start, end in every[:: max(1, ceil(len(every) / PASSAGES))]:
+        question, answer = _cut(dialogue.tokenizer.decode(text[start:end]), HALF)
+        ids, asked = dialogue.exchange(question, answer), len(dialogue.exchange(question, ""))
+        if answer and asked < len(ids):
+            found.append(Passage(ids, asked))
+    return found
+
+
+def sentences(dialogue: Dialogue, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where sentences and lines begin and end in `ids`; long ones are cut."""
+    texts = {i: dialogue.tokenizer.decode([i]) for i in set(ids)}
+    start = 0
+    for end, token in enumerate(ids, start=1):
+        text, length = texts[token], end - start
+        ends = "\n" in text or text.rstrip("\"'”’)]» ").endswith(ENDS)
+        if (ends and length >= SHORTEST) or length == LONGEST or end == len(ids):
+            yield start, end
+            start = end
+
+
+def structural(dialogue: Dialogue, ids: Sequence[int]) -> list[int]:
+    """Where `ids` only structure the text (`frontier.md` 2.5): signs and white space that come
+    often, outside of words and numbers."""
+    counts = Counter(ids)
+    texts = {i: dialogue.tokenizer.decode([i]) for i in counts}
+    signs = {i for i, text in texts.items() if not any(map(str.isalnum, text))}
+    often = {i for i in signs if counts[i] >= OFTEN}
+    around = [texts[i] for i in ids]
+
+    def glued(at: int) -> bool:
+        before, after = around[at - 1][-1:] if at else "", "".join(around[at + 1 : at + 2])[:1]
+        return before.isalnum() and after.isalnum() and around[at].strip() == around[at]
+
+    return [at for at, i in enumerate(ids) if i in often and not glued(at)]
+
+
+def _first(dialogue: Dialogue, document: Sequence[int]) -> int:
+    """Where the text of a document begins."""
+    pairs = zip(dialogue.document(""), document, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _cut(text: str, part: float) -> tuple[str, str]:
+    """A sentence as a question, of `part` of its words, and the answer to it; both are empty for
+    one that is too short to be cut."""
+    words = text.split()
+    if len(words) > 1:
+        cut = min(len(words) - 1, max(1, round(part * len(words))))
+        return f"{' '.join(words[:cut])}?", " ".join(words[cut:])
+    text = text.strip()  # a script without spaces
+    cut = round(part * len(text))
+    return (f"{text[:cut]}?", text[cut:]) if 0 < cut < len(text) else ("", "")

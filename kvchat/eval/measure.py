@@ -1,0 +1,134 @@
+"""Measures cells (method, budget, question seen or not) against the full cache of one reading."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.events import drain
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.naming import name_of, spec_of
+from kvchat.engine.methods.spec import options
+from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.session import Session
+from kvchat.eval.case import LONGEST, Case, Question
+
+GROUP = 5  # questions whose compressed caches are alive at once
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared: a method with its budget, and whether it sees the question."""
+
+    method: Method
+    seen: bool
+
+    @property
+    def name(self) -> str:
+        """`adakv 25%`, `adakv:bits=4 25%`, or `full`."""
+        spec = spec_of(self.method)
+        takes_budget = "budget" in options(name_of(self.method))
+        return f"{spec} {self.method.budget}" if takes_budget else spec
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question over the full cache: its prompt, the greedy answer, and the logits along it."""
+
+    prompt: list[int]
+    ids: list[int]
+    text: str
+    logits: Tensor  # [len(ids), vocab]
+
+
+def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """One record per question and cell; see `_record`. Yields as it goes."""
+    ids = session.dialogue.document(case.document)
+    unseen = [cell for cell in cells if not cell.seen]
+    reading = drain(
+        session.read(ids, [Compression(Full()), *(Compression(c.method) for c in unseen)])
+    )
+    full, *caches = reading.caches
+    answered = [answer(session, full, question) for question in case.questions]
+    exact = Cell(Full(), seen=False)
+    for number, question in enumerate(case.questions):
+        for cell, cache in zip([exact, *unseen], [full, *caches], strict=True):
+            yield _record(session, cache, cell, number, question, answered[number])
+    del reading, caches, full
+    seen = [cell for cell in cells if cell.seen and cell.method.needs.sees]
+    for start in range(0, len(case.questions) if seen else 0, GROUP):
+        group = case.questions[start : start + GROUP]
+        wanted = [(cell, i) for i in range(len(group)) for cell in seen]
+        compressions = [Compression(cell.method, probes=(i,)) for cell, i in wanted]
+        in_view = drain(session.read(ids, compressions, [q.text for q in group]))
+        for (cell, i), cache in zip(wanted, in_view.caches, strict=True):
+            yield _record(session, cache, cell, start + i, group[i], answered[start + i])
+
+
+def answer(session: Session, cache: KVCache, question: Question) -> Answered:
+    """The greedy answer over a cache, which is left as it was."""
+    prompt = session.dialogue.exchange(question.text, question.begun)
+    ids = generate(session, cache, prompt, question.longest)
+    logits = session.engine.score(cache, prompt + ids[:-1])[len(prompt) - 1 :]
+    return Answered(prompt, ids, session.dialogue.tokenizer.decode(ids), logits)
+
+
+def generate(
+    session: Session, cache: KVCache, prompt: Sequence[int], longest: int = LONGEST
+) -> list[int]:
+    """At most `longest` greedy tokens after `prompt`, the end token included.
+
+    The cache is left as it was.
+    """
+    before = cache.position
+    logits = drain(session.engine.extend(cache, prompt))
+    ids: list[int] = []
+    for token in session.engine.decode(cache, logits, Sampling()):
+        ids.append(token)
+        if token in session.ends or len(ids) == longest:
+            break
+    cache.truncate(before)
+    return ids
+
+
+def _record(
+    session: Session, cache: KVCache, cell: Cell, number: int, question: Question, full: Answered
+) -> dict[str, Any]:
+    """The answer and its score, KL to the full cache, kept rows and bytes really held.
+
+    `score` is what the question's metric gives, 0 to 1, and `right` whether that is 1.
+
+    The full cache's answer is forced: if each of its tokens is the likeliest here too, the greedy
+    answer is the same and need not be generated. `kl` is the mean over its tokens of
+    KL(full || cell) in nats.
+    """
+    fed = full.prompt + full.ids[:-1]
+    logits = session.engine.score(cache, fed, len(full.ids) - 1)[len(full.prompt) - 1 :]
+    if logits.argmax(-1).tolist() == full.ids:
+        text = full.text
+    else:
+        ids = generate(session, cache, full.prompt, question.longest)
+        text = session.dialogue.tokenizer.decode(ids)
+    p, q = full.logits.float().log_softmax(-1), logits.float().log_softmax(-1)
+    config = session.engine.config
+    return {
+        "question": number,
+        "kind": question.kind,
+        "cell": cell.name,
+        "seen": cell.seen,
+        "metric": question.metric,
+        "depth": question.depth,
+        "right": question.is_right(text),
+        "score": question.score(text),
+        "asked": question.text,
+        "expected": question.answer,
+        "answer": text,
+        "kl": float((p.exp() * (p - q)).sum(-1).mean()),
+        "kept": cache.kept / (cache.frozen * config.num_kv_heads * config.num_layers),
+        "bytes": sum(layer.kept_bytes for layer in cache.layers),
+        "document_tokens": cache.frozen,
+    }

@@ -1,0 +1,39 @@
+"""The demo model's world: questions about people, in the model's own language."""
+
+from random import Random
+
+from kvchat.errors import KvchatError
+from kvchat.eval import world
+from kvchat.eval.case import Case, Draw, Question
+
+UNKNOWN_SHARE = 0.2
+LEAST = 256  # tokens in which something is told of somebody
+
+
+def about_the_world(draw: Draw) -> Case:
+    """questions about people of the demo world, a fifth of them unanswerable"""
+    rng = Random(draw.seed)
+    document = world.document(world.HELD_OUT + draw.seed, draw.tokens)
+    if not document.facts:
+        raise KvchatError(
+            "usage",
+            f"a document of {draw.tokens:,} tokens of the demo world tells nothing of anybody",
+            f"--length {LEAST}",
+        )
+    text = world.text(document.ids)
+    questions = []
+    for number in range(draw.questions):
+        unknown = number < round(UNKNOWN_SHARE * draw.questions)
+        asked, answer, _ = world.ask(document, rng, unknown=float(unknown))
+        given = world.text(answer)
+        fact = given.removeprefix("The").removesuffix(".")  # as the document has it
+        questions.append(
+            Question(
+                world.text(asked),
+                (given,),
+                "unanswerable" if unknown else "answerable",
+                metric="verbatim",
+                depth=None if unknown else round(text.index(fact) / len(text), 4),
+            )
+        )
+    return Case(text, tuple(questions))

@@ -1,0 +1,153 @@
+"""Finds the folder of a model by name: a folder, models/NAME, an alias of the config, or a
+repository in the Hugging Face cache. Downloads nothing, knows no weights."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.sizes import reserve_of
+from kvchat.errors import KvchatError
+from kvchat.terminal.text import clean
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CHECKOUT = PACKAGE.parent
+MODEL_FOLDERS = (Path("models"), CHECKOUT / "models")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+DEMO = "demo"  # reads documents of its own small world only
+Aliases = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's folder and the name it goes by; another folder may have its tokenizer."""
+
+    name: str
+    folder: Path
+    tokenizer: Path | None = None
+    template: str | None = None  # a file with a chat template; empty: none is used
+
+    @property
+    def text_folder(self) -> Path:
+        """Where the tokenizer is."""
+        return self.tokenizer or self.folder
+
+
+class NotHere(KvchatError):
+    """A repository that is not in the Hugging Face cache."""
+
+    def __init__(self, repository: str, revision: str | None):
+        at, way = (f" at {clean(revision)}", f" --revision {revision}") if revision else ("", "")
+        super().__init__(
+            "model",
+            f"{repository}{at} is not in the Hugging Face cache; nothing is downloaded unasked",
+            f"kvchat models pull {repository}{way}",
+        )
+        self.repository = repository
+
+
+def demo_model() -> Model:
+    """The bundled model: inside the installed package, or in the checkout."""
+    for folder in (PACKAGE / "demo_model", CHECKOUT / "models" / "demo"):
+        if (folder / "config.json").exists():
+            return Model(DEMO, folder)
+    raise KvchatError("model", "the bundled demo model is missing from this installation", "-m DIR")
+
+
+def find_model(
+    name: str | None, aliases: Aliases | None = None, revision: str | None = None
+) -> Model:
+    """The model for `--model`: a folder, a name, or the demo model for None.
+
+    `revision` chooses among those in the Hugging Face cache. Raises KvchatError("model") if there
+    is none of that name here.
+    """
+    aliases = aliases or {}
+    if name is None or (name == DEMO and name not in aliases):
+        return demo_model()
+    if name in aliases:
+        return _aliased(name, aliases[name], revision)
+    try:
+        given = Path(name).expanduser()
+        folders = [f for f in (given, *(parent / name for parent in MODEL_FOLDERS)) if f.is_dir()]
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, a zero byte
+        raise KvchatError("model", f"{clean(name)[:80]} is not a model: {error}") from None
+    if folders:
+        if not (folders[0] / "config.json").is_file():
+            raise KvchatError("model", f"{clean(str(folders[0]))} has no config.json")
+        return Model(folders[0].resolve().name, folders[0])
+    if given.is_file():
+        raise KvchatError(
+            "model",
+            f"{clean(name)} is a file; a model is a folder with config.json and safetensors",
+            f"-m {given.parent}",
+            f"-f {clean(name)}  (if it is the document)",
+        )
+    if REPOSITORY.fullmatch(name):
+        return Model(name.split("/")[1], cached(name, revision))
+    raise KvchatError(
+        "model",
+        f"no model {clean(name)!r}: not a folder, not under models/, no alias in config.toml "
+        f"(there: {', '.join([*local_models(), *aliases]) or 'none'})",
+        "-m /path/to/folder",
+        "kvchat models",
+        "leave --model out to use the bundled demo model",
+    )
+
+
+def local_models() -> dict[str, Path]:
+    """Folders under models/ that hold a config.json, by name."""
+    found = [file.parent for parent in MODEL_FOLDERS for file in parent.glob("*/config.json")]
+    return {folder.name: folder for folder in sorted(found, reverse=True)}
+
+
+def longer_windows(needed: int) -> list[str]:
+    """Models at hand whose window takes `needed` tokens, as ways out."""
+    ways = []
+    for name, folder in local_models().items():
+        try:
+            limit = ModelConfig.load(folder).context_limit
+        except KvchatError:
+            continue
+        if name != DEMO and needed + reserve_of(limit) <= limit:
+            ways.append(f"-m {name}  (a window of {limit:,} tokens)")
+    return ways or ["a model with a longer window: -m NAME"]
+
+
+def cached(repository: str, revision: str | None = None) -> Path:
+    """The folder of a repository in the Hugging Face cache. Raises NotHere."""
+    found = dict(cache(revision)).get(repository)
+    if found is None:
+        raise NotHere(repository, revision)
+    return found
+
+
+def cache(name: str | None = None) -> Iterator[tuple[str, Path]]:
+    """Models of the Hugging Face cache that have a config.json: the newest revision of each, or the
+    one of a branch, a tag or the beginning of a commit."""
+    # heavy only in comparison with `--help`
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
+
+    try:
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda r: r.repo_id):
+        for revision in sorted(repository.revisions, key=lambda r: -r.last_modified):
+            is_it = not name or name in revision.refs or revision.commit_hash.startswith(name)
+            if is_it and (revision.snapshot_path / "config.json").exists():
+                yield repository.repo_id, revision.snapshot_path
+                break
+
+
+def _aliased(name: str, place: Mapping[str, Any], revision: str | None) -> Model:
+    if "repo" in place:
+        return Model(name, cached(place["repo"], revision))
+    folder = Path(place["path"]).expanduser()
+    if not (folder / "config.json").is_file():
+        raise KvchatError(
+            "model", f"[models.{name}] of config.toml: {clean(str(folder))} has no config.json"
+        )
+    return Model(name, folder)

@@ -1,0 +1,154 @@
+"""Saved readings on disk: where they are, which there are, and how much they may take. Imports no
+torch.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from kvchat.engine.store import SUFFIX, Refused, header
+from kvchat.engine.store.atomic import sweep
+from kvchat.errors import KvchatError
+from kvchat.terminal.text import clean, size
+
+CAP = 20 * 2**30  # bytes that saved readings may take; the least lately used go first
+LEAVE = 5 * 2**30  # bytes that stay free on the disk
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A saved reading: `about` is what was noted for the person, `used` the time of its last use.
+
+    One that cannot be read has a `problem` and nothing about it.
+    """
+
+    path: Path
+    size: int
+    used: float
+    about: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def id(self) -> str:
+        """What the file is called."""
+        return self.path.stem
+
+    @property
+    def title(self) -> str:
+        """The documents' names."""
+        return ", ".join(map(str, self.about.get("documents", ()))) or "?"
+
+
+def folder(given: str | None = None) -> Path:
+    """Where readings are saved: `--kv-cache-dir`, or the user's cache folder."""
+    return Path(given).expanduser() if given else user_cache_path("kvchat") / "kv"
+
+
+def noted(head: header.Header) -> dict[str, Any]:
+    """What was noted about a reading for the person. Raises Refused if it is none."""
+    try:
+        about = json.loads(head.metadata["about"])
+    except (KeyError, ValueError, TypeError):
+        raise Refused("it is no saved reading") from None
+    if not isinstance(about, dict):
+        raise Refused("it is no saved reading")
+    return about
+
+
+def place(root: Path, fingerprint: str) -> Path:
+    """The file of a reading."""
+    return root / f"{fingerprint}{SUFFIX}"
+
+
+def entries(root: Path) -> list[Entry]:
+    """All saved readings, the last used first."""
+    found = []
+    for path in root.glob(f"*{SUFFIX}"):
+        with suppress(OSError):  # gone in the meantime
+            found.append(_entry(path))
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def find(root: Path, name: str) -> Entry:
+    """The reading whose id begins with `name`, or of a document of that name.
+
+    Raises KvchatError("session") if there is none or more than one.
+    """
+    there = entries(root)
+    found = [e for e in there if e.id.startswith(name) or e.title == name] if name else []
+    if len(found) != 1:
+        what = f"{len(found)} saved readings are" if found else "no saved reading is"
+        raise KvchatError(
+            "session",
+            f"{what} called {clean(name)!r}",
+            *(f"kvchat cache show {entry.id[:8]}" for entry in found[:5]),
+            "kvchat cache list",
+        )
+    return found[0]
+
+
+def remove(entry: Entry) -> None:
+    """Delete a reading; who has it mapped keeps it. Raises KvchatError("session")."""
+    try:
+        entry.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise KvchatError("session", f"{entry.path} stays: {error.strerror}") from None
+
+
+def prune(root: Path, most: int, keep: Collection[Path] = ()) -> list[Entry]:
+    """Delete the least lately used readings until the rest takes at most `most` bytes.
+
+    Those of `keep` stay. Left-overs of processes that died go too.
+    """
+    sweep(root)
+    there, gone = entries(root), []
+    total = sum(entry.size for entry in there)
+    for entry in reversed(there):
+        if total <= most:
+            break
+        if entry.path not in keep:
+            remove(entry)
+            gone.append(entry)
+            total -= entry.size
+    return gone
+
+
+def use(path: Path) -> None:
+    """Note that a reading was used now."""
+    with suppress(OSError):
+        os.utime(path)
+
+
+def require_space(root: Path, needed: int) -> None:
+    """Raise OSError if saving `needed` bytes would leave too little of the disk."""
+    there = root
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free - needed < LEAVE:
+        raise OSError(0, f"{size(free)} are free on the disk, and {size(LEAVE)} stay free")
+
+
+def differences(root: Path, parts: dict[str, str], same: Sequence[str]) -> list[str]:
+    """How the last used reading that agrees in the parts `same` differs; empty if there is none."""
+    for entry in entries(root):
+        its = entry.about.get("parts", {})
+        if its and all(its.get(name) == parts.get(name) for name in same):
+            return [name for name in parts if its.get(name) != parts[name]]
+    return []
+
+
+def _entry(path: Path) -> Entry:
+    about = path.stat()
+    try:
+        what = noted(header.read(path))
+    except Refused as problem:
+        return Entry(path, about.st_size, about.st_mtime, {}, str(problem))
+    return Entry(path, about.st_size, about.st_mtime, what)

@@ -1,0 +1,156 @@
+"""The chat: reads lines, answers them, runs slash commands, and survives what goes wrong."""
+
+import shutil
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from time import monotonic
+
+from kvchat import process
+from kvchat.chat import memory as measured
+from kvchat.chat.shortage import out_of_memory
+from kvchat.engine.methods.naming import name_of
+from kvchat.errors import KvchatError
+from kvchat.machine import resources as machine
+from kvchat.repl import commands
+from kvchat.repl.completion import SlashCompleter
+from kvchat.repl.turn import ask, say_turn
+from kvchat.settings.options import Options
+from kvchat.terminal.interrupt import AGAIN_SECONDS, Interrupt
+from kvchat.terminal.key_prompt import choose
+from kvchat.terminal.line_editor import Lines
+from kvchat.terminal.screen import Screen
+from kvchat.terminal.text import clean, first_line, unicode
+from kvchat.terminal.toolbar import State, toolbar
+from kvchat.terminal.tty import unseen
+
+
+def run(options: Options, screen: Screen) -> int:
+    """Open the document and talk until the person leaves. Returns the exit code."""
+    # what reads needs torch; the chat after it does not
+    from kvchat.chat.resume import open_or_resume
+
+    with unseen():
+        chat, keeper = open_or_resume(options, screen)
+        with chat.readings:
+            return begun(commands.Context(chat, screen, keeper))
+
+
+def begun(context: commands.Context) -> int:
+    """Say what there is to ask about, and talk. Returns the exit code."""
+    chat, screen = context.chat, context.screen
+    about = f"Ask about {chat.book.title}." if chat.book.files else "No document: ask anything."
+    screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
+    if chat.session.turns:
+        last = chat.session.turns[-1]
+        screen.say(f"last question: {first_line(last.question)}")
+    lines = Lines(SlashCompleter(context), chat.options.history, chat.options.vi)
+    try:
+        return talk(context, lines)
+    finally:
+        context.keeper.close()
+
+
+def talk(context: commands.Context, lines: Lines) -> int:
+    """Line after line until the person leaves."""
+    screen, pressed = context.screen, -AGAIN_SECONDS
+    with Interrupt() as calm:
+        while True:
+            if calm.asked() and monotonic() - pressed < AGAIN_SECONDS:
+                raise KeyboardInterrupt  # between two prompts
+            calm.forget()
+            context.chat.readings.tell()
+            lines.sent = 0.0
+            try:
+                with calm.idle(lambda: lines.sent > 0):
+                    bar = None if screen.plain else toolbar_of(context, lines)
+                    line = lines.read(bar, changes=bool(screen.fallback))
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:  # once clears the line, twice soon after each other leaves
+                if monotonic() - pressed < AGAIN_SECONDS:
+                    raise
+                pressed = monotonic()
+                screen.tell("Ctrl-C again, or Ctrl-D, to quit")
+                continue
+            pressed = -AGAIN_SECONDS  # a press before this line has nothing to do with the next
+            calm.forget(before=lines.sent)
+            if lines.stop_typed():  # after Enter, before anybody listened for it
+                calm.press()
+            try:
+                obey(context, line, lines.is_paste)
+            except commands.Quit:
+                return 0
+
+
+def obey(context: commands.Context, line: str, is_paste: bool = False) -> None:
+    """Answer a line or run its command; whatever goes wrong is said, and the chat goes on.
+
+    A line that `is_paste` and nothing else is rather a document: the person chooses.
+    """
+    screen = context.screen
+    try:
+        what = "s"
+        if is_paste:
+            what = choose("[a]ttach it as a document / [s]end it", "as", "s", refused="")
+        if not what:
+            screen.tell("neither: it is forgotten")
+        elif what == "a":
+            commands.attach_text(context, unicode(line))
+        elif line.startswith("/") and not is_paste:
+            commands.run(unicode(line.rstrip()), context)
+        elif line.strip():
+            answer(context, unicode(line.strip()))
+    except commands.Quit:
+        raise
+    except KvchatError as error:
+        screen.error(error)
+    except KeyboardInterrupt:
+        screen.tell("stopped")
+    except Exception as error:  # the document and the turns must not be lost
+        if context.chat.options.verbose:
+            traceback.print_exc()
+        known = out_of_memory(context.chat, error)
+        screen.error(known if isinstance(known, KvchatError) else process.unexpected(error))
+
+
+def answer(context: commands.Context, question: str) -> None:
+    """Answer, write the turn down, and print the line that stays after it."""
+    chat, screen = context.chat, context.screen
+    done = ask(chat, screen, question)
+    if not done.completion_tokens:
+        screen.tell("stopped: the question was not asked")
+        return
+    context.keeper.turn(chat)
+    say_turn(done, chat, screen)
+
+
+def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
+    """A toolbar of numbers taken now: drawing it asks nothing of the engine."""
+    chat = context.chat
+    session, method, last = chat.session, chat.method, chat.last
+    device = session.engine.device
+    cuda = device.type == "cuda"
+    total = machine.total(device if cuda else machine.CPU)
+    state = State(
+        model=clean(chat.model.name),
+        method=f"{name_of(method)} {'reads ' if chat.reads() else ''}{method.budget}",
+        used=session.cache.position,
+        limit=session.limit,
+        kv=session.memory().total,
+        kv_full=session.full_bytes(),
+        resident=machine.reserved(device) if cuda else machine.resident(),
+        total=total,
+        speed=last.tokens_per_second if last else 0.0,
+        peak=machine.peak(device),
+        where="gpu" if cuda else "ram",
+        inexact=last is not None and last.finish_reason == "cancelled",
+    )
+    memory = measured.breakdown(chat)
+
+    def draw() -> str:
+        width = shutil.get_terminal_size().columns
+        text = toolbar(replace(state, notice=context.screen.fallback), width)
+        return f"{text}\n{measured.line(memory, width)}" if lines.shows_memory else text
+
+    return draw

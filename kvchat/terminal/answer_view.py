@@ -1,0 +1,148 @@
+"""Shows an answer while it is written: finished blocks are printed once, the rest is a live area of
+at most six lines and one line of numbers. Nothing that was printed is ever drawn again."""
+
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.segment import Segment, Segments
+from rich.text import Text
+
+from kvchat.terminal.live import drawn
+from kvchat.terminal.markdown import rendered
+from kvchat.terminal.markdown_blocks import Blocks, Code
+from kvchat.terminal.text import clean
+
+LIVE_LINES = 6
+FRAMES = 12  # a second, at most
+
+
+class LiveAnswer:
+    """A context that draws an answer block by block; `status` gives the line of numbers."""
+
+    def __init__(
+        self,
+        console: Console,
+        status: Callable[[], str],
+        markdown: bool = True,
+        theme: str = "dark",
+    ):
+        self._console, self._status = console, status
+        self._markdown, self._theme = markdown, theme
+        self._blocks = Blocks()
+        self._printed = self._after_code = False
+        # rich's own thread could draw between a block's place being cleared and its being printed
+        self._turn, self._ended = threading.Lock(), threading.Event()
+        self._clock = threading.Thread(target=self._refresh, name="frames", daemon=True)
+        self._live = Live(
+            console=console,
+            get_renderable=self._frame,
+            auto_refresh=False,
+            transient=True,
+            vertical_overflow="crop",
+        )
+
+    def __enter__(self) -> "LiveAnswer":
+        self._area = drawn(self._live)
+        self._area.__enter__()
+        self._clock.start()
+        return self
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(1 / FRAMES):
+            with self._turn:
+                self._live.refresh()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._print(self._blocks.close())
+        finally:
+            self._ended.set()
+            try:
+                self._clock.join()
+            finally:
+                self._area.__exit__(kind, error, trace)
+
+    def write(self, text: str) -> None:
+        """Take in a piece of the answer."""
+        self._print(self._blocks.push(text))
+
+    def _print(self, blocks: list) -> None:
+        for block in blocks:
+            code = isinstance(block, Code)
+            if self._printed and not (code and self._after_code):
+                with self._turn:
+                    self._console.print()
+            self._after_code = code and not block.last
+            self._printed = True
+            drawn = self._markdown or code
+            shown = rendered(block, self._theme) if drawn else Text(clean(block.text))
+            if shown is not None:
+                with self._turn:
+                    self._console.print(trimmed(self._console, shown), end="")
+
+    def _frame(self) -> Group:
+        width = max(self._console.width, 1)
+        # more than this cannot be in the last lines, however they are broken
+        rest = clean(self._blocks.rest[-2 * width * LIVE_LINES :]).strip("\n")
+        lines = [line[a : a + width] for line in rest.split("\n") for a in _starts(line, width)]
+        parts = [Text(line, no_wrap=True, overflow="crop") for line in lines[-LIVE_LINES:] if rest]
+        status = self._status()
+        if len(status) > width:
+            status = status[: width - 1] + "…"
+        return Group(*parts, Text(status, style="cyan", no_wrap=True, overflow="crop"))
+
+
+class PlainAnswer:
+    """The same without a live area: pieces go to `sink` (stdout, ended by a newline) as they come.
+
+    `waiting` is a context that shows movement until the first piece; it gives the way to end it.
+    """
+
+    def __init__(
+        self,
+        waiting: AbstractContextManager[Callable[[], None]],
+        sink: Callable[[str], object] | None = None,
+    ):
+        self._waiting, self._sink = waiting, sink
+
+    def __enter__(self) -> "PlainAnswer":
+        self._answering = self._waiting.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._waiting.__exit__(*error)
+        if self._sink is None:
+            self.write("\n")
+
+    def write(self, text: str) -> None:
+        """Pass on a piece; a terminal never sees its control characters."""
+        self._answering()
+        if self._sink:
+            self._sink(text)
+            return
+        sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+
+
+def trimmed(console: Console, shown: RenderableType) -> Segments:
+    """A block without the empty lines that some kinds of it begin or end with."""
+    lines = console.render_lines(shown, pad=False)
+    full = [i for i, line in enumerate(lines) if "".join(part.text for part in line).strip()]
+    first, last = (full[0], full[-1]) if full else (0, 0)
+    kept = lines[first : last + 1]
+    return Segments([part for line in kept for part in (*line, Segment.line())])
+
+
+def _starts(line: str, width: int) -> range:
+    return range(0, max(len(line), 1), width)

@@ -1,0 +1,27 @@
+"""`--log-file`: what kvchat says about its work, with the time; no questions and no answers."""
+
+import logging
+import os
+from pathlib import Path
+
+from kvchat.errors import KvchatError
+from kvchat.terminal.text import clean
+
+LOG = logging.getLogger("kvchat")
+LOG.addHandler(logging.NullHandler())
+LOG.propagate = False
+
+
+def open_log(path: str) -> None:
+    """Append to a file that only the user can read. Raises KvchatError("input")."""
+    file = Path(path).expanduser()
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+        handler = logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise KvchatError(
+            "input", f"--log-file {clean(path)} cannot be written: {error.strerror}"
+        ) from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)

@@ -1,0 +1,115 @@
+"""Numbers and foreign text as a person reads them: pure functions, no terminal."""
+
+import re
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+# Where a line is broken rather than at any space: after statements, then after clauses.
+BREAKS = (re.compile(r" · | – "), re.compile(r"[,;:] | (?=\()| (?=→)| (?=\+ )"))
+
+# C0 but newline and tab, DEL, C1, bidirectional overrides: they could steer the terminal.
+# Words of an environment variable that is on or off.
+WORDS = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
+FIRST = 60  # characters of a first line
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """Text of documents, file names and models with control characters made visible as `·`."""
+    return CONTROL.sub("·", text.replace("\r\n", "\n"))
+
+
+def size(count: float) -> str:
+    """Bytes in binary units with three figures: `0.86 GiB`, `13.5 MiB`, `512 B`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        # GiB already from a tenth of one: memory is told in GiB as far as it is readable
+        if count >= unit or (name == "GiB" and count >= unit / 10):
+            value = count / unit
+            return f"{value:.2f} {name}" if value < 100 else f"{value:.0f} {name}"
+    return f"{count:.0f} B"
+
+
+def sizes(part: float, whole: float) -> str:
+    """`0.86 of 3.41 GiB`: two sizes, the unit once if they share it."""
+    a, b = size(part), size(whole)
+    return f"{a.split()[0]} of {b}" if a.split()[1] == b.split()[1] else f"{a} of {b}"
+
+
+def kept_of(kept: float, full: float) -> str:
+    """`0.86 of 3.41 GiB`; what is kept alone where room to grow makes it the larger one."""
+    return sizes(kept, full) if kept < full else size(kept)
+
+
+def counted(count: int, what: str) -> str:
+    """`1 turn`, `2 turns`, `1,204 turns`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that may be empty, cut where it is long."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= FIRST else f"{line[: FIRST - 1]}…"
+
+
+def fitted(parts: Sequence[tuple[str, int]], width: int) -> str:
+    """`a · b · c` in `width` columns: parts of high numbers go first, those of 0 never."""
+    left = list(parts)
+    while len(line := " · ".join(text for text, _ in left)) > width:
+        least = max(left, key=lambda part: part[1])
+        if not least[1]:
+            break
+        left.remove(least)
+    return line
+
+
+def laid(text: str, width: int, indent: int = 2) -> str:
+    """Lines of at most `width` columns, what goes on indented more; broken between statements.
+
+    A word that is longer than a line is left to the terminal.
+    """
+    return "\n".join(part for line in text.split("\n") for part in _broken(line, width, indent))
+
+
+def _broken(line: str, width: int, indent: int) -> list[str]:
+    margin = " " * (len(line) - len(line.lstrip()) + indent)
+    parts = []
+    while cell_len(line) > width:
+        fits = line[: width + 1]
+        while cell_len(fits) > width + 1:
+            fits = fits[:-1]
+        least = max(len(margin), width // 2)
+        ends = [max((m.end() for m in mark.finditer(fits)), default=0) for mark in BREAKS]
+        at = next((end for end in ends if end > least), 0) or fits.rfind(" ", len(margin) + 1) + 1
+        if not at:
+            break
+        parts.append(line[:at].rstrip())
+        line = margin + line[at:].lstrip()
+    return [*parts, line]
+
+
+def short(count: float) -> str:
+    """Tokens for a narrow place: `512`, `27.9k`."""
+    return f"{count:.0f}" if count < 1000 else f"{count / 1000:.1f}k"
+
+
+def seconds(value: float) -> str:
+    """`0.06 s`, `6.6 s`, `74 s`."""
+    return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 60 else f"{value:.0f} s"
+
+
+def ratio(part: float, whole: float) -> str:
+    """`25 % (4.0× smaller)`, or `all of it`."""
+    if part >= whole:
+        return "all of it"
+    return f"{100 * part / whole:.3g} % ({whole / part:.1f}× smaller)"
+
+
+def level(fraction: float) -> str:
+    """How full the window is in a word, so that nothing depends on colour."""
+    return "full soon" if fraction >= 0.95 else "high" if fraction >= 0.8 else ""
+
+
+def unicode(text: str) -> str:
+    """Text of the command line or of a terminal; bytes that were not UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,376 @@
+"""`kvchat bench`: what is asked for is measured, bytes are those of tensors, formats read back."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+import pexpect
+import pytest
+import torch
+
+from kvchat.bench import measure, run, sweep
+from kvchat.bench.columns import amount, columns_of, milliseconds, speed
+from kvchat.bench.markdown import Markdown, layout
+from kvchat.bench.settings import Settings, Test
+from kvchat.bench.subject import Subject
+from kvchat.engine.events import Smaller
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.spec import parse_method
+from kvchat.errors import KvchatError
+from kvchat.machine import dummy
+from kvchat.terminal.screen import Screen
+from tests.engine.tiny import random_ids, read
+from tests.support.forked import Child, kvchat
+from tests.support.program import DEMO, ONE_THREAD, SAMPLE
+
+Test.__test__ = False  # no test of ours
+SMALL = ("-p", "32", "-n", "2", "-d", "32", "-r", "1", "--no-warmup")
+KEYS = {
+    "n_prompt", "n_gen", "n_depth", "n_threads", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts",
+    "samples_ns", "samples_ts", "test_time", "cpu_info", "gpu_info", "build_commit", "model_type",
+    "model_size", "model_n_params", "method", "options", "budget", "select", "kept_fraction",
+    "kv_bytes", "kv_full_bytes", "peak_prefill_bytes", "peak_decode_bytes", "ttft_ns", "tpot_ns",
+    "select_ns", "peak_weights_bytes", "peak_kv_bytes", "peak_workspace_bytes",
+    "peak_allocated_bytes", "peak_reserved_bytes",
+}  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """`asked(*arguments)`: the settings that a command line means; nothing is measured."""
+
+    def settings(*arguments: str) -> Settings:
+        from kvchat.cli.main import run as command_line
+
+        found: list[Settings] = []
+        monkeypatch.setattr(run, "run", lambda settings: found.append(settings) or 0)
+        assert command_line(["bench", *arguments]) == 0
+        return found[0]
+
+    return settings
+
+
+@pytest.fixture
+def subject(engine):
+    return Subject("tiny", engine, None, 0, 0.0)
+
+
+def swept(settings: Settings, subject: Subject) -> list[dict]:
+    return list(sweep.sweep(settings, subject, Screen(quiet=True)))
+
+
+def test_the_cross_product_has_every_method_once(asked):
+    given = ("-p", "8,16", "-n", "4", "-d", "0,32", "-t", "1,2", "--method", "full,adakv")
+    tests = list(asked(*given, "--budget", "25%,50%").tests())
+    cells = [(str(t.method), t.threads, t.name) for t in tests]
+    assert len(set(cells)) == len(cells) == 2 * 3 * 4  # full is one, adakv two
+    assert {t.name for t in tests} == {"pp8", "pp16", "tg4", "tg4 @ d32"}
+    assert {t.name for t in asked(*given, "-p", "0").tests()} == {"pp8", "pp16", "tg4", "tg4 @ d32"}
+    assert {t.name for t in asked("-p", "0", "-n", "4").tests()} == {"tg4 @ d4096"}
+
+
+def test_defaults_quick_and_the_depths_of_a_picture(asked):
+    usual, quick = asked(), asked("--quick", "-r", "7")
+    assert (usual.prompts, usual.depths, usual.repeat) == ([4096], [4096], 3)
+    assert usual.methods == ["full", "adakv", "kvzip"] and usual.output == "md"
+    assert (quick.prompts, quick.generates, quick.depths, quick.repeat) == ([1024], [32], [2048], 7)
+    assert asked("--plot", "a.png").depths == [1024, 2048, 4096, 8192]
+    assert asked("--plot", "a.png", "-d", "8").depths == [8]
+
+
+def test_csv_and_json_say_the_same():
+    done = kvchat("bench", *SMALL, "--method", "full,adakv:window=4", "-o", "csv", "-oe", "json")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode())))
+    records = json.loads(done.stderr)
+    assert len(rows) == len(records) == 4
+    for row, record in zip(rows, records, strict=True):
+        assert list(row) == list(record) and record.keys() >= KEYS
+        for key, text in row.items():
+            value = record[key]
+            if isinstance(value, list | dict):
+                assert json.loads(text) == value
+            else:
+                assert text == ("" if value is None else str(value))
+    assert records[2]["options"]["window"] == 4 and rows[2]["spec"] == "adakv:window=4"
+
+
+def test_a_line_of_json_per_test_and_a_table_beside_it():
+    done = kvchat("bench", *SMALL, "--method", "full", "-r", "3", "-o", "jsonl", "-oe", "md")
+    reading, writing = map(json.loads, done.stdout.decode().splitlines())
+    assert (reading["test"], writing["test"]) == ("pp32", "tg2 @ d32")
+    assert reading["ttft_ns"] == reading["avg_ns"] == sum(reading["samples_ns"]) / 3
+    assert reading["tpot_ns"] is None and writing["ttft_ns"] is None
+    assert writing["tpot_ns"] == writing["avg_ns"] / 2 and writing["select_ns"] > 0
+    assert reading["peak_decode_bytes"] is None and writing["peak_decode_bytes"] > 0
+    for record in (reading, writing):
+        tokens = record["n_prompt"] or record["n_gen"]
+        assert record["samples_ts"] == [1e9 * tokens / ns for ns in record["samples_ns"]]
+        parts = ("weights", "kv", "workspace", "process")
+        peak = record["peak_decode_bytes"] or record["peak_prefill_bytes"]
+        assert sum(record[f"peak_{part}_bytes"] for part in parts) == peak
+    table = done.stderr.decode().splitlines()
+    titles, marks, *rows = (re.split(r"\s*\|\s*", line)[1:-1] for line in table if "|" in line)
+    assert titles == [
+        "model", "device", "method", "kept", "test", "t/s", "TTFT ms", "TPOT ms",
+        "KV MiB", "full MiB", "peak MiB",
+    ]  # fmt: skip
+    assert all(re.fullmatch("-{3,}|-{2,}:", mark) for mark in marks)
+    first, second = (dict(zip(titles, row, strict=True)) for row in rows)
+    assert first["t/s"] == speed(reading) and first["TTFT ms"] == milliseconds(reading["ttft_ns"])
+    assert first["TPOT ms"] == second["TTFT ms"] == "" and second["kept"] == "100%"
+    assert second["KV MiB"] == amount(writing["kv_bytes"], "MiB")
+    assert table[-2].startswith("Speed and memory say nothing about quality")
+
+
+def test_numbers_have_digits_enough():
+    cell = {"error": None, "avg_ts": 51.43, "stddev_ts": 0.12}
+    assert speed(cell) == "51.4 ± 0.1"
+    assert speed(cell | {"avg_ts": 4800.2, "stddev_ts": 11.4}) == "4800 ± 11"
+    assert speed(cell | {"avg_ts": 0.0623}) == "0.062 ± 0.120"
+    assert [milliseconds(1e6 * v) for v in (3413.31, 19.456, 28321.4)] == [
+        "3413.3",
+        "19.46",
+        "28321",
+    ]
+    sizes = (16.56, 0.5, 0.015625, 296.2)
+    assert [amount(round(v * 2**30), "GiB") for v in sizes] == ["16.56", "0.50", "0.0156", "296"]
+
+
+def test_columns_are_those_of_options_that_differ(asked, subject):
+    def titles(*arguments):
+        return [column.title for column in columns_of(asked(*arguments), subject)]
+
+    usual = titles()
+    given = ("--weights", "int8", "--dtype", "bf16", "--prefill-chunk", "64", "-t", "1")
+    assert [t for t in titles(*given) if t not in usual] == [
+        "dtype", "weights", "prefill_chunk", "threads",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("-d", "16384", "--method", "full,streamingllm", "--weights", "int4"),
+        ("-t", "1,2"),
+        ("--method", "expected-attention"),
+    ],
+)
+def test_a_table_fits_eighty_columns_and_has_every_result(asked, subject, arguments):
+    settings = asked(*arguments)
+    columns, gap = layout(columns_of(settings, subject), 80)
+    assert 1 + sum(c.columns + 1 + 2 * len(gap) for c in columns) <= 80
+    titles = " ".join(column.title for column in columns)
+    words = ("method kept test t/s", "TTFT", "TPOT", "KV", "full", "peak")
+    assert not [word for word in words if word not in titles]
+    assert ("-t" in titles) == ("-t" in arguments)
+    everything = columns_of(settings, subject)
+    assert layout(everything, None) == layout(everything, 200) == (everything, " ")
+
+
+def test_on_a_terminal_no_line_is_wrapped(tmp_path):
+    arguments = ["bench", *SMALL, "--method", "full,adakv:window=4", "--budget", "50%"]
+    child = Child(arguments, env={"HOME": str(tmp_path), "TERM": "xterm", **ONE_THREAD}, timeout=60)
+    child.expect(pexpect.EOF)
+    rows = re.findall(r"\|[^\r\n]*", child.before.decode())
+    assert len(rows) == 6 and len({len(row) for row in rows}) == 1
+    assert all(row.endswith("|") and len(row) <= 80 for row in rows)
+
+
+@pytest.mark.parametrize("spec", ["full", "adakv:window=4", "full:bits=8", "kvzip"])
+def test_bytes_are_those_of_the_tensors(engine, asked, subject, spec):
+    settings = asked("-p", "96", "-n", "3", "-d", "96", "-r", "2", "--method", spec)
+    reading, writing = swept(settings, subject)
+    ids, method = subject.ids(96), parse_method(spec)
+    cache, _ = read(engine, ids, method)
+
+    def held() -> int:
+        tensors = [t for s in cache.segments() for t in s.tensors().values()]
+        tensors += [t for layer in cache.layers for t in (layer.tail.k, layer.tail.v)]
+        return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    assert reading["kv_bytes"] == cache.memory().total
+    if spec != "full:bits=8":  # packed rows have parts of their own
+        assert reading["kv_bytes"] >= held() > 0
+    written = engine.decode(cache, torch.zeros(engine.config.vocab_size), measure.Sampling())
+    for _ in range(4):
+        next(written)
+    assert writing["kv_bytes"] == cache.memory().total
+    assert reading["kv_full_bytes"] == 96 * engine.kv_bytes_per_token
+    assert writing["kv_full_bytes"] == 99 * engine.kv_bytes_per_token
+    assert reading["kept_fraction"] == cache.kept / (96 * 2 * 2)
+    assert reading["model_size"] == engine.weights_bytes == reading["peak_weights_bytes"]
+
+
+def peaks_begin_anew() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not peaks_begin_anew(), reason="the system does not let a peak begin anew")
+def test_a_peak_is_of_its_own_test(engine, monkeypatch):
+    def peak(tokens: int) -> int:
+        test = Test(Full(), 0, tokens, 0, 0)
+        found = measure.measure(engine, test, random_ids(tokens), 2, True)
+        assert found.writing is None and len(found.samples) == 2
+        return found.reading.most - found.reading.before
+
+    drain, large = measure.drain, 2**26
+    quiet = peak(64)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            measure, "drain", lambda work, see: torch.ones(large // 4).sum() and drain(work)
+        )
+        assert 0.95 * large < peak(64) < 1.2 * large
+    assert quiet < large / 8 and peak(64) < large / 8
+
+
+def test_a_cell_without_room_says_so_and_the_sweep_goes_on(monkeypatch, capsys):
+    from kvchat.cli.main import run as command_line
+
+    read, rested = measure._read, []
+
+    def small(engine, method, ids):
+        if len(ids) > 40:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return read(engine, method, ids)
+
+    monkeypatch.setattr(measure, "_read", small)
+    monkeypatch.setattr(sweep, "sleep", rested.append)
+    arguments = ["bench", "-p", "32,64", "-n", "2", "-d", "32", "-r", "1", "--no-warmup"]
+    arguments += ["--method", "adakv:window=8", "--delay", "0.5"]
+    assert command_line([*arguments, "-o", "json"]) == 6
+    records = json.loads(capsys.readouterr().out)
+    assert [(r["test"], r["error"]) for r in records] == [
+        ("pp32", None), ("pp64", "out of memory"), ("tg2 @ d32", None),
+    ]  # fmt: skip
+    assert records[1]["needed_bytes"] > 0 and records[1]["avg_ts"] is None
+    assert list(records[1]) == list(records[0]) and rested == [0.5] * 3
+    assert command_line(arguments) == 6
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if "pp64" in line)
+    assert re.search(r"\| OOM \(needed ≥ [\d.]+ [GM]iB\) \|", row)
+    assert "- adakv:window=8 25% pp64: out of memory, it was refused" in table
+
+
+def test_a_reading_that_had_to_slow_down_says_so(engine, asked, subject, monkeypatch):
+    prefill = type(engine).prefill
+
+    def short(self, *given):
+        yield Smaller(256)
+        return (yield from prefill(self, *given))
+
+    monkeypatch.setattr(type(engine), "prefill", short)
+    settings = asked(*SMALL, "--method", "full")
+    table = Markdown(settings, subject, None)
+    text = "".join(table.row(record) for record in swept(settings, subject)) + table.end()
+    assert text.count("memory was short, so it was read 256 tokens at once") == 2
+
+
+def test_a_test_beyond_the_limit_is_not_tried():
+    given = ("-n", "0", "-r", "1", "--no-warmup", "--method", "full", "-o", "json")
+    [roomy] = json.loads(kvchat("bench", "-p", "16", *given).stdout)
+    limit = f"{roomy['peak_prefill_bytes'] + 2**27}B"
+    done = kvchat("bench", "-p", "16,30000", *given, "--mem-limit", limit)
+    assert done.returncode == 6, done.stderr
+    first, second = json.loads(done.stdout)
+    assert first["error"] is None and second["error"] and second["peak_prefill_bytes"] is None
+    assert second["needed_bytes"] > second["free_bytes"]
+
+
+def test_what_was_measured_before_ctrl_c_is_whole(monkeypatch, capsys):
+    from kvchat.cli.main import run as command_line
+
+    measured = measure.measure
+
+    def once(*given):
+        monkeypatch.setattr(sweep, "measure", interrupted)
+        return measured(*given)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "measure", once)
+    assert command_line(["bench", *SMALL, "--method", "full", "-o", "json"]) == 130
+    assert [r["test"] for r in json.loads(capsys.readouterr().out)] == ["pp32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["-o", "xml"], "-o 'xml' is unknown"),
+        (["-oe", "sql"], "-oe 'sql' is unknown"),
+        (["-p", "0", "-n", "0"], "nothing to measure"),
+        (["-n", "0", "--plot", "a.png"], "-n is 0"),
+        (["--plot", "a.pdf"], "not the name of a PNG"),
+        (["--dummy", "7b"], "llama-3.1-8b"),
+        (["-p", "40000"], "do not fit the window"),
+        (["--method", "adakv", "--budget", "20"], "leaves 20 per head"),
+        (["--dummy", "1b", "--from-file", str(SAMPLE)], "needs a tokenizer"),
+        (["--from-file", str(DEMO / "config.json")], "tokens, 4,096 are to be read"),
+    ],
+)
+def test_what_cannot_be_is_said_with_a_way_out_and_nothing_else(arguments, part):
+    done = kvchat("bench", *arguments)
+    assert done.returncode in (2, 4, 5) and part in done.stderr.decode()
+    assert b"try: " in done.stderr and done.stdout == b""
+
+
+def test_tokens_of_a_file_and_of_a_seed(asked, subject):
+    assert subject.ids(50) == subject.ids(60)[:50] != replace(subject, seed=1).ids(50)
+    assert replace(subject, book=[5, 6, 7]).ids(2) == [5, 6]
+    done = kvchat("bench", *SMALL, "--from-file", str(SAMPLE), "--method", "full", "-o", "jsonl")
+    assert json.loads(done.stdout.splitlines()[0])["text"] == str(SAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "per_token"),
+    [
+        ("llama-3.1-8b", 8_030_261_248, 128),
+        ("mistral-7b", 7_248_023_552, 128),
+        ("1b", 1_235_814_400, 32),
+    ],
+)
+def test_named_shapes_are_the_published_ones(name, parameters, per_token):
+    found, config = dummy.dummy(name)
+    assert found == name and config.parameters == parameters
+    assert 2 * config.kv_values_per_token == per_token * 2**10 and config.dtype == "bfloat16"
+
+
+def test_a_config_without_weights_is_measured_and_devices_are_listed():
+    done = kvchat("bench", *SMALL, "--dummy", str(DEMO / "config.json"), "--method", "full")
+    assert done.returncode == 0 and b"tg2 @ d32" in done.stdout
+    assert kvchat("bench", "--list-devices").stdout.startswith(b"cpu  ")
+    assert b"128 KiB" in kvchat("plan", "--dummy", "llama-3.1-8b", "--tokens", "4k").stdout
+
+
+def test_a_picture_of_speed_and_bytes(asked, subject, tmp_path, monkeypatch):
+    plots = pytest.importorskip("kvchat.plots", exc_type=KvchatError)
+    draw = import_module("kvchat.bench.picture").draw
+    given = ("-p", "0", "-n", "2", "-d", "16-64*2", "-r", "2", "--method", "full,adakv:window=4")
+    records = swept(asked(*given), subject)
+    seen: list = []
+    kept = plots.Figure.savefig
+    monkeypatch.setattr(
+        plots.Figure, "savefig", lambda self, *a, **k: seen.append(self) or kept(self, *a, **k)
+    )
+    draw(tmp_path / "a.png", records)
+    data = (tmp_path / "a.png").read_bytes()
+    assert data.startswith(b"\x89PNG") and len(data) > 20_000
+    speed_axes, kv_axes = seen[0].axes
+    for line, spec in zip(kv_axes.lines, ("full", "adakv:window=4"), strict=False):
+        mine = [r for r in records if r["spec"] == spec]
+        assert list(line.get_xdata()) == [18, 34, 66]
+        assert list(line.get_ydata()) == [r["kv_bytes"] / 2**20 for r in mine]
+    names = [text.get_text() for text in speed_axes.get_legend().get_texts()]
+    assert names == ["full", "adakv:window=4 25%"]
+    assert all(a < b for a, b in pairwise(kv_axes.lines[2].get_ydata()))

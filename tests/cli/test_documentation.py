@@ -1,0 +1,283 @@
+"""What README.md, CONTRIBUTING.md and the guide say is so: recipes and commands are run as they
+stand there."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from kvchat.engine import attention, methods, model
+from kvchat.engine.attention.choice import Choice, choose
+from kvchat.engine.engine import Engine
+from tests.engine.tiny import FAMILIES, load_engine, load_oracle, oracle_logits, random_ids, read
+from tests.engine.tiny import save_model as save
+from tests.support import program
+from tests.support.closeness import assert_close
+from tests.support.forked import kvchat
+from tests.support.hub import serving
+from tests.support.program import DEMO, ROOT
+from tests.support.terminal import Terminal
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+README = (ROOT / "README.md").read_text()
+FOLDER = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """Follow the recipe of a heading: its file becomes a module, its entry goes into the table."""
+    tables = [methods.METHODS, model.MODELS, attention.BACKENDS]
+    before = [dict(table) for table in tables]
+
+    def follow(heading: str) -> None:
+        section = CONTRIBUTING.split(f"## {heading}\n")[1].split("\n## ")[0]
+        file, entry = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+        path = file.splitlines()[0].removeprefix("# ")
+        name = path.removesuffix(".py").replace("/", ".")
+        module = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(file, path, "exec"), module.__dict__)
+        exec(entry, {**vars(methods), **vars(model), **vars(attention)})
+
+    yield follow
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)
+
+
+def test_the_recipe_of_a_method(recipe, tmp_path):
+    """The program knows it: it compresses, it has options, it is listed."""
+    recipe("A new method")
+    document = tmp_path / "note.txt"
+    document.write_text("The boat of Ada Ferry is Curlew. " * 30)
+    told = ("-m", str(DEMO), "-f", str(document), "-p", "What is the boat of Ada Ferry?", "--json")
+    done = kvchat(*told, "--method", "vnorm:power=1", "--budget", "50%")
+    assert done.returncode == 0, done.stderr
+    assert b'"vnorm"' in done.stdout and b'"power": 1' in done.stdout
+    refused = kvchat(*told, "--method", "vnorm:power=0.5")
+    assert refused.returncode == 2 and b"power=0.5 is below 1" in refused.stdout
+    assert b"vnorm" in kvchat("methods").stdout
+
+
+def test_the_recipe_of_a_family(recipe, tmp_path, monkeypatch):
+    """Its logits are those of transformers."""
+    recipe("A new model family")
+    monkeypatch.setitem(FAMILIES, "qwen2", (Qwen2Config, Qwen2ForCausalLM))
+    folder, ids = save(tmp_path, "qwen2"), random_ids(40)
+    _, logits = read(load_engine(folder), ids)
+    assert_close("logits", logits, oracle_logits(load_oracle(folder), ids)[-1], 1e-5)
+
+
+def test_the_recipe_of_a_backend(recipe, tmp_path):
+    """A reading by it is the reading by torch."""
+    recipe("A new attention backend")
+    chosen = choose("plain", torch.device("cpu"))
+    assert isinstance(chosen, Choice) and chosen.name == "plain"
+    loaded, ids = load_engine(save(tmp_path)), random_ids(40)
+    _, want = read(loaded, ids)
+    _, got = read(Engine(loaded.model, "plain"), ids)
+    assert_close("logits", got, want, 1e-5)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of a code block, as a shell would take it."""
+
+    file: str
+    words: tuple[str, ...]
+    piped: str = ""  # the file that is piped in
+
+    def __str__(self) -> str:
+        return f"{self.file}: {' '.join(self.words)}"
+
+
+def commands(file: str) -> Iterator[Command]:
+    """Commands in the indented and fenced code blocks of a document."""
+    text = (ROOT / file).read_text()
+    blocks = [b for kind, b in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if kind == "sh"]
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    blocks += re.findall(r"(?m)(?:^    .*\n)+", text)
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        piped = ""
+        if words[:1] == ["cat"] and words[2:3] == ["|"]:
+            piped, words = words[1], words[3:]
+        words = words[: words.index("&&")] if "&&" in words else words
+        if words and words[0] in ("kvchat", "make", "pip", "python"):
+            yield Command(file, tuple(words), piped)
+
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/guide.md")
+COMMANDS = list(dict.fromkeys(c for file in DOCUMENTS for c in commands(file)))
+SMALL = {  # what takes minutes as it stands is asked for less
+    "bench": ("-p", "64", "-n", "4", "-d", "64", "-r", "1"),
+    "eval": ("--questions", "2", "--per-document", "2"),
+}
+PULLED = "mistralai/Mistral-7B-Instruct-v0.3"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder in which `DIR`, `book.txt`, `mistral-7b` and the samples exist; chats are kept."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name, target in (("DIR", DEMO), ("samples", ROOT / "samples"), ("models", ROOT / "models")):
+        (folder / name).symlink_to(target)
+    text = (ROOT / "samples" / "valley.txt").read_text()[:3000]
+    (folder / "book.txt").write_text(text)
+    (folder / "questions.txt").write_text("What is the boat of Thea Mallory?\n")
+    config = folder / "config" / "kvchat"
+    config.mkdir(parents=True)
+    (config / "config.toml").write_text(f'[models.mistral-7b]\npath = "{DEMO}"\n')
+    return folder
+
+
+@pytest.fixture
+def home(place, monkeypatch):
+    """There, with everything that kvchat writes kept there too."""
+    monkeypatch.chdir(place)
+    for name, value in surroundings(place).items():
+        monkeypatch.setenv(name, value)
+    return place
+
+
+def surroundings(place) -> dict[str, str]:
+    folders = {"XDG_STATE_HOME": "state", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache"}
+    return {name: str(place / folder) for name, folder in folders.items()} | {
+        "HF_HOME": str(place / "hf"), "KVCHAT_KV_CACHE": "on", "HF_HUB_DISABLE_TELEMETRY": "1"
+    }  # fmt: skip
+
+
+def test_there_are_commands():
+    assert {"kvchat", "make"} <= {c.words[0] for c in COMMANDS}
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] != "kvchat"], ids=str)
+def test_commands_of_the_project(command):
+    """Targets exist and what they run exists; extras exist; scripts say what they take."""
+    first, *rest = command.words
+    if first == "pip":
+        extra = re.fullmatch(r"kvchat\[(\w+)\]", rest[-1])
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert rest[0] == "install" and extra and extra[1] in project["optional-dependencies"]
+        return
+    asked = {"make": ["make", "--dry-run", *rest], "python": [sys.executable, rest[0], "--help"]}
+    run = asked[first]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for script in re.findall(r"\S+\.py", done.stdout if first == "make" else ""):
+        assert (ROOT / script).is_file(), script
+
+
+# what needs the download is run by the test of the download
+OURS = [
+    c for c in COMMANDS if c.words[0] == "kvchat" and ("pull" in c.words or PULLED not in c.words)
+]
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_commands_of_kvchat(command, home):
+    """Each ends well: at once, or when the person leaves the chat."""
+    words = command.words[1:]
+    if PULLED in words and "pull" in words:
+        return _pulled(words, home)
+    words = (*words, *SMALL.get(words[0], ()))
+    stdin = (home / command.piped).read_bytes() if command.piped else None
+    if "--continue" in words:
+        _talked(("book.txt",), home)
+    if _talks(words):
+        return _talked(words, home)
+    done = kvchat(*words, stdin=stdin)
+    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+    assert done.stdout
+
+
+def _talks(words: tuple[str, ...]) -> bool:
+    """Whether a command line opens a chat."""
+    beside = {"plan", "methods", "bench", "eval", "models", "doctor", "config", "cache"}
+    beside |= {"sessions", "completion", "demo"}
+    return words[:1] == () or (words[0] not in beside and not {"-p", "--prompt-file"} & {*words})
+
+
+def _talked(words: tuple[str, ...], home) -> None:
+    terminal = Terminal(list(words), home, **surroundings(home))
+    try:
+        terminal.wait(r"Ask about|ask anything")
+        terminal.send("What is the boat of Thea Mallory?\r\x04")
+        assert terminal.close() == 0, terminal.text()
+        assert "end of turn" in terminal.text()
+    finally:
+        terminal.child.close(force=True)
+
+
+def _pulled(words: tuple[str, ...], home) -> None:
+    """A hub of our own serves the demo model; what was pulled is then read with."""
+    asked = next(c for c in COMMANDS if PULLED in c.words and "pull" not in c.words)
+    with serving(DEMO) as hub:
+        there = surroundings(home) | {"HF_ENDPOINT": hub.address}
+        got = program.kvchat(*_ours(words), "-y", **there)
+        assert got.returncode == 0, got.stderr
+    done = program.kvchat(*_ours(asked.words[1:]), "-p", "Who?", **there)
+    assert done.returncode == 0, done.stderr
+
+
+def _ours(words: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple("org/tiny" if word == PULLED else word for word in words)
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", *FOLDER])
+def test_links_lead_somewhere(file):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / file).read_text()):
+        assert (ROOT / file).parent.joinpath(target).exists(), target
+
+
+def test_what_fits_on_a_card():
+    """The README's tokens are those of the plan."""
+    rows = re.findall(r"(?m)^\| (\d+) GB \| (\w+), ([\d.]+) GiB \|(.*)\|$", README)
+    assert len(rows) == 4
+    for size, weights, gigabytes, cells in rows:
+        told = ("--fit", f"{size}GiB", "--weights", weights, "--device", "cuda", "--json")
+        specs = ("full", "kvzip:budget=25%", "kvzip:budget=10%")
+        chosen = [word for spec in specs for word in ("--method", spec)]
+        plan = json.loads(kvchat("plan", "--dummy", "llama-3.1-8b", *told, *chosen).stdout)
+        tokens = [f"{each['tokens']:,}" for each in plan["plans"]]
+        assert tokens == [cell.strip() for cell in cells.split("|")]
+        assert f"{plan['plans'][0]['weights'] / 2**30:.1f}" == gigabytes
+
+
+def test_figures_of_the_methods():
+    """The README's table of methods has the figures of docs/results.md."""
+    found = {
+        name: json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+        for name in ("unseen-4096", "seen-4096")
+    }
+    columns = [("unseen-4096", "25%"), ("unseen-4096", "10%"), ("seen-4096", "10%")]
+    rows = re.findall(r"(?m)^\| (`.*?)\|.*?\|(.*?)\|(.*?)\|(.*?)\|$", README)
+    told = [name for names, *_ in rows for name in re.findall(r"`(.*?)`", names)]
+    assert sorted(told) == sorted(methods.METHODS)
+    for names, *cells in rows:
+        for name in re.findall(r"`(.*?)`", names):
+            for (experiment, budget), cell in zip(columns, cells, strict=True):
+                label = name if name == "full" else f"{name} {budget}"
+                rights = [row["right"]["mean"] for row in found[experiment]["table"]
+                          if row["cell"] == label and row["kind"] == "answerable"]  # fmt: skip
+                want = f"{100 * rights[0]:.0f}" if rights else "–"
+                assert cell.strip() == want, f"{name}, {experiment}, {budget}"
+
+
+def test_the_page_of_results_is_what_its_figures_make(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    made = import_module("results_page")
+    assert made.page(made.PROSE.read_text()) == (ROOT / "docs" / "results.md").read_text()
+    with pytest.raises(KeyError, match="not measured"):
+        made.page("{right unseen-4096 kvzip 77%}")

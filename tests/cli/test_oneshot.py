@@ -1,0 +1,142 @@
+"""One shot and scripting: JSON events, prompts from files, cuts, named chats, surroundings."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import program
+from tests.support.forked import kvchat
+
+QUESTION = "What is the home of Mara Voss?"
+
+
+@pytest.fixture
+def story(tmp_path):
+    path = tmp_path / "story.txt"
+    path.write_text("The mill stands by the river. " * 10)
+    return str(path)
+
+
+def events(done):
+    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+
+
+def test_jsonl_tells_everything_that_happens(story):
+    done = kvchat(story, "-p", QUESTION, "-p", "Who?", "--jsonl", "-n", "6", "-m", "demo")
+    found = events(done)
+    kinds = [event["event"] for event in found]
+    assert kinds[0] == "load" and kinds[-1] == "done" and kinds.count("done") == 2
+    reading = [event for event in found if event["event"] == "prefill"]
+    assert reading[0]["processed"] == 0 and reading[-1]["processed"] == reading[-1]["total"]
+    assert all(e["time_ms"] >= 0 and e["layers"] == 4 for e in reading)
+    first = kinds.index("done")
+    texts = [e["text"] for e in found[:first] if e["event"] == "token"]
+    assert "".join(texts) == found[first]["answer"]
+    [error] = events(kvchat("-m", "nope", "-p", "x", "--jsonl"))
+    assert error["error"]["code"] == "model"
+
+
+def test_prompts_from_a_file_and_system_text(story, tmp_path):
+    (tmp_path / "prompts").write_text(f"{QUESTION}\n\nWho?\n")
+    (tmp_path / "system").write_text("Be brief.\n")
+    arguments = [story, "--prompt-file", str(tmp_path / "prompts"), "-n", "4", "--json"]
+    plain = events(kvchat(*arguments))
+    more = events(kvchat(*arguments, "--system-file", str(tmp_path / "system")))
+    assert len(plain) == len(more) == 2
+    assert more[0]["usage"]["document_tokens"] > plain[0]["usage"]["document_tokens"]
+    (tmp_path / "prompts").write_text("\n")
+    assert kvchat(*arguments).returncode == 4
+
+
+@pytest.mark.parametrize("policy", ["head", "tail", "middle"])
+def test_a_cut_is_in_the_json_and_in_a_warning(tmp_path, policy):
+    path = tmp_path / "long.txt"
+    path.write_text("The valley is wide. " * 500)
+    arguments = [str(path), "-p", "Why?", "-n", "2", "-c", "1k", "--overflow", policy]
+    [found] = events(kvchat(*arguments, "--json"))
+    cut = found["truncated"]
+    assert cut["policy"] == policy and cut["dropped_tokens"] > 0
+    assert found["usage"]["document_tokens"] <= 750
+    assert any("were cut" in warning for warning in found["warnings"])
+    assert b"were cut" in kvchat(*arguments).stderr
+
+
+def test_named_chats_go_on_in_one_shot(story, tmp_path):
+    place = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    first = kvchat(story, "-p", QUESTION, "--session", "mine", "-n", "6", **place)
+    assert first.returncode == 0, first.stderr
+    [second] = events(kvchat("-C", "-p", "And?", "-n", "4", "--json", **place))
+    assert second["usage"]["cached_tokens"] > 0
+    listed = kvchat("sessions", "list", **place).stdout.decode()
+    assert "mine · 2 turns · demo · story.txt" in listed
+    assert kvchat("--resume", "yours", "-p", "x", **place).returncode == 8
+    Path(story).write_text("Another text altogether. " * 10)
+    changed = kvchat("--resume", "mine", "-p", "x", "-n", "2", **place)
+    assert changed.returncode == 0 and b"has changed since" in changed.stderr
+    assert kvchat("sessions", "rm", "mine", **place).returncode == 0
+    assert kvchat("-C", "-p", "x", **place).returncode == 8
+    assert kvchat(story, "-p", "x", "-n", "2", **place).returncode == 0
+    assert "no saved chats" in kvchat("sessions", "list", **place).stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--overflow", "shift"], "--overflow tail"),
+        (["--stats", "loud"], "--stats"),
+        (["--color", "blue"], "--color"),
+        (["--loader", "word"], "--loader"),
+        (["-c", "lots"], "--ctx-size"),
+        (["--pages", "3"], "no pages"),
+        (["-s", "x", "--system-file", "y"], "both"),
+        (["--resume", "no such chat"], "no saved chat"),
+        (["-r", "no such chat"], "no saved chat"),
+    ],
+)
+def test_more_bad_input(story, tmp_path, arguments, part):
+    done = kvchat(story, "-p", "Why?", *arguments, XDG_STATE_HOME=str(tmp_path / "state"))
+    text = done.stderr.decode()
+    assert done.returncode in (2, 8) and part in text and "Traceback" not in text, text
+
+
+@pytest.mark.parametrize("flags", ["-qv", "-vq", "-vv", "--verbose"])
+def test_every_way_of_saying_verbose_shows_tracebacks(flags):
+    assert b"Traceback" in kvchat("-p", "x", flags, "-f", "/no/such/file").stderr
+    assert b"Traceback" not in kvchat("-p", "-v is fine", "-f", "/no/such/file").stderr
+
+
+def test_quiet_plain_and_colourless(story):
+    quiet = kvchat(story, "-p", QUESTION, "-n", "4", "-q")
+    assert quiet.stderr == b"" and quiet.stdout.count(b"\n") == 1
+    for start, extra in (
+        (kvchat, {"NO_COLOR": "1"}),
+        (kvchat, {"TERM": "dumb"}),
+        (program.kvchat, {"LANG": "C", "LC_ALL": "C"}),
+    ):
+        done = start(story, "-p", QUESTION, "-n", "4", "--plain", **extra)
+        assert done.returncode == 0 and b"\x1b" not in done.stdout + done.stderr
+    forced = kvchat(story, "-p", QUESTION, "-n", "4", "-v", "--color", "always")
+    assert b"\x1b" in forced.stderr and b"\x1b" not in forced.stdout
+
+
+@pytest.mark.parametrize("home", ["/nonexistent", "/proc"])
+def test_without_a_home_to_write_to(story, home):
+    places = dict.fromkeys(("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), f"{home}/x")
+    done = kvchat(story, "-p", QUESTION, "-n", "3", HOME=home, **places)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nan_weights_are_an_error(story, tmp_path, chat_folder):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "broken"
+    shutil.copytree(chat_folder("byte-level", "chatml"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"].fill_(torch.nan)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    done = kvchat("-m", str(folder), story, "-p", "Why?")
+    assert done.returncode == 3 and b"NaN" in done.stderr

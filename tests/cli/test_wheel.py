@@ -1,0 +1,38 @@
+"""The wheel carries the demo model and works away from the checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+from tests.support.program import ROOT
+
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+
+
+def test_wheel_has_the_demo_model_and_answers(tmp_path):
+    offline = ["--no-deps", "--no-index"]
+    built = subprocess.run(
+        [*PIP, "wheel", "--no-build-isolation", *offline, "-w", str(tmp_path), str(ROOT)],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("kvchat-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "kvchat/demo_model/model.safetensors" in names
+    assert not any("recipe" in name or name.startswith("tests/") for name in names)
+
+    site = tmp_path / "site"
+    subprocess.run([*PIP, "install", *offline, "--target", str(site), str(wheel)], check=True)
+    away = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(site)}, "text": True}
+    run = subprocess.run(
+        [sys.executable, "-m", "kvchat", "-p", "Who?", "-n", "4", "--json"],
+        input="The mill stands by the river.",
+        capture_output=True,
+        **away,
+    )
+    assert run.returncode == 0, run.stderr
+    find = "from kvchat.hub.find import demo_model; print(demo_model().folder)"
+    where = subprocess.check_output([sys.executable, "-c", find], **away)
+    assert where.strip() == str(site / "kvchat" / "demo_model")

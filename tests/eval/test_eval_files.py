@@ -1,0 +1,260 @@
+"""Files of benchmarks: what is asked of them, and what is said of files that are not in order."""
+
+import json
+import re
+
+import pytest
+
+from kvchat.errors import KvchatError
+from kvchat.eval.case import Draw
+from kvchat.eval.files import LOADERS, leval, load
+from kvchat.eval.files.given import Given
+from kvchat.eval.sources import digests, sources
+from tests.support.program import ROOT
+
+RULER = {
+    "index": 3,
+    "input": "Some numbers are hidden here.\nIt rains. Ada's number is 7421. It snows.\n"
+    "What are the numbers of Ada?",
+    "outputs": ["7421"],
+    "answer_prefix": " The numbers of Ada are",
+}
+LONGBENCH = {
+    "input": "Who lit the lamp?",
+    "context": "The keeper lit the lamp.",
+    "answers": ["the keeper", "keeper"],
+    "length": 5,
+    "dataset": "hotpotqa",
+    "all_classes": None,
+    "_id": "x",
+}
+LEVAL = {
+    "instructions": [
+        "Who?\nA. Ada\nB. Bob",
+        "Which? (A) x (B) y (C) z",
+        "It rains, True or False?",
+    ],
+    "outputs": ["B", "(AC) x and z", "False [fact: True]"],
+    "input": "A long story.",
+    "evaluation": "exam",
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(*lines) -> Path`; what is no text becomes JSON."""
+
+    def written(*lines, name="data.jsonl"):
+        path = tmp_path / name
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path.write_text("\n".join(texts) + "\n")
+        return path
+
+    return written
+
+
+def test_ruler_is_split_at_its_last_line(write):
+    wordy = RULER | {"outputs": ["7421", "8000"], "input": RULER["input"] + "\n"}
+    several = RULER | {"outputs": ["Ada", "Ada Lee"], "answer_prefix": " Answer:"}
+    given = load(f"ruler:{write(RULER, '', wordy, several)}")
+    first, second, third = (case.questions[0] for case in given.cases)
+    document = given.cases[0].document
+    assert document == "Some numbers are hidden here.\nIt rains. Ada's number is 7421. It snows."
+    assert first.text == "What are the numbers of Ada?"
+    assert first.begun == "The numbers of Ada are"
+    assert first.depth == pytest.approx(document.index("7421") / (len(document) - 4), abs=1e-4)
+    assert (second.metric, second.depth, second.score("7421")) == ("part", None, 0.5)
+    assert (third.metric, third.score("it was Ada")) == ("any", 1)
+
+
+def test_an_older_ruler_file_has_the_beginning_of_the_answer_in_its_input(write):
+    older = {"input": "Documents.\n\nQuestion: Who? Answer:", "outputs": ["Ada", "Lee"]}
+    (case,) = load(f"ruler:{write(older)}").cases
+    assert (case.document, case.questions[0].text) == ("Documents.", "Question: Who? Answer:")
+    assert case.questions[0].metric == "any" and case.questions[0].begun == ""
+
+
+def test_longbench_asks_and_scores_by_its_data_set(write):
+    def line(name, **changes):
+        return LONGBENCH | {"dataset": name} | changes
+
+    path = write(
+        line("hotpotqa"),
+        line("qasper_e"),
+        line("trec", answers=["Date"], all_classes=["Date", "City"]),
+        line("passage_retrieval_en", answers=["Paragraph 12"]),
+        line("lcc", input="", answers=["return x"], context="def f(x):"),
+        line("gov_report"),
+        line("vcsum"),
+        line("vcsum"),
+    )
+    given = load(f"longbench:{path}")
+    questions = [case.questions[0] for case in given.cases]
+    kinds = [(question.kind, question.metric) for question in questions]
+    assert kinds == [
+        ("hotpotqa", "f1"),
+        ("qasper", "f1"),
+        ("trec", "category"),
+        ("passage_retrieval_en", "number"),
+        ("lcc", "code"),
+    ]
+    assert "Who lit the lamp?" in questions[0].text and questions[0].is_right("A keeper.")
+    assert given.cases[0].document == "The keeper lit the lamp."
+    assert questions[2].is_right("Date\nType: City") and not questions[2].is_right("City")
+    assert questions[3].is_right("Paragraph 12")
+    assert questions[4].is_right("return x")
+    assert given.left_out == (
+        ("gov_report (ROUGE is not computed)", 1),
+        ("vcsum (ROUGE is not computed)", 2),
+    )
+
+
+def test_leval_has_many_questions_about_one_document(write):
+    f1 = LEVAL | {"evaluation": "f1", "instructions": ["Why?"], "outputs": ["It rained a lot."]}
+    path = write(LEVAL, f1, LEVAL | {"evaluation": "human"}, LEVAL | {"input": ""})
+    given = load(f"leval:{path}")
+    letter, letters, judged = given.cases[0].questions
+    assert (letter.metric, letter.answers) == ("letters", ("B",))
+    assert letters.score("A, C") == 1 and letters.score("A") == 0.25
+    assert judged.is_right("False.") and not judged.is_right("True")
+    (why,) = given.cases[1].questions
+    assert why.metric == "f1" and "about 4 words" in why.text and why.score("it rained") == 0.8
+    assert given.left_out == (("evaluation 'human' (not computed)", 1), ("no document", 1))
+
+
+@pytest.mark.parametrize(
+    ("output", "letters"),
+    [("B", "B"), ("AC", "AC"), ("A, C", "AC"), ("A and D", "AD"), ("B) a bell", "B"),
+     ("C, because of A", "C"), ("A & B.", "AB")],
+)  # fmt: skip
+def test_letters_of_leval(output, letters):
+    assert leval._examined("Which?", output).answers == (letters,)
+
+
+@pytest.fixture
+def haystack(tmp_path):
+    """`haystack(**changes) -> Path` of a needle file beside a folder of texts."""
+
+    def made(**changes):
+        folder = tmp_path / "essays"
+        folder.mkdir(exist_ok=True)
+        (folder / "b.txt").write_text("Bells rang. Boats came in.")
+        (folder / "a.txt").write_text("Apples fell! Was it autumn? It was.")
+        (folder / "notes.md").write_text("Not this.")
+        fields = {
+            "needle": "The best thing to eat is pie.",
+            "retrieval_question": "What is the best thing to eat?",
+            "answers": ["pie"],
+            "haystack_dir": "essays",
+        }
+        path = tmp_path / "needle.json"
+        path.write_text(json.dumps(fields | changes))
+        return path
+
+    return made
+
+
+def test_a_needle_of_ones_own_goes_between_sentences(haystack):
+    task = load(f"niah:{haystack()}")
+    for depth in (0.0, 0.3, 1.0):
+        case = task(Draw(1, 400, depth=depth))
+        before, _, after = case.document.partition("The best thing to eat is pie.")
+        assert len(before) / len(before + after) == pytest.approx(depth, abs=0.02)
+        assert not before or before.endswith((". ", "! ", "? "))
+        assert len(case.document) == pytest.approx(1600, abs=40)
+        assert "Not this" not in case.document
+        assert case.questions[0].depth == depth and case.questions[0].is_right("Pie.")
+    assert task(Draw(1, 400)) == task(Draw(1, 400))
+    assert len({task(Draw(seed, 400)).document for seed in range(20)}) == 5  # where it begins
+
+
+def test_further_needles_are_spread_over_what_follows(haystack):
+    path = haystack(needles=["One.", "Two.", "Three."], answers=["1", "2", "3"])
+    (question,) = load(f"niah:{path}")(Draw(1, 3000, depth=0.4)).questions
+    text = load(f"niah:{path}")(Draw(1, 3000, depth=0.4)).document
+    depths = [text.index(needle) / len(text) for needle in ("One.", "Two.", "Three.")]
+    assert depths == pytest.approx([0.4, 0.6, 0.8], abs=0.02)
+    assert question.score("1 and 3") == pytest.approx(2 / 3)
+
+
+def test_the_samples_of_the_guide_are_files_in_order(write, haystack):
+    haystack()  # for its folder
+    guide = (ROOT / "docs" / "eval.md").read_text()
+    samples = re.findall(r"\*\*`(\w+):FILE`\*\*.*?\n\n((?: {4}[^\n]*\n)+)", guide, re.DOTALL)
+    assert [kind for kind, _ in samples] == list(LOADERS)
+    for kind, sample in samples:
+        loaded = load(f"{kind}:{write(sample, name=kind)}")
+        (case,) = loaded.cases if isinstance(loaded, Given) else [loaded(Draw(1, 100))]
+        assert case.document and all(question.text for question in case.questions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "said"),
+    [
+        ("ruler", "{oops", "line 2, column 2: no JSON"),
+        ("ruler", "[1]", "line 2: no JSON object"),
+        ("ruler", "[" * 100_000, "line 2: its JSON is too large"),
+        ("ruler", '{"outputs": ' + "9" * 5000 + "}", "line 2: its JSON is too large"),
+        ("ruler", RULER | {"input": "half a \ud800\nWhat?"}, "line 2: 'input' is not a text"),
+        ("ruler", {"input": "a\nb"}, "line 2: 'outputs' is missing"),
+        ("ruler", RULER | {"outputs": "7421"}, "line 2: 'outputs' is not a list of texts"),
+        ("ruler", RULER | {"outputs": []}, "line 2: 'outputs' is not a list of texts"),
+        ("ruler", RULER | {"input": "all in one line"}, "line 2: 'input' has no line break"),
+        ("longbench", LONGBENCH | {"dataset": "mine"}, "line 2: 'dataset' 'mine' is none of"),
+        ("longbench", LONGBENCH | {"context": 3}, "line 2: 'context' is not a text"),
+        ("longbench", LONGBENCH | {"dataset": "trec"}, "line 2: 'all_classes' is not a list"),
+        ("longbench", LONGBENCH | {"dataset": "passage_count"}, "line 2: 'answers' of passage"),
+        ("leval", LEVAL | {"outputs": ["B"]}, "line 2: 3 'instructions' and 1 'outputs'"),
+        ("leval", {"input": "x", "outputs": ["y"]}, "line 2: 'evaluation' is missing"),
+    ],
+)
+def test_a_line_out_of_order_is_named(write, kind, line, said):
+    good = {"ruler": RULER, "longbench": LONGBENCH, "leval": LEVAL}[kind]
+    path = write(good, line)
+    with pytest.raises(KvchatError, match=re.escape(f"{path}, {said}")) as caught:
+        load(f"{kind}:{path}")
+    assert caught.value.code == "input"
+    assert any(LOADERS[kind][1] in way for way in caught.value.tries), "the format is told"
+
+
+def test_a_needle_file_out_of_order_is_named(haystack, tmp_path):
+    for changes, said in (
+        ({"needle": ""}, "'needle' is not a text"),
+        ({"answers": None}, "'answers' is not a list"),
+        ({"haystack_dir": "nowhere"}, "no .txt files with text in"),
+    ):
+        with pytest.raises(KvchatError, match=re.escape(said)):
+            load(f"niah:{haystack(**changes)}")
+    (tmp_path / "bad.json").write_text('{"needle": ')
+    with pytest.raises(KvchatError, match="line 1, column 12: no JSON"):
+        load(f"niah:{tmp_path / 'bad.json'}")
+
+
+def test_what_cannot_be_asked_at_all_is_refused(write, tmp_path):
+    for spec, code, said in (
+        (f"leval:{write(LEVAL | {'evaluation': 'LLM'})}", "input", "only 1 × evaluation 'LLM'"),
+        (f"ruler:{write('', name='empty.jsonl')}", "input", "it is empty"),
+        (f"ruler:{tmp_path / 'none.jsonl'}", "input", "No such file"),
+        (f"ruler:{tmp_path}", "input", "Is a directory"),
+        ("mine:x.jsonl", "usage", "kinds are ruler, longbench, leval, niah"),
+        ("x.jsonl", "usage", "is no KIND:FILE"),
+    ):
+        with pytest.raises(KvchatError, match=re.escape(said)) as caught:
+            load(spec)
+        assert caught.value.code == code
+    binary = tmp_path / "binary.jsonl"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(KvchatError, match="no UTF-8 at byte 0"):
+        load(f"ruler:{binary}")
+
+
+def test_a_changed_file_is_another_experiment(write, haystack):
+    def found():
+        data = [f"ruler:{write(RULER)}", f"niah:{path}"]
+        return digests(sources(["world"], data, [100], [0], 1, 5), data)
+
+    path = haystack()
+    before = found()
+    assert len(before) == 2 and before == found()
+    (path.parent / "essays" / "a.txt").write_text("Another text.")
+    assert [key for key in before if before[key] != found()[key]] == [f"niah:{path}"]

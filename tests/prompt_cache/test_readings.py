@@ -1,0 +1,218 @@
+"""A document that was read before is mapped, not read; what cannot be used or saved is told."""
+
+import json
+import os
+import shutil
+import threading
+
+import pytest
+from typer.testing import CliRunner
+
+from kvchat.chat.open import open_chat
+from kvchat.cli import oneshot
+from kvchat.cli.main import app
+from kvchat.engine.events import drain
+from kvchat.engine.store import atomic
+from kvchat.engine.store.tensors import Mapped, write
+from kvchat.prompt_cache import library
+from kvchat.prompt_cache import saved_documents as readings
+from tests.support.scene import Place, Scene
+
+METHOD = "adakv:budget=50%,window=8"
+
+
+@pytest.fixture
+def place(chat_folder, tmp_path):
+    return Place(chat_folder("byte-level", "chatml"), tmp_path, method=METHOD)
+
+
+def rows(chat):
+    return [t for s in chat.session.cache.segments() for t in s.tensors().values()]
+
+
+def test_the_second_start_maps_what_the_first_has_read(place):
+    first = place.opened()
+    assert "saved for the next time" in place.shown() and len(place.files()) == 1
+    second = place.opened()
+    assert first.restored is None and second.restored.read_seconds > 0
+    assert "read before" in place.shown() and "saves about" not in place.shown()
+    assert all((a == b).all() for a, b in zip(rows(first), rows(second), strict=True))
+    assert second.session.document == first.session.document and len(place.files()) == 1
+    answers = [list(chat.session.ask("Who?", max_tokens=6))[-1].answer for chat in (first, second)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "adakv:budget=40%,window=8"},
+        {"system": "Be brief."},
+        {"dtype": "bf16"},
+    ],
+)
+def test_another_reading_is_another_file(place, change):
+    place.opened()
+    assert place.opened(**change).restored is None and len(place.files()) == 2
+
+
+def test_policies(place, monkeypatch):
+    assert place.opened(kv_cache="off").restored is None and not place.root.exists()
+    place.opened(kv_cache="read")
+    assert not place.files()
+    place.opened()
+    assert place.opened(kv_cache="read").restored and not place.opened(kv_cache="off").restored
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        assert place.opened(files=[], system="Be brief.").restored is None
+    assert len(place.files()) == 1, "a chat without a document saves nothing"
+
+
+def test_a_damaged_reading_is_told_read_again_and_replaced(place):
+    place.opened()
+    (path,) = place.files()
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 4
+    path.write_bytes(data)
+    place.shown()
+    assert place.opened().restored is None
+    assert "is damaged; reading again" in " ".join(place.shown().split())
+    assert place.opened().restored
+
+
+def test_an_older_format_is_told_and_replaced(place):
+    place.opened()
+    (path,) = place.files()
+    mapped = Mapped(path)
+    copies = {name: tensor.clone() for name, tensor in mapped.tensors.items()}
+    write(path, copies, mapped.metadata | {"format": "0"})
+    assert place.opened().restored is None
+    assert "format 0; this kvchat reads format 1" in " ".join(place.shown().split())
+    assert place.opened().restored
+
+
+def test_changed_weights_are_told(place, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(place.folder, folder)
+    place.folder = folder
+    place.opened()
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    place.shown()
+    assert place.opened().restored is None
+    assert "since then the weights changed" in " ".join(place.shown().split())
+
+
+def test_a_full_disk_is_told_once_and_the_chat_goes_on(place, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    chat = place.opened()
+    text = " ".join(place.shown().split())
+    assert text.count("cannot be saved") == 1 and "No space left on device" in text
+    assert list(chat.session.ask("Who?", max_tokens=3))[-1].completion_tokens == 3
+    assert os.listdir(place.root) == [] and not chat.readings.saves
+
+
+def test_a_part_of_the_disk_stays_free(place, monkeypatch):
+    monkeypatch.setattr(library, "LEAVE", 2**60)
+    place.opened()
+    assert "stay free" in " ".join(place.shown().split()) and not place.files()
+
+
+def test_an_error_ends_a_save_and_a_clean_end_waits_for_it(place, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    save_book = readings.save_book
+
+    def slow(*arguments):
+        begun.set()
+        go.wait(10)
+        return save_book(*arguments)
+
+    monkeypatch.setattr(readings, "save_book", slow)
+    for kv_cache_dir, error, count in ((place.root / "a", True, 0), (place.root / "b", False, 1)):
+        begun.clear(), go.clear()
+        chat = open_chat(place.options(kv_cache_dir=str(kv_cache_dir)), place.screen)
+        assert begun.wait(10)
+        threading.Timer(0.4, go.set).start()
+        try:
+            with chat.readings:
+                if error:
+                    raise SystemExit(143)
+        except SystemExit:
+            pass
+        assert len(list(kv_cache_dir.glob("*"))) == count
+    assert "saving the reading for the next time" in place.shown()
+
+
+def test_the_least_lately_used_go_first(place):
+    sizes = []
+    for number, budget in enumerate(("50%", "40%", "30%")):
+        place.opened(method=f"adakv:budget={budget},window=8")
+        new = library.entries(place.root)[0]
+        os.utime(new.path, (1000 + number, 1000 + number))
+        sizes.append(new.size)
+    place.opened(method="adakv:budget=50%,window=8")  # used now
+    gone = library.prune(place.root, sizes[0] + sizes[2])
+    assert [entry.about["budget"] for entry in gone] == ["40%"]
+    assert library.prune(place.root, 0, keep=[library.entries(place.root)[0].path])
+    assert [entry.about["budget"] for entry in library.entries(place.root)] == ["50%"]
+
+
+@pytest.fixture
+def scene(chat_folder, tmp_path):
+    """A chat whose readings are saved."""
+    scene = Scene(chat_folder("byte-level", "chatml"), kv_cache="on")
+    scene.chat.readings = readings.Readings(scene.context.screen, "on", tmp_path / "kv")
+    yield scene
+    with scene.chat.readings:
+        pass
+
+
+def test_a_method_that_was_used_before_needs_no_reading(scene):
+    scene.ask("Who?")
+    position = scene.chat.session.cache.position
+    assert "read " in scene.run("/method adakv:budget=60%,window=8")
+    assert "read before" not in scene.run("/method streamingllm")
+    scene.chat.readings._wait()
+    back = scene.run("/method adakv:budget=60%,window=8")
+    assert "read before" in back and scene.chat.restored
+    assert scene.chat.session.cache.position == position and len(scene.chat.session.turns) == 1
+    again = scene.run("/reread -")
+    assert "read before" not in again and scene.chat.restored is None
+    scene.ask("And?")
+    other = Scene(scene.chat.model.folder)
+    drain(other.chat.session.use(scene.chat.method))
+    kept = [s.lengths for s in other.chat.session.cache.segments()]
+    assert kept == [s.lengths for s in scene.chat.session.cache.segments()]
+
+
+def test_one_shot_says_so_in_its_json(place, capsys):
+    place.opened()
+    options = place.options(prompts=["Why?"], max_tokens=2, jsonl=True)
+    assert oneshot.run(options, place.screen) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (prefill,) = [event for event in events if event["event"] == "prefill"]
+    last, tokens = events[-1], events[-1]["usage"]["document_tokens"]
+    assert prefill["cache"] == prefill["processed"] == prefill["total"] == tokens
+    assert last["usage"]["cached_tokens"] == tokens and last["timings"]["prefill_ms"] == 0
+
+
+def test_the_cache_commands(place, monkeypatch):
+    monkeypatch.setenv("KVCHAT_KV_CACHE_DIR", str(place.root))
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def said(*arguments):
+        done = CliRunner().invoke(app, ["cache", *arguments])
+        return done.exit_code, done.output
+
+    assert said("list")[1].startswith("0 saved readings")
+    place.opened()
+    (path,) = place.files()
+    (place.root / "foreign.safetensors").write_text("no")
+    code, listed = said("list")
+    assert code == 0 and "story.txt" in listed and "adakv:window=8 50%" in listed
+    assert "2 saved readings" in listed and "it is no" in listed
+    assert "read_seconds" in said("show", path.stem[:6])[1]
+    assert said("rm", "nothing")[0] and said("prune", "--max-size", "x")[0]
+    assert said("rm", "story.txt")[1].startswith("removed") and not path.exists()
+    assert "removed 1" in said("prune", "--max-size", "0")[1] and not place.files()

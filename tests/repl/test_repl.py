@@ -1,0 +1,92 @@
+"""The chat in a real terminal: a pty, keys, and what a screen shows."""
+
+import os
+import stat
+
+import pytest
+
+from tests.support.program import SAMPLE
+from tests.support.terminal import Terminal
+
+TOOLBAR = r"\n[^\n]*ctx [^\n]*KV[^\n]*\s*\Z"
+
+
+@pytest.fixture
+def chat(tmp_path):
+    story = tmp_path / "story.txt"
+    story.write_text(SAMPLE.read_text()[:2000])
+    terminal = Terminal(["--file", str(story), "--temp", "0"], tmp_path)
+    terminal.wait("Ask about")
+    terminal.wait("(?m)^>")
+    yield terminal
+    terminal.child.close(force=True)
+
+
+def test_a_conversation_with_commands(chat, tmp_path):
+    chat.send("What is the home of Nobody Here?\r")
+    drawn = chat.wait("end of turn|token limit")
+    assert "tok/s · first" in drawn and "KV" in drawn
+    chat.wait(r"\nctx [^\n]*KV[^\n]*\Z")  # the toolbar is the last line again
+    chat.send("/budget 50%\r")
+    chat.wait(r"kept\s+50 % of rows")
+    chat.send("/method snapkv:window=8\r")
+    chat.wait(r"(?s)snapkv:window.*kept 50")
+    chat.send("/memory\r")
+    chat.wait("KV in full would be")
+    chat.send("/met\t")
+    chat.wait("> /method")
+    chat.send("\r")
+    chat.wait("now: snapkv:budget=50%, sinks=4, window=8")
+    chat.send("/clear\r")
+    chat.wait("conversation forgotten")
+    chat.send("/nonsense\r")
+    chat.wait("unknown command /nonsense")
+    chat.send("/method adakv:kernel=4\r")
+    chat.wait("must be odd")
+    chat.send("/q\r")
+    assert chat.close() == 0
+    history = tmp_path / "state" / "kvchat" / "history"
+    assert stat.S_IMODE(os.stat(history).st_mode) == 0o600
+    assert "Nobody Here" in history.read_text()
+
+
+def test_ctrl_c_keeps_the_partial_answer_and_the_chat(chat):
+    chat.send("/method streamingllm:budget=5%\r")  # a cache that makes it ramble or stop: both end
+    chat.wait(r"(?s)streamingllm.*kept\s+5")
+    chat.wait(TOOLBAR)  # between two lines Ctrl-C would discard what is typed ahead
+    chat.send("Tell me about everything, everyone and everywhere.\r")
+    chat.send("\x03")
+    # wherever it falls, it stops this answer: it does not wait for the next prompt
+    chat.wait("stopped by you|end of turn|stopped: the question was not asked")
+    chat.send("/help\r")
+    assert "Ctrl-C again" not in chat.wait("list the commands")
+    chat.send("\x04")
+    assert chat.close() == 0
+
+
+def test_ctrl_c_at_the_prompt_leaves_at_the_second_press(chat):
+    chat.send("half a question\x03")
+    chat.wait("Ctrl-C again")
+    chat.send("\x03")
+    assert chat.close() == 130
+
+
+def test_alt_enter_breaks_the_line(chat):
+    chat.send("first line\x1b\rsecond line")
+    drawn = chat.wait("second line")
+    lines = [line.rstrip() for line in drawn.splitlines()]
+    assert lines.index("> first line") + 1 == lines.index("  second line")
+    chat.send("\x03")
+    chat.wait("Ctrl-C again")
+    chat.wait(r"\nctx [^\n]*KV[^\n]*\s*\Z")  # a key between two prompts would be lost
+    chat.send("\x04")
+    assert chat.close() == 0
+
+
+def test_narrow_terminal_keeps_context_and_kv(tmp_path):
+    story = tmp_path / "story.txt"
+    story.write_text("The mill stands by the river. " * 10)
+    terminal = Terminal([str(story)], tmp_path, columns=50)
+    terminal.wait("ctx .*KV")
+    terminal.send("\x04")
+    assert terminal.close() == 0

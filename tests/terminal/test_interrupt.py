@@ -1,0 +1,216 @@
+"""Ctrl-C and signals at the seams: between Enter and the answer, between the answer and its saving.
+Each press is sent by the process to itself, at exactly the moment in question."""
+
+import os
+import signal
+from contextlib import contextmanager
+
+import pytest
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import DummyCompleter
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.input.typeahead import get_typeahead
+from prompt_toolkit.output import DummyOutput
+
+from kvchat.chat import chatlog as saved
+from kvchat.repl import repl
+from kvchat.terminal import key_prompt as ask
+from kvchat.terminal import line_editor as reading
+from kvchat.terminal.interrupt import Interrupt
+from kvchat.terminal.line_editor import Lines
+from tests.support.scene import Scene, shown
+
+
+def press(count: int = 1, number: int = signal.SIGINT) -> None:
+    for _ in range(count):
+        os.kill(os.getpid(), number)
+
+
+class Typed:
+    """Lines that are typed one after the other; then Ctrl-D."""
+
+    sent, shows_memory, is_paste = 0.0, False, False
+
+    def __init__(self, *typed, early=False):
+        self.typed, self.early = list(typed), early
+
+    def read(self, toolbar=None, changes=False):
+        if not self.typed:
+            raise EOFError
+        return self.typed.pop(0)
+
+    def stop_typed(self):
+        return self.early
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch, chat_folder):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    before = signal.getsignal(signal.SIGINT)
+    yield Scene(chat_folder("byte-level", "chatml"))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def at(monkeypatch, scene, moment, act):
+    """Do `act` right before or after the keeper writes a turn."""
+    keeper = scene.context.keeper
+    write = keeper.turn
+
+    def turn(*arguments):
+        if moment == "before":
+            act()
+        write(*arguments)
+        if moment == "after":
+            act()
+
+    monkeypatch.setattr(keeper, "turn", turn)
+
+
+def on_disk():
+    [chat] = saved.listing()
+    return [(turn["question"], turn["answer"]) for turn in chat.turns]
+
+
+def test_two_presses_at_the_prompt_leave_wherever_the_second_falls(scene, monkeypatch):
+    """In the prompt as a key, between two prompts or right before one as a signal."""
+    tell = scene.context.screen.tell
+
+    class Cleared(Typed):
+        def read(self, toolbar=None, changes=False):
+            raise KeyboardInterrupt
+
+    class Early(Typed):
+        def read(self, toolbar=None, changes=False):
+            press()  # nothing was sent yet
+
+    with pytest.raises(KeyboardInterrupt):
+        repl.talk(scene.context, Cleared())
+    with pytest.raises(KeyboardInterrupt):
+        repl.talk(scene.context, Early())
+    monkeypatch.setattr(
+        scene.context.screen, "tell", lambda text, **style: (press(), tell(text, **style))
+    )
+    typed = iter([KeyboardInterrupt, EOFError])
+
+    class Between(Typed):
+        def read(self, toolbar=None, changes=False):
+            raise next(typed)
+
+    with pytest.raises(KeyboardInterrupt):
+        repl.talk(scene.context, Between())
+    assert next(typed) is EOFError, "it did not wait for another line"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_press_between_an_answer_and_its_saving_loses_nothing(scene, monkeypatch, moment):
+    at(monkeypatch, scene, moment, press)
+    scene.script("Ships.")
+    assert repl.talk(scene.context, Typed("What?")) == 0
+    assert on_disk() == [("What?", "Ships.")]
+    assert "end of turn" in shown(scene.context.screen)
+    scene.script("Stars.")
+    assert repl.talk(scene.context, Typed("And at night?")) == 0
+    assert on_disk()[1:] == [("And at night?", "Stars.")], "an old press does not stop a new answer"
+
+
+def test_presses_while_a_turn_is_written_leave_it_whole(scene, monkeypatch):
+    append = saved.Record.append
+
+    def slowly(self, *events):
+        press(3)
+        append(self, *events)
+        press(3)
+
+    monkeypatch.setattr(saved.Record, "append", slowly)
+    scene.script("Ships.")
+    assert repl.talk(scene.context, Typed("What?")) == 0
+    assert on_disk() == [("What?", "Ships.")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_between_an_answer_and_its_saving_saves_first(scene, monkeypatch, number):
+    at(monkeypatch, scene, "before", lambda: press(1, number))
+    scene.script("Ships.")
+    with pytest.raises(SystemExit) as left:
+        repl.talk(scene.context, Typed("What?", "never asked"))
+    assert left.value.code == 128 + number and on_disk() == [("What?", "Ships.")]
+
+
+def test_a_press_right_behind_enter_stops_the_question(scene):
+    scene.script("Ships.")
+    assert repl.talk(scene.context, Typed("What?", early=True)) == 0
+    assert "stopped: the question was not asked" in shown(scene.context.screen)
+    assert not saved.listing() and not scene.chat.session.turns
+
+
+def test_two_presses_break_off_and_a_third_does_not_end_the_chat(scene, monkeypatch):
+    @contextmanager
+    def told(line):
+        tell = scene.context.screen.tell
+        monkeypatch.setattr(
+            scene.context.screen, "tell", lambda text, **style: (press(), tell(text, **style))
+        )
+        yield
+
+    monkeypatch.setattr(repl.commands, "run", lambda line, context: press(2))
+    with told("stopped"):
+        assert repl.talk(scene.context, Typed("/ctx")) == 0
+    assert "stopped" in shown(scene.context.screen)
+
+
+def test_contexts_nest():
+    with Interrupt() as outer:
+        press()
+        with Interrupt() as inner:
+            assert inner.asked(), "who is inside stops too"
+            inner.forget()
+            assert not outer.asked()
+            press(1, signal.SIGTERM)
+        assert outer.asked()
+        with pytest.raises(SystemExit, match="143"):
+            outer.leave_if_told()
+
+
+@pytest.mark.parametrize(("keys", "stop", "after"), [("\x03", True, ""), ("next", False, "next"),
+                                                     ("ne\x03xt", True, "next")])  # fmt: skip
+def test_keys_typed_behind_enter(monkeypatch, tmp_path, keys, stop, after):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
+        monkeypatch.setattr(reading, "create_input", lambda **_: typed)
+        lines = Lines(DummyCompleter(), keep_history=False)
+        typed.send_text("Why?\r" + keys)
+        assert lines.read() == "Why?" and lines.sent > 0
+        assert lines.stop_typed() == stop
+        typed.send_text("\r")
+        assert lines.read() == after
+
+
+def test_what_is_typed_before_a_question_does_not_answer_it(monkeypatch):
+    """It waits for the next line, in front of what is typed behind the answer."""
+
+    class Asked(PromptSession):
+        def prompt(self, *given):
+            source.send_text("y now")
+            return super().prompt(*given)
+
+    with create_pipe_input() as source, create_app_session(source, DummyOutput()):
+        monkeypatch.setattr(ask, "create_input", lambda **_: source)
+        monkeypatch.setattr(ask, "PromptSession", Asked)
+        source.send_text("no rain")
+        assert ask.choose("go on? [Y/n]", "yn", "n", "n") == "y"
+        later = [*get_typeahead(source), *source.read_keys()]
+        assert "".join(key.data for key in later) == "no rain now"
+
+
+@pytest.mark.parametrize(("typed", "said"), [("\r", "y"), ("\x03", "n"), ("\x04", "n"), ("N", "n")])
+def test_ctrl_c_at_a_question_says_no(monkeypatch, typed, said):
+    class Asked(PromptSession):
+        def prompt(self, *given):
+            source.send_text(typed)
+            return super().prompt(*given)
+
+    with create_pipe_input() as source, create_app_session(source, DummyOutput()):
+        monkeypatch.setattr(ask, "create_input", lambda **_: source)
+        monkeypatch.setattr(ask, "PromptSession", Asked)
+        assert ask.choose("go on? [Y/n]", "yn", "y", "n") == said

@@ -1,0 +1,102 @@
+"""Keys at the prompt, through prompt-toolkit's own pipe input."""
+
+import os
+import stat
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import DummyCompleter
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from kvchat.terminal.line_editor import Lines, private_history
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def typed(keys, history=False):
+    """What `read` returns once these keys were typed."""
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), history)
+        lines.session.app.input = pipe
+        pipe.send_text(keys)
+        return lines.read(lambda: "toolbar")
+
+
+PASTE = "\x1b[200~{}\x1b[201~"
+LARGE = "\n".join(f"line {number} of a long text" for number in range(500))
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ("hello\r", "hello"),
+        ("one\x1b\rtwo\r", "one\ntwo"),
+        ('"""one\rtwo"""\r', "one\ntwo"),
+        ('"""\rdef f():\r    pass\r"""\r', "def f():\n    pass"),
+        (PASTE.format("a\r\nb") + "\r", "a\nb"),
+        ("see " + PASTE.format(LARGE) + " end\r", f"see {LARGE} end"),
+        (PASTE.format(LARGE) + PASTE.format(LARGE + "!") + "\r", LARGE + LARGE + "!"),
+        ("ab\x7fc\r", "ac"),
+    ],
+)
+def test_what_is_typed_is_what_is_read(keys, text):
+    assert typed(keys) == text
+
+
+@pytest.mark.parametrize(("key", "error"), [("\x03", KeyboardInterrupt), ("\x04", EOFError)])
+def test_leaving(key, error):
+    with pytest.raises(error):
+        typed(key)
+
+
+def test_history_is_private_and_forgets_lines_with_a_space_in_front(home):
+    typed("remember this\r", history=True)
+    typed(" but not this\r", history=True)
+    path = home / "kvchat" / "history"
+    assert "remember this" in path.read_text() and "not this" not in path.read_text()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    path.chmod(0o644)
+    private_history()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_without_a_place_for_history_it_stays_in_memory(home, monkeypatch):
+    (home / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "file"))
+    assert typed("hello\r", history=True) == "hello"
+
+
+def test_f2_switches_the_line_of_memory():
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), False)
+        lines.session.app.input = pipe
+        seen = []
+        pipe.send_text("a\x1bOQb\r")
+        assert lines.read(lambda: seen.append(lines.shows_memory) or "toolbar", True) == "ab"
+        assert lines.shows_memory
+        pipe.send_text("\x1bOQ\r")
+        assert lines.read() == "" and not lines.shows_memory
+
+
+def test_vi_keys():
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), False, vi=True)
+        lines.session.app.input = pipe
+        lines.session.app.ttimeoutlen = 0.01
+        pipe.send_text("one two\x1b")
+        pipe.send_text("bcwthree\r")
+        assert lines.read() == "one three"
+
+
+def test_a_line_that_is_a_paste_and_nothing_else():
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), False)
+        lines.session.app.input = pipe
+        for keys, alone in ((PASTE.format(LARGE), True), (f"About {PASTE.format(LARGE)}", False)):
+            pipe.send_text(f"{keys}\r")
+            assert LARGE in lines.read() and lines.is_paste == alone
