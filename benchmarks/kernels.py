@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kvchat import __version__
 from kvchat.kernels import attention, gather, mass, merge, norm_rope, pq, reference
-from kvchat.kernels.rows import Rows
+from kvchat.kernels.entries import Entries
 
 FOLDER = Path(__file__).parent.parent / "docs" / "bench" / "cards"
 BF16 = torch.bfloat16
@@ -41,13 +41,13 @@ class Cell:
     times: dict[str, list[float]] = field(default_factory=dict)
 
 
-def ragged(lengths: list[int], dim: int, device: torch.device) -> Rows:
+def ragged(lengths: list[int], dim: int, device: torch.device) -> Entries:
     """Random rows of uneven heads."""
     ends = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     k, v = torch.randn(2, ends[-1], dim, device=device, dtype=BF16)
     start = torch.tensor(ends[:-1], dtype=torch.int32, device=device)
     length = torch.tensor(lengths, dtype=torch.int32, device=device)
-    return Rows(k, v, start, length, tuple(zip(ends[:-1], lengths, strict=True)))
+    return Entries(k, v, start, length, tuple(zip(ends[:-1], lengths, strict=True)))
 
 
 def decoding(name: str, lengths: list[int], dim: int, group: int, device: torch.device) -> Cell:
@@ -102,7 +102,7 @@ def cells(device: torch.device, small: bool = False) -> list[Cell]:
     add("", mass.column_mass, q, k, lse, seen, scale, moved=k.nbytes + 4 * heads * group * n)
     flat, weight = random(heads * n, dim), torch.rand(heads * n, device=device)
     runs = torch.full((heads * n // 4,), 4, device=device)
-    add("", merge.merge_rows, flat, weight, runs, moved=flat.nbytes * 5 // 4)
+    add("", merge.merge_entries, flat, weight, runs, moved=flat.nbytes * 5 // 4)
     hidden = dim * heads * group
     x, gain = random(n // 16, hidden), random(hidden)
     add("", norm_rope.rms_norm, x, gain, 1e-5, moved=2 * x.nbytes)
@@ -121,9 +121,9 @@ def cells(device: torch.device, small: bool = False) -> list[Cell]:
     pool = random(heads, n, 2, dim)
     ids = torch.randint(n, (heads, n // 10), device=device, dtype=torch.int32).sort(1).values
     moved = 2 * ids.numel() * pool[0, 0].nbytes
-    add("", gather.gather_rows, pool, ids, moved=moved)
+    add("", gather.gather_entries, pool, ids, moved=moved)
     if device.type == "cuda":
-        add(", pinned host", gather.gather_rows, pool.cpu().pin_memory(), ids, moved=moved // 2)
+        add(", pinned host", gather.gather_entries, pool.cpu().pin_memory(), ids, moved=moved // 2)
     return made
 
 

@@ -13,7 +13,7 @@ from pairs import interleaved, report, save, summary
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from kvchat.engine.attention.rows import Rows
+from kvchat.engine.attention.entries import Entries
 from kvchat.engine.attention.torch_backend import TorchBackend
 
 SHAPES = {  # KV heads, queries of a head, head size, rows of a head on average
@@ -33,7 +33,7 @@ def ways_of(heads: int, group: int, dim: int, rows: int, dtype: torch.dtype, fle
     k, v = (torch.randn(sum(lengths), dim, generator=generator).to(dtype) for _ in range(2))
     q = torch.randn(1, heads * group, dim, generator=generator).to(dtype)
     table = torch.tensor(spans, dtype=torch.int32)
-    store, scale = Rows(k, v, table[:, 0], table[:, 1], spans), dim**-0.5
+    store, scale = Entries(k, v, table[:, 0], table[:, 1], spans), dim**-0.5
     longest = max(lengths)
     padded_k, padded_v = (torch.zeros(1, heads, longest, dim, dtype=dtype) for _ in range(2))
     for head, (a, n) in enumerate(spans):

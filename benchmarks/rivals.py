@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvchat.engine.attention.rows import dense
-from kvchat.kernels.rows import Rows
+from kvchat.engine.attention.entries import dense
+from kvchat.kernels.entries import Entries
 
 try:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -22,7 +22,7 @@ except ImportError:
 Way = Callable[[], object]
 
 
-def one_query(q: Tensor, rows: Rows, scale: float) -> dict[str, Way]:
+def one_query(q: Tensor, rows: Entries, scale: float) -> dict[str, Way]:
     """`q [1, H*G, D]` over ragged heads: padded to the longest, or each as a sequence."""
     longest, heads = max(n for _, n in rows.spans), len(rows.spans)
     k, v = rows.k.new_zeros(2, heads, longest, rows.k.shape[1])
@@ -53,7 +53,7 @@ def one_query(q: Tensor, rows: Rows, scale: float) -> dict[str, Way]:
     return ways
 
 
-def chunk(q: Tensor, rows: Rows, scale: float) -> dict[str, Way]:
+def chunk(q: Tensor, rows: Entries, scale: float) -> dict[str, Way]:
     """`q [T, H*G, D]`, the queries of the newest T rows of even heads, causal."""
     k, v = dense(rows)  # [H, N, D]
     (tokens, query_heads, _), (heads, count, _) = q.shape, k.shape

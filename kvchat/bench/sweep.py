@@ -82,4 +82,4 @@ def _require_budgets(subject: Subject, tests: list[Test]) -> None:
     """Raise KvchatError("usage") now for a budget that a method cannot meet."""
     engine = subject.engine
     for test in tests:
-        test.method.rows(geometry_of(engine.config, engine.dtype.itemsize, test.read))
+        test.method.entries(geometry_of(engine.config, engine.dtype.itemsize, test.read))

@@ -1,4 +1,4 @@
-"""Pictures of the cache in plain characters: kept rows per head, coverage of the document, the
+"""Pictures of the cache in plain characters: kept entries per head, coverage of the document, the
 window. Pure functions of numbers; only `near` asks a chat."""
 
 from collections.abc import Sequence
@@ -27,55 +27,57 @@ def grouped(cells: Sequence[str]) -> str:
     return " ".join("".join(cells[a : a + GROUP]) for a in range(0, len(cells), GROUP))
 
 
-def heads(rows: Sequence[Sequence[int]], tokens: int, width: int, unicode: bool) -> list[str]:
-    """Kept rows per layer and KV head, `rows[layer][head]`, of `tokens` that were read.
+def heads(entries: Sequence[Sequence[int]], tokens: int, width: int, unicode: bool) -> list[str]:
+    """Kept entries per layer and KV head, `entries[layer][head]`, of `tokens` that were read.
 
     One line per head, one character per layer; layers that do not fit begin another band.
     """
-    if not tokens or not rows or not rows[0]:
+    if not tokens or not entries or not entries[0]:
         return ["no document is read"]
-    most = max(max(layer) for layer in rows)
-    name_width = len(f"head {len(rows[0]) - 1}")
+    most = max(max(layer) for layer in entries)
+    name_width = len(f"head {len(entries[0]) - 1}")
     fitting = (width - name_width - 12) * GROUP // (GROUP + 1)
     band = max(fitting // GROUP * GROUP, GROUP)
     full = "█" if unicode else "9"
     lines = [f"tokens kept per KV head · {tokens:,} read · {full} = {most:,}"]
-    for first in range(0, len(rows), band):
-        part = rows[first : first + band]
+    for first in range(0, len(entries), band):
+        part = entries[first : first + band]
         label = "layer" if name_width >= 5 else ""
         lines.append(f"{label:<{name_width}}  {_ruler(first, len(part))}   mean")
         for head in range(len(part[0])):
             cells = [glyph(layer[head] / most, unicode) for layer in part]
             mean = sum(layer[head] for layer in part) / len(part) / tokens
             lines.append(f"{f'head {head}':<{name_width}}  {grouped(cells)}  {mean:5.1%}")
-    every = [(n, layer, head) for layer, row in enumerate(rows) for head, n in enumerate(row)]
+    every = [
+        (n, layer, head) for layer, entry in enumerate(entries) for head, n in enumerate(entry)
+    ]
     least, largest = min(every), max(every)
-    mean_rows = sum(n for n, _, _ in every) / len(every)
+    mean_entries = sum(n for n, _, _ in every) / len(every)
     lines.append(
         f"least {least[0]:,} (L{least[1]} H{least[2]}) · most {largest[0]:,} (L{largest[1]} "
-        f"H{largest[2]}) · mean {mean_rows:,.0f} = {mean_rows / tokens:.1%}"
+        f"H{largest[2]}) · mean {mean_entries:,.0f} = {mean_entries / tokens:.1%}"
     )
     return lines
 
 
 def one_layer(
-    rows: Sequence[int],
+    entries: Sequence[int],
     tokens: int,
     layer: int,
     width: int,
     unicode: bool,
     sets: Sequence[Sequence[int]] = (),
 ) -> list[str]:
-    """The heads of one layer: a bar, rows kept and their share.
+    """The heads of one layer: a bar, entries kept and their share.
 
-    `sets[head]` are the tokens that each row stands for, if rows were merged.
+    `sets[head]` are the tokens that each entry stands for, if entries were merged.
     """
     if not tokens:
         return ["no document is read"]
     room = max(width - (40 if any(sets) else 28), 8)
-    most = max(rows)
+    most = max(entries)
     lines = [f"layer {layer} · tokens kept of {tokens:,}"]
-    for head, count in enumerate(rows):
+    for head, count in enumerate(entries):
         bar = ("█" if unicode else "#") * round(room * count / max(most, 1))
         largest = f"  sets ≤ {max(sets[head]):,}" if any(sets) and sets[head] else ""
         lines.append(f"head {head:<3} {bar:<{room}} {count:>8,} {count / tokens:6.1%}{largest}")
@@ -83,24 +85,24 @@ def one_layer(
 
 
 def merged(sets: Sequence[int]) -> list[str]:
-    """How many tokens the rows stand for that were merged: `sets` has those of every row."""
+    """How many tokens the entries stand for that were merged: `sets` has those of every entry."""
     several = [size for size in sets if size > 1]
     if not several:
-        return ["no row stands for several tokens"] if sets else []
+        return ["no entry stands for several tokens"] if sets else []
     edges = [(2, 2), (3, 3), (4, 7), (8, 15), (16, max(*several, 16))]
     names = ("2", "3", "4–7", "8–15", "16+")
     counts = [sum(a <= size <= b for size in several) for a, b in edges]
     shown = " · ".join(f"{n} {c:,}" for n, c in zip(names, counts, strict=True) if c)
     return [
-        f"{len(several):,} of {len(sets):,} rows were merged, of "
+        f"{len(several):,} of {len(sets):,} entries were merged, of "
         f"{sum(several) / len(several):.1f} tokens on average, {max(several):,} at most",
-        f"rows by the tokens they stand for: 1 {len(sets) - len(several):,} · {shown}",
+        f"entries by the tokens they stand for: 1 {len(sets) - len(several):,} · {shown}",
     ]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A stretch of the document: tokens `start` to `end`, and the share of rows kept of it."""
+    """A stretch of the document: tokens `start` to `end`, and the share of entries kept of it."""
 
     start: int
     end: int
@@ -108,7 +110,7 @@ class Slice:
 
 
 def slices(kept: Sequence[int], tokens: int, per_token: int, cells: int = CELLS) -> list[Slice]:
-    """Cut a document into `cells` slices; `kept[t]` are rows kept of token t, of `per_token`."""
+    """Cut a document into `cells` slices; `kept[t]` are entries kept of token t, of `per_token`."""
     cells = max(min(cells, tokens), 1)
     edges = [tokens * cell // cells for cell in range(cells + 1)]
     return [Slice(a, b, sum(kept[a:b]) / max((b - a) * per_token, 1)) for a, b in pairwise(edges)]
@@ -125,7 +127,7 @@ def coverage(
     cells = [glyph(piece.share / most, unicode) for piece in found]
     full = "█" if unicode else "9"
     lines = [
-        f"share of rows kept along the document · {full} = {most:.0%}",
+        f"share of entries kept along the document · {full} = {most:.0%}",
         "".join(cells),
         f"0{f'{found[-1].end:,}':>{max(len(cells) - 1, 1)}}",
     ]
@@ -149,11 +151,11 @@ def coverage(
 def window(parts: Sequence[tuple[str, int]], limit: int, width: int, unicode: bool) -> list[str]:
     """What fills the window: `(name, tokens)` each, and what is free."""
     used = sum(tokens for _, tokens in parts)
-    rows = [*parts, ("free", limit - used)]
-    name_width = min(max(len(name) for name, _ in rows), 24)
+    entries = [*parts, ("free", limit - used)]
+    name_width = min(max(len(name) for name, _ in entries), 24)
     room = max(width - name_width - 24, 4)
     lines = []
-    for name, tokens in rows:
+    for name, tokens in entries:
         bar = ("█" if unicode else "#") * round(room * max(tokens, 0) / limit)
         lines.append(f"{name[:name_width]:<{name_width}} {tokens:>9,} {tokens / limit:6.1%}  {bar}")
     return [line.rstrip() for line in lines]

@@ -27,13 +27,15 @@ class Chat:
     readings: Shelf
     timings: dict[str, float] = field(default_factory=dict)
     restored: Found | None = None  # where the document was read before
-    in_view: str = ""  # the question that the kept rows were chosen for; empty: the document's end
+    in_view: str = (
+        ""  # the question that the kept entries were chosen for; empty: the document's end
+    )
     promise: Promise | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
 
     @property
     def chosen_for(self) -> list[str]:
-        """Questions that a reading of another document or budget chooses rows by, as before."""
+        """Questions that a reading of another document or budget chooses entries by, as before."""
         return [self.in_view] if self.in_view else []
 
     @property
@@ -50,13 +52,15 @@ class Chat:
         layers = self.session.cache.layers
         return [[s for s in layer.segments if s.span[0] < end] for layer in layers]
 
-    def document_rows(self) -> list[list[int]]:
-        """Per layer and KV head the rows that are kept of the document."""
+    def document_entries(self) -> list[list[int]]:
+        """Per layer and KV head the entries that are kept of the document."""
         end = len(self.session.document)
         return [layer.kept(end) if end else [] for layer in self.session.cache.layers]
 
     def merge_sets(self) -> list[list[list[int]]]:
-        """Per layer and KV head how many tokens each kept row stands for, if rows were merged."""
+        """Per layer and KV head how many tokens each kept entry stands for, if entries were
+        merged.
+        """
         found = []
         for segments in self.document_segments():
             heads: list[list[int]] = []
@@ -69,7 +73,7 @@ class Chat:
         return found
 
     def document_kept(self) -> int:
-        """Bytes of the document's rows, and of what stands beside them."""
+        """Bytes of the document's entries, and of what stands beside them."""
         windows = sum(layer.window_bytes for layer in self.session.cache.layers)
         segments = (s for layer in self.document_segments() for s in layer)
         return windows + sum(s.memory().total for s in segments)
@@ -80,10 +84,10 @@ class Chat:
         return f"{100 * cache.read / cache.kept:.3g} %" if cache.read < cache.kept else ""
 
     def kept_share(self) -> float:
-        """Share of the document's rows that is kept."""
+        """Share of the document's entries that is kept."""
         config = self.session.engine.config
         whole = len(self.session.document) * config.num_kv_heads * config.num_layers
-        return sum(map(sum, self.document_rows())) / whole if whole else 1.0
+        return sum(map(sum, self.document_entries())) / whole if whole else 1.0
 
     def document_full(self) -> int:
         """Bytes that the document would hold uncompressed."""

@@ -7,7 +7,7 @@ from kvchat.chat.chat import Chat
 from kvchat.machine import resources as machine
 from kvchat.terminal.text import fitted, laid, size, sizes
 
-NARROW = 28  # columns beside the numbers, below which a note stands under its row
+NARROW = 28  # columns beside the numbers, below which a note stands under its entry
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Breakdown:
     tail: int
     index: int
     workspace: int
-    slack: int
+    preallocated: int
     other: int  # of this process: libraries, driver, tokenizer
     process: int
     peak: int
@@ -49,10 +49,10 @@ def breakdown(chat: Chat) -> Breakdown:
     if device.type == "cuda":
         allocated, reserved = machine.allocated(device), machine.reserved(device)
         workspace = max(allocated - weights - held.device, 0)
-        slack, process, other = reserved - allocated, reserved, 0
+        preallocated, process, other = reserved - allocated, reserved, 0
     else:
         process = machine.resident()
-        workspace, slack = 0, session.cache.slack
+        workspace, preallocated = 0, session.cache.preallocated
         other = max(process - weights - held.device - held.host - archived.host, 0)
     return Breakdown(
         device=machine.device_name(device),
@@ -62,7 +62,7 @@ def breakdown(chat: Chat) -> Breakdown:
         tail=held.device - document,
         index=index,
         workspace=workspace,
-        slack=slack,
+        preallocated=preallocated,
         other=other,
         process=process,
         peak=machine.peak(device),
@@ -82,15 +82,15 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
     kept = found.document + found.tail
     share = f" ({found.document / max(found.full, 1):.0%} of all)" if found.full else ""
     cuda = found.device.startswith("cuda")
-    rows = [
+    entries = [
         ("weights", found.weights, found.stored),
         ("KV kept", kept, f"document {size(found.document)}{share} + chat {size(found.tail)}"),
         ("KV index", found.index, "codes and codebooks" if found.index else ""),
         *([("workspace", found.workspace, "now")] if cuda else []),
         (
-            "slack",
-            found.slack,
-            "held by torch, not in use" if cuda else "of the chat's rows, room to grow",
+            "preallocated",
+            found.preallocated,
+            "held by torch, not in use" if cuda else "for the next turns",
         ),
         *([] if cuda else [("the rest", found.other, "libraries, tokenizer, workspace")]),
         ("this process", found.process, f"{size(found.peak)} at most, while reading"),
@@ -99,7 +99,7 @@ def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
     ]
     text = [f"memory · {found.device}"]
     room = max(width - 66, 0)
-    for name, count, note in rows:
+    for name, count, note in entries:
         bar = ("█" if unicode else "#") * round(room * count / max(found.total, 1))
         start = f"  {name:<13}{size(count):>11}  "
         aside = laid(f"{bar}{' ' * bool(bar)}{note}", width - len(start), 0).split("\n")
@@ -134,7 +134,7 @@ def line(found: Breakdown, width: int) -> str:
 
 
 def segment_index(segment) -> int:
-    """Bytes of a segment that are neither keys, values nor rows' metadata: codes, codebooks."""
+    """Bytes of a segment that are neither keys, values nor entries' metadata: codes, codebooks."""
     names = ("codes", "centroids")
     return sum(
         t.nbytes

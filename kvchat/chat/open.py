@@ -73,7 +73,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     if not files:  # a system text alone is not worth a choice
         setup = replace(setup, method=Full())
     if book.ids:  # a budget that cannot be met is refused before the weights load
-        setup.method.rows(geometry_of(setup.config, setup.dtype.itemsize, len(book.ids)))
+        setup.method.entries(geometry_of(setup.config, setup.dtype.itemsize, len(book.ids)))
     plan = make_plan(
         setup.config,
         setup.dtype.itemsize,
@@ -100,7 +100,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
     needs, by_question = wanted.needs, setup.options.by_question
     if (by_question and not needs.queries) or (options.foreseen and not needs.sees):
-        screen.warn(f"{name_of(wanted)} keeps the same rows whatever is asked")
+        screen.warn(f"{name_of(wanted)} keeps the same entries whatever is asked")
 
     process.interruptible()
     with timed(timings, "load"):

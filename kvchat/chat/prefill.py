@@ -146,7 +146,7 @@ def read_again(
     archiving = None
     if found is None:
         archiving = readings.archiving(session.engine, chat.model, book, method)
-    folds = None if book.files else session.method  # what keeps every row folds nothing
+    folds = None if book.files else session.method  # what keeps every entry folds nothing
     work = session.use(method, questions, book.ids, book.dialogue, ready, archiving, folds)
     try:
         watched(work, screen, "reading", tokens)
@@ -169,10 +169,10 @@ def read_again(
 
 
 def say_chosen_anew(chat: Chat, before: str, screen: Screen) -> None:
-    """Say that a choice of rows by the question `before` is gone."""
+    """Say that a choice of entries by the question `before` is gone."""
     if before and not chat.in_view:
         screen.tell(
-            f"rows are chosen by the document's end again, no more for {first_line(before)!r}"
+            f"entries are chosen by the document's end again, no more for {first_line(before)!r}"
         )
 
 
@@ -216,7 +216,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
 
 
 def reading_line(chat: Chat, width: int = 1000) -> str:
-    """`read 27,913 tokens in 6.6 s (4,230 tok/s) · adakv kept 25 % of rows: 0.86 of 3.41 GiB`.
+    """`read 27,913 tokens in 6.6 s (4,230 tok/s) · adakv kept 25 % of entries: 0.86 of 3.41 GiB`.
 
     Or when they were read before, and what mapping them saves. The plan has named the method, so
     its name is the first to go from a narrow line.
@@ -235,8 +235,8 @@ def reading_line(chat: Chat, width: int = 1000) -> str:
 
 
 def kept_line(chat: Chat) -> str:
-    """`kept 25 % of rows: 0.86 of 3.41 GiB`, or what is read of rows that all are kept."""
+    """`kept 25 % of entries: 0.86 of 3.41 GiB`, or what is read of entries that all are kept."""
     held, full = chat.document_kept(), chat.document_full()
     if share := chat.reads():
-        return f"kept every row, {size(held)} with codes; a written token reads {share}"
-    return f"kept {100 * chat.kept_share():.3g} % of rows: {sizes(held, full)}"
+        return f"kept every entry, {size(held)} with codes; a written token reads {share}"
+    return f"kept {100 * chat.kept_share():.3g} % of entries: {sizes(held, full)}"

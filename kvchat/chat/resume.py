@@ -122,12 +122,12 @@ def same_text(
 
 
 def say_chosen(found: saved.Saved, in_view: str, screen: Screen) -> None:
-    """Say that rows which a question had chosen are chosen another way now."""
+    """Say that entries which a question had chosen are chosen another way now."""
     question = found.method.get("in_view")
     if question and question != in_view:
         now = f"for {first_line(in_view)!r}" if in_view else "by the document's end"
         screen.tell(
-            f"rows had been chosen for {first_line(question)!r}, now {now}; "
+            f"entries had been chosen for {first_line(question)!r}, now {now}; "
             "/reread QUESTION chooses so again"
         )
 

@@ -1,4 +1,4 @@
-"""`Budget`: how much of the KV cache the user asked to keep, and what a row of it costs. Imports
+"""`Budget`: how much of the KV cache the user asked to keep, and what an entry of it costs. Imports
 no torch."""
 
 import re
@@ -8,7 +8,7 @@ from math import ceil, gcd
 from kvchat.engine.cache import GROUP
 from kvchat.errors import KvchatError
 
-FORMS = "a share of all rows (25%), tokens per KV head (2048) or bytes (1.5GiB)"
+FORMS = "a share of all entries (25%), tokens per KV head (2048) or bytes (1.5GiB)"
 UNITS = {
     "": 1,
     "b": 1,
@@ -23,9 +23,9 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a budget is shared out over: the rows of a document and the bytes of storing one.
+    """What a budget is shared out over: the entries of a document and the bytes of storing one.
 
-    `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model; rows are
+    `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model; entries are
     stored in `bits` bits, or as the model has them, each with `beside` bytes of something else.
     """
 
@@ -39,19 +39,19 @@ class Geometry:
 
     @property
     def full(self) -> int:
-        """Rows of a layer."""
+        """Entries of a layer."""
         return self.tokens * self.heads
 
     @property
     def plain_bytes(self) -> int:
-        """Key, value and int32 position of a row as the model has it."""
+        """Key, value and int32 position of an entry as the model has it."""
         return 2 * self.dim * self.itemsize + 4 + self.beside
 
     @property
-    def row_bytes(self) -> float:
-        """Key, value and position of a stored row.
+    def entry_bytes(self) -> float:
+        """Key, value and position of a stored entry.
 
-        Quantised: the codes, and a 16-bit scale and zero for every `GROUP` rows of a key's
+        Quantised: the codes, and a 16-bit scale and zero for every `GROUP` entries of a key's
         channel and for every group of a value's channels.
         """
         if self.bits is None:
@@ -61,24 +61,25 @@ class Geometry:
 
     @property
     def layer_bytes(self) -> int:
-        """What a layer holds beside its rows, at most.
+        """What a layer holds beside its entries, at most.
 
-        The segment's row ranges, the starts and lengths of the tail's heads (all int32). Quantised,
-        up to `GROUP - 1` rows of a head stay as they are, with row ranges of their own.
+        The segment's entry ranges, the starts and lengths of the tail's heads (all int32).
+        Quantised, up to `GROUP - 1` entries of a head stay as they are, with entry ranges of their
+        own.
         """
         beside = 4 * (self.heads + 1) + 8 * self.heads
         if self.bits is None:
             return beside
-        more = ceil((GROUP - 1) * self.heads * (self.plain_bytes - self.row_bytes))
+        more = ceil((GROUP - 1) * self.heads * (self.plain_bytes - self.entry_bytes))
         return beside + more + 4 * (self.heads + 1)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is KEPT: exactly one of a fraction in (0, 1], rows per KV head (a mean), or bytes."""
+    """What is KEPT: exactly one of a fraction in (0, 1], entries per KV head (a mean), or bytes."""
 
     fraction: float | None = None
-    rows_per_head: int | None = None
+    entries_per_head: int | None = None
     bytes: int | None = None
 
     @classmethod
@@ -93,64 +94,64 @@ class Budget:
                 raise KvchatError("usage", f"a budget of {text} is outside 0–100 %", "--budget 25%")
             return cls(fraction=number / 100)
         if unit in ("", "k", "K"):
-            rows = number * {"": 1, "k": 1000, "K": 1024}[unit]
-            if rows < 1 or rows != int(rows):
+            entries = number * {"": 1, "k": 1000, "K": 1024}[unit]
+            if entries < 1 or entries != int(entries):
                 percent = f"{number * 100:g}%"
                 raise KvchatError(
                     "usage",
                     f"a budget of {text} is not a whole number of tokens",
-                    *([f"--budget {percent}  (a share of all rows)"] if 0 < number < 1 else []),
+                    *([f"--budget {percent}  (a share of all entries)"] if 0 < number < 1 else []),
                     f"--budget with {FORMS}",
                 )
-            return cls(rows_per_head=int(rows))
+            return cls(entries_per_head=int(entries))
         size = int(number * UNITS[unit.lower()])
         if size < 1:
             raise KvchatError("usage", f"a budget of {text} keeps nothing", "--budget 1GiB")
         return cls(bytes=size)
 
-    def rows(self, geometry: Geometry, extra: int = 0) -> int:
-        """Rows that one layer may keep, over all its KV heads, of `geometry.full`.
+    def entries(self, geometry: Geometry, extra: int = 0) -> int:
+        """Entries that one layer may keep, over all its KV heads, of `geometry.full`.
 
-        `extra` bytes beside every row (a bias, a count) are paid from a budget in bytes. A share of
-        a document is at least one row per head; KvchatError("usage") if bytes do not suffice for
-        that.
+        `extra` bytes beside every entry (a bias, a count) are paid from a budget in bytes. A share
+        of a document is at least one entry per head; KvchatError("usage") if bytes do not suffice
+        for that.
         """
-        heads, row_bytes = geometry.heads, geometry.row_bytes + extra
+        heads, entry_bytes = geometry.heads, geometry.entry_bytes + extra
         if self.fraction is not None:
-            rows = max(round(self.fraction * geometry.full), heads)
-        elif self.rows_per_head is not None:
-            rows = self.rows_per_head * heads
+            entries = max(round(self.fraction * geometry.full), heads)
+        elif self.entries_per_head is not None:
+            entries = self.entries_per_head * heads
         else:
             assert self.bytes is not None
-            rows = int((self.bytes / geometry.layers - geometry.layer_bytes) // row_bytes)
-        if rows < heads:
-            least = geometry.layers * ceil(heads * row_bytes + geometry.layer_bytes)
+            entries = int((self.bytes / geometry.layers - geometry.layer_bytes) // entry_bytes)
+        if entries < heads:
+            least = geometry.layers * ceil(heads * entry_bytes + geometry.layer_bytes)
             raise KvchatError(
                 "usage",
-                f"a budget of {self} keeps {max(rows, 0):,} rows per layer; its {heads} KV heads "
-                "need at least one each",
+                f"a budget of {self} keeps {max(entries, 0):,} entries per layer; "
+                f"its {heads} KV heads need at least one each",
                 f"--budget {least}B or more",
                 "--budget 25%",
-                rows=rows,
+                entries=entries,
                 heads=heads,
             )
-        return min(rows, geometry.full)
+        return min(entries, geometry.full)
 
-    def of_rows(self, each: int, geometry: Geometry, extra: int = 0) -> "Budget":
-        """The least budget of this kind that keeps `each` rows per head."""
+    def of_entries(self, each: int, geometry: Geometry, extra: int = 0) -> "Budget":
+        """The least budget of this kind that keeps `each` entries per head."""
         if self.fraction is not None:
             return Budget(fraction=min(1.0, each / geometry.tokens))
-        if self.rows_per_head is not None:
-            return Budget(rows_per_head=each)
-        row_bytes = geometry.row_bytes + extra
-        layer = ceil(each * geometry.heads * row_bytes + geometry.layer_bytes)
+        if self.entries_per_head is not None:
+            return Budget(entries_per_head=each)
+        entry_bytes = geometry.entry_bytes + extra
+        layer = ceil(each * geometry.heads * entry_bytes + geometry.layer_bytes)
         return Budget(bytes=geometry.layers * layer)
 
     def __str__(self) -> str:
         if self.fraction is not None:
             return f"{self.fraction * 100:g}%"
-        if self.rows_per_head is not None:
-            return str(self.rows_per_head)
+        if self.entries_per_head is not None:
+            return str(self.entries_per_head)
         assert self.bytes is not None
         for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
             if self.bytes >= unit and self.bytes * 100 % unit == 0:

@@ -35,7 +35,7 @@ def require_fit(tokens: int, limit: int, name: str = "the document") -> None:
 class Conversation:
     """A document in a cache, and turns that stay in its tail.
 
-    With a `tail_budget` the turns hold at most so many rows per KV head: the oldest ones are
+    With a `tail_budget` the turns hold at most so many entries per KV head: the oldest ones are
     folded, see `fold`.
     """
 

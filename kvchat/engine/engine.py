@@ -155,7 +155,7 @@ class Engine:
 
     @torch.inference_mode()
     def fold(self, cache: KVCache, method: Method, since: int, end: int) -> None:
-        """Compress the rows between positions `since` and `end`; see `fold.fold`."""
+        """Compress the entries between positions `since` and `end`; see `fold.fold`."""
         folding.fold(self.model, cache, method, since, end)
 
     @torch.inference_mode()
@@ -169,8 +169,8 @@ class Engine:
         singly = written if any(layer.sliding for layer in cache.layers) else 0
         together = len(ids) - singly
         parts = [ids[:together], *([i] for i in ids[together:])]
-        rows = [reading.extend(self.model, cache, part, self.chunk) for part in parts if part]
-        x = torch.cat([drain(row) for row in rows])
+        entries = [reading.extend(self.model, cache, part, self.chunk) for part in parts if part]
+        x = torch.cat([drain(entry) for entry in entries])
         cache.truncate(before)
         return self.model.logits(x)
 

@@ -1,6 +1,6 @@
 """Folding: the oldest turns of a long conversation become one compressed segment.
 
-A fold takes the rows of these turns out of every layer's tail, joins what was kept of the turns
+A fold takes the entries of these turns out of every layer's tail, joins what was kept of the turns
 before them, and lets the method choose among all of it.
 """
 
@@ -27,7 +27,7 @@ from kvchat.errors import KvchatError
 
 @runtime_checkable
 class Extends(Protocol):
-    """A method with a way of its own to take in rows of a conversation."""
+    """A method with a way of its own to take in entries of a conversation."""
 
     @property
     def watches(self) -> Needs:
@@ -35,35 +35,35 @@ class Extends(Protocol):
         ...
 
     def extend(self, prefilled: Prefilled) -> FlatSegment:
-        """The segment that stands for `prefilled`, old rows and new ones."""
+        """The segment that stands for `prefilled`, old entries and new ones."""
         ...
 
 
 def folding(method: Method, budget: int) -> Method:
-    """The method that compresses a conversation which may hold `budget` rows per KV head.
+    """The method that compresses a conversation which may hold `budget` entries per KV head.
 
-    Half of them are the live tail's, half the folded turns'. The folded rows keep the model's
+    Half of them are the live tail's, half the folded turns'. The folded entries keep the model's
     precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
     """
     bare = plain(method)
     if isinstance(bare, Full | Retrieves):
         raise KvchatError(
             "usage",
-            f"{name_of(bare)} keeps every row, so --tail-budget has nothing to fold turns with",
+            f"{name_of(bare)} keeps every entry, so --tail-budget has nothing to fold turns with",
             "--method adakv",
             "no --tail-budget",
         )
-    folded = with_budget(bare, Budget(rows_per_head=max(1, budget // 2)))
+    folded = with_budget(bare, Budget(entries_per_head=max(1, budget // 2)))
     try:  # what the budget cannot hold shows on a conversation of any length
-        folded.rows(Geometry(tokens=2**20, heads=1, layers=1, dim=2, itemsize=2))
+        folded.entries(Geometry(tokens=2**20, heads=1, layers=1, dim=2, itemsize=2))
     except KvchatError as error:
         least = 2 * error.details.get("needed", 1)
         raise KvchatError(
             "usage",
-            f"--tail-budget {budget} leaves {budget // 2} rows per head for folded turns; "
+            f"--tail-budget {budget} leaves {budget // 2} entries per head for folded turns; "
             f"{name_of(method)} needs {least // 2}",
             f"--tail-budget {least}",
-            rows=budget // 2,
+            entries=budget // 2,
             needed=least // 2,
         ) from None
     return folded
@@ -79,7 +79,7 @@ def watch(cache: KVCache, method: Method, since: int) -> None:
 def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) -> None:
     """Compress what stands between positions `since` and `end`, in every layer.
 
-    The rows are those of segments that begin at `since` and the tail's up to `end`. Nothing has
+    The entries are those of segments that begin at `since` and the tail's up to `end`. Nothing has
     changed if this fails.
     """
     segments = []
@@ -89,45 +89,48 @@ def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) 
         segment = compress(given)
         segments.append((segment, _carried(given, segment)))
     for layer, (segment, mass) in zip(cache.layers, segments, strict=True):
-        rows = end - layer.tail.start
+        entries = end - layer.tail.start
         layer.freeze(segment)
         if (seen := _observation(layer)) is not None and seen.mass is not None:
-            seen.mass, seen.frozen_mass = seen.mass[:, rows:], mass
+            seen.mass, seen.frozen_mass = seen.mass[:, entries:], mass
 
 
 def union(
     layer: LayerCache, since: int, end: int, block: Block, model: CausalLM, place: tuple[int, int]
 ) -> Prefilled:
-    """The rows to fold of one layer, old ones first; `place` is its number of all.
+    """The entries to fold of one layer, old ones first; `place` is its number of all.
 
-    Heads that kept fewer rows begin with rows that do not exist.
+    Heads that kept fewer entries begin with entries that do not exist.
     """
     tail, new = layer.tail, end - layer.tail.start
     old = _flat(layer.since(since))
     heads, _, dim = tail.keys.shape
     lengths = old.lengths if old else (0,) * heads
-    rows = max(lengths) + new
-    keys, values = tail.keys.new_zeros(2, heads, rows, dim)
-    position = torch.full((heads, rows), -1, dtype=torch.int32, device=keys.device)
+    entries = max(lengths) + new
+    keys, values = tail.keys.new_zeros(2, heads, entries, dim)
+    position = torch.full((heads, entries), -1, dtype=torch.int32, device=keys.device)
     count = torch.ones_like(position)
     seen = _observation(layer)
     mass = None
     if seen is not None and seen.mass is not None:
-        mass = torch.zeros(heads, rows, device=keys.device)
-        mass[:, rows - new :] = seen.mass[:, :new]
+        mass = torch.zeros(heads, entries, device=keys.device)
+        mass[:, entries - new :] = seen.mass[:, :new]
     for head, length in enumerate(lengths):
         if old is None:
             break
-        here, there = slice(rows - new - length, rows - new), slice(*old.ends[head : head + 2])
+        here, there = (
+            slice(entries - new - length, entries - new),
+            slice(*old.ends[head : head + 2]),
+        )
         keys[head, here], values[head, here] = old.k[there], old.v[there]
         position[head, here] = old.position[there]
         if old.count is not None:
             count[head, here] = old.count[there]
         if mass is not None and seen is not None and seen.frozen_mass is not None:
             mass[head, here] = seen.frozen_mass[there]
-    keys[:, rows - new :], values[:, rows - new :] = tail.keys[:, :new], tail.values[:, :new]
-    position[:, rows - new :] = torch.arange(tail.start, end, device=keys.device)
-    queries, lse, visible = _window(seen, end, rows, keys)
+    keys[:, entries - new :], values[:, entries - new :] = tail.keys[:, :new], tail.values[:, :new]
+    position[:, entries - new :] = torch.arange(tail.start, end, device=keys.device)
+    queries, lse, visible = _window(seen, end, entries, keys)
     expected = None
     if seen is not None and (future := seen.needs.future):
         after = tail.start + tail.length
@@ -167,19 +170,19 @@ def _flat(segments: Sequence[Segment]) -> FlatSegment | None:
 
 
 def _window(
-    seen: Observation | None, end: int, rows: int, like: Tensor
+    seen: Observation | None, end: int, entries: int, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Observation queries, their log-sum-exps, and how many of the `rows` each of them sees."""
+    """Observation queries, their log-sum-exps, and how many of the `entries` each of them sees."""
     if seen is None or not seen.queries:
         empty = like.new_empty(0)
         return empty, empty, torch.zeros(0, dtype=torch.long, device=like.device)
     queries, lse = seen.queries[0], seen.lses[0]
     at = torch.arange(seen.end - len(queries), seen.end, device=like.device)
-    return queries, lse, rows - (end - 1 - at).clamp(0, rows - 1)
+    return queries, lse, entries - (end - 1 - at).clamp(0, entries - 1)
 
 
 def _carried(given: Prefilled, segment: Segment) -> Tensor | None:
-    """Column sums `[R]` of the rows that were kept, by their positions."""
+    """Column sums `[R]` of the entries that were kept, by their positions."""
     if given.column_mass is None or given.position is None:
         return None
     assert isinstance(segment, FlatSegment), segment.kind

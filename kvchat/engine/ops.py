@@ -26,15 +26,15 @@ from kvchat.kernels.reference import (
     unpack,
 )
 
-SCORED = 4096  # rows that are scored at a time on the CPU
+SCORED = 4096  # entries that are scored at a time on the CPU
 
 __all__ = [
     "add_rms_norm",
     "column_mass",
     "combine",
     "dequantize",
-    "gather_rows",
-    "merge_rows",
+    "gather_entries",
+    "merge_entries",
     "pack",
     "pq_assign",
     "pq_decode",
@@ -82,23 +82,23 @@ def _op(twin: Callable[P, R], module: str) -> Callable[P, R]:
     return op
 
 
-merge_rows = _op(reference.merge_rows, "merge")
+merge_entries = _op(reference.merge_entries, "merge")
 rope = _op(reference.rope, "norm_rope")
 swiglu = _op(reference.swiglu, "norm_rope")
 
 
 def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Exact attention over a union of row sets from that over each of them; see the reference."""
+    """Exact attention over a union of entry sets from that over each of them; see the reference."""
     return (kernel("merge:combine", parts[0][0]) or reference.combine)(parts)
 
 
-def gather_rows(pool: Tensor, ids: Tensor) -> Tensor:
-    """Rows `ids [H, k]` of `pool [H, capacity, ...]`, where `ids` are; see the reference.
+def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
+    """Entries `ids [H, k]` of `pool [H, capacity, ...]`, where `ids` are; see the reference.
 
     A card reads pinned memory of the host by itself, other memory the host has to gather.
     """
     reachable = pool.device == ids.device or pool.is_pinned()
-    launch = kernel("gather:gather_rows", ids) if reachable else None
+    launch = kernel("gather:gather_entries", ids) if reachable else None
     if launch:
         return launch(pool, ids)
     heads, capacity = pool.shape[:2]
@@ -124,7 +124,9 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[
 
 
 def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
-    """Codes `[H, N, m]` of `x [H, N, D]`; rows are taken in slices, so the workspace is bounded."""
+    """Codes `[H, N, m]` of `x [H, N, D]`; entries are taken in slices, so the workspace is
+    bounded.
+    """
     if launch := kernel("pq:pq_assign", x):
         return launch(x, centroids)
     step = max(1, MASS_VALUES // centroids[..., 0].numel())
@@ -132,7 +134,7 @@ def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
 
 
 def pq_score(table: Tensor, codes: Tensor) -> Tensor:
-    """Logits `[H, G, N]` of coded rows; see the reference.
+    """Logits `[H, G, N]` of coded entries; see the reference.
 
     On the CPU one look-up serves a whole group, and a slice is turned round while it is in cache.
     """
@@ -153,14 +155,14 @@ def pq_score(table: Tensor, codes: Tensor) -> Tensor:
 
 
 def pq_select(worth: Tensor, count: int) -> Tensor:
-    """The `count` best rows of every head, ascending; see the reference.
+    """The `count` best entries of every head, ascending; see the reference.
 
-    No sorting of all rows: the worth of the last one that fits divides them.
+    No sorting of all entries: the worth of the last one that fits divides them.
     """
     if launch := kernel("pq:pq_select", worth):
         return launch(worth, count)
-    heads, rows = worth.shape
-    if not 0 < count < rows:
+    heads, entries = worth.shape
+    if not 0 < count < entries:
         return reference.pq_select(worth, count)
     bound = torch.topk(worth, count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     chosen = worth >= bound
@@ -190,15 +192,15 @@ def column_mass(
     if q.shape[2] <= MAX_DIM and (launch := kernel("mass:column_mass", q)):
         return launch(q, k, lse, seen, scale, power)
     window, query_heads, dim = q.shape
-    heads, rows, _ = k.shape
-    # [H, G*W, D] and [H, G*W, 1]: all queries of a KV head in one block of rows
+    heads, entries, _ = k.shape
+    # [H, G*W, D] and [H, G*W, 1]: all queries of a KV head in one block of entries
     blocks = (q.float() * scale).view(window, heads, -1, dim).permute(1, 2, 0, 3)
     blocks = blocks.reshape(heads, -1, dim)
     total = -lse.float().view(window, heads, -1).permute(1, 2, 0).reshape(heads, -1, 1)
-    first = int(seen.min())  # rows below it are seen by all queries
+    first = int(seen.min())  # entries below it are seen by all queries
     step = max(1, MASS_VALUES // (window * query_heads))
-    out = k.new_empty(heads, query_heads // heads, rows, dtype=torch.float32)
-    for a in range(0, rows, step):
+    out = k.new_empty(heads, query_heads // heads, entries, dtype=torch.float32)
+    for a in range(0, entries, step):
         part = k[:, a : a + step].float().transpose(1, 2)  # [H, D, n]
         mass = torch.baddbmm(total, blocks, part)  # [H, G*W, n]
         mass = (mass if power == 1 else mass.mul_(power)).exp_()
@@ -207,4 +209,4 @@ def column_mass(
             hidden = torch.arange(a, a + part.shape[2], device=k.device) >= seen[:, None]
             mass.masked_fill_(hidden, 0.0)  # [W, n]
         torch.sum(mass, dim=2, out=out[:, :, a : a + step])
-    return out.view(query_heads, rows)
+    return out.view(query_heads, entries)

@@ -40,8 +40,8 @@ class Reader(Conversation):
     ) -> Generator[Progress | Smaller, None, Reading]:
         """Read a document once into one cache per compression; `questions` are its probes.
 
-        `archiving` is given all rows, and the caches get what it makes of them. The session itself
-        does not change: `adopt` one of the caches to talk over it.
+        `archiving` is given all entries, and the caches get what it makes of them. The session
+        itself does not change: `adopt` one of the caches to talk over it.
         """
         require_fit(len(ids), self.limit)
         probes = [self.dialogue.first(question) for question in questions]
@@ -62,7 +62,7 @@ class Reader(Conversation):
         """Read `ids` (of `Dialogue.document`) with a method and begin a conversation about them.
 
         Turns are folded with the same method, or with `folds`. With `questions` the method scores
-        rows by them and not by the document's end. If the consumer stops in between,
+        entries by them and not by the document's end. If the consumer stops in between,
         the session is as it was.
         """
         self.require_window(method)
@@ -86,7 +86,7 @@ class Reader(Conversation):
     ) -> Generator[Progress | Smaller, None, None]:
         """Read the document and the turns again, with another method or another document.
 
-        With `questions` the method scores rows by them and not by the document's end. `dialogue`
+        With `questions` the method scores entries by them and not by the document's end. `dialogue`
         replaces the form of the conversation, `ready` is a cache of the document, which is then
         not read. Turns are folded with the same method, or with `folds`. If the consumer stops in
         between, the session is as it was. Raises KvchatError("too_long").

@@ -1,4 +1,4 @@
-"""Choosing again what is kept of a document, from an archive of all its rows: when a question
+"""Choosing again what is kept of a document, from an archive of all its entries: when a question
 comes, or for another method or budget. Nothing is read again.
 """
 
@@ -63,7 +63,7 @@ class Selection:
         exact: Exact,
         questions: Sequence[Observation] = (),
     ) -> None:
-        """Let the method choose among a layer's rows: by questions, or as at the reading."""
+        """Let the method choose among a layer's entries: by questions, or as at the reading."""
         begin, needs = perf_counter(), self.method.needs
         record, device = _archive(layer).observed, exact.keys.device
         document = Observation.of(needs, record, device)
@@ -90,7 +90,7 @@ class Selection:
 def choose(model: CausalLM, cache: KVCache, method: Method) -> float:
     """Choose again as at the reading, with another method or budget. Returns the seconds it took.
 
-    The conversation's rows stay as they are.
+    The conversation's entries stay as they are.
     """
     begin, selection = perf_counter(), Selection(model, cache, method)
     for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
@@ -102,7 +102,7 @@ def choose(model: CausalLM, cache: KVCache, method: Method) -> float:
 def extend_choosing(
     model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int, method: Method
 ) -> Generator[Progress | Smaller, None, tuple[Tensor, float]]:
-    """Append a question's `ids`, which attend to all rows of the document; then keep what their
+    """Append a question's `ids`, which attend to all entries of the document; then keep what their
     queries want.
 
     Each layer's archive is gone through once. The generator's value are the final hidden states

@@ -84,7 +84,7 @@ class Session(Reader):
     def undo(self, count: int = 1) -> list[Turn]:
         """Forget the last `count` turns and return them; see `Conversation.undo`.
 
-        An answer that can go on then has the rows again that its question had chosen.
+        An answer that can go on then has the entries again that its question had chosen.
         """
         dropped = super().undo(count)
         last = self.turns[-1] if dropped and self.turns else None
@@ -152,7 +152,7 @@ class Session(Reader):
         yield TurnDone(answer.text, reason, len(ids), count, first - started, last - first)
 
     def _fed(self, begun: Turn, ids: list[int]) -> Generator[Progress | Smaller, None, Tensor]:
-        """Append `ids` to the cache; a new question may choose its rows. The last logits."""
+        """Append `ids` to the cache; a new question may choose its entries. The last logits."""
         self.question_seconds = None
         method = None if begun.finish_reason else self._choosing()
         if method is None:
@@ -162,7 +162,7 @@ class Session(Reader):
         return logits
 
     def _choosing(self) -> Method | None:
-        """What chooses rows for a question, if questions choose here."""
+        """What chooses entries for a question, if questions choose here."""
         method = self.chooser if self.by_question else None
         able = method is not None and is_asked(method) and can_choose(self.cache, method)
         return method if able else None

@@ -4,7 +4,7 @@
 MASS_VALUES = 2**22
 
 # Tokens that walk a layer at once: they bound the workspace, and Ctrl-C waits for at most one.
-# On a CPU large products are no faster beyond a few hundred rows.
+# On a CPU large products are no faster beyond a few hundred entries.
 CHUNKS = {"cpu": 512, "cuda": 2048}
 
 REPLAY = 2048  # tokens of a replay of many short texts, in one go
@@ -12,14 +12,14 @@ CHUNK = 512  # tokens of the document that one replay repeats
 REQUEST = 54  # tokens that ask for a repetition, before each part; less with a large vocabulary
 ASKED = 2.0  # tokens of a document's sentences as questions, at most about, for each of its own
 LADDER = (0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625)  # budgets that a promise chooses from
-EVIDENCE = 1024  # queries of a layer that rows are fitted to
+EVIDENCE = 1024  # queries of a layer that entries are fitted to
 
 MAX_TOKENS = 2048  # of an answer, where nobody says otherwise
 ANSWER_RESERVE = 512  # tokens of the window that a document must leave
 
 CODES = {"": (2, 6), "quality": (4, 8)}  # parts and bits of pqcache's codes, by preset
-PER_CENTROID = 256  # rows that are enough to train a centroid of a code
-CODED = 1024  # rows to choose from, below which they are not coded
+PER_CENTROID = 256  # entries that are enough to train a centroid of a code
+CODED = 1024  # entries to choose from, below which they are not coded
 LISTED = 4096  # joint codes per head that are worth an inverted list
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -27,7 +27,7 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 def code_bytes(tokens: int, heads: int, dim: int, parts: int, bits: int) -> int:
-    """What one layer's codes, centroids and inverted list take beside its rows."""
+    """What one layer's codes, centroids and inverted list take beside its entries."""
     centroids = 2**bits
     joint = centroids**parts
     listed = 4 * tokens + 8 * joint if joint <= LISTED else 0

@@ -1,9 +1,9 @@
-"""Attention over ragged rows: the keys are split among programs, their answers are combined.
+"""Attention over ragged entries: the keys are split among programs, their answers are combined.
 
-Flash-decoding's split (arXiv 2311.01282) over several row sets in one launch. A program takes at
-most `each` rows of one head of one set, so a long head is spread over the chip and a short one
+Flash-decoding's split (arXiv 2311.01282) over several entry sets in one launch. A program takes at
+most `each` entries of one head of one set, so a long head is spread over the chip and a short one
 costs one program. Lengths are read on the device: nobody waits for it, and a captured launch stays
-right while rows are added.
+right while entries are added.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvchat.kernels.entries import Entries
 from kvchat.kernels.loading import PACKED_ROWS, load_keys, load_values
-from kvchat.kernels.rows import Rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-LEAST_EACH = 256  # rows; below it a program's fixed costs are larger than its reading
+LEAST_EACH = 256  # entries; below it a program's fixed costs are larger than its reading
 MAX_GROUP, MAX_DIM = 16, 256
 INTERPRETED = triton.knobs.runtime.interpret
 
 
 @triton.jit
 def _chunks(parts, head, each):
-    """How many programs share the rows of `head` (one number or a vector), over all sets."""
+    """How many programs share the entries of `head` (one number or a vector), over all sets."""
     count = head * 0
     for p in tl.static_range(len(parts)):
         count += tl.cdiv(tl.load(parts[p][3] + head, mask=head >= 0, other=0), each)
@@ -50,21 +50,23 @@ def _fold(
     MASKED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """Fold rows `lo` to `hi` of a head into the running softmax; query m sees rows to `last[m]`."""
+    """Fold entries `lo` to `hi` of a head into the running softmax; query m sees entries to
+    `last[m]`.
+    """
     for a in range(lo, hi, BLOCK_N):
-        row = a + tl.arange(0, BLOCK_N)
-        live = row < stop
-        at = first + row.to(tl.int64)
+        entry = a + tl.arange(0, BLOCK_N)
+        live = entry < stop
+        at = first + entry.to(tl.int64)
         k = load_keys(part, at, live, BITS, D, BLOCK_N, BLOCK_D, queries.dtype)
         logits = tl.dot(queries, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
         if part[4] is not None:
             bias = tl.load(part[4] + at, mask=live, other=0.0)
             logits += bias[None, :] * LOG2E
         if MASKED:
-            seen = live[None, :] & (row[None, :] <= last[:, None])
+            seen = live[None, :] & (entry[None, :] <= last[:, None])
             logits = tl.where(seen, logits, float("-inf"))
         new = tl.maximum(best, tl.max(logits, 1))
-        base = tl.where(new == float("-inf"), 0.0, new)  # no row yet: 2^(-inf - 0) is 0, not NaN
+        base = tl.where(new == float("-inf"), 0.0, new)  # no entry yet: 2^(-inf - 0) is 0, not NaN
         weights = tl.exp2(logits - base[:, None])
         shrink = tl.exp2(best - base)
         v = load_values(part, at, live, BITS, D, BLOCK_N, BLOCK_D, GROUP, queries.dtype)
@@ -98,31 +100,31 @@ def _attend(
             length = tl.load(parts[p][3] + head)
             share = tl.cdiv(length, each)
             if (chunk >= 0) & (chunk < share):
-                rows: tl.constexpr = BLOCK_N if BITS[p] == 16 else PACKED_ROWS
+                entries: tl.constexpr = BLOCK_N if BITS[p] == 16 else PACKED_ROWS
                 first = tl.load(parts[p][2] + head).to(tl.int64)
                 lo = chunk * each
                 stop = tl.minimum(lo + each, length)
                 last = m * 0 + length
                 hi = stop
-                full = lo + (stop - lo) // rows * rows  # up to here no row needs a mask
+                full = lo + (stop - lo) // entries * entries  # up to here no entry needs a mask
                 if CAUSAL and p == len(parts) - 1:
                     last = length - tokens + token
                     hi = tl.minimum(stop, length - tokens + newest // G + 1)
                     oldest = length - tokens + tl.program_id(1) * BLOCK_M // G + 1
-                    seen_by_all = lo + tl.maximum(oldest - lo, 0) // rows * rows
+                    seen_by_all = lo + tl.maximum(oldest - lo, 0) // entries * entries
                     full = tl.minimum(full, seen_by_all)
                 acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
                 best = tl.full([BLOCK_M], float("-inf"), tl.float32)
                 total = tl.zeros([BLOCK_M], tl.float32)
-                if BLOCK_M > 16:  # products bound it, not memory: most rows go without a mask
+                if BLOCK_M > 16:  # products bound it, not memory: most entries go without a mask
                     acc, best, total = _fold(
                         acc, best, total, queries, last, parts[p], first, lo, full, stop, scale,
-                        False, BITS[p], GROUP, D, rows, BLOCK_D
+                        False, BITS[p], GROUP, D, entries, BLOCK_D
                     )  # fmt: skip
                     lo = tl.maximum(lo, full)
                 acc, best, total = _fold(
                     acc, best, total, queries, last, parts[p], first, lo, hi, stop, scale,
-                    True, BITS[p], GROUP, D, rows, BLOCK_D
+                    True, BITS[p], GROUP, D, entries, BLOCK_D
                 )  # fmt: skip
                 some = total > 0
                 o = acc / tl.where(some, total, 1.0)[:, None]
@@ -165,8 +167,8 @@ def _join(
         part = tl.load(partial_lse + at, mask=live, other=float("-inf"))
         weights = tl.exp(part - base[:, None])
         inside = live[:, :, None] & (d < D)[None, None, :]
-        rows = tl.load(partial + at[:, :, None] * D + d[None, None, :], mask=inside, other=0.0)
-        acc += tl.sum(rows * weights[:, :, None], 1)
+        entries = tl.load(partial + at[:, :, None] * D + d[None, None, :], mask=inside, other=0.0)
+        acc += tl.sum(entries * weights[:, :, None], 1)
         total += tl.sum(weights, 1)
     some = total > 0
     at = (m // G).to(tl.int64) * H * G + head * G + m % G
@@ -179,7 +181,7 @@ def _join(
 
 
 class Tiles(NamedTuple):
-    """Query rows and key rows of a block, and how the compiler runs it."""
+    """Query entries and key entries of a block, and how the compiler runs it."""
 
     m: int
     n: int
@@ -188,7 +190,7 @@ class Tiles(NamedTuple):
 
 
 def tiles(queries: int, dim: int, itemsize: int, packed: bool = False) -> Tiles:
-    """Blocks for `queries` rows of one head. They fit the 99 KiB of the smallest card.
+    """Blocks for `queries` entries of one head. They fit the 99 KiB of the smallest card.
 
     Not measured on a card: chosen by shared memory and registers alone.
     """
@@ -214,9 +216,9 @@ def processors(device: torch.device) -> int:
 
 
 def ragged_attention(
-    q: Tensor, parts: Sequence[Rows], scale: float, causal: bool = False
+    q: Tensor, parts: Sequence[Entries], scale: float, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """See the reference: `q [T, H*G, D]` over all row sets, `o` and `lse` in fp32.
+    """See the reference: `q [T, H*G, D]` over all entry sets, `o` and `lse` in fp32.
 
     The host's `spans` bound the launch; what is read is what `start` and `length` say.
     """
@@ -224,18 +226,18 @@ def ragged_attention(
     heads = len(parts[0].spans)
     group = query_heads // heads
     _check(q, parts, group)
-    packed = [rows.packing for rows in parts if rows.packing is not None]
+    packed = [entries.packing for entries in parts if entries.packing is not None]
     block = tiles(tokens * group, dim, q.element_size(), bool(packed))
     blocks = triton.cdiv(tokens * group, block.m)
-    lengths = [n for rows in parts for _, n in rows.spans]
+    lengths = [n for entries in parts for _, n in entries.spans]
     each = _each(sum(lengths), blocks, processors(q.device))
     chunks = sum(triton.cdiv(n, each) for n in lengths)
     partial = q.new_empty(chunks, tokens * group, dim, dtype=torch.float32)
     partial_lse = q.new_empty(chunks, tokens * group, dtype=torch.float32)
     o = q.new_empty(q.shape, dtype=torch.float32)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
-    stores = tuple(_store(rows) for rows in parts)
-    bits = tuple(16 if rows.packing is None else rows.packing.bits for rows in parts)
+    stores = tuple(_store(entries) for entries in parts)
+    bits = tuple(16 if entries.packing is None else entries.packing.bits for entries in parts)
     v_group = dim // packed[0].v_scale.shape[1] if packed else 1
     shape: dict[str, Any] = {
         "H": heads,
@@ -258,32 +260,44 @@ def ragged_attention(
     return o, lse
 
 
-def _each(rows: int, blocks: int, processors: int) -> int:
-    """Rows that a program takes, so that four programs run on every multiprocessor."""
+def _each(entries: int, blocks: int, processors: int) -> int:
+    """Entries that a program takes, so that four programs run on every multiprocessor."""
     wanted = max(1, 4 * processors // blocks)
-    return max(LEAST_EACH, triton.cdiv(rows, wanted * LEAST_EACH) * LEAST_EACH)
+    return max(LEAST_EACH, triton.cdiv(entries, wanted * LEAST_EACH) * LEAST_EACH)
 
 
-def _store(rows: Rows) -> tuple[Tensor | int | None, ...]:
-    p = rows.packing
+def _store(entries: Entries) -> tuple[Tensor | int | None, ...]:
+    p = entries.packing
     scales = (None,) * 4 if p is None else (p.k_scale, p.k_zero, p.v_scale, p.v_zero)
-    return rows.k, rows.v, rows.start, rows.length, rows.bias, *scales, rows.k.stride(0)
+    return (
+        entries.k,
+        entries.v,
+        entries.start,
+        entries.length,
+        entries.bias,
+        *scales,
+        entries.k.stride(0),
+    )
 
 
-def _check(q: Tensor, parts: Sequence[Rows], group: int) -> None:
+def _check(q: Tensor, parts: Sequence[Entries], group: int) -> None:
     dim = q.shape[2]
-    assert q.stride(2) == 1, f"query rows must be contiguous, strides are {q.stride()}"
+    assert q.stride(2) == 1, f"query entries must be contiguous, strides are {q.stride()}"
     assert 1 <= group <= MAX_GROUP and dim <= MAX_DIM, (group, dim)
-    for rows in parts:
-        assert len(rows.spans) == len(parts[0].spans), "row sets of different heads"
-        assert rows.k.stride() == rows.v.stride() and rows.k.stride(1) == 1, rows.k.stride()
-        assert rows.start.dtype == rows.length.dtype == torch.int32, "start and length are int32"
-        if rows.packing is None:
-            assert rows.k.dtype == rows.v.dtype == q.dtype, (rows.k.dtype, q.dtype)
-            assert rows.k.shape[1] == rows.v.shape[1] == dim, (rows.k.shape, dim)
+    for entries in parts:
+        assert len(entries.spans) == len(parts[0].spans), "entry sets of different heads"
+        assert entries.k.stride() == entries.v.stride() and entries.k.stride(1) == 1, (
+            entries.k.stride()
+        )
+        assert entries.start.dtype == entries.length.dtype == torch.int32, (
+            "start and length are int32"
+        )
+        if entries.packing is None:
+            assert entries.k.dtype == entries.v.dtype == q.dtype, (entries.k.dtype, q.dtype)
+            assert entries.k.shape[1] == entries.v.shape[1] == dim, (entries.k.shape, dim)
         else:
-            wide = dim * rows.packing.bits // 8
-            assert rows.k.dtype == rows.v.dtype == torch.uint8, rows.k.dtype
-            assert rows.k.shape[1] == rows.v.shape[1] == wide, (rows.k.shape, wide)
-            assert rows.k.is_contiguous(), "packed stores are contiguous"
-        assert rows.bias is None or rows.bias.dtype == torch.float32, "bias is fp32"
+            wide = dim * entries.packing.bits // 8
+            assert entries.k.dtype == entries.v.dtype == torch.uint8, entries.k.dtype
+            assert entries.k.shape[1] == entries.v.shape[1] == wide, (entries.k.shape, wide)
+            assert entries.k.is_contiguous(), "packed stores are contiguous"
+        assert entries.bias is None or entries.bias.dtype == torch.float32, "bias is fp32"

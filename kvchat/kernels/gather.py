@@ -1,4 +1,4 @@
-"""Chosen rows copied out of a pool, which may be pinned memory of the host.
+"""Chosen entries copied out of a pool, which may be pinned memory of the host.
 
 The kernel itself reads over the bus: a few dozen programs with some kilobytes each under way hide
 its latency, and the host does nothing per token.
@@ -13,20 +13,21 @@ from torch import Tensor
 @triton.jit
 def _gather(pool, ids, out, count, pool_head, SIZE: tl.constexpr, BLOCK_R: tl.constexpr,
             BLOCK_D: tl.constexpr):  # fmt: skip
-    """BLOCK_R rows of one head."""
+    """BLOCK_R entries of one head."""
     head = tl.program_id(1).to(tl.int64)
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     d = tl.arange(0, BLOCK_D)
-    row = tl.load(ids + head * count + r, mask=r < count, other=-1).to(tl.int64)
-    inside = (row >= 0)[:, None] & (d < SIZE)[None, :]
-    at = head * pool_head + row[:, None] * SIZE + d[None, :]
-    rows = tl.load(pool + at, mask=inside, other=0.0)
+    entry = tl.load(ids + head * count + r, mask=r < count, other=-1).to(tl.int64)
+    inside = (entry >= 0)[:, None] & (d < SIZE)[None, :]
+    at = head * pool_head + entry[:, None] * SIZE + d[None, :]
+    entries = tl.load(pool + at, mask=inside, other=0.0)
     to = (head * count + r)[:, None] * SIZE + d[None, :]
-    tl.store(out + to, rows, mask=(r < count)[:, None] & (d < SIZE)[None, :])
+    tl.store(out + to, entries, mask=(r < count)[:, None] & (d < SIZE)[None, :])
 
 
-def gather_rows(pool: Tensor, ids: Tensor) -> Tensor:
-    """See the reference: rows `ids [H, k]` (int32) of `pool [H, capacity, ...]`, on `ids`' device.
+def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
+    """See the reference: entries `ids [H, k]` (int32) of `pool [H, capacity, ...]`, on `ids`'
+    device.
 
     Pageable host memory is refused: a card cannot read it.
     """

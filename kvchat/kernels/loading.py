@@ -1,12 +1,13 @@
-"""How attention kernels read a block of rows: as numbers, or as codes of few bits and their scales.
+"""How attention kernels read a block of entries: as numbers, or as codes of few bits and their
+scales.
 
-`kernels.rows.Packing` says how codes are stored.
+`kernels.entries.Packing` says how codes are stored.
 """
 
 import triton
 import triton.language as tl
 
-PACKED_ROWS = tl.constexpr(32)  # rows that share the scale of a channel of packed keys
+PACKED_ROWS = tl.constexpr(32)  # entries that share the scale of a channel of packed keys
 
 
 @triton.jit
@@ -14,7 +15,7 @@ def _load_codes(
     store, at, live, BITS: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """Codes of rows `at [N]` as fp32 `[N, BLOCK_D]`."""
+    """Codes of entries `at [N]` as fp32 `[N, BLOCK_D]`."""
     if BITS == 8:
         d = tl.arange(0, BLOCK_D)
         mask = live[:, None] & (d < D)[None, :]
@@ -31,14 +32,14 @@ def load_keys(
     part, at, live, BITS: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, dtype: tl.constexpr
 ):  # fmt: skip
-    """Keys of rows `at [N]`, `[N, BLOCK_D]`; `part` is as the launcher of attention makes it."""
+    """Keys of entries `at [N]`, `[N, BLOCK_D]`; `part` is as the launcher of attention makes it."""
     d = tl.arange(0, BLOCK_D)
     if BITS == 16:
         mask = live[:, None] & (d < D)[None, :]
         return tl.load(part[0] + at[:, None] * part[9] + d[None, :], mask=mask, other=0.0)
     else:
         codes = _load_codes(part[0], at, live, BITS, D, BLOCK_N, BLOCK_D)
-        group = tl.min(at, 0) // PACKED_ROWS  # a block of packed rows is one group
+        group = tl.min(at, 0) // PACKED_ROWS  # a block of packed entries is one group
         scale = tl.load(part[5] + group * D + d, mask=d < D, other=0.0).to(tl.float32)
         zero = tl.load(part[6] + group * D + d, mask=d < D, other=0.0).to(tl.float32)
         return (codes * scale[None, :] + zero[None, :]).to(dtype)
@@ -49,7 +50,7 @@ def load_values(
     part, at, live, BITS: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, GROUP: tl.constexpr, dtype: tl.constexpr
 ):  # fmt: skip
-    """Values of rows `at [N]`; GROUP channels share a scale."""
+    """Values of entries `at [N]`; GROUP channels share a scale."""
     if BITS == 16:
         d = tl.arange(0, BLOCK_D)
         mask = live[:, None] & (d < D)[None, :]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @triton.jit
 def _mass(
-    q, k, lse, seen, out, scale, factor, window, rows, q_token, q_head, k_head, k_row,
+    q, k, lse, seen, out, scale, factor, window, entries, q_token, q_head, k_head, k_row,
     SHARE: tl.constexpr, G: tl.constexpr, D: tl.constexpr, POWER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
@@ -20,7 +20,7 @@ def _mass(
     unit = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    live = n < rows
+    live = n < entries
     at = (unit * SHARE // G).to(tl.int64) * k_head + n.to(tl.int64) * k_row
     inside = live[:, None] & (d < D)[None, :]
     keys = tl.trans(tl.load(k + at[:, None] + d[None, :], mask=inside, other=0.0))
@@ -39,7 +39,7 @@ def _mass(
         mass = tl.exp(POWER * (logits - total[:, None]))
         mass = tl.where(n[None, :] < last[:, None], mass, 0.0)
         acc += tl.sum(mass, 0)
-    tl.store(out + unit.to(tl.int64) * rows + n, acc * factor, mask=live)
+    tl.store(out + unit.to(tl.int64) * entries + n, acc * factor, mask=live)
 
 
 def column_mass(
@@ -63,20 +63,20 @@ def _launch(
     factor: float
 ) -> Tensor:  # fmt: skip
     window, query_heads, dim = q.shape
-    heads, rows, _ = k.shape
+    heads, entries, _ = k.shape
     assert q.stride(2) == k.stride(2) == 1, (q.stride(), k.stride())
     assert q.dtype == k.dtype and lse.dtype == torch.float32, (q.dtype, k.dtype, lse.dtype)
     assert dim <= 256, dim
     lse = lse.contiguous()  # a window of it may be a slice of heads
-    out = k.new_empty(units, rows, dtype=torch.float32)
+    out = k.new_empty(units, entries, dtype=torch.float32)
     wide = max(16, triton.next_power_of_2(dim))
     exact = q.element_size() == 4  # products without tensor cores: larger blocks spill
     few = window * query_heads // units <= 16
     block_m = 16 if few or exact else 32 if wide == 256 else 64
     block_n = 32 if exact else 64
-    if rows:
-        _mass[(triton.cdiv(rows, block_n), units)](
-            q, k, lse, seen, out, scale, factor, window, rows,
+    if entries:
+        _mass[(triton.cdiv(entries, block_n), units)](
+            q, k, lse, seen, out, scale, factor, window, entries,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1),
             SHARE=query_heads // units, G=query_heads // heads, D=dim, POWER=power,
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=wide, num_warps=4, num_stages=2,

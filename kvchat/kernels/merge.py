@@ -1,4 +1,4 @@
-"""Rows put together: weighted sums of runs of rows, and sums of attention over row sets."""
+"""Entries put together: weighted sums of runs of entries, and sums of attention over entry sets."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _runs(rows, weight, begin, length, out, runs, D: tl.constexpr, BLOCK_S: tl.constexpr,
+def _runs(entries, weight, begin, length, out, runs, D: tl.constexpr, BLOCK_S: tl.constexpr,
           BLOCK_D: tl.constexpr):  # fmt: skip
     """BLOCK_S runs side by side, member after member."""
     s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -21,21 +21,21 @@ def _runs(rows, weight, begin, length, out, runs, D: tl.constexpr, BLOCK_S: tl.c
         share = tl.load(weight + first + i, mask=live, other=0.0)
         inside = live[:, None] & (d < D)[None, :]
         at = (first + i)[:, None] * D + d[None, :]
-        acc += tl.load(rows + at, mask=inside, other=0.0).to(tl.float32) * share[:, None]
+        acc += tl.load(entries + at, mask=inside, other=0.0).to(tl.float32) * share[:, None]
     inside = here[:, None] & (d < D)[None, :]
     at = s.to(tl.int64)[:, None] * D + d[None, :]
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside)
 
 
-def merge_rows(rows: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
-    """See the reference: `rows [n, D]` in runs of `lengths [S]` (int64) to `[S, D]`."""
-    assert rows.is_contiguous() and weight.is_contiguous() and lengths.is_contiguous()
+def merge_entries(entries: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
+    """See the reference: `entries [n, D]` in runs of `lengths [S]` (int64) to `[S, D]`."""
+    assert entries.is_contiguous() and weight.is_contiguous() and lengths.is_contiguous()
     assert weight.dtype == torch.float32 and lengths.dtype == torch.int64
-    out = rows.new_empty(len(lengths), rows.shape[1])
+    out = entries.new_empty(len(lengths), entries.shape[1])
     if len(lengths):
         _runs[(triton.cdiv(len(lengths), 16),)](
-            rows, weight, lengths.cumsum(0) - lengths, lengths, out, len(lengths),
-            D=rows.shape[1], BLOCK_S=16, BLOCK_D=triton.next_power_of_2(rows.shape[1]),
+            entries, weight, lengths.cumsum(0) - lengths, lengths, out, len(lengths),
+            D=entries.shape[1], BLOCK_S=16, BLOCK_D=triton.next_power_of_2(entries.shape[1]),
             num_warps=4,
         )  # fmt: skip
     return out
@@ -63,7 +63,7 @@ def _combine(parts, o, lse, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """See the reference: `(o [T, H*G, D], lse [T, H*G])` of row sets to those of their union."""
+    """See the reference: `(o [T, H*G, D], lse [T, H*G])` of entry sets to those of their union."""
     if len(parts) == 1:
         return parts[0][0].float(), parts[0][1]
     dense = tuple((o.contiguous(), lse.contiguous()) for o, lse in parts)

@@ -1,7 +1,7 @@
-"""Product quantisation: nearest centroids, look-up scores, and the best rows by a threshold.
+"""Product quantisation: nearest centroids, look-up scores, and the best entries by a threshold.
 
 PQCache (arXiv 2407.12820). Selecting counts instead of sorting: three passes over the bits of the
-scores find the last one that is taken, a fourth writes the rows down in order.
+scores find the last one that is taken, a fourth writes the entries down in order.
 """
 
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor
 
 @triton.jit
 def _assign(
-    x, centroids, codes, rows, x_head, x_row, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+    x, centroids, codes, entries, x_head, x_row, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """BLOCK_N rows of one sub-space of one head; D is the sub-space's size."""
+    """BLOCK_N entries of one sub-space of one head; D is the sub-space's size."""
     head, part = tl.program_id(1) // M, tl.program_id(1) % M
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    inside = (n < rows)[:, None] & (d < D)[None, :]
+    inside = (n < entries)[:, None] & (d < D)[None, :]
     at = head.to(tl.int64) * x_head + n.to(tl.int64)[:, None] * x_row + part * D + d[None, :]
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     best = tl.full([BLOCK_N], float("-inf"), tl.float32)
@@ -35,19 +35,19 @@ def _assign(
         top, first = tl.max(score, 1, return_indices=True)
         code = tl.where(top > best, a + first, code)
         best = tl.maximum(best, top)
-    at = (head.to(tl.int64) * rows + n) * M + part
-    tl.store(codes + at, code.to(tl.uint8), mask=n < rows)
+    at = (head.to(tl.int64) * entries + n) * M + part
+    tl.store(codes + at, code.to(tl.uint8), mask=n < entries)
 
 
 def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
     """See the reference: `x [H, N, D]` to codes `[H, N, m]` (uint8)."""
-    heads, rows, dim = x.shape
+    heads, entries, dim = x.shape
     _, parts, count, size = centroids.shape
     assert parts * size == dim and count <= 256 and x.stride(2) == 1, (x.shape, centroids.shape)
-    codes = torch.empty(heads, rows, parts, dtype=torch.uint8, device=x.device)
-    if rows:  # larger blocks spill: exact products have no tensor cores to go to
-        _assign[(triton.cdiv(rows, 32), heads * parts)](
-            x, centroids.contiguous(), codes, rows, x.stride(0), x.stride(1), M=parts, C=count,
+    codes = torch.empty(heads, entries, parts, dtype=torch.uint8, device=x.device)
+    if entries:  # larger blocks spill: exact products have no tensor cores to go to
+        _assign[(triton.cdiv(entries, 32), heads * parts)](
+            x, centroids.contiguous(), codes, entries, x.stride(0), x.stride(1), M=parts, C=count,
             D=size, BLOCK_N=32, BLOCK_C=min(32, max(16, triton.next_power_of_2(count))),
             BLOCK_D=max(16, triton.next_power_of_2(size)), num_warps=4, num_stages=1,
         )  # fmt: skip
@@ -56,14 +56,14 @@ def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
 
 @triton.jit
 def _score(
-    table, codes, out, rows, parts, code_head, code_row, code_part, C: tl.constexpr,
+    table, codes, out, entries, parts, code_head, code_row, code_part, C: tl.constexpr,
     G: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr
 ):  # fmt: skip
-    """BLOCK_N rows of one head, for all queries of its group."""
+    """BLOCK_N entries of one head, for all queries of its group."""
     head = tl.program_id(1).to(tl.int64)
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     g = tl.arange(0, BLOCK_G)
-    live = n < rows
+    live = n < entries
     inside = live[:, None] & (g < G)[None, :]
     own = table + (head * G + g)[None, :] * parts * C
     acc = tl.zeros([BLOCK_N, BLOCK_G], tl.float32)
@@ -71,19 +71,19 @@ def _score(
         at = head * code_head + n * code_row + j * code_part
         code = tl.load(codes + at, mask=live, other=0).to(tl.int32)
         acc += tl.load(own + j * C + code[:, None], mask=inside, other=0.0)
-    tl.store(out + (head * G + g)[None, :] * rows + n[:, None], acc, mask=inside)
+    tl.store(out + (head * G + g)[None, :] * entries + n[:, None], acc, mask=inside)
 
 
 def pq_score(table: Tensor, codes: Tensor) -> Tensor:
     """See the reference: `table [H, G, m, C]`, codes `[H, N, m]` to logits `[H, G, N]`."""
     heads, group, parts, count = table.shape
-    rows = codes.shape[1]
+    entries = codes.shape[1]
     assert table.dtype == torch.float32, table.dtype
     assert codes.dtype == torch.uint8 and codes.shape[2] == parts, (codes.dtype, codes.shape)
-    out = table.new_empty(heads, group, rows)
-    if rows:
-        _score[(triton.cdiv(rows, 256), heads)](
-            table.contiguous(), codes, out, rows, parts, *codes.stride(), C=count, G=group,
+    out = table.new_empty(heads, group, entries)
+    if entries:
+        _score[(triton.cdiv(entries, 256), heads)](
+            table.contiguous(), codes, out, entries, parts, *codes.stride(), C=count, G=group,
             BLOCK_N=256, BLOCK_G=triton.next_power_of_2(group), num_warps=4,
         )  # fmt: skip
     return out
@@ -100,13 +100,13 @@ def _ordered(worth, at, live):
 
 @triton.jit
 def _digit(
-    worth, rows, prefix, need, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    worth, entries, prefix, need, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """WIDTH more bits of the last key that is taken, and how many are still needed below it."""
     i = tl.arange(0, BLOCK)
     found = tl.zeros([1 << WIDTH], tl.int32)
-    for a in range(0, rows, BLOCK):
-        live = a + i < rows
+    for a in range(0, entries, BLOCK):
+        live = a + i < entries
         key = _ordered(worth, a + i, live)
         if SHIFT + WIDTH < 32:  # only keys that begin like it
             live = live & ((key >> (SHIFT + WIDTH)) == prefix)
@@ -120,20 +120,20 @@ def _digit(
 
 
 @triton.jit
-def _select(worth, out, rows, count, BLOCK: tl.constexpr):
+def _select(worth, out, entries, count, BLOCK: tl.constexpr):
     """One head."""
     head = tl.program_id(0).to(tl.int64)
-    worth += head * rows
+    worth += head * entries
     out += head * count
     i = tl.arange(0, BLOCK)
     prefix = tl.program_id(0).to(tl.uint32) * 0
-    prefix, need = _digit(worth, rows, prefix, count, 21, 11, BLOCK)
-    prefix, need = _digit(worth, rows, prefix, need, 10, 11, BLOCK)
-    prefix, need = _digit(worth, rows, prefix, need, 0, 10, BLOCK)
+    prefix, need = _digit(worth, entries, prefix, count, 21, 11, BLOCK)
+    prefix, need = _digit(worth, entries, prefix, need, 10, 11, BLOCK)
+    prefix, need = _digit(worth, entries, prefix, need, 0, 10, BLOCK)
     written = need * 0
     equals = need * 0
-    for a in range(0, rows, BLOCK):
-        live = a + i < rows
+    for a in range(0, entries, BLOCK):
+        live = a + i < entries
         key = _ordered(worth, a + i, live)
         equal = live & (key == prefix)
         order = equals + tl.cumsum(equal.to(tl.int32), 0)
@@ -145,11 +145,13 @@ def _select(worth, out, rows, count, BLOCK: tl.constexpr):
 
 
 def pq_select(worth: Tensor, count: int) -> Tensor:
-    """See the reference: the `count` best rows of `worth [H, N]`, `[H, count]` int32, ascending."""
-    heads, rows = worth.shape
+    """See the reference: the `count` best entries of `worth [H, N]`, `[H, count]` int32,
+    ascending.
+    """
+    heads, entries = worth.shape
     assert worth.dtype == torch.float32, worth.dtype
-    count = min(count, rows)
+    count = min(count, entries)
     out = torch.empty(heads, count, dtype=torch.int32, device=worth.device)
     if count:
-        _select[(heads,)](worth.contiguous(), out, rows, count, BLOCK=2048, num_warps=8)
+        _select[(heads,)](worth.contiguous(), out, entries, count, BLOCK=2048, num_warps=8)
     return out

@@ -1,8 +1,8 @@
 """The plain-torch specification of every kernel: short, exact in fp32, not tuned.
 
-Letters: T new tokens, N rows of a head, H KV heads, G query heads per KV head, D head dim, R rows
-of a flat store, W window queries; m sub-spaces of size d with C centroids each.
-Query head `h*G + g` reads KV head `h`.
+Letters: T new tokens, N entries of a head, H KV heads, G query heads per KV head, D head dim, R
+entries of a flat store, W window queries; m sub-spaces of size d with C centroids each. Query head
+`h*G + g` reads KV head `h`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvchat.kernels.rows import Rows
+from kvchat.kernels.entries import Entries
 
 NEGATIVE = float("-inf")
 
@@ -21,20 +21,20 @@ def dense_attention(
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of `q [T, H*G, D]` over `k, v [H, N, D]`, with its log-sum-exp.
 
-    `causal` aligns the last query with the last row (bottom-right): query t sees the first
-    `N - T + t + 1` rows. `bias [H, N]` is added to the scaled logits.
-    Returns `o [T, H*G, D]` and `lse [T, H*G]`, both fp32. A query that sees no row gets o = 0 and
+    `causal` aligns the last query with the last entry (bottom-right): query t sees the first
+    `N - T + t + 1` entries. `bias [H, N]` is added to the scaled logits.
+    Returns `o [T, H*G, D]` and `lse [T, H*G]`, both fp32. A query that sees no entry gets o = 0 and
     lse = -inf, the neutral element of `combine`.
     """
     tokens, query_heads, dim = q.shape
-    heads, rows, _ = k.shape
+    heads, entries, _ = k.shape
     grouped = q.float().view(tokens, heads, query_heads // heads, dim)
     logits = torch.einsum("thgd,hnd->thgn", grouped, k.float()) * scale
     if bias is not None:
         logits = logits + bias[None, :, None, :]
     if causal:
-        last = torch.arange(tokens, device=q.device)[:, None] + rows - tokens
-        hidden = torch.arange(rows, device=q.device)[None] > last  # [T, N]
+        last = torch.arange(tokens, device=q.device)[:, None] + entries - tokens
+        hidden = torch.arange(entries, device=q.device)[None] > last  # [T, N]
         logits = logits.masked_fill(hidden[:, None, None], NEGATIVE)
     lse = torch.logsumexp(logits, dim=-1)  # [T, H, G]
     weights = torch.exp(logits - lse[..., None]).nan_to_num(0.0)
@@ -43,24 +43,25 @@ def dense_attention(
 
 
 def ragged_attention(
-    q: Tensor, parts: Sequence[Rows], scale: float, causal: bool = False
+    q: Tensor, parts: Sequence[Entries], scale: float, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Attention of `q [T, H*G, D]` over the rows of all `parts` together.
+    """Attention of `q [T, H*G, D]` over the entries of all `parts` together.
 
-    Every row is visible; with `causal` the queries are those of the newest T rows of the last part,
-    and query t does not see the rows after its own. Returns `o [T, H*G, D]`, `lse [T, H*G]`, fp32.
+    Every entry is visible; with `causal` the queries are those of the newest T entries of the last
+    part, and query t does not see the entries after its own. Returns `o [T, H*G, D]`, `lse [T,
+    H*G]`, fp32.
     """
     answers = []
     for number, part in enumerate(parts):
-        rows = unpacked(part, q.dtype)
-        group = q.shape[1] // len(rows.start)
+        entries = unpacked(part, q.dtype)
+        group = q.shape[1] // len(entries.start)
         last = causal and number == len(parts) - 1
         heads = []
-        spans = zip(rows.start.tolist(), rows.length.tolist(), strict=True)
+        spans = zip(entries.start.tolist(), entries.length.tolist(), strict=True)
         for head, (a, n) in enumerate(spans):
             queries = q[:, head * group : (head + 1) * group]
-            bias = None if rows.bias is None else rows.bias[None, a : a + n]
-            k, v = rows.k[None, a : a + n], rows.v[None, a : a + n]
+            bias = None if entries.bias is None else entries.bias[None, a : a + n]
+            k, v = entries.k[None, a : a + n], entries.v[None, a : a + n]
             heads.append(dense_attention(queries, k, v, scale, causal=last, bias=bias))
         answers.append(
             (torch.cat([o for o, _ in heads], 1), torch.cat([lse for _, lse in heads], 1))
@@ -68,19 +69,19 @@ def ragged_attention(
     return combine(answers)
 
 
-def unpacked(rows: Rows, dtype: torch.dtype) -> Rows:
-    """Rows in few bits as numbers of `dtype`; others as they are."""
-    if (p := rows.packing) is None:
-        return rows
-    codes = unpack(rows.k, p.bits).unflatten(0, (len(p.k_scale), -1))  # [R/32, 32, D]
+def unpacked(entries: Entries, dtype: torch.dtype) -> Entries:
+    """Entries in few bits as numbers of `dtype`; others as they are."""
+    if (p := entries.packing) is None:
+        return entries
+    codes = unpack(entries.k, p.bits).unflatten(0, (len(p.k_scale), -1))  # [R/32, 32, D]
     k = torch.addcmul(p.k_zero[:, None].float(), codes.float(), p.k_scale[:, None].float())
-    codes = unpack(rows.v, p.bits).unflatten(1, (p.v_scale.shape[1], -1))
+    codes = unpack(entries.v, p.bits).unflatten(1, (p.v_scale.shape[1], -1))
     v = dequantize(codes, p.v_scale, p.v_zero, dtype)
-    return replace(rows, k=k.flatten(0, 1).to(dtype), v=v.flatten(1), packing=None)
+    return replace(entries, k=k.flatten(0, 1).to(dtype), v=v.flatten(1), packing=None)
 
 
 def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Exact attention over a union of row sets from the attention over each of them.
+    """Exact attention over a union of entry sets from the attention over each of them.
 
     `parts` are `(o [T, H*G, D], lse [T, H*G])`; with `s` the sets,
     `o = sum_s softmax_s(lse_s) * o_s` and `lse = log sum_s exp(lse_s)`, in fp32.
@@ -102,20 +103,20 @@ def column_mass(
 ) -> Tensor:
     """Attention mass that each key gets from all queries together, per query head.
 
-    `q [W, H*G, D]` with the known `lse [W, H*G]` of all rows that they attend to, `k [H, N, D]` of
-    which query w sees the first `seen[w]` (int64 `[W]`). Returns `[H*G, N]` fp32:
-    `sum_w exp(q_w . k_n * scale - lse_w) ** power`, 0 where unseen. With power 1 a head's total is
-    W minus the mass on rows outside `k` (H2O, arXiv 2306.14048; for a window of last queries
-    SnapKV, arXiv 2404.14469, section 4); power 2 is the metric of KV-Compress (arXiv 2410.00161).
+    `q [W, H*G, D]` with the known `lse [W, H*G]` of all entries that they attend to, `k [H, N, D]`
+    of which query w sees the first `seen[w]` (int64 `[W]`). Returns `[H*G, N]` fp32: `sum_w exp(q_w
+    . k_n * scale - lse_w) ** power`, 0 where unseen. With power 1 a head's total is W minus the
+    mass on entries outside `k` (H2O, arXiv 2306.14048; for a window of last queries SnapKV, arXiv
+    2404.14469, section 4); power 2 is the metric of KV-Compress (arXiv 2410.00161).
     """
     window, query_heads, dim = q.shape
-    heads, rows, _ = k.shape
+    heads, entries, _ = k.shape
     grouped = q.float().view(window, heads, query_heads // heads, dim)
     logits = torch.einsum("whgd,hnd->whgn", grouped, k.float()) * scale
     mass = torch.exp(power * (logits - lse.view(window, heads, -1, 1)))
-    hidden = torch.arange(rows, device=k.device) >= seen[:, None]  # [W, N]
+    hidden = torch.arange(entries, device=k.device) >= seen[:, None]  # [W, N]
     mass.masked_fill_(hidden[:, None, None], 0.0)
-    return mass.sum(dim=0).reshape(query_heads, rows)
+    return mass.sum(dim=0).reshape(query_heads, entries)
 
 
 def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
@@ -124,18 +125,18 @@ def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -
     return mass.view(len(k), -1, k.shape[1]).mean(dim=1) / len(q)
 
 
-def merge_rows(rows: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
-    """Weighted sums of consecutive rows: `rows [n, D]` in runs of `lengths [S]` to `[S, D]`.
+def merge_entries(entries: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
+    """Weighted sums of consecutive entries: `entries [n, D]` in runs of `lengths [S]` to `[S, D]`.
 
     `weight [n]` (fp32); sums are fp32 and taken in order, so they are the same every time; the
-    result has the dtype of `rows` (KVMerger, arXiv 2407.08454).
+    result has the dtype of `entries` (KVMerger, arXiv 2407.08454).
     """
-    weighted = rows.float() * weight[:, None]
-    return torch.segment_reduce(weighted, "sum", lengths=lengths, axis=0).to(rows.dtype)
+    weighted = entries.float() * weight[:, None]
+    return torch.segment_reduce(weighted, "sum", lengths=lengths, axis=0).to(entries.dtype)
 
 
-def gather_rows(pool: Tensor, ids: Tensor) -> Tensor:
-    """Rows `ids [H, k]` (int32) of `pool [H, capacity, ...]`: `[H, k, ...]` where `ids` are.
+def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
+    """Entries `ids [H, k]` (int32) of `pool [H, capacity, ...]`: `[H, k, ...]` where `ids` are.
 
     The pool may be memory of the host.
     """
@@ -212,24 +213,24 @@ def pq_table(q: Tensor, centroids: Tensor, scale: float) -> Tensor:
 
 
 def pq_score(table: Tensor, codes: Tensor) -> Tensor:
-    """Approximate logits `[H, G, N]` (fp32) of coded rows: sums of table entries.
+    """Approximate logits `[H, G, N]` (fp32) of coded entries: sums of table entries.
 
     `table [H, G, m, C]` fp32, `codes [H, N, m]` uint8 (any stride over N). Equal to
-    `scale * q . decoded row`; ADC of product quantisation (Jegou et al., 2011).
+    `scale * q . decoded entry`; ADC of product quantisation (Jegou et al., 2011).
     """
     subspaces = torch.arange(codes.shape[2], device=codes.device)[:, None]
-    rows = [
+    entries = [
         part[:, subspaces, code.T.long()].sum(dim=1)
         for part, code in zip(table, codes, strict=True)
     ]
-    return torch.stack(rows)  # of each head [G, m, N] to [G, N]
+    return torch.stack(entries)  # of each head [G, m, N] to [G, N]
 
 
 def pq_worth(scores: Tensor, aggregate: str) -> Tensor:
-    """What a row is worth to the queries of its group: logits `[H, G, N]` to `[H, N]`, fp32.
+    """What an entry is worth to the queries of its group: logits `[H, G, N]` to `[H, N]`, fp32.
 
-    `softmax_sum` adds up the attention over the N rows, `max` takes the largest, `logit_sum` adds
-    up the logits themselves.
+    `softmax_sum` adds up the attention over the N entries, `max` takes the largest, `logit_sum`
+    adds up the logits themselves.
     """
     if aggregate == "logit_sum":
         return scores.sum(dim=1)
@@ -238,9 +239,10 @@ def pq_worth(scores: Tensor, aggregate: str) -> Tensor:
 
 
 def pq_select(worth: Tensor, count: int) -> Tensor:
-    """The `count` best rows of every head: `worth [H, N]` to row numbers `[H, count]`, ascending.
+    """The `count` best entries of every head: `worth [H, N]` to entry numbers `[H, count]`,
+    ascending.
 
-    Of rows of equal worth the lower number is chosen. int32.
+    Of entries of equal worth the lower number is chosen. int32.
     """
     best = torch.sort(worth, dim=1, descending=True, stable=True).indices[:, :count]
     return torch.sort(best, dim=1).values.to(torch.int32)

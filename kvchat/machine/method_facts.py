@@ -27,7 +27,7 @@ def table() -> Iterator[str]:
     yield "A method with options is written NAME:key=value,… and a preset NAME@preset."
     yield "bits=8 or bits=4 (--kv-bits) stores what any but pqcache keeps quantised (KIVI,"
     yield "arXiv 2402.02750). refit=bias or refit=all fits it to what the sentences of the"
-    yield "document, put as questions, read from all rows (Attention Matching, arXiv"
+    yield "document, put as questions, read from all entries (Attention Matching, arXiv"
     yield "2602.16284)."
     yield "kvchat methods NAME tells more."
 

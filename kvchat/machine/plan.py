@@ -23,7 +23,7 @@ PROCESS = 420 * 2**20
 # On the card: what the CUDA context takes before the first tensor.
 CONTEXT = 460 * 2**20
 
-# Logits, masses, masks and ranks of one slice of scored rows, each of 4 bytes or more.
+# Logits, masses, masks and ranks of one slice of scored entries, each of 4 bytes or more.
 SCORING = 16 * MASS_VALUES
 
 
@@ -31,9 +31,9 @@ SCORING = 16 * MASS_VALUES
 class Cost:
     """What a method costs beside its budget.
 
-    Kept rows are stored in `bits` bits, or as they are. The document is told `told` times again
+    Kept entries are stored in `bits` bits, or as they are. The document is told `told` times again
     while it is read, `step` tokens in one go; then its layers compete, if they `pool` their budget,
-    and what is kept is `fitted` to queries. With a `code` of so many parts and bits every row is
+    and what is kept is `fitted` to queries. With a `code` of so many parts and bits every entry is
     kept, and the budget is what is read.
     """
 
@@ -59,7 +59,7 @@ class Plan:
     base: int = PROCESS
     replays: int = 0
     weights_int4: int = 0  # the weights, were they stored in 4 bits; 0 if they cannot be
-    read: int = 0  # of the kept rows by a written token; 0: all of them
+    read: int = 0  # of the kept entries by a written token; 0: all of them
 
     @property
     def reading(self) -> int:
@@ -101,25 +101,25 @@ def make_plan(
 ) -> Plan:
     """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
 
-    Raises KvchatError("usage") if the budget cannot hold a row per head.
+    Raises KvchatError("usage") if the budget cannot hold an entry per head.
     """
     per_token = config.kv_values_per_token * itemsize
     beside = 4 if cost.fitted else 0  # a bias
     geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits, beside=beside)
-    layers, rows = config.num_layers, budget.rows(geometry) if tokens else 0
+    layers, entries = config.num_layers, budget.entries(geometry) if tokens else 0
     step = min(max(chunk, cost.step), max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
-    kept, hidden = round(rows * geometry.row_bytes) * layers, config.hidden_size * itemsize
-    # the newest layer's rows twice, and all at full precision, until the layers have competed
-    pooled = per_token * tokens // layers + rows * geometry.plain_bytes * layers - kept
+    kept, hidden = round(entries * geometry.entry_bytes) * layers, config.hidden_size * itemsize
+    # the newest layer's entries twice, and all at full precision, until the layers have competed
+    pooled = per_token * tokens // layers + entries * geometry.plain_bytes * layers - kept
     # queries and what they read, of each layer
     values = 2 * config.num_heads * config.head_dim + config.num_heads
     evidence = EVIDENCE * values * itemsize * (layers if cost.pool else 1)
     read = training = 0
     if cost.code is not None:
         heads, dim = config.num_kv_heads, config.head_dim
-        coded = tokens - rows // heads > CODED  # or there is too little to choose from
+        coded = tokens - entries // heads > CODED  # or there is too little to choose from
         codes = code_bytes(tokens, heads, dim, *cost.code) if coded else 0
         kept, read = per_token * tokens + layers * codes, kept if coded else 0
         training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice

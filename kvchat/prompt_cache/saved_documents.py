@@ -97,14 +97,14 @@ class Readings:
     def archiving(
         self, engine: Engine, model: Model, book: Book, method: Method
     ) -> InMemory | OnDisk | None:
-        """What keeps all rows of a book that is going to be read; None if nothing is to."""
+        """What keeps all entries of a book that is going to be read; None if nothing is to."""
         where = self._copies(method)
         if where == "off" or not book.files:
             return None
         if where == "host":
             return InMemory()
         parts = reading_parts(engine, model.folder, book.ids)
-        about = self._about(engine, model, book) | {"method": "all rows", "parts": parts}
+        about = self._about(engine, model, book) | {"method": "all entries", "parts": parts}
         name, layers = fingerprint(parts), engine.config.num_layers
         path = library.place(self._root, name)
         on_disk = OnDisk(path, layers, book.ids, name, about)
@@ -177,8 +177,10 @@ class Readings:
             path = library.place(self._root, fingerprint(parts))
             library.require_space(self._root, held)
             save_book(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)
-            rows = library.place(self._root, fingerprint(reading_parts(engine, model.folder, ids)))
-            library.prune(self._root, library.CAP, keep=(path, rows))
+            entries = library.place(
+                self._root, fingerprint(reading_parts(engine, model.folder, ids))
+            )
+            library.prune(self._root, library.CAP, keep=(path, entries))
             return f"saved for the next time: {size(path.stat().st_size)} (kvchat cache list)"
 
         self._running.append(Save(work))
@@ -226,7 +228,7 @@ class Readings:
         return opened
 
     def _copies(self, method: Method) -> str:
-        """Where all rows stay with a method: one that keeps them needs no copy."""
+        """Where all entries stay with a method: one that keeps them needs no copy."""
         return "off" if isinstance(method, Full | Retrieves) else self.full_copy
 
     @staticmethod
@@ -273,7 +275,7 @@ def plan_copy(
 ) -> None:
     """Say what a full copy takes beside the plan. Raises KvchatError("memory")."""
     if isinstance(method, Full):
-        screen.warn("full keeps every row: a full copy has nothing to add")
+        screen.warn("full keeps every entry: a full copy has nothing to add")
         return
     screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
     if where == "host":

@@ -55,7 +55,7 @@ def run(chat: Chat, screen: Screen, spec: str, question: str) -> None:
         if not agreed(chat, screen, talk + len(session.document)):
             return
     if session.by_question and archives:
-        screen.tell(f"{name_of(other)} keeps rows by the document's end, not by the question")
+        screen.tell(f"{name_of(other)} keeps entries by the document's end, not by the question")
     try:
         if chosen:
             beside.adopt(chosen, session.document, session.method)

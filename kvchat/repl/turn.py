@@ -142,7 +142,7 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
             (f"seed {chat.settings.sampling.seed}", 0),
         ]
     if session.question_seconds is not None:
-        parts.append((f"rows chosen for it in {seconds(session.question_seconds)}", 3))
+        parts.append((f"entries chosen for it in {seconds(session.question_seconds)}", 3))
     elif chat.in_view:
         parts.append(("kept set from one question", 3))
     return "  " + fitted([*parts, (ending(done, chat), 0)], width - 2)

@@ -67,7 +67,7 @@ def test_budget_and_method_change_without_reading(place, where):
 
 def test_what_is_on_disk_serves_every_later_start(place):
     place.opened(keep_full="disk")
-    assert len(list(place.root.iterdir())) == 2  # all rows, and those that were kept
+    assert len(list(place.root.iterdir())) == 2  # all entries, and those that were kept
     chat = place.opened(keep_full="disk")
     assert chat.restored and chat.session.cache.archived().disk > 0
     other = place.opened(keep_full="disk", method="snapkv:budget=30%,window=8")
@@ -89,8 +89,8 @@ def test_json_and_memory_tell_device_host_and_disk_apart(place, capsys):
     assert [each["select"] for each in found] == ["document", "question", "question"]
     assert off["bytes"] == host["bytes"] == disk["bytes"]
     assert off["host_bytes"] == off["disk_bytes"] == host["disk_bytes"] == disk["host_bytes"] == 0
-    rows = len(place.opened().session.document) * place.chat.session.engine.kv_bytes_per_token
-    assert host["host_bytes"] == disk["disk_bytes"] > rows
+    entries = len(place.opened().session.document) * place.chat.session.engine.kv_bytes_per_token
+    assert host["host_bytes"] == disk["disk_bytes"] > entries
     place.opened(keep_full="disk")
     assert "disk, mapped" in place.run("/memory")
     assert "anew for every question" in place.run("/show config")

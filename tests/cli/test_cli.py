@@ -250,7 +250,7 @@ def test_bits_and_budgets_reach_the_cache(story):
         (["--kv-bits", "3"], b"bits=3"),
         (["--method", "adakv", "--budget", "20"], b"leaves 20 per head"),
         (["--method", "adakv", "--tail-budget", "40"], b"--tail-budget 74"),
-        (["--method", "full", "--tail-budget", "100"], b"full keeps every row"),
+        (["--method", "full", "--tail-budget", "100"], b"full keeps every entry"),
         (["--method", "kvmerger:mode=eps", "--budget", "30%"], b"finds its own size"),
         (["--method", "h2o:recent=2"], b"recent=2"),
     ],

@@ -19,9 +19,9 @@ from kvchat.kernels.reference import dense_attention
 from tests.engine.tiny import torch_backend
 
 EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
-"""Methods that keep rows as they are, or drop them."""
+"""Methods that keep entries as they are, or drop them."""
 RETRIEVING = [n for n, entry in METHODS.items() if entry.retrieves]
-"""Methods that keep every row, where each written token chooses what it reads."""
+"""Methods that keep every entry, where each written token chooses what it reads."""
 KEEPING = [n for n in METHODS if n not in RETRIEVING]
 """Methods whose budget is what is kept."""
 
@@ -31,7 +31,9 @@ B = [[3.0, 1, 1, 1, 2, 2], [28.0, 1, 3, 2, 4, 2]]
 
 
 def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Prefilled:
-    """`keys [H, T, D]` and the last W queries `[W, H*G, D]`; row t of every value is full of t."""
+    """`keys [H, T, D]` and the last W queries `[W, H*G, D]`; entry t of every value is full of
+    t.
+    """
     heads, tokens, dim = keys.shape
     values = torch.arange(tokens).float()[None, :, None].expand(heads, tokens, dim).contiguous()
     window = len(queries)
@@ -85,9 +87,9 @@ def random_scene(
 
 
 def kept_tokens(segment) -> list[list[int]]:
-    """Row numbers that each head keeps, in the order of the store."""
-    rows = (segment.position - segment.span[0]).tolist()
-    return [rows[a:b] for a, b in zip(segment.ends, segment.ends[1:], strict=False)]
+    """Entry numbers that each head keeps, in the order of the store."""
+    entries = (segment.position - segment.span[0]).tolist()
+    return [entries[a:b] for a, b in zip(segment.ends, segment.ends[1:], strict=False)]
 
 
 def window_of(method) -> int:
@@ -95,10 +97,14 @@ def window_of(method) -> int:
     return max(method.needs.queries, 1)
 
 
-def freeze(layer: LayerCache, rows: int, kept: Tensor) -> None:
-    """Let the oldest `rows` rows of a layer's tail become a segment of those that are `kept`."""
+def freeze(layer: LayerCache, entries: int, kept: Tensor) -> None:
+    """Let the oldest `entries` entries of a layer's tail become a segment of those that are
+    `kept`.
+    """
     tail = layer.tail
-    layer.freeze(FlatSegment.keep(tail.keys[:, :rows], tail.values[:, :rows], kept, tail.start))
+    layer.freeze(
+        FlatSegment.keep(tail.keys[:, :entries], tail.values[:, :entries], kept, tail.start)
+    )
 
 
 def compressed(method: Method, scene: Prefilled) -> Segment:

@@ -1,4 +1,4 @@
-"""All rows of a document beside what is kept of them: choosing again equals reading again."""
+"""All entries of a document beside what is kept of them: choosing again equals reading again."""
 
 import pytest
 import torch
@@ -133,14 +133,14 @@ def test_memory_that_runs_out_does_not_count_queries_twice(checkpoint, monkeypat
     assert any(isinstance(event, Smaller) for event in events)
     assert [s.lengths for s in cache.segments()] == [s.lengths for s in want.segments()]
     for got, wanted in zip(cache.segments(), want.segments(), strict=True):
-        assert_close("rows", got.k, wanted.k)
+        assert_close("entries", got.k, wanted.k)
 
 
 def test_archives_on_disk_choose_alike_and_are_found_again(engine, tmp_path):
     path = tmp_path / "kv" / "a.safetensors"
     cache = archived(engine, ADAKV, on_disk(engine, path))
-    rows = len(IDS) * engine.kv_bytes_per_token
-    assert cache.archived().host == 0 and cache.archived().disk > rows
+    entries = len(IDS) * engine.kv_bytes_per_token
+    assert cache.archived().host == 0 and cache.archived().disk > entries
     assert cache.memory() == read(engine, IDS, ADAKV)[0].memory()
     for name in ("snapkv", "expected-attention", "full"):
         engine.choose(cache, parse_method(name))
@@ -262,7 +262,9 @@ def test_choosing_changes_method_and_budget_and_keeps_the_turns(session):
     assert session.engine.log == log and session.turns == turns
     assert not session.choose(parse_method("kvzip"))
     ask(session, "And at night?", max_tokens=5)
-    assert session.question_seconds is None, "sinks and newest rows are the same for all questions"
+    assert session.question_seconds is None, (
+        "sinks and newest entries are the same for all questions"
+    )
     drain(session.use(ADAKV))
     assert not session.choose(ADAKV), "a reading without an archive has none"
 

@@ -17,10 +17,10 @@ from kvchat.errors import KvchatError
         ("25%", Budget(fraction=0.25)),
         (" 12.5 % ", Budget(fraction=0.125)),
         ("100%", Budget(fraction=1.0)),
-        ("2048", Budget(rows_per_head=2048)),
-        ("2k", Budget(rows_per_head=2000)),
-        ("2K", Budget(rows_per_head=2048)),
-        ("1.5k", Budget(rows_per_head=1500)),
+        ("2048", Budget(entries_per_head=2048)),
+        ("2k", Budget(entries_per_head=2000)),
+        ("2K", Budget(entries_per_head=2048)),
+        ("1.5k", Budget(entries_per_head=1500)),
         ("512B", Budget(bytes=512)),
         ("1.5GiB", Budget(bytes=3 * 2**29)),
         ("300MB", Budget(bytes=300_000_000)),
@@ -54,16 +54,18 @@ def test_a_budget_prints_as_it_is_read(text):
 
 def test_rows_are_exact_and_never_more_than_there_are():
     geometry = Geometry(tokens=101, heads=3, layers=2, dim=12, itemsize=4)
-    assert Budget(fraction=0.25).rows(geometry) == round(0.25 * 303)
-    assert Budget(rows_per_head=7).rows(geometry) == 21
-    assert Budget(rows_per_head=7).rows(replace(geometry, tokens=5)) == 15
-    assert Budget(bytes=10**9).rows(geometry) == 303
+    assert Budget(fraction=0.25).entries(geometry) == round(0.25 * 303)
+    assert Budget(entries_per_head=7).entries(geometry) == 21
+    assert Budget(entries_per_head=7).entries(replace(geometry, tokens=5)) == 15
+    assert Budget(bytes=10**9).entries(geometry) == 303
 
 
 def test_bytes_are_shared_by_layers_and_pay_for_metadata():
     for size in range(2000, 4000, 7):
-        rows = Budget(bytes=size).rows(Geometry(tokens=1000, heads=3, layers=4, dim=8, itemsize=4))
-        assert 4 * (rows * 68 + 4 * (3 + 1)) <= size
+        entries = Budget(bytes=size).entries(
+            Geometry(tokens=1000, heads=3, layers=4, dim=8, itemsize=4)
+        )
+        assert 4 * (entries * 68 + 4 * (3 + 1)) <= size
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -93,7 +95,7 @@ def test_a_spec_sets_options_of_their_types():
 def test_the_nearer_option_wins():
     budget = Budget(fraction=0.5)
     assert parse_method("snapkv", budget).budget == budget
-    assert parse_method("snapkv:budget=64", budget).budget == Budget(rows_per_head=64)
+    assert parse_method("snapkv:budget=64", budget).budget == Budget(entries_per_head=64)
     assert parse_method("snapkv", budget, ["window=4"]).window == 4
     assert parse_method("snapkv:window=8", budget, ["window=4"]).window == 8
     assert parse_method("full", budget).budget == Budget(fraction=1.0)

@@ -1,4 +1,4 @@
-"""Bytes of the cache are those of its tensors, slack and metadata included; packing of segments."""
+"""Bytes of the cache are those of its tensors, metadata included; packing of segments."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ DIM = 8
 
 
 def numbered(heads: int, tokens: int) -> torch.Tensor:
-    """`[H, T, D]` in which row (h, t) is full of `100 h + t`."""
-    rows = torch.arange(heads)[:, None] * 100 + torch.arange(tokens)[None]
-    return rows[..., None].expand(heads, tokens, DIM).float().contiguous()
+    """`[H, T, D]` in which entry (h, t) is full of `100 h + t`."""
+    entries = torch.arange(heads)[:, None] * 100 + torch.arange(tokens)[None]
+    return entries[..., None].expand(heads, tokens, DIM).float().contiguous()
 
 
-def mask(heads: int, tokens: int, rows: list[list[int]]) -> torch.Tensor:
+def mask(heads: int, tokens: int, entries: list[list[int]]) -> torch.Tensor:
     kept = torch.zeros(heads, tokens, dtype=torch.bool)
-    for head, numbers in enumerate(rows):
+    for head, numbers in enumerate(entries):
         kept[head, numbers] = True
     return kept
 
@@ -34,17 +34,17 @@ def tail_bytes(heads: int, capacity: int, size: int = 4) -> int:
 
 
 def test_segments_pack_heads_one_after_another():
-    rows = [[0, 1, 2, 4, 5], [0, 4, 5], [1, 3, 4, 5]]
+    entries = [[0, 1, 2, 4, 5], [0, 4, 5], [1, 3, 4, 5]]
     keys = numbered(3, 6)
-    segment = FlatSegment.keep(keys, keys + 1000, mask(3, 6, rows), start=7)
+    segment = FlatSegment.keep(keys, keys + 1000, mask(3, 6, entries), start=7)
     assert segment.cu.tolist() == [0, 5, 8, 12]
     assert segment.ends == (0, 5, 8, 12)
     assert segment.lengths == (5, 3, 4)
     assert segment.span == (7, 13)
-    want = [100 * head + t for head, numbers in enumerate(rows) for t in numbers]
+    want = [100 * head + t for head, numbers in enumerate(entries) for t in numbers]
     assert segment.k[:, 0].tolist() == want
-    assert segment.v[:, 0].tolist() == [1000 + row for row in want]
-    assert segment.position.tolist() == [7 + t for numbers in rows for t in numbers]
+    assert segment.v[:, 0].tolist() == [1000 + entry for entry in want]
+    assert segment.position.tolist() == [7 + t for numbers in entries for t in numbers]
     assert segment.cu.dtype == segment.position.dtype == torch.int32
 
 
@@ -67,14 +67,14 @@ def test_decoding_changes_no_row_of_a_segment_and_one_column_of_the_tail():
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("every", [False, True])
 def test_a_segment_owns_exactly_its_rows(heads, every):
-    """Also when all rows stay, and whatever the capacity of the store they came from."""
+    """Also when all entries stay, and whatever the capacity of the store they came from."""
     store = torch.full((heads, 20, DIM), float("nan"))
     store[:, :6] = numbered(heads, 6)
     kept = torch.ones(heads, 6, dtype=torch.bool)
     kept[0, 2] = every
     segment = FlatSegment.keep(store[:, :6], store[:, :6], kept, 0)
-    rows = int(kept.sum())
-    assert segment.memory() == Memory(device=rows * (2 * DIM * 4 + 4) + 4 * (heads + 1))
+    entries = int(kept.sum())
+    assert segment.memory() == Memory(device=entries * (2 * DIM * 4 + 4) + 4 * (heads + 1))
 
 
 def test_tensors_and_load_are_inverse():

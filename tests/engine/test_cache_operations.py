@@ -1,5 +1,6 @@
-"""A cache under random operations against lists of rows: value rows carry their token's number, so
-that a key which meets another token's value is seen."""
+"""A cache under random operations against lists of entries: value entries carry their token's
+number, so that a key which meets another token's value is seen.
+"""
 
 import random
 
@@ -22,21 +23,21 @@ def new_layer() -> LayerCache:
 
 
 class Model:
-    """The same cache as lists: per head the kept `(key, value)` rows, oldest first."""
+    """The same cache as lists: per head the kept `(key, value)` entries, oldest first."""
 
     def __init__(self):
         self.frozen = [[] for _ in range(HEADS)]
         self.tail = [[] for _ in range(HEADS)]
 
     def parts(self):
-        rows = [self.frozen[h] + self.tail[h] for h in range(HEADS)]
+        entries = [self.frozen[h] + self.tail[h] for h in range(HEADS)]
         return [
             (
                 torch.stack([k for k, _ in head]),
                 torch.stack([v for _, v in head]),
                 None,
             )
-            for head in rows
+            for head in entries
         ]
 
 
@@ -67,7 +68,7 @@ def test_random_operations_agree_with_lists_of_rows(seed):
             want, want_lse = attention(q, model.parts(), 0.25, causal=True)
             assert_close("o", o, want, 1e-5)
             assert_lse_close("lse", lse, want_lse, 1e-5)
-        elif what == "ahead":  # rows that a step wrote; some are never counted
+        elif what == "ahead":  # entries that a step wrote; some are never counted
             layer.tail.grow(3)
             k, v = torch.randn(2, HEADS, 3, DIM, generator=generator)
             v[:, :, 1] = torch.arange(seen, seen + 3)
@@ -86,13 +87,13 @@ def test_random_operations_agree_with_lists_of_rows(seed):
                 assert_close("o", o, want, 1e-5)
                 assert_lse_close("lse", lse, want_lse, 1e-5)
         elif what == "freeze":
-            rows = dice.randint(1, live)
-            kept = torch.rand(HEADS, rows, generator=generator) < 0.5
-            freeze(layer, rows, kept)
+            entries = dice.randint(1, live)
+            kept = torch.rand(HEADS, entries, generator=generator) < 0.5
+            freeze(layer, entries, kept)
             for h in range(HEADS):
-                old = model.tail[h][:rows]
-                model.frozen[h] += [row for row, keep in zip(old, kept[h], strict=True) if keep]
-                model.tail[h] = model.tail[h][rows:]
+                old = model.tail[h][:entries]
+                model.frozen[h] += [entry for entry, keep in zip(old, kept[h], strict=True) if keep]
+                model.tail[h] = model.tail[h][entries:]
         else:
             length = dice.randint(0, live)
             layer.tail.truncate(length)
@@ -100,7 +101,7 @@ def test_random_operations_agree_with_lists_of_rows(seed):
             for h in range(HEADS):
                 model.tail[h] = model.tail[h][:length]
         assert layer.tail.start + layer.tail.length == seen
-        assert layer.tail.rows.length.tolist() == [layer.tail.length] * HEADS
+        assert layer.tail.entries.length.tolist() == [layer.tail.length] * HEADS
         for h in range(HEADS):  # keys beside the values of the same token
             assert [int(v[1]) for v in layer.tail.values[h]] == [
                 int(v[1]) for _, v in model.tail[h]
@@ -153,9 +154,9 @@ def test_slack_of_the_tail_is_never_read():
 
 def test_a_cache_counts_tokens_seen_and_truncates_its_tail_only():
     cache = KVCache.empty(2, HEADS, DIM, torch.float32, CPU, torch_backend())
-    rows = torch.randn(HEADS, 10, DIM, generator=torch.Generator().manual_seed(0))
+    entries = torch.randn(HEADS, 10, DIM, generator=torch.Generator().manual_seed(0))
     for layer in cache.layers:
-        layer.append(rows, rows)
+        layer.append(entries, entries)
         kept = torch.zeros(HEADS, 6, dtype=torch.bool)
         kept[:, 0] = True
         freeze(layer, 6, kept)
@@ -173,16 +174,16 @@ def test_two_caches_of_one_shape_do_not_touch():
     layers = [new_layer(), new_layer()]
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, HEADS * GROUP, DIM, generator=generator)
-    rows = torch.randn(2, HEADS, 4, DIM, generator=generator)
-    layers[0].append(rows[0], rows[0])
+    entries = torch.randn(2, HEADS, 4, DIM, generator=generator)
+    layers[0].append(entries[0], entries[0])
     alone = layers[0].attend(q, 0.25)[0]
-    layers[1].append(rows[1], rows[1])
+    layers[1].append(entries[1], entries[1])
     assert torch.equal(layers[0].attend(q, 0.25)[0], alone)
     assert not torch.equal(layers[1].attend(q, 0.25)[0], alone)
 
 
 def test_sums_over_parts_in_bf16_are_as_good_as_plain_torch_in_bf16():
-    """A ragged segment, a second one and the tail, against one softmax over all their rows."""
+    """A ragged segment, a second one and the tail, against one softmax over all their entries."""
     generator = torch.Generator().manual_seed(0)
     layer = LayerCache(Tail(HEADS, DIM, torch.bfloat16, CPU), torch_backend())
     k, v = torch.randn(2, HEADS, 120, DIM, generator=generator).bfloat16().unbind()

@@ -8,17 +8,17 @@ from kvchat.engine.methods.clusters import Training, means, squared_error, train
 
 
 def test_k_means_by_hand():
-    rows = torch.tensor([[[0.0, 0], [0, 1], [4, 0], [4, 1]]])
+    entries = torch.tensor([[[0.0, 0], [0, 1], [4, 0], [4, 1]]])
     for first, wanted, error in (
         ([0, 2], [[0, 0.5], [4, 0.5]], 1.0),
         ([0, 1], [[2, 0], [2, 1]], 16.0),  # a local minimum
     ):
-        centroids = rows[:, None, first]
+        centroids = entries[:, None, first]
         for _ in range(3):
-            codes = ops.pq_assign(rows, centroids)
-            centroids = means(rows[:, None], codes, centroids)
+            codes = ops.pq_assign(entries, centroids)
+            centroids = means(entries[:, None], codes, centroids)
         assert centroids[0, 0].tolist() == wanted
-        assert 4 * squared_error(rows, codes, centroids) == error
+        assert 4 * squared_error(entries, codes, centroids) == error
 
 
 def test_k_means_is_lloyds():
@@ -31,9 +31,9 @@ def test_k_means_is_lloyds():
         centroids = means(parts, ops.pq_assign(keys, centroids), centroids)
         for head in range(2):
             for part in range(2):
-                rows, book = parts[head, part].double(), plain[head, part]
-                nearest = (rows[:, None] - book).square().sum(dim=2).argmin(dim=1)
-                found = [rows[nearest == c].mean(dim=0) for c in range(len(book))]
+                entries, book = parts[head, part].double(), plain[head, part]
+                nearest = (entries[:, None] - book).square().sum(dim=2).argmin(dim=1)
+                found = [entries[nearest == c].mean(dim=0) for c in range(len(book))]
                 plain[head, part] = torch.stack(found)
     assert plain.isfinite().all(), "no cluster empties"
     assert (centroids - plain).abs().max() < 1e-4

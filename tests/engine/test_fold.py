@@ -45,10 +45,10 @@ def folder(chat_folder):
 
 @pytest.mark.parametrize("name", FOLDING)
 def test_two_hundred_turns_stay_within_the_budget(folder, name):
-    """At every turn's end: folded rows and live ones, and the newest turn as it was read."""
+    """At every turn's end: folded entries and live ones, and the newest turn as it was read."""
     session = chat(folder, small(name), tail_budget=160)
     begin = len(session.document)
-    row = 2 * 16 * 4 + 4 + 8  # key, value, position, and a merged row's bias and count
+    entry = 2 * 16 * 4 + 4 + 8  # key, value, position, and a merged entry's bias and count
     held = []
     for number in range(200):
         done = ask(session, f"And {number}?", max_tokens=3)
@@ -59,12 +59,12 @@ def test_two_hundred_turns_stay_within_the_budget(folder, name):
             assert len(folded) <= 1 and layer.tail.length >= newest
             assert layer.tail.length <= max(80, newest)
             assert all(s.span == (begin, session.cache.frozen) for s in folded)
-        rows = [sum(s.lengths) for layer in session.cache.layers for s in layer.since(begin)]
-        assert sum(rows) <= 2 * 2 * 80  # layers, heads
+        entries = [sum(s.lengths) for layer in session.cache.layers for s in layer.since(begin)]
+        assert sum(entries) <= 2 * 2 * 80  # layers, heads
         held.append(session.memory().total)
     assert session.folded > 1000 and session.cache.position > begin + 1500
     document = held[0]
-    bound = 2 * 2 * (80 + 80 + 256) * row  # layers, heads; tails grow by 256 rows
+    bound = 2 * 2 * (80 + 80 + 256) * entry  # layers, heads; tails grow by 256 entries
     assert max(held) <= document + bound
     assert max(held[150:]) <= max(held[100:150]), "no growth once it is full"
     assert session.engine.tokens_in(session.cache)[begin:] == [
@@ -74,18 +74,18 @@ def test_two_hundred_turns_stay_within_the_budget(folder, name):
 
 @pytest.mark.parametrize("name", ["adakv", "kvmerger", "h2o", "cam", "expected-attention"])
 def test_a_fold_that_keeps_everything_changes_nothing(checkpoint, name):
-    """The lossless limit: folded in steps, with room for all rows, against the plain cache."""
+    """The lossless limit: folded in steps, with room for all entries, against the plain cache."""
     engine, ids = load_engine(checkpoint()), random_ids(160, seed=3)
     method = small(name)
     plain, _ = read(engine, ids[:60])
     cache, _ = read(engine, ids[:60])
-    rows = folding(method, 1000)
+    entries = folding(method, 1000)
     with torch.inference_mode():
-        watch(cache, rows, 60)
+        watch(cache, entries, 60)
     for a, b, end in ((60, 90, 70), (90, 110, 95), (110, 140, 131)):
         for each in (plain, cache):
             drain(engine.extend(each, ids[a:b]))
-        engine.fold(cache, rows, 60, end)
+        engine.fold(cache, entries, 60, end)
         assert (cache.frozen, cache.position) == (end, b)
     for layer in cache.layers:
         (segment,) = layer.since(60)
@@ -96,17 +96,17 @@ def test_a_fold_that_keeps_everything_changes_nothing(checkpoint, name):
 
 @pytest.mark.parametrize("chunk", [1, 5, 2048])
 def test_sums_of_a_folded_chat_are_those_of_the_attention(checkpoint, chunk):
-    """Column sums over rows that were folded before, and over the tail, for any chunks."""
+    """Column sums over entries that were folded before, and over the tail, for any chunks."""
     ids = random_ids(140, seed=5)
     engine = load_engine(checkpoint(), chunk=chunk)
-    rows = folding(small("h2o"), 1000)
+    entries = folding(small("h2o"), 1000)
     cache, _ = read(engine, ids[:60])
-    watch(cache, rows, 60)
+    watch(cache, entries, 60)
     drain(engine.extend(cache, ids[60:100]))
-    engine.fold(cache, rows, 60, 80)
+    engine.fold(cache, entries, 60, 80)
     drain(engine.extend(cache, ids[100:]))
     whole, _ = read(engine, ids[:60])
-    watch(whole, rows, 60)
+    watch(whole, entries, 60)
     drain(engine.extend(whole, ids[60:]))
     for layer, other in zip(cache.layers, whole.layers, strict=True):
         seen, want = layer.observer, other.observer.mass
@@ -122,7 +122,7 @@ def test_kvmerger_7_h2o_s_next_step():
         position=torch.tensor([[0, 2, 3, 4, 5]], dtype=torch.int32),
         end=6,
     )
-    segment = H2O(Budget(rows_per_head=4)).compress(scene)
+    segment = H2O(Budget(entries_per_head=4)).compress(scene)
     assert segment.position.tolist() == [0, 2, 4, 5] and segment.span == (0, 6)
 
 
@@ -130,7 +130,7 @@ def test_kvmerger_7_h2o_s_next_step():
 def test_kvmerger_7_cam(mass, part):
     """m 2, targets .4 and .2: attention .15 gives a quarter of the value to each, .45 a half."""
     values = torch.tensor([[[8.0, 4.0], [1.0, 1.0], [0.0, 2.0], [5.0, 5.0]]])
-    spill(values, torch.tensor([[mass, 0.4, 0.2, 9.0]]), row=0, targets=2)
+    spill(values, torch.tensor([[mass, 0.4, 0.2, 9.0]]), entry=0, targets=2)
     given = part * torch.tensor([8.0, 4.0])
     want = torch.stack([torch.tensor([1.0, 1.0]) + given, torch.tensor([0.0, 2.0]) + given])
     assert_close("targets", values[0, 1:3], want, 1e-6)
@@ -147,16 +147,16 @@ def test_cam_spills_in_order_and_keeps_the_newest():
         start=50,
     )
     values = scene.values.clone()
-    for row in range(4):
+    for entry in range(4):
         for head in range(2):
-            targets = scene.column_mass[head, row + 1 : row + 4]
-            p = min(1.0, float(scene.column_mass[head, row] / targets.mean()))
-            values[head, row + 1 : row + 4] += p / 3 * values[head, row]
-    segment = CaM(Budget(rows_per_head=8), targets=3).extend(scene)
+            targets = scene.column_mass[head, entry + 1 : entry + 4]
+            p = min(1.0, float(scene.column_mass[head, entry] / targets.mean()))
+            values[head, entry + 1 : entry + 4] += p / 3 * values[head, entry]
+    segment = CaM(Budget(entries_per_head=8), targets=3).extend(scene)
     assert_close("values", segment.v.view(2, 8, 4), values[:, 4:], 1e-5)
     assert segment.position.tolist() == [*range(54, 62)] * 2
     assert torch.equal(
-        CaM(Budget(rows_per_head=8)).compress(scene).v.view(2, 8, 4), scene.values[:, 4:]
+        CaM(Budget(entries_per_head=8)).compress(scene).v.view(2, 8, 4), scene.values[:, 4:]
     )
 
 
@@ -212,14 +212,14 @@ def test_a_chat_that_is_read_again_is_folded_again(folder):
 
 def test_what_cannot_fold_says_so(folder):
     for spec in ("full:bits=4", "pqcache"):
-        with pytest.raises(KvchatError, match=r"(full|pqcache) keeps every row"):
+        with pytest.raises(KvchatError, match=r"(full|pqcache) keeps every entry"):
             folding(parse_method(spec), 500)
-    with pytest.raises(KvchatError, match="pqcache keeps every row"):
+    with pytest.raises(KvchatError, match="pqcache keeps every entry"):
         chat(folder, parse_method("pqcache"), tail_budget=160)
     with pytest.raises(KvchatError, match="needs 37") as caught:
         folding(parse_method("adakv"), 40)
     assert caught.value.tries == ("--tail-budget 74",)
-    assert folding(parse_method("adakv:bits=4"), 74).budget == Budget(rows_per_head=37)
+    assert folding(parse_method("adakv:bits=4"), 74).budget == Budget(entries_per_head=37)
     with pytest.raises(KvchatError, match="finds its own size"):
         folding(parse_method("kvmerger@paper"), 500)
 
@@ -227,11 +227,11 @@ def test_what_cannot_fold_says_so(folder):
 def test_a_fold_that_fails_changes_nothing(checkpoint, monkeypatch):
     engine, ids = load_engine(checkpoint()), random_ids(120, seed=6)
     cache, _ = read(engine, ids[:60])
-    rows = folding(small("adakv"), 40)
-    watch(cache, rows, 60)
+    entries = folding(small("adakv"), 40)
+    watch(cache, entries, 60)
     drain(engine.extend(cache, ids[60:]))
     before = engine.score(cache, [1, 2])
-    calls = iter([type(rows).compress])
+    calls = iter([type(entries).compress])
 
     def failing(method, given):
         compress = next(calls, None)
@@ -239,9 +239,9 @@ def test_a_fold_that_fails_changes_nothing(checkpoint, monkeypatch):
             raise MemoryError
         return compress(method, given)
 
-    monkeypatch.setattr(type(rows), "compress", failing)
+    monkeypatch.setattr(type(entries), "compress", failing)
     with pytest.raises(MemoryError), torch.inference_mode():
-        fold(engine.model, cache, rows, 60, 100)
+        fold(engine.model, cache, entries, 60, 100)
     assert cache.frozen == 60 and all(len(layer.segments) == 1 for layer in cache.layers)
     assert torch.equal(engine.score(cache, [1, 2]), before)
 
@@ -253,6 +253,6 @@ def test_a_chat_without_a_document_folds_with_a_method_of_its_own(folder):
     for number in range(20):
         ask(session, f"And {number}?", max_tokens=3)
     assert session.folded and session.document == []
-    with pytest.raises(KvchatError, match="full keeps every row"):
+    with pytest.raises(KvchatError, match="full keeps every entry"):
         drain(session.use(parse_method("full")))
     assert session.folded

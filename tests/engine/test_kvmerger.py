@@ -142,7 +142,7 @@ def layer(seed: int, heads=2, tokens=120, dim=8):
 
 def test_7_1_1_nothing_to_merge_is_the_identity():
     scene = layer(0)
-    for method in (KVMerger(mode="eps", eps=1.01), KVMerger(Budget(rows_per_head=120))):
+    for method in (KVMerger(mode="eps", eps=1.01), KVMerger(Budget(entries_per_head=120))):
         segment = method.compress(scene)
         assert torch.equal(segment.k.view(2, 120, 8), scene.keys)
         assert torch.equal(segment.v.view(2, 120, 8), scene.values)
@@ -158,9 +158,9 @@ def test_7_1_1_nothing_to_merge_is_the_identity():
 def test_7_1_2_counts_positions_and_runs(seed, value):
     scene, method = layer(seed), KVMerger(mode="eps", eps=0.8, value=value)
     segment = method.compress(scene)
-    assert int(segment.count.sum()) == 240, "every token is in some row"
-    for head, rows in enumerate(kept_tokens(segment)):
-        assert rows == sorted(set(rows))
+    assert int(segment.count.sum()) == 240, "every token is in some entry"
+    for head, entries in enumerate(kept_tokens(segment)):
+        assert entries == sorted(set(entries))
         assert int(segment.count[segment.ends[head] : segment.ends[head + 1]].sum()) == 120
     assert (segment.bias is not None) == (value == "votes")
     if value == "votes":
@@ -173,9 +173,9 @@ def test_7_1_3_and_4_singles_are_bit_equal_and_keys_are_means(sigma, value):
     scene = layer(3)
     segment = KVMerger(Budget(fraction=0.4), sigma=sigma, value=value).compress(scene)
     start = 0
-    for head, rows in enumerate(kept_tokens(segment)):
+    for head, entries in enumerate(kept_tokens(segment)):
         token = 0
-        for at, pivot in enumerate(rows, start):
+        for at, pivot in enumerate(entries, start):
             count = int(segment.count[at])
             run = slice(token, token + count)
             assert token <= pivot < token + count
@@ -186,7 +186,7 @@ def test_7_1_3_and_4_singles_are_bit_equal_and_keys_are_means(sigma, value):
                 assert torch.equal(segment.k[at], scene.keys[head, pivot])
                 assert torch.equal(segment.v[at], scene.values[head, pivot])
             token += count
-        start += len(rows)
+        start += len(entries)
 
 
 def test_7_1_5_scaling_keys_keeps_sets_and_relative_sigmas():
@@ -239,7 +239,7 @@ def test_7_1_7_duplicate_keys_with_votes_are_exact():
     dense, lse = dense_attention(q, scene.keys, scene.values, 0.5, causal=False)
     options = {"mode": "eps", "eps": 0.9999, "recent": 0.0, "heavy": 0.0, "sinks": 0}
     votes = KVMerger(**options).compress(scene)
-    assert votes.count.tolist() == [5] * 5 + [4, 1], "the newest row stays by itself"
+    assert votes.count.tolist() == [5] * 5 + [4, 1], "the newest entry stays by itself"
     got, got_lse = votes.attend(q, 0.5, torch_backend())
     assert_close("votes", got, dense, 1e-5)
     assert_close("lse", got_lse, lse, 1e-5)
@@ -312,9 +312,9 @@ def test_2_3_budgets_are_exact_and_pooled_over_heads():
 def test_2_3_protected_rows_stay_as_they_are():
     scene = layer(4)
     segment = KVMerger(Budget(fraction=0.5), recent=0.2, heavy=0.1, sinks=3).compress(scene)
-    for head, rows in enumerate(kept_tokens(segment)):
+    for head, entries in enumerate(kept_tokens(segment)):
         counts = segment.count[segment.ends[head] : segment.ends[head + 1]].tolist()
-        single = {token for token, count in zip(rows, counts, strict=True) if count == 1}
+        single = {token for token, count in zip(entries, counts, strict=True) if count == 1}
         heavy = scene.column_mass[head, 3:108].topk(6).indices + 3
         assert single >= {0, 1, 2, *range(108, 120), *heavy.tolist()}
 
@@ -322,18 +322,18 @@ def test_2_3_protected_rows_stay_as_they_are():
 def test_3_skipped_layers_are_made_up_elsewhere():
     geometry = Geometry(tokens=1000, heads=8, layers=32, dim=128, itemsize=2)
     for spec, first, last in (("kvmerger@50", 2, 1), ("kvmerger:skip=1+3,budget=50%", 1, 3)):
-        rows = parse_method(spec).rows(geometry)
-        assert sum(rows) == 32 * 4000
-        assert rows[:first] == [8000] * first and rows[-last:] == [8000] * last
-        assert max(rows[first:-last]) - min(rows[first:-last]) <= 1
-        assert max(rows[first:-last]) < 4000
-    assert set(parse_method("kvmerger:budget=8%").rows(geometry)) == {640}, "too little to skip"
-    assert set(parse_method("kvmerger@50").rows(replace(geometry, layers=4))) == {4000}
+        entries = parse_method(spec).entries(geometry)
+        assert sum(entries) == 32 * 4000
+        assert entries[:first] == [8000] * first and entries[-last:] == [8000] * last
+        assert max(entries[first:-last]) - min(entries[first:-last]) <= 1
+        assert max(entries[first:-last]) < 4000
+    assert set(parse_method("kvmerger:budget=8%").entries(geometry)) == {640}, "too little to skip"
+    assert set(parse_method("kvmerger@50").entries(replace(geometry, layers=4))) == {4000}
     with pytest.raises(KvchatError, match="leaves 3 of 4 layers whole") as caught:
-        parse_method("kvmerger:skip=2+1,budget=50%").rows(replace(geometry, layers=4))
+        parse_method("kvmerger:skip=2+1,budget=50%").entries(replace(geometry, layers=4))
     assert caught.value.tries[1] == "kvmerger:skip=0+0"
     least = Budget.parse(caught.value.tries[0].split()[1])
-    parse_method("kvmerger:skip=2+1", least).rows(replace(geometry, layers=4))
+    parse_method("kvmerger:skip=2+1", least).entries(replace(geometry, layers=4))
 
 
 @pytest.mark.parametrize(

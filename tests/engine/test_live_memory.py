@@ -51,15 +51,15 @@ def test_one_layer_s_dense_rows_are_alive_at_a_time(checkpoint, request, spec, s
     per_layer = share * HEADS * tokens * (2 * DIM * 4 + 4) + 4 * (HEADS + 1) + 8 * HEADS
     # 32 observed queries of 4 heads with their lse, for the layer at hand and for the one before,
     # empty tails and the rotary table: small beside a dense layer, and independent of `tokens`
-    slack = 2 * 32 * 4 * (DIM + 1) * 4 + LAYERS * 8 * HEADS + 1024
-    assert slack < dense / 8 and per_layer * LAYERS < LAYERS * dense * 1.1
+    preallocated = 2 * 32 * 4 * (DIM + 1) * 4 + LAYERS * 8 * HEADS + 1024
+    assert preallocated < dense / 8 and per_layer * LAYERS < LAYERS * dense * 1.1
     done = 0
     for event in engine.prefill(random_ids(tokens), [compression], probes):
         alive = sum(size for place, size in storages().items() if place not in before)
         done += 1
         finished = event.done % tokens == 0  # this layer is compressed
         kept = per_layer * (event.layer + finished)
-        assert alive <= hidden + kept + slack + (0 if finished else dense), event
+        assert alive <= hidden + kept + preallocated + (0 if finished else dense), event
         assert alive >= hidden + event.kv_bytes, "the counting sees what is there"
     assert done == 4 * LAYERS
 
@@ -118,8 +118,8 @@ def test_loading_grows_by_the_weights_and_one_tensor_at_most(large, dtype, weigh
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     growth = int(done.stdout.split()[-1])
     # an allocator's arena and the model's own objects: nothing that grows with the checkpoint
-    slack = 8 * 2**20
-    assert total > 100e6 and slack < total / 10
-    assert growth <= share * total + largest + slack
+    preallocated = 8 * 2**20
+    assert total > 100e6 and preallocated < total / 10
+    assert growth <= share * total + largest + preallocated
     if share:
-        assert growth >= share * total - slack, "converted weights are in memory"
+        assert growth >= share * total - preallocated, "converted weights are in memory"

@@ -1,5 +1,5 @@
 """Every method of the table in a model, for budgets and head geometries: exact totals, the lossless
-limit, positions, and attention to exactly the rows that are kept."""
+limit, positions, and attention to exactly the entries that are kept."""
 
 import pytest
 import torch
@@ -39,14 +39,14 @@ def test_rows_are_exact_in_every_layer(folder, name, fraction):
     method = parse_method(name, Budget(fraction=fraction))
     cache, _ = read(engine, IDS[:TOKENS], method)
     heads, layers = engine.config.num_kv_heads, engine.config.num_layers
-    wanted = method.rows(Geometry(TOKENS, heads, layers, 16, 4))
+    wanted = method.entries(Geometry(TOKENS, heads, layers, 16, 4))
     total, kept = layers * round(method.budget.fraction * heads * TOKENS), list(cache.segments())
     assert sum(sum(segment.lengths) for segment in kept) == total
     assert all(segment.span == (0, TOKENS) for segment in kept)
     if not pools(method):
         assert [sum(segment.lengths) for segment in kept] == wanted
     assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
-    assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense rows are gone"
+    assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense entries are gone"
 
 
 @pytest.mark.parametrize("budget", ["5%", "25%", "50%", "24KiB"])
@@ -57,8 +57,8 @@ def test_what_is_kept_is_everything_and_what_is_read_is_the_budget(folder, name,
     cache, _ = read(engine, IDS[:TOKENS], method)
     heads, layers = engine.config.num_kv_heads, engine.config.num_layers
     geometry = Geometry(TOKENS, heads, layers, 16, 4)
-    wanted = method.budget.rows(geometry) // heads
-    assert method.rows(geometry) == [TOKENS * heads] * layers
+    wanted = method.budget.entries(geometry) // heads
+    assert method.entries(geometry) == [TOKENS * heads] * layers
     assert method.reads(geometry) == [wanted * heads] * layers
     assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
     assert cache.kept == TOKENS * heads * layers
@@ -67,7 +67,7 @@ def test_what_is_kept_is_everything_and_what_is_read_is_the_budget(folder, name,
         assert segment.lengths == (TOKENS - layer.tail.length,) * heads
         q = torch.randn(2 * heads, 16, generator=torch.Generator().manual_seed(0))
         chosen = segment.choose(q, 0.25)
-        assert all(len(set(rows)) == len(rows) for rows in chosen.tolist())
+        assert all(len(set(entries)) == len(entries) for entries in chosen.tolist())
         assert segment.reads.sinks + chosen.shape[1] + layer.tail.length == wanted
 
 
@@ -85,21 +85,21 @@ def test_a_budget_for_everything_is_lossless(folder, name, budget):
 
 @pytest.mark.parametrize("name", [n for n in KEEPING if n != "full"])
 def test_bytes_that_are_held_stay_within_the_budget(folder, name):
-    """Positions, row ranges and whatever else `memory()` counts are paid from the budget."""
+    """Positions, entry ranges and whatever else `memory()` counts are paid from the budget."""
     engine = load_engine(folder)
-    row = 2 * 16 * 4 + 4
+    entry = 2 * 16 * 4 + 4
     spec = f"{name}:window=4" if "window" in options(name) else name
-    for size in [12000, *range(15000, 15000 + 2 * row, 8), 20000]:
+    for size in [12000, *range(15000, 15000 + 2 * entry, 8), 20000]:
         cache, _ = read(engine, IDS[:TOKENS], parse_method(spec, Budget(bytes=size)))
         assert cache.memory().total <= size
-        assert cache.memory().total > size - 2 * 2 * row, "and what fits is kept"
+        assert cache.memory().total > size - 2 * 2 * entry, "and what fits is kept"
 
 
 @pytest.mark.parametrize("budget", ["20%", "50%", "100%"])
 @pytest.mark.parametrize("name", ["full", *EVICTING])
 @pytest.mark.parametrize("heads", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 def test_later_tokens_see_the_kept_rows_at_their_true_positions(checkpoint, name, heads, budget):
-    """One layer, so that transformers with a mask per head is an oracle for evicted rows too."""
+    """One layer, so that transformers with a mask per head is an oracle for evicted entries too."""
     query_heads, kv_heads = heads
     folder = checkpoint(
         num_attention_heads=query_heads, num_key_value_heads=kv_heads, num_hidden_layers=1
@@ -108,8 +108,8 @@ def test_later_tokens_see_the_kept_rows_at_their_true_positions(checkpoint, name
     cache, _ = read(engine, IDS[:TOKENS], parse_method(name, Budget.parse(budget)))
     total = TOKENS + NEXT
     visible = torch.ones(query_heads, total, total, dtype=torch.bool).tril()
-    for head, rows in enumerate(kept_tokens(next(cache.segments()))):
-        evicted = sorted(set(range(TOKENS)) - set(rows))
+    for head, entries in enumerate(kept_tokens(next(cache.segments()))):
+        evicted = sorted(set(range(TOKENS)) - set(entries))
         group = query_heads // kv_heads
         for query_head in range(head * group, (head + 1) * group):
             visible[query_head, TOKENS:, evicted] = False
@@ -138,11 +138,11 @@ def test_tokens_one_by_one_equal_tokens_together(engine, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_short_documents_answer(engine, name, tokens):
     spec = SPECS.get(name, name)
-    for budget in (Budget(fraction=0.3), Budget(rows_per_head=40)):
+    for budget in (Budget(fraction=0.3), Budget(entries_per_head=40)):
         cache, _ = read(engine, IDS[:tokens], parse_method(spec, budget))
         got = drain(engine.extend(cache, IDS[tokens : tokens + 2]))
         assert bool(torch.isfinite(got).all())
-    full, _ = read(engine, IDS[:tokens])  # what 40 rows keep
+    full, _ = read(engine, IDS[:tokens])  # what 40 entries keep
     assert_close("logits", got, drain(engine.extend(full, IDS[tokens : tokens + 2])), 1e-6)
 
 
@@ -178,17 +178,17 @@ def test_wide_groups_and_large_heads(checkpoint, name, heads, kv_heads, dim):
 
 @pytest.mark.parametrize("name", [n for n in EVICTING if "window" in options(n)])
 def test_a_budget_below_what_always_stays_is_refused_before_reading(engine, name):
-    reading = engine.prefill(IDS, [Compression(parse_method(name, Budget(rows_per_head=30)))])
+    reading = engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=30)))])
     with pytest.raises(KvchatError, match="leaves 30 per head") as caught:
         next(reading)
     assert caught.value.tries == ("--budget 37 or more", f"{name}:window=25")
-    drain(engine.prefill(IDS, [Compression(parse_method(name, Budget(rows_per_head=37)))]))
-    smaller = parse_method(caught.value.tries[1], Budget(rows_per_head=30))
+    drain(engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=37)))]))
+    smaller = parse_method(caught.value.tries[1], Budget(entries_per_head=30))
     drain(engine.prefill(IDS, [Compression(smaller)]))
 
 
 def test_a_short_document_read_with_a_long_probe_is_intact(engine):
-    """The room for the probe is not part of the document's rows."""
+    """The room for the probe is not part of the document's entries."""
     for tokens in (1, 2, 9):
         want, _ = read(engine, IDS[:tokens])
         probed = drain(engine.prefill(IDS[:tokens], [Compression(Full())], [IDS[:40]])).caches[0]

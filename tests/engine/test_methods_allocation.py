@@ -25,9 +25,11 @@ TOY = torch.tensor(
 
 
 def retained(table, counts) -> float:
-    """Mass that heads keep when each takes its best `counts[h]` rows."""
+    """Mass that heads keep when each takes its best `counts[h]` entries."""
     best = table.sort(dim=1, descending=True).values
-    return float(sum(row[:n].sum() for row, n in zip(best, [int(c) for c in counts], strict=True)))
+    return float(
+        sum(entry[:n].sum() for entry, n in zip(best, [int(c) for c in counts], strict=True))
+    )
 
 
 def test_observed_mass_of_the_oracle():
@@ -57,7 +59,7 @@ def test_shares_of_the_oracle():
 
 
 def test_kept_rows_of_the_oracle():
-    options = {"budget": Budget(rows_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
+    options = {"budget": Budget(entries_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
     scene = oracle_scene()
     ada = AdaKV(**options, floor=0.0).compress(scene)
     assert ada.lengths == (5, 3)
@@ -68,7 +70,7 @@ def test_kept_rows_of_the_oracle():
 
 
 def test_ties_after_pooling_fall_to_the_lower_head_and_the_earlier_token():
-    method = AdaKV(Budget(rows_per_head=4), window=2, kernel=3, sinks=0, floor=0.0)
+    method = AdaKV(Budget(entries_per_head=4), window=2, kernel=3, sinks=0, floor=0.0)
     assert kept_tokens(method.compress(oracle_scene())) == [[1, 2, 4, 5], [0, 1, 4, 5]]
 
 
@@ -89,11 +91,11 @@ def test_uniform_shares_add_up_and_differ_by_one_at_most():
         assert max(shares) - min(shares) <= 1
 
 
-def cases(count: int, heads: int, rows: int, seed: int):
-    """Random attention tables `[H, N]` in float64 (rows sum to at most 1), totals and floors."""
+def cases(count: int, heads: int, entries: int, seed: int):
+    """Random attention tables `[H, N]` in float64 (entries sum to at most 1), totals and floors."""
     dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     for _ in range(count):
-        h, n = dice.randint(1, heads), dice.randint(1, rows)
+        h, n = dice.randint(1, heads), dice.randint(1, entries)
         sharp = torch.rand(h, 1, generator=generator, dtype=torch.float64) * 6
         logits = torch.randn(h, n, generator=generator, dtype=torch.float64) * sharp
         share = torch.rand(h, 1, generator=generator, dtype=torch.float64)
@@ -102,24 +104,24 @@ def cases(count: int, heads: int, rows: int, seed: int):
 
 
 def test_adaptive_shares_are_exact_bounded_and_never_worse_than_uniform():
-    for table, total, floor in cases(2000, heads=8, rows=40, seed=0):
-        heads, rows = table.shape
+    for table, total, floor in cases(2000, heads=8, entries=40, seed=0):
+        heads, entries = table.shape
         shares = budgets.adaptive(table, total, floor)
-        sure = min(int(floor * (total // heads)), rows)
+        sure = min(int(floor * (total // heads)), entries)
         assert sum(shares) == total
-        assert sure <= min(shares) and max(shares) <= rows
-        even = budgets.uniform(total, [rows] * heads)
+        assert sure <= min(shares) and max(shares) <= entries
+        even = budgets.uniform(total, [entries] * heads)
         # eps = 2C·sum(1 - F): smaller where more mass is retained
         assert retained(table, shares) >= retained(table, even) - 1e-12
 
 
 def test_adaptive_shares_are_the_best_of_all_by_brute_force():
-    for table, total, floor in cases(300, heads=3, rows=5, seed=1):
-        heads, rows = table.shape
-        sure = min(int(floor * (total // heads)), rows)
+    for table, total, floor in cases(300, heads=3, entries=5, seed=1):
+        heads, entries = table.shape
+        sure = min(int(floor * (total // heads)), entries)
         best = max(
             retained(table, counts)
-            for counts in itertools.product(range(sure, rows + 1), repeat=heads)
+            for counts in itertools.product(range(sure, entries + 1), repeat=heads)
             if sum(counts) == total
         )
         assert retained(table, budgets.adaptive(table, total, floor)) == pytest.approx(best)
@@ -128,16 +130,16 @@ def test_adaptive_shares_are_the_best_of_all_by_brute_force():
 def test_the_bound_of_ada_kv_holds():
     """|y - y'|_1 <= 2·sum C_i (1 - F_i) <= eps, with F_i > 0 (the window is always kept)."""
     generator = torch.Generator().manual_seed(3)
-    for table, total, floor in cases(1000, heads=4, rows=12, seed=2):
-        heads, rows = table.shape
+    for table, total, floor in cases(1000, heads=4, entries=12, seed=2):
+        heads, entries = table.shape
         attention = table / table.sum(dim=1, keepdim=True)
-        values = torch.randn(heads, rows, 3, generator=generator, dtype=torch.float64)
+        values = torch.randn(heads, entries, 3, generator=generator, dtype=torch.float64)
         out = torch.randn(heads, 3, 5, generator=generator, dtype=torch.float64)
         projected = values @ out  # [H, N, model]
         total = max(total, heads)
         shares = torch.tensor(budgets.adaptive(attention, total, floor)).clamp_min(1)
-        kept = torch.zeros(heads, rows, dtype=torch.float64)
-        rank = torch.arange(rows) < shares[:, None]
+        kept = torch.zeros(heads, entries, dtype=torch.float64)
+        rank = torch.arange(entries) < shares[:, None]
         kept.scatter_(1, scores.ranked(attention), rank.double())
         mass = (kept * attention).sum(dim=1)  # F
         exact = torch.einsum("hn,hnm->m", attention, projected)
@@ -149,8 +151,8 @@ def test_the_bound_of_ada_kv_holds():
 
 
 def test_shares_follow_the_heads():
-    for table, total, floor in cases(300, heads=6, rows=20, seed=4):
-        heads, rows = table.shape
+    for table, total, floor in cases(300, heads=6, entries=20, seed=4):
+        heads, entries = table.shape
         shares = budgets.adaptive(table, total, floor)
         order = torch.randperm(heads, generator=torch.Generator().manual_seed(heads))
         assert budgets.adaptive(table[order], total, floor) == [shares[i] for i in order]
@@ -158,6 +160,6 @@ def test_shares_follow_the_heads():
         louder[0] *= 3
         assert budgets.adaptive(louder, total, floor)[0] >= shares[0]
         share = total // heads
-        same = budgets.adaptive(table[:1].expand(heads, rows), share * heads, floor)
+        same = budgets.adaptive(table[:1].expand(heads, entries), share * heads, floor)
         assert same == [share] * heads
         assert budgets.adaptive(table, share * heads, 1.0) == [share] * heads

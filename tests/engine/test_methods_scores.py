@@ -32,7 +32,7 @@ S = torch.tensor([[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]])
 
 
 def attention(scene) -> torch.Tensor:
-    """Weights `[H*G, W, T]` of the window queries, by softmax over all rows that each sees."""
+    """Weights `[H*G, W, T]` of the window queries, by softmax over all entries that each sees."""
     group = scene.queries.shape[1] // len(scene.keys)
     keys = scene.keys.repeat_interleave(group, 0)
     logits = torch.einsum("whd,hnd->hwn", scene.queries, keys) * scene.scale
@@ -69,24 +69,24 @@ def test_adakv_2_7_projected_norms_are_those_of_the_values_behind_the_output(mon
     monkeypatch.setattr(scores, "NORM_VALUES", 100)
     output = grouped(scene.output, 3)
     projected = [torch.stack([scene.values[h] @ w for w in output[h]]) for h in range(3)]
-    want = torch.stack([rows.norm(p=1, dim=-1).mean(0) for rows in projected])
+    want = torch.stack([entries.norm(p=1, dim=-1).mean(0) for entries in projected])
     assert_close("norms", scores.projected_norm(scene, 50), want, 1e-5)
     assert_close("some", scores.projected_norm(scene, 20), want[:, :20], 1e-5)
 
 
 def test_adakv_2_7_two_stages():
-    """Half of the rows by attention, the rest by (attention + 1e-4) times the norm."""
+    """Half of the entries by attention, the rest by (attention + 1e-4) times the norm."""
     scene, window = random_scene(2, 2, 80, 8), 8
     scene = replace(scene, values=torch.randn(2, 80, 8) * torch.rand(2, 80, 1) * 5)
-    method = Critical(Budget(rows_per_head=28), window=window, kernel=1, sinks=0)
+    method = Critical(Budget(entries_per_head=28), window=window, kernel=1, sinks=0)
     mass = grouped(attention(scene).mean(1)[:, :72], 2).mean(1)
     norms = scores.projected_norm(scene, 72)
-    for head, rows in enumerate(kept_tokens(method.compress(scene))):
+    for head, entries in enumerate(kept_tokens(method.compress(scene))):
         order = sorted(range(72), key=lambda j, h=head: -mass[h, j])
         sure, rest = order[:10], order[10:]
         rest.sort(key=lambda j, h=head: -(mass[h, j] + 1e-4) * norms[h, j])
-        assert rows == sorted([*sure, *rest[:10], *range(72, 80)])
-    snap = SnapKV(Budget(rows_per_head=28), window=window, kernel=1, sinks=0).compress(scene)
+        assert entries == sorted([*sure, *rest[:10], *range(72, 80)])
+    snap = SnapKV(Budget(entries_per_head=28), window=window, kernel=1, sinks=0).compress(scene)
     assert kept_tokens(snap) != kept_tokens(method.compress(scene))
 
 
@@ -94,10 +94,10 @@ def test_adakv_2_7_the_bound_holds():
     """|y - y'| <= sum A n - (2 - 1/sigma) * sum over kept A n, for any kept set of mass sigma."""
     generator = torch.Generator().manual_seed(7)
     for _ in range(1000):
-        rows = int(torch.randint(2, 12, (1,), generator=generator))
-        share = (3 * torch.randn(rows, generator=generator, dtype=torch.float64)).softmax(0)
-        projected = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
-        kept = torch.rand(rows, generator=generator) < 0.6
+        entries = int(torch.randint(2, 12, (1,), generator=generator))
+        share = (3 * torch.randn(entries, generator=generator, dtype=torch.float64)).softmax(0)
+        projected = torch.randn(entries, 5, generator=generator, dtype=torch.float64)
+        kept = torch.rand(entries, generator=generator) < 0.6
         kept[int(share.argmax())] = True
         norms, sigma = projected.abs().sum(1), share[kept].sum()
         loss = (share @ projected - share[kept] @ projected[kept] / sigma).abs().sum()
@@ -132,14 +132,20 @@ def test_adakv_2_8_rows_that_carry_the_mass_are_secure():
 
 def test_kvmerger_7_h2o():
     """Sums 3.00 .57 .83 .30 .30; heavy 2, recent 2 keep 0, 2, 3, 4; and the averaged sums."""
-    rows = [[1], [0.6, 0.4], [0.5, 0.1, 0.4], [0.4, 0.05, 0.35, 0.2], [0.5, 0.02, 0.08, 0.1, 0.3]]
+    entries = [
+        [1],
+        [0.6, 0.4],
+        [0.5, 0.1, 0.4],
+        [0.4, 0.05, 0.35, 0.2],
+        [0.5, 0.02, 0.08, 0.1, 0.3],
+    ]
     table = torch.zeros(5, 5)
-    for t, row in enumerate(rows):
-        table[t, : len(row)] = torch.tensor(row)
+    for t, entry in enumerate(entries):
+        table[t, : len(entry)] = torch.tensor(entry)
     keys = torch.zeros(1, 5, 2)
     scene = replace(prefilled(keys, torch.zeros(1, 1, 2), 1.0), column_mass=table.sum(0)[None])
     assert_close("sums", scene.column_mass[0], torch.tensor([3, 0.57, 0.83, 0.30, 0.30]), 1e-6)
-    method = H2O(Budget(rows_per_head=4))
+    method = H2O(Budget(entries_per_head=4))
     assert kept_tokens(method.compress(scene)) == [[0, 2, 3, 4]]
     averaged = replace(method, average=True).score(scene, 5, each=2)
     want = torch.tensor([[0.6, 0.1425, 0.2767, 0.15, 0.3]])
@@ -150,16 +156,16 @@ def test_tova_keeps_the_same_tokens_in_all_heads():
     scene = random_scene(3, 2, 40, 1)
     last = attention(scene)[:, 0].mean(0)[:39]
     best = sorted([*last.topk(9).indices.tolist(), 39])
-    assert kept_tokens(TOVA(Budget(rows_per_head=10)).compress(scene)) == [best] * 3
+    assert kept_tokens(TOVA(Budget(entries_per_head=10)).compress(scene)) == [best] * 3
 
 
 def test_knorm_keeps_the_shortest_keys():
     scene = random_scene(2, 1, 40, 1)
-    for head, rows in enumerate(
-        kept_tokens(Knorm(Budget(rows_per_head=10), sinks=0).compress(scene))
+    for head, entries in enumerate(
+        kept_tokens(Knorm(Budget(entries_per_head=10), sinks=0).compress(scene))
     ):
         short = (-scene.keys[head, :39].norm(dim=-1)).topk(9).indices.tolist()
-        assert rows == sorted([*short, 39])
+        assert entries == sorted([*short, 39])
 
 
 def test_frontier_2_6_expected_attention():
@@ -187,16 +193,16 @@ def test_frontier_2_6_expected_attention():
 
 
 def test_adakv_2_2_pyramid_lines():
-    """At 32 layers and b = 96 the authors' rounding keeps 3,536 rows of 3,072; ours 3,072."""
-    for rows, first in ((96, 188), (224, 437), (480, 936), (992, 1935), (2016, 3932)):
-        line = budgets.pyramid(rows, 32, 10**6, beta=20)
-        assert sum(line) == 32 * rows
+    """At 32 layers and b = 96 the authors' rounding keeps 3,536 entries of 3,072; ours 3,072."""
+    for entries, first in ((96, 188), (224, 437), (480, 936), (992, 1935), (2016, 3932)):
+        line = budgets.pyramid(entries, 32, 10**6, beta=20)
+        assert sum(line) == 32 * entries
         assert line == sorted(line, reverse=True)
-        assert abs(line[0] - first) <= 1 and abs(line[-1] - Fraction(rows, 20)) <= 1
-    for rows in range(0, 101):
+        assert abs(line[0] - first) <= 1 and abs(line[-1] - Fraction(entries, 20)) <= 1
+    for entries in range(0, 101):
         for layers in (1, 2, 5, 32):
-            line = budgets.pyramid(rows, layers, 100, beta=20)
-            assert sum(line) == layers * rows
+            line = budgets.pyramid(entries, layers, 100, beta=20)
+            assert sum(line) == layers * entries
             assert min(line) >= 0 and max(line) <= 100
     assert budgets.pyramid(7, 3, 100, beta=20) == [14, 7, 0]  # b below beta
 
@@ -206,14 +212,14 @@ def test_adakv_2_2_layers_of_a_model_keep_the_budget_together():
         for heads, layers, tokens in ((1, 1, 50), (2, 4, 333), (8, 32, 1000)):
             method = PyramidKV(Budget(fraction=fraction))
             geometry = Geometry(tokens, heads, layers, 8, 4)
-            rows = method.rows(geometry)
-            assert sum(rows) == layers * method.budget.rows(geometry)
-            assert max(rows) <= geometry.full
-            assert min(rows) >= heads * method.newest(method.budget.rows(geometry) // heads)
+            entries = method.entries(geometry)
+            assert sum(entries) == layers * method.budget.entries(geometry)
+            assert max(entries) <= geometry.full
+            assert min(entries) >= heads * method.newest(method.budget.entries(geometry) // heads)
 
 
 def test_adakv_7_shares_of_the_authors_rule():
-    """Largest remainder where the authors' rounding loses or adds rows."""
+    """Largest remainder where the authors' rounding loses or adds entries."""
     for alpha, want in ((0.0, [3, 1]), (0.2, [3, 1]), (0.5, [3, 1]), (1.0, [2, 2])):
         assert budgets.mixed(S, 4, alpha) == want
     toy = torch.tensor(
@@ -238,7 +244,7 @@ def test_rows_that_do_not_exist_are_never_counted():
 
 
 def sorted_even(total: int) -> list[int]:
-    """One row a turn for each head that has one left, the first heads first."""
+    """One entry a turn for each head that has one left, the first heads first."""
     counts, left = [0, 0, 0], [2, 4, 3]
     turn = 0
     while total:
@@ -251,10 +257,10 @@ def sorted_even(total: int) -> list[int]:
 
 
 def test_absent_rows_change_nothing():
-    """A layer whose first rows do not exist keeps what the layer without them keeps."""
+    """A layer whose first entries do not exist keeps what the layer without them keeps."""
     for name in ("snapkv", "adakv", "defensivekv", "criticalkv", "knorm", "tova", "h2o",
                  "expected-attention"):  # fmt: skip
-        method = parse_method(name, Budget(rows_per_head=20), ["sinks=0"])
+        method = parse_method(name, Budget(entries_per_head=20), ["sinks=0"])
         if hasattr(method, "window"):
             method = replace(method, window=4)
         scene = random_scene(2, 2, 80, window=4)
@@ -316,13 +322,13 @@ def test_sums_and_moments_are_those_of_transformers(checkpoint, chunk, probed):
         assert_close("column sums", given.column_mass, want, 1e-5)
         plain = queries[4:].view(len(seen) - 4, 4, 16).transpose(0, 1)  # [H*G, T, D]
         assert_close("mean", given.moments.mean, plain.mean(1) @ turn.T, 1e-4)
-        spread = torch.stack([torch.cov(rows.T, correction=0) for rows in plain])
+        spread = torch.stack([torch.cov(entries.T, correction=0) for entries in plain])
         assert_close("covariance", given.moments.covariance, turn @ spread @ turn.T, 1e-4)
 
 
 def test_oracle_s_is_kept_by_the_family():
     """Oracle S, kernel 1, b 2: heads keep 0 and 2, 0 and 3; pooled 3 and 1."""
-    options = {"budget": Budget(rows_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
+    options = {"budget": Budget(entries_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
     assert kept_tokens(SnapKV(**options).compress(oracle_scene())) == [[0, 2, 4, 5], [0, 3, 4, 5]]
-    paper = parse_method("adakv@paper:window=2,kernel=1,floor=0.5", Budget(rows_per_head=4))
+    paper = parse_method("adakv@paper:window=2,kernel=1,floor=0.5", Budget(entries_per_head=4))
     assert kept_tokens(paper.compress(oracle_scene())) == [[0, 1, 2, 4, 5], [0, 4, 5]]

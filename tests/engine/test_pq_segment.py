@@ -21,18 +21,18 @@ def made(keys, values, centroids, reads, start=0) -> PQSegment:
     return PQSegment(torch.cat((keys, values), dim=-1), centroids, codes, reads, start)
 
 
-def random_segment(heads=2, group=3, rows=300, dim=16, count=40, subspaces=2, size=8, seed=0):
+def random_segment(heads=2, group=3, entries=300, dim=16, count=40, subspaces=2, size=8, seed=0):
     """A segment with centroids that are some of its keys, and one query."""
     generator = torch.Generator().manual_seed(seed)
-    keys, values = torch.randn(2, heads, rows, dim, generator=generator)
+    keys, values = torch.randn(2, heads, entries, dim, generator=generator)
     q = torch.randn(1, heads * group, dim, generator=generator)
     centroids = keys[:, 5 : 5 + size].unflatten(-1, (subspaces, -1)).transpose(1, 2).contiguous()
     return made(keys, values, centroids, Reads(4, 0, count, 1)), keys, values, q
 
 
-def over(q, keys, values, rows, scale):
-    """Exact attention over the rows `rows[h]` of each head."""
-    parts = [(keys[h, r], values[h, r], None) for h, r in enumerate(rows)]
+def over(q, keys, values, entries, scale):
+    """Exact attention over the entries `entries[h]` of each head."""
+    parts = [(keys[h, r], values[h, r], None) for h, r in enumerate(entries)]
     return attention(q, parts, scale)
 
 
@@ -53,7 +53,7 @@ def test_attention_over_the_chosen_rows_by_hand():
 
 @pytest.mark.parametrize("subspaces, size", [(2, 8), (2, 100), (4, 16)])
 def test_one_query_attends_to_sinks_and_to_what_its_codes_rank_first(subspaces, size):
-    """With and without an inverted list; and O5: missing rows cost at most their attention."""
+    """With and without an inverted list; and O5: missing entries cost at most their attention."""
     segment, keys, values, q = random_segment(subspaces=subspaces, size=size)
     assert (segment.cells is not None) == (size**subspaces <= 4096)
     o, lse = segment.attend(q, 0.25, torch_backend())
@@ -61,7 +61,7 @@ def test_one_query_attends_to_sinks_and_to_what_its_codes_rank_first(subspaces, 
         "hgd,hnd->hgn", q.view(2, 3, 16), ops.pq_decode(segment.codes, segment.centroids)
     )
     worth = torch.softmax(scores / 4, dim=-1).sum(dim=1)
-    chosen = [[0, 1, 2, 3, *(4 + row for row in ops.pq_select(w[None], 40)[0])] for w in worth]
+    chosen = [[0, 1, 2, 3, *(4 + entry for entry in ops.pq_select(w[None], 40)[0])] for w in worth]
     want, want_lse = over(q, keys, values, chosen, 0.25)
     assert_close("o", o, want, 1e-5)
     assert_lse_close("lse", lse, want_lse, 1e-5)
@@ -90,15 +90,15 @@ def test_rows_for_everything_or_several_queries_are_exact_with_any_code_book():
 def test_cells_choose_the_rows_that_a_scan_of_the_codes_chooses(aggregate):
     """O8, with ties inside cells, between them (a rounded table), and where all underflow."""
     generator = torch.Generator().manual_seed(0)
-    for heads, group, rows, size, count in (
+    for heads, group, entries, size, count in (
         (2, 3, 500, 8, 40),
         (3, 1, 400, 4, 399),
         (1, 4, 2000, 64, 1500),
     ):
-        codes = torch.randint(size, (heads, rows, 2), dtype=torch.uint8, generator=generator)
-        cells = Cells.of(codes[:, : rows - 30], size)
-        for end in (rows - 10, rows):
-            cells = cells.extended(codes[:, :end], 20 if end < rows else 10, size)
+        codes = torch.randint(size, (heads, entries, 2), dtype=torch.uint8, generator=generator)
+        cells = Cells.of(codes[:, : entries - 30], size)
+        for end in (entries - 10, entries):
+            cells = cells.extended(codes[:, :end], 20 if end < entries else 10, size)
         assert cells.pending.shape[1] == 30
         table = torch.randn(heads, group, 2, size, generator=generator)
         for case in (table, table.round(), 100 * table, 0 * table):
@@ -140,8 +140,8 @@ def test_tensors_are_everything_and_load_is_their_inverse():
         again = PQSegment.load({n: t.clone() for n, t in segment.tensors().items()}, segment.span)
         assert torch.equal(again.attend(q, 0.25, torch_backend())[0], want[0])
         elsewhere = PQSegment(segment.pool.to("meta"), *parts_of(segment))
-        rows, total = segment.pool.nbytes, segment.memory().total
-        assert elsewhere.memory() == Memory(device=total - rows, host=rows)
+        entries, total = segment.pool.nbytes, segment.memory().total
+        assert elsewhere.memory() == Memory(device=total - entries, host=entries)
         segment.extend(keys[:, :70], keys[:, :70])
         again = PQSegment.load({n: t.clone() for n, t in segment.tensors().items()}, segment.span)
         assert (again.span, again.lengths, again.reads) == ((0, 370), (370, 370), segment.reads)

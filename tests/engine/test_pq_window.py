@@ -1,4 +1,6 @@
-"""Rows that slide from the tail into a PQ segment and back: nothing is lost, nothing is doubled."""
+"""Entries that slide from the tail into a PQ segment and back: nothing is lost, nothing is
+doubled.
+"""
 
 import random
 
@@ -18,8 +20,8 @@ CPU = torch.device("cpu")
 
 
 def test_the_window_by_hand():
-    """Oracle 8.1: S 2, W 3, n 10; after token 10 row 7 is a candidate, with its own code."""
-    cache, _ = numbered(rows=10, reads=Reads(2, 3, 1, 1))
+    """Oracle 8.1: S 2, W 3, n 10; after token 10 entry 7 is a candidate, with its own code."""
+    cache, _ = numbered(entries=10, reads=Reads(2, 3, 1, 1))
     (layer,) = cache.layers
     assert (layer.segments[0].span, layer.tail.start, layer.tail.length) == ((0, 7), 7, 3)
     for token, coded in ((10, 6), (11, 7), (12, 8)):
@@ -38,16 +40,16 @@ def key_of(tokens) -> torch.Tensor:
     )
 
 
-def numbered(rows, reads, layers=1):
-    """A cache whose key rows and value rows are `key_of` their positions."""
+def numbered(entries, reads, layers=1):
+    """A cache whose key entries and value entries are `key_of` their positions."""
     cache = KVCache.empty(layers, 2, 4, torch.float32, CPU, torch_backend())
-    keys = key_of(range(rows))
-    inside = rows - reads.window
+    keys = key_of(range(entries))
+    inside = entries - reads.window
     centroids = train(keys[:, reads.sinks : inside], Training(2, 4, 5, 4321))
     for layer in cache.layers:
         segment = made(keys[:, :inside], -keys[:, :inside], centroids, reads)
         layer.adopt(segment, keys[:, inside:], -keys[:, inside:])
-    cache.position = rows
+    cache.position = entries
     return cache, centroids
 
 
@@ -91,32 +93,32 @@ def test_rows_are_never_lost_or_doubled_over_a_thousand_tokens(block):
             assert float(segment.cells.count.sum()) == 2 * (tail.start - 3)
             found = segment._fetched(segment.choose(torch.randn(4, 4), 1.0))
             assert torch.equal(found.k, -found.v)
-            rows = found.k[:, 0].view(2, -1).long()
-            assert rows[:, :3].tolist() == [[0, 1, 2]] * 2
-            assert bool((rows.diff(dim=1) > 0).all()) and int(rows.max()) < tail.start
+            entries = found.k[:, 0].view(2, -1).long()
+            assert entries[:, :3].tolist() == [[0, 1, 2]] * 2
+            assert bool((entries.diff(dim=1) > 0).all()) and int(entries.max()) < tail.start
     with pytest.raises(AssertionError, match="120 are frozen"):
         cache.truncate(119)
 
 
 def test_a_tail_of_rows_that_slid_is_the_tail_of_what_is_left():
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(2, 340, 8, generator=generator)
+    entries = torch.randn(2, 340, 8, generator=generator)
     q = torch.randn(1, 4, 8, generator=generator)
     tail = Tail(2, 8, torch.float32, CPU)
-    tail.append(rows[:, :50], rows[:, :50])
+    tail.append(entries[:, :50], entries[:, :50])
     tail.slide(20)
     store = tail.k
-    tail.append(rows[:, 50:200], rows[:, 50:200])
+    tail.append(entries[:, 50:200], entries[:, 50:200])
     assert tail.k is store and tail.start == 20
-    tail.append(rows[:, 200:], rows[:, 200:])
-    assert tail.k is not store and torch.equal(tail.keys, rows[:, 20:])
+    tail.append(entries[:, 200:], entries[:, 200:])
+    assert tail.k is not store and torch.equal(tail.keys, entries[:, 20:])
     tail.slide(30)
-    tail.prepend(rows[:, 40:50], rows[:, 40:50])
-    assert tail.start == 40 and torch.equal(tail.values, rows[:, 40:])
+    tail.prepend(entries[:, 40:50], entries[:, 40:50])
+    assert tail.start == 40 and torch.equal(tail.values, entries[:, 40:])
     layer = LayerCache(Tail(2, 8, torch.float32, CPU), torch_backend())
-    layer.append(rows[:, 40:], rows[:, 40:])
+    layer.append(entries[:, 40:], entries[:, 40:])
     got, want = tail.attend(q, 0.3, torch_backend()), layer.attend(q, 0.3)
     assert_close("o", got[0], want[0], 1e-6)
     tail.slide(7)
     o, _ = tail.attend(q, 0.3, torch_backend())
-    assert_close("o", o, over(q, rows, rows, [range(47, 340)] * 2, 0.3)[0], 1e-5)
+    assert_close("o", o, over(q, entries, entries, [range(47, 340)] * 2, 0.3)[0], 1e-5)

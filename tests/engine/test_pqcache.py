@@ -35,8 +35,8 @@ def test_what_is_read_is_the_budget():
         for tokens in (5000, 12000, 30000):
             geometry = Geometry(tokens, heads=2, layers=4, dim=16, itemsize=4)
             method = parse_method("pqcache", Budget.parse(budget))
-            wanted = method.budget.rows(geometry) // 2 * 2
-            assert method.rows(geometry) == [2 * tokens] * 4
+            wanted = method.budget.entries(geometry) // 2 * 2
+            assert method.entries(geometry) == [2 * tokens] * 4
             assert method.reads(geometry) == [wanted] * 4
     quality = parse_method("pqcache@quality", Budget(fraction=0.1))
     assert quality.reads(geometry) == [60000, 60000, 6000, 6000]
@@ -50,11 +50,11 @@ def test_options_that_cannot_be():
         ("pqcache:code_bits=9", "above 8"),
         ("pqcache:aggregate=mean", "unknown"),
         ("pqcache:home=disk", "unknown"),
-        ("pqcache:bits=4", "keeps every row as the model has it"),
+        ("pqcache:bits=4", "keeps every entry as the model has it"),
         ("pqcache:m=8", "m=8 parts of a head of 20"),
     ):
         with pytest.raises(KvchatError, match=text):
-            parse_method(spec).rows(geometry)
+            parse_method(spec).entries(geometry)
 
 
 def test_documents_are_coded_layer_by_layer(engine):
@@ -75,7 +75,9 @@ def test_documents_are_coded_layer_by_layer(engine):
 
 
 def test_codes_find_more_attention_than_chance_or_the_newest_rows():
-    """O12 on made-up heads: mass of PQ's choice against random rows and against the last rows."""
+    """O12 on made-up heads: mass of PQ's choice against random entries and against the last
+    entries.
+    """
     scene = random_scene(4, 2, 3000, 1, dim=32)
     method = PQCache(Budget(fraction=0.1), sinks=0, recent=0.0)
     segment = method.compress(scene)
@@ -90,7 +92,7 @@ def test_codes_find_more_attention_than_chance_or_the_newest_rows():
 
 
 def test_undo_and_single_tokens_restore_every_answer(engine):
-    """Tokens one by one, rows over the window's edge, and back: the same logits, bit for bit."""
+    """Tokens one by one, entries over the window's edge, and back: the same logits, bit for bit."""
     ids = random_ids(460, seed=3)
     cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
 
@@ -106,7 +108,7 @@ def test_undo_and_single_tokens_restore_every_answer(engine):
     cache.truncate(400)
     full, _ = read(engine, ids[:400])
     pair = [drain(engine.extend(c, ids[400:])) for c in (cache, full)]
-    assert_close("several tokens read every row", *pair, 1e-6)
+    assert_close("several tokens read every entry", *pair, 1e-6)
     assert relative_rms(want[-1], pair[1]) > 1e-4, "one by one they did not"
     cache.truncate(400)
     assert_close("scores", engine.score(cache, ids[400:], 59)[1:], want[1:], 1e-6)
@@ -130,7 +132,7 @@ def test_memory_that_runs_out_while_rows_are_coded_loses_none(engine, monkeypatc
     assign, calls = ops.pq_assign, iter([True])
 
     def failing(*given):
-        if next(calls, False):  # the first layer's rows are coded, the second's are not
+        if next(calls, False):  # the first layer's entries are coded, the second's are not
             return assign(*given)
         raise MemoryError
 

@@ -32,7 +32,7 @@ class Recorder:
     shown: list[Prefilled] = field(default_factory=list)
     budget: ClassVar[Budget] = Budget(fraction=1.0)
 
-    def rows(self, geometry):
+    def entries(self, geometry):
         return [geometry.full] * geometry.layers
 
     def compress(self, prefilled: Prefilled):
@@ -129,7 +129,7 @@ def test_scores_of_the_document_s_end_are_its_attention_weights(checkpoint, chun
     drain(engine.prefill(IDS, [Compression(recorder)]))
     for seen, weights in zip(recorder.shown, weights_of(oracle, IDS), strict=True):
         want = group_mean(weights[:, -16:])
-        assert_close("all rows", by_head(observed_mass(seen, len(IDS)), 2), want, 1e-5)
+        assert_close("all entries", by_head(observed_mass(seen, len(IDS)), 2), want, 1e-5)
         assert_close("the prefix", by_head(observed_mass(seen, 70), 2), want[:, :70], 1e-5)
 
 
@@ -141,8 +141,8 @@ def test_scores_of_probes_are_their_attention_weights(engine, checkpoint):
     parts = [weights_of(oracle, IDS + probe) for probe in probes]
     for layer, seen in enumerate(recorder.shown):
         assert len(seen.queries) == 11 + 16
-        rows = [part[layer][:, len(IDS) :][:, -16:, : len(IDS)] for part in parts]
-        want = group_mean(torch.cat(rows, dim=1))
+        entries = [part[layer][:, len(IDS) :][:, -16:, : len(IDS)] for part in parts]
+        want = group_mean(torch.cat(entries, dim=1))
         assert_close("mass", by_head(observed_mass(seen, len(IDS)), 2), want, 1e-5)
 
 

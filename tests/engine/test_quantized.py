@@ -1,5 +1,6 @@
-"""Rows in few bits: KIVI's hand-worked oracle (`kvmerger.md` 7), the error bound, exact bytes, and
-attention against the rows turned back into numbers."""
+"""Entries in few bits: KIVI's hand-worked oracle (`kvmerger.md` 7), the error bound, exact bytes,
+and attention against the entries turned back into numbers.
+"""
 
 from dataclasses import replace
 from math import gcd
@@ -48,24 +49,26 @@ def test_codes_survive_packing_and_errors_are_half_a_step(bits):
         assert torch.equal(reference.unpack(packed, bits), codes)
         error = (reference.dequantize(codes, scale, zero, torch.float32) - x).abs()
         # rounding to 16 bits shortens the range by at most 2^-11 of it, at its end
-        slack = (2**bits - 1) * 2**-11 if meta == torch.float16 else 1e-5
-        assert bool((error <= scale.float()[..., None] * (0.5 + slack) + 2e-3 * slack).all())
+        preallocated = (2**bits - 1) * 2**-11 if meta == torch.float16 else 1e-5
+        assert bool(
+            (error <= scale.float()[..., None] * (0.5 + preallocated) + 2e-3 * preallocated).all()
+        )
 
 
 def flat(lengths, dim, seed=0, bias=False, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
-    rows = sum(lengths)
-    k, v = (torch.randn(rows, dim, generator=generator).to(dtype) for _ in range(2))
-    weights = torch.rand(rows, generator=generator) if bias else None
+    entries = sum(lengths)
+    k, v = (torch.randn(entries, dim, generator=generator).to(dtype) for _ in range(2))
+    weights = torch.rand(entries, generator=generator) if bias else None
     position = torch.cat([torch.arange(n) for n in lengths])
-    count = torch.ones(rows, dtype=torch.int32) if bias else None
+    count = torch.ones(entries, dtype=torch.int32) if bias else None
     return FlatSegment.of(k, v, lengths, position, (0, 500), weights, count)
 
 
 def numbers(segment: QuantizedSegment) -> list[tuple[torch.Tensor, ...]]:
     """Keys, values and biases of each head, turned back, in the order of the store."""
-    rows, rest = segment.ends[-1], segment.rest
-    k, v = segment._keys(0, rows), segment._values(0, rows)
+    entries, rest = segment.ends[-1], segment.rest
+    k, v = segment._keys(0, entries), segment._values(0, entries)
     heads = []
     for h in range(len(segment.ends) - 1):
         own, more = slice(*segment.ends[h : h + 2]), slice(*rest.ends[h : h + 2])
@@ -80,7 +83,7 @@ def numbers(segment: QuantizedSegment) -> list[tuple[torch.Tensor, ...]]:
 @pytest.mark.parametrize("lengths", [[64, 70, 32, 5], [200, 0, 31, 33], [3], [1000, 100]])
 @pytest.mark.parametrize("dim", [16, 80, 128])
 def test_attention_is_that_of_the_rows_turned_back(monkeypatch, bits, lengths, dim):
-    """Slices that begin and end inside heads, heads without rows, and a bias per row."""
+    """Slices that begin and end inside heads, heads without entries, and a bias per entry."""
     monkeypatch.setattr(quantized, "SLICE", 96)
     for bias in (False, True):
         source = flat(lengths, dim, bias=bias)
@@ -108,11 +111,11 @@ def test_rows_come_back_within_half_a_step_of_their_group(bits):
         own = slice(*source.ends[head : head + 2])
         body = len(k) - len(k) % 32
         keys = source.k[own][:body].view(-1, 32, 64)
-        step = (keys.amax(1) - keys.amin(1)) / levels  # per channel of 32 rows
+        step = (keys.amax(1) - keys.amin(1)) / levels  # per channel of 32 entries
         error = (k[:body].view(-1, 32, 64) - keys).abs()
         assert bool((error <= 0.5 * step[:, None] + 0.004).all())
         values = source.v[own][:body].view(body, 2, 32)
-        step = (values.amax(2) - values.amin(2)) / levels  # per group of channels of a row
+        step = (values.amax(2) - values.amin(2)) / levels  # per group of channels of an entry
         error = (v[:body].view(body, 2, 32) - values).abs()
         assert bool((error <= 0.5 * step[..., None] + 0.004).all())
         assert torch.equal(k[body:], source.k[own][body:]), "the rest is as it was"
@@ -122,7 +125,7 @@ def test_2_10_bytes_per_row():
     """D 128 in 16 bits: 4 bits cost 160 bytes, 8 bits 288, of 512; and a position."""
     for bits, want in ((4, 160), (8, 288), (None, 512)):
         geometry = Geometry(tokens=1, heads=1, layers=1, dim=128, itemsize=2, bits=bits)
-        assert geometry.row_bytes == want + 4
+        assert geometry.entry_bytes == want + 4
     source = flat([3200, 640], 128, dtype=torch.bfloat16)
     assert QuantizedSegment.of(source, 4).memory().total == 3840 * 164 + 2 * 12
 
@@ -139,7 +142,7 @@ def test_tensors_are_everything_and_load_is_the_inverse():
 @pytest.mark.parametrize("name", KEEPING)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_every_flat_method_takes_bits(checkpoint, name, bits):
-    """The same rows in fewer bytes; logits are those of the rows turned back."""
+    """The same entries in fewer bytes; logits are those of the entries turned back."""
     engine, ids = load_engine(checkpoint(head_dim=32)), random_ids(300, seed=8)
     method = parse_method(f"{name}:bits={bits}", Budget(fraction=0.5))
     assert name_of(method) == name and method_options(method)["bits"] == bits
@@ -165,12 +168,12 @@ def test_a_budget_in_bytes_holds_in_few_bits_too(name, bits):
     method = parse_method(f"{name}:bits={bits}", Budget(bytes=40_000))
     scene = random_scene(4, 2, 900, window_of(method), dim=32)
     segment = compressed(method, scene)
-    rows = sum(segment.lengths)
+    entries = sum(segment.lengths)
     geometry = replace(scene.geometry, bits=bits)
     beside = 2 * 4 * 4  # starts and lengths of the tail's heads
     assert segment.memory().total + beside <= 40_000
-    assert segment.memory().total > 40_000 - geometry.layer_bytes - 2 * geometry.row_bytes - 1000
-    assert rows > sum(compressed(parse_method(name, Budget(bytes=40_000)), scene).lengths)
+    assert segment.memory().total > 40_000 - geometry.layer_bytes - 2 * geometry.entry_bytes - 1000
+    assert entries > sum(compressed(parse_method(name, Budget(bytes=40_000)), scene).lengths)
 
 
 def test_groups_of_odd_head_sizes():

@@ -25,10 +25,10 @@ from tests.engine.tiny import load_engine, random_ids, torch_backend
 from tests.support.closeness import assert_close
 
 
-def layer(rows: int, queries: int, seed: int, dim: int = 8):
-    """Keys, values, queries, what they read, and the share `[n, rows]` of each row."""
+def layer(entries: int, queries: int, seed: int, dim: int = 8):
+    """Keys, values, queries, what they read, and the share `[n, entries]` of each entry."""
     generator = torch.Generator().manual_seed(seed)
-    keys, values = (torch.randn(rows, dim, generator=generator) for _ in range(2))
+    keys, values = (torch.randn(entries, dim, generator=generator) for _ in range(2))
     q = 3 * torch.randn(queries, dim, generator=generator)
     share = (q @ keys.T / dim**0.5).softmax(-1)
     return keys, values, q, share @ values, share
@@ -60,8 +60,8 @@ def test_all_rows_are_left_as_they_are(also_values):
 def test_held_out_queries_never_read_worse(seed, kept):
     """Neither output nor log-sum-exp, whatever was fitted; most heads read better."""
     _, values, _, wanted, share = layer(64, 300, seed)
-    rows = torch.randperm(64, generator=torch.Generator().manual_seed(seed))[:kept]
-    share, values = share[:, rows], values[rows]
+    entries = torch.randperm(64, generator=torch.Generator().manual_seed(seed))[:kept]
+    share, values = share[:, entries], values[entries]
     weight, fitted = fit(share, values, wanted, also_values=True)
     held = torch.arange(300) // matching.RUN % matching.HELD == matching.HELD - 1
 

@@ -1,5 +1,5 @@
 """KVzip's scores (`frontier.md` 2.3): the hand-worked oracle, and a computation that has the
-rows of all layers and all attention at once."""
+entries of all layers and all attention at once."""
 
 import math
 from itertools import product
@@ -156,7 +156,7 @@ def test_evidence_is_what_queries_read_from_the_document(checkpoint):
 
 @pytest.mark.parametrize("kind", [KVzip, KVzipPlus, Askall])
 def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
-    """As if all layers' scores had been there at once, and never more rows than the budget."""
+    """As if all layers' scores had been there at once, and never more entries than the budget."""
     engine, recorder = load_engine(checkpoint()), Recorder()
     drain(engine.prefill(IDS, [Compression(recorder)]))
     method = kind(Budget(fraction=0.3), sinks=0)
@@ -170,8 +170,8 @@ def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
     reading = drain(engine.prefill(IDS, [Compression(method)]), lambda event: seen.append(event))
     cache = reading.caches[0]
     assert [kept_tokens(segment) for segment in cache.segments()] == whole
-    row = 2 * 16 * 4 + 4
-    assert max(event.kv_bytes for event in seen) <= total * row + 4 * 3 * len(whole)
+    entry = 2 * 16 * 4 + 4
+    assert max(event.kv_bytes for event in seen) <= total * entry + 4 * 3 * len(whole)
     few = parse_method(f"{kind.name}:bits=8,refit=all,sinks=0", Budget(fraction=0.3))
     cache = drain(engine.prefill(IDS, [Compression(few)])).caches[0]
     lengths = [segment.lengths for segment in cache.segments()]
@@ -201,7 +201,7 @@ def test_a_session_repeats_the_document_in_parts(chat_folder):
     for replay in replays:
         assert replay.ids[-(replay.end - replay.start) :] == ids[replay.start : replay.end]
     drain(session.open(ids, KVzip(Budget(fraction=0.5))))
-    assert all(min(rows) == 0 for s in session.cache.segments() for rows in kept_tokens(s))
+    assert all(min(entries) == 0 for s in session.cache.segments() for entries in kept_tokens(s))
 
 
 ASKED = """The keeper of the light is Ada. Is it far? No!
@@ -253,8 +253,8 @@ def test_2_5_signs_that_come_often_are_demoted(chat_folder, checkpoint):
     for demote in (1.0, 0.0):
         method = KVzip(Budget(fraction=0.4), sinks=0, demote=demote)
         cache = drain(engine.prefill(IDS, [Compression(method)], replays=replays)).caches[0]
-        rows = [row for s in cache.segments() for head in kept_tokens(s) for row in head]
-        kept.append(sum(row in signs for row in rows))
+        entries = [entry for s in cache.segments() for head in kept_tokens(s) for entry in head]
+        kept.append(sum(entry in signs for entry in entries))
     assert kept[0] > 20
     assert kept[1] == 0
 

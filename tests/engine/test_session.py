@@ -67,10 +67,10 @@ def test_clear_forgets_the_conversation_and_keeps_the_document(folder):
 def test_a_compressed_document_is_talked_over_turn_by_turn(byte_folder):
     session = new_session(byte_folder)
     drain(session.open(session.document, parse_method("adakv:budget=50%")))
-    rows = [segment.lengths for segment in session.cache.segments()]
+    entries = [segment.lengths for segment in session.cache.segments()]
     first = ask(session, "What?", max_tokens=6).answer
     assert ask(session, "And?", max_tokens=6).answer
-    assert [segment.lengths for segment in session.cache.segments()] == rows
+    assert [segment.lengths for segment in session.cache.segments()] == entries
     session.clear()
     assert ask(session, "What?", max_tokens=6).answer == first
     assert session.full_bytes() == session.cache.position * 2 * 2 * 2 * 16 * 4

@@ -1,4 +1,4 @@
-"""A saved reading is the reading: the same rows and logits, or a refusal that says why."""
+"""A saved reading is the reading: the same entries and logits, or a refusal that says why."""
 
 import json
 import random
@@ -63,7 +63,7 @@ def test_what_was_saved_comes_back(engine, tmp_path, method):
 
 def test_rows_of_a_live_end_come_back_too(engine, tmp_path):
     cache, _ = read(engine, IDS)
-    for layer in cache.layers:  # as of a method that leaves the newest rows in the tail
+    for layer in cache.layers:  # as of a method that leaves the newest entries in the tail
         (whole,) = layer.segments
         k, v = whole.k.view(2, -1, 16), whole.v.view(2, -1, 16)
         layer.thaw(0)

@@ -91,7 +91,7 @@ def test_numbers_that_break_are_noticed_one_token_late(new_engine, monkeypatch):
 
 @pytest.mark.parametrize(
     "method, why",
-    [("pqcache:budget=10%,dense_below=0", "pq segments choose rows"), ("full", "")],
+    [("pqcache:budget=10%,dense_below=0", "pq segments choose entries"), ("full", "")],
 )
 def test_what_cannot_be_recorded_is_written_step_by_step(new_engine, method, why):
     engine = new_engine(Recorder())

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Rows
+from kvchat.engine.attention.entries import Entries
 
 
 def attention(q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]], scale, causal=False):
     """`q [T, H*G, D]` over one `(k [N, D], v [N, D], bias [N])` per KV head; `o, lse` in float64.
 
-    `causal` is bottom-right: the last query sees every row.
+    `causal` is bottom-right: the last query sees every entry.
     """
     tokens, query_heads, dim = q.shape
     group = query_heads // len(parts)
@@ -29,15 +29,22 @@ def attention(q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]], scal
     return o, lse
 
 
-def random_rows(
-    lengths: list[int], dim: int, dtype=torch.float32, slack: int = 0, bias=False, seed: int = 0
-) -> Rows:
-    """Rows of random heads with `slack` dead rows, filled with NaN, before, between and after."""
+def random_entries(
+    lengths: list[int],
+    dim: int,
+    dtype=torch.float32,
+    padding: int = 0,
+    bias=False,
+    seed: int = 0,
+) -> Entries:
+    """Entries of random heads with `padding` dead entries, filled with NaN, before, between and
+    after.
+    """
     generator = torch.Generator().manual_seed(seed)
-    starts, at = [], slack
+    starts, at = [], padding
     for n in lengths:
         starts.append(at)
-        at += n + slack
+        at += n + padding
     k, v = (torch.full((at, dim), float("nan"), dtype=dtype) for _ in range(2))
     weight = torch.full((at,), float("nan")) if bias else None
     for a, n in zip(starts, lengths, strict=True):
@@ -45,7 +52,7 @@ def random_rows(
         v[a : a + n] = torch.randn(n, dim, generator=generator).to(dtype)
         if weight is not None:
             weight[a : a + n] = torch.randn(n, generator=generator)
-    return Rows(
+    return Entries(
         k=k,
         v=v,
         start=torch.tensor(starts, dtype=torch.int32),
@@ -55,9 +62,13 @@ def random_rows(
     )
 
 
-def per_head(rows: Rows) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """The live rows of each KV head, as `attention` takes them."""
+def per_head(entries: Entries) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """The live entries of each KV head, as `attention` takes them."""
     return [
-        (rows.k[a : a + n], rows.v[a : a + n], None if rows.bias is None else rows.bias[a : a + n])
-        for a, n in rows.spans
+        (
+            entries.k[a : a + n],
+            entries.v[a : a + n],
+            None if entries.bias is None else entries.bias[a : a + n],
+        )
+        for a, n in entries.spans
     ]

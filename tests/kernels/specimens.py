@@ -7,7 +7,7 @@ from math import gcd
 import torch
 
 from kvchat.kernels import attention, gather, mass, merge, norm_rope, pq
-from kvchat.kernels.rows import Packing, Rows
+from kvchat.kernels.entries import Entries, Packing
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 HEADS = 2
@@ -22,19 +22,19 @@ class Specimen:
     sample: bool = False
 
 
-def rows(dim: int, dtype: torch.dtype, bits: int = 16, bias: bool = False) -> Rows:
-    """64 rows per head."""
+def entries(dim: int, dtype: torch.dtype, bits: int = 16, bias: bool = False) -> Entries:
+    """64 entries per head."""
     count = 64 * HEADS
     spans = tuple((64 * h, 64) for h in range(HEADS))
     start, length = (torch.tensor(x, dtype=torch.int32) for x in zip(*spans, strict=True))
     weight = torch.zeros(count) if bias else None
     if bits == 16:
         k, v = torch.zeros(2, count, dim, dtype=dtype)
-        return Rows(k, v, start, length, spans, weight)
+        return Entries(k, v, start, length, spans, weight)
     k, v = torch.zeros(2, count, dim * bits // 8, dtype=torch.uint8)
     keys = torch.zeros(2, count // 32, dim, dtype=F16)
     values = torch.zeros(2, count, dim // gcd(dim, 32), dtype=F16)
-    return Rows(k, v, start, length, spans, weight, Packing(bits, *keys, *values))
+    return Entries(k, v, start, length, spans, weight, Packing(bits, *keys, *values))
 
 
 def attentions() -> list[Specimen]:
@@ -53,7 +53,7 @@ def attentions() -> list[Specimen]:
 
     for dim in (32, 64, 80, 128, 256):
         for dtype in {64: (BF16, F32), 128: (BF16, F16, F32)}.get(dim, (BF16,)):
-            chat = rows(dim, dtype)
+            chat = entries(dim, dtype)
             for tokens in (1, 4, 64):
                 add(
                     "reading",
@@ -66,10 +66,10 @@ def attentions() -> list[Specimen]:
                 )
             for tokens, group in ((1, 1), (1, 4), (4, 8), (64, 4)):
                 sample = (tokens, group, dim, dtype) == (1, 4, 128, BF16)
-                kept = rows(dim, dtype, bias=True)
-                add("kept rows", tokens, group, dim, dtype, kept, chat, sample=sample)
+                kept = entries(dim, dtype, bias=True)
+                add("kept entries", tokens, group, dim, dtype, kept, chat, sample=sample)
         for bits in (8, 4):
-            packed, rest = rows(dim, BF16, bits), rows(dim, BF16)
+            packed, rest = entries(dim, BF16, bits), entries(dim, BF16)
             for tokens in (1, 4, 64):
                 sample = (bits, tokens, dim) == (4, 1, 128)
                 add(f"{bits} bits", tokens, 8, dim, BF16, packed, rest, rest, sample=sample)
@@ -131,14 +131,14 @@ def small() -> list[Specimen]:
             )
             add(
                 f"merge {dtype}",
-                lambda x=flat, w=weight, n=runs: merge.merge_rows(x, w, n),
+                lambda x=flat, w=weight, n=runs: merge.merge_entries(x, w, n),
                 sample,
             )
             pair = (torch.zeros(1, 32, dim, dtype=dtype), torch.zeros(1, 32))
             add(f"combine {dtype}", lambda p=pair: merge.combine([p, p, p]), sample)
             pool = torch.zeros(HEADS, 64, 2, dim, dtype=dtype)
             ids = torch.zeros(HEADS, 16, dtype=torch.int32)
-            add(f"gather {dtype}", lambda p=pool, i=ids: gather.gather_rows(p, i), sample)
+            add(f"gather {dtype}", lambda p=pool, i=ids: gather.gather_entries(p, i), sample)
             for parts, count in ((2, 64), (4, 256)):
                 keys = torch.zeros(HEADS, 200, dim, dtype=dtype)
                 table = torch.zeros(HEADS, parts, count, dim // parts)

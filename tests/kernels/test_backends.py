@@ -11,7 +11,7 @@ import torch
 from kvchat.engine import attention
 from kvchat.engine.attention import BACKENDS, flash_backend
 from kvchat.engine.attention.choice import Choice, choose
-from kvchat.engine.attention.rows import Call, dense
+from kvchat.engine.attention.entries import Call, dense
 from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.engine.attention.triton_backend import TritonBackend
 from kvchat.engine.cache.layer import LayerCache
@@ -20,7 +20,7 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.cache.tail import Tail
 from kvchat.errors import KvchatError
 from kvchat.kernels import reference
-from tests.kernels.naive import random_rows
+from tests.kernels.naive import random_entries
 from tests.support.closeness import assert_close, assert_lse_close
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -61,7 +61,7 @@ def test_flash_reads_and_nothing_else(flash):
     assert flash.can(call(tokens=2048)) is None
     for other in (
         call(tokens=1),
-        call(tokens=9, kind="rows"),
+        call(tokens=9, kind="entries"),
         call(tokens=9, parts=2),
         call(tokens=9, even=False),
         call(tokens=9, bias=True),
@@ -74,9 +74,9 @@ def test_flash_reads_and_nothing_else(flash):
         assert flash.can(other), other
 
 
-@pytest.mark.parametrize("rows", [5, 60])
-def test_flash_is_asked_for_what_it_offers(flash, rows):
-    store = random_rows([rows] * 2, 16, slack=7)
+@pytest.mark.parametrize("entries", [5, 60])
+def test_flash_is_asked_for_what_it_offers(flash, entries):
+    store = random_entries([entries] * 2, 16, padding=7)
     q = normal(5, 6, 16)
     o, lse = flash.joint(q, [store], 0.25)
     want, want_lse = reference.ragged_attention(q, [store], 0.25, causal=True)
@@ -122,15 +122,15 @@ def test_triton_says_what_it_does_not_take(monkeypatch):
 
 def test_the_first_that_can_answers_and_the_reasons_of_the_others_are_kept():
     chosen = Choice([TritonBackend(), TorchBackend()])
-    rows, q = random_rows([5, 3], 300), normal(1, 4, 300)
-    want = reference.ragged_attention(q, [rows], 0.1)
-    assert_close("o", chosen.attend(q, rows, 0.1)[0], want[0], 1e-6)
-    assert chosen.joint(q, [rows, rows], 0.1) is None
+    entries, q = random_entries([5, 3], 300), normal(1, 4, 300)
+    want = reference.ragged_attention(q, [entries], 0.1)
+    assert_close("o", chosen.attend(q, entries, 0.1)[0], want[0], 1e-6)
+    assert chosen.joint(q, [entries, entries], 0.1) is None
     assert chosen.report() == [
         "attention on cpu of q [1, 4, 300] float32 over 2 ragged KV heads: "
         "triton: takes heads of up to 256",
-        "a layer's attention on cpu of q [1, 4, 300] float32 over 2 row sets, 2 ragged KV heads: "
-        "triton: takes heads of up to 256; torch: takes one row set at a time",
+        "a layer's attention on cpu of q [1, 4, 300] float32 over 2 entry sets, 2 ragged KV heads: "
+        "triton: takes heads of up to 256; torch: takes one entry set at a time",
     ]
 
 
@@ -147,31 +147,31 @@ def test_if_all_refuse_every_shape_and_reason_is_said():
 
 
 def test_even_rows_are_dense_views():
-    rows = random_rows([4] * 3, 16, slack=2)
-    assert Call.of("rows", normal(1, 3, 16), [rows]).even
-    k, v = dense(rows)
+    entries = random_entries([4] * 3, 16, padding=2)
+    assert Call.of("entries", normal(1, 3, 16), [entries]).even
+    k, v = dense(entries)
     assert k.shape == (3, 4, 16) and not k.isnan().any() and not v.isnan().any()
-    assert k.data_ptr() == rows.k[2].data_ptr()
+    assert k.data_ptr() == entries.k[2].data_ptr()
     for lengths in ([4, 3], [4, 0, 4]):
-        assert not Call.of("rows", normal(1, 6, 16), [random_rows(lengths, 16)]).even
+        assert not Call.of("entries", normal(1, 6, 16), [random_entries(lengths, 16)]).even
 
 
 class Foreign:
-    """A segment that picks rows for each query: not stored, so it is asked by itself."""
+    """A segment that picks entries for each query: not stored, so it is asked by itself."""
 
     def __init__(self, segment):
         self.segment = segment
 
     def attend(self, q, scale, backend):
-        return backend.attend(q, self.segment.rows, scale)
+        return backend.attend(q, self.segment.entries, scale)
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_a_layer_in_one_call_is_the_layer_in_parts(tokens):
     def segment(lengths, seed):
-        rows = random_rows(lengths, 16, seed=seed)
+        entries = random_entries(lengths, 16, seed=seed)
         count = sum(lengths)
-        return FlatSegment.of(rows.k, rows.v, lengths, torch.arange(count), (0, 0))
+        return FlatSegment.of(entries.k, entries.v, lengths, torch.arange(count), (0, 0))
 
     def layer(backend):
         made = LayerCache(Tail(2, 16, torch.float32, CPU), backend)

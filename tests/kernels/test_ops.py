@@ -21,10 +21,10 @@ def keys(a=A, b=B):
     return math.sqrt(2) * torch.stack((torch.tensor(a).log(), torch.tensor(b).log()), dim=-1)
 
 
-def mass(q, k, rows=4):
+def mass(q, k, entries=4):
     """Mean column_mass of the last two queries, with the lse of their exact attention."""
     _, lse = reference.dense_attention(q, k, k, SCALE, causal=True)
-    return ops.column_mass(q, k[:, :rows], lse, torch.tensor([5, 6]), SCALE) / 2
+    return ops.column_mass(q, k[:, :entries], lse, torch.tensor([5, 6]), SCALE) / 2
 
 
 def window(heads):
@@ -42,7 +42,7 @@ def test_a_key_after_the_query_counts_for_nothing():
 
 
 def test_the_window_s_own_rows_are_causal_too():
-    got = mass(window(2), keys(), rows=6)
+    got = mass(window(2), keys(), entries=6)
     assert_close("query 5 alone sees key 5", got[:, 5], torch.tensor([0.10, 0.025]), 1e-6)
 
 

@@ -25,10 +25,10 @@ KEYS = torch.tensor(
 QUERIES = torch.tensor([[2.0, 0, 1, 1], [0, 2, -1, 1]])
 
 
-def random_codes(heads, rows, dim, subspaces, count, seed=0, dtype=torch.float32):
+def random_codes(heads, entries, dim, subspaces, count, seed=0, dtype=torch.float32):
     """Keys `[H, N, D]`, queries `[2 H, D]` and centroids `[H, m, C, d]`."""
     generator = torch.Generator().manual_seed(seed)
-    keys = torch.randn(heads, rows, dim, generator=generator, dtype=dtype)
+    keys = torch.randn(heads, entries, dim, generator=generator, dtype=dtype)
     q = torch.randn(2 * heads, dim, generator=generator, dtype=dtype)
     size = (heads, subspaces, count, dim // subspaces)
     return keys, q, torch.randn(size, generator=generator, dtype=dtype)
@@ -54,7 +54,7 @@ def test_retrieval_by_hand():
 
 
 def test_centroids_that_are_the_rows_score_exactly():
-    """O1: as many centroids as rows."""
+    """O1: as many centroids as entries."""
     for subspaces in (1, 2, 4, 8):
         keys, q, _ = random_codes(3, 50, 16, subspaces, 1)
         centroids = keys.unflatten(-1, (subspaces, -1)).transpose(1, 2)  # [H, m, N, d]
@@ -101,10 +101,10 @@ def test_codes_of_rows_in_another_order_are_the_codes_in_that_order():
 
 def test_rows_are_selected_by_worth_then_by_position():
     generator = torch.Generator().manual_seed(0)
-    for rows, count in ((1, 1), (63, 20), (500, 499), (500, 500), (40, 0)):
-        worth = torch.randint(6, (3, rows), generator=generator).float()  # many ties
+    for entries, count in ((1, 1), (63, 20), (500, 499), (500, 500), (40, 0)):
+        worth = torch.randint(6, (3, entries), generator=generator).float()  # many ties
         wanted = [
-            sorted(sorted(range(rows), key=lambda row, w=w: (-w[row], row))[:count])
+            sorted(sorted(range(entries), key=lambda entry, w=w: (-w[entry], entry))[:count])
             for w in worth.tolist()
         ]
         assert ops.pq_select(worth, count).tolist() == wanted

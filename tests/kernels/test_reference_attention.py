@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kvchat.kernels import reference
-from tests.kernels.naive import attention, per_head, random_rows
+from tests.kernels.naive import attention, per_head, random_entries
 from tests.support.closeness import assert_close, assert_lse_close
 
-SHAPES = [  # tokens, heads, group, dim, rows
+SHAPES = [  # tokens, heads, group, dim, entries
     (1, 2, 1, 16, 63),
     (5, 2, 2, 32, 100),
     (3, 1, 4, 64, 63),
@@ -18,10 +18,10 @@ SHAPES = [  # tokens, heads, group, dim, rows
 ]
 
 
-def uniform(tokens, heads, group, dim, rows, seed=0):
-    store = random_rows([rows] * heads, dim, seed=seed)
+def uniform(tokens, heads, group, dim, entries, seed=0):
+    store = random_entries([entries] * heads, dim, seed=seed)
     q = torch.randn(tokens, heads * group, dim, generator=torch.Generator().manual_seed(seed + 1))
-    return q, store, store.k.view(heads, rows, dim), store.v.view(heads, rows, dim)
+    return q, store, store.k.view(heads, entries, dim), store.v.view(heads, entries, dim)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -48,7 +48,7 @@ def test_a_query_before_the_first_row_sees_nothing():
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_ragged_attention_sees_each_head_s_rows_only(tokens, group, bias):
-    store = random_rows([63, 0, 1, 100], dim=32, slack=3, bias=bias)
+    store = random_entries([63, 0, 1, 100], dim=32, padding=3, bias=bias)
     q = torch.randn(tokens, 4 * group, 32, generator=torch.Generator().manual_seed(9))
     o, lse = reference.ragged_attention(q, [store], 0.2)
     want, want_lse = attention(q, per_head(store), 0.2)
@@ -59,10 +59,10 @@ def test_ragged_attention_sees_each_head_s_rows_only(tokens, group, bias):
 @pytest.mark.parametrize("seed", range(20))
 def test_combine_of_any_split_is_the_whole(seed):
     generator = torch.Generator().manual_seed(seed)
-    rows = 50
-    q, store, k, v = uniform(3, 2, 2, 16, rows, seed)
-    cuts = torch.randint(rows + 1, (3,), generator=generator).sort().values.tolist()
-    edges = [0, *cuts, cuts[-1], rows]  # one part is always empty
+    entries = 50
+    q, store, k, v = uniform(3, 2, 2, 16, entries, seed)
+    cuts = torch.randint(entries + 1, (3,), generator=generator).sort().values.tolist()
+    edges = [0, *cuts, cuts[-1], entries]  # one part is always empty
     parts = [
         reference.dense_attention(q, k[:, a:b], v[:, a:b], 0.25, causal=False)
         for a, b in itertools.pairwise(edges)

@@ -1,4 +1,4 @@
-"""The torch backend against the float64 oracle: ragged and dense rows, slack full of NaN."""
+"""The torch backend against the float64 oracle: ragged and dense entries, padding full of NaN."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from kvchat.engine.attention import plain, torch_backend
 from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.kernels import reference
-from tests.kernels.naive import attention, per_head, random_rows
+from tests.kernels.naive import attention, per_head, random_entries
 from tests.support.closeness import assert_close, assert_lse_close, relative_rms
 
 BACKEND = TorchBackend()
@@ -16,7 +16,7 @@ LENGTHS = {
     "ragged with an empty head": [63, 0, 1, 100],
     "equal": [63, 63],
     "one head": [100],
-    "single rows": [1, 1, 1],
+    "single entries": [1, 1, 1],
     "all empty": [0, 0],
 }
 
@@ -31,10 +31,10 @@ def queries(tokens, heads, dim, dtype=torch.float32, seed=5):
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_attend_is_exact_and_reads_no_slack(lengths, group, tokens, bias):
-    rows = random_rows(lengths, dim=16, slack=5, bias=bias)
+    entries = random_entries(lengths, dim=16, padding=5, bias=bias)
     q = queries(tokens, len(lengths) * group, 16)
-    o, lse = BACKEND.attend(q, rows, 0.25)
-    want, want_lse = attention(q, per_head(rows), 0.25)
+    o, lse = BACKEND.attend(q, entries, 0.25)
+    want, want_lse = attention(q, per_head(entries), 0.25)
     assert_close("o", o, want, 2e-6)
     assert_lse_close("lse", lse, want_lse, 1e-5)
 
@@ -42,13 +42,13 @@ def test_attend_is_exact_and_reads_no_slack(lengths, group, tokens, bias):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("threads", [2, 3])
 def test_a_long_head_is_cut_into_a_piece_per_thread(monkeypatch, threads, bias):
-    """Row counts that divide, and that leave a rest; a head too short to be cut."""
+    """Entry counts that divide, and that leave a rest; a head too short to be cut."""
     monkeypatch.setattr(torch_backend, "PIECE", 16 * 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    rows = random_rows([120, 101, 0, 13], dim=16, slack=5, bias=bias)
+    entries = random_entries([120, 101, 0, 13], dim=16, padding=5, bias=bias)
     q = queries(2, 8, 16)
-    o, lse = BACKEND.attend(q, rows, 0.25)
-    want, want_lse = attention(q, per_head(rows), 0.25)
+    o, lse = BACKEND.attend(q, entries, 0.25)
+    want, want_lse = attention(q, per_head(entries), 0.25)
     assert_close("o", o, want, 2e-6)
     assert_lse_close("lse", lse, want_lse, 1e-5)
 
@@ -56,22 +56,24 @@ def test_a_long_head_is_cut_into_a_piece_per_thread(monkeypatch, threads, bias):
 @pytest.mark.parametrize("dim", [16, 48, 64, 80, 128])
 def test_attend_takes_every_head_size(dim):
     for lengths in ([100, 63], [63, 63]):
-        rows = random_rows(lengths, dim, slack=2)
+        entries = random_entries(lengths, dim, padding=2)
         q = queries(3, 4, dim)
-        o, _ = BACKEND.attend(q, rows, dim**-0.5)
-        assert_close("o", o, attention(q, per_head(rows), dim**-0.5)[0], 2e-6)
+        o, _ = BACKEND.attend(q, entries, dim**-0.5)
+        assert_close("o", o, attention(q, per_head(entries), dim**-0.5)[0], 2e-6)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 63, 100])
 @pytest.mark.parametrize("heads, group, dim", [(2, 1, 64), (2, 2, 16), (1, 8, 32), (2, 4, 128)])
 def test_causal_square_is_exact(heads, group, dim, tokens):
-    rows = random_rows([tokens] * heads, dim)
-    capacity = random_rows([tokens] * heads, dim, slack=9)  # the same rows, inside a larger store
+    entries = random_entries([tokens] * heads, dim)
+    capacity = random_entries(
+        [tokens] * heads, dim, padding=9
+    )  # the same entries, inside a larger store
     q = queries(tokens, heads * group, dim)
-    want, want_lse = attention(q, per_head(rows), dim**-0.5, causal=True)
+    want, want_lse = attention(q, per_head(entries), dim**-0.5, causal=True)
     step = tokens + 9
     for k, v in (
-        (rows.k.view(heads, tokens, dim), rows.v.view(heads, tokens, dim)),
+        (entries.k.view(heads, tokens, dim), entries.v.view(heads, tokens, dim)),
         tuple(store[9:].view(heads, step, dim)[:, :tokens] for store in (capacity.k, capacity.v)),
     ):
         o, lse = BACKEND.causal(q, k, v, dim**-0.5)
@@ -82,13 +84,13 @@ def test_causal_square_is_exact(heads, group, dim, tokens):
 @pytest.mark.parametrize("lengths", [[100, 63, 0, 1], [63, 63, 63, 63]])
 @pytest.mark.parametrize("tokens", [1, 7])
 def test_bf16_is_as_good_as_plain_torch_in_bf16(lengths, tokens):
-    rows = random_rows(lengths, 64, torch.bfloat16, slack=4)
+    entries = random_entries(lengths, 64, torch.bfloat16, padding=4)
     q = queries(tokens, 16, 64, torch.bfloat16)
-    o, lse = BACKEND.attend(q, rows, 0.125)
-    want, want_lse = attention(q, per_head(rows), 0.125)
+    o, lse = BACKEND.attend(q, entries, 0.125)
+    want, want_lse = attention(q, per_head(entries), 0.125)
     naive = torch.zeros_like(want)
     for head in range(16):
-        k, v, _ = per_head(rows)[head // 4]
+        k, v, _ = per_head(entries)[head // 4]
         weights = torch.softmax(q[:, head] @ k.T * 0.125, dim=-1)  # bf16 throughout
         naive[:, head] = (weights @ v).double()
     assert relative_rms(o, want) <= 2 * relative_rms(naive, want)
@@ -96,11 +98,11 @@ def test_bf16_is_as_good_as_plain_torch_in_bf16(lengths, tokens):
 
 
 def test_bf16_causal_is_as_good_as_plain_torch_in_bf16():
-    rows = random_rows([63] * 2, 32, torch.bfloat16)
+    entries = random_entries([63] * 2, 32, torch.bfloat16)
     q = queries(63, 4, 32, torch.bfloat16)
-    k, v = rows.k.view(2, 63, 32), rows.v.view(2, 63, 32)
+    k, v = entries.k.view(2, 63, 32), entries.v.view(2, 63, 32)
     o, _ = BACKEND.causal(q, k, v, 0.2)
-    want, _ = attention(q, per_head(rows), 0.2, causal=True)
+    want, _ = attention(q, per_head(entries), 0.2, causal=True)
     hidden = torch.ones(63, 63, dtype=torch.bool).triu(1)
     logits = torch.einsum("thd,hnd->htn", q, k.repeat_interleave(2, 0)) * 0.2
     weights = torch.softmax(logits.masked_fill(hidden, float("-inf")), dim=-1)
@@ -109,10 +111,10 @@ def test_bf16_causal_is_as_good_as_plain_torch_in_bf16():
 
 
 def test_attend_equals_the_reference_twin():
-    rows = random_rows([63, 0, 100], dim=32, slack=1, bias=True)
+    entries = random_entries([63, 0, 100], dim=32, padding=1, bias=True)
     q = queries(6, 6, 32)
-    o, lse = BACKEND.attend(q, rows, 0.3)
-    twin = reference.ragged_attention(q, [rows], 0.3)
+    o, lse = BACKEND.attend(q, entries, 0.3)
+    twin = reference.ragged_attention(q, [entries], 0.3)
     assert_close("o", o, twin[0], 2e-6)
     assert_lse_close("lse", lse, twin[1], 1e-5)
 
@@ -123,24 +125,24 @@ def test_attend_equals_the_reference_twin():
 def test_plain_attention_is_exact_with_lengths_and_with_bounds(monkeypatch, lengths, tokens, bias):
     """What a device does that has no fused kernel; it learns lengths that the host does not know.
 
-    Between the rows that live and their bound there is NaN.
+    Between the entries that live and their bound there is NaN.
     """
     monkeypatch.setattr(plain, "QUERIES", 4)
-    rows = random_rows(lengths, dim=16, slack=5, bias=bias)
+    entries = random_entries(lengths, dim=16, padding=5, bias=bias)
     q = queries(tokens, len(lengths) * 2, 16)
-    want, want_lse = attention(q, per_head(rows), 0.25)
-    bounds = tuple((a, n + 5) for a, n in rows.spans)
-    ahead = replace(rows, spans=bounds, bounds=True)
-    for o, lse in (plain.attend(q, rows, 0.25), BACKEND.attend(q, ahead, 0.25)):
+    want, want_lse = attention(q, per_head(entries), 0.25)
+    bounds = tuple((a, n + 5) for a, n in entries.spans)
+    ahead = replace(entries, spans=bounds, bounds=True)
+    for o, lse in (plain.attend(q, entries, 0.25), BACKEND.attend(q, ahead, 0.25)):
         assert_close("o", o, want, 2e-6)
         assert_lse_close("lse", lse, want_lse, 1e-5)
 
 
 def test_plain_squares_are_exact(monkeypatch):
     monkeypatch.setattr(plain, "QUERIES", 10)
-    rows = random_rows([23] * 2, 16)
+    entries = random_entries([23] * 2, 16)
     q = queries(23, 4, 16)
-    o, lse = plain.causal(q, rows.k.view(2, 23, 16), rows.v.view(2, 23, 16), 0.25)
-    want, want_lse = attention(q, per_head(rows), 0.25, causal=True)
+    o, lse = plain.causal(q, entries.k.view(2, 23, 16), entries.v.view(2, 23, 16), 0.25)
+    want, want_lse = attention(q, per_head(entries), 0.25, causal=True)
     assert_close("o", o, want, 2e-6)
     assert_lse_close("lse", lse, want_lse, 1e-5)

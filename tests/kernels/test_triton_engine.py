@@ -20,8 +20,8 @@ from tests.support.closeness import assert_close
 BLOCK = {"norm_rope:rms_norm", "norm_rope:add_rms_norm", "norm_rope:rope", "norm_rope:swiglu"}
 METHODS = {
     "adakv:budget=40%,window=8": "mass:window_mass",
-    "kvmerger:budget=50%": "merge:merge_rows",
-    "h2o:budget=80%,bits=4": "mass:column_mass",  # 32 rows of each head are packed
+    "kvmerger:budget=50%": "merge:merge_entries",
+    "h2o:budget=80%,bits=4": "mass:column_mass",  # 32 entries of each head are packed
 }
 
 
@@ -66,7 +66,9 @@ def test_every_step_that_is_recorded_launches_the_same(checkpoint, monkeypatch):
 
 
 class Noted:
-    """A kernel whose launches are written down: grids, numbers, and where the stored rows are."""
+    """A kernel whose launches are written down: grids, numbers, and where the stored entries
+    are.
+    """
 
     def __init__(self, kernel, launches):
         self.kernel, self.launches = kernel, launches

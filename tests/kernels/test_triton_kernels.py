@@ -1,4 +1,4 @@
-"""Kernels other than attention against their twins: odd sizes, empty parts, slack of NaN, dtypes.
+"""Kernels other than attention against their twins: odd sizes, empty parts, padding of NaN, dtypes.
 
 In half precision the error against fp32 is at most twice that of plain torch.
 """
@@ -35,14 +35,14 @@ def assert_as_good(name, got, plain, exact):
     assert_close(name, got, exact, bound)
 
 
-def scene(window, heads, group, rows, dim, dtype):
-    """Queries and keys with slack of NaN behind every head, and the true lse of causal queries."""
-    store = torch.full((heads, rows + 3, dim), float("nan"), dtype=dtype)
-    store[:, :rows] = normal(heads, rows, dim, dtype=dtype, seed=1)
-    k, q = store[:, :rows], normal(window, heads * group, dim, dtype=dtype)
+def scene(window, heads, group, entries, dim, dtype):
+    """Queries, keys with NaN behind every head, and the true lse of causal queries."""
+    store = torch.full((heads, entries + 3, dim), float("nan"), dtype=dtype)
+    store[:, :entries] = normal(heads, entries, dim, dtype=dtype, seed=1)
+    k, q = store[:, :entries], normal(window, heads * group, dim, dtype=dtype)
     scale = dim**-0.5
     _, lse = reference.dense_attention(q, k, k, scale, causal=True)
-    return q, k, lse, torch.arange(rows - window, rows) + 1, scale
+    return q, k, lse, torch.arange(entries - window, entries) + 1, scale
 
 
 MASSES = [(1, 1, 4, 63, 32), (5, 2, 3, 100, 48), (37, 2, 1, 63, 80), (9, 1, 16, 200, 16)]
@@ -69,10 +69,10 @@ def test_a_window_of_many_rows_is_complete(device):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merged_runs(dtype, device):
     lengths = torch.tensor([1, 5, 0, 40, *[1] * 20, 2])
-    rows, weight = normal(68, 48, dtype=dtype), torch.rand(68)
-    got = run(merge.merge_rows, device, rows, weight, lengths)
-    plain = reference.merge_rows(rows, weight, lengths)
-    assert_as_good("merged", got, plain, reference.merge_rows(rows.float(), weight, lengths))
+    entries, weight = normal(68, 48, dtype=dtype), torch.rand(68)
+    got = run(merge.merge_entries, device, entries, weight, lengths)
+    plain = reference.merge_entries(entries, weight, lengths)
+    assert_as_good("merged", got, plain, reference.merge_entries(entries.float(), weight, lengths))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -129,18 +129,18 @@ def test_gathered_rows_are_copies(count, device):
     pool = store[:, :50]
     pool.copy_(normal(2, 50, 2, 48))
     ids = torch.randint(50, (2, count), dtype=torch.int32)
-    want = reference.gather_rows(pool, ids)
-    assert torch.equal(run(gather.gather_rows, device, pool, ids), want)
-    assert torch.equal(ops.gather_rows(pool, ids), want)
+    want = reference.gather_entries(pool, ids)
+    assert torch.equal(run(gather.gather_entries, device, pool, ids), want)
+    assert torch.equal(ops.gather_entries(pool, ids), want)
 
 
 @pytest.mark.gpu
 def test_rows_come_out_of_pinned_host_memory():
     pool, ids = normal(2, 50, 2, 64).pin_memory(), torch.randint(50, (2, 13), dtype=torch.int32)
-    got = gather.gather_rows(pool, ids.cuda())
-    assert got.is_cuda and torch.equal(got.cpu(), reference.gather_rows(pool, ids))
+    got = gather.gather_entries(pool, ids.cuda())
+    assert got.is_cuda and torch.equal(got.cpu(), reference.gather_entries(pool, ids))
     with pytest.raises(AssertionError, match="pinned"):
-        gather.gather_rows(normal(2, 50, 2, 64), ids.cuda())
+        gather.gather_entries(normal(2, 50, 2, 64), ids.cuda())
 
 
 @pytest.mark.parametrize("parts, count", [(2, 64), (4, 70), (16, 3)])
@@ -156,17 +156,17 @@ def test_assigned_codes(parts, count, dtype, device):
 def test_scores_are_sums_of_table_entries(group, parts, count, device):
     table = normal(2, group, parts, count)
     codes = torch.randint(count, (2, 300, parts), dtype=torch.uint8)
-    spaced = torch.stack((codes, codes), dim=2)[:, :, 0]  # codes of rows need not touch
+    spaced = torch.stack((codes, codes), dim=2)[:, :, 0]  # codes of entries need not touch
     got = run(pq.pq_score, device, table, spaced)
     assert_close("scores", got, reference.pq_score(table, codes), 1e-6)
 
 
-@pytest.mark.parametrize("rows, count", [(63, 63), (100, 37), (2000, 1), (5000, 700), (5, 9)])
-def test_selected_rows_are_the_best_and_of_equal_ones_the_first(rows, count, device):
-    """Signs, ties, zeros of both signs and rows of no worth at all."""
-    tied = torch.randint(4, (2, rows)).float() - 2
+@pytest.mark.parametrize("entries, count", [(63, 63), (100, 37), (2000, 1), (5000, 700), (5, 9)])
+def test_selected_rows_are_the_best_and_of_equal_ones_the_first(entries, count, device):
+    """Signs, ties, zeros of both signs and entries of no worth at all."""
+    tied = torch.randint(4, (2, entries)).float() - 2
     tied[:, ::5] = -0.0
     tied[:, 1::7] = float("-inf")
-    for worth in (normal(2, rows) * 1e-3, tied):
+    for worth in (normal(2, entries) * 1e-3, tied):
         got = run(pq.pq_select, device, worth, count)
         assert torch.equal(got, reference.pq_select(worth, count))

@@ -55,8 +55,8 @@ def test_the_breakdown_is_the_tensors(scene):
     assert found.document == storage_bytes(segments)
     assert found.tail == storage_bytes(tails)
     live = sum(layer.tail.keys.nbytes + layer.tail.values.nbytes for layer in session.cache.layers)
-    rows = sum(layer.tail.k.nbytes + layer.tail.v.nbytes for layer in session.cache.layers)
-    assert found.slack == rows - live
+    entries = sum(layer.tail.k.nbytes + layer.tail.v.nbytes for layer in session.cache.layers)
+    assert found.preallocated == entries - live
     assert found.full == session.cache.position * session.engine.kv_bytes_per_token
     assert found.index == 0
 
@@ -89,7 +89,15 @@ def test_a_tensor_shows_in_the_process_and_goes_again():
 def test_the_view_has_every_line_and_fits(scene, width):
     text = lines(breakdown(scene.chat), width, True)
     whole = "\n".join(text)
-    for name in ("weights", "KV kept", "KV index", "slack", "this process", "others", "free"):
+    for name in (
+        "weights",
+        "KV kept",
+        "KV index",
+        "preallocated",
+        "this process",
+        "others",
+        "free",
+    ):
         assert name in whole
     assert "KV in full would be" in whole
     assert width < 80 or max(map(len, text)) <= max(width, 80)
@@ -232,7 +240,7 @@ def test_plan_as_a_command(tmp_path):
 
 SEEN = Breakdown(
     "cpu AMD EPYC", weights=4560000, stored="f32", document=4980000, tail=1100000, index=0,
-    workspace=0, slack=995000, other=343600000, process=354300000, peak=365100000,
+    workspace=0, preallocated=995000, other=343600000, process=354300000, peak=365100000,
     others=4434500000, free=20497700000, total=25275900000, full=19723700, host=0, disk=0, read="",
     captured=None,
 )  # fmt: skip
@@ -243,8 +251,8 @@ memory · cpu AMD EPYC
     document 4.75 MiB (25% of all)
     + chat 1.05 MiB
   KV index             0 B
-  slack            972 KiB
-    of the chat's rows, room to grow
+  preallocated     972 KiB
+    for the next turns
   the rest        0.32 GiB
     libraries, tokenizer, workspace
   this process    0.33 GiB
@@ -258,7 +266,7 @@ MIDDLE = """\
   KV kept         5.80 MiB  document 4.75 MiB (25% of all)
                             + chat 1.05 MiB
   KV index             0 B
-  slack            972 KiB  of the chat's rows, room to grow"""
+  preallocated     972 KiB  for the next turns"""
 WIDE = "  KV kept         5.80 MiB  document 4.75 MiB (25% of all) + chat 1.05 MiB\n"
 
 

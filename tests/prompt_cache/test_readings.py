@@ -26,7 +26,7 @@ def place(chat_folder, tmp_path):
     return Place(chat_folder("byte-level", "chatml"), tmp_path, method=METHOD)
 
 
-def rows(chat):
+def entries(chat):
     return [t for s in chat.session.cache.segments() for t in s.tensors().values()]
 
 
@@ -36,7 +36,7 @@ def test_the_second_start_maps_what_the_first_has_read(place):
     second = place.opened()
     assert first.restored is None and second.restored.read_seconds > 0
     assert "read before" in place.shown() and "saves about" not in place.shown()
-    assert all((a == b).all() for a, b in zip(rows(first), rows(second), strict=True))
+    assert all((a == b).all() for a, b in zip(entries(first), entries(second), strict=True))
     assert second.session.document == first.session.document and len(place.files()) == 1
     answers = [list(chat.session.ask("Who?", max_tokens=6))[-1].answer for chat in (first, second)]
     assert answers[0] == answers[1]

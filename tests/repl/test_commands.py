@@ -60,7 +60,7 @@ ALONE = {
     "compare": KvchatError,
     "memory": "KV kept",
     "heads": "head 0",
-    "coverage": "share of rows kept",
+    "coverage": "share of entries kept",
     "ctx": "story.txt",
     "retry": KvchatError,
     "more": KvchatError,

@@ -252,11 +252,13 @@ def test_heads_tell_how_many_tokens_merged_rows_stand_for(scene, stored):
     chat = scene.chat
     tokens = len(chat.session.document)
     sets = chat.merge_sets()
-    for layer, rows in zip(sets, chat.document_rows(), strict=True):
+    for layer, rows in zip(sets, chat.document_entries(), strict=True):
         assert [len(head) for head in layer] == rows, "a size for every row"
         assert all(sum(head) == tokens for head in layer), "every token is in one set"
     sizes = [size for layer in sets for head in layer for size in head]
     merged, largest = sum(size > 1 for size in sizes), max(sizes)
     text = " ".join(scene.run("/heads").split())
-    assert f"{merged:,} of {len(sizes):,} rows were merged" in text and f"{largest} at most" in text
+    assert (
+        f"{merged:,} of {len(sizes):,} entries were merged" in text and f"{largest} at most" in text
+    )
     assert f"sets ≤ {max(sets[1][0])}" in scene.run("/heads 1")

@@ -15,7 +15,7 @@ TYPED = (
 )  # fmt: skip
 SHOWN = (
     "Ask about story.txt", "/memory", "Ships.", "3 tokens", "KV kept", "tokens kept per KV head",
-    "layer 1 · tokens kept", "share of rows kept", "1 turn", "story.txt", "temperature", "0.7",
+    "layer 1 · tokens kept", "share of entries kept", "1 turn", "story.txt", "temperature", "0.7",
     "played", "→ plays", "now: plays:budget=25%, window=8", "document keeps", "no system text",
     "unknown command /nonsense", "forget the conversation", "Stars.", "taken back, from 'And at",
     "saved as 'night watch'", "→ night watch", "1 turn written to chat.md", "0 code blocks",

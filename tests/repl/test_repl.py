@@ -28,7 +28,7 @@ def test_a_conversation_with_commands(chat, tmp_path):
     assert "tok/s · first" in drawn and "KV" in drawn
     chat.wait(r"\nctx [^\n]*KV[^\n]*\Z")  # the toolbar is the last line again
     chat.send("/budget 50%\r")
-    chat.wait(r"kept\s+50 % of rows")
+    chat.wait(r"kept\s+50 % of entries")
     chat.send("/method snapkv:window=8\r")
     chat.wait(r"(?s)snapkv:window.*kept 50")
     chat.send("/memory\r")

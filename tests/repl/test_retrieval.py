@@ -1,4 +1,4 @@
-"""A chat over a cache that keeps every row: what the views, the toolbar and the JSON say of it."""
+"""A chat over a cache that keeps every entry: what views, toolbar and JSON say of it."""
 
 import json
 from types import SimpleNamespace
@@ -21,14 +21,14 @@ def scene(chat_folder, tmp_path, monkeypatch):
 
 def test_every_view_tells_what_is_kept_from_what_is_read(scene):
     said = " ".join(scene.run(f"/method {SPEC}").split())
-    assert "pqcache kept every row" in said and "a written token reads 24.6 %" in said
+    assert "pqcache kept every entry" in said and "a written token reads 24.6 %" in said
     scene.ask("What?", "Ships, and stars above the sea, every night of the year.")
     chat = scene.chat
     assert chat.session.cache.layers[0].segments[0].steps > 5
     memory = scene.run("/memory")
     assert "codes and codebooks" in memory and "KV index" in memory
     assert "of the document · " in memory and "of the attention, by codes" in memory
-    assert "keeps 100 % of rows, of bytes all of it · a written token reads" in " ".join(
+    assert "keeps 100 % of entries, of bytes all of it · a written token reads" in " ".join(
         scene.run("/budget").split()
     )
     assert "mean" in (heads := scene.run("/heads")) and "100.0%" in heads
@@ -59,8 +59,8 @@ def test_turns_are_taken_back_over_the_window_s_edge(scene):
 
 def test_a_chat_that_folds_takes_no_pqcache(scene):
     scene.chat.session.tail_budget = 200
-    with pytest.raises(KvchatError, match="pqcache keeps every row"):
+    with pytest.raises(KvchatError, match="pqcache keeps every entry"):
         scene.run(f"/method {SPEC}")
     scene.ask("What?")
-    with pytest.raises(KvchatError, match="pqcache keeps every row"):
+    with pytest.raises(KvchatError, match="pqcache keeps every entry"):
         scene.run(f"/compare {SPEC}")

@@ -115,7 +115,7 @@ class Played:
         return SimpleNamespace(
             position=len(self.document) + sum(len(turn.ids) for turn in self.turns),
             layers=layers, segments=lambda: [s for layer in layers for s in layer.segments],
-            archived=lambda: Bytes(0), slack=0, captured=None, read=1, kept=1,
+            archived=lambda: Bytes(0), preallocated=0, captured=None, read=1, kept=1,
         )  # fmt: skip
 
     def memory(self) -> Bytes:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention import BACKENDS, backend, installed
-from kvchat.engine.attention.rows import Backend, Call, Rows
+from kvchat.engine.attention.entries import Backend, Call, Entries
 from kvchat.errors import KvchatError
 
 
@@ -41,9 +41,9 @@ class Choice:
         """The backends in the order in which they are asked."""
         return ", ".join(each.name for each in self.backends)
 
-    def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
+    def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
         """See `Backend.attend`. Raises KvchatError("device") if all refuse."""
-        return self._able(Call.of("rows", q, [rows])).attend(q, rows, scale)
+        return self._able(Call.of("entries", q, [entries])).attend(q, entries, scale)
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """See `Backend.causal`. Raises KvchatError("device") if all refuse."""
@@ -52,7 +52,9 @@ class Choice:
         call = Call("square", q.device.type, q.dtype, tokens, len(k), group, dim)
         return self._able(call).causal(q, k, v, scale)
 
-    def joint(self, q: Tensor, parts: Sequence[Rows], scale: float) -> tuple[Tensor, Tensor] | None:
+    def joint(
+        self, q: Tensor, parts: Sequence[Entries], scale: float
+    ) -> tuple[Tensor, Tensor] | None:
         """See `JointBackend.joint`."""
         chosen = self._ask(Call.of("joint", q, parts))
         return None if chosen is None else chosen.joint(q, parts, scale)

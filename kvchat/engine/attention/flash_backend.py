@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Call, Rows, dense
+from kvchat.engine.attention.entries import Call, Entries, dense
 from kvchat.errors import KvchatError
 
 try:
@@ -45,8 +45,8 @@ class FlashBackend:
             return "takes heads of a multiple of 8, up to 256"
         return None
 
-    def joint(self, q: Tensor, parts: Sequence[Rows], scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]`, the queries of the newest T rows of the only part."""
+    def joint(self, q: Tensor, parts: Sequence[Entries], scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]`, the queries of the newest T entries of the only part."""
         k, v = (store.transpose(0, 1)[None] for store in dense(parts[0]))  # [1, N, H, D]
         o, lse, _ = flash_attn_func(
             q[None], k, v, softmax_scale=scale, causal=True, return_attn_probs=True

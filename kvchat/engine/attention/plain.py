@@ -6,33 +6,33 @@ The host waits for nothing: lengths that only the device knows become a mask.
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Rows, dense, even
+from kvchat.engine.attention.entries import Entries, dense, even
 from kvchat.kernels.reference import dense_attention
 
 QUERIES = 256  # at a time
 
 
-def attend(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
-    """See `Backend.attend`: `q [T, H*G, D]` over all of `rows`.
+def attend(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
+    """See `Backend.attend`: `q [T, H*G, D]` over all of `entries`.
 
     Heads of one length go together, others one after the other.
     """
-    if rows.bias is None and even(rows.spans):
-        length = rows.length if rows.bounds else None
-        return _visible(q, *dense(rows), length, None, scale)
-    group = q.shape[1] // len(rows.spans)
+    if entries.bias is None and even(entries.spans):
+        length = entries.length if entries.bounds else None
+        return _visible(q, *dense(entries), length, None, scale)
+    group = q.shape[1] // len(entries.spans)
     parts = []
-    for head, (a, n) in enumerate(rows.spans):
+    for head, (a, n) in enumerate(entries.spans):
         own = q[:, head * group : (head + 1) * group]
-        k, v = rows.k[None, a : a + n], rows.v[None, a : a + n]
-        length = rows.length[head : head + 1] if rows.bounds else None
-        bias = None if rows.bias is None else rows.bias[None, a : a + n]
+        k, v = entries.k[None, a : a + n], entries.v[None, a : a + n]
+        length = entries.length[head : head + 1] if entries.bounds else None
+        bias = None if entries.bias is None else entries.bias[None, a : a + n]
         parts.append(_visible(own, k, v, length, bias, scale))
     return torch.cat([o for o, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """See `Backend.causal`: `q [T, H*G, D]` over `k, v [H, T, D]`, query t sees rows 0..t."""
+    """See `Backend.causal`: `q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
     parts = []
     for a in range(0, q.shape[0], QUERIES):
         b = min(a + QUERIES, q.shape[0])
@@ -43,7 +43,7 @@ def causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 def _visible(
     q: Tensor, k: Tensor, v: Tensor, length: Tensor | None, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`q [T, H*G, D]` over the first `length [H]` rows of `k, v [H, N, D]`; None means all."""
+    """`q [T, H*G, D]` over the first `length [H]` entries of `k, v [H, N, D]`; None means all."""
     if length is not None:
         hidden = torch.arange(k.shape[1], device=k.device) >= length[:, None]  # [H, N]
         # what was never written may be NaN

@@ -1,14 +1,14 @@
 """Attention by torch's fused kernels: the CPU path, and a plain path on any other device.
 
-No T x T mask and no expanded heads: query heads of one KV head become query rows (rectangle) or a
-batch over stride-0 keys (square). The fused CPU kernel returns the log-sum-exp that we need.
+No T x T mask and no expanded heads: query heads of one KV head become query entries (rectangle) or
+a batch over stride-0 keys (square). The fused CPU kernel returns the log-sum-exp that we need.
 """
 
 import torch
 from torch import Tensor
 
 from kvchat.engine.attention import plain
-from kvchat.engine.attention.rows import Call, Rows, dense, even
+from kvchat.engine.attention.entries import Call, Entries, dense, even
 from kvchat.kernels import reference
 
 FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -27,27 +27,29 @@ class TorchBackend:
     def can(self, call: Call) -> str | None:
         """Why not, or None."""
         if call.kind == "joint":
-            return "takes one row set at a time"
-        return f"takes no rows of {call.bits} bits" if call.bits < 16 else None
+            return "takes one entry set at a time"
+        return f"takes no entries of {call.bits} bits" if call.bits < 16 else None
 
-    def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all rows of `rows`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
-        if q.device.type != "cpu" or rows.bounds:
-            return plain.attend(q, rows, scale)
+    def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over all entries of `entries`. Returns `o [T, H*G, D]`, `lse [T,
+        H*G]`.
+        """
+        if q.device.type != "cpu" or entries.bounds:
+            return plain.attend(q, entries, scale)
         tokens, query_heads, dim = q.shape
-        heads = len(rows.spans)
-        # [T, H*G, D] -> [H, G*T, D]: all queries of a KV head in one block of rows
+        heads = len(entries.spans)
+        # [T, H*G, D] -> [H, G*T, D]: all queries of a KV head in one block of entries
         grouped = q.view(tokens, heads, -1, dim).permute(1, 2, 0, 3).reshape(heads, -1, dim)
-        o, lse = self._uniform(grouped, rows, scale) or self._per_head(grouped, rows, scale)
+        o, lse = self._uniform(grouped, entries, scale) or self._per_head(grouped, entries, scale)
         o = o.view(heads, -1, tokens, dim).permute(2, 0, 1, 3)  # [T, H, G, D]
         lse = lse.view(heads, -1, tokens).permute(2, 0, 1)
         return o.reshape(tokens, query_heads, dim), lse.reshape(tokens, query_heads)
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees rows 0..t."""
+        """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
         tokens, query_heads, dim = q.shape
         heads = k.shape[0]
-        assert k.shape[1] == tokens, f"a square needs {tokens} rows, got {k.shape[1]}"
+        assert k.shape[1] == tokens, f"a square needs {tokens} entries, got {k.shape[1]}"
         if q.device.type != "cpu":
             return plain.causal(q, k, v, scale)
         group = query_heads // heads
@@ -58,26 +60,26 @@ class TorchBackend:
         return o, lse.permute(2, 1, 0).reshape(tokens, query_heads)
 
     @staticmethod
-    def _uniform(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor] | None:
+    def _uniform(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor] | None:
         """One call for heads of equal length and spacing (the tail), else None."""
-        if rows.bias is not None or rows.spans[0][1] == 0 or not even(rows.spans):
+        if entries.bias is not None or entries.spans[0][1] == 0 or not even(entries.spans):
             return None
-        k, v = dense(rows)
+        k, v = dense(entries)
         if _few(q):
             return _products(q, k, v, None, scale)
         o, lse = FUSED_CPU(q[None], k[None], v[None], 0.0, False, scale=scale)
         return o[0], lse[0]
 
     @staticmethod
-    def _per_head(q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
+    def _per_head(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
         """One head after the other, for ragged lengths. q `[H, G*T, D]`."""
         parts = []
-        for own, (a, n) in zip(q, rows.spans, strict=True):
-            if n == 0:  # the fused kernel divides by the number of rows
+        for own, (a, n) in zip(q, entries.spans, strict=True):
+            if n == 0:  # the fused kernel divides by the number of entries
                 parts.append((torch.zeros_like(own), own.new_full(own.shape[:1], -torch.inf)))
                 continue
-            bias = None if rows.bias is None else rows.bias[a : a + n].to(q.dtype)
-            parts.append(_one_head(own, rows.k[a : a + n], rows.v[a : a + n], bias, scale))
+            bias = None if entries.bias is None else entries.bias[a : a + n].to(q.dtype)
+            parts.append(_one_head(own, entries.k[a : a + n], entries.v[a : a + n], bias, scale))
         return torch.stack([o for o, _ in parts]), torch.stack([lse.float() for _, lse in parts])
 
 
@@ -111,14 +113,14 @@ def _one_head(
 ) -> tuple[Tensor, Tensor]:
     """`q [n, D]` over `k, v [N, D]` of one head, `bias [N]`; long ones in a piece per thread.
 
-    Neither way shares out the rows of one head by itself.
+    Neither way shares out the entries of one head by itself.
     """
-    (queries, dim), rows = q.shape, k.shape[0]
+    (queries, dim), entries = q.shape, k.shape[0]
     attend = _products if _few(q) else _fused
-    pieces = torch.get_num_threads() if queries <= BLOCK and rows * dim > PIECE else 1
-    step = rows // max(min(pieces, rows * dim // PIECE), 1)
+    pieces = torch.get_num_threads() if queries <= BLOCK and entries * dim > PIECE else 1
+    step = entries // max(min(pieces, entries * dim // PIECE), 1)
     parts: list[tuple[Tensor, Tensor]] = []
-    for a, b in ((0, rows - rows % step), (rows - rows % step, rows)):
+    for a, b in ((0, entries - entries % step), (entries - entries % step, entries)):
         if a == b:
             continue
         shape = (-1, min(step, b - a))

@@ -1,11 +1,13 @@
-"""Attention by our Triton kernels: ragged, biased, packed and causal rows, several sets at once."""
+"""Attention by our Triton kernels: ragged, biased, packed and causal entries, several sets at
+once.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Call, Rows
+from kvchat.engine.attention.entries import Call, Entries
 from kvchat.errors import KvchatError
 
 try:
@@ -17,7 +19,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class TritonBackend:
-    """One launch over all rows of a layer, and one that joins what it found."""
+    """One launch over all entries of a layer, and one that joins what it found."""
 
     name = "triton"
 
@@ -42,19 +44,23 @@ class TritonBackend:
             return f"takes up to {kernels.MAX_GROUP} query heads per KV head, not {call.group}"
         return None
 
-    def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all rows of `rows`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
-        return kernels.ragged_attention(q, [rows], scale)
+    def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]` over all entries of `entries`. Returns `o [T, H*G, D]`, `lse [T,
+        H*G]`.
+        """
+        return kernels.ragged_attention(q, [entries], scale)
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees rows 0..t."""
+        """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
         heads, tokens, dim = k.shape
         spans = tuple((h * tokens, tokens) for h in range(heads))
         start = torch.arange(heads, dtype=torch.int32, device=q.device) * tokens
         length = torch.full_like(start, tokens)
         flat = (k.reshape(-1, dim), v.reshape(-1, dim))
-        return kernels.ragged_attention(q, [Rows(*flat, start, length, spans)], scale, causal=True)
+        return kernels.ragged_attention(
+            q, [Entries(*flat, start, length, spans)], scale, causal=True
+        )
 
-    def joint(self, q: Tensor, parts: Sequence[Rows], scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]`, the queries of the newest rows of the last part, over all parts."""
+    def joint(self, q: Tensor, parts: Sequence[Entries], scale: float) -> tuple[Tensor, Tensor]:
+        """`q [T, H*G, D]`, the queries of the newest entries of the last part, over all parts."""
         return kernels.ragged_attention(q, parts, scale, causal=True)

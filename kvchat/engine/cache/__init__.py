@@ -10,4 +10,5 @@ SEGMENTS = {
 }
 
 GROUP = 32
-"""Rows of a key channel, or channels of a value, that share a scale when rows are quantised."""
+"""Entries of a key channel, or channels of a value, that share a scale when entries are quantised.
+"""

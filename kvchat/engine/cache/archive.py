@@ -1,5 +1,5 @@
-"""All rows of a document in one layer, as they were read, beside the segments that were chosen of
-them. Knows nothing of how to choose, nor of files.
+"""All entries of a document in one layer, as they were read, beside the segments that were chosen
+of them. Knows nothing of how to choose, nor of files.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Backend, Rows
+from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache.memory import Memory
 
 
@@ -26,25 +26,25 @@ class Exact:
 
     @property
     def length(self) -> int:
-        """Rows of a head."""
+        """Entries of a head."""
         return self.keys.shape[1]
 
     @property
-    def parts(self) -> tuple[Rows, ...]:
-        """All rows, for backends that take a whole layer."""
+    def parts(self) -> tuple[Entries, ...]:
+        """All entries, for backends that take a whole layer."""
         heads, tokens, dim = self.keys.shape
         start = torch.arange(heads, dtype=torch.int32, device=self.keys.device) * tokens
-        rows = Rows(
+        entries = Entries(
             k=self.keys.reshape(-1, dim),
             v=self.values.reshape(-1, dim),
             start=start,
             length=torch.full_like(start, tokens),
             spans=tuple((head * tokens, tokens) for head in range(heads)),
         )
-        return (rows,)
+        return (entries,)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all rows. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+        """`q [T, H*G, D]` over all entries. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         return backend.attend(q, self.parts[0], scale)
 
 
@@ -53,7 +53,8 @@ class Archive:
     """Keys and values `[H, T, D]` (contiguous) in host memory, or mapped from a file.
 
     `observed` is what the reading has seen of the queries, for methods to choose by. `check` is
-    called before the rows are used for the first time; it raises if they are not what was written.
+    called before the entries are used for the first time; it raises if they are not what was
+    written.
     """
 
     keys: Tensor
@@ -63,11 +64,13 @@ class Archive:
     check: Callable[[], None] | None = field(default=None, repr=False)
 
     def on(self, device: torch.device) -> Exact:
-        """The rows on a device: themselves if they are there, else one layer's copy."""
+        """The entries on a device: themselves if they are there, else one layer's copy."""
         if self.check is not None:
             self.check()
             self.check = None
-        return Exact(*(rows.to(device, non_blocking=True) for rows in (self.keys, self.values)))
+        return Exact(
+            *(entries.to(device, non_blocking=True) for entries in (self.keys, self.values))
+        )
 
     def memory(self) -> Memory:
         """Exact bytes held, in host memory or on disk."""

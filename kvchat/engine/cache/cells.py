@@ -1,7 +1,7 @@
-"""The inverted list of a small code book: which rows share a joint code, and selection by it.
+"""The inverted list of a small code book: which entries share a joint code, and selection by it.
 
-All rows of a cell score alike, so cells are ranked in place of rows. Knows codes and tables, no
-keys.
+All entries of a cell score alike, so cells are ranked in place of entries. Knows codes and tables,
+no keys.
 """
 
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FIRST = 256  # cells that are ranked before all are: the best rows are in few
+FIRST = 256  # cells that are ranked before all are: the best entries are in few
 EMPTY = float("-inf")
-PENDING = 1024  # rows that wait outside of the list for the next sorting
+PENDING = 1024  # entries that wait outside of the list for the next sorting
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Coded rows of each KV head by cell, where `cell = (c_0 * C + c_1) * C + ...`.
+    """Coded entries of each KV head by cell, where `cell = (c_0 * C + c_1) * C + ...`.
 
-    `offset [H, C^m + 1]` and `order [H, N]` (int32): the rows `order[h, offset[h, c] : offset[h,
-    c+1]]` of head h are in cell c, ascending. `pending [H, P]` (int32) are the cells of the rows
-    from N on. `count [H, C^m]` (fp32) are all rows of each cell.
+    `offset [H, C^m + 1]` and `order [H, N]` (int32): the entries `order[h, offset[h, c] : offset[h,
+    c+1]]` of head h are in cell c, ascending. `pending [H, P]` (int32) are the cells of the entries
+    from N on. `count [H, C^m]` (fp32) are all entries of each cell.
     """
 
     offset: Tensor
@@ -33,13 +33,13 @@ class Cells:
         """The list of `codes [H, N, m]` with C `centroids` per sub-space."""
         cell = joint(codes, centroids)
         size = centroids ** codes.shape[2]
-        count = torch.stack([torch.bincount(row, minlength=size) for row in cell])
+        count = torch.stack([torch.bincount(entry, minlength=size) for entry in cell])
         offset = torch.nn.functional.pad(count.cumsum(dim=1), (1, 0))
         order = torch.sort(cell, dim=1, stable=True).indices
         return cls(offset.int(), order.int(), cell[:, :0].int(), count.float())
 
     def extended(self, codes: Tensor, new: int, centroids: int) -> "Cells":
-        """With the last `new` rows of `codes [H, N, m]`, which are all rows."""
+        """With the last `new` entries of `codes [H, N, m]`, which are all entries."""
         if self.pending.shape[1] + new > PENDING:
             return Cells.of(codes, centroids)
         cell = joint(codes[:, -new:], centroids)
@@ -49,7 +49,7 @@ class Cells:
         return Cells(self.offset, self.order, pending, count)
 
     def worth(self, table: Tensor, aggregate: str) -> Tensor:
-        """What a row of each cell is worth, `[H, C^m]`: `ops.pq_worth` of its rows' scores.
+        """What an entry of each cell is worth, `[H, C^m]`: `ops.pq_worth` of its entries' scores.
 
         `table [H, G, m, C]` as in `ops.pq_table`.
         """
@@ -67,12 +67,12 @@ class Cells:
         return (share / total).amax(dim=1)
 
     def select(self, worth: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """`ops.pq_select` over the rows: the `count` best of every head, `[H, count]` int32.
+        """`ops.pq_select` over the entries: the `count` best of every head, `[H, count]` int32.
 
-        Whole cells from the best one on; the last places go to the lowest rows of the cell, or of
-        the cells of equal worth, at the boundary. Also what the chosen rows are worth, `[H]`.
+        Whole cells from the best one on; the last places go to the lowest entries of the cell, or
+        of the cells of equal worth, at the boundary. Also what the chosen entries are worth, `[H]`.
         """
-        heads, rows = self.order.shape
+        heads, entries = self.order.shape
         present = worth.masked_fill(self.count == 0, EMPTY)
         value, cell = torch.topk(present, min(FIRST, present.shape[1]), dim=1)
         ranked = self.count.gather(1, cell).cumsum(dim=1)
@@ -85,7 +85,7 @@ class Cells:
         inside = self.count * sure
         missing = count - inside.sum(dim=1)  # [H]
         gained = (inside * worth).sum(dim=1) + missing * bound[:, 0]
-        total = rows + self.pending.shape[1]
+        total = entries + self.pending.shape[1]
         edges = torch.sort(self._members(edge, total)).values
         head = edges // total
         first = torch.searchsorted(head, torch.arange(heads, device=head.device))
@@ -96,21 +96,21 @@ class Cells:
         return chosen, gained
 
     def _members(self, cells: Tensor, total: int) -> Tensor:
-        """Rows in `cells [H, C^m]` (bool) as `head * total + row`, in no order."""
-        rows = self.order.shape[1]
+        """Entries in `cells [H, C^m]` (bool) as `head * total + entry`, in no order."""
+        entries = self.order.shape[1]
         head, at = cells.nonzero(as_tuple=True)
         begin, end = self.offset[head, at], self.offset[head, at + 1]
         size = end - begin
         before = size.cumsum(dim=0, dtype=torch.int32) - size
-        # one row of the list after the other: [R]
-        start, base = (head * rows + begin - before), head * total
+        # one entry of the list after the other: [R]
+        start, base = (head * entries + begin - before), head * total
         start, base = (each.int().repeat_interleave(size) for each in (start, base))
         index = start + torch.arange(len(start), dtype=torch.int32, device=start.device)
         found = self.order.flatten().index_select(0, index) + base
-        if total == rows:
+        if total == entries:
             return found
         head, at = cells.gather(1, self.pending.long()).nonzero(as_tuple=True)
-        return torch.cat((found, (head * total + rows + at).int()))
+        return torch.cat((found, (head * total + entries + at).int()))
 
 
 def joint(codes: Tensor, centroids: int) -> Tensor:

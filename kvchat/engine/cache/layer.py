@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend, JointBackend, Rows
+from kvchat.engine.attention.entries import Backend, Entries, JointBackend
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.segment import Segment, Sliding, Stored
@@ -30,8 +30,8 @@ class Observer(Protocol):
 class LayerCache:
     """Frozen segments, oldest first, and the live tail; attention is summed over them.
 
-    `archive` holds all rows of the document, beside the segments. While it is open as `exact`, it
-    is attended to in their place.
+    `archive` holds all entries of the document, beside the segments. While it is open as `exact`,
+    it is attended to in their place.
     """
 
     def __init__(self, tail: Tail, backend: Backend, observer: Observer | None = None):
@@ -39,7 +39,7 @@ class LayerCache:
         self.tail = tail
         self.backend = backend
         self.observer = observer
-        self.asking: Observer | None = None  # of a question that chooses rows anew
+        self.asking: Observer | None = None  # of a question that chooses entries anew
         self.archive: Archive | None = None
         self.exact: Exact | None = None
 
@@ -55,10 +55,10 @@ class LayerCache:
     def attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Exact causal attention of `q [T, H*G, D]`, the queries of the newest T tokens.
 
-        Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible row, both fp32.
+        Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible entry, both fp32.
         """
         past = self._past()
-        at_once = self._at_once(q, scale, past, self.tail.rows)
+        at_once = self._at_once(q, scale, past, self.tail.entries)
         if at_once is not None:
             return at_once
         parts = [part.attend(q, scale, self.backend) for part in past]
@@ -66,16 +66,17 @@ class LayerCache:
         return ops.combine(parts)
 
     def attend_ahead(self, q: Tensor, scale: float, length: Tensor) -> tuple[Tensor, Tensor]:
-        """`attend` of the token `q [1, H*G, D]` to the segments and `length [H]` rows of the tail.
+        """`attend` of the token `q [1, H*G, D]` to the segments and `length [H]` entries of the
+        tail.
 
         The host does not know how many they are: the same calls serve every such token.
         """
-        past, rows = self._past(), self.tail.rows_ahead(length)
-        at_once = self._at_once(q, scale, past, rows)
+        past, entries = self._past(), self.tail.entries_ahead(length)
+        at_once = self._at_once(q, scale, past, entries)
         if at_once is not None:
             return at_once
         parts = [part.attend(q, scale, self.backend) for part in past]
-        return ops.combine([*parts, self.backend.attend(q, rows, scale)])
+        return ops.combine([*parts, self.backend.attend(q, entries, scale)])
 
     def _past(self) -> list[Segment | Exact]:
         if self.exact is None:
@@ -83,13 +84,13 @@ class LayerCache:
         return [self.exact, *self.since(self.exact.span[1])]
 
     def _at_once(
-        self, q: Tensor, scale: float, past: list[Segment | Exact], tail: Rows
+        self, q: Tensor, scale: float, past: list[Segment | Exact], tail: Entries
     ) -> tuple[Tensor, Tensor] | None:
-        """All stored rows in one call of a backend that takes them so; else None."""
+        """All stored entries in one call of a backend that takes them so; else None."""
         if not isinstance(self.backend, JointBackend):
             return None
-        rows = [rows for part in past if isinstance(part, Stored) for rows in part.parts]
-        joint = self.backend.joint(q, [*rows, tail], scale)
+        entries = [entries for part in past if isinstance(part, Stored) for entries in part.parts]
+        joint = self.backend.joint(q, [*entries, tail], scale)
         if joint is None:
             return None
         others = [part for part in past if not isinstance(part, Stored)]
@@ -100,7 +101,7 @@ class LayerCache:
         return [segment for segment in self.segments if segment.span[0] >= position]
 
     def freeze(self, segment: Segment) -> None:
-        """Let `segment` stand for what it covers: segments, and the oldest rows of the tail."""
+        """Let `segment` stand for what it covers: segments, and the oldest entries of the tail."""
         first, end = segment.span
         assert self.tail.start <= end <= self.tail.start + self.tail.length, segment.span
         self.tail.drop(end - self.tail.start)
@@ -115,7 +116,7 @@ class LayerCache:
     def adopt(self, segment: Segment, keys: Tensor, values: Tensor) -> None:
         """Take a segment that was made elsewhere, in front of a tail that is still empty.
 
-        `keys, values [H, n, D]` are the rows after it, which begin the tail.
+        `keys, values [H, n, D]` are the entries after it, which begin the tail.
         """
         assert self.tail.length == 0 and segment.span[0] == self.tail.start, segment.span
         self.segments.append(segment)
@@ -137,7 +138,7 @@ class LayerCache:
 
     @property
     def sliding(self) -> Sliding | None:
-        """The segment in front of the tail, if rows of the tail slide into it."""
+        """The segment in front of the tail, if entries of the tail slide into it."""
         last = self.segments[-1] if self.segments else None
         return last if isinstance(last, Sliding) else None
 
@@ -147,7 +148,7 @@ class LayerCache:
         return self.tail.start if (front := self.sliding) is None else front.frozen
 
     def kept(self, end: int) -> list[int]:
-        """Rows of each head that are kept of the tokens before `end`, where segments begin."""
+        """Entries of each head that are kept of the tokens before `end`, where segments begin."""
         heads = self.tail.k.shape[0]
         if (front := self.sliding) is not None:  # nothing is lost, and the window is in the tail
             return [front.frozen] * heads
@@ -156,7 +157,7 @@ class LayerCache:
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the tail's rows that are frozen: the window of a sliding segment."""
+        """Bytes of the tail's entries that are frozen: the window of a sliding segment."""
         window = max(0, self.frozen - self.tail.start)
         return window * (self.tail.k[:, :1].nbytes + self.tail.v[:, :1].nbytes)
 
@@ -166,15 +167,15 @@ class LayerCache:
         return sum(segment.memory().total for segment in self.segments) + self.window_bytes
 
     def settle(self, position: int) -> None:
-        """Let rows leave the tail, or come back, as is due when `position` tokens were seen."""
+        """Let entries leave the tail, or come back, as is due when `position` tokens were seen."""
         if (front := self.sliding) is None:
             return
-        rows = front.end(position) - self.tail.start
-        if rows > 0:
-            front.extend(self.tail.keys[:, :rows], self.tail.values[:, :rows])
-            self.tail.slide(rows)
-        elif rows < 0:
-            self.tail.prepend(*front.withdraw(self.tail.start + rows))
+        entries = front.end(position) - self.tail.start
+        if entries > 0:
+            front.extend(self.tail.keys[:, :entries], self.tail.values[:, :entries])
+            self.tail.slide(entries)
+        elif entries < 0:
+            self.tail.prepend(*front.withdraw(self.tail.start + entries))
 
     def truncate(self, position: int) -> None:
         """Forget every token from `position` on."""
@@ -207,7 +208,7 @@ class KVCache:
         device: torch.device,
         backend: Backend,
     ) -> "KVCache":
-        """A cache of `layers` layers with `heads` KV heads of size `dim` and no rows."""
+        """A cache of `layers` layers with `heads` KV heads of size `dim` and no entries."""
         return cls([LayerCache(Tail(heads, dim, dtype, device), backend) for _ in range(layers)])
 
     @property
@@ -217,33 +218,35 @@ class KVCache:
 
     @property
     def kept(self) -> int:
-        """Rows that are kept of the frozen tokens, over all layers and heads."""
+        """Entries that are kept of the frozen tokens, over all layers and heads."""
         return sum(sum(layer.kept(self.frozen)) for layer in self.layers)
 
     @property
     def read(self) -> int:
-        """Rows of the frozen tokens that one token reads, over all layers and heads."""
+        """Entries of the frozen tokens that one token reads, over all layers and heads."""
         fronts = [(layer, layer.sliding) for layer in self.layers]
         return sum(
-            sum(layer.kept(self.frozen)) if front is None else front.read_rows * len(layer.tail.k)
+            sum(layer.kept(self.frozen))
+            if front is None
+            else front.read_entries * len(layer.tail.k)
             for layer, front in fronts
         )
 
     @property
     def captured(self) -> float | None:
-        """The share of attention that the rows which were read had, where that is known."""
+        """The share of attention that the entries which were read had, where that is known."""
         found = [front.captured for layer in self.layers if (front := layer.sliding) is not None]
         known = [share for share in found if share is not None]
         return sum(known) / len(known) if known else None
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` more as seen, when all layers have their rows."""
+        """Count `tokens` more as seen, when all layers have their entries."""
         self.position += tokens
         for layer in self.layers:
             layer.settle(self.position)
 
     def accept(self, tokens: int) -> None:
-        """Count `tokens` more as seen whose rows are behind the live ones of every tail."""
+        """Count `tokens` more as seen whose entries are behind the live ones of every tail."""
         for layer in self.layers:
             layer.tail.accept(tokens)
         self.advance(tokens)
@@ -274,9 +277,9 @@ class KVCache:
         return sum((archive.memory() for archive in archives if archive), Memory())
 
     @property
-    def slack(self) -> int:
-        """Bytes of the tails that hold no rows yet."""
-        return sum(layer.tail.slack for layer in self.layers)
+    def preallocated(self) -> int:
+        """Bytes of the tails that hold no entries yet."""
+        return sum(layer.tail.preallocated for layer in self.layers)
 
     def memory(self) -> Memory:
         """Exact bytes of all layers."""

@@ -24,6 +24,6 @@ class Memory:
 
     @classmethod
     def of(cls, tensors: Iterable[Tensor]) -> "Memory":
-        """Device bytes of the storages behind `tensors`: slack included, each storage once."""
+        """Device bytes behind `tensors`: each storage once, room to grow included."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return cls(device=sum(storages.values()))

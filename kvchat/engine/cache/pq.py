@@ -1,4 +1,4 @@
-"""A segment that keeps every row and picks, for each decoded token, those that it reads: PQCache,
+"""A segment that keeps every entry and picks, for each decoded token, those that it reads: PQCache,
 arXiv 2407.12820. Knows nothing of how the code book was trained.
 """
 
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend, Rows
+from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache.cells import Cells
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.sizes import LISTED
 
 AGGREGATES = ("softmax_sum", "max", "logit_sum")
-SLICE = 16384  # rows per head that a pool in host memory sends to the device at a time
+SLICE = 16384  # entries per head that a pool in host memory sends to the device at a time
 
 
 @dataclass(frozen=True)
 class Reads:
-    """What one query reads: the first `sinks` rows, the `window` newest, `count` of the others.
+    """What one query reads: the first `sinks` entries, the `window` newest, `count` of the others.
 
-    Rows leave the window `block` at a time. `aggregate` numbers, in `AGGREGATES`, how the queries
-    of a group agree on rows.
+    Entries leave the window `block` at a time. `aggregate` numbers, in `AGGREGATES`, how the
+    queries of a group agree on entries.
     """
 
     sinks: int
@@ -36,13 +36,13 @@ class Reads:
 
 
 class PQSegment:
-    """Rows of a document in a pool, with a product-quantised code of every key but the sinks'.
+    """Entries of a document in a pool, with a product-quantised code of every key but the sinks'.
 
-    `pool [H, N, 2D]` has key and value of a row side by side; it may be in host memory and never
+    `pool [H, N, 2D]` has key and value of an entry side by side; it may be in host memory and never
     changes. `centroids [H, m, C, d]` (fp32) and `codes [H, M, m]` (uint8) are where queries are;
-    `cells` is the inverted list of a small code book. Rows that left the window later are in
+    `cells` is the inverted list of a small code book. Entries that left the window later are in
     `late`, their codes the last of `codes`. One query attends to the sinks and to the `reads.count`
-    rows that its codes rank highest; several queries at once attend to every row.
+    entries that its codes rank highest; several queries at once attend to every entry.
     """
 
     kind: ClassVar[str] = "pq"
@@ -56,13 +56,13 @@ class PQSegment:
         start: int,
         cells: Cells | None = None,
     ):
-        heads, rows, width = pool.shape
+        heads, entries, width = pool.shape
         self.pool, self.centroids, self.codes = pool, centroids, codes
         self.reads, self.start = reads, start
         self.late = Tail(heads, width // 2, pool.dtype, codes.device)
-        self.late.start = start + rows
+        self.late.start = start + entries
         self.cells = self._indexed(codes) if cells is None else cells
-        self.steps = 0  # queries that have chosen rows
+        self.steps = 0  # queries that have chosen entries
         self.mass: Tensor | float = 0.0  # of the attention by codes, that they chose in all
 
     @classmethod
@@ -88,7 +88,7 @@ class PQSegment:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Rows that each KV head holds: all there are."""
+        """Entries that each KV head holds: all there are."""
         return (self.span[1] - self.start,) * len(self.pool)
 
     @property
@@ -97,13 +97,13 @@ class PQSegment:
         return self.late.start + self.reads.window
 
     @property
-    def read_rows(self) -> int:
-        """Rows per head that one query reads of it and of its window."""
+    def read_entries(self) -> int:
+        """Entries per head that one query reads of it and of its window."""
         return self.reads.sinks + self.reads.window + self.reads.count
 
     @property
     def captured(self) -> float | None:
-        """The mean share of the middle's attention, by codes, that the chosen rows have had."""
+        """The mean share of the middle's attention, by codes, that the chosen entries have had."""
         if not self.steps or AGGREGATES[self.reads.aggregate] != "softmax_sum":
             return None
         return float(self.mass) / self.steps
@@ -114,7 +114,7 @@ class PQSegment:
         return self.late.start + beyond // self.reads.block * self.reads.block
 
     def extend(self, k: Tensor, v: Tensor) -> None:
-        """Code the rows `k, v [H, n, D]` that leave the window. Unchanged if it fails."""
+        """Code the entries `k, v [H, n, D]` that leave the window. Unchanged if it fails."""
         codes = torch.cat((self.codes, ops.pq_assign(k, self.centroids)), dim=1)
         cells = self.cells
         if cells is not None:
@@ -123,9 +123,9 @@ class PQSegment:
         self.codes, self.cells = codes, cells
 
     def withdraw(self, end: int) -> tuple[Tensor, Tensor]:
-        """Forget the rows from position `end` on and return them, `[H, n, D]` each."""
+        """Forget the entries from position `end` on and return them, `[H, n, D]` each."""
         kept = end - self.late.start
-        assert 0 <= kept <= self.late.length, f"{end} is not among the rows that came later"
+        assert 0 <= kept <= self.late.length, f"{end} is not among the entries that came later"
         k, v = self.late.keys[:, kept:].clone(), self.late.values[:, kept:].clone()
         codes = self.codes[:, : self.codes.shape[1] - k.shape[1]].clone()
         self.cells = self._indexed(codes)
@@ -134,7 +134,7 @@ class PQSegment:
         return k, v
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]`: one query over rows it chooses, more over all rows.
+        """`q [T, H*G, D]`: one query over entries it chooses, more over all entries.
 
         Returns `o [T, H*G, D]`, `lse [T, H*G]`.
         """
@@ -143,9 +143,9 @@ class PQSegment:
         return backend.attend(q, self._fetched(self.choose(q[0], scale)), scale)
 
     def choose(self, q: Tensor, scale: float) -> Tensor:
-        """The rows that `q [H*G, D]` reads beside the sinks, `[H, count]` int32, ascending.
+        """The entries that `q [H*G, D]` reads beside the sinks, `[H, count]` int32, ascending.
 
-        Row 0 is the first that is no sink.
+        Entry 0 is the first that is no sink.
         """
         table = ops.pq_table(q, self.centroids, scale)
         aggregate, count = AGGREGATES[self.reads.aggregate], self.reads.count
@@ -160,11 +160,11 @@ class PQSegment:
         return chosen
 
     def memory(self) -> Memory:
-        """Exact bytes held: rows, codes, centroids and their index, room for late rows."""
+        """Exact bytes held: entries, codes, centroids and their index, room for late entries."""
         apart = ("pool", "late_k", "late_v")
         held = [tensor for name, tensor in self.tensors().items() if name not in apart]
-        rows, here = self.pool.untyped_storage().nbytes(), self.pool.device == self.codes.device
-        pool = Memory(device=rows) if here else Memory(host=rows)
+        entries, here = self.pool.untyped_storage().nbytes(), self.pool.device == self.codes.device
+        pool = Memory(device=entries) if here else Memory(host=entries)
         return pool + Memory.of(held) + self.late.memory()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -182,29 +182,29 @@ class PQSegment:
         return Cells.of(codes, centroids) if centroids**subspaces <= LISTED else None
 
     def _attend_all(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        rows = self.pool.shape[1]
-        step = rows if self.pool.device == q.device else SLICE
-        slices = (self.pool[:, a : a + step].to(q.device) for a in range(0, rows, step))
-        parts = [backend.attend(q, fused(rows), scale) for rows in slices]
+        entries = self.pool.shape[1]
+        step = entries if self.pool.device == q.device else SLICE
+        slices = (self.pool[:, a : a + step].to(q.device) for a in range(0, entries, step))
+        parts = [backend.attend(q, fused(entries), scale) for entries in slices]
         if self.late.length:
-            parts.append(backend.attend(q, self.late.rows, scale))
+            parts.append(backend.attend(q, self.late.entries, scale))
         return ops.combine(parts)
 
-    def _fetched(self, chosen: Tensor) -> Rows:
-        """The sinks and the `chosen [H, count]` rows, copied together."""
-        rows = self.pool.shape[1]
+    def _fetched(self, chosen: Tensor) -> Entries:
+        """The sinks and the `chosen [H, count]` entries, copied together."""
+        entries = self.pool.shape[1]
         wanted = torch.cat((self._sinks, chosen + self.reads.sinks), dim=1)  # [H, S + count]
-        late = (wanted >= rows).nonzero(as_tuple=True) if self.late.length else None
-        inside = wanted if late is None else wanted.clamp(max=rows - 1)
-        found = ops.gather_rows(self.pool, inside)
+        late = (wanted >= entries).nonzero(as_tuple=True) if self.late.length else None
+        inside = wanted if late is None else wanted.clamp(max=entries - 1)
+        found = ops.gather_entries(self.pool, inside)
         if late is not None:
-            at = (late[0], wanted[late].long() - rows)
+            at = (late[0], wanted[late].long() - entries)
             found[late] = torch.cat((self.late.keys[at], self.late.values[at]), dim=1)
         return fused(found)
 
     @cached_property
     def _sinks(self) -> Tensor:
-        """Row numbers of the sinks, `[H, S]` int32."""
+        """Entry numbers of the sinks, `[H, S]` int32."""
         sinks = torch.arange(self.reads.sinks, dtype=torch.int32, device=self.codes.device)
         return sinks.expand(len(self.pool), -1)
 
@@ -214,12 +214,12 @@ class PQSegment:
         return torch.tensor(astuple(self.reads), dtype=torch.int32)
 
 
-def fused(rows: Tensor) -> Rows:
-    """`rows [H, n, 2D]`, key and value side by side, as keys and values."""
-    heads, count, width = rows.shape
-    flat = rows.reshape(-1, width)
-    start = torch.arange(heads, dtype=torch.int32, device=rows.device) * count
-    return Rows(
+def fused(entries: Tensor) -> Entries:
+    """`entries [H, n, 2D]`, key and value side by side, as keys and values."""
+    heads, count, width = entries.shape
+    flat = entries.reshape(-1, width)
+    start = torch.arange(heads, dtype=torch.int32, device=entries.device) * count
+    return Entries(
         k=flat[:, : width // 2],
         v=flat[:, width // 2 :],
         start=start,

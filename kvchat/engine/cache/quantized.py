@@ -1,6 +1,6 @@
 """A flat segment in few bits: keys per channel, values per token (KIVI, arXiv 2402.02750).
 
-Knows nothing of how rows were chosen.
+Knows nothing of how entries were chosen.
 """
 
 from collections.abc import Iterator
@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend, Packing, Rows
+from kvchat.engine.attention.entries import Backend, Entries, Packing
 from kvchat.engine.cache import GROUP
 from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.segment import FlatSegment
 
 META = torch.float16  # of scales and zeros
-SLICE = 4096  # rows that attention turns back into numbers at a time
+SLICE = 4096  # entries that attention turns back into numbers at a time
 
 
 @dataclass(frozen=True)
 class QuantizedSegment:
-    """The rows of a flat segment in 8 or 4 bits, and a few of each head as they were.
+    """The entries of a flat segment in 8 or 4 bits, and a few of each head as they were.
 
-    Of a head's rows the first multiple of 32 is packed: `k, v [R, D * bits / 8]` uint8, head after
-    head, `cu [H+1]`. Keys have a scale and a zero for every 32 rows of a channel,
+    Of a head's entries the first multiple of 32 is packed: `k, v [R, D * bits / 8]` uint8, head
+    after head, `cu [H+1]`. Keys have a scale and a zero for every 32 entries of a channel,
     `k_scale, k_zero [R/32, D]`, values for every group of channels, `v_scale, v_zero [R, D/g]`, all
-    16-bit floats. The remaining rows of each head are in `rest`. `position`, `bias` and `count [R]`
-    are those of a flat segment.
+    16-bit floats. The remaining entries of each head are in `rest`. `position`, `bias` and `count
+    [R]` are those of a flat segment.
     """
 
     k: Tensor
@@ -50,14 +50,14 @@ class QuantizedSegment:
 
     @classmethod
     def of(cls, flat: FlatSegment, bits: int) -> "QuantizedSegment":
-        """Quantise a flat segment, head by head, in the order in which its rows are stored."""
+        """Quantise a flat segment, head by head, in the order in which its entries are stored."""
         dim, device = flat.k.shape[1], flat.k.device
         packed = torch.zeros(len(flat.k), dtype=torch.bool, device=device)
         lengths = [n - n % GROUP for n in flat.lengths]
         for start, length in zip(flat.ends[:-1], lengths, strict=True):
             packed[start : start + length] = True
         body = flat.where(packed)
-        # keys: [R/32, 32, D] to groups of 32 rows of one channel; values: groups of channels
+        # keys: [R/32, 32, D] to groups of 32 entries of one channel; values: groups of channels
         keys = body.k.view(len(body.k) // GROUP, GROUP, dim).transpose(1, 2)
         k_codes, k_scale, k_zero = ops.quantize(keys, bits, META)
         values = body.v.unflatten(1, (-1, gcd(dim, GROUP)))
@@ -97,14 +97,14 @@ class QuantizedSegment:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Rows that each KV head holds."""
+        """Entries that each KV head holds."""
         body = (b - a for a, b in pairwise(self.ends))
         return tuple(n + more for n, more in zip(body, self.rest.lengths, strict=True))
 
     @cached_property
-    def parts(self) -> tuple[Rows, ...]:
-        """All rows, packed and whole, for backends that take a whole layer."""
-        packed = Rows(
+    def parts(self) -> tuple[Entries, ...]:
+        """All entries, packed and whole, for backends that take a whole layer."""
+        packed = Entries(
             k=self.k,
             v=self.v,
             start=self.cu[:-1],
@@ -113,15 +113,15 @@ class QuantizedSegment:
             bias=self.bias,
             packing=Packing(self.bits, self.k_scale, self.k_zero, self.v_scale, self.v_zero),
         )
-        return packed, self.rest.rows
+        return packed, self.rest.entries
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all rows, a slice at a time. Returns `o [T, H*G, D]`, `lse`."""
-        parts = [backend.attend(q, rows, scale) for rows in self._slices()]
+        """`q [T, H*G, D]` over all entries, a slice at a time. Returns `o [T, H*G, D]`, `lse`."""
+        parts = [backend.attend(q, entries, scale) for entries in self._slices()]
         return ops.combine([*parts, self.rest.attend(q, scale, backend)])
 
     def memory(self) -> Memory:
-        """Exact bytes held: codes, scales, zeros, the rest, positions, row ranges."""
+        """Exact bytes held: codes, scales, zeros, the rest, positions, entry ranges."""
         return Memory.of(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -130,10 +130,12 @@ class QuantizedSegment:
         held = {name: value for name, value in own.items() if isinstance(value, Tensor)}
         return held | {f"rest.{name}": t for name, t in self.rest.tensors().items()}
 
-    def _slices(self) -> Iterator[Rows]:
-        """The packed rows as numbers, `SLICE` at a time; a head without rows there has none."""
+    def _slices(self) -> Iterator[Entries]:
+        """The packed entries as numbers, `SLICE` at a time; a head without entries there has
+        none.
+        """
         for start, length, spans, a, b in self._cuts:
-            yield Rows(
+            yield Entries(
                 k=self._keys(a, b),
                 v=self._values(a, b),
                 start=start,
@@ -144,7 +146,9 @@ class QuantizedSegment:
 
     @cached_property
     def _cuts(self) -> list[tuple[Tensor, Tensor, tuple[tuple[int, int], ...], int, int]]:
-        """Of each slice: starts and lengths of its heads, on the device and here, and its rows."""
+        """Of each slice: starts and lengths of its heads, on the device and here, and its
+        entries.
+        """
         cuts = []
         for a in range(0, self.ends[-1], SLICE):
             b = min(a + SLICE, self.ends[-1])
@@ -156,14 +160,14 @@ class QuantizedSegment:
 
     def _keys(self, a: int, b: int) -> Tensor:
         codes = ops.unpack(self.k[a:b], self.bits).view(-1, GROUP, self.k_scale.shape[1])
-        groups = slice(a // GROUP, b // GROUP)  # one scale for 32 rows of a channel
-        rows = torch.addcmul(
+        groups = slice(a // GROUP, b // GROUP)  # one scale for 32 entries of a channel
+        entries = torch.addcmul(
             self.k_zero[groups, None].float(), codes.float(), self.k_scale[groups, None].float()
         )
-        return rows.flatten(0, 1).to(self.rest.k.dtype)
+        return entries.flatten(0, 1).to(self.rest.k.dtype)
 
     def _values(self, a: int, b: int) -> Tensor:
         codes = ops.unpack(self.v[a:b], self.bits)
         codes = codes.unflatten(1, (self.v_scale.shape[1], -1))
-        rows = ops.dequantize(codes, self.v_scale[a:b], self.v_zero[a:b], self.rest.v.dtype)
-        return rows.flatten(1)
+        entries = ops.dequantize(codes, self.v_scale[a:b], self.v_zero[a:b], self.rest.v.dtype)
+        return entries.flatten(1)

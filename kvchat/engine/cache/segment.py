@@ -1,4 +1,4 @@
-"""Frozen parts of the past that queries may look at. Knows nothing of how rows were chosen."""
+"""Frozen parts of the past that queries may look at. Knows nothing of how entries were chosen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Backend, Rows
+from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache.memory import Memory
 
 
@@ -25,7 +25,7 @@ class Segment(Protocol):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Rows that each KV head holds."""
+        """Entries that each KV head holds."""
         ...
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
@@ -43,17 +43,17 @@ class Segment(Protocol):
 
 @runtime_checkable
 class Stored(Protocol):
-    """A part of the past whose rows are all visible to every query, as they are stored."""
+    """A part of the past whose entries are all visible to every query, as they are stored."""
 
     @property
-    def parts(self) -> tuple[Rows, ...]:
-        """All rows, for backends that take a whole layer."""
+    def parts(self) -> tuple[Entries, ...]:
+        """All entries, for backends that take a whole layer."""
         ...
 
 
 @runtime_checkable
 class Sliding(Protocol):
-    """A segment in front of a window that stays in the tail: rows leave the window into it."""
+    """A segment in front of a window that stays in the tail: entries leave the window into it."""
 
     @property
     def frozen(self) -> int:
@@ -61,13 +61,13 @@ class Sliding(Protocol):
         ...
 
     @property
-    def read_rows(self) -> int:
-        """Rows per head that one query reads of the segment and the window."""
+    def read_entries(self) -> int:
+        """Entries per head that one query reads of the segment and the window."""
         ...
 
     @property
     def captured(self) -> float | None:
-        """The mean share of attention that the rows which were read had, where that is known."""
+        """The mean share of attention that the entries which were read had, where that is known."""
         ...
 
     def end(self, position: int) -> int:
@@ -75,21 +75,21 @@ class Sliding(Protocol):
         ...
 
     def extend(self, k: Tensor, v: Tensor) -> None:
-        """Take in the rows `k, v [H, n, D]` of the next n positions. Unchanged if it fails."""
+        """Take in the entries `k, v [H, n, D]` of the next n positions. Unchanged if it fails."""
         ...
 
     def withdraw(self, end: int) -> tuple[Tensor, Tensor]:
-        """Forget the rows from position `end` on and return them, `[H, n, D]` each."""
+        """Forget the entries from position `end` on and return them, `[H, n, D]` each."""
         ...
 
 
 @dataclass(frozen=True)
 class FlatSegment:
-    """The flattened per-head store: KV head h owns rows `cu[h] : cu[h+1]` of `k, v [R, D]`.
+    """The flattened per-head store: KV head h owns entries `cu[h] : cu[h+1]` of `k, v [R, D]`.
 
     `cu [H+1]` and `position [R]` are int32. Keys are rotated at their `position`, for ever.
-    `bias [R]` (fp32, optional) is added to the scaled logit of its row; `count [R]` (optional) says
-    how many tokens a row stands for.
+    `bias [R]` (fp32, optional) is added to the scaled logit of its entry; `count [R]` (optional)
+    says how many tokens an entry stands for.
     """
 
     k: Tensor
@@ -112,9 +112,9 @@ class FlatSegment:
         position: Tensor | None = None,
         end: int | None = None,
     ) -> "FlatSegment":
-        """Copy out of `keys, values [H, T, D]` the rows where `kept [H, T]` (bool) is true.
+        """Copy out of `keys, values [H, T, D]` the entries where `kept [H, T]` (bool) is true.
 
-        Rows stay in time order inside a head. They belong to the positions from `start` on, one
+        Entries stay in time order inside a head. They belong to the positions from `start` on, one
         after the other, unless `position [H, T]` says where each belongs and `end` where they end.
         """
         heads, tokens, dim = keys.shape
@@ -140,7 +140,7 @@ class FlatSegment:
         bias: Tensor | None = None,
         count: Tensor | None = None,
     ) -> "FlatSegment":
-        """A segment of rows `k, v [R, D]`, `lengths[h]` of them for head h, head after head."""
+        """A segment of entries `k, v [R, D]`, `lengths[h]` of them for head h, head after head."""
         ends = (0, *accumulate(lengths))
         return cls(
             k=k,
@@ -154,7 +154,7 @@ class FlatSegment:
         )
 
     def where(self, chosen: Tensor) -> "FlatSegment":
-        """The rows for which `chosen [R]` (bool) is true; the span stays."""
+        """The entries for which `chosen [R]` (bool) is true; the span stays."""
         parts = chosen.split(list(self.lengths))
         return FlatSegment.of(
             self.k[chosen],
@@ -173,13 +173,13 @@ class FlatSegment:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Rows that each KV head holds."""
+        """Entries that each KV head holds."""
         return tuple(b - a for a, b in pairwise(self.ends))
 
     @cached_property
-    def rows(self) -> Rows:
+    def entries(self) -> Entries:
         """A view for attention backends."""
-        return Rows(
+        return Entries(
             k=self.k,
             v=self.v,
             start=self.cu[:-1],
@@ -189,16 +189,16 @@ class FlatSegment:
         )
 
     @property
-    def parts(self) -> tuple[Rows, ...]:
-        """All rows, for backends that take a whole layer."""
-        return (self.rows,)
+    def parts(self) -> tuple[Entries, ...]:
+        """All entries, for backends that take a whole layer."""
+        return (self.entries,)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all rows. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
-        return backend.attend(q, self.rows, scale)
+        """`q [T, H*G, D]` over all entries. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+        return backend.attend(q, self.entries, scale)
 
     def memory(self) -> Memory:
-        """Exact bytes held: keys, values, positions, row ranges, bias and count."""
+        """Exact bytes held: keys, values, positions, entry ranges, bias and count."""
         return Memory.of(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -214,6 +214,6 @@ class FlatSegment:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def _owned(rows: Tensor) -> Tensor:
-    """`rows` in a store of exactly their size: theirs if it fits, else a copy."""
-    return rows if rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()
+def _owned(entries: Tensor) -> Tensor:
+    """`entries` in a store of exactly their size: theirs if it fits, else a copy."""
+    return entries if entries.untyped_storage().nbytes() == entries.nbytes else entries.clone()

@@ -4,20 +4,20 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend, Rows
+from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache.memory import Memory
 
 
 class Tail:
-    """Keys and values `[H, capacity, D]` of which `length` rows, one after the other, are live.
+    """Keys and values `[H, capacity, D]` of which `length` entries, one after the other, are live.
 
-    `start` is the position of the first of them, so live row i belongs to token `start + i`.
+    `start` is the position of the first of them, so live entry i belongs to token `start + i`.
     """
 
     def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device):
         self.start = 0
         self.length = 0
-        self._offset = 0  # of the first live row
+        self._offset = 0  # of the first live entry
         empty = torch.empty(heads, 0, dim, dtype=dtype, device=device)
         self._lengths = torch.zeros(heads, dtype=torch.int32, device=device)  # H times
         self._written = 0  # what is in it; written when it is asked for
@@ -25,7 +25,7 @@ class Tail:
 
     @property
     def capacity(self) -> int:
-        """Rows per head that fit without growing."""
+        """Entries per head that fit without growing."""
         return self.k.shape[1]
 
     @property
@@ -39,25 +39,25 @@ class Tail:
         return self.v[:, self._offset : self._offset + self.length]
 
     @property
-    def rows(self) -> Rows:
-        """The live rows, for attention backends."""
-        return self._rows(self.length)
+    def entries(self) -> Entries:
+        """The live entries, for attention backends."""
+        return self._entries(self.length)
 
     @property
     def place(self) -> int:
-        """Where the next row goes in the store of each head."""
+        """Where the next entry goes in the store of each head."""
         return self._offset + self.length
 
     @property
     def room(self) -> int:
-        """Rows per head that can be added before the store grows."""
+        """Entries per head that can be added before the store grows."""
         return self.capacity - self.place
 
-    def rows_ahead(self, length: Tensor) -> Rows:
-        """The first `length [H]` (int32) rows, a number that the device alone knows."""
+    def entries_ahead(self, length: Tensor) -> Entries:
+        """The first `length [H]` (int32) entries, a number that the device alone knows."""
         heads, capacity, dim = self.k.shape
         most = capacity - self._offset
-        return Rows(
+        return Entries(
             k=self.k.view(-1, dim),
             v=self.v.view(-1, dim),
             start=self._first,
@@ -66,26 +66,26 @@ class Tail:
             bounds=True,
         )
 
-    def reserve(self, rows: int) -> None:
-        """Make room for exactly `rows` rows per head, if there is less."""
-        if rows > self.capacity:
-            self._resize(rows)
+    def reserve(self, entries: int) -> None:
+        """Make room for exactly `entries` entries per head, if there is less."""
+        if entries > self.capacity:
+            self._resize(entries)
 
     def append(self, k: Tensor, v: Tensor) -> None:
-        """Add `k, v [H, T, D]` after the live rows: one rectangular write each."""
+        """Add `k, v [H, T, D]` after the live entries: one rectangular write each."""
         self.grow(k.shape[1])
         end = self.place + k.shape[1]
         self.k[:, self.place : end] = k
         self.v[:, self.place : end] = v
         self.length += k.shape[1]
 
-    def grow(self, rows: int) -> None:
-        """Make room for `rows` more rows per head.
+    def grow(self, entries: int) -> None:
+        """Make room for `entries` more entries per head.
 
-        A full tail grows by `max(256, length / 4)` rows, so copies are amortised.
+        A full tail grows by `max(256, length / 4)` entries, so copies are amortised.
         """
-        if rows > self.room:
-            length = self.length + rows
+        if entries > self.room:
+            length = self.length + entries
             self._resize(length + max(256, length // 4))
 
     def write(self, k: Tensor, v: Tensor, place: Tensor) -> None:
@@ -93,14 +93,14 @@ class Tail:
         self.k.index_copy_(1, place, k)
         self.v.index_copy_(1, place, v)
 
-    def accept(self, rows: int) -> None:
-        """Count `rows` that were written behind the live ones."""
-        assert 0 <= rows <= self.room, f"there is room for {self.room} rows, not {rows}"
-        self.length += rows
+    def accept(self, entries: int) -> None:
+        """Count `entries` that were written behind the live ones."""
+        assert 0 <= entries <= self.room, f"there is room for {self.room} entries, not {entries}"
+        self.length += entries
 
     def truncate(self, length: int) -> None:
-        """Forget the newest rows beyond `length`; nothing is copied."""
-        assert 0 <= length <= self.length, f"cannot truncate {self.length} rows to {length}"
+        """Forget the newest entries beyond `length`; nothing is copied."""
+        assert 0 <= length <= self.length, f"cannot truncate {self.length} entries to {length}"
         self.length = length
 
     def trim(self) -> None:
@@ -109,59 +109,61 @@ class Tail:
         if self.capacity > 2 * wanted:
             self._resize(wanted)
 
-    def drop(self, rows: int) -> None:
-        """Give up the oldest `rows` rows and their memory; the rest moves to a store of its own."""
-        assert 0 <= rows <= self.length, f"cannot drop {rows} of {self.length} rows"
-        self._hold(self.keys[:, rows:].clone(), self.values[:, rows:].clone())
-        self.start += rows
-        self.length -= rows
+    def drop(self, entries: int) -> None:
+        """Give up the oldest `entries` entries and their memory; the rest moves to a store of its
+        own.
+        """
+        assert 0 <= entries <= self.length, f"cannot drop {entries} of {self.length} entries"
+        self._hold(self.keys[:, entries:].clone(), self.values[:, entries:].clone())
+        self.start += entries
+        self.length -= entries
 
-    def slide(self, rows: int) -> None:
-        """Give up the oldest `rows` rows; nothing is copied, and the store keeps its size."""
-        assert 0 <= rows <= self.length, f"cannot slide over {rows} of {self.length} rows"
-        self._offset += rows
+    def slide(self, entries: int) -> None:
+        """Give up the oldest `entries` entries; nothing is copied, and the store keeps its size."""
+        assert 0 <= entries <= self.length, f"cannot slide over {entries} of {self.length} entries"
+        self._offset += entries
         self._first = self._starts()
-        self.start += rows
-        self.length -= rows
+        self.start += entries
+        self.length -= entries
 
     def prepend(self, k: Tensor, v: Tensor) -> None:
-        """Put `k, v [H, n, D]` before the live rows: the opposite of `slide`."""
+        """Put `k, v [H, n, D]` before the live entries: the opposite of `slide`."""
         keys, values = torch.cat((k, self.keys), dim=1), torch.cat((v, self.values), dim=1)
         self._hold(keys, values)
         self.start -= k.shape[1]
         self.length += k.shape[1]
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """Causal attention of `q [T, H*G, D]`, the queries of the newest T rows.
+        """Causal attention of `q [T, H*G, D]`, the queries of the newest T entries.
 
-        A rectangle (the rows before them, all visible) and a square (the new rows themselves,
+        A rectangle (the entries before them, all visible) and a square (the new entries themselves,
         causal), summed by log-sum-exp: no mask. Returns `o [T, H*G, D]`, `lse [T, H*G]`.
         """
         tokens = q.shape[0]
-        assert 0 < tokens <= self.length, f"{tokens} queries over {self.length} rows"
-        if tokens == 1:  # the newest row sees everything
-            return backend.attend(q, self.rows, scale)
+        assert 0 < tokens <= self.length, f"{tokens} queries over {self.length} entries"
+        if tokens == 1:  # the newest entry sees everything
+            return backend.attend(q, self.entries, scale)
         before = self.length - tokens
         square = backend.causal(q, self.keys[:, before:], self.values[:, before:], scale)
         if before == 0:
             return square
-        return ops.combine([backend.attend(q, self._rows(before), scale), square])
+        return ops.combine([backend.attend(q, self._entries(before), scale), square])
 
     def memory(self) -> Memory:
-        """Exact bytes held, slack included."""
+        """Exact bytes, preallocated ones included."""
         return Memory.of([self.k, self.v, self._first, self._lengths])
 
     @property
-    def slack(self) -> int:
-        """Bytes of rows that are not live."""
+    def preallocated(self) -> int:
+        """Bytes of entries that are not live."""
         return (
             (self.k.nbytes + self.v.nbytes) * (self.capacity - self.length) // max(self.capacity, 1)
         )
 
-    def _rows(self, length: int) -> Rows:
+    def _entries(self, length: int) -> Entries:
         heads, capacity, dim = self.k.shape
         whole = length == self.length
-        return Rows(
+        return Entries(
             k=self.k.view(-1, dim),
             v=self.v.view(-1, dim),
             start=self._first,
@@ -181,7 +183,7 @@ class Tail:
         self._first = self._starts()
 
     def _starts(self) -> Tensor:
-        """Where each head's rows begin in the store seen as `[H * capacity, D]`, `[H]` int32."""
+        """Where each head's entries begin in the store seen as `[H * capacity, D]`, `[H]` int32."""
         heads, capacity, _ = self.k.shape
         heads_first = torch.arange(heads, dtype=torch.int32, device=self.k.device) * capacity
         return heads_first + self._offset

@@ -30,8 +30,8 @@ def cuda_graph(work: Work) -> Work:
 class Step:
     """Feeds the `token [1]` that is in its memory and puts the next one there.
 
-    Rows go behind those of the tails, which count them when `KVCache.accept` is called; the tails
-    must have room. Whatever changes from step to step is in tensors that stay where they are.
+    Entries go behind those of the tails, which count them when `KVCache.accept` is called; the
+    tails must have room. Whatever changes from step to step is in tensors that stay where they are.
     """
 
     def __init__(self, model: CausalLM, cache: KVCache, token: int, sampler: Sampler):

@@ -43,11 +43,11 @@ class Writer:
             return self.refused
         kinds = {part.kind for part in cache.segments() if not isinstance(part, Stored)}
         if kinds:
-            return f"{', '.join(sorted(kinds))} segments choose rows for every token"
+            return f"{', '.join(sorted(kinds))} segments choose entries for every token"
         if any(layer.observers for layer in cache.layers):
             return "queries are watched, for turns will be folded"
         if len({(layer.tail.place, layer.tail.length) for layer in cache.layers}) > 1:
-            return "layers have different numbers of live rows"
+            return "layers have different numbers of live entries"
         return ""
 
     def write(self, cache: KVCache, logits: Tensor, sampler: Sampler) -> Iterator[int]:
@@ -61,7 +61,7 @@ class Writer:
             sampler.provide(room)
             step = Step(self.model, cache, token, sampler)
             for token in ahead(step, room, self._recorded):
-                cache.accept(1)  # the token before; this one's row does not count yet
+                cache.accept(1)  # the token before; this one's entry does not count yet
                 yield checked(token)
         self._say(f"step by step: {reason}")
         while True:

@@ -10,7 +10,7 @@ from kvchat.engine.sizes import ASKED
 
 NOTHING = "keys and values only"
 WINDOW = "the last W queries: a window of the document, or the question"
-MASS = "the attention that each row gets from all queries"
+MASS = "the attention that each entry gets from all queries"
 FREE = "next to nothing"
 SCORE = "W/T of the attention FLOPs of reading"
 NORMS = f"{SCORE}, and its output projection"
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 
     `told`: how often the document is told to the model again while it is read. `pools`: its layers
     share one budget.
-    `retrieves`: every row is kept, and the budget is what a written token reads of them.
+    `retrieves`: every entry is kept, and the budget is what a written token reads of them.
     """
 
     path: str
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 METHODS = {
     "full": Entry(
         "kvchat.engine.methods.full:Full",
-        "keeps every row of the KV cache",
+        "keeps every entry of the KV cache",
         "",
     ),
     "streamingllm": Entry(
@@ -62,7 +62,7 @@ METHODS = {
     ),
     "adakv": Entry(
         "kvchat.engine.methods.adakv:AdaKV",
-        "SnapKV's scores; heads of a layer share rows out by need",
+        "SnapKV's scores; heads of a layer share entries out by need",
         "arXiv 2407.11550",
         WINDOW,
         SCORE,
@@ -97,24 +97,24 @@ METHODS = {
     ),
     "h2o": Entry(
         "kvchat.engine.methods.h2o:H2O",
-        "keeps recent rows and those attended to most by all",
+        "keeps recent entries and those attended to most by all",
         "arXiv 2306.14048",
         MASS,
         SECOND,
     ),
     "kvmerger": Entry(
         "kvchat.engine.methods.kvmerger:KVMerger",
-        "merges neighbouring rows whose keys are similar",
+        "merges neighbouring entries whose keys are similar",
         "arXiv 2407.08454",
         MASS,
         SECOND,
     ),
     "cam": Entry(
         "kvchat.engine.methods.cam:CaM",
-        "StreamingLLM; folded turns spill values to later rows",
+        "StreamingLLM; folded turns spill values to later entries",
         "ICML 2024 (CaM)",
-        "the attention that rows of the conversation receive",
-        "a second pass over the conversation's rows per token",
+        "the attention that entries of the conversation receive",
+        "a second pass over the conversation's entries per token",
     ),
     "tova": Entry(
         "kvchat.engine.methods.tova:TOVA",
@@ -124,7 +124,7 @@ METHODS = {
     ),
     "knorm": Entry(
         "kvchat.engine.methods.knorm:Knorm",
-        "keeps the rows whose keys are shortest",
+        "keeps the entries whose keys are shortest",
         "arXiv 2406.11430",
     ),
     "expected-attention": Entry(
@@ -144,7 +144,7 @@ METHODS = {
     ),
     "kvzip+": Entry(
         "kvchat.engine.methods.kvzip:KVzipPlus",
-        "KVzip, weighed by what a row can change in the output",
+        "KVzip, weighed by what an entry can change in the output",
         "arXiv 2505.23416",
         "replays: the document is told to the model a second time",
         "a second reading with three times the attention FLOPs",
@@ -162,7 +162,7 @@ METHODS = {
     ),
     "pqcache": Entry(
         "kvchat.engine.methods.pqcache:PQCache",
-        "keeps every row; each written token reads those it needs",
+        "keeps every entry; each written token reads those it needs",
         "arXiv 2407.12820",
         NOTHING,
         "K-means of the keys; no memory is saved, the budget is what is read",

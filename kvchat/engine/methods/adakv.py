@@ -8,7 +8,7 @@ from kvchat.engine.methods.shares import Adaptive, Pyramidal
 
 @dataclass(frozen=True)
 class AdaKV(Adaptive):
-    """Pools a layer's budget over its heads: dispersed heads keep more rows than focused ones.
+    """Pools a layer's budget over its heads: dispersed heads keep more entries than focused ones.
 
     Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation,
     https://arxiv.org/abs/2407.11550. Different here: the safeguard is "floor first, then global",

@@ -38,8 +38,8 @@ class Moments:
 class Retold:
     """What a layer's replays show.
 
-    `scores [H, T]` by telling, infinite for rows that no replay is about; `evidence`, where it was
-    asked for; `structural [T]` (bool), the tokens that only structure the text.
+    `scores [H, T]` by telling, infinite for entries that no replay is about; `evidence`, where it
+    was asked for; `structural [T]` (bool), the tokens that only structure the text.
     """
 
     scores: Mapping[Telling, Tensor]
@@ -49,21 +49,21 @@ class Retold:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Rows of one layer after their exact reading: exactly what a method may use.
+    """Entries of one layer after their exact reading: exactly what a method may use.
 
-    `keys, values [H, T, D]` after RoPE, row 0 at position `start`. `queries [W, H*G, D]` are the
+    `keys, values [H, T, D]` after RoPE, entry 0 at position `start`. `queries [W, H*G, D]` are the
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
-    log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]` rows.
-    `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]` fp32,
-    summed over queries and query heads, `moments`, what replays have shown (`retold`).
+    log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]`
+    entries. `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]`
+    fp32, summed over queries and query heads, `moments`, what replays have shown (`retold`).
     `output [H*G, D, hidden]` is the output projection by query head.
 
-    Rows of a conversation that were kept before and rows that join them differ in number from head
-    to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how many
-    tokens it stands for, the first `absent[h]` rows of head h do not exist, and all of them stand
-    for the positions from `start` to `end`.
+    Entries of a conversation that were kept before and entries that join them differ in number from
+    head to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how
+    many tokens it stands for, the first `absent[h]` entries of head h do not exist, and all of them
+    stand for the positions from `start` to `end`.
 
-    What is kept will be stored in `bits` bits, or as it is, with `beside` bytes at every row.
+    What is kept will be stored in `bits` bits, or as it is, with `beside` bytes at every entry.
     """
 
     keys: Tensor
@@ -88,7 +88,7 @@ class Prefilled:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The positions that the rows stand for."""
+        """The positions that the entries stand for."""
         return self.start, self.start + self.shape[1] if self.end is None else self.end
 
     @property
@@ -106,15 +106,15 @@ class Prefilled:
 
     @property
     def exists(self) -> Tensor:
-        """Which rows there are, `[H, T]` bool."""
+        """Which entries there are, `[H, T]` bool."""
         heads, tokens = self.shape
         if self.absent is None:
             return torch.ones(heads, tokens, dtype=torch.bool, device=self.keys.device)
         return torch.arange(tokens, device=self.keys.device) >= self.absent[:, None]
 
     @property
-    def rows(self) -> int:
-        """How many rows there are, over all heads."""
+    def entries(self) -> int:
+        """How many entries there are, over all heads."""
         heads, tokens = self.shape
         return heads * tokens - (0 if self.absent is None else int(self.absent.sum()))
 
@@ -126,28 +126,28 @@ class Method(Chosen, Protocol):
     Its `needs` are what `compress` wants to be shown.
     """
 
-    def rows(self, geometry: Geometry) -> list[int]:
-        """Rows that each layer keeps at most, over all its heads.
+    def entries(self, geometry: Geometry) -> list[int]:
+        """Entries that each layer keeps at most, over all its heads.
 
         Asked before anything is read. Raises KvchatError("usage") if the budget cannot be met.
         """
         ...
 
     def compress(self, prefilled: Prefilled) -> Segment:
-        """The segment that stands for the layer's rows from now on."""
+        """The segment that stands for the layer's entries from now on."""
         ...
 
 
 @runtime_checkable
 class Retrieves(Protocol):
-    """A method that keeps every row, where each written token chooses what it reads.
+    """A method that keeps every entry, where each written token chooses what it reads.
 
-    Its budget is what one token reads; `rows` are what is kept, all of them.
+    Its budget is what one token reads; `entries` are what is kept, all of them.
     """
 
     @property
     def exact_for_multi_token(self) -> bool:
-        """Whether several tokens at once read every row: then they differ from one by one."""
+        """Whether several tokens at once read every entry: then they differ from one by one."""
         ...
 
     @property
@@ -156,13 +156,13 @@ class Retrieves(Protocol):
         ...
 
     def reads(self, geometry: Geometry) -> list[int]:
-        """Rows of each layer that a written token reads, over all its heads."""
+        """Entries of each layer that a written token reads, over all its heads."""
         ...
 
 
 @runtime_checkable
 class Pools(Protocol):
-    """A method whose layers share one budget: the best rows of all of them stay.
+    """A method whose layers share one budget: the best entries of all of them stay.
 
     `compress` keeps what may be among them; the reading drops the rest as layers come.
     """
@@ -173,9 +173,9 @@ class Pools(Protocol):
         ...
 
     def pool(self, geometry: Geometry) -> int:
-        """Rows that all layers keep together."""
+        """Entries that all layers keep together."""
         ...
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
-        """What the rows of a layer's segment are worth beside those of other layers, `[R]`."""
+        """What the entries of a layer's segment are worth beside those of other layers, `[R]`."""
         ...

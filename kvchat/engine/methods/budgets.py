@@ -1,6 +1,6 @@
-"""How many rows each layer and each head may keep. Totals are exact. Knows no method.
+"""How many entries each layer and each head may keep. Totals are exact. Knows no method.
 
-A row of score -inf does not exist: it is never counted.
+An entry of score -inf does not exist: it is never counted.
 """
 
 from bisect import bisect_right
@@ -14,18 +14,18 @@ ABSENT = float("-inf")
 
 
 def uniform(total: int, existing: Sequence[int]) -> list[int]:
-    """`total` rows shared evenly over heads that have `existing[h]` rows.
+    """`total` entries shared evenly over heads that have `existing[h]` entries.
 
     The first heads take the remainder; what a short head cannot take goes to the others.
     """
-    assert 0 <= total <= sum(existing), f"{total} rows are not among {list(existing)}"
+    assert 0 <= total <= sum(existing), f"{total} entries are not among {list(existing)}"
 
     def held(level: int) -> int:
-        return sum(min(level, rows) for rows in existing)
+        return sum(min(level, entries) for entries in existing)
 
     level = bisect_right(range(total + 1), total, key=held) - 1
-    counts = [min(level, rows) for rows in existing]
-    for head in [h for h, rows in enumerate(existing) if rows > level][: total - held(level)]:
+    counts = [min(level, entries) for entries in existing]
+    for head in [h for h, entries in enumerate(existing) if entries > level][: total - held(level)]:
         counts[head] += 1
     return counts
 
@@ -39,22 +39,22 @@ def adaptive(scores: Tensor, total: int, floor: float) -> list[int]:
     (arXiv 2407.11550, theorem 3.1), is never worse than uniform.
     Ties: lower head first, then the earlier token.
     """
-    heads, rows = scores.shape
+    heads, entries = scores.shape
     existing = (scores != ABSENT).sum(dim=1)
-    assert 0 <= total <= int(existing.sum()), f"{total} rows are not among {existing.tolist()}"
+    assert 0 <= total <= int(existing.sum()), f"{total} entries are not among {existing.tolist()}"
     sure = existing.clamp(max=int(floor * (total // heads)))
     best = torch.sort(scores, dim=1, descending=True).values
-    rank = torch.arange(rows, device=scores.device)
+    rank = torch.arange(entries, device=scores.device)
     best = best.masked_fill(rank < sure[:, None], float("inf"))
     chosen = torch.sort(best.flatten(), descending=True, stable=True).indices[:total]
-    return torch.bincount(chosen // max(rows, 1), minlength=heads).tolist()
+    return torch.bincount(chosen // max(entries, 1), minlength=heads).tolist()
 
 
 def mixed(scores: Tensor, total: int, alpha: float) -> list[int]:
     """The shares of Ada-KV's authors (`adakv.md` 2.3, rule a), with an exact total.
 
     `(1 - alpha)` of the pooled ranking's shares plus `alpha` of even ones, rounded by largest
-    remainder where the authors' code rounds each head by itself and loses or adds rows.
+    remainder where the authors' code rounds each head by itself and loses or adds entries.
     """
     pooled = adaptive(scores, total, 0.0)
     even = uniform(total, (scores != ABSENT).sum(dim=1).tolist())
@@ -65,11 +65,11 @@ def mixed(scores: Tensor, total: int, alpha: float) -> list[int]:
 def pyramid(total: int, layers: int, most: int, beta: int) -> list[int]:
     """PyramidKV's layer budgets (arXiv 2406.02069, `adakv.md` 2.2), `layers * total` in all.
 
-    They fall in a line from the first layer to the last, around `total` rows of a layer that has
+    They fall in a line from the first layer to the last, around `total` entries of a layer that has
     `most`: the last layer gets `total / beta`; if the first would need more than `most`, the line
     is flatter. Real numbers are rounded by largest remainder, so nothing is added or lost.
     """
-    assert 0 <= total <= most, f"{total} of {most} rows"
+    assert 0 <= total <= most, f"{total} of {most} entries"
     top = min(2 * total - Fraction(total, beta), Fraction(most))
     fall = 2 * (top - total) / max(layers - 1, 1)
     line = [top - fall * layer for layer in range(layers)] if layers > 1 else [Fraction(total)]

@@ -1,4 +1,4 @@
-"""CaM: rows that leave the cache give a part of their values to those that stay."""
+"""CaM: entries that leave the cache give a part of their values to those that stay."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,12 +15,12 @@ from kvchat.engine.methods.scores import recency
 
 @dataclass(frozen=True)
 class CaM(Eviction):
-    """StreamingLLM's rows; turns that are folded spill their values into the rows after them.
+    """StreamingLLM's entries; turns that are folded spill their values into the entries after them.
 
-    CaM: Cache Merging for Memory-efficient LLMs Inference (ICML 2024). A row that leaves gives
-    `p / targets` of its value to each of the next `targets` rows, with
-    `p = min(1, its attention / the mean attention of these rows)`. Different here: p is the
-    coefficient and not the chance of a coin, attention is what a row received so far, and a
+    CaM: Cache Merging for Memory-efficient LLMs Inference (ICML 2024). An entry that leaves gives
+    `p / targets` of its value to each of the next `targets` entries, with
+    `p = min(1, its attention / the mean attention of these entries)`. Different here: p is the
+    coefficient and not the chance of a coin, attention is what an entry received so far, and a
     document is only evicted: merging all of it at once diverges. So it shows in conversations that
     are folded (`--tail-budget`).
     """
@@ -34,28 +34,30 @@ class CaM(Eviction):
 
     @property
     def watches(self) -> Needs:
-        """The attention that rows of the conversation receive."""
+        """The attention that entries of the conversation receive."""
         return Needs(column_mass=True)
 
-    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The later, the better."""
-        return recency(prefilled, rows)
+        return recency(prefilled, entries)
 
     def extend(self, prefilled: Prefilled) -> FlatSegment:
-        """Spill the oldest rows' values one after the other, then let them go."""
+        """Spill the oldest entries' values one after the other, then let them go."""
         assert prefilled.column_mass is not None, "the reading gives what `needs` names"
-        total = min(self.rows(prefilled.geometry)[prefilled.layer], prefilled.rows)
+        total = min(self.entries(prefilled.geometry)[prefilled.layer], prefilled.entries)
         values = prefilled.values.clone()
-        leaving = (prefilled.rows - total) // prefilled.shape[0]
+        leaving = (prefilled.entries - total) // prefilled.shape[0]
         first = 0 if prefilled.absent is None else int(prefilled.absent.max())
-        for row in range(first, first + leaving):
-            spill(values, prefilled.column_mass, row, self.targets)
+        for entry in range(first, first + leaving):
+            spill(values, prefilled.column_mass, entry, self.targets)
         return self.compress(replace(prefilled, values=values))
 
 
-def spill(values: Tensor, mass: Tensor, row: int, targets: int) -> None:
-    """Add to the next `targets` rows of `values [H, T, D]` their part of row `row`, in place."""
-    ref = mass[:, row + 1 : row + 1 + targets].mean(dim=1)
-    part = (mass[:, row] / ref).nan_to_num(0.0, posinf=1.0).clamp(0, 1) / targets  # [H]
-    given = part[:, None] * values[:, row].float()
-    values[:, row + 1 : row + 1 + targets] += given[:, None].to(values.dtype)
+def spill(values: Tensor, mass: Tensor, entry: int, targets: int) -> None:
+    """Add to the next `targets` entries of `values [H, T, D]` their part of entry `entry`, in
+    place.
+    """
+    ref = mass[:, entry + 1 : entry + 1 + targets].mean(dim=1)
+    part = (mass[:, entry] / ref).nan_to_num(0.0, posinf=1.0).clamp(0, 1) / targets  # [H]
+    given = part[:, None] * values[:, entry].float()
+    values[:, entry + 1 : entry + 1 + targets] += given[:, None].to(values.dtype)

@@ -26,21 +26,21 @@ class Training:
 def train(keys: Tensor, training: Training) -> Tensor:
     """Centroids `[H, m, C, d]` (fp32) of `keys [H, N, D]`, N at least C.
 
-    Lloyd's iterations in L2, on at most 256 * C sampled rows, from C of them that are drawn without
-    replacement, the same for all heads and sub-spaces. Means are fp32 and added up in row order, so
-    the same seed gives the same centroids. An empty cluster keeps its centroid. Ends early when
-    under 0.5 % of the codes change.
+    Lloyd's iterations in L2, on at most 256 * C sampled entries, from C of them that are drawn
+    without replacement, the same for all heads and sub-spaces. Means are fp32 and added up in entry
+    order, so the same seed gives the same centroids. An empty cluster keeps its centroid. Ends
+    early when under 0.5 % of the codes change.
     """
     generator = torch.Generator().manual_seed(training.seed)
     count = training.centroids
     drawn = torch.randperm(keys.shape[1], generator=generator)[: PER_CENTROID * count]
     first = torch.randperm(len(drawn), generator=generator)[:count].sort().values
-    rows = keys[:, drawn.sort().values.to(keys.device)].float()
-    parts = rows.unflatten(2, (training.subspaces, -1)).transpose(1, 2)  # [H, m, n, d]
+    entries = keys[:, drawn.sort().values.to(keys.device)].float()
+    parts = entries.unflatten(2, (training.subspaces, -1)).transpose(1, 2)  # [H, m, n, d]
     centroids = parts[:, :, first.to(keys.device)]
     before = None
     for _ in range(training.iters):
-        codes = ops.pq_assign(rows, centroids)
+        codes = ops.pq_assign(entries, centroids)
         if before is not None and int((codes != before).sum()) < SETTLED * codes.numel():
             break
         centroids, before = means(parts, codes, centroids), codes
@@ -48,16 +48,16 @@ def train(keys: Tensor, training: Training) -> Tensor:
 
 
 def means(parts: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
-    """The means `[H, m, C, d]` of the rows of `parts [H, m, n, d]` with each code `[H, n, m]`.
+    """The means `[H, m, C, d]` of the entries of `parts [H, m, n, d]` with each code `[H, n, m]`.
 
-    A cluster without rows keeps its centroid.
+    A cluster without entries keeps its centroid.
     """
     heads, subspaces, count, dim = centroids.shape
     every = heads * subspaces * count
     base = torch.arange(0, every, count, device=codes.device).view(heads, subspaces, 1)
     cluster = (codes.transpose(1, 2).long() + base).flatten()
     size = torch.bincount(cluster, minlength=every)
-    order = torch.argsort(cluster, stable=True)  # the rows of one cluster after the other
+    order = torch.argsort(cluster, stable=True)  # the entries of one cluster after the other
     sums = torch.nn.functional.embedding_bag(
         order, parts.reshape(-1, dim), size.cumsum(dim=0) - size, mode="sum"
     )

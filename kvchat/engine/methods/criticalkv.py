@@ -16,7 +16,8 @@ from kvchat.engine.methods.window import WindowEviction
 
 @dataclass(frozen=True)
 class Critical(WindowEviction):
-    """Half of a head's rows by attention, the rest by attention times the projected value's norm.
+    """Half of a head's entries by attention, the rest by attention times the projected value's
+    norm.
 
     Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective,
     https://arxiv.org/abs/2502.03805. `first` is the share that attention alone decides; it makes
@@ -33,7 +34,7 @@ class Critical(WindowEviction):
         require_least(self, "epsilon", 0, 1e-4)
 
     def order(self, prefilled: Prefilled, scores: Tensor, counts: list[int]) -> Tensor:
-        """Rows that attention alone decides first, then by the weighed score."""
+        """Entries that attention alone decides first, then by the weighed score."""
         by_attention = ranked(scores)
         sure = (torch.tensor(counts) * self.first).int().to(scores.device)
         rank = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)

@@ -1,4 +1,6 @@
-"""The reduction that keeps some rows and frees the others. Knows scores and counts, no method."""
+"""The reduction that keeps some entries and frees the others. Knows scores and counts, no
+method.
+"""
 
 from collections.abc import Sequence
 
@@ -10,25 +12,26 @@ from kvchat.engine.methods.base import Prefilled
 
 
 def keep(prefilled: Prefilled, kept: Tensor) -> FlatSegment:
-    """The rows where `kept [H, T]` is true."""
+    """The entries where `kept [H, T]` is true."""
     start, end = prefilled.span
     return FlatSegment.keep(prefilled.keys, prefilled.values, kept, start, prefilled.position, end)
 
 
 def keep_all(prefilled: Prefilled) -> FlatSegment:
-    """Every row stays: the lossless limit."""
+    """Every entry stays: the lossless limit."""
     return keep(prefilled, prefilled.exists)
 
 
 def keep_ranked(
     prefilled: Prefilled, order: Tensor, counts: Sequence[int], recent: int
 ) -> FlatSegment:
-    """Keep the first `counts[h]` rows of `order [H, N]` in each head and the last `recent` rows.
+    """Keep the first `counts[h]` entries of `order [H, N]` in each head and the last `recent`
+    entries.
 
-    `order` lists row numbers of the first `N = T - recent` rows, best first.
+    `order` lists entry numbers of the first `N = T - recent` entries, best first.
     """
     tokens, scorable = prefilled.shape[1], order.shape[1]
-    assert scorable + recent == tokens, f"{scorable} + {recent} rows are not {tokens}"
+    assert scorable + recent == tokens, f"{scorable} + {recent} entries are not {tokens}"
     rank = torch.arange(scorable, device=order.device)
     kept = prefilled.exists
     first = rank < torch.tensor(counts, device=order.device)[:, None]

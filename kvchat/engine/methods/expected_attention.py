@@ -18,7 +18,7 @@ SMALLEST = 1e-30  # of a value's norm
 
 @dataclass(frozen=True)
 class ExpectedAttention(Eviction):
-    """Scores rows by the attention of a Gaussian of queries, times the norm of the value.
+    """Scores entries by the attention of a Gaussian of queries, times the norm of the value.
 
     Expected Attention: KV Cache Compression by Estimating Attention from Future Queries
     Distribution, https://arxiv.org/abs/2510.00636. Mean and covariance of the document's queries
@@ -43,14 +43,14 @@ class ExpectedAttention(Eviction):
         """Moments of the queries."""
         return Needs(future=self.future)
 
-    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """Log of `(mean_g softmax(mu.k s + k' S k s^2 / 2) + epsilon) |v|`, without the sinks.
 
         In logs, since most of these numbers are too small for fp32 and would be ties.
         """
         assert prefilled.moments is not None, "the reading gives what `needs` names"
         heads, _ = prefilled.shape
-        keys = prefilled.keys[:, :rows].float()
+        keys = prefilled.keys[:, :entries].float()
         mean = prefilled.moments.mean.view(heads, -1, keys.shape[2])  # [H, G, D]
         logits = torch.einsum("hgd,hnd->hgn", mean, keys) * prefilled.scale
         covariance = prefilled.moments.covariance.view(*mean.shape, keys.shape[2])
@@ -58,11 +58,11 @@ class ExpectedAttention(Eviction):
             spread = torch.bmm(keys, covariance[:, group])  # [H, N, D]
             logits[:, group] += (spread * keys).sum(-1) * (prefilled.scale**2 / 2)
         if prefilled.position is None:  # a document, not a conversation
-            logits[:, :, : min(self.sinks, rows)] = float("-inf")
-        logits.masked_fill_(~prefilled.exists[:, None, :rows], float("-inf"))
+            logits[:, :, : min(self.sinks, entries)] = float("-inf")
+        logits.masked_fill_(~prefilled.exists[:, None, :entries], float("-inf"))
         shares = torch.log_softmax(logits, dim=-1)
         expected = torch.logsumexp(shares, dim=1) - log(mean.shape[1])
         if self.epsilon:
             expected = torch.logaddexp(expected, torch.full_like(expected, log(self.epsilon)))
-        norm = prefilled.values[:, :rows].float().norm(dim=-1)
+        norm = prefilled.values[:, :entries].float().norm(dim=-1)
         return expected + norm.clamp_min(SMALLEST).log()

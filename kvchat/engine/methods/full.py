@@ -12,15 +12,15 @@ from kvchat.engine.methods.needs import Needs
 
 @dataclass(frozen=True)
 class Full:
-    """Keeps every row. It has no options; its budget is always 100 %."""
+    """Keeps every entry. It has no options; its budget is always 100 %."""
 
     budget: ClassVar[Budget] = Budget(fraction=1.0)
     needs: ClassVar[Needs] = Needs()
 
-    def rows(self, geometry: Geometry) -> list[int]:
+    def entries(self, geometry: Geometry) -> list[int]:
         """All of them."""
         return [geometry.full] * geometry.layers
 
     def compress(self, prefilled: Prefilled) -> FlatSegment:
-        """All rows of the layer, flat."""
+        """All entries of the layer, flat."""
         return keep_all(prefilled)

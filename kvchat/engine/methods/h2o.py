@@ -1,4 +1,4 @@
-"""H2O: heavy hitters and recent rows."""
+"""H2O: heavy hitters and recent entries."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,13 +14,13 @@ from kvchat.engine.methods.needs import Needs
 
 @dataclass(frozen=True)
 class H2O(Eviction):
-    """Keeps the newest rows and those that all queries so far attended to most.
+    """Keeps the newest entries and those that all queries so far attended to most.
 
     H2O: Heavy-Hitter Oracle, https://arxiv.org/abs/2306.14048. `recent` is the share of the budget
-    that goes to the newest rows. `average` divides a row's sum by the number of queries that could
-    see it, which early rows need not fear then. Different here: sums over the whole document are
-    exact and computed in a second pass from the known log-sum-exps, without a T x T matrix; they
-    are summed over the query heads of a KV head.
+    that goes to the newest entries. `average` divides an entry's sum by the number of queries that
+    could see it, which early entries need not fear then. Different here: sums over the whole
+    document are exact and computed in a second pass from the known log-sum-exps, without a T x T
+    matrix; they are summed over the query heads of a KV head.
     """
 
     sinks: int = 0
@@ -38,14 +38,14 @@ class H2O(Eviction):
         return Needs(column_mass=True)
 
     def newest(self, each: int) -> int:
-        """The recent share of the budget, and the newest row in any case."""
+        """The recent share of the budget, and the newest entry in any case."""
         return min(each, max(1, int(self.recent * each)))
 
-    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
-        """The attention that a row has received."""
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
+        """The attention that an entry has received."""
         assert prefilled.column_mass is not None, "the reading gives what `needs` names"
-        mass = prefilled.column_mass[:, :rows].clone()
+        mass = prefilled.column_mass[:, :entries].clone()
         if self.average:
             tokens = prefilled.shape[1]
-            mass /= tokens - torch.arange(rows, device=mass.device)
+            mass /= tokens - torch.arange(entries, device=mass.device)
         return mass

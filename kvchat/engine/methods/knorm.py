@@ -1,4 +1,4 @@
-"""Knorm: rows whose keys are short."""
+"""Knorm: entries whose keys are short."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,15 +11,15 @@ from kvchat.engine.methods.eviction import Eviction
 
 @dataclass(frozen=True)
 class Knorm(Eviction):
-    """Keeps the rows with the smallest key norms, which tend to be attended most.
+    """Keeps the entries with the smallest key norms, which tend to be attended most.
 
     A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression,
-    https://arxiv.org/abs/2406.11430. Different here: sinks and the newest row always stay.
+    https://arxiv.org/abs/2406.11430. Different here: sinks and the newest entry always stay.
     """
 
     name: ClassVar[str] = "knorm"
     PRESETS: ClassVar = {"paper": {"sinks": 0}}
 
-    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The shorter, the better."""
-        return -prefilled.keys[:, :rows].float().norm(dim=-1)
+        return -prefilled.keys[:, :entries].float().norm(dim=-1)

@@ -1,4 +1,4 @@
-"""KVMerger: neighbouring rows with similar keys become one."""
+"""KVMerger: neighbouring entries with similar keys become one."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,18 +32,19 @@ EVERYTHING = Budget(fraction=1.0)
 
 @dataclass(frozen=True)
 class KVMerger:
-    """Merges runs of neighbouring rows whose keys are similar; sinks, heavy and recent rows stay.
+    """Merges runs of neighbouring entries whose keys are similar; sinks, heavy and recent entries
+    stay.
 
     Model Tells You Where to Merge: Adaptive KV Cache Merging for LLMs on Long-Context Tasks,
     https://arxiv.org/abs/2407.08454. `mode=eps` links neighbours whose cosine exceeds `eps`, as the
     paper does, and finds its own size; `mode=budget` takes the strongest links of all heads of a
     layer until exactly the budget is left (and evicts the least attended slots where `longest`
-    leaves too many). `recent` and `heavy` are shares of the rows that are kept, `longest` bounds a
-    run (0: any length), `skip=first+last` leaves layers whole and lets the others make it up.
-    `value=votes` gives a merged row the weight of its tokens in the softmax, `paper` multiplies its
-    value by them. `score=window` takes the attention of the last `window` queries instead of all.
-    Different here: weights fall with the mean distance inside a run (`sigma`), since the printed
-    sigma refers to itself.
+    leaves too many). `recent` and `heavy` are shares of the entries that are kept, `longest` bounds
+    a run (0: any length), `skip=first+last` leaves layers whole and lets the others make it up.
+    `value=votes` gives a merged entry the weight of its tokens in the softmax, `paper` multiplies
+    its value by them. `score=window` takes the attention of the last `window` queries instead of
+    all. Different here: weights fall with the mean distance inside a run (`sigma`), since the
+    printed sigma refers to itself.
     """
 
     budget: Budget = DEFAULT_BUDGET
@@ -110,12 +111,12 @@ class KVMerger:
 
     @property
     def extra(self) -> int:
-        """Bytes beside a row: its count, and with votes its bias."""
+        """Bytes beside an entry: its count, and with votes its bias."""
         return 8 if self.value == "votes" else 4
 
-    def rows(self, geometry: Geometry) -> list[int]:
-        """Rows of each layer; skipped layers keep all, the others share what is left."""
-        total, layers = self.budget.rows(geometry, self.extra), geometry.layers
+    def entries(self, geometry: Geometry) -> list[int]:
+        """Entries of each layer; skipped layers keep all, the others share what is left."""
+        total, layers = self.budget.entries(geometry, self.extra), geometry.layers
         first, last = self._skips(total, geometry)
         left = layers * total - (first + last) * geometry.full
         others = layers - first - last
@@ -127,20 +128,20 @@ class KVMerger:
             raise KvchatError(
                 "usage",
                 f"kvmerger: skip={self.skip} leaves {first + last} of {layers} layers whole; a "
-                f"budget of {self.budget} has no rows for the others",
-                f"--budget {self.budget.of_rows(each, geometry, self.extra)} or more",
+                f"budget of {self.budget} has no entries for the others",
+                f"--budget {self.budget.of_entries(each, geometry, self.extra)} or more",
                 "kvmerger:skip=0+0",
-                rows=max(left, 0),
+                entries=max(left, 0),
                 needed=others * geometry.heads,
             )
         shares = budgets.uniform(left, [geometry.full] * others)
         return [geometry.full] * first + shares + [geometry.full] * last
 
     def compress(self, prefilled: Prefilled) -> FlatSegment:
-        """Runs of similar rows, one row each."""
+        """Runs of similar entries, one entry each."""
         heads, _ = prefilled.shape
-        total = min(self.rows(prefilled.geometry)[prefilled.layer], prefilled.rows)
-        if total == prefilled.rows and self.mode == "budget" and prefilled.count is None:
+        total = min(self.entries(prefilled.geometry)[prefilled.layer], prefilled.entries)
+        if total == prefilled.entries and self.mode == "budget" and prefilled.count is None:
             return keep_all(prefilled)
         mass = self._mass(prefilled)
         protected = self._protected(prefilled, mass, total)
@@ -148,21 +149,23 @@ class KVMerger:
         if self.mode == "eps":
             links = links_above(delta, free, self.eps, self.longest)
         else:
-            links = best_links(delta, free, prefilled.rows - total, self.longest)
+            links = best_links(delta, free, prefilled.entries - total, self.longest)
         slots = merge(prefilled, links, mass, protected, self.sigma, self.value)
         if self.mode == "budget" and len(slots) > total:
             slots = slots.where(_best(slots.mass, slots.guarded, total))
         return slots.segment(heads, prefilled.span, self.value)
 
     def _mass(self, prefilled: Prefilled) -> Tensor:
-        """The attention that each row received, `[H, T]`."""
+        """The attention that each entry received, `[H, T]`."""
         if self.score == "window":
             return group_mass(prefilled, prefilled.shape[1])
         assert prefilled.column_mass is not None, "the reading gives what `needs` names"
         return prefilled.column_mass
 
     def _protected(self, prefilled: Prefilled, mass: Tensor, total: int) -> Tensor:
-        """Sinks, heavy and recent rows `[H, T]`: shares of the rows that a head keeps evenly."""
+        """Sinks, heavy and recent entries `[H, T]`: shares of the entries that a head keeps
+        evenly.
+        """
         heads, tokens = prefilled.shape
         each = total // heads
         recent, heavy = max(1, int(self.recent * each)), int(self.heavy * each)

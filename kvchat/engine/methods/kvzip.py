@@ -1,4 +1,4 @@
-"""KVzip: rows that are needed to tell the document again."""
+"""KVzip: entries that are needed to tell the document again."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -25,10 +25,10 @@ class KVzip(Eviction):
     """Keeps what the model looks at while it repeats the document, whatever will be asked.
 
     KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction,
-    https://arxiv.org/abs/2505.23416. The best rows of all layers and heads together stay, and what
-    stands before the document. Different here: scores are computed layer by layer during the one
-    reading, with one layer's rows alive. Until all layers are read each keeps at most `over` times
-    an even share (1: every layer keeps just that); fp32 scores, chosen by count.
+    https://arxiv.org/abs/2505.23416. The best entries of all layers and heads together stay, and
+    what stands before the document. Different here: scores are computed layer by layer during the
+    one reading, with one layer's entries alive. Until all layers are read each keeps at most `over`
+    times an even share (1: every layer keeps just that); fp32 scores, chosen by count.
     """
 
     tell: str = REPEAT
@@ -62,32 +62,34 @@ class KVzip(Eviction):
 
     @property
     def pools(self) -> bool:
-        """The best rows of all layers stay."""
+        """The best entries of all layers stay."""
         return True
 
     def extend(self, prefilled: Prefilled) -> FlatSegment:
         """Folded turns are scored by the newest queries: to repeat them is another reading."""
-        _, rows = prefilled.shape
-        mass = pooled_mass(prefilled, rows, FOLD_KERNEL, "max", "mass")
-        none = torch.zeros(rows, dtype=torch.bool, device=mass.device)
+        _, entries = prefilled.shape
+        mass = pooled_mass(prefilled, entries, FOLD_KERNEL, "max", "mass")
+        none = torch.zeros(entries, dtype=torch.bool, device=mass.device)
         retold = Retold({self.telling: mass}, None, none)
         given = replace(prefilled, retold=retold)
-        return self.reduce(given, self.budget.rows(given.geometry))
+        return self.reduce(given, self.budget.entries(given.geometry))
 
-    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
-        """The first rows' scores."""
-        return self._scores(prefilled)[:, :rows]
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
+        """The first entries' scores."""
+        return self._scores(prefilled)[:, :entries]
 
-    def rows(self, geometry: Geometry) -> list[int]:
+    def entries(self, geometry: Geometry) -> list[int]:
         """What each layer may keep: the whole budget, until other layers compete for it."""
         return [min(self.pool(geometry), geometry.full)] * geometry.layers
 
     def pool(self, geometry: Geometry) -> int:
         """The budget of all layers."""
-        return geometry.layers * self.budget.rows(geometry)
+        return geometry.layers * self.budget.entries(geometry)
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
-        """The scores of the rows that were kept: the newest row first, then what is protected."""
+        """The scores of the entries that were kept: the newest entry first, then what is
+        protected.
+        """
         table = self._scores(prefilled).clamp(max=torch.finfo(torch.float32).max)
         table[:, : self.sinks] = torch.finfo(torch.float32).max
         table[:, -1] = float("inf")
@@ -96,7 +98,7 @@ class KVzip(Eviction):
         return table[head.repeat_interleave(torch.tensor(segment.lengths, device=at.device)), at]
 
     def _scores(self, prefilled: Prefilled) -> Tensor:
-        """What the replays made of each row, `[H, T]`."""
+        """What the replays made of each entry, `[H, T]`."""
         assert prefilled.retold is not None, "the reading gives what `needs` names"
         scores = prefilled.retold.scores[self.telling]
         return scores * torch.where(prefilled.retold.structural, self.demote, 1.0)
@@ -108,7 +110,7 @@ class KVzip(Eviction):
 
 @dataclass(frozen=True)
 class KVzipPlus(KVzip):
-    """KVzip, weighed by what a row can change in the layer's output.
+    """KVzip, weighed by what an entry can change in the layer's output.
 
     KVzip+ as in kvpress: attention times the norm of the projected value, over the norm of the
     attention block's input.

@@ -1,7 +1,7 @@
-"""Attention Matching: few rows that read like all of them. Arithmetic; knows no method.
+"""Attention Matching: few entries that read like all of them. Arithmetic; knows no method.
 
 Fast KV Compaction via Attention Matching (arXiv 2602.16284; `frontier.md` 2.7): the keys stay, a
-bias per row and new values are fitted in closed form to what queries read from the whole layer.
+bias per entry and new values are fitted in closed form to what queries read from the whole layer.
 """
 
 from math import exp, inf
@@ -9,20 +9,20 @@ from math import exp, inf
 import torch
 from torch import Tensor
 
-LEAST, MOST = exp(-3), exp(3)  # by how much a bias may change a row's weight
+LEAST, MOST = exp(-3), exp(3)  # by how much a bias may change an entry's weight
 STEPS, POWER = 2, 3  # of projected descent, and of the power iteration that sets their size
-RIDGES = (0.01, 0.1, 1.0)  # pull towards the plain rows, of the mean square of a column
+RIDGES = (0.01, 0.1, 1.0)  # pull towards the plain entries, of the mean square of a column
 HELD, RUN = 4, 8  # of every four runs of 8 queries one is held out
 
 
 def fit(share: Tensor, values: Tensor, wanted: Tensor, also_values: bool) -> tuple[Tensor, Tensor]:
-    """Weights `[r]` and values `[r, D]` (fp32) of the kept rows of one KV head.
+    """Weights `[r]` and values `[r, D]` (fp32) of the kept entries of one KV head.
 
-    `share [n, r]` is what each of n queries gives to each row, of its mass over the whole layer,
-    `values [r, D]` what the rows hold, `wanted [n, D]` what the queries read from the whole layer.
-    Fitted on most of the queries. On those that were held out neither the output's nor the
-    log-sum-exp's mean squared error is above that of the plain rows, or the fit is not kept: then
-    the weights are 1 and the values as they were.
+    `share [n, r]` is what each of n queries gives to each entry, of its mass over the whole layer,
+    `values [r, D]` what the entries hold, `wanted [n, D]` what the queries read from the whole
+    layer. Fitted on most of the queries. On those that were held out neither the output's nor the
+    log-sum-exp's mean squared error is above that of the plain entries, or the fit is not kept:
+    then the weights are 1 and the values as they were.
     """
     held = torch.arange(len(share), device=share.device) // RUN % HELD == HELD - 1
     even = torch.ones_like(share[0])
@@ -30,7 +30,7 @@ def fit(share: Tensor, values: Tensor, wanted: Tensor, also_values: bool) -> tup
         return even, values
     known, judged = share[~held], share[held]
     at_first = _errors(judged, even, values, wanted[held])
-    best, chosen = 2.0, (even, values)  # the sum of both errors, beside the plain rows'
+    best, chosen = 2.0, (even, values)  # the sum of both errors, beside the plain entries'
     for weight in (even, *(weights(known, ridge) for ridge in (inf, *RIDGES))):
         read = known * weight
         read = read / read.sum(dim=1, keepdim=True)
@@ -46,11 +46,12 @@ def fit(share: Tensor, values: Tensor, wanted: Tensor, also_values: bool) -> tup
 
 
 def weights(share: Tensor, ridge: float) -> Tensor:
-    """Weights `[r]` with which the kept rows carry the mass of all: `share [n, r]` of it is theirs.
+    """Weights `[r]` with which the kept entries carry the mass of all: `share [n, r]` of it is
+    theirs.
 
     Least squares of the relative mass, `|share w - 1|^2`, pulled towards the best weight that is
-    the same for all rows (which changes no output; an infinite `ridge` is that one), then clamped
-    and brought down by a few projected steps.
+    the same for all entries (which changes no output; an infinite `ridge` is that one), then
+    clamped and brought down by a few projected steps.
     """
     mass = share.sum(dim=1, keepdim=True)
     same = float(mass.sum() / mass.square().sum().clamp_min(1e-30))
@@ -66,7 +67,8 @@ def weights(share: Tensor, ridge: float) -> Tensor:
 
 
 def refitted(read: Tensor, values: Tensor, wanted: Tensor, ridge: float) -> Tensor:
-    """Values `[r, D]` that rows read with weights `read [n, r]` need for outputs `wanted [n, D]`.
+    """Values `[r, D]` that entries read with weights `read [n, r]` need for outputs `wanted [n,
+    D]`.
 
     Least squares, pulled towards `values`: where no query looks they stay.
     """

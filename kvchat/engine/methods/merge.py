@@ -1,8 +1,8 @@
-"""The reduction that merges runs of neighbouring rows into one row each (KVMerger, arXiv
-2407.08454; `kvmerger.md` 2.2 to 2.4). Knows which rows may merge, no method.
+"""The reduction that merges runs of neighbouring entries into one entry each (KVMerger, arXiv
+2407.08454; `kvmerger.md` 2.2 to 2.4). Knows which entries may merge, no method.
 
-A *link* joins a row with the one before it in its head; a *run* is what links hold together, and
-becomes one slot. Everything is computed on all rows of a layer at once.
+A *link* joins an entry with the one before it in its head; a *run* is what links hold together, and
+becomes one slot. Everything is computed on all entries of a layer at once.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ LEAST_SIGMA = 1e-6
 def similarity(keys: Tensor) -> Tensor:
     """Cosine of each key with the one before it, `[H, T]` fp32; -1 for the first of a head."""
     delta = torch.full(keys.shape[:2], -1.0, device=keys.device)
-    for head, rows in enumerate(keys):  # fp32 copies of one head at a time
-        unit = torch.nn.functional.normalize(rows.float(), dim=-1)
+    for head, entries in enumerate(keys):  # fp32 copies of one head at a time
+        unit = torch.nn.functional.normalize(entries.float(), dim=-1)
         delta[head, 1:] = (unit[1:] * unit[:-1]).sum(-1)
     return delta
 
 
 def free_links(protected: Tensor) -> Tensor:
-    """Links between two rows of which neither is `protected [H, T]`."""
+    """Links between two entries of which neither is `protected [H, T]`."""
     free = ~protected
     free[:, 1:] &= ~protected[:, :-1]
     free[:, 0] = False
@@ -38,7 +38,8 @@ def free_links(protected: Tensor) -> Tensor:
 
 
 def links_above(delta: Tensor, free: Tensor, threshold: float, most: int) -> Tensor:
-    """Free links whose `delta [H, T]` exceeds a threshold; runs have at most `most` rows (0: any).
+    """Free links whose `delta [H, T]` exceeds a threshold; runs have at most `most` entries (0:
+    any).
 
     Longer runs are cut at their weakest links.
     """
@@ -51,9 +52,9 @@ def links_above(delta: Tensor, free: Tensor, threshold: float, most: int) -> Ten
 def best_links(delta: Tensor, free: Tensor, count: int, most: int) -> Tensor:
     """The `count` strongest free links of all heads together, or all there are.
 
-    One adaptive threshold per layer. Runs have at most `most` rows (0: any): longer ones are cut
+    One adaptive threshold per layer. Runs have at most `most` entries (0: any): longer ones are cut
     at their weakest links, and the next strongest links are taken instead. Ties: the lower head,
-    then the earlier row.
+    then the earlier entry.
     """
     free = free.clone()
     while True:
@@ -69,7 +70,7 @@ def best_links(delta: Tensor, free: Tensor, count: int, most: int) -> Tensor:
 
 
 def _cuts(links: Tensor, delta: Tensor, most: int) -> Tensor:
-    """The weakest links of runs of more than `most` rows, as many as it takes at least."""
+    """The weakest links of runs of more than `most` entries, as many as it takes at least."""
     cut = torch.zeros_like(links).flatten()
     if most == 0:
         return cut.view_as(links)
@@ -86,16 +87,16 @@ def _cuts(links: Tensor, delta: Tensor, most: int) -> Tensor:
 
 
 def run_of(links: Tensor) -> Tensor:
-    """The number of the run that each row belongs to, `[H*T]` int64, head after head."""
+    """The number of the run that each entry belongs to, `[H*T]` int64, head after head."""
     return (~links).flatten().cumsum(0) - 1
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Merged rows before some of them are kept: `k, v [S, D]`, and what belongs to each.
+    """Merged entries before some of them are kept: `k, v [S, D]`, and what belongs to each.
 
     `head, position, count [S]`: where a slot stands, its pivot's position, its tokens; `mass [S]`
-    the attention of all its rows; `guarded [S]` whether it holds a protected row.
+    the attention of all its entries; `guarded [S]` whether it holds a protected entry.
     """
 
     k: Tensor
@@ -124,11 +125,11 @@ class Slots:
 def merge(
     prefilled: Prefilled, links: Tensor, mass: Tensor, protected: Tensor, sigma: str, value: str
 ) -> Slots:
-    """Merge the runs that `links [H, T]` hold together, around their most attended rows.
+    """Merge the runs that `links [H, T]` hold together, around their most attended entries.
 
-    `g_i = exp(-|k_p - k_i|^2 / 2 sigma^2)` with the pivot p, the row of the largest `mass [H, T]`;
-    a row that stands for n tokens weighs n g. Keys are means with these weights; so are values,
-    times the number of tokens if `value` is `paper`. See `kvmerger.md` 2.4 for `sigma`.
+    `g_i = exp(-|k_p - k_i|^2 / 2 sigma^2)` with the pivot p, the entry of the largest `mass [H,
+    T]`; an entry that stands for n tokens weighs n g. Keys are means with these weights; so are
+    values, times the number of tokens if `value` is `paper`. See `kvmerger.md` 2.4 for `sigma`.
     """
     heads, tokens, _ = prefilled.keys.shape
     device = prefilled.keys.device
@@ -146,7 +147,7 @@ def merge(
     if position is None:
         end = prefilled.start + tokens
         position = torch.arange(prefilled.start, end, device=device).expand(heads, -1)
-    # the value of a row that stands for n tokens was stored times n
+    # the value of an entry that stands for n tokens was stored times n
     scale = (1 / count, members) if value == "paper" else (None, None)
     slots = Slots(
         k=_merged(prefilled.keys, weight, pivot, lengths),
@@ -161,42 +162,42 @@ def merge(
 
 
 def _distance(keys: Tensor, pivot: Tensor) -> Tensor:
-    """Distance of every row from the pivot of its run, `[H*T]`; `pivot [H*T]` row numbers."""
+    """Distance of every entry from the pivot of its run, `[H*T]`; `pivot [H*T]` entry numbers."""
     tokens = keys.shape[1]
     parts = [
-        (rows.float() - rows.float()[at - head * tokens]).norm(dim=-1)
-        for head, (rows, at) in enumerate(zip(keys, pivot.view(-1, tokens), strict=True))
+        (entries.float() - entries.float()[at - head * tokens]).norm(dim=-1)
+        for head, (entries, at) in enumerate(zip(keys, pivot.view(-1, tokens), strict=True))
     ]
     return torch.cat(parts)
 
 
 def _merged(
-    rows: Tensor,
+    entries: Tensor,
     weight: Tensor,
     pivot: Tensor,
     lengths: Tensor,
     before: Tensor | None = None,
     after: Tensor | None = None,
 ) -> Tensor:
-    """Weighted sums of the runs of `rows [H, T, D]`, `[S, D]`; single rows as they are.
+    """Weighted sums of the runs of `entries [H, T, D]`, `[S, D]`; single entries as they are.
 
-    `before [H*T]` scales rows, `after [S]` sums; runs do not cross heads.
+    `before [H*T]` scales entries, `after [S]` sums; runs do not cross heads.
     """
-    heads, tokens, dim = rows.shape
+    heads, tokens, dim = entries.shape
     if before is not None:
         weight = weight * before
     runs = torch.bincount(pivot // tokens, minlength=heads).tolist()
     parts = [
-        ops.merge_rows(part, part_weight, part_lengths)
+        ops.merge_entries(part, part_weight, part_lengths)
         for part, part_weight, part_lengths in zip(
-            rows, weight.view(heads, tokens), lengths.split(runs), strict=True
+            entries, weight.view(heads, tokens), lengths.split(runs), strict=True
         )
     ]
     merged = torch.cat(parts)
     if after is not None:
         merged *= after[:, None].to(merged.dtype)
     single = lengths == 1  # bit-equal, whatever the weights
-    merged[single] = rows.reshape(-1, dim)[pivot[single]]
+    merged[single] = entries.reshape(-1, dim)[pivot[single]]
     return merged
 
 
@@ -205,15 +206,15 @@ def _sums(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _first_best(a: Tensor, run: Tensor, lengths: Tensor) -> Tensor:
-    """The row of the largest `a` in each run; among equals the first. `[S]` int64."""
+    """The entry of the largest `a` in each run; among equals the first. `[S]` int64."""
     best = torch.segment_reduce(a, "max", lengths=lengths)
-    rows = torch.arange(len(a), device=a.device)
-    candidates = rows.masked_fill(a != best[run], len(a)).double()
+    entries = torch.arange(len(a), device=a.device)
+    candidates = entries.masked_fill(a != best[run], len(a)).double()
     return torch.segment_reduce(candidates, "min", lengths=lengths).long()
 
 
 def _gaussian(distance: Tensor, run: Tensor, lengths: Tensor, sigma: str) -> Tensor:
-    """`exp(-d^2 / 2 sigma^2)` of every row, with its run's sigma."""
+    """`exp(-d^2 / 2 sigma^2)` of every entry, with its run's sigma."""
     number = lengths.float()
     if sigma == "mean_dist":
         width = _sums(distance, lengths) / (sqrt(2) * number)

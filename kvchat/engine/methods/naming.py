@@ -10,7 +10,7 @@ from kvchat.engine.methods.needs import Chosen
 
 @runtime_checkable
 class Staged(Protocol):
-    """A method with a stage after it, which stores its rows in another way."""
+    """A method with a stage after it, which stores its entries in another way."""
 
     @property
     def method(self) -> Chosen:

@@ -23,7 +23,7 @@ class Telling(NamedTuple):
 class Needs:
     """What a method wants to be shown beside keys and values; the reading gathers it.
 
-    `queries`: how many of the last queries (W). `column_mass`: the attention that every row gets
+    `queries`: how many of the last queries (W). `column_mass`: the attention that every entry gets
     from all queries. `future`: over how many coming positions the moments of the queries are to be
     averaged; 0 for no moments. `tellings`: scores from replays of the document. `evidence`: about
     how many queries of its sentences as questions, and what they read from the whole layer.

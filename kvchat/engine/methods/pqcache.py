@@ -1,4 +1,4 @@
-"""PQCache: every row is kept; codes of the keys say which ones a query has to read."""
+"""PQCache: every entry is kept; codes of the keys say which ones a query has to read."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,16 +24,16 @@ HOMES = ("auto", "device", "host")
 
 @dataclass(frozen=True)
 class PQCache:
-    """Keeps every row, and lets a code of each key say which rows a written token reads.
+    """Keeps every entry, and lets a code of each key say which entries a written token reads.
 
     PQCache: Product Quantization-based KVCache for Long Context LLM Inference,
     https://arxiv.org/abs/2407.12820. The budget is what a token reads: `sinks`, a window of the
-    newest rows (`recent` of the rest, at most `most_recent` rows) and the rows whose codes score
-    best. Codes are `m` parts of `code_bits` bits, trained by K-means. Rows leave the window `block`
-    at a time. Questions, several tokens at once, read every row. Different here: the budget pays
-    for the sinks (`extra_sinks=true` does not), K-means has a fixed number of iterations on the
-    device that reads, and the first `dense_layers` layers and documents with fewer than
-    `dense_below` rows to choose from are read in full.
+    newest entries (`recent` of the rest, at most `most_recent` entries) and the entries whose codes
+    score best. Codes are `m` parts of `code_bits` bits, trained by K-means. Entries leave the
+    window `block` at a time. Questions, several tokens at once, read every entry. Different here:
+    the budget pays for the sinks (`extra_sinks=true` does not), K-means has a fixed number of
+    iterations on the device that reads, and the first `dense_layers` layers and documents with
+    fewer than `dense_below` entries to choose from are read in full.
     """
 
     budget: Budget = DEFAULT_BUDGET
@@ -79,7 +79,7 @@ class PQCache:
                 "usage", f"pqcache: code_bits={self.code_bits} is above 8", "code_bits=8"
             )
 
-    def rows(self, geometry: Geometry) -> list[int]:
+    def entries(self, geometry: Geometry) -> list[int]:
         """All of them. Raises KvchatError("usage") if nothing could be read or coded."""
         self.shares(geometry)
         if geometry.dim % self.m:
@@ -95,7 +95,7 @@ class PQCache:
         return self.m, self.code_bits
 
     def reads(self, geometry: Geometry) -> list[int]:
-        """Rows of the document that a written token reads of each layer, over all its heads."""
+        """Entries of the document that a written token reads of each layer, over all its heads."""
         if self._dense(geometry):
             return [geometry.full] * geometry.layers
         found = self.shares(geometry)
@@ -104,13 +104,13 @@ class PQCache:
         return [geometry.full] * dense + [read] * (geometry.layers - dense)
 
     def shares(self, geometry: Geometry) -> Reads:
-        """How the rows that a token reads of a head are shared out."""
+        """How the entries that a token reads of a head are shared out."""
         tokens, sinks = geometry.tokens, self.sinks
-        each = self.budget.rows(geometry) // geometry.heads
+        each = self.budget.entries(geometry) // geometry.heads
         if self.extra_sinks:
             sinks = min(sinks, tokens - 1)
             beside = Geometry(**{**vars(geometry), "tokens": tokens - sinks})
-            each = self.budget.rows(beside) // geometry.heads
+            each = self.budget.entries(beside) // geometry.heads
         else:
             sinks = min(sinks, each // 2)
             each -= sinks
@@ -121,7 +121,7 @@ class PQCache:
         return Reads(sinks, window, count, self.block, aggregate)
 
     def compress(self, prefilled: Prefilled) -> Segment:
-        """All rows but those of the window, coded."""
+        """All entries but those of the window, coded."""
         if prefilled.layer < self.dense_layers or self._dense(prefilled.geometry):
             return keep_all(prefilled)
         reads = self.shares(prefilled.geometry)
@@ -145,13 +145,15 @@ class PQCache:
 
         `auto`: on the device as long as it has room for the `layers` that are left.
         """
-        heads, rows, dim = keys.shape
+        heads, entries, dim = keys.shape
         device, pinned = keys.device, False
         if device.type == "cuda" and self.home != "device":
             free = torch.cuda.mem_get_info(device)[0]
             pinned = self.home == "host" or free < 2 * keys.nbytes * layers
         place = torch.device("cpu") if pinned else device
-        pool = torch.empty(heads, rows, 2 * dim, dtype=keys.dtype, device=place, pin_memory=pinned)
+        pool = torch.empty(
+            heads, entries, 2 * dim, dtype=keys.dtype, device=place, pin_memory=pinned
+        )
         pool[..., :dim] = keys
         pool[..., dim:] = values
         return pool

@@ -1,4 +1,4 @@
-"""PyramidKV: more rows for the first layers, fewer for the last."""
+"""PyramidKV: more entries for the first layers, fewer for the last."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from kvchat.engine.methods.shares import Pyramidal
 
 @dataclass(frozen=True)
 class PyramidKV(Pyramidal):
-    """SnapKV's scores, with rows per layer that fall in a line with its depth.
+    """SnapKV's scores, with entries per layer that fall in a line with its depth.
 
     PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling,
     https://arxiv.org/abs/2406.02069. Different here: an exact total, computed anew for every

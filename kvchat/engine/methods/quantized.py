@@ -13,11 +13,12 @@ BITS = (8, 4)
 
 @dataclass(frozen=True)
 class Quantized(Stage):
-    """Stores the rows that `method` keeps in `bits` bits, 8 or 4.
+    """Stores the entries that `method` keeps in `bits` bits, 8 or 4.
 
     KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750:
     keys per channel, values per token, in groups of 32. The conversation's tail is its residual
-    window. A budget in bytes keeps more rows; one in rows or as a share keeps as many in less.
+    window. A budget in bytes keeps more entries; one in entries or as a share keeps as many in
+    less.
     """
 
     bits: int
@@ -28,10 +29,10 @@ class Quantized(Stage):
         return {"bits": self.bits}
 
     def priced(self, geometry: Geometry) -> Geometry:
-        """Rows of few bits."""
+        """Entries of few bits."""
         return replace(geometry, bits=self.bits)
 
     def stored(self, segment: Segment, note: Any) -> Segment:
-        """The segment's rows in few bits."""
-        assert isinstance(segment, FlatSegment), f"{segment.kind} has no rows to quantise"
+        """The segment's entries in few bits."""
+        assert isinstance(segment, FlatSegment), f"{segment.kind} has no entries to quantise"
         return QuantizedSegment.of(segment, self.bits)

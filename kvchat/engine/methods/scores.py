@@ -1,4 +1,4 @@
-"""Scores per row, shared by methods. Knows no budget and no method."""
+"""Scores per entry, shared by methods. Knows no budget and no method."""
 
 import torch
 import torch.nn.functional as F
@@ -9,20 +9,20 @@ from kvchat.engine.methods.base import Prefilled
 
 POOLS = ("max", "avg")
 SCORES = ("mass", "squared")
-# Values of the projected rows that `projected_norm` has alive at once.
+# Values of the projected entries that `projected_norm` has alive at once.
 NORM_VALUES = 2**22
 
 
-def observed_mass(prefilled: Prefilled, rows: int, power: int = 1) -> Tensor:
-    """Attention mass of the first `rows` keys by query head, `[H*G, rows]` fp32.
+def observed_mass(prefilled: Prefilled, entries: int, power: int = 1) -> Tensor:
+    """Attention mass of the first `entries` keys by query head, `[H*G, entries]` fp32.
 
     Mean over the observation queries (`adakv.md` 2.1, steps 1 to 5). A head's masses sum to what
-    its queries do not spend on later rows; they are not renormalised, for Ada-KV compares heads by
-    them.
+    its queries do not spend on later entries; they are not renormalised, for Ada-KV compares heads
+    by them.
     """
     mass = ops.column_mass(
         prefilled.queries,
-        prefilled.keys[:, :rows],
+        prefilled.keys[:, :entries],
         prefilled.lse,
         prefilled.seen,
         prefilled.scale,
@@ -30,21 +30,27 @@ def observed_mass(prefilled: Prefilled, rows: int, power: int = 1) -> Tensor:
     )
     mass /= len(prefilled.queries)
     if prefilled.absent is not None:  # what is not there spreads nothing when it is pooled
-        exists = prefilled.exists[:, :rows].repeat_interleave(len(mass) // len(prefilled.keys), 0)
+        exists = prefilled.exists[:, :entries].repeat_interleave(
+            len(mass) // len(prefilled.keys), 0
+        )
         mass.masked_fill_(~exists, 0.0)
     return mass
 
 
-def group_mass(prefilled: Prefilled, rows: int) -> Tensor:
-    """Observed mass of the first `rows` keys, mean over a KV head's query heads, `[H, rows]`."""
+def group_mass(prefilled: Prefilled, entries: int) -> Tensor:
+    """Observed mass of the first `entries` keys, mean over a KV head's query heads, `[H,
+    entries]`.
+    """
     mass = ops.window_mass(
         prefilled.queries,
-        prefilled.keys[:, :rows],
+        prefilled.keys[:, :entries],
         prefilled.lse,
         prefilled.seen,
         prefilled.scale,
     )
-    return mass if prefilled.absent is None else mass.masked_fill_(~prefilled.exists[:, :rows], 0.0)
+    return (
+        mass if prefilled.absent is None else mass.masked_fill_(~prefilled.exists[:, :entries], 0.0)
+    )
 
 
 def by_head(scores: Tensor, heads: int) -> Tensor:
@@ -52,20 +58,20 @@ def by_head(scores: Tensor, heads: int) -> Tensor:
     return scores.view(heads, -1, scores.shape[1]).mean(dim=1)
 
 
-def pooled_mass(prefilled: Prefilled, rows: int, kernel: int, kind: str, score: str) -> Tensor:
-    """Observed mass, smoothed along tokens, `[H, rows]`.
+def pooled_mass(prefilled: Prefilled, entries: int, kernel: int, kind: str, score: str) -> Tensor:
+    """Observed mass, smoothed along tokens, `[H, entries]`.
 
     Attention is averaged over the group and then pooled, as in Ada-KV; squared attention is pooled
     per query head first, as in KV-Compress (`adakv.md` 2.9).
     """
     heads, _ = prefilled.shape
     if score == "squared":
-        return by_head(pool(observed_mass(prefilled, rows, power=2), kernel, kind), heads)
-    return pool(group_mass(prefilled, rows), kernel, kind)
+        return by_head(pool(observed_mass(prefilled, entries, power=2), kernel, kind), heads)
+    return pool(group_mass(prefilled, entries), kernel, kind)
 
 
-def defensive_mass(prefilled: Prefilled, rows: int, kernel: int) -> Tensor:
-    """The worst case over observation queries and query heads, `[H, rows]` (`adakv.md` 2.8).
+def defensive_mass(prefilled: Prefilled, entries: int, kernel: int) -> Tensor:
+    """The worst case over observation queries and query heads, `[H, entries]` (`adakv.md` 2.8).
 
     Each query's attention is average-pooled and scaled back to the mass it had; the largest of all
     queries of a KV head counts, and at least the head's mean of these.
@@ -73,18 +79,18 @@ def defensive_mass(prefilled: Prefilled, rows: int, kernel: int) -> Tensor:
     heads, _ = prefilled.shape
     q, window = prefilled.queries, len(prefilled.queries)
     group = q.shape[1] // heads
-    exists = prefilled.exists[:, :rows]
+    exists = prefilled.exists[:, :entries]
     out = []
     for head in range(heads):
         block = q[:, head * group : (head + 1) * group]  # [W, G, D]
         logits = torch.einsum(
-            "wgd,nd->wgn", block.float(), prefilled.keys[head, :rows].float()
+            "wgd,nd->wgn", block.float(), prefilled.keys[head, :entries].float()
         )  # [W, G, N]
         logits = logits * prefilled.scale
         mass = torch.exp(logits - prefilled.lse[:, head * group : (head + 1) * group, None])
-        seen = torch.arange(rows, device=q.device) < prefilled.seen[:, None]
+        seen = torch.arange(entries, device=q.device) < prefilled.seen[:, None]
         mass.masked_fill_(~(seen & exists[head])[:, None], 0.0)
-        smooth = pool(mass.view(window * group, rows), kernel, "avg").view_as(mass)
+        smooth = pool(mass.view(window * group, entries), kernel, "avg").view_as(mass)
         keep = mass.sum(dim=-1, keepdim=True) / smooth.sum(dim=-1, keepdim=True).clamp_min(1e-30)
         worst = (smooth * keep).amax(dim=(0, 1))
         worst *= exists[head]
@@ -92,17 +98,17 @@ def defensive_mass(prefilled: Prefilled, rows: int, kernel: int) -> Tensor:
     return torch.stack(out)
 
 
-def recency(prefilled: Prefilled, rows: int) -> Tensor:
-    """The later a row, the higher: `[H, rows]`."""
+def recency(prefilled: Prefilled, entries: int) -> Tensor:
+    """The later an entry, the higher: `[H, entries]`."""
     heads, _ = prefilled.shape
-    age = torch.arange(rows, dtype=torch.float32, device=prefilled.keys.device)
+    age = torch.arange(entries, dtype=torch.float32, device=prefilled.keys.device)
     return age.repeat(heads, 1)
 
 
-def projected_norm(prefilled: Prefilled, rows: int) -> Tensor:
-    """L1 norm of the value rows behind the output projection, `[H, rows]` fp32.
+def projected_norm(prefilled: Prefilled, entries: int) -> Tensor:
+    """L1 norm of the value entries behind the output projection, `[H, entries]` fp32.
 
-    `|v_j O_h|_1`, mean over the query heads of a KV head: what a row can change in the layer's
+    `|v_j O_h|_1`, mean over the query heads of a KV head: what an entry can change in the layer's
     output (`adakv.md` 2.7).
     """
     assert prefilled.output is not None, "the reading gives the output projection"
@@ -113,9 +119,11 @@ def projected_norm(prefilled: Prefilled, rows: int) -> Tensor:
     norms = [
         torch.einsum("nd,gdm->gnm", part.float(), by_group[head].float()).abs().sum(-1).mean(0)
         for head in range(heads)
-        for part in prefilled.values[head, :rows].split(step)
+        for part in prefilled.values[head, :entries].split(step)
     ]
-    return torch.cat(norms).view(heads, rows) if rows else prefilled.values.new_zeros(heads, 0)
+    return (
+        torch.cat(norms).view(heads, entries) if entries else prefilled.values.new_zeros(heads, 0)
+    )
 
 
 def pool(scores: Tensor, kernel: int, kind: str) -> Tensor:
@@ -131,5 +139,7 @@ def pool(scores: Tensor, kernel: int, kind: str) -> Tensor:
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """Row numbers by falling score, `[H, N]` int64; among equals the earlier token comes first."""
+    """Entry numbers by falling score, `[H, N]` int64; among equals the earlier token comes
+    first.
+    """
     return torch.sort(scores, dim=1, descending=True, stable=True).indices

@@ -1,4 +1,4 @@
-"""Two ways to share rows out that methods inherit: over heads by need, over layers by depth. Not
+"""Two ways to share entries out that methods inherit: over heads by need, over layers by depth. Not
 methods themselves."""
 
 from dataclasses import dataclass
@@ -54,8 +54,8 @@ class Pyramidal(WindowEviction):
         require_least(self, "beta", 1, 20)
 
     def spread(self, total: int, geometry: Geometry) -> list[int]:
-        """The newest rows of every layer, and the line over the rest."""
+        """The newest entries of every layer, and the line over the rest."""
         newest = geometry.heads * self.newest(total // geometry.heads)
         most = geometry.full - newest
         line = budgets.pyramid(total - newest, geometry.layers, most, self.beta)
-        return [newest + rows for rows in line]
+        return [newest + entries for entries in line]

@@ -1,4 +1,4 @@
-"""SnapKV: the rows that the last queries attend to."""
+"""SnapKV: the entries that the last queries attend to."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from kvchat.engine.methods.window import WindowEviction
 
 @dataclass(frozen=True)
 class SnapKV(WindowEviction):
-    """Scores every row by the attention of the window queries, keeps the best of each head.
+    """Scores every entry by the attention of the window queries, keeps the best of each head.
 
     SnapKV: LLM Knows What You are Looking for Before Generation, https://arxiv.org/abs/2404.14469.
     Different here: one selection per KV head (mean over its query heads), fp32 scores with stable

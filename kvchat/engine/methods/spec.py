@@ -100,7 +100,7 @@ def bits_of(method: Method) -> int | None:
 
 
 def code_of(method: Method) -> tuple[int, int] | None:
-    """Parts and bits of a key's code, for a method that keeps every row and codes it."""
+    """Parts and bits of a key's code, for a method that keeps every entry and codes it."""
     return method.code if isinstance(method, Retrieves) else None
 
 
@@ -118,7 +118,7 @@ def _staged(method: Method, stored: dict[str, str]) -> Method:
         name = name_of(method)
         raise KvchatError(
             "usage",
-            f"{name} keeps every row as the model has it, so it takes no {' and '.join(changed)}",
+            f"{name} keeps every entry as the model has it, so it takes no {' and '.join(changed)}",
             f"--method {name}",
             f"--method adakv:{','.join(changed)}",
         )

@@ -1,4 +1,4 @@
-"""What follows any method that ends in a flat segment, and changes how its rows are stored."""
+"""What follows any method that ends in a flat segment, and changes how its entries are stored."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -47,16 +47,16 @@ class Stage(ABC):
         """A segment of the method, stored in this way."""
 
     def priced(self, geometry: Geometry) -> Geometry:
-        """What a row costs in this way."""
+        """What an entry costs in this way."""
         return geometry
 
     def noted(self, prefilled: Prefilled) -> Any:
         """What `stored` must know of the layer beside its segment."""
         return None
 
-    def rows(self, geometry: Geometry) -> list[int]:
-        """As many as the method keeps at this price of a row."""
-        return self.method.rows(self.priced(geometry))
+    def entries(self, geometry: Geometry) -> list[int]:
+        """As many as the method keeps at this price of an entry."""
+        return self.method.entries(self.priced(geometry))
 
     def compress(self, prefilled: Prefilled) -> Segment:
         """The method's segment in this way, or as it is if layers share a budget."""
@@ -81,7 +81,7 @@ class Stage(ABC):
         return pools(self.method)
 
     def pool(self, geometry: Geometry) -> int:
-        """The method's, at this price of a row."""
+        """The method's, at this price of an entry."""
         assert isinstance(self.method, Pools), "its layers share no budget"
         return self.method.pool(self.priced(geometry))
 

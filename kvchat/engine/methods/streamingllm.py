@@ -21,6 +21,6 @@ class StreamingLLM(Eviction):
 
     name: ClassVar[str] = "streamingllm"
 
-    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The later, the better."""
-        return recency(prefilled, rows)
+        return recency(prefilled, entries)

@@ -1,4 +1,4 @@
-"""TOVA: the rows that the last token attends to."""
+"""TOVA: the entries that the last token attends to."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,7 @@ class TOVA(Eviction):
     """Keeps what the last token attends to, on the mean of all heads of a layer.
 
     Transformers are Multi-State RNNs, https://arxiv.org/abs/2401.06104. Different here: applied
-    once, after the document; the authors drop a row at every step.
+    once, after the document; the authors drop an entry at every step.
     """
 
     sinks: int = 0
@@ -27,7 +27,7 @@ class TOVA(Eviction):
         """The last query."""
         return Needs(queries=1)
 
-    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The same for every head, so every head keeps the same tokens."""
         heads, _ = prefilled.shape
-        return observed_mass(prefilled, rows).mean(dim=0).repeat(heads, 1)
+        return observed_mass(prefilled, entries).mean(dim=0).repeat(heads, 1)

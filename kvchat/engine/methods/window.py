@@ -15,7 +15,7 @@ from kvchat.errors import KvchatError
 
 @dataclass(frozen=True)
 class Window(Eviction):
-    """Observes the last `window` queries, and keeps the rows that they belong to.
+    """Observes the last `window` queries, and keeps the entries that they belong to.
 
     `kernel` is the width over which scores are smoothed along tokens.
     """
@@ -46,9 +46,9 @@ class Window(Eviction):
         return min(self.window, max(1, each // 2))
 
     def require_room(self, total: int, geometry: Geometry) -> None:
-        """A budget given as a size holds window, sinks and a row beside them.
+        """A budget given as a size holds window, sinks and an entry beside them.
 
-        A share of a short document need not: it protects fewer rows, and leaves some to choose.
+        A share of a short document need not: it protects fewer entries, and leaves some to choose.
         """
         each, least = total // geometry.heads, self.window + self.sinks + 1
         if self.budget.fraction is not None or total == geometry.full or each >= least:
@@ -56,18 +56,18 @@ class Window(Eviction):
         fitting = [f"{self.name}:window={each - self.sinks - 1}"] if each > self.sinks + 1 else []
         raise KvchatError(
             "usage",
-            f"{self.name} always keeps the last {self.window} rows and the first {self.sinks} of "
-            f"every head; a budget of {self.budget} leaves {each} per head",
-            f"--budget {self.budget.of_rows(least, geometry)} or more",
+            f"{self.name} always keeps the last {self.window} entries and the first "
+            f"{self.sinks} of every head; a budget of {self.budget} leaves {each} per head",
+            f"--budget {self.budget.of_entries(least, geometry)} or more",
             *fitting,
-            rows=each,
+            entries=each,
             needed=least,
         )
 
 
 @dataclass(frozen=True)
 class WindowEviction(Window):
-    """Scores rows by what the observation queries attend to, smoothed by `pool`.
+    """Scores entries by what the observation queries attend to, smoothed by `pool`.
 
     `score_by=squared` takes squared attention, pooled per query head (KV-Compress,
     https://arxiv.org/abs/2410.00161).
@@ -81,6 +81,6 @@ class WindowEviction(Window):
         require_known(self, "pool", POOLS)
         require_known(self, "score_by", SCORES)
 
-    def score(self, prefilled: Prefilled, rows: int, each: int) -> Tensor:
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """Pooled attention of the observation queries."""
-        return pooled_mass(prefilled, rows, self.kernel, self.pool, self.score_by)
+        return pooled_mass(prefilled, entries, self.kernel, self.pool, self.score_by)

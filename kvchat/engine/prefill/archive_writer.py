@@ -1,4 +1,6 @@
-"""Keeps all rows of a document while it is read, layer by layer, and what was observed of them."""
+"""Keeps all entries of a document while it is read, layer by layer, and what was observed of
+them.
+"""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -57,7 +59,7 @@ def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
 
 
 class Archiving(Protocol):
-    """A context around a reading that gets every layer's rows, and what `needs` names."""
+    """A context around a reading that gets every layer's entries, and what `needs` names."""
 
     needs: Needs
 
@@ -93,7 +95,7 @@ class InMemory:
         """Nothing is open."""
 
     def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
-        """Copy a layer's rows into stores of their own."""
+        """Copy a layer's entries into stores of their own."""
         seen = {name: tensor.cpu().clone() for name, tensor in observed.items()}
         self._kept.append(Archive(_host(keys), _host(values), seen))
 
@@ -102,12 +104,12 @@ class InMemory:
         return self._kept
 
 
-def _host(rows: Tensor) -> Tensor:
+def _host(entries: Tensor) -> Tensor:
     """A contiguous copy in host memory, pinned if it comes from a GPU and that is granted."""
-    if not rows.is_cuda:
-        return rows.clone(memory_format=torch.contiguous_format)
+    if not entries.is_cuda:
+        return entries.clone(memory_format=torch.contiguous_format)
     try:
-        store = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        store = torch.empty(entries.shape, dtype=entries.dtype, pin_memory=True)
     except RuntimeError:  # the system does not lock so much memory
-        store = torch.empty(rows.shape, dtype=rows.dtype)
-    return store.copy_(rows)
+        store = torch.empty(entries.shape, dtype=entries.dtype)
+    return store.copy_(entries)

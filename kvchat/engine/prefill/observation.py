@@ -22,7 +22,7 @@ class Observation:
 
     The observation window crosses chunk borders: what is kept are the last W queries, not the last
     chunk's. Column sums are final per chunk, for a chunk's log-sum-exp is. They are of the tail's
-    rows, and of the rows of segments that begin at position `since` or later.
+    entries, and of the entries of segments that begin at position `since` or later.
     """
 
     def __init__(self, needs: Needs, since: int | None = None):
@@ -31,7 +31,7 @@ class Observation:
         self.end = 0  # position after the newest query
         self.queries: list[Tensor] = []
         self.lses: list[Tensor] = []
-        self.mass: Tensor | None = None  # of the tail, [H, rows so far]
+        self.mass: Tensor | None = None  # of the tail, [H, entries so far]
         self.frozen_mass: Tensor | None = None  # of a flat segment, [R]
         # how many queries before rotation, their sum [H*G, D], that of their outer products
         # [H*G, D, D], both float64
@@ -88,11 +88,11 @@ class Observation:
         self.end = min(self.end, position)
 
     def _tail_mass(self, q: Tensor, lse: Tensor, keys: Tensor, scale: float) -> Tensor:
-        heads, rows, _ = keys.shape
-        seen = torch.arange(rows - len(q), rows, device=q.device) + 1
-        mass = ops.column_mass(q, keys, lse, seen, scale).view(heads, -1, rows).sum(dim=1)
-        if self.mass is not None:  # rows that were truncated since count no more
-            before = self.mass[:, : rows - len(q)]
+        heads, entries, _ = keys.shape
+        seen = torch.arange(entries - len(q), entries, device=q.device) + 1
+        mass = ops.column_mass(q, keys, lse, seen, scale).view(heads, -1, entries).sum(dim=1)
+        if self.mass is not None:  # entries that were truncated since count no more
+            before = self.mass[:, : entries - len(q)]
             mass[:, : before.shape[1]] += before
         return mass
 
@@ -104,7 +104,7 @@ class Observation:
             seen = torch.full((len(q),), b - a, device=q.device)
             keys = segment.k[None, a:b]
             mass = ops.column_mass(q[:, own], keys, lse[:, own], seen, scale).sum(dim=0)
-            if segment.bias is not None:  # it raises the logit of its row
+            if segment.bias is not None:  # it raises the logit of its entry
                 mass *= segment.bias[a:b].exp()
             parts.append(mass)
         mass = torch.cat(parts)
@@ -121,9 +121,9 @@ class Observation:
         self.sums = count, total, square
 
 
-def column_mass(parts: list[Observation], rows: int) -> Tensor | None:
-    """Column sums `[H, rows]` of the first rows, over the queries of all parts."""
-    masses = [part.mass[:, :rows] for part in parts if part.mass is not None]
+def column_mass(parts: list[Observation], entries: int) -> Tensor | None:
+    """Column sums `[H, entries]` of the first entries, over the queries of all parts."""
+    masses = [part.mass[:, :entries] for part in parts if part.mass is not None]
     return torch.stack(masses).sum(dim=0) if masses else None
 
 
@@ -138,8 +138,8 @@ def moments(parts: list[Observation], coming: Rotation, future: int) -> Moments 
     covariance = (square - mean[:, :, None] * mean[:, None]).float()  # [H*G, D, D]
     cos, sin = (part[:future].mean(dim=0, keepdim=True) for part in coming)
 
-    def turn(rows: Tensor) -> Tensor:  # [..., D]
-        flat = rows.reshape(1, -1, rows.shape[-1])
-        return ops.rope(flat, cos, sin).view_as(rows)
+    def turn(entries: Tensor) -> Tensor:  # [..., D]
+        flat = entries.reshape(1, -1, entries.shape[-1])
+        return ops.rope(flat, cos, sin).view_as(entries)
 
     return Moments(turn(mean.float()), turn(turn(covariance).transpose(1, 2)))

@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.rows import Backend
+from kvchat.engine.attention.entries import Backend
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
@@ -93,14 +93,14 @@ def walk(
 ) -> Generator[int | Smaller, None, None]:
     """Run `x [T, hidden]` of the newest tokens through one block, chunk by chunk, in place.
 
-    `rotation(a, b)` is that of rows `a` to `b`. Yields the tokens of each chunk that is done.
+    `rotation(a, b)` is that of entries `a` to `b`. Yields the tokens of each chunk that is done.
     """
     a = 0
     while a < len(x):
         b = min(a + pace.chunk, len(x))
         if b == len(x) - 1 and pace.chunk > 1 and layer.sliding is not None:
             b = len(x)  # a lone last token would read what a written one reads
-        rows = layer.tail.length
+        entries = layer.tail.length
         observed = [vars(observer).copy() for observer in layer.observers]
         try:
             x[a:b] = step(block, layer, x[a:b], rotation(a, b))
@@ -112,7 +112,7 @@ def walk(
             a = b
             continue
         # outside of the handler, so that the failed chunk's tensors are free
-        layer.tail.truncate(rows)
+        layer.tail.truncate(entries)
         for observer, before in zip(layer.observers, observed, strict=True):
             vars(observer).update(before)
         if x.is_cuda:
@@ -187,7 +187,7 @@ def prefill(
     and what is kept. Probes are token lists that follow the document, each by itself: they walk
     the layers beside it, are observed, and leave no trace. So do replays, for methods that need
     them (for a kind that is not given, the bare text); they count as tokens to read. `archiving`
-    is given all rows of every layer.
+    is given all entries of every layer.
     Raises KvchatError("usage") before anything is read if a budget cannot be met.
     """
     config, device = model.config, _device(model)
@@ -195,7 +195,7 @@ def prefill(
     itemsize = model.blocks[0].input_layernorm.weight.element_size()
     geometry = Geometry(tokens, config.num_kv_heads, layers, config.head_dim, itemsize)
     for compression in compressions:
-        compression.method.rows(geometry)  # a budget that cannot be met is refused now
+        compression.method.entries(geometry)  # a budget that cannot be met is refused now
     asked = reduce(or_, (c.method.needs for c in compressions), Needs())
     x = model.embed(torch.tensor(ids, device=device))  # [T, hidden]
     asides = [model.embed(torch.tensor(probe, device=device)) for probe in probes]

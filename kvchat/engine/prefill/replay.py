@@ -1,7 +1,8 @@
 """Replays: the document is told to the model again, and what it looks at meanwhile is scored.
 
-KVzip (arXiv 2505.23416): rows that are needed to reconstruct the text are needed for any question.
-Here a replay walks the layers beside the document, so only one layer's keys are ever alive.
+KVzip (arXiv 2505.23416): entries that are needed to reconstruct the text are needed for any
+question. Here a replay walks the layers beside the document, so only one layer's keys are ever
+alive.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.rows import Backend
+from kvchat.engine.attention.entries import Backend
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods.base import Evidence, Retold
 from kvchat.engine.methods.needs import ASK, Kind, Needs, Telling
 from kvchat.engine.model.layers import Block, Rotation
 
-SINKS = 4  # first rows that a replay may look at beside its own part
+SINKS = 4  # first entries that a replay may look at beside its own part
 LOGITS = 2**22  # attention values alive at once
 
 
@@ -57,13 +58,13 @@ def bare_replays(ids: Sequence[int], kinds: frozenset[Kind]) -> list[Replay]:
 
 
 class Retelling:
-    """What a layer's replays show: scores of the document's rows, and what queries read.
+    """What a layer's replays show: scores of the document's entries, and what queries read.
 
-    Scores are those that `needs` names. A row's score is the most that any query of a replay about
-    it gives it: its attention (`mass`), that times the norm of the projected value (`value`), and
-    that over the norm of the attention block's input (`change`, KVzip+). The softmax is over the
-    first `SINKS` rows, the part of the document that the replay is about, and what the query sees
-    of its own list.
+    Scores are those that `needs` names. An entry's score is the most that any query of a replay
+    about it gives it: its attention (`mass`), that times the norm of the projected value (`value`),
+    and that over the norm of the attention block's input (`change`, KVzip+). The softmax is over
+    the first `SINKS` entries, the part of the document that the replay is about, and what the query
+    sees of its own list.
     """
 
     def __init__(self, needs: Needs, tail: Tail, backend: Backend, every: int):
@@ -90,7 +91,7 @@ class Retelling:
         told = []
         for a in range(0, len(x), step):
             some = slice(a, a + step)
-            exact = self.backend.attend(q[some], self.tail.rows, scale)
+            exact = self.backend.attend(q[some], self.tail.entries, scale)
             o, _ = ops.combine([exact, (own[0][some], own[1][some])])
             told.append(block.finish(x[some], o))
         weighings = {how for *kind, how in self.needs.tellings if tuple(kind) == replay.kind}
@@ -119,13 +120,13 @@ class Retelling:
         if not self.queries:
             return None
         q = torch.cat(self.queries)
-        o, lse = self.backend.attend(q, self.tail.rows, q.shape[-1] ** -0.5)
+        o, lse = self.backend.attend(q, self.tail.entries, q.shape[-1] ** -0.5)
         return Evidence(q, o.to(q.dtype), lse)  # kept for every layer where layers share a budget
 
     def _table(self, telling: Telling) -> Tensor:
         if telling not in self.tables:
-            heads, rows, _ = self.tail.keys.shape
-            self.tables[telling] = torch.full((heads, rows), -1.0, device=self.tail.k.device)
+            heads, entries, _ = self.tail.keys.shape
+            self.tables[telling] = torch.full((heads, entries), -1.0, device=self.tail.k.device)
         return self.tables[telling]
 
 
@@ -139,7 +140,7 @@ def scores(
     sizes: Tensor,
     output: Tensor | None,
 ) -> dict[str, Tensor]:
-    """What the queries `q [t, H*G, D]` of a replay make of the rows that it is about.
+    """What the queries `q [t, H*G, D]` of a replay make of the entries that it is about.
 
     Returns `[H, end - start]` for each weighing. `own [t, H*G]` are the log-sum-exps of what every
     query sees of its own list, `sizes [t]` the norms of the attention block's inputs,
@@ -189,13 +190,15 @@ def squares(
     starts = [0, *accumulate(lengths)][:-1]
     for length in sorted(set(lengths)):
         begin = [start for start, n in zip(starts, lengths, strict=True) if n == length]
-        rows = torch.tensor(begin, device=q.device)[:, None] + torch.arange(length, device=q.device)
-        together = q[rows].transpose(0, 1).flatten(1, 2)  # [T, B*H*G, D]
-        keys, values = (x[:, rows].transpose(0, 1).flatten(0, 1) for x in (k, v))  # [B*H, T, D]
+        entries = torch.tensor(begin, device=q.device)[:, None] + torch.arange(
+            length, device=q.device
+        )
+        together = q[entries].transpose(0, 1).flatten(1, 2)  # [T, B*H*G, D]
+        keys, values = (x[:, entries].transpose(0, 1).flatten(0, 1) for x in (k, v))  # [B*H, T, D]
         part, part_lse = backend.causal(together, keys, values, scale)
         shape = (length, len(begin), q.shape[1])
-        o[rows] = part.view(*shape, q.shape[2]).transpose(0, 1).float()
-        lse[rows] = part_lse.view(shape).transpose(0, 1).float()
+        o[entries] = part.view(*shape, q.shape[2]).transpose(0, 1).float()
+        lse[entries] = part_lse.view(shape).transpose(0, 1).float()
     return o, lse
 
 
@@ -205,10 +208,10 @@ def _raise(best: Tensor, seen: Tensor) -> None:
 
 
 def _norms(values: Tensor, output: Tensor) -> Tensor:
-    """L2 norm of each value row behind the projection of each query head, `[H, G, n]`."""
-    heads, rows, dim = values.shape
+    """L2 norm of each value entry behind the projection of each query head, `[H, G, n]`."""
+    heads, entries, dim = values.shape
     by_head = output.float().view(heads, -1, dim, output.shape[2])
     gram = by_head @ by_head.transpose(2, 3)  # [H, G, D, D]: |v O|^2 = v (O O') v'
     wide = values.float()
     square = torch.einsum("hnd,hgde,hne->hgn", wide, gram, wide)
-    return square.clamp_min(0).sqrt().view(heads, -1, rows)
+    return square.clamp_min(0).sqrt().view(heads, -1, entries)

@@ -1,5 +1,6 @@
-"""What the model is told beside a document, so that one sees which rows it looks at. Knows text and
-ids, no model."""
+"""What the model is told beside a document, so that one sees which entries it looks at. Knows text
+and ids, no model.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -25,7 +25,7 @@ KIND = "kvchat archive"
 
 
 class OnDisk:
-    """A context around a reading that writes every layer's rows to a file.
+    """A context around a reading that writes every layer's entries to a file.
 
     A disk that fails ends the archive, not the reading: `problem` says so then.
     """
@@ -60,7 +60,7 @@ class OnDisk:
         self._open.__exit__(Stopped, Stopped(), None)  # of a file that is not whole nothing stays
 
     def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
-        """Write a layer's rows; with the last one the file is whole."""
+        """Write a layer's entries; with the last one the file is whole."""
         if self.problem is not None:
             return
         tensors = {"k": keys, "v": values} | observed
@@ -96,7 +96,7 @@ class OnDisk:
 
 
 def load_archives(path: Path, ids: Sequence[int], fingerprint: str) -> list[Archive]:
-    """The archives of the document `ids`, one per layer, mapped; rows are checked when used.
+    """The archives of the document `ids`, one per layer, mapped; entries are checked when used.
 
     Raises Refused with the reason, OSError if the file cannot be opened.
     """

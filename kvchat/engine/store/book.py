@@ -24,7 +24,7 @@ from kvchat.engine.store.tensors import Mapped, write
 KIND = "kvchat reading"
 PROBE = 8  # the document's last tokens, read once more after it
 # Relative RMS between the saved logits and those of the restored cache. Other threads sum in
-# another order; other rows are off by tenths.
+# another order; other entries are off by tenths.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a layer keeps of a document: segments, and the rows `[H, n, D]` of a live end."""
+    """What a layer keeps of a document: segments, and the entries `[H, n, D]` of a live end."""
 
     parts: list[Part]
     keys: Tensor
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
 def layers_of(cache: KVCache, tokens: int) -> list[Layer] | None:
     """What a cache keeps of its first `tokens` tokens; None if later ones cannot be told apart.
 
-    Turns to come change none of it: they add rows behind these.
+    Turns to come change none of it: they add entries behind these.
     """
     found = []
     for layer in cache.layers:
@@ -98,7 +98,7 @@ def save_book(
 
 
 def load_book(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KVCache:
-    """The cache of the document `ids` as it was saved; on a CPU its rows are mapped.
+    """The cache of the document `ids` as it was saved; on a CPU its entries are mapped.
 
     Raises Refused with the reason if it is damaged, or is not what was saved for these ids and
     this fingerprint, or does not answer as it did; OSError if it cannot be opened.
@@ -133,7 +133,7 @@ def require(metadata: Mapping[str, str], kind: str, fingerprint: str) -> None:
 def probe(engine: Engine, layers: Sequence[Layer], ids: Sequence[int]) -> Tensor:
     """Logits `[vocab]` (fp32) after the document and its last tokens once more.
 
-    A cache of its own reads them: it shares rows with no other.
+    A cache of its own reads them: it shares entries with no other.
     """
     return engine.score(_cache(engine, layers, len(ids)), ids[-PROBE:])[-1].float().cpu()
 
@@ -163,7 +163,7 @@ def _layers(mapped: Mapped, engine: Engine) -> list[Layer]:
             }
             parts.append(Part(entry["kind"], tuple(entry["span"]), tensors))
         tail = (mapped.tensors.get(f"{number}.tail.{name}", none) for name in "kv")
-        found.append(Layer(parts, *(rows.to(engine.device) for rows in tail)))
+        found.append(Layer(parts, *(entries.to(engine.device) for entries in tail)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a saved reading belongs to: a digest of everything that decides its rows."""
+"""What a saved reading belongs to: a digest of everything that decides its entries."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def reading_parts(
     """What a reading is made of, by name: two readings are alike if all parts are.
 
     `folder` is the model's, `probes` are the token lists that the method scores with. Without a
-    method: what all rows depend on.
+    method: what all entries depend on.
     """
     parts = {
         "format": str(FORMAT),

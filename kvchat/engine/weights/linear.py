@@ -52,7 +52,7 @@ class Int8Linear(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight `[out, in]` as numbers, a copy."""
-        return lowbit.rows_dense(self.codes, self.scale, dtype)
+        return lowbit.entries_dense(self.codes, self.scale, dtype)
 
 
 class Int4Linear(nn.Module):
@@ -103,7 +103,7 @@ class Int8Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows `[T, hidden]` of `ids [T]`, in the model's dtype."""
-        return lowbit.rows_dense(self.codes[ids], self.scale[ids], self.dtype)
+        return lowbit.entries_dense(self.codes[ids], self.scale[ids], self.dtype)
 
     def tied(self, head: nn.Module) -> nn.Module:
         """The output projection that shares this table."""

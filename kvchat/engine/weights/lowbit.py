@@ -67,7 +67,7 @@ def rows_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     return torch.cat(parts, dim=1).mul_(scale.to(x.dtype))
 
 
-def rows_dense(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def entries_dense(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight `[out, in]` of `quantize_rows` as numbers."""
     return codes.to(dtype).mul_(scale[:, None].to(dtype))
 

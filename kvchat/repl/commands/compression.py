@@ -16,8 +16,8 @@ from kvchat.terminal.text import first_line, ratio
 def method(context: Context, argument: str) -> None:
     """show the methods, or `/method SPEC`: compress the document again with another one
 
-    A spec is a name with options: adakv, adakv:window=16,floor=0.3. Evicted rows are gone, so the
-    document and the turns so far are read again, unless such a reading was saved.
+    A spec is a name with options: adakv, adakv:window=16,floor=0.3. Evicted entries are gone,
+    so the document and the turns so far are read again, unless such a reading was saved.
     """
     chat = context.chat
     if not argument:
@@ -39,14 +39,14 @@ def method(context: Context, argument: str) -> None:
 def budget(context: Context, argument: str) -> None:
     """show the budget, or `/budget SIZE`: keep another share of the KV cache
 
-    A share of all rows (25%), tokens per KV head (2048) or bytes (1.5GiB). The document and the
+    A share of all entries (25%), tokens per KV head (2048) or bytes (1.5GiB). The document and the
     turns so far are read again, unless such a reading was saved.
     """
     chat = context.chat
     if not argument:
         held, full = chat.document_kept(), chat.document_full()
         reads = f" · a written token reads {share}" if (share := chat.reads()) else ""
-        kept = f"document keeps {100 * chat.kept_share():.3g} % of rows"
+        kept = f"document keeps {100 * chat.kept_share():.3g} % of entries"
         context.screen.tell(
             f"budget {chat.method.budget} · {kept}, of bytes {ratio(held, full)}{reads}"
         )
@@ -85,7 +85,7 @@ def reread(context: Context, argument: str) -> None:
     if not chat.method.needs.sees:
         raise KvchatError(
             "usage",
-            f"{name_of(chat.method)} keeps the same rows whatever is asked",
+            f"{name_of(chat.method)} keeps the same entries whatever is asked",
             f"/method {BY_QUESTION}",
             "/reread -  (reads again all the same)",
         )

@@ -21,13 +21,13 @@ def memory(context: Context, argument: str) -> None:
 
 
 def heads(context: Context, argument: str) -> None:
-    """kept rows per layer and KV head, or `/heads LAYER`: the heads of one layer
+    """kept entries per layer and KV head, or `/heads LAYER`: the heads of one layer
 
     Where rows were merged (kvmerger), how many tokens they stand for; where a written token chooses
     what it reads (pqcache), how much that is.
     """
     tokens = len(context.chat.session.document)
-    rows = context.chat.document_rows()
+    rows = context.chat.document_entries()
     sets = context.chat.merge_sets()
     width, glyphs = context.screen.width, context.screen.glyphs
     if argument:
@@ -44,7 +44,7 @@ def heads(context: Context, argument: str) -> None:
     if share := context.chat.reads():
         captured = context.chat.session.cache.captured
         seen = f", {captured:.0%} of the attention by codes" if captured else ""
-        lines.append(f"a written token reads {share} of these rows{seen}")
+        lines.append(f"a written token reads {share} of these entries{seen}")
     for line in lines:
         context.screen.tell(line)
 
@@ -55,7 +55,7 @@ def coverage(context: Context, argument: str) -> None:
     tokens = len(session.document)
     kept = [0] * tokens
     for layer, segments in zip(session.cache.layers, context.chat.document_segments(), strict=True):
-        if layer.sliding is not None:  # it keeps every row
+        if layer.sliding is not None:  # it keeps every entry
             kept = [count + session.engine.config.num_kv_heads for count in kept]
             continue
         for segment in segments:

@@ -1,5 +1,6 @@
-"""Which rows a method keeps of one layer, for every entry of METHODS: exact totals, sinks, window,
-short documents and every form of budget."""
+"""Which entries a method keeps of one layer, for every entry of METHODS: exact totals, sinks,
+window, short documents and every form of budget.
+"""
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from kvchat.errors import KvchatError
 from tests.engine.scenes import EVICTING, KEEPING, compressed, kept_tokens, random_scene, window_of
 
 FORMS = ["25%", "3%", "99%", "100%", "1", "8", "33", "2k", "300B", "1KiB", "2.5kB", "100MiB"]
-ROW_BYTES = 2 * 8 * 4 + 4  # key, value and position of a row of random_scene
+ROW_BYTES = 2 * 8 * 4 + 4  # key, value and position of an entry of random_scene
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -29,7 +30,7 @@ def test_every_budget_is_exact_or_an_error_with_numbers(name, form):
         except KvchatError as error:
             assert error.code == "usage"
             assert str(method.budget) in error.message
-            assert error.details["rows"] < error.details.get("needed", heads)
+            assert error.details["entries"] < error.details.get("needed", heads)
             assert error.tries, "there is a way out"
             for text in error.tries:
                 words = text.split()
@@ -43,21 +44,23 @@ def test_every_budget_is_exact_or_an_error_with_numbers(name, form):
         budget, full = method.budget, heads * tokens
         if budget.fraction is not None:
             want = max(round(budget.fraction * full), heads)
-        elif budget.rows_per_head is not None:
-            want = min(budget.rows_per_head * heads, full)
+        elif budget.entries_per_head is not None:
+            want = min(budget.entries_per_head * heads, full)
         else:
             want = sum(segment.lengths)
             left = budget.bytes - segment.memory().total
             assert left >= 0
-            row = ROW_BYTES + (0 if name in EVICTING else 8)  # bias and count of merged rows
-            assert want == full or left < 2 * row, "what fits is kept"
+            entry = ROW_BYTES + (0 if name in EVICTING else 8)  # bias and count of merged entries
+            assert want == full or left < 2 * entry, "what fits is kept"
         assert sum(segment.lengths) == want
         assert min(segment.lengths) >= 1
-        for rows in kept_tokens(segment):
-            assert rows == sorted(set(rows)), "in time order, none twice"
-            assert tokens - 1 in rows, "the newest row stays"
+        for entries in kept_tokens(segment):
+            assert entries == sorted(set(entries)), "in time order, none twice"
+            assert tokens - 1 in entries, "the newest entry stays"
         if name in EVICTING:
-            assert segment.v[:, 0].tolist() == [t for rows in kept_tokens(segment) for t in rows]
+            assert segment.v[:, 0].tolist() == [
+                t for entries in kept_tokens(segment) for t in entries
+            ]
     assert worked > 0
 
 
@@ -69,9 +72,9 @@ def test_sinks_and_the_last_rows_stay_in_every_head(name, form):
         segment = compressed(method, random_scene(heads, group, tokens, window_of(method)))
         each = sum(segment.lengths) // heads
         window = method.newest(each)
-        for rows in kept_tokens(segment):
-            assert rows[: method.sinks] == list(range(method.sinks))
-            assert rows[-window:] == list(range(tokens - window, tokens))
+        for entries in kept_tokens(segment):
+            assert entries[: method.sinks] == list(range(method.sinks))
+            assert entries[-window:] == list(range(tokens - window, tokens))
 
 
 @pytest.mark.parametrize("heads, group", [(1, 4), (2, 1), (4, 2)])
@@ -91,10 +94,10 @@ def test_adakv_keeps_the_best_rows_of_every_head(heads, group, kernel, pool, flo
         prefix = total - heads * window
         sure = int(floor * (prefix // heads))
         lowest, highest = float("inf"), float("-inf")
-        for head, rows in enumerate(kept_tokens(segment)):
-            capacity = len(rows) - window
-            assert rows[-window:] == list(range(tokens - window, tokens))
-            assert set(rows[:-window]) == set(order[head][:capacity])
+        for head, entries in enumerate(kept_tokens(segment)):
+            capacity = len(entries) - window
+            assert entries[-window:] == list(range(tokens - window, tokens))
+            assert set(entries[:-window]) == set(order[head][:capacity])
             assert sure <= capacity <= tokens - window
             if capacity > sure:
                 lowest = min(lowest, float(table[head, order[head][capacity - 1]]))
@@ -105,7 +108,7 @@ def test_adakv_keeps_the_best_rows_of_every_head(heads, group, kernel, pool, flo
 
 
 def test_snapkv_is_adakv_with_every_row_sure():
-    options = {"budget": Budget(rows_per_head=20), "window": 8}
+    options = {"budget": Budget(entries_per_head=20), "window": 8}
     for seed in range(5):
         scene = random_scene(4, 2, 90, 8, seed)
         snap = SnapKV(**options).compress(scene)

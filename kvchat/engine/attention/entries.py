@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from kvchat.kernels.rows import Packing, Rows
+from kvchat.kernels.entries import Entries, Packing
 
-__all__ = ["Backend", "Call", "JointBackend", "Packing", "Rows", "dense", "even"]
+__all__ = ["Backend", "Call", "Entries", "JointBackend", "Packing", "dense", "even"]
 
 
 class Backend(Protocol):
@@ -21,12 +21,12 @@ class Backend(Protocol):
         """What it is called on the command line."""
         ...
 
-    def attend(self, q: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
-        """Rectangle: `q [T, H*G, D]` sees every row. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+    def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
+        """Rectangle: `q [T, H*G, D]` sees every entry. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         ...
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Square: `q [T, H*G, D]` over `k, v [H, T, D]`, query t sees rows 0..t."""
+        """Square: `q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
         ...
 
 
@@ -34,8 +34,10 @@ class Backend(Protocol):
 class JointBackend(Backend, Protocol):
     """A backend that may take the whole past of a layer at once."""
 
-    def joint(self, q: Tensor, parts: Sequence[Rows], scale: float) -> tuple[Tensor, Tensor] | None:
-        """`q [T, H*G, D]`, the queries of the newest T rows of the last part, over all parts.
+    def joint(
+        self, q: Tensor, parts: Sequence[Entries], scale: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """`q [T, H*G, D]`, the queries of the newest T entries of the last part, over all parts.
 
         None where they have to be attended to one by one.
         """
@@ -46,8 +48,8 @@ class JointBackend(Backend, Protocol):
 class Call:
     """What is asked of a backend, in shapes: enough for it to say no, and why.
 
-    `kind` is `rows` (a rectangle), `square`, or `joint`. `even` says that all heads of every part
-    have equally many rows, equally far apart; `bits` are the fewest of any part.
+    `kind` is `entries` (a rectangle), `square`, or `joint`. `even` says that all heads of every
+    part have equally many entries, equally far apart; `bits` are the fewest of any part.
     """
 
     kind: str
@@ -63,7 +65,7 @@ class Call:
     bits: int = 16
 
     @classmethod
-    def of(cls, kind: str, q: Tensor, parts: Sequence[Rows]) -> "Call":
+    def of(cls, kind: str, q: Tensor, parts: Sequence[Entries]) -> "Call":
         """The shapes of `q [T, H*G, D]` over `parts`."""
         tokens, query_heads, dim = q.shape
         heads = len(parts[0].spans)
@@ -76,16 +78,20 @@ class Call:
             group=query_heads // heads,
             dim=dim,
             parts=len(parts),
-            even=all(even(rows.spans) for rows in parts),
-            bias=any(rows.bias is not None for rows in parts),
-            bits=min(16 if rows.packing is None else rows.packing.bits for rows in parts),
+            even=all(even(entries.spans) for entries in parts),
+            bias=any(entries.bias is not None for entries in parts),
+            bits=min(16 if entries.packing is None else entries.packing.bits for entries in parts),
         )
 
     def __str__(self) -> str:
-        what = {"rows": "attention", "square": "causal attention", "joint": "a layer's attention"}
+        what = {
+            "entries": "attention",
+            "square": "causal attention",
+            "joint": "a layer's attention",
+        }
         kind = str(self.dtype).removeprefix("torch.")
-        parts = f"{self.parts} row sets, " if self.parts > 1 else ""
-        bits = f", {self.bits}-bit rows" if self.bits < 16 else ""
+        parts = f"{self.parts} entry sets, " if self.parts > 1 else ""
+        bits = f", {self.bits}-bit entries" if self.bits < 16 else ""
         return (
             f"{what[self.kind]} on {self.device} of q [{self.tokens}, {self.heads * self.group}, "
             f"{self.dim}] {kind} over {parts}{self.heads} {'even' if self.even else 'ragged'} KV "
@@ -93,21 +99,21 @@ class Call:
         )
 
 
-def dense(rows: Rows) -> tuple[Tensor, Tensor]:
+def dense(entries: Entries) -> tuple[Tensor, Tensor]:
     """Keys and values of even heads as views `[H, N, D]`."""
-    (first, length), *_ = rows.spans
-    step = rows.spans[1][0] - first if len(rows.spans) > 1 else length
-    dim, row = rows.k.shape[1], rows.k.stride(0)
-    shape, stride = (len(rows.spans), length, dim), (step * row, row, 1)
+    (first, length), *_ = entries.spans
+    step = entries.spans[1][0] - first if len(entries.spans) > 1 else length
+    dim, entry = entries.k.shape[1], entries.k.stride(0)
+    shape, stride = (len(entries.spans), length, dim), (step * entry, entry, 1)
     k, v = (
-        store.as_strided(shape, stride, store.storage_offset() + first * row)
-        for store in (rows.k, rows.v)
+        store.as_strided(shape, stride, store.storage_offset() + first * entry)
+        for store in (entries.k, entries.v)
     )
     return k, v
 
 
 def even(spans: Sequence[tuple[int, int]]) -> bool:
-    """Whether all heads have equally many rows, equally far apart."""
+    """Whether all heads have equally many entries, equally far apart."""
     lengths = {n for _, n in spans}
     steps = {b - a for (a, _), (b, _) in pairwise(spans)}
     return len(lengths) == 1 and len(steps) <= 1 and min(steps | lengths) >= max(lengths)
