@@ -28,7 +28,7 @@ class SlashCompleter(Completer):
                     yield Completion(name, -len(word), display_meta=command.summary)
             return
         try:
-            command = COMMANDS[find(word)]
+            command = COMMANDS[find(word).partition(" ")[0]]
         except KvchatError:
             return
         if command.paths:

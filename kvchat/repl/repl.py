@@ -7,18 +7,18 @@ from dataclasses import replace
 from time import monotonic
 
 from kvchat import process
-from kvchat.chat import memory as measured
+from kvchat.chat.resume import open_or_resume
 from kvchat.chat.shortage import out_of_memory
 from kvchat.engine.methods.naming import name_of
 from kvchat.errors import KvchatError
 from kvchat.machine import resources as machine
-from kvchat.repl import commands
+from kvchat.repl import commands, memory
 from kvchat.repl.completion import SlashCompleter
-from kvchat.repl.turn import ask, say_turn
 from kvchat.settings.options import Options
 from kvchat.terminal.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.line_editor import Lines
+from kvchat.terminal.log import LOG
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, first_line, unicode
 from kvchat.terminal.toolbar import State, toolbar
@@ -26,29 +26,22 @@ from kvchat.terminal.tty import unseen
 
 
 def run(options: Options, screen: Screen) -> int:
-    """Open the document and talk until the person leaves. Returns the exit code."""
-    # what reads needs torch; the chat after it does not
-    from kvchat.chat.resume import open_or_resume
-
+    """Open the document, say what there is to ask about, and talk. Returns the exit code."""
     with unseen():
         chat, keeper = open_or_resume(options, screen)
+        context = commands.Context(chat, screen, keeper)
         with chat.readings:
-            return begun(commands.Context(chat, screen, keeper))
-
-
-def begun(context: commands.Context) -> int:
-    """Say what there is to ask about, and talk. Returns the exit code."""
-    chat, screen = context.chat, context.screen
-    about = f"Ask about {chat.book.title}." if chat.book.files else "No document: ask anything."
-    screen.say(f"{about} Alt-Enter new line · Ctrl-C stops an answer · /help")
-    if chat.session.turns:
-        last = chat.session.turns[-1]
-        screen.say(f"last question: {first_line(last.question)}")
-    lines = Lines(SlashCompleter(context), chat.options.history, chat.options.vi)
-    try:
-        return talk(context, lines)
-    finally:
-        context.keeper.close()
+            title = chat.book.title if chat.book.files else ""
+            about = f"Ask about {title}." if title else "No document: ask anything."
+            screen.say(f"{about} Alt-Enter new line · Ctrl-C interrupts · /help")
+            if chat.session.turns:
+                last = chat.session.turns[-1]
+                screen.say(f"last question: {first_line(last.question)}")
+            lines = Lines(SlashCompleter(context), options.history, options.vi)
+            try:
+                return talk(context, lines)
+            finally:
+                context.keeper.close()
 
 
 def talk(context: commands.Context, lines: Lines) -> int:
@@ -94,39 +87,36 @@ def obey(context: commands.Context, line: str, is_paste: bool = False) -> None:
         if is_paste:
             what = choose("[a]ttach it as a document / [s]end it", "as", "s", refused="")
         if not what:
-            screen.tell("neither: it is forgotten")
+            screen.tell("neither: what was pasted is dropped")
         elif what == "a":
             commands.attach_text(context, unicode(line))
         elif line.startswith("/") and not is_paste:
             commands.run(unicode(line.rstrip()), context)
         elif line.strip():
-            answer(context, unicode(line.strip()))
+            commands.answer(context, unicode(line.strip()))
     except commands.Quit:
         raise
     except KvchatError as error:
-        screen.error(error)
+        say_error(screen, error)
     except KeyboardInterrupt:
-        screen.tell("stopped")
+        screen.tell("interrupted")
     except Exception as error:  # the document and the turns must not be lost
         if context.chat.options.verbose:
             traceback.print_exc()
         known = out_of_memory(context.chat, error)
-        screen.error(known if isinstance(known, KvchatError) else process.unexpected(error))
+        say_error(screen, known if isinstance(known, KvchatError) else process.unexpected(error))
 
 
-def answer(context: commands.Context, question: str) -> None:
-    """Answer, write the turn down, and print the line that stays after it."""
-    chat, screen = context.chat, context.screen
-    done = ask(chat, screen, question)
-    if not done.completion_tokens:
-        screen.tell("stopped: the question was not asked")
-        return
-    context.keeper.turn(chat)
-    say_turn(done, chat, screen)
+def say_error(screen: Screen, error: KvchatError) -> None:
+    """What went wrong and the ways out, in a line each: here it needs no program's name."""
+    LOG.error(clean(error.message))
+    screen.tell(error.message, "red")
+    if error.tries:
+        screen.tell(f"  try: {' · '.join(error.tries)}")
 
 
 def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
-    """A toolbar of numbers taken now: drawing it asks nothing of the engine."""
+    """A toolbar of numbers taken now: rendering it asks nothing of the engine."""
     chat = context.chat
     session, method, last = chat.session, chat.method, chat.last
     device = session.engine.device
@@ -146,11 +136,11 @@ def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
         where="gpu" if cuda else "ram",
         inexact=last is not None and last.finish_reason == "cancelled",
     )
-    memory = measured.breakdown(chat)
+    usage = memory.breakdown(chat)
 
     def draw() -> str:
         width = shutil.get_terminal_size().columns
         text = toolbar(replace(state, notice=context.screen.fallback), width)
-        return f"{text}\n{measured.line(memory, width)}" if lines.shows_memory else text
+        return f"{text}\n{memory.line(usage, width)}" if lines.shows_memory else text
 
     return draw

@@ -1,8 +1,9 @@
 """Asks a question and shows the answer while it is written: for the chat and for `-p` alike."""
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from time import perf_counter
 
 from kvchat.chat.chat import Chat
@@ -13,8 +14,7 @@ from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import fitted, kept_of, seconds
 
-Turn = Generator[Progress | Smaller | Delta | TurnDone, None, None]
-ENDS = {"stop": "end of turn", "cancelled": "stopped by you"}
+QUESTION = "processing the question"
 
 
 class Meter:
@@ -25,21 +25,21 @@ class Meter:
         self._begin = perf_counter()
         self._first = self._last = 0.0
         self._tokens = 0
-        self._reading = ""
+        self._layer = ""
 
     def see(self, event: Progress | Delta) -> None:
         """Take in an event."""
         if isinstance(event, Progress):
-            self._reading = f"layer {event.layer + 1}/{event.layers} · "
+            self._layer = f"layer {event.layer + 1}/{event.layers} · "
             return
         self._last, self._tokens = perf_counter(), event.tokens
         self._first = self._first or self._last
 
     def __str__(self) -> str:
-        stop = "stopping…" if self._interrupt.asked() else "Ctrl-C stops"
+        stop = "interrupting…" if self._interrupt.asked() else "Ctrl-C interrupts"
         if not self._tokens:
             waited = seconds(perf_counter() - self._begin)
-            return f"▌ reading the question · {self._reading}{waited} · {stop}"
+            return f"▌ {QUESTION} · {self._layer}{waited} · {stop}"
         session = self._chat.session
         speed = (self._tokens - 1) / max(self._last - self._first, 1e-6)
         kv = kept_of(session.memory().total, session.full_bytes())
@@ -52,54 +52,27 @@ class Meter:
 def ask(
     chat: Chat,
     screen: Screen,
-    question: str,
+    question: str | None,
     sampling: Sampling | None = None,
     on_delta: Callable[[str], object] | None = None,
 ) -> TurnDone:
-    """Ask, stream, keep: `on_delta` takes the text in place of stdout. Raises KvchatError."""
+    """Ask and show the answer as it comes, or go on with the last one if `question` is None.
 
-    def begin(interrupt: Interrupt) -> Turn:
-        settings = chat.settings
-        return chat.session.ask(
-            question,
-            sampling or settings.sampling,
-            settings.max_tokens,
-            settings.stop,
-            interrupt.asked,
-        )
-
-    return streamed(chat, screen, begin, on_delta)
-
-
-def more(chat: Chat, screen: Screen) -> TurnDone:
-    """Go on with the last answer. Raises KvchatError("usage") if it has ended."""
-    settings = chat.settings
-
-    def begin(interrupt: Interrupt) -> Turn:
-        return chat.session.more(
-            settings.sampling, settings.max_tokens, settings.stop, interrupt.asked
-        )
-
-    return streamed(chat, screen, begin)
-
-
-def streamed(
-    chat: Chat,
-    screen: Screen,
-    begin: Callable[[Interrupt], Turn],
-    on_delta: Callable[[str], object] | None = None,
-) -> TurnDone:
-    """Run a turn to its end and show it as it comes."""
-    done, held = None, ""
+    `on_delta` takes the text in place of stdout. Raises KvchatError.
+    """
+    settings, session, done, held = chat.settings, chat.session, None, ""
+    begin = session.more if question is None else partial(session.ask, question)
     with Interrupt() as interrupt:
         meter = Meter(chat, interrupt)
+        work = begin(
+            sampling or settings.sampling, settings.max_tokens, settings.stop, interrupt.asked
+        )
         view: LiveAnswer | PlainAnswer
         if on_delta is None and screen.live and sys.stdout.isatty():
-            settings = chat.settings
             view = LiveAnswer(screen.out, lambda: str(meter), settings.markdown, settings.theme)
         else:
-            view = PlainAnswer(screen.busy("reading the question"), on_delta)
-        with view, closing(begin(interrupt)) as turn:
+            view = PlainAnswer(screen.busy(QUESTION), on_delta)
+        with view, closing(work) as turn:
             for event in turn:
                 if isinstance(event, TurnDone):
                     done = event
@@ -122,9 +95,9 @@ def streamed(
 
 
 def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
-    """`212 tokens, 54.1 tok/s · first 0.06 s · KV 0.89 of 3.44 GiB · end of turn`.
+    """`212 tokens, 54.1 tok/s · first 0.06 s · KV 0.89 of 3.44 GiB`, and why it was cut.
 
-    What was kept and why it ended are in a line of any width.
+    What is kept and why the answer was cut are in a line of any width.
     """
     session, form = chat.session, chat.settings.stats
     kv = kept_of(session.memory().total, session.full_bytes())
@@ -137,15 +110,17 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
         parts = [(text, 0) for text, _ in parts]
         parts += [
             (f"question {done.prompt_tokens:,} tokens", 0),
-            (f"writing {seconds(done.decode_seconds)}", 0),
-            (f"window {session.cache.position:,} of {session.limit:,}", 0),
+            (f"decoding {seconds(done.decode_seconds)}", 0),
+            (f"context {session.cache.position:,} of {session.limit:,}", 0),
             (f"seed {chat.settings.sampling.seed}", 0),
         ]
     if session.question_seconds is not None:
-        parts.append((f"entries chosen for it in {seconds(session.question_seconds)}", 3))
+        parts.append((f"KV selected for it in {seconds(session.question_seconds)}", 3))
     elif chat.in_view:
-        parts.append(("kept set from one question", 3))
-    return "  " + fitted([*parts, (ending(done, chat), 0)], width - 2)
+        parts.append(("KV selected for one question", 3))
+    if cut := ending(done, chat):
+        parts.append((cut, 0))
+    return "  " + fitted(parts, width - 2)
 
 
 def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
@@ -155,9 +130,9 @@ def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
 
 
 def ending(done: TurnDone, chat: Chat) -> str:
-    """Why an answer ended."""
-    if done.finish_reason == "window":
-        return f"window full ({chat.session.limit:,} tokens) – /undo or /clear"
-    if done.finish_reason == "length":
-        return f"token limit {chat.settings.max_tokens:,} – /more continues"
-    return ENDS[done.finish_reason]
+    """Why an answer was cut; empty for one that ended by itself."""
+    return {
+        "window": f"context window full ({chat.session.limit:,} tokens) – /undo or /clear",
+        "length": f"token limit {chat.settings.max_tokens:,} – /more continues",
+        "cancelled": "interrupted – /more continues",
+    }.get(done.finish_reason, "")

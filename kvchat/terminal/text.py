@@ -20,20 +20,27 @@ def clean(text: str) -> str:
     return CONTROL.sub("·", text.replace("\r\n", "\n"))
 
 
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
+
+
 def size(count: float) -> str:
     """Bytes in binary units with three figures: `0.86 GiB`, `13.5 MiB`, `512 B`."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        # GiB already from a tenth of one: memory is told in GiB as far as it is readable
-        if count >= unit or (name == "GiB" and count >= unit / 10):
-            value = count / unit
-            return f"{value:.2f} {name}" if value < 100 else f"{value:.0f} {name}"
-    return f"{count:.0f} B"
+    return alike(count)[0]
+
+
+def alike(*counts: float) -> list[str]:
+    """Bytes in the unit that the largest of them needs: `4.75 MiB`, `0.20 MiB`."""
+    most = max(counts)
+    # GiB already from a tenth of one: memory is told in GiB as far as it is readable
+    name = next((n for n, u in UNITS.items() if most >= (u / 10 if n == "GiB" else u)), "B")
+    values = [count / UNITS[name] for count in counts]
+    return [f"{v:.{2 if name != 'B' and v < 100 else 0}f} {name}" for v in values]
 
 
 def sizes(part: float, whole: float) -> str:
-    """`0.86 of 3.41 GiB`: two sizes, the unit once if they share it."""
-    a, b = size(part), size(whole)
-    return f"{a.split()[0]} of {b}" if a.split()[1] == b.split()[1] else f"{a} of {b}"
+    """`0.86 of 3.41 GiB`: two sizes and their unit."""
+    a, b = alike(part, whole)
+    return f"{a.split()[0]} of {b}"
 
 
 def kept_of(kept: float, full: float) -> str:

@@ -215,7 +215,7 @@ def _talked(words: tuple[str, ...], home) -> None:
         terminal.wait(r"Ask about|ask anything")
         terminal.send("What is the boat of Thea Mallory?\r\x04")
         assert terminal.close() == 0, terminal.text()
-        assert "end of turn" in terminal.text()
+        assert "tok/s · first" in terminal.text()
     finally:
         terminal.child.close(force=True)
 

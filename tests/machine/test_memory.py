@@ -2,15 +2,12 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from kvchat.chat.memory import Breakdown, breakdown, lines
 from kvchat.cli.plan import cost_of_spec
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.needs import REPEAT
@@ -27,16 +24,9 @@ from kvchat.machine.plan import PROCESS, Cost, longest, make_plan, require_memor
 from tests.engine.tiny import SHAPE, load_engine, random_ids, read
 from tests.support.forked import kvchat
 from tests.support.program import DEMO, SAMPLE
-from tests.support.scene import Scene, shown, string_screen
 from tests.terminal.test_text import LLAMA_8B
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def scene(chat_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return Scene(chat_folder("byte-level", "chatml"))
 
 
 def storage_bytes(tensors):
@@ -45,62 +35,12 @@ def storage_bytes(tensors):
     )
 
 
-def test_the_breakdown_is_the_tensors(scene):
-    scene.ask("What?")
-    found, session = breakdown(scene.chat), scene.chat.session
-    segments = [t for s in session.cache.segments() for t in s.tensors().values()]
-    tails = [t for layer in session.cache.layers for t in vars(layer.tail).values()]
-    tails = [t for t in tails if isinstance(t, torch.Tensor)]
-    assert found.weights == storage_bytes(session.engine.model.parameters())
-    assert found.document == storage_bytes(segments)
-    assert found.tail == storage_bytes(tails)
-    live = sum(layer.tail.keys.nbytes + layer.tail.values.nbytes for layer in session.cache.layers)
-    entries = sum(layer.tail.k.nbytes + layer.tail.v.nbytes for layer in session.cache.layers)
-    assert found.preallocated == entries - live
-    assert found.full == session.cache.position * session.engine.kv_bytes_per_token
-    assert found.index == 0
-
-
-def status(name):
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) * 1024
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
-def test_the_breakdown_agrees_with_the_system(scene):
-    found = breakdown(scene.chat)
-    assert found.process == pytest.approx(status("VmRSS"), rel=0.05)
-    assert found.peak == pytest.approx(status("VmHWM"), rel=0.05)
-    meminfo = Path("/proc/meminfo").read_text()
-    total = int(re.search(r"MemTotal:\s+(\d+)", meminfo)[1]) * 1024
-    assert found.total <= total and 0 <= found.free <= found.total
-    assert found.weights + found.document + found.tail + found.other <= found.process * 1.001
-
-
 def test_a_tensor_shows_in_the_process_and_goes_again():
     before = machine.resident()
     ballast = torch.ones(64 * 2**20 // 4)
     assert machine.resident() - before == pytest.approx(ballast.nbytes, rel=0.1)
     del ballast
     assert machine.resident() - before < 8 * 2**20
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_the_view_has_every_line_and_fits(scene, width):
-    text = lines(breakdown(scene.chat), width, True)
-    whole = "\n".join(text)
-    for name in (
-        "weights",
-        "KV kept",
-        "KV index",
-        "preallocated",
-        "this process",
-        "others",
-        "free",
-    ):
-        assert name in whole
-    assert "KV in full would be" in whole
-    assert width < 80 or max(map(len, text)) <= max(width, 80)
 
 
 @pytest.mark.parametrize("spec", ["full", "adakv:budget=25%", "snapkv:budget=10%,window=8"])
@@ -236,47 +176,6 @@ def test_plan_as_a_command(tmp_path):
     ):
         assert kvchat("plan", *dummy, *arguments).returncode == code, arguments
     assert kvchat("plan", "-m", str(DEMO), "--tokens", "4k").returncode == 0
-
-
-SEEN = Breakdown(
-    "cpu AMD EPYC", weights=4560000, stored="f32", document=4980000, tail=1100000, index=0,
-    workspace=0, preallocated=995000, other=343600000, process=354300000, peak=365100000,
-    others=4434500000, free=20497700000, total=25275900000, full=19723700, host=0, disk=0, read="",
-    captured=None,
-)  # fmt: skip
-NARROW = """\
-memory · cpu AMD EPYC
-  weights         4.35 MiB  f32
-  KV kept         5.80 MiB
-    document 4.75 MiB (25% of all)
-    + chat 1.05 MiB
-  KV index             0 B
-  preallocated     972 KiB
-    for the next turns
-  the rest        0.32 GiB
-    libraries, tokenizer, workspace
-  this process    0.33 GiB
-    0.34 GiB at most, while reading
-  others          4.13 GiB
-    other processes
-  free           19.09 GiB  of 23.54 GiB
-  KV in full would be 18.81 MiB ·
-    13.01 MiB saved, 3.2× smaller"""
-MIDDLE = """\
-  KV kept         5.80 MiB  document 4.75 MiB (25% of all)
-                            + chat 1.05 MiB
-  KV index             0 B
-  preallocated     972 KiB  for the next turns"""
-WIDE = "  KV kept         5.80 MiB  document 4.75 MiB (25% of all) + chat 1.05 MiB\n"
-
-
-@pytest.mark.parametrize(("width", "part"), [(40, NARROW), (60, MIDDLE), (80, WIDE), (120, WIDE)])
-def test_the_view_fits_every_terminal(width, part):
-    screen = string_screen(width)
-    for line in lines(SEEN, width, True):
-        screen.tell(line)
-    text = shown(screen)
-    assert part in text and max(map(len, text.splitlines())) <= width
 
 
 def test_who_else_holds_memory_of_a_card(monkeypatch, tmp_path):

@@ -177,7 +177,7 @@ def test_a_method_that_was_used_before_needs_no_reading(scene):
     back = scene.run("/method adakv:budget=60%,window=8")
     assert "read before" in back and scene.chat.restored
     assert scene.chat.session.cache.position == position and len(scene.chat.session.turns) == 1
-    again = scene.run("/reread -")
+    again = scene.run("/select -")
     assert "read before" not in again and scene.chat.restored is None
     scene.ask("And?")
     other = Scene(scene.chat.model.folder)

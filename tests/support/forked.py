@@ -22,13 +22,11 @@ import ptyprocess
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.output import create_output
 
-from kvchat.chat import attach as attaching
-from kvchat.chat import resume
 from kvchat.cli import main as cli
 from kvchat.cli import oneshot
-from kvchat.repl import comparing, measuring, repl
+from kvchat.repl import repl
 
-assert attaching and comparing and measuring and oneshot and repl and resume, "imported once"
+assert oneshot and repl, "imported once"
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
             signal.SIGHUP: signal.SIG_DFL, signal.SIGTSTP: signal.SIG_DFL}  # fmt: skip
 

@@ -19,6 +19,7 @@ from kvchat.engine.session import Session
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.hub.find import Model
 from kvchat.prompt_cache.saved_documents import Readings
+from kvchat.repl import commands
 from kvchat.repl.commands import Context, run
 from kvchat.settings.options import Options
 from kvchat.settings.settings import Settings
@@ -87,10 +88,8 @@ class Scene:
 
     def ask(self, question: str, answer: str = "Ships.") -> None:
         """A turn, written down as in the chat."""
-        from kvchat.repl.repl import answer as asked
-
         self.script(answer)
-        asked(self.context, question)
+        commands.answer(self.context, question)
 
     def run(self, line: str) -> str:
         """Run a command and return what it showed."""

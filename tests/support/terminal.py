@@ -13,6 +13,9 @@ from tests.support.forked import Child
 
 # a busy machine may take long; set it lower to see failures sooner
 WAIT = float(os.environ.get("KVCHAT_TEST_WAIT", "60"))
+PROMPT = r"(?m)^> *$"
+TOOLBAR = r"\n[^\n]*ctx [^\n]*KV[^\n]*\s*\Z"
+DONE = r"\d tokens, [\d.,]+ tok/s"  # the line after an answer
 
 
 class _Screen(pyte.HistoryScreen):

@@ -30,7 +30,7 @@ def test_sizes_are_readable_and_in_binary_units():
     assert size(0.86 * 2**30) == "0.86 GiB"
     assert size(20 * 2**20) == "20.00 MiB"
     assert sizes(0.86 * 2**30, 3.41 * 2**30) == "0.86 of 3.41 GiB"
-    assert sizes(20 * 2**20, 3 * 2**30) == "20.00 MiB of 3.00 GiB"
+    assert sizes(20 * 2**20, 3 * 2**30) == "0.02 of 3.00 GiB"
     assert ratio(1, 4) == "25 % (4.0× smaller)"
     assert ratio(5, 4) == "all of it"
     assert (short(512), short(27913)) == ("512", "27.9k")

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from kvchat import documents
-from kvchat.chat import cache_views as views
 from kvchat.chat import chatlog as saved
 from kvchat.cli import chats as saved_list
 from kvchat.cli import models as shelf
@@ -18,6 +17,7 @@ from kvchat.cli import oneshot
 from kvchat.cli import plan as planning
 from kvchat.engine.budget import Budget
 from kvchat.errors import KvchatError
+from kvchat.repl import views
 from kvchat.repl.commands import find
 from kvchat.settings.settings import find_key
 from kvchat.terminal.answer_view import LiveAnswer, PlainAnswer

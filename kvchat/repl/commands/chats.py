@@ -1,85 +1,88 @@
-"""Commands about saved chats: name, open, list, export."""
+"""Commands about saved chats: name, branch, open, list, export, copy."""
 
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kvchat.chat import chatlog as saved
+from kvchat.chat import chatlog, resume
 from kvchat.chat.chatlog_writer import Keeper, turn_event
+from kvchat.chat.prefill import Dropped
 from kvchat.errors import KvchatError
-from kvchat.repl.commands.context import Context
+from kvchat.repl.commands.context import Context, number
+from kvchat.terminal import clipboard
+from kvchat.terminal.markdown_blocks import code_blocks
 from kvchat.terminal.text import clean, counted, first_line
 
 
 def save(context: Context, argument: str) -> None:
-    """where the chat is saved, or `/save NAME`: give it a name
+    """save the chat as NAME
 
-    Every turn is saved when it ends; `kvchat --resume NAME` goes on with it.
+    Every turn is saved when it ends; `kvchat --resume NAME` goes on with the chat. `/save NAME`
+    names a chat that has no name. One that has a name stays as it is, and you go on in a copy
+    called NAME. Without NAME: where the chat is saved.
     """
-    keeper = context.keeper
-    if keeper.path is None:
-        raise KvchatError("session", "this chat is not saved (--no-save, or the disk failed)")
-    if argument:
-        name = free_name(context, argument)
-        keeper.rename(context.chat, name)
-        context.screen.tell(f"saved as {name!r}")
+    chat, keeper = context.chat, context.keeper
+    require_saved(context)
+    if not argument:
+        turns = len(chat.session.turns)
+        where = keeper.path if turns else "written with the first turn"
+        context.screen.tell(f"{keeper.title} · {counted(turns, 'turn')} · {where}")
         return
-    turns = len(context.chat.session.turns)
-    where = keeper.path if turns else "written with the first turn"
-    context.screen.tell(f"{keeper.title} · {counted(turns, 'turn')} · {where}")
+    if not keeper.name or argument == keeper.name:
+        rename(context, argument)
+        return
+    name = free_name(context, argument)
+    copy_ = Keeper(context.screen, chatlog.new_path(), name)
+    if chat.session.turns:
+        copy_.turn(chat)  # a file begins with all the turns there are
+    else:
+        copy_.rename(chat, name)
+    if copy_.path is None:  # the disk failed, which has been said
+        return
+    keeper.close()
+    context.keeper = copy_
+    context.screen.tell(f"going on in {name!r}; {keeper.title!r} stays as it is")
 
 
 def rename(context: Context, argument: str) -> None:
-    """give the chat a name"""
+    """give the chat another name"""
+    require_saved(context)
     if not argument:
         raise KvchatError("usage", "/rename needs a name", "/rename night watch")
-    save(context, argument)
+    name = free_name(context, argument)
+    context.keeper.rename(context.chat, name)
+    context.screen.tell(f"saved as {name!r}")
 
 
-def fork(context: Context, argument: str) -> None:
-    """go on in a copy of the chat; the original stays
-
-    `/fork NAME` names the copy.
-    """
-    chat = context.chat
-    if not chat.options.save:
-        raise KvchatError("session", "this chat is not saved (--no-save)")
-    if not chat.session.turns:
-        raise KvchatError("usage", "nothing has been asked: there is nothing to copy")
-    name = free_name(context, argument) if argument else ""
-    old, new = context.keeper, Keeper(context.screen, saved.new_path(), name)
-    new.turn(chat)  # a file begins with all the turns there are
-    if new.path is None:
-        return
-    old.close()
-    context.keeper = new
-    context.screen.tell(f"going on in {new.title}; {old.title} stays as it is")
+def require_saved(context: Context) -> None:
+    """Raise KvchatError("session") if the chat has no file."""
+    if context.keeper.path is None:
+        raise KvchatError("session", "this chat is not saved (--no-save, or the disk failed)")
 
 
 def free_name(context: Context, text: str) -> str:
     """A name that no other chat has. Raises KvchatError."""
-    name = saved.checked_name(text)
-    chats = [chat for chat in saved.listing() if chat.path != context.keeper.path]
-    if any(chat.name == name for chat in chats):
+    name = chatlog.checked_name(text)
+    others = [chat for chat in chatlog.listing() if chat.path != context.keeper.path]
+    if any(chat.name == name for chat in others):
         raise KvchatError("session", f"a chat is called {name!r} already", f"/load {name}")
     return name
 
 
 def load(context: Context, argument: str) -> None:
-    """list the saved chats, or `/load NAME`: go on with one of them"""
+    """go on with a saved chat
+
+    Without NAME: the saved chats, the last used first.
+    """
     if not argument:
-        sessions(context, "")
+        listing(context)
         return
     if context.keeper.path and argument in (context.keeper.name, context.keeper.path.stem):
         raise KvchatError("usage", f"{argument} is this chat")
-    # these read, and import torch
-    from kvchat.chat import resume
-    from kvchat.chat.prefill import Dropped
-
     try:
         keeper = resume.load(context.chat, context.screen, argument)
     except Dropped:
-        context.screen.tell("stopped: nothing has changed")
+        context.screen.tell("interrupted: nothing has changed")
         return
     context.keeper.close()
     context.keeper = keeper
@@ -89,14 +92,37 @@ def load(context: Context, argument: str) -> None:
         context.screen.tell(f"  last question: {first_line(turns[-1].question)}")
 
 
-def sessions(context: Context, argument: str) -> None:
-    """list the saved chats, the last used first"""
-    chats = saved.listing()
+def listing(context: Context) -> None:
+    """The saved chats, with an arrow before this one."""
+    chats = chatlog.listing()
     for chat in chats:
         mark = "→" if chat.path == context.keeper.path else " "
-        context.screen.tell(f"{mark} {saved.summary(chat)}")
+        context.screen.tell(f"{mark} {chatlog.summary(chat)}")
     if not chats:
         context.screen.tell("no saved chats")
+
+
+def completes(context: Context, typed: str) -> Iterable[str]:
+    """Names of saved chats."""
+    return [chat.title for chat in chatlog.listing()]
+
+
+def copy(context: Context, argument: str) -> None:
+    """copy the last answer to the clipboard
+
+    `/copy N` copies its code block N alone.
+    """
+    turns = context.chat.session.turns
+    if not turns:
+        raise KvchatError("usage", "nothing to copy: nothing has been asked")
+    text = clean(turns[-1].answer.strip())
+    if argument:
+        blocks = code_blocks(text)
+        if not blocks:
+            raise KvchatError("usage", "the last answer has no code block", "/copy")
+        text = blocks[number("/copy", argument, 1, len(blocks)) - 1]
+    where = clipboard.copy(text)
+    context.screen.tell(f"{counted(len(text), 'character')} copied by {where}")
 
 
 def export(context: Context, argument: str) -> None:
@@ -105,28 +131,18 @@ def export(context: Context, argument: str) -> None:
     Without a name it is called like the chat. A file that exists is not overwritten.
     """
     path = Path(argument or f"{context.keeper.title}.md").expanduser()
+    shown = clean(str(path))
     if path.suffix not in FORMS:
-        raise KvchatError(
-            "usage", f"{clean(path.name)} ends with none of {', '.join(FORMS)}", "/export chat.md"
-        )
+        raise KvchatError("usage", f"{shown} ends with none of {', '.join(FORMS)}", "/export x.md")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(FORMS[path.suffix](context))
     except FileExistsError:
-        raise KvchatError(
-            "input", f"{clean(str(path))} exists already", "/export ANOTHER.md"
-        ) from None
+        raise KvchatError("input", f"{shown} exists already", "/export ANOTHER.md") from None
     except OSError as error:
-        raise KvchatError(
-            "input", f"{clean(str(path))} cannot be written: {error.strerror}"
-        ) from None
+        raise KvchatError("input", f"{shown} cannot be written: {error.strerror}") from None
     turns = counted(len(context.chat.session.turns), "turn")
     context.screen.tell(f"{turns} written to {path}")
-
-
-def completes(context: Context, typed: str) -> Iterable[str]:
-    """Names of saved chats."""
-    return [chat.title for chat in saved.listing()]
 
 
 def _markdown(context: Context) -> str:

@@ -1,62 +1,100 @@
-"""Commands about what is kept of the KV cache: method, budget, selection, comparison.
-
-What reads is imported where it is called: listing needs no torch.
-"""
+"""Commands about what is kept of the KV cache: method, budget, selection, comparison."""
 
 from collections.abc import Iterable
 
+from kvchat.chat.chat import Chat
+from kvchat.chat.prefill import read_again
+from kvchat.chat.whole import whole
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import BY_QUESTION, METHODS
+from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.naming import method_options, name_of
+from kvchat.engine.methods.spec import (
+    STAGES,
+    bits_of,
+    method_name,
+    options,
+    parse_method,
+    with_budget,
+)
 from kvchat.errors import KvchatError
+from kvchat.repl import comparing
 from kvchat.repl.commands.context import Context
+from kvchat.settings import config
+from kvchat.settings.choices import method_defaults
+from kvchat.settings.options import SAVED_CHAT
 from kvchat.terminal.text import first_line, ratio
+
+UNQUANTIZED = "full:bits=16"
 
 
 def method(context: Context, argument: str) -> None:
-    """show the methods, or `/method SPEC`: compress the document again with another one
+    """show or change the compression method
 
-    A spec is a name with options: adakv, adakv:window=16,floor=0.3. Evicted entries are gone,
-    so the document and the turns so far are read again, unless such a reading was saved.
+    A SPEC is a name with options: adakv, adakv:window=16,floor=0.3. Options of the command line and
+    of `[methods.NAME]` in config.toml hold where SPEC says nothing else; budget and bits stay.
+    Evicted entries are gone, so documents and turns are processed again, unless they are cached.
     """
     chat = context.chat
     if not argument:
         now = name_of(chat.method)
         rows = ((f"{'→ '[name != now]} {name}", entry.idea) for name, entry in METHODS.items())
         context.screen.rows(rows, indent=0, gap=1)
-        values = method_options(chat.method).items()
-        settings = ", ".join([f"budget={chat.method.budget}", *(f"{k}={v}" for k, v in values)])
-        context.screen.tell(f"now: {now}:{settings}")
-        return
-    from kvchat.chat.prefill import read_again
-    from kvchat.engine.methods.spec import parse_method
-
-    budget = chat.method.budget if name_of(chat.method) != "full" else None
-    if read_again(chat, context.screen, method=parse_method(argument, budget)):
+        context.screen.tell(f"now: {full_spec(chat)}")
+    elif read_again(chat, context.screen, method=method_of(chat, argument)):
         context.keeper.changed(chat)
 
 
-def budget(context: Context, argument: str) -> None:
-    """show the budget, or `/budget SIZE`: keep another share of the KV cache
+def full_spec(chat: Chat) -> str:
+    """The chat's method with its budget and all its options."""
+    values = {"budget": chat.method.budget, **method_options(chat.method)}
+    return f"{name_of(chat.method)}:{', '.join(f'{key}={value}' for key, value in values.items())}"
 
-    A share of all entries (25%), tokens per KV head (2048) or bytes (1.5GiB). The document and the
-    turns so far are read again, unless such a reading was saved.
+
+def method_of(chat: Chat, spec: str) -> Method:
+    """The method of a SPEC that was typed in the chat.
+
+    What SPEC leaves open is as `[methods.NAME]` has it, or as `-O` had it if this method has such
+    an option; budget and bits are those of the present method. Raises KvchatError("usage").
+    """
+    name, present, settings = method_name(spec), whole(chat).method, config.load()
+    values = method_defaults(spec, settings)
+    if chat.options.origin("method_options") != SAVED_CHAT:  # those are all of the saved method's
+        known = {*options(name), *STAGES}
+        if not METHODS[name_of(present)].retrieves:  # else it says nothing of bits
+            known.remove("bits")
+        usual = method_defaults(chat.options.method, settings)
+        given = [pair for pair in chat.options.method_options if pair not in usual]
+        values += [pair for pair in given if _key(pair) in known]
+    if METHODS[name].retrieves:  # what it keeps is as the model made it
+        values = [pair for pair in values if _key(pair) not in STAGES]
+    elif bits := bits_of(present):
+        values.append(f"bits={bits}")
+    budget = present.budget if name_of(present) != "full" else None
+    return parse_method(spec, budget, values)
+
+
+def _key(pair: str) -> str:
+    return pair.partition("=")[0].strip()
+
+
+def budget(context: Context, argument: str) -> None:
+    """show or change the cache budget
+
+    SIZE is a share of all entries (25%), tokens per KV head (2048) or bytes (1.5GiB). Documents and
+    turns are processed again, unless they are cached.
     """
     chat = context.chat
     if not argument:
-        held, full = chat.document_kept(), chat.document_full()
-        reads = f" · a written token reads {share}" if (share := chat.reads()) else ""
-        kept = f"document keeps {100 * chat.kept_share():.3g} % of entries"
-        context.screen.tell(
-            f"budget {chat.method.budget} · {kept}, of bytes {ratio(held, full)}{reads}"
-        )
+        of_bytes = ratio(chat.document_kept(), chat.document_full())
+        line = f"budget {chat.method.budget} · of the documents {100 * chat.kept_share():.3g} % of "
+        line += f"entries are kept, of bytes {of_bytes}"
+        if share := chat.reads():
+            line += f" · each decoded token attends to {share} of them"
+        context.screen.tell(line)
         context.screen.tell(f"/budget takes {FORMS}")
         return
     wanted = Budget.parse(argument)
-    from kvchat.chat.prefill import read_again
-    from kvchat.chat.whole import whole
-    from kvchat.engine.methods.spec import options, with_budget
-
     if "budget" not in options(name_of(chat.method)):
         raise KvchatError(
             "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
@@ -66,18 +104,17 @@ def budget(context: Context, argument: str) -> None:
         context.keeper.changed(chat)
 
 
-def reread(context: Context, argument: str) -> None:
-    """choose what to keep anew, for the last question
+def select(context: Context, argument: str) -> None:
+    """select anew what is kept, by a question
 
-    `/reread QUESTION` chooses for that one, `/reread -` by the document's end, as at the start; the
-    document is read again in any case, saved or not. Rows that were chosen by the end may miss what
-    a question asks for. Chosen with a question in view they fit that question, and others less.
+    Entries that were selected by the documents' end may miss what a question asks for. Those that
+    are selected by a question fit that one, and others less. Without QUESTION: by the last one.
+    `/select -`: by the documents' end, as at the start. Both process the documents again, unless a
+    full copy is kept; `-` does so in any case.
     """
     chat = context.chat
     if not chat.book.files:
-        raise KvchatError("usage", "there is no document to read again", "/file book.txt")
-    from kvchat.chat.prefill import read_again
-
+        raise KvchatError("usage", "there is no document to select of", "/file book.txt")
     if argument == "-":
         if read_again(chat, context.screen, fresh=True):
             context.keeper.changed(chat)
@@ -85,40 +122,37 @@ def reread(context: Context, argument: str) -> None:
     if not chat.method.needs.sees:
         raise KvchatError(
             "usage",
-            f"{name_of(chat.method)} keeps the same entries whatever is asked",
+            f"{name_of(chat.method)} is query-agnostic: it keeps the same whatever is asked",
             f"/method {BY_QUESTION}",
-            "/reread -  (reads again all the same)",
+            "/select -  (processes the documents again)",
         )
     question = argument or (chat.session.turns[-1].question if chat.session.turns else "")
     if not question:
-        raise KvchatError("usage", "nothing has been asked yet", "/reread QUESTION", "/reread -")
+        raise KvchatError("usage", "nothing has been asked yet", "/select QUESTION", "/select -")
     if read_again(chat, context.screen, questions=[question]):
         context.keeper.changed(chat)
-        context.screen.tell(f"what is kept now was chosen for {first_line(question)!r}")
+        context.screen.tell(f"selected for {first_line(question)!r}")
 
 
 def compare(context: Context, argument: str) -> None:
-    """answer again with the full or another cache
+    """answer again over another cache
 
-    `/compare`, `/compare snapkv:budget=10%`, `/compare full WHAT IS …?`. Both answers are greedy;
-    the conversation does not change. The other cache is read beside the present one, or chosen from
-    a full copy that is kept.
+    Without SPEC that is the full cache, not quantized; without QUESTION the last one is asked.
+    `/compare snapkv:budget=10%`, `/compare full WHAT IS …?`. Both answers are greedy; the chat does
+    not change. The other cache is built beside the present one, or selected from a full copy.
     """
     chat = context.chat
-    spec, question = split_argument(argument)
     if not chat.book.files:
         raise KvchatError("usage", "there is no document to compare caches of", "/file book.txt")
-    from kvchat.repl import comparing
-
-    comparing.run(chat, context.screen, spec, question)
-
-
-def split_argument(argument: str) -> tuple[str, str]:
-    """Method and question of `/compare`'s argument; the method is `full` if none is named."""
-    first, _, rest = argument.partition(" ")
-    if first.partition(":")[0].partition("@")[0] in METHODS:
-        return first, rest.strip()
-    return "full", argument
+    first, _, question = argument.partition(" ")
+    if first.partition(":")[0].partition("@")[0] not in METHODS:
+        first, question = UNQUANTIZED, argument
+    other = method_of(chat, first)
+    if other == chat.method:
+        names = (name for name in METHODS if name != name_of(other))
+        ways = (f"/compare {name}" for name in names)
+        raise KvchatError("usage", f"{first} is what the chat uses", *ways)
+    comparing.run(chat, context.screen, other, question.strip())
 
 
 def completes(context: Context, typed: str) -> Iterable[str]:
@@ -128,8 +162,6 @@ def completes(context: Context, typed: str) -> Iterable[str]:
         return METHODS
     if name not in METHODS:
         return ()
-    from kvchat.engine.methods.spec import options
-
     before = rest.rpartition(",")[0]
     head = f"{name}:{before}," if before else f"{name}:"
     return [f"{head}{option}=" for option in options(name)]

@@ -1,10 +1,11 @@
-"""What a command may touch."""
+"""What a command may touch, and what the table knows of one."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog_writer import Keeper
+from kvchat.errors import KvchatError
 from kvchat.terminal.screen import Screen
 
 
@@ -23,7 +24,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Command:
-    """A function whose first docstring line is the help; `argument` is shown after the name.
+    """A function whose docstring is the help; `argument` is shown after the name.
 
     `completes` gives what may stand after the name, from what is typed there so far.
     """
@@ -36,10 +37,20 @@ class Command:
     @property
     def summary(self) -> str:
         """The help in a few words."""
-        return self.lines[0].partition("; `/")[0].partition(", or `/")[0]
+        return self.lines[0]
 
     @property
     def lines(self) -> list[str]:
         """The help: its first line, then paragraphs of a line each."""
         paragraphs = (self.run.__doc__ or "").strip().split("\n\n")
         return [" ".join(paragraph.split()) for paragraph in paragraphs]
+
+
+def number(command: str, text: str, least: int, most: int) -> int:
+    """The whole number that stands after a command. Raises KvchatError("usage")."""
+    value = int(text) if text.isascii() and text.isdecimal() else -1
+    if not least <= value <= most:
+        raise KvchatError(
+            "usage", f"{command} takes a number from {least} to {most:,}", f"{command} {least}"
+        )
+    return value

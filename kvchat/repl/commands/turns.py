@@ -1,4 +1,4 @@
-"""Commands about turns: answer again, go on, take back, forget."""
+"""Commands about turns: answer again, change, go on, remove."""
 
 import os
 import shlex
@@ -8,27 +8,58 @@ from pathlib import Path
 
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
-from kvchat.repl.commands.context import Context
+from kvchat.repl.commands.context import Context, number
 from kvchat.repl.turn import ask, say_turn
-from kvchat.repl.turn import more as go_on
 from kvchat.terminal.text import clean, counted, first_line
 from kvchat.terminal.tty import seen
 
 
-def retry(context: Context, argument: str) -> None:
-    """answer again, with the next seed
+def answer(
+    context: Context,
+    question: str | None,
+    replaces: int = 0,
+    otherwise: str = "the question was not asked",
+) -> bool:
+    """Answer in place of `replaces` turns, or go on with the last answer if `question` is None;
+    write the turn down and print the line that stays after it.
 
-    The earlier answer is forgotten once the new one is there. With temperature 0 it will be the
-    same.
+    False if it was interrupted before anything came: `otherwise` says what that means.
+    """
+    chat, screen = context.chat, context.screen
+    done = ask(chat, screen, question)
+    if not done.completion_tokens:
+        screen.tell(f"interrupted: {otherwise}")
+        return False
+    context.keeper.turn(chat, replaces)
+    say_turn(done, chat, screen)
+    return True
+
+
+def answer_again(context: Context, question: str) -> bool:
+    """Answer in place of the last turn, which stays if nothing comes of it: False then."""
+    session = context.chat.session
+    there = len(session.turns)
+    [old] = session.undo(1)
+    try:
+        return answer(context, question, 1, "the earlier answer stays")
+    finally:
+        if len(session.turns) < there:
+            drain(session.restore([old]))
+
+
+def retry(context: Context, argument: str) -> None:
+    """answer the last question again, with the next seed
+
+    The earlier answer is removed once the new one is there. With temperature 0 it will be the same.
     """
     chat = context.chat
-    require_turns(context, 1)
+    require_turns(context)
     before, answered = chat.settings, False
     chat.settings = before.changed("seed", before.sampling.seed + 1, "/retry")
     if not before.sampling.temperature:
         context.screen.tell("temperature is 0, so the answer may not change (/set temperature 0.7)")
     try:
-        answered = ask_again(context, chat.session.turns[-1].question)
+        answered = answer_again(context, chat.session.turns[-1].question)
     finally:
         if not answered:
             chat.settings = before
@@ -37,41 +68,17 @@ def retry(context: Context, argument: str) -> None:
 def edit(context: Context, argument: str) -> None:
     """change the last question in $EDITOR and ask that
 
-    The new question takes the place of the old one and of its answer. Before any question it is
-    the first that is written so.
+    The new question takes the place of the old one and of its answer. Without an earlier question
+    it is the first one.
     """
-    chat = context.chat
-    last = chat.session.turns[-1].question if chat.session.turns else ""
+    turns = context.chat.session.turns
+    last = turns[-1].question if turns else ""
     question = edited(last).strip()
     if question in ("", last.strip()):
         context.screen.tell("nothing has changed")
         return
     context.screen.tell(f"> {question}")
-    if chat.session.turns:
-        ask_again(context, question)
-        return
-    done = ask(chat, context.screen, question)
-    if done.completion_tokens:
-        context.keeper.turn(chat)
-    say_turn(done, chat, context.screen)
-
-
-def ask_again(context: Context, question: str) -> bool:
-    """Ask in place of the last turn, which stays if nothing comes of it: False then."""
-    chat = context.chat
-    [old] = chat.session.undo(1)
-    try:
-        done = ask(chat, context.screen, question)
-    except BaseException:
-        drain(chat.session.restore([old]))
-        raise
-    if not done.completion_tokens:  # stopped before anything came
-        drain(chat.session.restore([old]))
-        context.screen.tell("stopped: the earlier answer stays")
-        return False
-    context.keeper.turn(chat, replaces=1)
-    say_turn(done, chat, context.screen)
-    return True
+    (answer_again if turns else answer)(context, question)
 
 
 def edited(text: str) -> str:
@@ -94,46 +101,39 @@ def edited(text: str) -> str:
 
 def more(context: Context, argument: str) -> None:
     """go on with an answer that was cut"""
-    done = go_on(context.chat, context.screen)
-    context.keeper.turn(context.chat, replaces=1)
-    say_turn(done, context.chat, context.screen)
+    answer(context, None, 1, "nothing was added")
 
 
 def undo(context: Context, argument: str) -> None:
-    """take back the last turn, or `/undo N`: the last N
+    """remove the last turn, or the last N
 
-    Nothing is read again, unless old turns were folded (`--tail-budget`) and one of those that stay
-    was folded together with one that goes.
+    Nothing is processed again, unless old turns were compressed (`--tail-budget`) and one of those
+    that stay was compressed together with one that goes.
     """
-    count = 1
-    if argument:
-        if not (argument.isascii() and argument.isdecimal()) or int(argument) < 1:
-            raise KvchatError("usage", f"/undo {argument}: a number of turns is wanted", "/undo 2")
-        count = int(argument)
-    require_turns(context, count)
-    folded = context.chat.session.folded
-    dropped = context.chat.session.undo(count)
-    if folded and not context.chat.session.folded and context.chat.session.turns:
-        tokens = sum(len(turn.ids) for turn in context.chat.session.turns)
-        context.screen.tell(f"the turns before were folded: read {tokens:,} tokens of them again")
+    session = context.chat.session
+    require_turns(context)
+    count = number("/undo", argument, 1, len(session.turns)) if argument else 1
+    compressed = session.folded
+    removed = session.undo(count)
+    if compressed and not session.folded and session.turns:
+        tokens = sum(len(turn.ids) for turn in session.turns)
+        context.screen.tell(f"the turns before were compressed: {tokens:,} tokens processed again")
     context.keeper.undo(context.chat, count)
-    first = first_line(dropped[0].question)
-    context.screen.tell(f"{counted(count, 'turn')} taken back, from {first!r} on")
+    first = first_line(removed[0].question)
+    context.screen.tell(f"removed {counted(count, 'turn')}, from {first!r} on")
 
 
 def clear(context: Context, argument: str) -> None:
-    """forget the conversation, keep the document"""
-    session = context.chat.session
-    count = len(session.turns)
-    session.clear()
-    context.keeper.undo(context.chat, count)
-    context.chat.last = None
-    context.screen.tell("conversation forgotten; the document is kept")
+    """remove all turns, keep the documents"""
+    chat = context.chat
+    count = len(chat.session.turns)
+    chat.session.clear()
+    context.keeper.undo(chat, count)
+    chat.last = None
+    context.screen.tell(f"removed {counted(count, 'turn')}; the documents stay")
 
 
-def require_turns(context: Context, count: int) -> None:
-    """Raise KvchatError("usage") if there are fewer turns."""
-    there = len(context.chat.session.turns)
-    if there < count:
-        some = f"there are {there}" if there else "nothing has been asked"
-        raise KvchatError("usage", f"no {'turn' if count == 1 else f'{count} turns'}: {some}")
+def require_turns(context: Context) -> None:
+    """Raise KvchatError("usage") if nothing has been asked."""
+    if not context.chat.session.turns:
+        raise KvchatError("usage", "nothing to undo or answer again: nothing has been asked")

@@ -1,13 +1,12 @@
-"""Where the memory is, told apart: measured from tensors, torch's allocator and the system."""
+"""Memory usage, told apart: measured from tensors, torch's allocator and the system."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from kvchat.chat.cache_views import saving
 from kvchat.chat.chat import Chat
 from kvchat.machine import resources as machine
-from kvchat.terminal.text import fitted, laid, size, sizes
-
-NARROW = 28  # columns beside the numbers, below which a note stands under its entry
+from kvchat.repl.views import bar
+from kvchat.terminal.text import alike, fitted, size, sizes
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Breakdown:
 
     device: str
     weights: int
-    stored: str  # how: the dtype, or in few bits
+    stored: str  # how: the dtype, or quantized
     document: int
     tail: int
     index: int
@@ -32,7 +31,7 @@ class Breakdown:
     full: int
     host: int
     disk: int
-    read: str  # what a written token reads of the document; empty: all that is kept
+    read: str  # what a decoded token attends to of the document; empty: all that is kept
     captured: float | None  # of the attention, by what was read
 
 
@@ -77,45 +76,52 @@ def breakdown(chat: Chat) -> Breakdown:
     )
 
 
-def lines(found: Breakdown, width: int, unicode: bool) -> list[str]:
-    """The view of `/memory`."""
+def table(found: Breakdown, width: int, unicode: bool) -> list[tuple[str, str, str]]:
+    """Name, bytes, and what they are; the bytes of one line are in one unit."""
     kept = found.document + found.tail
-    share = f" ({found.document / max(found.full, 1):.0%} of all)" if found.full else ""
+    share = f" ({found.document / found.full:.0%} of the full cache)" if found.full else ""
+    held, document, tail = alike(kept, found.document, found.tail)
+    process, peak = alike(found.process, found.peak)
+    free, total = alike(found.free, found.total)
     cuda = found.device.startswith("cuda")
     entries = [
-        ("weights", found.weights, found.stored),
-        ("KV kept", kept, f"document {size(found.document)}{share} + chat {size(found.tail)}"),
-        ("KV index", found.index, "codes and codebooks" if found.index else ""),
-        *([("workspace", found.workspace, "now")] if cuda else []),
+        ("weights", found.weights, size(found.weights), found.stored),
+        ("KV cache", kept, held, f"document {document}{share} + chat {tail}"),
+        ("KV index", found.index, size(found.index), "codes, codebooks"),
+        ("workspace", found.workspace, size(found.workspace), "buffers of the moment"),
         (
             "preallocated",
             found.preallocated,
-            "held by torch, not in use" if cuda else "for the next turns",
+            size(found.preallocated),
+            "reserved by torch, not in use" if cuda else "for the next turns",
         ),
-        *([] if cuda else [("the rest", found.other, "libraries, tokenizer, workspace")]),
-        ("this process", found.process, f"{size(found.peak)} at most, while reading"),
-        ("others", found.others, "driver and other processes" if cuda else "other processes"),
-        ("free", found.free, f"of {size(found.total)}"),
+        ("runtime overhead", found.other, size(found.other), "libraries, tokenizer, buffers"),
+        ("this process", found.process, process, f"{peak} at its peak"),
+        ("other processes", found.others, size(found.others), "and the system or the driver"),
+        ("free", found.free, free, f"of {total}"),
     ]
-    text = [f"memory · {found.device}"]
     room = max(width - 66, 0)
-    for name, count, note in entries:
-        bar = ("█" if unicode else "#") * round(room * count / max(found.total, 1))
-        start = f"  {name:<13}{size(count):>11}  "
-        aside = laid(f"{bar}{' ' * bool(bar)}{note}", width - len(start), 0).split("\n")
-        if len(aside) > 1 and width - len(start) < NARROW:
-            text += [start.rstrip(), laid(f"    {note}", width, 0)]
-        else:
-            more = (" " * len(start) + line for line in aside[1:])
-            text += [f"{start}{aside[0]}".rstrip(), *more]
-    if found.full:
-        text.append(f"  KV in full would be {size(found.full)} · {saving(kept, found.full)}")
+    bars = (bar(count / max(found.total, 1), room, unicode) for _, count, _, _ in entries)
+    return [
+        (name, f"{amount:>9}", f"{drawn} {note}".strip())
+        for drawn, (name, count, amount, note) in zip(bars, entries, strict=True)
+        if count or name == "free"
+    ]
+
+
+def notes(found: Breakdown) -> list[str]:
+    """What compression saves, what is attended to, and where else the KV cache is."""
+    kept, text = found.document + found.tail, []
+    if found.full > kept:
+        full, saved = alike(found.full, found.full - kept)
+        times = found.full / max(kept, 1)
+        text.append(f"the full KV cache would be {full} · {saved} saved, {times:.1f}× smaller")
     if found.read:
-        share = f" · {found.captured:.0%} of the attention, by codes" if found.captured else ""
-        text.append(f"  a written token reads {found.read} of the document{share}")
+        seen = f" · {found.captured:.0%} of the attention, by codes" if found.captured else ""
+        text.append(f"each decoded token attends to {found.read} of the document{seen}")
     if found.host or found.disk:
-        places = (("device", kept), ("host RAM", found.host), ("disk, mapped", found.disk))
-        text.append("  KV " + " · ".join(f"{place} {size(count)}" for place, count in places))
+        device, host, disk = alike(kept, found.host, found.disk)
+        text.append(f"KV on the device {device} · in host RAM {host} · on disk, mapped {disk}")
     return text
 
 
@@ -133,7 +139,7 @@ def line(found: Breakdown, width: int) -> str:
     return fitted(parts, width)[:width]
 
 
-def segment_index(segment) -> int:
+def segment_index(segment: Any) -> int:
     """Bytes of a segment that are neither keys, values nor entries' metadata: codes, codebooks."""
     names = ("codes", "centroids")
     return sum(

@@ -1,0 +1,176 @@
+"""Commands about saved chats, and the clipboard."""
+
+import base64
+import io
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from kvchat.chat import chatlog
+from kvchat.chat.resume import same_text
+from kvchat.errors import KvchatError
+from kvchat.settings.options import INSTRUCTION
+from kvchat.terminal import clipboard
+from tests.support.scene import Scene
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(chat_folder):
+    return chat_folder("byte-level", "chatml")
+
+
+@pytest.fixture
+def scene(folder):
+    return Scene(folder)
+
+
+def turns(scene):
+    return [(turn.question, turn.answer) for turn in scene.chat.session.turns]
+
+
+def code(scene, line):
+    """The code of the error that a line raises."""
+    with pytest.raises(KvchatError) as caught:
+        scene.run(line)
+    return caught.value.code
+
+
+def loaded(scene, folder, **options):
+    """Another chat that goes on with this one."""
+    scene.ask("One?")
+    scene.run("/save mine")
+    scene.context.keeper.close()
+    other = Scene(folder, **options)
+    other.said = other.run("/load mine")
+    return other
+
+
+def test_saved_chats_come_back(scene, folder):
+    scene.ask("One?", "First.")
+    scene.run("/save night watch")
+    assert code(Scene(folder), "/load night watch") == "session", "it is open elsewhere"
+    scene.ask("Two?", "Second.")
+    scene.run("/undo")
+    scene.ask("Three?", "Third.")
+    scene.run("/set seed 7")
+    scene.context.keeper.close()
+    other = Scene(folder)
+    assert "night watch" in other.run("/load")
+    held = scene.chat.session.engine.tokens_in(scene.chat.session.cache)
+    other.run("/load night watch")
+    assert turns(other) == turns(scene)
+    session = other.chat.session
+    assert session.engine.tokens_in(session.cache)[-20:] == held[-20:]
+    assert other.chat.settings.sampling.seed == 7
+    other.ask("Four?", "Fourth.")
+    assert len(chatlog.find("night watch").turns) == 3
+    assert code(other, "/load night watch") == "usage", "it is this one"
+
+
+def test_save_names_a_chat_or_goes_on_in_a_copy(scene):
+    scene.run("/save empty")
+    scene.run("/save a")  # a copy of a chat without turns
+    scene.ask("One?", "First.")
+    assert scene.context.keeper.name == "a"
+    scene.run("/save a")
+    assert len(chatlog.listing()) == 2, "it is this chat"
+    scene.run("/save b")
+    scene.ask("Two?", "Second.")
+    assert code(scene, "/save a") == code(scene, "/rename a") == "session"
+    scene.run("/rename c")
+    scene.context.keeper.close()
+    counts = {chat.name: len(chat.turns) for chat in chatlog.listing()}
+    assert counts == {"empty": 0, "a": 1, "c": 2}
+    scene.context.keeper.path = None
+    assert code(scene, "/save d") == "session"
+
+
+def test_documents_of_one_name_are_told_apart():
+    told = []
+    files = [SimpleNamespace(title="x", path=f"/{n}/x", digest=str(n)) for n in (1, 2)]
+    kept = [{"name": "x", "path": file.path, "sha256": file.digest} for file in files]
+    found, screen = SimpleNamespace(document={"files": kept}), SimpleNamespace(warn=told.append)
+    same_text(files, found, screen, interactive=False)
+    assert not told
+    kept[1]["sha256"] = "another"
+    same_text(files, found, screen, interactive=False)
+    assert len(told) == 1
+
+
+def test_a_chat_that_comes_back_says_what_its_entries_were_selected_for(scene, folder):
+    scene.run("/select Where is the sea?")
+    other = loaded(scene, folder)
+    assert "'Where is the sea?'" in other.said and other.chat.in_view == ""
+
+
+def test_a_loaded_chat_has_its_own_window_and_tail_budget(scene, folder):
+    scene.chat.options = replace(scene.chat.options, ctx_size=900)
+    scene.chat.session.tail_budget = 300
+    session = loaded(scene, folder).chat.session
+    assert (session.tail_budget, session.limit) == (300, 900)
+
+
+def test_a_loaded_chat_is_selected_by_the_instruction_too(scene, folder):
+    def kept(chat):
+        return [s.position.tolist() for s in chat.session.cache.segments()]
+
+    other = loaded(scene, folder, select="instruction")
+    assert other.chat.in_view == INSTRUCTION and kept(other.chat) != kept(scene.chat)
+    assert repr(INSTRUCTION) in other.run("/show settings")
+
+
+def test_the_document_event_has_what_else_decides_the_text(scene):
+    scene.ask("One?")
+    [chat] = chatlog.listing()
+    assert chat.document["clean"] is False and chat.document["chat_template"] is None
+
+
+CODE = "Look:\n\n```py\nx = 1\ny = 2\n```\n\nor\n\n```\nz\n```\n"
+
+
+class Tty(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_copy_through_the_terminal(scene, monkeypatch):
+    scene.ask("How?", "No code.")
+    assert code(scene, "/copy 1") == "usage"
+    scene.ask("How?", CODE)
+    terminal = Tty()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for line in ("/copy", "/copy 1", "/copy 2"):
+        assert "OSC 52" in scene.run(line)
+    sent = [base64.b64decode(part.split(";")[2]).decode() for part in
+            terminal.getvalue().split("\x07")[:-1]]  # fmt: skip
+    assert sent == [CODE.strip(), "x = 1\ny = 2", "z"]
+    assert code(scene, "/copy 3") == "usage"
+    with pytest.raises(KvchatError):
+        clipboard.copy("x" * 80_000)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with pytest.raises(KvchatError):
+        scene.run("/copy")
+
+
+def test_copy_by_a_program_of_the_desktop(home, monkeypatch):
+    program = home / "xclip"
+    program.write_text(f"#!/bin/sh\ncat > {home}/copied\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home}:/usr/bin:/bin")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    assert clipboard.copy("ünï") == "xclip"
+    assert (home / "copied").read_text() == "ünï"
+    monkeypatch.setenv("SSH_CONNECTION", "somewhere")
+    assert clipboard.desktop() is None
