@@ -1,14 +1,14 @@
 """The answer to one question over two caches, and where the two answers part."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 
 from kvchat.chat.chat import Chat
 from kvchat.chat.prefill import Dropped, agreed, require_room, watched
 from kvchat.chat.shortage import out_of_memory
 from kvchat.chat.whole import whole
-from kvchat.engine.events import TurnDone, drain
+from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.naming import name_of
 from kvchat.engine.session import Session
@@ -18,16 +18,7 @@ from kvchat.repl.turn import ask
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import kept_of
 
-
-@dataclass(frozen=True)
-class Trial:
-    """An answer over one cache: its numbers, its tokens, and the bytes of that cache."""
-
-    name: str
-    done: TurnDone
-    tokens: tuple[int, ...]
-    kv: int
-    full: int
+Trial = tuple[str, str, tuple[int, ...]]  # an answer: over which cache, its numbers, its tokens
 
 
 def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
@@ -55,8 +46,14 @@ def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
         theirs = trial(chat, screen, other, asked)
     finally:
         chat.session = session
-    for line in difference(mine, theirs, session):
-        screen.tell(line)
+    screen.rows((name, numbers) for name, numbers, _ in (mine, theirs))
+    at = first_difference(mine[2], theirs[2])
+    if at is None:
+        screen.tell("  the answers are the same, token by token")
+        return
+    decode = session.dialogue.tokenizer.decode
+    here, there = (decode(tokens[at : at + 1]) or "the end" for _, _, tokens in (mine, theirs))
+    screen.tell(f"  first different token: number {at + 1:,}, {here!r} and {there!r}")
 
 
 def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) -> Session | None:
@@ -100,24 +97,10 @@ def trial(chat: Chat, screen: Screen, method: Method, question: str) -> Trial:
     last, session = chat.last, chat.session
     done = ask(chat, screen, question, replace(chat.settings.sampling, temperature=0.0))
     chat.last = last
+    speed = f"{done.completion_tokens:,} tokens, {done.tokens_per_second:.1f} tok/s"
+    kept = kept_of(session.memory().total, session.full_bytes())
     tokens = session.turns[-1].tokens if done.completion_tokens else ()
-    return Trial(name, done, tokens, session.memory().total, session.full_bytes())
-
-
-def difference(mine: Trial, theirs: Trial, session: Session) -> list[str]:
-    """Speed and KV of both, and where their answers part."""
-    width = max(len(mine.name), len(theirs.name))
-    lines = [
-        f"  {each.name:<{width}}  {each.done.completion_tokens:,} tokens, "
-        f"{each.done.tokens_per_second:.1f} tok/s · KV {kept_of(each.kv, each.full)}"
-        for each in (mine, theirs)
-    ]
-    at = first_difference(mine.tokens, theirs.tokens)
-    if at is None:
-        return [*lines, "  the answers are the same, token by token"]
-    decode = session.dialogue.tokenizer.decode
-    here, there = (decode(each.tokens[at : at + 1]) or "the end" for each in (mine, theirs))
-    return [*lines, f"  first different token: number {at + 1:,}, {here!r} and {there!r}"]
+    return name, f"{speed} · KV {kept}", tokens
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:

@@ -11,7 +11,6 @@ from kvchat.chat.resume import open_or_resume
 from kvchat.chat.shortage import out_of_memory
 from kvchat.engine.methods.naming import name_of
 from kvchat.errors import KvchatError
-from kvchat.machine import resources as machine
 from kvchat.repl import commands, memory
 from kvchat.repl.completion import SlashCompleter
 from kvchat.settings.options import Options
@@ -117,30 +116,26 @@ def say_error(screen: Screen, error: KvchatError) -> None:
 
 def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
     """A toolbar of numbers taken now: rendering it asks nothing of the engine."""
-    chat = context.chat
+    chat, usage = context.chat, memory.breakdown(context.chat)
     session, method, last = chat.session, chat.method, chat.last
-    device = session.engine.device
-    cuda = device.type == "cuda"
-    total = machine.total(device if cuda else machine.CPU)
     state = State(
         model=clean(chat.model.name),
         method=f"{name_of(method)} {'reads ' if chat.reads() else ''}{method.budget}",
         used=session.cache.position,
         limit=session.limit,
         kv=session.memory().total,
-        kv_full=session.full_bytes(),
-        resident=machine.reserved(device) if cuda else machine.resident(),
-        total=total,
+        kv_full=usage.full,
+        resident=usage.process,
+        total=usage.total,
         speed=last.tokens_per_second if last else 0.0,
-        peak=machine.peak(device),
-        where="gpu" if cuda else "ram",
+        peak=usage.peak,
+        where="gpu" if session.engine.device.type == "cuda" else "ram",
         inexact=last is not None and last.finish_reason == "cancelled",
     )
-    usage = memory.breakdown(chat)
 
-    def draw() -> str:
+    def render() -> str:
         width = shutil.get_terminal_size().columns
         text = toolbar(replace(state, notice=context.screen.fallback), width)
         return f"{text}\n{memory.line(usage, width)}" if lines.shows_memory else text
 
-    return draw
+    return render
