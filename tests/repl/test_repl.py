@@ -21,26 +21,17 @@ def chat(tmp_path):
 
 
 def test_a_conversation_with_commands(chat, tmp_path):
-    chat.send("What is the home of Nobody Here?\r")
-    drawn = chat.wait(DONE)
+    drawn = chat.send("What is the home of Nobody Here?\r", DONE)
     assert "tok/s · first" in drawn and "KV" in drawn
     chat.wait(TOOLBAR)  # the toolbar is the last line again
-    chat.send("/budget 50%\r")
-    chat.wait(r"kept\s+50 % of entries")
-    chat.send("/method snapkv:window=8\r")
-    chat.wait(r"(?s)snapkv:window.*kept 50")
-    chat.send("/memory\r")
-    chat.wait("runtime overhead")
-    chat.send("/met\t")
-    chat.wait("> /method")
-    chat.send("\r")
-    chat.wait("now: snapkv:budget=50%, sinks=4, window=8")
-    chat.send("/clear\r")
-    chat.wait("removed 1 turn")
-    chat.send("/nonsense\r")
-    chat.wait("unknown command /nonsense")
-    chat.send("/method adakv:kernel=4\r")
-    chat.wait("must be odd")
+    chat.send("/budget 50%\r", r"kept\s+50 % of entries")
+    chat.send("/method snapkv:window=8\r", r"(?s)snapkv:window.*kept 50")
+    chat.send("/memory\r", "runtime overhead")
+    chat.send("/met\t", "> /method")
+    chat.send("\r", "now: snapkv:budget=50%, sinks=4, window=8")
+    chat.send("/clear\r", "removed 1 turn")
+    chat.send("/nonsense\r", "unknown command /nonsense")
+    chat.send("/method adakv:kernel=4\r", "must be odd")
     chat.send("/q\r")
     assert chat.close() == 0
     history = tmp_path / "state" / "kvchat" / "history"
@@ -63,19 +54,16 @@ def test_ctrl_c_keeps_the_partial_answer_and_the_chat(chat):
 
 
 def test_ctrl_c_at_the_prompt_leaves_at_the_second_press(chat):
-    chat.send("half a question\x03")
-    chat.wait("Ctrl-C again")
+    chat.send("half a question\x03", "Ctrl-C again")
     chat.send("\x03")
     assert chat.close() == 130
 
 
 def test_alt_enter_breaks_the_line(chat):
-    chat.send("first line\x1b\rsecond line")
-    drawn = chat.wait("second line")
+    drawn = chat.send("first line\x1b\rsecond line", "second line")
     lines = [line.rstrip() for line in drawn.splitlines()]
     assert lines.index("> first line") + 1 == lines.index("  second line")
-    chat.send("\x03")
-    chat.wait("Ctrl-C again")
+    chat.send("\x03", "Ctrl-C again")
     chat.wait(TOOLBAR)  # a key between two prompts would be lost
     chat.send("\x04")
     assert chat.close() == 0

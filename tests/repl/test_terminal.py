@@ -33,15 +33,19 @@ def start(tmp_path, model):
     folder = model
     running = []
 
-    def run(script, *arguments, **options):
-        given = ["-m", folder, *(arguments or ("-f", str(tmp_path / "story.txt")))]
+    def run(script, *arguments, until=PROMPT, story=True, **options):
+        given = ["-m", folder, *(("-f", str(tmp_path / "story.txt")) if story else ()), *arguments]
         terminal = Terminal(given, tmp_path, script=script, **options)
         running.append(terminal)
+        terminal.wait(until)
         return terminal
 
     yield run
     for terminal in running:
         terminal.child.close(force=True)
+
+
+YES = ["Yes.<|im_end|>"]
 
 
 def chats(tmp_path):
@@ -64,9 +68,7 @@ def turns(events):
 
 def test_a_long_answer_is_drawn_once_and_in_order(start):
     terminal = start({"answers": [LIST], "token_seconds": 0.002})
-    terminal.wait(PROMPT)
-    terminal.send("List them.\r")
-    text = terminal.wait(DONE)
+    text = terminal.send("List them.\r", DONE)
     found = [int(n) for n in re.findall(r"item number (\d+)", text)]
     assert found == list(range(1, 41)), "nothing twice, nothing missing, nothing left behind"
     assert "Ctrl-C interrupts ▌" not in text and "tok · " not in text.split("List them.")[1][:-400]
@@ -74,24 +76,18 @@ def test_a_long_answer_is_drawn_once_and_in_order(start):
 
 def test_what_is_typed_ahead_waits_for_the_next_line(start):
     terminal = start({"answers": [SHORT, "Fine.<|im_end|>"], "token_seconds": 0.01})
-    terminal.wait(PROMPT)
-    terminal.send("List them.\r")
-    terminal.wait("item number 2")
-    terminal.send("Really?")
-    text = terminal.wait(rf"{DONE}[^\n]*\s+> Really\?")
+    terminal.send("List them.\r", "item number 2")
+    text = terminal.send("Really?", rf"{DONE}[^\n]*\s+> Really\?")
     assert text.count("Really?") == 1, "it is drawn where it belongs, and nowhere else"
     found = [int(n) for n in re.findall(r"item number (\d+)", text)]
     assert found == list(range(1, 13))
-    terminal.send("\r")
-    terminal.wait("Fine.")
+    terminal.send("\r", "Fine.")
 
 
 def test_keys_that_edit_a_line_wait_for_it_too(start):
     """Ctrl-D and Backspace are keys of the next line, not of the terminal's own line editing."""
     terminal = start({"answers": [SHORT, "Fine.<|im_end|>"], "token_seconds": 0.01})
-    terminal.wait(PROMPT)
-    terminal.send("List them.\r")
-    terminal.wait("item number 2")
+    terminal.send("List them.\r", "item number 2")
     terminal.send("Realz\x7fly?\r\x04")
     assert terminal.close() == 0
     assert "> Really?" in terminal.text() and "Fine." in terminal.text()
@@ -99,14 +95,10 @@ def test_keys_that_edit_a_line_wait_for_it_too(start):
 
 def test_ctrl_c_while_answering_keeps_what_came(start, tmp_path):
     terminal = start({"answers": [LIST, "Fine.<|im_end|>"], "token_seconds": 0.02})
-    terminal.wait(PROMPT)
-    terminal.send("List them.\r")
-    terminal.wait("item number 2")
-    terminal.send("\x03")
-    terminal.wait("interrupted")
+    terminal.send("List them.\r", "item number 2")
+    terminal.send("\x03", "interrupted")
     terminal.wait(r"ctx ~")
-    terminal.send("And now?\r")
-    terminal.wait("Fine.")
+    terminal.send("And now?\r", "Fine.")
     terminal.wait(DONE)
     assert leave(terminal) == 0
     [events] = chats(tmp_path)
@@ -116,78 +108,48 @@ def test_ctrl_c_while_answering_keeps_what_came(start, tmp_path):
 
 
 def reading(start, tmp_path):
-    terminal = start(
-        {"chunk_seconds": 0.05, "answers": ["Yes.<|im_end|>"]},
-        "-f",
-        str(tmp_path / "story.txt"),
-        "--prefill-chunk",
-        "32",
-    )
-    terminal.wait(r"reading .*layer 1/2")
-    terminal.send("\x03")
-    terminal.wait(r"stop reading\? \[c\]ontinue / \[d\]rop")
+    script = {"chunk_seconds": 0.05, "answers": YES}
+    terminal = start(script, "--prefill-chunk", "32", until=r"reading .*layer 1/2")
+    terminal.send("\x03", r"stop reading\? \[c\]ontinue / \[d\]rop")
     return terminal
 
 
 def test_a_reading_goes_on_after_ctrl_c(start, tmp_path):
     terminal = reading(start, tmp_path)
-    terminal.send("c")
-    terminal.wait("read .* tokens in")
+    terminal.send("c", "read .* tokens in")
     terminal.wait(PROMPT)
-    terminal.send("/file\r")
-    terminal.wait("from 0 on")
+    terminal.send("/file\r", "from 0 on")
 
 
 def test_a_reading_that_is_dropped_leaves_a_chat_without_document(start, tmp_path):
     terminal = reading(start, tmp_path)
-    terminal.send("d")
-    terminal.wait("document dropped")
+    terminal.send("d", "document dropped")
     terminal.wait(PROMPT)
-    terminal.send("Are you there?\r")
-    terminal.wait("Yes.")
-    terminal.send("/file " + str(tmp_path / "story.txt") + "\r")
-    terminal.wait("read .* tokens in")
-    terminal.send("/reset\r")
-    terminal.wait(r"\[y/N\]")
-    terminal.send("y")
-    terminal.wait("a new chat")
+    terminal.send("Are you there?\r", "Yes.")
+    terminal.send("/file " + str(tmp_path / "story.txt") + "\r", "read .* tokens in")
+    terminal.send("/reset\r", r"\[y/N\]")
+    terminal.send("y", "a new chat")
 
 
 def test_a_reread_that_is_dropped_keeps_the_old_cache(start, tmp_path):
-    terminal = start(
-        {"chunk_seconds": 0.02, "answers": ["Yes.<|im_end|>"]},
-        "-f",
-        str(tmp_path / "story.txt"),
-        "--prefill-chunk",
-        "64",
-        "-y",
-    )
-    terminal.wait(PROMPT)
-    terminal.send("/budget 50%\r")
-    terminal.wait("reading .*layer 1/2")
-    terminal.send("\x03")
-    terminal.wait("stop reading")
-    terminal.send("d")
-    terminal.wait("nothing has changed")
-    terminal.send("/budget\r")
-    terminal.wait(r"budget 25% ")
+    script = {"chunk_seconds": 0.02, "answers": YES}
+    terminal = start(script, "--prefill-chunk", "64", "-y")
+    terminal.send("/budget 50%\r", "reading .*layer 1/2")
+    terminal.send("\x03", "stop reading")
+    terminal.send("d", "nothing has changed")
+    terminal.send("/budget\r", r"budget 25% ")
 
 
 def test_twice_ctrl_c_while_answering_breaks_off(start):
     terminal = start({"answers": ["x" * 500], "token_seconds": 0.3})
-    terminal.wait(PROMPT)
-    terminal.send("Go.\r")
-    terminal.wait("▌ 1 tok|▌ 2 tok")
-    terminal.send("\x03\x03")
-    terminal.wait("interrupted")
+    terminal.send("Go.\r", "▌ 1 tok|▌ 2 tok")
+    terminal.send("\x03\x03", "interrupted")
     assert leave(terminal) == 0
 
 
 def test_resize_while_answering_and_at_the_prompt(start):
     terminal = start({"answers": [SHORT], "token_seconds": 0.01})
-    terminal.wait(PROMPT)
-    terminal.send("List them.\r")
-    terminal.wait("item number 5")
+    terminal.send("List them.\r", "item number 5")
     terminal.resize(50, 20)
     terminal.wait(DONE)
     terminal.wait(r"ctx \d+% +KV")
@@ -198,44 +160,33 @@ def test_resize_while_answering_and_at_the_prompt(start):
 
 def test_a_megabyte_is_pasted_as_one_message(start, tmp_path):
     terminal = start({"answers": ["Read.<|im_end|>"]})
-    terminal.wait(PROMPT)
     terminal.paste("line of a long paste\n" * 50_000)
     terminal.wait(r"\[pasted 50,001 lines, 1,050,000 characters\]", 90)
-    terminal.send("\r")
-    terminal.wait(r"\[a\]ttach it as a document")
+    terminal.send("\r", r"\[a\]ttach it as a document")
     terminal.send("s")
     terminal.wait("needs .* tokens", 90)  # it does not fit; it was one question, none was run
     terminal.wait(PROMPT)
-    terminal.send("/show window\r")
-    terminal.wait("0 turns")
+    terminal.send("/show window\r", "0 turns")
 
 
 def test_suspend_and_go_on(start, tmp_path):
     """Under what a shell does with a job: without it the kernel would not stop anything."""
     script = {"answers": [SHORT, "Yes.<|im_end|>"], "token_seconds": 0.01}
     terminal = start(script, is_job=True)
-    terminal.wait(PROMPT)
-    terminal.send("\x1a")
-    terminal.wait("job 1 stopped")
-    terminal.send("\r")
-    terminal.wait(r"stopped\s+> *\n")
-    terminal.send("List them.\r")
-    terminal.wait("item number 2")
-    terminal.send("\x1a")
-    terminal.wait("job 2 stopped")
-    terminal.send("\r")
-    text = terminal.wait(DONE)
+    terminal.send("\x1a", "job 1 stopped")
+    terminal.send("\r", r"stopped\s+> *\n")
+    terminal.send("List them.\r", "item number 2")
+    terminal.send("\x1a", "job 2 stopped")
+    text = terminal.send("\r", DONE)
     terminal.wait(PROMPT)
     assert [int(n) for n in re.findall(r"item number (\d+)", text)] == list(range(1, 13))
-    terminal.send("Still there?\r")
-    terminal.wait("Yes.")
+    terminal.send("Still there?\r", "Yes.")
     assert leave(terminal) == 0
 
 
 def test_kill_9_and_continue(start, tmp_path):
     script = {"answers": ["First.<|im_end|>", "Second.<|im_end|>", LIST], "token_seconds": 0.02}
     terminal = start(script)
-    terminal.wait(PROMPT)
     for question, answer in (("One?", "First."), ("Two?", "Second.")):
         terminal.send(f"{question}\r")
         terminal.wait(answer)
@@ -243,21 +194,16 @@ def test_kill_9_and_continue(start, tmp_path):
     terminal.send("/set stats long\r")
     terminal.wait(r"stats +long +\(/set\)")  # not what was typed: what was answered
     terminal.wait(PROMPT)
-    terminal.send("Three?\r")
-    terminal.wait("item number 1")
+    terminal.send("Three?\r", "item number 1")
     os.kill(terminal.child.pid, signal.SIGKILL)
     terminal.close()
     [events] = chats(tmp_path)
     assert turns(events) == [("One?", "First."), ("Two?", "Second.")]
-    again = start({"answers": ["Again.<|im_end|>"]}, "--continue")
-    again.wait("going on with .*: 2 turns")
-    again.wait("last question: Two")
-    again.wait(PROMPT)
-    again.send("Four?\r")
-    again.wait("Again.")
+    again = start({"answers": ["Again.<|im_end|>"]}, "--continue", story=False)
+    assert "2 turns" in again.text() and "Two?" in again.text()
+    again.send("Four?\r", "Again.")
     again.wait(r"context [\d,]+ of")  # long stats came back
-    again.send("/undo 2\r")
-    again.wait("from 'Two")
+    again.send("/undo 2\r", "from 'Two")
     assert leave(again) == 0
     [events] = chats(tmp_path)
     assert [e["event"] for e in events][-1] == "undo"
@@ -268,7 +214,6 @@ def test_kill_9_and_continue(start, tmp_path):
 def test_signals_save_and_end(start, tmp_path, number, code, when):
     answer, pace = (LIST, 0.02) if when == "answering" else (SHORT, 0)
     terminal = start({"answers": [answer], "token_seconds": pace})
-    terminal.wait(PROMPT)
     terminal.send("List them.\r")
     if when == "answering":
         terminal.wait("item number 3")
@@ -283,44 +228,23 @@ def test_signals_save_and_end(start, tmp_path, number, code, when):
 
 
 def test_out_of_memory_halves_the_chunk_and_the_chat_goes_on(start, tmp_path):
-    terminal = start(
-        {"answers": ["Yes.<|im_end|>"], "out_of_memory": [2]},
-        "-f",
-        str(tmp_path / "story.txt"),
-        "--prefill-chunk",
-        "256",
-    )
-    terminal.wait(r"out of memory: going on with --prefill-chunk 128")
-    terminal.wait(PROMPT)
-    terminal.send("Fine?\r")
-    terminal.wait("Yes.")
+    terminal = start({"answers": YES, "out_of_memory": [2]}, "--prefill-chunk", "256")
+    assert "--prefill-chunk 128" in terminal.text()
+    terminal.send("Fine?\r", "Yes.")
     assert leave(terminal) == 0
 
 
 def test_out_of_memory_twice_is_an_error_and_the_chat_goes_on(start, tmp_path):
     # the first reading is 4 chunks in 2 layers; the second one fails at its second, also halved
-    terminal = start(
-        {"answers": ["Yes.<|im_end|>"], "out_of_memory": [10, 11]},
-        "-f",
-        str(tmp_path / "story.txt"),
-        "--prefill-chunk",
-        "256",
-    )
-    terminal.wait(PROMPT)
-    terminal.send("/budget 50%\r")
-    text = terminal.wait("the chat is as it was")
-    assert "out of memory: going on with --prefill-chunk 128" in text
-    terminal.send("Fine?\r")
-    terminal.wait("Yes.")
-    terminal.send("/budget\r")
-    terminal.wait("budget 25% ")
+    terminal = start({"answers": YES, "out_of_memory": [10, 11]}, "--prefill-chunk", "256")
+    text = terminal.send("/budget 50%\r", "try: /budget 10%")
+    assert "--prefill-chunk 128" in text
+    terminal.send("Fine?\r", "Yes.")
+    terminal.send("/budget\r", "budget 25% ")
 
 
 def test_plain_mode_draws_nothing_twice(start, tmp_path):
-    terminal = start(
-        {"answers": ["**Yes**\x1b[2J.<|im_end|>"]}, "--plain", "-f", str(tmp_path / "story.txt")
-    )
-    terminal.wait("Ask about story.txt")
-    terminal.send("Fine?\r")
-    text = terminal.wait(DONE)
+    script = {"answers": ["**Yes**\x1b[2J.<|im_end|>"]}
+    terminal = start(script, "--plain", until="Ask about story.txt")
+    text = terminal.send("Fine?\r", DONE)
     assert "**Yes**·[2J." in text and "▌" not in text and "ctx" not in re.split(DONE, text)[1]

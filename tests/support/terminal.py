@@ -85,9 +85,10 @@ class Terminal:
             self._read()
         raise AssertionError(f"no {pattern!r} within {seconds} s; drawn:\n{self.text()}")
 
-    def send(self, keys: str) -> None:
-        """Type."""
+    def send(self, keys: str, until: str = "") -> str:
+        """Type, and read until the drawn text matches: that text."""
         self.child.send(keys)
+        return self.wait(until) if until else ""
 
     def paste(self, text: str) -> None:
         """Paste much, as a terminal does: in pieces, while the other side draws, and without
