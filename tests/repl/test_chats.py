@@ -16,36 +16,6 @@ from kvchat.terminal import clipboard
 from tests.support.scene import Scene
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def folder(chat_folder):
-    return chat_folder("byte-level", "chatml")
-
-
-@pytest.fixture
-def scene(folder):
-    return Scene(folder)
-
-
-def turns(scene):
-    return [(turn.question, turn.answer) for turn in scene.chat.session.turns]
-
-
-def code(scene, line):
-    """The code of the error that a line raises."""
-    with pytest.raises(KvchatError) as caught:
-        scene.run(line)
-    return caught.value.code
-
-
 def loaded(scene, folder, **options):
     """Another chat that goes on with this one."""
     scene.ask("One?")
@@ -59,7 +29,7 @@ def loaded(scene, folder, **options):
 def test_saved_chats_come_back(scene, folder):
     scene.ask("One?", "First.")
     scene.run("/save night watch")
-    assert code(Scene(folder), "/load night watch") == "session", "it is open elsewhere"
+    assert Scene(folder).code("/load night watch") == "session", "it is open elsewhere"
     scene.ask("Two?", "Second.")
     scene.run("/undo")
     scene.ask("Three?", "Third.")
@@ -69,13 +39,13 @@ def test_saved_chats_come_back(scene, folder):
     assert "night watch" in other.run("/load")
     held = scene.chat.session.engine.tokens_in(scene.chat.session.cache)
     other.run("/load night watch")
-    assert turns(other) == turns(scene)
+    assert other.turns == scene.turns
     session = other.chat.session
     assert session.engine.tokens_in(session.cache)[-20:] == held[-20:]
     assert other.chat.settings.sampling.seed == 7
     other.ask("Four?", "Fourth.")
     assert len(chatlog.find("night watch").turns) == 3
-    assert code(other, "/load night watch") == "usage", "it is this one"
+    assert other.code("/load night watch") == "usage", "it is this one"
 
 
 def test_save_names_a_chat_or_goes_on_in_a_copy(scene):
@@ -87,13 +57,13 @@ def test_save_names_a_chat_or_goes_on_in_a_copy(scene):
     assert len(chatlog.listing()) == 2, "it is this chat"
     scene.run("/save b")
     scene.ask("Two?", "Second.")
-    assert code(scene, "/save a") == code(scene, "/rename a") == "session"
+    assert scene.code("/save a") == scene.code("/rename a") == "session"
     scene.run("/rename c")
     scene.context.keeper.close()
     counts = {chat.name: len(chat.turns) for chat in chatlog.listing()}
     assert counts == {"empty": 0, "a": 1, "c": 2}
     scene.context.keeper.path = None
-    assert code(scene, "/save d") == "session"
+    assert scene.code("/save d") == "session"
 
 
 def test_documents_of_one_name_are_told_apart():
@@ -122,11 +92,8 @@ def test_a_loaded_chat_has_its_own_window_and_tail_budget(scene, folder):
 
 
 def test_a_loaded_chat_is_selected_by_the_instruction_too(scene, folder):
-    def kept(chat):
-        return [s.position.tolist() for s in chat.session.cache.segments()]
-
     other = loaded(scene, folder, select="instruction")
-    assert other.chat.in_view == INSTRUCTION and kept(other.chat) != kept(scene.chat)
+    assert other.chat.in_view == INSTRUCTION and other.kept() != scene.kept()
     assert repr(INSTRUCTION) in other.run("/show settings")
 
 
@@ -146,7 +113,7 @@ class Tty(io.StringIO):
 
 def test_copy_through_the_terminal(scene, monkeypatch):
     scene.ask("How?", "No code.")
-    assert code(scene, "/copy 1") == "usage"
+    assert scene.code("/copy 1") == "usage"
     scene.ask("How?", CODE)
     terminal = Tty()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -155,7 +122,7 @@ def test_copy_through_the_terminal(scene, monkeypatch):
     sent = [base64.b64decode(part.split(";")[2]).decode() for part in
             terminal.getvalue().split("\x07")[:-1]]  # fmt: skip
     assert sent == [CODE.strip(), "x = 1\ny = 2", "z"]
-    assert code(scene, "/copy 3") == "usage"
+    assert scene.code("/copy 3") == "usage"
     with pytest.raises(KvchatError):
         clipboard.copy("x" * 80_000)
     monkeypatch.setattr(sys, "stderr", io.StringIO())

@@ -22,30 +22,12 @@ MORE = "The harbour has a number: 4711. " * 4
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    for name in ("STATE", "CONFIG"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
-    monkeypatch.setenv("EDITOR", "true")  # an editor that changes nothing
-    monkeypatch.delenv("VISUAL", raising=False)
+def person(home, monkeypatch):
+    """Answers yes, pastes nothing, and has an editor that changes nothing."""
+    monkeypatch.setenv("EDITOR", "true")
     monkeypatch.setattr(documents, "typed_text", lambda title: None)  # Ctrl-C
     monkeypatch.setattr(documents, "choose", lambda *given: "y")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "b.txt").write_text(MORE)
-    return tmp_path
-
-
-@pytest.fixture
-def folder(chat_folder):
-    return chat_folder("byte-level", "chatml")
-
-
-@pytest.fixture
-def scene(folder):
-    return Scene(folder)
-
-
-def turns(scene):
-    return [(turn.question, turn.answer) for turn in scene.chat.session.turns]
+    (home / "b.txt").write_text(MORE)
 
 
 def titles(scene):
@@ -54,13 +36,6 @@ def titles(scene):
 
 def document(scene):
     return scene.chat.session.dialogue.tokenizer.decode(scene.chat.session.document)
-
-
-def code(scene, line):
-    """The code of the error that a line raises."""
-    with pytest.raises(KvchatError) as caught:
-        scene.run(line)
-    return caught.value.code
 
 
 # what a command shows, or the error it raises, without an argument
@@ -95,7 +70,7 @@ ALONE = {
 def test_without_an_argument_before_any_question(folder, name, story):
     scene, expected = Scene(folder, story=story), ALONE[name]
     if expected == "usage":
-        assert code(scene, f"/{name}") == "usage"
+        assert scene.code(f"/{name}") == "usage"
     elif isinstance(expected, str):
         text = scene.run(f"/{name}")
         assert text and (expected in text or not story)
@@ -103,7 +78,7 @@ def test_without_an_argument_before_any_question(folder, name, story):
         with pytest.raises(expected):
             scene.run(f"/{name}")
     scene.ask("What?", "Ships.")
-    assert turns(scene)[-1] == ("What?", "Ships.")
+    assert scene.turns[-1] == ("What?", "Ships.")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -154,10 +129,10 @@ def test_names_may_be_shortened_and_old_ones_point_to_new_ones(scene):
     ],
 )  # fmt: skip
 def test_bad_arguments_change_nothing(scene, line, expected):
-    before = (scene.chat.session.cache, scene.chat.method, scene.chat.settings, turns(scene))
-    assert code(scene, line) == expected
+    before = (scene.chat.session.cache, scene.chat.method, scene.chat.settings, scene.turns)
+    assert scene.code(line) == expected
     session = scene.chat.session
-    assert (session.cache, scene.chat.method, scene.chat.settings, turns(scene)) == before
+    assert (session.cache, scene.chat.method, scene.chat.settings, scene.turns) == before
 
 
 def test_an_error_in_the_chat_is_two_lines(scene):
@@ -172,19 +147,19 @@ def test_undo_retry_more_clear(scene):
     scene.ask("Two?", "Second.")
     scene.script("Again.")
     scene.run("/retry")
-    assert turns(scene) == [("One?", "First."), ("Two?", "Again.")]
+    assert scene.turns == [("One?", "First."), ("Two?", "Again.")]
     assert scene.chat.settings.sampling.seed == 1
     assert "'Two?'" in scene.run("/undo")
     scene.run("/set max_tokens 3")
     scene.ask("Three?", "abcdef")
-    assert turns(scene)[-1] == ("Three?", "abc")
+    assert scene.turns[-1] == ("Three?", "abc")
     scene.run("/set max_tokens 20")
     scene.script("def")
     scene.run("/more")
-    assert turns(scene)[-1] == ("Three?", "abcdef")
-    assert code(scene, "/more") == "usage"
+    assert scene.turns[-1] == ("Three?", "abcdef")
+    assert scene.code("/more") == "usage"
     scene.run("/clear")
-    assert turns(scene) == [] and scene.chat.session.document
+    assert scene.turns == [] and scene.chat.session.document
 
 
 def test_edit_asks_in_place_of_the_last_question(scene, home, monkeypatch):
@@ -194,14 +169,14 @@ def test_edit_asks_in_place_of_the_last_question(scene, home, monkeypatch):
         monkeypatch.setenv("EDITOR", f"{sys.executable} {script}")
         scene.script(answer)
         assert question in scene.run("/edit")
-        assert turns(scene) == [(question, answer)]
+        assert scene.turns == [(question, answer)]
     [chat] = chatlog.listing()
     assert [turn["answer"] for turn in chat.turns] == ["Ships."]
     scene.run("/edit")
     for broken in ("no-such-editor", "false"):
         monkeypatch.setenv("EDITOR", broken)
-        assert code(scene, "/edit") == "usage"
-    assert turns(scene) == [("What does he count?", "Ships.")]
+        assert scene.code("/edit") == "usage"
+    assert scene.turns == [("What does he count?", "Ships.")]
 
 
 def test_set_shows_and_changes_with_origin(scene):
@@ -220,7 +195,7 @@ def test_files_and_system_prompt(scene, home):
     (home / "a b.txt").write_text(MORE)
     scene.run("/file 'a b.txt'")
     assert "a b.txt" in scene.run("/file") and "a b.txt" in scene.run("/show window")
-    assert turns(scene) == [("What?", "Ships.")]
+    assert scene.turns == [("What?", "Ships.")]
     assert "4711" in document(scene) and "ships" in document(scene)
     scene.run("/system Be brief.")
     assert scene.run("/system").strip() == "Be brief."
@@ -233,25 +208,25 @@ def test_drop_takes_a_document_away(scene):
     scene.run("/file b.txt")
     scene.ask("What?", "Ships.")
     scene.run("/drop 1")
-    assert titles(scene) == ["b.txt"] and turns(scene) == [("What?", "Ships.")]
+    assert titles(scene) == ["b.txt"] and scene.turns == [("What?", "Ships.")]
     scene.run("/drop 1")
     assert not titles(scene) and "4711" not in scene.run("/show prompt")
     scene.ask("And now?", "Nothing.")
-    assert code(scene, "/drop 1") == "usage"
+    assert scene.code("/drop 1") == "usage"
 
 
 def test_a_first_document_in_a_chat_that_had_none(folder, monkeypatch):
     scene = Scene(folder, story="")
     scene.ask("Who are you?", "A model.")
     scene.run("/file b.txt")
-    assert turns(scene) == [("Who are you?", "A model.")]
+    assert scene.turns == [("Who are you?", "A model.")]
     assert titles(scene) == ["b.txt"] and str(scene.chat.method.budget) == "25%"
     monkeypatch.setattr(documents, "choose", lambda *given: "n")
     scene.run("/reset")
-    assert turns(scene) and titles(scene) == ["b.txt"], "it asks first"
+    assert scene.turns and titles(scene) == ["b.txt"], "it asks first"
     monkeypatch.setattr(documents, "choose", lambda *given: "y")
     scene.run("/reset")
-    assert turns(scene) == [] and not titles(scene)
+    assert scene.turns == [] and not titles(scene)
     scene.ask("And now?", "Nothing.")
 
 
@@ -283,7 +258,7 @@ def test_a_large_paste_is_a_document_or_a_question(scene, monkeypatch, key):
     text = "/not a command\nbut 4711 pasted lines"
     repl.obey(scene.context, text, is_paste=True)
     assert titles(scene) == ["story.txt", "pasted 1"][: 1 + (key == "a")]
-    assert [question for question, _ in turns(scene)] == [text] * (key == "s")
+    assert [question for question, _ in scene.turns] == [text] * (key == "s")
 
 
 def test_show_has_the_exact_prompt(scene):
@@ -300,7 +275,7 @@ def test_export(scene, home, suffix):
     text = (home / f"out.{suffix}").read_text()
     assert "One?" in text and "First." in text
     assert suffix != "json" or json.loads(text)["turns"][0]["answer"] == "First."
-    assert code(scene, f"/export out.{suffix}") == "input"
+    assert scene.code(f"/export out.{suffix}") == "input"
 
 
 def completed(scene, text):

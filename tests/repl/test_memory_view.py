@@ -8,13 +8,7 @@ import pytest
 import torch
 
 from kvchat.repl import memory
-from tests.support.scene import Scene, shown, string_screen
-
-
-@pytest.fixture
-def scene(chat_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return Scene(chat_folder("byte-level", "chatml"))
+from tests.support.scene import shown, string_screen
 
 
 def storage_bytes(tensors):

@@ -4,6 +4,7 @@ that is a string."""
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from kvchat.chat.chat import Chat
@@ -17,6 +18,7 @@ from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.session import Session
 from kvchat.engine.text.tokenizer import Tokenizer
+from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.prompt_cache.saved_documents import Readings
 from kvchat.repl import commands
@@ -82,6 +84,15 @@ class Scene:
         """The chat."""
         return self.context.chat
 
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """Questions and answers."""
+        return [(turn.question, turn.answer) for turn in self.chat.session.turns]
+
+    def kept(self) -> list[list[int]]:
+        """The places of what every segment keeps."""
+        return [s.position.tolist() for s in self.chat.session.cache.segments()]
+
     def script(self, answer: str) -> None:
         """Let the next answer be this text."""
         say(self.chat.session, answer, "<|im_end|>")
@@ -96,6 +107,12 @@ class Scene:
         shown(self.context.screen)
         run(line, self.context)
         return shown(self.context.screen)
+
+    def code(self, line: str) -> str:
+        """The code of the error that a command raises."""
+        with pytest.raises(KvchatError) as caught:
+            self.run(line)
+        return caught.value.code
 
 
 class Place:
