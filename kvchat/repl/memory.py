@@ -97,7 +97,7 @@ def table(found: Breakdown, width: int, unicode: bool) -> list[tuple[str, str, s
         ),
         ("runtime overhead", found.other, size(found.other), "libraries, tokenizer, buffers"),
         ("this process", found.process, process, f"{peak} at its peak"),
-        ("other processes", found.others, size(found.others), "and the system or the driver"),
+        ("other processes", found.others, size(found.others), "system and driver included"),
         ("free", found.free, free, f"of {total}"),
     ]
     room = max(width - 66, 0)

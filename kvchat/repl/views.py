@@ -54,9 +54,8 @@ def heads(entries: Sequence[Sequence[int]], tokens: int, width: int, unicode: bo
     name_width = len(f"head {len(entries[0]) - 1}")
     fitting = (width - name_width - 12) * GROUP // (GROUP + 1)
     band = max(fitting // GROUP * GROUP, GROUP)
-    lines = [
-        f"entries kept per layer and KV head, of {tokens:,} · {glyph(1, unicode)} = {most[0]:,}"
-    ]
+    full = f"{glyph(1, unicode)} = {most[0]:,}"
+    lines = [f"KV entries kept per layer and KV head, of {tokens:,} · {full}"]
     for first in range(0, len(entries), band):
         part = entries[first : first + band]
         lines.append(f"{'layer':<{name_width}}  {_ruler(first, len(part))}   mean")
@@ -65,8 +64,11 @@ def heads(entries: Sequence[Sequence[int]], tokens: int, width: int, unicode: bo
             mean = sum(layer[head] for layer in part) / len(part) / tokens
             lines.append(f"{f'head {head}':<{name_width}}  {grouped(cells)}  {mean:5.1%}")
     mean = sum(n for n, _, _ in every) / len(every)
-    ends = (f"{n:,} (layer {layer} head {head})" for n, layer, head in (least, most))
-    lines.append("least {} · most {}".format(*ends) + f" · mean {mean:,.0f} = {mean / tokens:.1%}")
+    ends = (
+        f"{name} {n:,} (layer {layer} head {head})"
+        for name, (n, layer, head) in (("least", least), ("most", most))
+    )
+    lines.append(" · ".join([*ends, f"mean {mean:,.0f} = {mean / tokens:.1%}"]))
     return lines
 
 

@@ -53,7 +53,7 @@ def retry(context: Context, argument: str) -> None:
     The earlier answer is removed once the new one is there. With temperature 0 it will be the same.
     """
     chat = context.chat
-    require_turns(context)
+    require_turns(context, "answer again")
     before, answered = chat.settings, False
     chat.settings = before.changed("seed", before.sampling.seed + 1, "/retry")
     if not before.sampling.temperature:
@@ -111,7 +111,7 @@ def undo(context: Context, argument: str) -> None:
     that stay was compressed together with one that goes.
     """
     session = context.chat.session
-    require_turns(context)
+    require_turns(context, "undo")
     count = number("/undo", argument, 1, len(session.turns)) if argument else 1
     compressed = session.folded
     removed = session.undo(count)
@@ -133,7 +133,7 @@ def clear(context: Context, argument: str) -> None:
     context.screen.tell(f"removed {counted(count, 'turn')}; the documents stay")
 
 
-def require_turns(context: Context) -> None:
+def require_turns(context: Context, what: str) -> None:
     """Raise KvchatError("usage") if nothing has been asked."""
     if not context.chat.session.turns:
-        raise KvchatError("usage", "nothing to undo or answer again: nothing has been asked")
+        raise KvchatError("usage", f"nothing to {what}")
