@@ -38,39 +38,38 @@ class Breakdown:
 def breakdown(chat: Chat) -> Breakdown:
     """Measure now."""
     session, engine = chat.session, chat.session.engine
-    device, held, archived = engine.device, session.memory(), session.cache.archived()
+    device, used, archived = engine.device, session.memory(), session.cache.archived()
     segments = list(session.cache.segments())
     document = sum(s.memory().device for layer in chat.document_segments() for s in layer)
     document += sum(layer.window_bytes for layer in session.cache.layers)
     index = sum(segment_index(segment) for segment in segments)
     weights, free, total = engine.weights_bytes, machine.free(device), machine.total(device)
-    used = max(total - free, 0)
     if device.type == "cuda":
         allocated, reserved = machine.allocated(device), machine.reserved(device)
-        workspace = max(allocated - weights - held.device, 0)
+        workspace = max(allocated - weights - used.device, 0)
         preallocated, process, other = reserved - allocated, reserved, 0
     else:
         process = machine.resident()
         workspace, preallocated = 0, session.cache.preallocated
-        other = max(process - weights - held.device - held.host - archived.host, 0)
+        other = max(process - weights - used.device - used.host - archived.host, 0)
     return Breakdown(
         device=machine.device_name(device),
         weights=weights,
         stored=engine.weights,
         document=document - index,
-        tail=held.device - document,
+        tail=used.device - document,
         index=index,
         workspace=workspace,
         preallocated=preallocated,
         other=other,
         process=process,
         peak=machine.peak(device),
-        others=max(used - process, 0),
+        others=max(total - free - process, 0),
         free=free,
         total=total,
         full=session.full_bytes(),
-        host=held.host + archived.host,
-        disk=held.disk + archived.disk,
+        host=used.host + archived.host,
+        disk=used.disk + archived.disk,
         read=chat.reads(),
         captured=session.cache.captured,
     )
@@ -80,13 +79,13 @@ def table(found: Breakdown, width: int, unicode: bool) -> list[tuple[str, str, s
     """Name, bytes, and what they are; the bytes of one line are in one unit."""
     kept = found.document + found.tail
     share = f" ({found.document / found.full:.0%} of the full cache)" if found.full else ""
-    held, document, tail = alike(kept, found.document, found.tail)
+    cache, document, tail = alike(kept, found.document, found.tail)
     process, peak = alike(found.process, found.peak)
     free, total = alike(found.free, found.total)
     cuda = found.device.startswith("cuda")
     entries = [
         ("weights", found.weights, size(found.weights), found.stored),
-        ("KV cache", kept, held, f"document {document}{share} + chat {tail}"),
+        ("KV cache", kept, cache, f"document {document}{share} + chat {tail}"),
         ("KV index", found.index, size(found.index), "codes, codebooks"),
         ("workspace", found.workspace, size(found.workspace), "buffers of the moment"),
         (

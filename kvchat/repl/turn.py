@@ -60,7 +60,7 @@ def ask(
 
     `on_delta` takes the text in place of stdout. Raises KvchatError.
     """
-    settings, session, done, held = chat.settings, chat.session, None, ""
+    settings, session, done, whole = chat.settings, chat.session, None, ""
     begin = session.more if question is None else partial(session.ask, question)
     with Interrupt() as interrupt:
         meter = Meter(chat, interrupt)
@@ -86,9 +86,9 @@ def ask(
                     if isinstance(event, Delta) and chat.options.stream:
                         view.write(event.text)
                     elif isinstance(event, Delta):
-                        held += event.text
-            if held:
-                view.write(held)
+                        whole += event.text
+            if whole:  # not streamed
+                view.write(whole)
     assert done is not None, "every turn ends with TurnDone"
     chat.last = done
     return done

@@ -123,12 +123,13 @@ def test_a_reading_goes_on_after_ctrl_c(start, tmp_path):
 
 def test_a_reading_that_is_dropped_leaves_a_chat_without_document(start, tmp_path):
     terminal = reading(start, tmp_path)
-    terminal.send("d", "document dropped")
+    terminal.send("d", "/file")
     terminal.wait(PROMPT)
     terminal.send("Are you there?\r", "Yes.")
     terminal.send("/file " + str(tmp_path / "story.txt") + "\r", "read .* tokens in")
     terminal.send("/reset\r", r"\[y/N\]")
-    terminal.send("y", "a new chat")
+    terminal.send("y", "attaches")
+    terminal.send("/show window\r", "0 turns")
 
 
 def test_a_reread_that_is_dropped_keeps_the_old_cache(start, tmp_path):
@@ -136,7 +137,7 @@ def test_a_reread_that_is_dropped_keeps_the_old_cache(start, tmp_path):
     terminal = start(script, "--prefill-chunk", "64", "-y")
     terminal.send("/budget 50%\r", "reading .*layer 1/2")
     terminal.send("\x03", "stop reading")
-    terminal.send("d", "nothing has changed")
+    terminal.send("d")
     terminal.send("/budget\r", r"budget 25% ")
 
 
@@ -162,9 +163,9 @@ def test_a_megabyte_is_pasted_as_one_message(start, tmp_path):
     terminal = start({"answers": ["Read.<|im_end|>"]})
     terminal.paste("line of a long paste\n" * 50_000)
     terminal.wait(r"\[pasted 50,001 lines, 1,050,000 characters\]", 90)
-    terminal.send("\r", r"\[a\]ttach it as a document")
+    terminal.send("\r", r"\[a\]")
     terminal.send("s")
-    terminal.wait("needs .* tokens", 90)  # it does not fit; it was one question, none was run
+    terminal.wait("needs", 90)  # it does not fit; it was one question, none was run
     terminal.wait(PROMPT)
     terminal.send("/show window\r", "0 turns")
 
