@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for _ in range(chosen.pairs):
             begin = perf_counter()
-            drain(session.open(ids, method))
+            drain(session.prefill(ids, method))
             read = perf_counter()
             name = fingerprint(reading_parts(engine, folder, ids, method))
             path, layers = Path(place) / name, layers_of(session.cache, len(ids))

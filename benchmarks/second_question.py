@@ -53,7 +53,7 @@ def main() -> None:
             session = Session(engine, dialogue, by_question=by_question)
             archiving = InMemory() if by_question else None
             ids = dialogue.document(case.document)
-            drain(session.open(ids, parse_method(spec), archiving=archiving))
+            drain(session.prefill(ids, parse_method(spec), archiving=archiving))
             for question in case.questions:
                 done = list(session.ask(question.text, max_tokens=LONGEST))[-1]
                 assert isinstance(done, TurnDone)

@@ -15,7 +15,7 @@ from tests.engine import texts, tiny
 # Tensors here are tiny: threads would wait for each other longer than they work.
 torch.set_num_threads(1)
 # A document that one test has read must be read by the next one too; `on` is asked for by name.
-os.environ["KVCHAT_KV_CACHE"] = "off"
+os.environ["KVCHAT_PROMPT_CACHE"] = "off"
 # A run in the background of a shell ignores Ctrl-C, and so would every program that it starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -85,8 +85,8 @@ def load(settings: Settings, screen: Screen) -> Subject:
 
 
 def _model(settings: Settings) -> Model:
-    values, _ = user_config.settle({"model": settings.model}, found := user_config.load())
-    return find_model(values.get("model"), found.models)
+    asked = user_config.settle({"model": settings.model}, user_config.load())
+    return find_model(asked.model, asked.aliases)
 
 
 def _shape(settings: Settings, model: Model | None) -> tuple[str, ModelConfig]:

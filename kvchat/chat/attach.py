@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from kvchat.chat.chat import Chat
 from kvchat.chat.open import chosen_method
 from kvchat.chat.prefill import read_again
-from kvchat.chat.whole import whole
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.events import drain
@@ -25,7 +24,7 @@ def attach(chat: Chat, screen: Screen, added: Sequence[Document]) -> bool:
         for notice in each.notices:
             screen.warn(notice)
     book = recompose(chat, screen, (*chat.book.files, *added), chat.book.system)
-    method = whole(chat).method if chat.book.files else first_method(chat, screen)
+    method = chat.method if chat.book.files else first_method(chat, screen)
     announce(chat, screen, book, method)
     return read_again(chat, screen, method, book, chat.chosen_for)
 
@@ -34,7 +33,7 @@ def leave_out(chat: Chat, screen: Screen, number: int) -> bool:
     """Read what is left without document `number`. False if the person would rather not."""
     left = (*chat.book.files[:number], *chat.book.files[number + 1 :])
     book = recompose(chat, screen, left, chat.book.system)
-    method, questions = (whole(chat).method, chat.chosen_for) if left else (Full(), [])
+    method, questions = (chat.method, chat.chosen_for) if left else (Full(), [])
     return read_again(chat, screen, method, book, questions)
 
 
@@ -46,10 +45,10 @@ def instruct(chat: Chat, screen: Screen, system: str) -> bool:
 
 def forget(chat: Chat) -> None:
     """A chat without document, system text and turns."""
-    session = whole(chat).session
+    session = chat.session
     book = compose(session.dialogue.tokenizer, (), "", session.limit)
     session.dialogue = book.dialogue
-    drain(session.open(book.ids, Full(), session.method))
+    drain(session.prefill(book.ids, Full(), session.method))
     chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
     chat.restored = None
 

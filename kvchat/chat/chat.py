@@ -1,17 +1,18 @@
-"""`Chat`: a session with what the program knows around it. Imports no torch."""
+"""`Chat`: a session with what the program knows around it."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from kvchat.chat.parts import Promise, Shelf, Talk
 from kvchat.documents.document_ids import Book
 from kvchat.engine.events import TurnDone
-from kvchat.engine.methods.needs import Chosen
+from kvchat.engine.methods.base import Method
+from kvchat.engine.prefill.auto_budget import Kept
+from kvchat.engine.session import Session
 from kvchat.hub.find import Model
 from kvchat.prompt_cache.found import Found
+from kvchat.prompt_cache.saved_documents import PromptCache
 from kvchat.settings.options import Options
-from kvchat.settings.settings import Settings
 
 
 @dataclass
@@ -20,18 +21,18 @@ class Chat:
 
     options: Options
     model: Model
-    session: Talk
-    method: Chosen
-    settings: Settings
+    session: Session
+    method: Method
     book: Book
-    readings: Shelf
+    cache: PromptCache
     timings: dict[str, float] = field(default_factory=dict)
     restored: Found | None = None  # where the document was read before
     in_view: str = (
         ""  # the question that the kept entries were chosen for; empty: the document's end
     )
-    promise: Promise | None = None  # how the budget was chosen, if it was
+    promise: Kept | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
+    interactive: bool = False  # a person can be asked, and presses Ctrl-C
 
     @property
     def chosen_for(self) -> list[str]:

@@ -105,6 +105,8 @@ def find(name: str | None) -> Saved:
 
     Raises KvchatError("session").
     """
+    if name is not None and name.endswith(".jsonl") and Path(name).is_file():
+        return read(Path(name).absolute())
     chats = listing()
     if not chats:
         raise KvchatError("session", f"there is no saved chat in {folder()}", "kvchat FILE")

@@ -104,8 +104,8 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
     ]
     settings = {
         name: value
-        for name, value in chat.settings.values().items()
-        if name in chat.settings.origins
+        for name, value in chat.options.live_values().items()
+        if name in chat.options.origins
     }
     return [
         {

@@ -1,16 +1,16 @@
-"""From options to an open chat: find, check and plan before anything large is loaded."""
+"""From a prepared chat to an open one: planned and checked before anything large is loaded."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
 
-from kvchat import __version__, documents, process
+from kvchat import process
 from kvchat.chat.auto_budget import promised
 from kvchat.chat.chat import Chat
-from kvchat.chat.generation import generation_settings
+from kvchat.chat.generation import with_model_defaults
 from kvchat.chat.prefill import read_first, timed
-from kvchat.chat.sources import read_documents
+from kvchat.chat.prepare import Prepared
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
@@ -24,84 +24,95 @@ from kvchat.engine.methods.spec import parse_method, with_budget
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of
-from kvchat.engine.weights.bits import INPUTS
 from kvchat.errors import KvchatError
-from kvchat.hub.find import Model, longer_windows
-from kvchat.hub.offer import model_of
-from kvchat.hub.tokenizer import load_tokenizer, with_text
+from kvchat.hub.find import longer_windows
+from kvchat.hub.tokenizer import load_tokenizer
 from kvchat.machine import gpu_processes as others
 from kvchat.machine import resources as machine
 from kvchat.machine.method_facts import cost_of
 from kvchat.machine.plan import Plan, geometry_of, longest, make_plan, require_memory
-from kvchat.prompt_cache.library import folder as readings_folder
-from kvchat.prompt_cache.saved_documents import Readings, plan_copy
+from kvchat.prompt_cache.library import folder
+from kvchat.prompt_cache.saved_documents import PromptCache, plan_copy
 from kvchat.settings.options import Options
-from kvchat.settings.settings import Settings
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import size, unicode
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that is settled before anything large is read."""
+    """What is settled before the weights load: how to compute, and how to compress."""
 
+    prepared: Prepared
     options: Options
-    model: Model
-    config: ModelConfig
     device: torch.device
     dtype: torch.dtype
     limit: int
     chunk: int
     method: Method
-    settings: Settings
-    ends: Sequence[int]
+    ends: list[int]
+
+    def plan(self, tokens: int) -> Plan:
+        """The plan of a document of so many tokens."""
+        return make_plan(
+            self.prepared.config,
+            self.dtype.itemsize,
+            tokens,
+            self.method.budget,
+            self.limit,
+            self.chunk,
+            self.device.type == "cuda",
+            cost_of(self.method),
+            self.options.weights,
+        )
+
+    def fitting(self, free: int) -> int:
+        """Tokens of the longest document whose prefill fits into `free` bytes."""
+        return longest(
+            self.prepared.config,
+            self.dtype.itemsize,
+            self.method.budget,
+            self.limit,
+            self.chunk,
+            free,
+            self.device.type == "cuda",
+            cost_of(self.method),
+            self.options.weights,
+        )
 
 
-def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Chat:
-    """Find, check, plan, load, read. Raises KvchatError before the weights load if it can.
+def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> Chat:
+    """Plan, load, prefill. Raises KvchatError before the weights load if it can.
 
-    `interactive`: Ctrl-C while reading asks, and may leave a chat without the document.
+    `interactive`: Ctrl-C during the prefill asks, and may leave a chat without the document.
     """
     timings: dict[str, float] = {}
-    setup = settle(options, screen)
-    loading = checked_weights(setup)
-    files = read_documents(options, screen)
+    setup = settle(prepared)
+    options, wanted = setup.options, setup.method
+    loading = _checked_weights(setup)
     with screen.busy("tokenising"), timed(timings, "tokenize"):
-        book = make_book(setup, files, unicode(options.system))
-    check_book(setup, book, screen)
-    wanted = setup.method
-    if not files:  # a system text alone is not worth a choice
+        book = _book(setup)
+    _check(setup, book, screen)
+    if not book.files:  # a system prompt alone is not worth a choice
         setup = replace(setup, method=Full())
+    config, device = prepared.config, setup.device
     if book.ids:  # a budget that cannot be met is refused before the weights load
-        setup.method.entries(geometry_of(setup.config, setup.dtype.itemsize, len(book.ids)))
-    plan = make_plan(
-        setup.config,
-        setup.dtype.itemsize,
-        len(book.ids),
-        setup.method.budget,
-        setup.limit,
-        setup.chunk,
-        cost=cost_of(setup.method),
-        weights=options.weights,
-    )
-    free = machine.free(setup.device, options.mem_limit)
-    introduce(setup, book, plan, free, screen)
-    where = machine.place(setup.device, options.mem_limit)
+        setup.method.entries(geometry_of(config, setup.dtype.itemsize, len(book.ids)))
+    plan, free = setup.plan(len(book.ids)), machine.free(device, options.mem_limit)
+    if book.files:
+        _introduce(setup, book, plan, free, screen)
     require_memory(
         plan,
         free,
-        where,
+        machine.place(device, options.mem_limit),
         name_of(setup.method),
-        lambda: fitting(setup, free),
-        lambda: others.holders(setup.device),
+        lambda: setup.fitting(free),
+        lambda: others.holders(device),
     )
-
     if options.full_copy != "off" and book.files:
-        plan_copy(screen, options.full_copy, setup.method, plan, setup.device)
-    needs, by_question = wanted.needs, setup.options.by_question
-    if (by_question and not needs.queries) or (options.foreseen and not needs.sees):
+        plan_copy(screen, options.full_copy, setup.method, plan, device)
+    needs = wanted.needs
+    if (options.by_question and not needs.queries) or (options.foreseen and not needs.sees):
         screen.warn(f"{name_of(wanted)} keeps the same entries whatever is asked")
-
     process.interruptible()
     with timed(timings, "load"):
         engine = screen.watch(loading, "loading")
@@ -109,32 +120,26 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
     session = Session(
         engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
     )
-    root = readings_folder(options.kv_cache_dir)
-    readings = Readings(screen, options.kv_cache, root, options.full_copy)
-    chat = Chat(
-        setup.options,
-        setup.model,
-        session,
-        setup.method,
-        setup.settings,
-        book,
-        readings,
-        timings,
-    )
-    read_first(chat, screen, interactive, wanted)
+    root = folder(options.prompt_cache_dir)
+    cache = PromptCache(screen, options.prompt_cache, root, options.full_copy)
+    chat = Chat(options, prepared.model, session, setup.method, book, cache, timings)
+    chat.interactive = interactive
+    read_first(chat, screen, wanted)
     return chat
 
 
-def settle(options: Options, screen: Screen) -> Setup:
-    """Model, device, method and settings. Raises KvchatError."""
+def settle(prepared: Prepared) -> Setup:
+    """Device, method, sampling and sizes. Raises KvchatError."""
+    options, config = prepared.options, prepared.config
     if options.threads:
         torch.set_num_threads(options.threads)
     method = chosen_method(options)
-    if options.full_copy == "disk" and options.kv_cache != "on":
+    if options.full_copy == "disk" and options.prompt_cache != "on":
         raise KvchatError(
             "usage",
-            f"a full copy on disk is a saved reading, and --kv-cache is {options.kv_cache}",
-            "--kv-cache on",
+            "a full copy on disk is part of the prompt cache, and --prompt-cache is "
+            f"{options.prompt_cache}",
+            "--prompt-cache on",
             "--keep-full host",
         )
     options = replace(options, auto_loss=promised(options, method))
@@ -145,133 +150,35 @@ def settle(options: Options, screen: Screen) -> Setup:
             "usage",
             "--select question chooses from a full copy for every question, and --keep-full is off",
             "--keep-full host",
-            "-p QUESTION  (known before the document is read)",
-            "/reread QUESTION  (reads it again)",
+            "-p QUESTION  (known before the prefill)",
         )
     if options.tail_budget:
-        folding(method, options.tail_budget)  # refused now if it cannot fold
-    model = with_text(model_of(options, screen), options)
-    if options.model is None:
-        screen.warn(
-            "no model given or configured: using the bundled demo model "
-            "(small; -m NAME picks another)"
-        )
-    config = ModelConfig.load(model.folder)
+        folding(method, options.tail_budget)  # refused now if it cannot compress turns
+    options, ends = with_model_defaults(options, prepared.model)
     device = resolve_device(options.device)
-    settings, ends = generation_settings(model, options)
     return Setup(
+        prepared,
         options,
-        model,
-        config,
         device,
         resolve_dtype(options.dtype, config, options.weights),
         context_limit(config, options),
         options.prefill_chunk or CHUNKS[device.type],
         method,
-        settings,
         ends,
     )
-
-
-def checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
-    """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
-    options = setup.options
-    wanted = options.dtype, options.device, options.weights, options.attention
-    loading = Engine.load(setup.model.folder, setup.config, *wanted)
-    next(loading)
-    return loading
-
-
-def make_book(setup: Setup, files: Sequence[documents.Document], system: str) -> Book:
-    """Documents and system text as ids that fit. Raises KvchatError("too_long")."""
-    tokenizer = load_tokenizer(setup.model)
-    overflow = setup.options.overflow
-
-    def ways(needed: int) -> list[str]:
-        own = setup.config.context_limit
-        if needed + reserve_of(own) <= own:
-            return [f"--ctx-size {own}  (the model's own window)"]
-        return longer_windows(needed)
-
-    return compose(tokenizer, files, system, setup.limit, overflow, ways)
-
-
-def check_book(setup: Setup, book: Book, screen: Screen) -> None:
-    """Say what a reader should know of a book. Raises KvchatError("model")."""
-    if not book.dialogue.form.is_template and setup.model.template != "":
-        screen.warn(
-            f"{setup.model.name} has no usable chat template: plain Question / Answer form "
-            "(--chat-template FILE gives it one)",
-            "no template",
-        )
-    if book.ids and max(book.ids) >= setup.config.vocab_size:
-        raise KvchatError(
-            "model",
-            f"the tokenizer of {setup.model.text_folder} makes token {max(book.ids):,}; the model "
-            f"has {setup.config.vocab_size:,}",
-        )
-    if book.cut:
-        screen.warn(f"{book.title}: {book.cut}")
-
-
-def introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -> None:
-    """The lines above the chat: model, documents, plan."""
-    config, device = setup.config, setup.device
-    where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device}"
-    screen.say(
-        f"kvchat {__version__} · {setup.model.name} ({config.family}, "
-        f"{config.parameters / 1e6:,.1f} M parameters, {computing(setup)}) · {where}",
-        "bold",
-    )
-    for file in book.files:
-        pages = f", {len(file.places):,} {file.unit}" if len(file.places) > 1 else ""
-        characters = f"{len(file.text):,} characters"
-        screen.say(f"{file.title} · {size(file.size)}, {file.encoding}{pages}, {characters}")
-    if not book.files:
-        return
-    tokens, limit = len(book.ids), setup.limit
-    screen.say(
-        f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window, "
-        f"{limit - tokens:,} left for questions and answers"
-    )
-    screen.say(
-        f"plan: KV {size(plan.kv_full)} in full → {size(plan.kv_kept)} with "
-        f"{name_of(setup.method)} {setup.method.budget}{plan.reads} (estimated)"
-    )
-    screen.say(
-        f"      {size(plan.reading)} while reading, {size(plan.chatting)} with the window full; "
-        f"{size(free)} free"
-    )
-
-
-def computing(setup: Setup) -> str:
-    """The dtype that is computed in, and how weights are stored if that differs."""
-    dtype, weights = str(setup.dtype).removeprefix("torch."), setup.options.weights
-    return f"{dtype}, weights in {weights}" if weights in INPUTS else dtype
-
-
-def fitting(setup: Setup, free: int) -> int:
-    """Tokens of the longest document that can be read in `free` bytes."""
-    shape = (setup.config, setup.dtype.itemsize, setup.method.budget, setup.limit, setup.chunk)
-    cuda, weights = setup.device.type == "cuda", setup.options.weights
-    return longest(*shape, free, cuda, cost_of(setup.method), weights)
 
 
 def chosen_method(options: Options) -> Method:
     """The method of `--method`, `-O` and `--budget`. Raises KvchatError("usage")."""
     budget = Budget.parse(options.budget) if options.budget else None
     method = parse_method(options.method or DEFAULT, budget, options.method_options)
-    if budget is not None and isinstance(method, Full) and _by_flag(options, "budget"):
+    if budget is not None and isinstance(method, Full) and options.origin("budget") == "flag":
         raise KvchatError(
             "usage",
             "full keeps everything and takes no budget",
             f"--method {DEFAULT} --budget {budget}",
         )
     return method
-
-
-def _by_flag(options: Options, name: str) -> bool:
-    return options.origins.get(name, "flag") == "flag"
 
 
 def context_limit(config: ModelConfig, options: Options) -> int:
@@ -286,3 +193,64 @@ def context_limit(config: ModelConfig, options: Options) -> int:
             f"--ctx-size {config.context_limit}",
         )
     return options.ctx_size
+
+
+def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
+    """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
+    options, prepared = setup.options, setup.prepared
+    wanted = options.dtype, options.device, options.weights, options.attention
+    loading = Engine.load(prepared.model.folder, prepared.config, *wanted)
+    next(loading)
+    return loading
+
+
+def _book(setup: Setup) -> Book:
+    """Documents and system prompt as ids that fit. Raises KvchatError("too_long")."""
+    prepared, options = setup.prepared, setup.options
+
+    def ways(needed: int) -> list[str]:
+        own = prepared.config.context_limit
+        if needed + reserve_of(own) <= own:
+            return [f"--ctx-size {own}  (the model's own window)"]
+        return longer_windows(needed)
+
+    tokenizer, system = load_tokenizer(prepared.model), unicode(options.system)
+    return compose(tokenizer, prepared.files, system, setup.limit, options.overflow, ways)
+
+
+def _check(setup: Setup, book: Book, screen: Screen) -> None:
+    """Say what a reader should know of a book. Raises KvchatError("model")."""
+    model, vocabulary = setup.prepared.model, setup.prepared.config.vocab_size
+    if not book.dialogue.form.is_template and model.template != "":
+        screen.warn(
+            f"{model.name} has no usable chat template: plain Question / Answer form "
+            "(--chat-template FILE gives it one)",
+            "no template",
+        )
+    if book.ids and max(book.ids) >= vocabulary:
+        raise KvchatError(
+            "model",
+            f"the tokenizer of {model.text_folder} makes token {max(book.ids):,}; the model has "
+            f"{vocabulary:,}",
+        )
+    if book.cut:
+        screen.warn(f"{book.title}: {book.cut}")
+
+
+def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -> None:
+    """The lines about document and plan."""
+    device, tokens, limit = setup.device, len(book.ids), setup.limit
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    screen.say(
+        f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window, "
+        f"{limit - tokens:,} left for questions and answers"
+    )
+    screen.say(
+        f"plan: KV {size(plan.kv_full)} in full → {size(plan.kv_kept)} with "
+        f"{name_of(setup.method)} {setup.method.budget}{plan.reads} (estimated)"
+    )
+    screen.say(
+        f"      {size(plan.reading)} during the prefill, {size(plan.chatting)} with the window "
+        f"full; {size(free)} free on {device}{threads}, "
+        f"{str(setup.dtype).removeprefix('torch.')}"
+    )

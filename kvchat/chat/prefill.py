@@ -9,7 +9,6 @@ from typing import TypeVar
 from kvchat.chat import auto_budget as auto
 from kvchat.chat.chat import Chat
 from kvchat.chat.shortage import out_of_memory
-from kvchat.chat.whole import whole
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
@@ -31,6 +30,19 @@ LONG = 5.0  # seconds; a reading above that is asked for
 
 class Dropped(Exception):
     """The person stopped a reading."""
+
+
+def run(
+    chat: Chat,
+    work: Generator[Progress | Smaller, None, R],
+    screen: Screen,
+    label: str,
+    tokens: int,
+) -> R:
+    """Run work of a chat behind a bar; where somebody sits there, Ctrl-C asks. Raises `Dropped`."""
+    if chat.interactive:
+        return watched(work, screen, label, tokens)
+    return screen.watch(work, label, tokens)
 
 
 def watched(
@@ -58,18 +70,16 @@ def watched(
             work.close()
 
 
-def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> None:
+def read_first(chat: Chat, screen: Screen, folds: Method) -> None:
     """Read the book of a new chat. If the person drops it, the chat has no document."""
-    session, method, readings = whole(chat)
+    session, method, readings = chat.session, chat.method, chat.cache
     tokens = len(chat.book.ids)
     asked = chat.options.foreseen if chat.book.files and method.needs.sees else []
     questions = [unicode(prompt) for prompt in asked]
     chat.in_view = " / ".join(questions)
 
-    def run(work: Generator[Progress | Smaller, None, R]) -> R:
-        if interactive:
-            return watched(work, screen, "reading", tokens)
-        return screen.watch(work, "reading", tokens)
+    def running(work: Generator[Progress | Smaller, None, R]) -> R:
+        return run(chat, work, screen, "prefill", tokens)
 
     promise, begin = chat.options.auto_loss, perf_counter()
     if promise is not None and not chat.book.files:
@@ -78,20 +88,20 @@ def read_first(chat: Chat, screen: Screen, interactive: bool, folds: Method) -> 
     try:
         with timed(chat.timings, "prefill"):
             if promise is not None:
-                kept = run(open_within(session, chat.book.ids, method, promise, folds))
+                kept = running(open_within(session, chat.book.ids, method, promise, folds))
                 chat.promise, chat.method = kept, kept.method
                 auto.tell(kept, screen)
                 took = perf_counter() - begin
                 readings.save(session, chat.model, chat.book, kept.method, took)
             else:
                 chat.restored = readings.open(
-                    session, chat.model, chat.book, method, folds, run, questions
+                    session, chat.model, chat.book, method, folds, running, questions
                 )
     except Dropped:
         tokenizer = session.dialogue.tokenizer
         chat.book = compose(tokenizer, (), chat.book.system, session.limit)
         chat.method, session.dialogue = Full(), chat.book.dialogue
-        drain(session.open(chat.book.ids, Full(), folds))
+        drain(session.prefill(chat.book.ids, Full(), folds))
         screen.tell("document dropped; /file PATH reads another")
         return
     except Exception as error:
@@ -123,7 +133,7 @@ def read_again(
     be `fresh`. False if the person would rather not; everything is then as it was. Raises
     KvchatError.
     """
-    session, present, readings = whole(chat)
+    session, present, readings = chat.session, chat.method, chat.cache
     method = method or present
     if book is None and not fresh and session.choose(method, *questions):
         before = chat.in_view
@@ -147,9 +157,9 @@ def read_again(
     if found is None:
         archiving = readings.archiving(session.engine, chat.model, book, method)
     folds = None if book.files else session.method  # what keeps every entry folds nothing
-    work = session.use(method, questions, book.ids, book.dialogue, ready, archiving, folds)
+    work = session.recompress(method, questions, book.ids, book.dialogue, ready, archiving, folds)
     try:
-        watched(work, screen, "reading", tokens)
+        run(chat, work, screen, "prefill", tokens)
     except Dropped:
         screen.tell("stopped: nothing has changed")
         return False

@@ -3,24 +3,25 @@
 from rich.console import Console
 from rich.text import Text
 
-from kvchat.engine.methods import DEFAULT
 from kvchat.settings import config
+from kvchat.settings.kinds import shown
 from kvchat.terminal.text import clean
 
-BUILT_IN = {"model": "demo", "method": DEFAULT, "budget": "25%", "max_tokens": 2048}
+USUAL = {"model": "demo", "budget": "25%", "max_tokens": 2048}
 
 
 def show(origin: bool) -> int:
     """Every setting; those that nobody gave are built in or the model's."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     found = config.load()
-    values, origins = config.settle({}, found)
-    console.print(Text(f"{found.path}" + ("" if found.path.exists() else " (not there)")))
-    for name in ("model", *config.SETTINGS, *config.UI):
-        value = values.get(name, BUILT_IN.get(name, "-"))
-        where = origins.get(name, "built in, or the model's")
-        line = f"{name:<15} {clean(str(value))}"
-        console.print(Text(f"{line:<40} {where}" if origin else line))
+    options = config.settle({}, found)
+    console.print(Text(f"{found.path}" + ("" if found.path.exists() else " (missing)")))
+    for name in (*config.DEFAULTS, *config.UI_SETTINGS):
+        value = getattr(options, name)
+        value = USUAL.get(name, "-") if value in (None, "") else value
+        where = options.origins.get(name, "built in, or the model's")
+        line = f"{name:<16} {clean(shown(value))}"
+        console.print(Text(f"{line:<41} {where}" if origin else line))
     for suffix, command in found.loaders.items():
         console.print(Text(clean(f"[loaders] {suffix} = {command}")))
     for kind in ("models", "methods"):

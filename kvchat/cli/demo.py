@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.padding import Padding
 from rich.text import Text
 
-from kvchat.chat.open import Chat, open_chat
-from kvchat.chat.whole import whole
+from kvchat.chat.chat import Chat
+from kvchat.chat.open import open_chat
+from kvchat.chat.prepare import prepare
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.adakv import AdaKV
@@ -41,14 +42,14 @@ def run(threads: int | None, weights: str = "auto") -> int:
     questions = [pair["question"] for pair in pairs]
     screen = Screen(plain=False, verbose=True)
     options = Options(
-        model="demo", files=[str(document)], threads=threads, weights=weights, kv_cache="off"
+        model="demo", files=[str(document)], threads=threads, weights=weights, prompt_cache="off"
     )
-    chat = open_chat(options, screen)
+    chat = open_chat(prepare(options, screen), screen)
     default = chat.session.cache
     held, full = default.memory().total, chat.session.full_bytes()
     screen.say(f"KVzip freed {size(full - held)} of KV cache: {sizes(held, full)} are left", "bold")
 
-    screen.say("for comparison the document is read once more, with the questions in view")
+    screen.say("for comparison one more prefill, with the questions in view")
     exact, blind, *in_view = compared(chat, questions, screen)
     right = dict.fromkeys(MEANINGS, 0)
     screen.out.print(Text("".join(f"{name:<8}" for name in MEANINGS) + "question", "bold"))
@@ -78,17 +79,17 @@ def compared(chat: Chat, questions: Sequence[str], screen: Screen) -> list[KVCac
     """One more reading: the full cache, Ada-KV's, and Ada-KV's with each question in view."""
     in_view = [Compression(AdaKV(), probes=(i,)) for i in range(len(questions))]
     others = [Compression(Full()), Compression(AdaKV()), *in_view]
-    session = whole(chat).session
+    session = chat.session
     work = session.read(session.document, others, questions)
     return screen.watch(work, "comparing", len(session.document)).caches
 
 
 def answer(chat: Chat, question: str, cache: KVCache) -> str:
     """The greedy answer to a question over a cache, asked by itself."""
-    session = whole(chat).session
+    session = chat.session
     cache.truncate(len(session.document))
     session.adopt(cache, session.document)
-    greedy = replace(chat.settings.sampling, temperature=0.0)
+    greedy = replace(chat.options.sampling, temperature=0.0)
     done = [e for e in session.ask(question, greedy, LONGEST) if isinstance(e, TurnDone)]
     return done[-1].answer.strip()
 

@@ -68,7 +68,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "disk_bytes": memory.disk + archived.disk,
             "auto_loss": chat.promise and chat.promise.figures,
             "select": chosen_by(chat),
-            "keep_full": chat.readings.full_copy,
+            "keep_full": chat.cache.full_copy,
         },
         "memory": {
             "weights": session.engine.weights,
@@ -79,6 +79,6 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
         },
         "truncated": chat.book.cut.report() if chat.book.cut else None,
         "warnings": warnings,
-        "seed": chat.settings.sampling.seed,
+        "seed": chat.options.sampling.seed,
         "versions": {"kvchat": __version__, "torch": version("torch")},
     }

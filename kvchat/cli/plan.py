@@ -2,15 +2,15 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvchat.cli import flags, lists
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
-from kvchat.engine.methods import METHODS
+from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import ASKED, CHUNK, CHUNKS, CODES, DTYPES, ITEM_BYTES, REPLAY, reserve_of
 from kvchat.engine.weights.bits import computes_in, require_shapes, weights_bytes
@@ -18,28 +18,38 @@ from kvchat.errors import KvchatError
 from kvchat.hub.find import find_model
 from kvchat.machine.dummy import dummy
 from kvchat.machine.plan import Cost, Plan, longest, make_plan, repeated, smaller_weights
-from kvchat.settings import config as settings
+from kvchat.settings import config as config_file
+from kvchat.settings.kinds import SIZE
+from kvchat.settings.lists import METHOD_SPECS, counts
+from kvchat.settings.option import option, shared
+from kvchat.settings.options import CACHE, DUMMY, MODEL, Options
 from kvchat.terminal.text import clean, size
 
 SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlanOptions:
     """Options of `kvchat plan`."""
 
-    model: str | None
-    dummy: str | None
-    tokens: list[str]
-    fit: str | None
-    methods: list[str]
-    budget: str | None
-    ctx_size: int | None
-    chunk: int | None
-    dtype: str
-    weights: str
-    device: str
-    json: bool
+    model: str | None = shared(Options, "model")
+    dummy: str | None = option("--dummy", MODEL, DUMMY)
+    tokens: Sequence[int] = option(
+        "--tokens", CACHE, "Document tokens: 32k,128k.", counts(), many=True, default=()
+    )
+    fit: int | None = option(
+        "--fit", CACHE, "Memory to fit into: 24GiB. The longest document then.", SIZE
+    )
+    methods: Sequence[str] = option(
+        "--method", CACHE, "Methods; a list.", METHOD_SPECS, many=True, default=("full", DEFAULT)
+    )
+    budget: str | None = shared(Options, "budget")
+    ctx_size: int | None = shared(Options, "ctx_size")
+    chunk: int | None = shared(Options, "prefill_chunk")
+    dtype: str = shared(Options, "dtype")
+    weights: str = shared(Options, "weights")
+    device: str = shared(Options, "device", default="cpu", help="cpu or cuda: what to plan for.")
+    json: bool = shared(Options, "json", help="As JSON.")
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,11 @@ class Frame:
         )
 
 
-def run(wanted: Wanted) -> int:
+def run(wanted: PlanOptions) -> int:
     """Print a line per method and length, or the longest document that fits."""
     frame = settle(wanted)
     budgets = {spec: budget_of(spec, wanted.budget) for spec in wanted.methods}
     if wanted.fit:
-        room = flags.byte_count("--fit", wanted.fit)
         lengths = {
             spec: longest(
                 frame.config,
@@ -82,7 +91,7 @@ def run(wanted: Wanted) -> int:
                 budget,
                 frame.limit,
                 frame.chunk,
-                room,
+                wanted.fit,
                 frame.cuda,
                 cost_of_spec(spec),
                 frame.weights,
@@ -101,7 +110,7 @@ def run(wanted: Wanted) -> int:
         rows = [
             (spec, count, frame.plan(count, budget, spec))
             for spec, budget in budgets.items()
-            for count in counts(wanted.tokens, frame)
+            for count in lengths_of(wanted.tokens, frame)
         ]
     if wanted.json:
         plans = [
@@ -115,19 +124,19 @@ def run(wanted: Wanted) -> int:
     return 0
 
 
-def settle(wanted: Wanted) -> Frame:
+def settle(wanted: PlanOptions) -> Frame:
     """Model, dtype, window and chunk. Raises KvchatError."""
     if wanted.device not in CHUNKS:
         raise KvchatError("usage", f"--device {clean(wanted.device)!r}: there are cpu and cuda")
-    values, _ = settings.settle({"model": wanted.model}, found := settings.load())
+    asked = config_file.settle({"model": wanted.model}, config_file.load())
     if wanted.dummy is not None:
         name, config = dummy(wanted.dummy)
     else:
-        model = find_model(values.get("model"), found.models)
+        model = find_model(asked.model, asked.aliases)
         name, config = model.name, ModelConfig.load(model.folder)
-    asked = computes_in(wanted.dtype, wanted.weights)
+    kind = computes_in(wanted.dtype, wanted.weights)
     require_shapes(config, wanted.weights)
-    dtype = config.dtype if asked == "auto" else DTYPES.get(asked, asked)
+    dtype = config.dtype if kind == "auto" else DTYPES.get(kind, kind)
     if dtype not in ITEM_BYTES:
         raise KvchatError("usage", f"{clean(dtype)!r} is not a dtype", "--dtype bf16")
     limit = min(wanted.ctx_size or config.context_limit, config.context_limit)
@@ -189,12 +198,11 @@ def bits_of(spec: str) -> int | None:
     return int(inline[1])
 
 
-def counts(given: list[str], frame: Frame) -> list[int]:
+def lengths_of(found: Sequence[int], frame: Frame) -> list[int]:
     """Document lengths: as given, or parts of the window. Raises KvchatError."""
     most = frame.limit - reserve_of(frame.limit)
-    if not given:
+    if not found:
         return [frame.limit // share if share > 1 else most for share in SHARES]
-    found = lists.counts("--tokens", given, [])
     if max(found) > most:
         raise KvchatError(
             "too_long",
@@ -204,14 +212,14 @@ def counts(given: list[str], frame: Frame) -> list[int]:
             needed=max(found),
             limit=frame.limit,
         )
-    return found
+    return [*found]
 
 
 def show(
     frame: Frame,
     budgets: dict[str, Budget],
     rows: list[tuple[str, int, Plan]],
-    fit: str | None,
+    fit: int | None,
 ) -> None:
     """The table for the eye."""
     console = Console(highlight=False, markup=False)
@@ -225,7 +233,7 @@ def show(
         soft_wrap=False,
     )
     if fit:
-        console.print(f"the longest document that fits into {clean(fit)}:")
+        console.print(f"the longest document that fits into {size(fit)}:")
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     last = f"+ {reserve_of(frame.limit):,} tokens" if fit else "window full"
     for column in ("method", "tokens", "KV full", "KV kept", "reading", last):
@@ -242,7 +250,7 @@ def show(
         )
     console.print(table)
     if fit and not any(tokens for _, tokens, _ in rows):
-        for way in smaller_weights(rows[0][2], flags.byte_count("--fit", fit)):
+        for way in smaller_weights(rows[0][2], fit):
             console.print(f"nothing fits; try: {way}")
     for spec, tokens, plan in rows:
         if plan.read:

@@ -1,47 +1,105 @@
-"""The commands of `kvchat cache`."""
+"""`kvchat cache`: documents of the prompt cache listed, shown, deleted."""
 
-from typing import Annotated
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-cache = typer.Typer(help="Documents that were read and saved.", no_args_is_help=True)
+from kvchat.prompt_cache import library
+from kvchat.settings import config
+from kvchat.settings.kinds import SIZE
+from kvchat.terminal.text import clean, counted, seconds, size
+
+cache = typer.Typer(help="The prompt cache: compressed documents on disk.", no_args_is_help=True)
+
+
+def root() -> Path:
+    """The folder that config and environment name."""
+    return library.folder(config.settle({}, config.load()).prompt_cache_dir)
 
 
 @cache.command("list")
-def cache_list() -> int:
-    """Saved readings, the last used first, with the seconds that each saves."""
-    from kvchat.cli import prompt_cache_view as library_view
+def show_all() -> int:
+    """Cached documents, the last used first, with the seconds that each saves."""
+    there = library.entries(root())
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in ("id", "document", "tokens", "model", "kept by", "size", "used", "saves"):
+        right = column in ("tokens", "size", "saves")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for entry in there:
+        table.add_row(*(Text(clean(cell)) for cell in cells(entry)))
+    console = Console(highlight=False, markup=False)
+    if there:
+        console.print(table)
+    total = sum(entry.size for entry in there)
+    console.print(
+        f"{counted(len(there), 'cached document')}, {size(total)} of at most {size(library.CAP)}, "
+        f"in {clean(str(root()))}",
+        soft_wrap=True,
+    )
+    return 0
 
-    return library_view.show_all()
+
+def cells(entry: library.Entry) -> list[str]:
+    """The columns of a document."""
+    about = entry.about
+    used = f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"
+    if entry.problem:
+        return [entry.id[:8], entry.problem, "", "", "", size(entry.size), used, ""]
+    return [
+        entry.id[:8],
+        entry.title,
+        f"{int(about.get('tokens', 0)):,}",
+        str(about.get("model", "?")),
+        f"{about.get('method', '?')} {about.get('budget', '')}",
+        size(entry.size),
+        used,
+        seconds(float(about["read_seconds"])) if "read_seconds" in about else "",
+    ]
 
 
 @cache.command("show")
-def cache_show(
+def show(
     name: Annotated[str, typer.Argument(help="The beginning of an id, or a document's name.")],
 ) -> int:
     """Everything that is noted about one."""
-    from kvchat.cli import prompt_cache_view as library_view
-
-    return library_view.show(name)
+    entry = library.find(root(), name)
+    facts: dict[str, Any] = {"file": entry.path, "size": size(entry.size)}
+    facts |= {"problem": entry.problem} if entry.problem else {}
+    facts |= {key: value for key, value in entry.about.items() if key != "parts"}
+    facts |= {f"of {key}": value for key, value in entry.about.get("parts", {}).items()}
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        print(f"{clean(key):<{width}}  {clean(text)}")
+    return 0
 
 
 @cache.command("rm")
-def cache_rm(
+def remove(
     names: Annotated[list[str], typer.Argument(help="Beginnings of ids, or documents' names.")],
 ) -> int:
-    """Delete saved readings."""
-    from kvchat.cli import prompt_cache_view as library_view
-
-    return library_view.remove(names)
+    """Delete cached documents."""
+    for name in names:
+        entry = library.find(root(), name)
+        library.remove(entry)
+        print(f"removed {entry.id[:8]} {clean(entry.title)}, {size(entry.size)}")
+    return 0
 
 
 @cache.command("prune")
-def cache_prune(
+def prune(
     max_size: Annotated[
         str | None, typer.Option(help="What the rest may take: 5GiB; 0 deletes all (20GiB).")
     ] = None,
 ) -> int:
-    """Delete the least lately used readings until the rest fits."""
-    from kvchat.cli import prompt_cache_view as library_view
-
-    return library_view.prune(max_size)
+    """Delete the least recently used documents until the rest fits."""
+    limit = library.CAP if max_size is None else SIZE.read("--max-size", max_size)
+    gone = library.prune(root(), limit)
+    freed = sum(entry.size for entry in gone)
+    print(f"removed {counted(len(gone), 'cached document')}, {size(freed)}")
+    return 0

@@ -1,75 +1,83 @@
-"""The commands beside the chat: bench, eval, plan, models, sessions, config, doctor, completion."""
+"""The commands beside the chat."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
-from kvchat.cli import flags
 from kvchat.cli.bench import bench
 from kvchat.cli.eval import evaluate
-from kvchat.cli.lists import specs
+from kvchat.cli.flags import takes
+from kvchat.cli.plan import PlanOptions
 from kvchat.cli.prompt_cache import cache
-from kvchat.engine.methods import DEFAULT
+from kvchat.settings.config import config_path as path_of_config
+from kvchat.settings.option import read_all, shared
+from kvchat.settings.options import Options
 
-models = typer.Typer(help="Models at hand; `pull` downloads one.", invoke_without_command=True)
+models = typer.Typer(help="Local models; `pull` downloads one.", invoke_without_command=True)
 sessions = typer.Typer(help="Saved chats.", no_args_is_help=True)
 config = typer.Typer(help="The config file.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register everything here."""
-    app.command()(bench)
-    app.command("eval")(evaluate)
-    app.command()(plan)
-    app.command()(doctor)
-    app.command()(completion)
-    app.add_typer(models, name="models")
-    app.add_typer(sessions, name="sessions")
-    app.add_typer(cache, name="cache")
-    app.add_typer(config, name="config")
+    for name, command in {
+        "plan": plan,
+        "methods": methods,
+        "bench": bench,
+        "eval": evaluate,
+        "demo": demo,
+        "doctor": doctor,
+        "completion": completion,
+    }.items():
+        app.command(name)(command)
+    for name, group in {
+        "models": models,
+        "sessions": sessions,
+        "cache": cache,
+        "config": config,
+    }.items():
+        app.add_typer(group, name=name)
 
 
-def plan(
-    model: flags.Model = None,
-    dummy: flags.Dummy = None,
-    tokens: Annotated[
-        list[str] | None, typer.Option(help="Document tokens: 32k,128k (the window's parts).")
-    ] = None,
-    fit: Annotated[
-        str | None, typer.Option(help="Memory to fit into: 24GiB. The longest document then.")
-    ] = None,
-    method: flags.Methods = None,
-    budget: flags.Budget = None,
-    ctx_size: flags.Window = None,
-    prefill_chunk: flags.Chunk = None,
-    dtype: flags.Dtype = None,
-    weights: flags.Weights = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda: what to plan for.")] = "cpu",
-    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> int:
-    """What reading needs, by arithmetic from config.json alone: nothing is loaded."""
+@takes(PlanOptions)
+def plan(**given: Any) -> int:
+    """What a prefill needs, by arithmetic from config.json alone: nothing is loaded."""
     from kvchat.cli import plan as planning
 
-    return planning.run(
-        planning.Wanted(
-            model,
-            dummy,
-            tokens or [],
-            fit,
-            specs(method, ["full", DEFAULT]),
-            budget,
-            flags.tokens("--ctx-size", ctx_size),
-            flags.tokens("--prefill-chunk", prefill_chunk),
-            dtype or "auto",
-            weights or "auto",
-            device,
-            json_,
-        )
-    )
+    return planning.run(read_all(PlanOptions, given))
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of `kvchat demo`."""
+
+    threads: int | None = shared(Options, "threads")
+    weights: str = shared(Options, "weights")
+
+
+@takes(DemoOptions)
+def demo(**given: Any) -> int:
+    """The bundled model reads the sample, compresses it, answers and marks its questions."""
+    from kvchat.cli import demo as demonstration
+
+    options = read_all(DemoOptions, given)
+    return demonstration.run(options.threads, options.weights)
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
+) -> int:
+    """The compression methods, or one of them with its options."""
+    from kvchat.machine import method_facts as listing
+
+    for line in listing.table() if name is None else listing.details(name):
+        print(line)
+    return 0
 
 
 def doctor() -> int:
-    """What is here and what is missing: versions, device, memory, terminal, config."""
+    """Check installation, devices and configuration."""
     from kvchat.cli import doctor as examination
 
     return examination.run()
@@ -86,7 +94,7 @@ def completion(
 
 @models.callback()
 def models_list(context: typer.Context) -> int:
-    """Models at hand: bundled, under models/, aliases, in the Hugging Face cache."""
+    """Local models: bundled, under models/, aliases, in the Hugging Face cache."""
     if context.invoked_subcommand:
         return 0
     from kvchat.cli import models as shelf
@@ -98,7 +106,7 @@ def models_list(context: typer.Context) -> int:
 def models_pull(
     name: Annotated[str, typer.Argument(help="org/repo, or an alias with `repo`.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    yes: flags.Yes = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> int:
     """Download a model from Hugging Face; goes on where an earlier download ended."""
     from kvchat.hub import pull
@@ -137,7 +145,5 @@ def config_show(
 @config.command("path")
 def config_path() -> int:
     """Where the config file is."""
-    from kvchat.settings.config import config_path as where
-
-    print(where())
+    print(path_of_config())
     return 0

@@ -28,7 +28,6 @@ from kvchat.eval.sources import Source, digests, fitted, met, sources
 from kvchat.eval.tasks import TASKS
 from kvchat.hub.find import find_model
 from kvchat.machine import resources as machine
-from kvchat.settings.choices import require_choices
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, counted, seconds
@@ -141,7 +140,6 @@ def check(settings: Settings) -> None:
     for depth in settings.depths:
         if depth > 100:
             raise KvchatError("usage", f"--depth {depth} is beyond 100 %", "--depth 0,50,100")
-    require_choices({"overflow": settings.overflow})
     cells_of(settings)
 
 

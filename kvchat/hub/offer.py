@@ -1,9 +1,13 @@
 """The model that is asked for; one of Hugging Face that is not here is offered, never taken."""
 
+from dataclasses import replace
+from pathlib import Path
+
+from kvchat.errors import KvchatError
 from kvchat.hub.find import Model, NotHere, find_model
-from kvchat.settings.config import load as load_config
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
+from kvchat.terminal.text import clean
 
 
 def model_of(options: Options, screen: Screen) -> Model:
@@ -11,9 +15,8 @@ def model_of(options: Options, screen: Screen) -> Model:
 
     Raises KvchatError("model").
     """
-    aliases = load_config().models
     try:
-        return find_model(options.model, aliases, options.revision)
+        return find_model(options.model, options.aliases, options.revision)
     except NotHere as missing:
         # the library is not needed where nothing is missing
         from kvchat.hub import pull
@@ -21,4 +24,16 @@ def model_of(options: Options, screen: Screen) -> Model:
         unasked = options.machine_readable or options.offline or not pull.somebody()
         if unasked or not pull.download(missing.repository, options.revision, screen):
             raise
-        return find_model(options.model, aliases, options.revision)
+        return find_model(options.model, options.aliases, options.revision)
+
+
+def with_text(model: Model, options: Options) -> Model:
+    """The model with `--tokenizer` and `--chat-template`. Raises KvchatError("model")."""
+    folder, template = None, options.chat_template
+    if options.tokenizer:
+        folder = Path(options.tokenizer).expanduser().absolute()
+        if not folder.is_dir():
+            raise KvchatError("model", f"--tokenizer {clean(options.tokenizer)} is not a folder")
+    if template:
+        template = str(Path(template).expanduser().absolute())
+    return replace(model, tokenizer=folder, template=template)

@@ -41,7 +41,7 @@ ASKED = ("document", "method", "questions")
 NAMES = {"weights": "the weights", "config": "config.json", "kvchat": "the version of kvchat"}
 
 
-class Readings:
+class PromptCache:
     """A context around a chat; at its end what is still being saved is waited for."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Readings:
         self.reads, self.saves = policy != "off", policy == "on"
         self._running: list[Save] = []
 
-    def __enter__(self) -> "Readings":
+    def __enter__(self) -> "PromptCache":
         return self
 
     def __exit__(
@@ -89,7 +89,7 @@ class Readings:
             return found
         begin = perf_counter()
         archiving = self.archiving(session.engine, model, book, method)
-        run(session.open(book.ids, method, folds, archiving, questions))
+        run(session.prefill(book.ids, method, folds, archiving, questions))
         self.kept(archiving)
         self.save(session, model, book, method, perf_counter() - begin, probes)
         return None

@@ -7,7 +7,6 @@ from itertools import zip_longest
 from kvchat.chat.chat import Chat
 from kvchat.chat.prefill import Dropped, agreed, require_room, watched
 from kvchat.chat.shortage import out_of_memory
-from kvchat.chat.whole import whole
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.naming import name_of
@@ -26,7 +25,7 @@ def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
 
     Raises KvchatError.
     """
-    session, present, _ = whole(chat)
+    session, present = chat.session, chat.method
     if not question and not session.turns:
         raise KvchatError("usage", "nothing has been asked yet", "/compare full QUESTION")
     last = [] if question else session.turns[-1:]
@@ -59,7 +58,7 @@ def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
 def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) -> Session | None:
     """A session beside the chat's, with the same documents and these turns; None if the person
     would rather not. Raises KvchatError."""
-    session = whole(chat).session
+    session = chat.session
     engine, document = session.engine, session.document
     beside = Session(
         engine, session.dialogue, tuple(session.ends), session.limit, session.tail_budget
@@ -79,7 +78,7 @@ def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) ->
         if selected:
             beside.adopt(selected, document, session.method)
         else:
-            work = beside.open(document, other, session.method)
+            work = beside.prefill(document, other, session.method)
             watched(work, screen, "comparing", len(document))
         watched(beside.restore(history), screen, "recalling", talk)
     except Dropped:
@@ -95,7 +94,7 @@ def trial(chat: Chat, screen: Screen, method: Method, question: str) -> Trial:
     name = f"{name_of(method)} {method.budget}"
     screen.tell(f"— {name} —", style="bold")
     last, session = chat.last, chat.session
-    done = ask(chat, screen, question, replace(chat.settings.sampling, temperature=0.0))
+    done = ask(chat, screen, question, replace(chat.options.sampling, temperature=0.0))
     chat.last = last
     speed = f"{done.completion_tokens:,} tokens, {done.tokens_per_second:.1f} tok/s"
     kept = kept_of(session.memory().total, session.full_bytes())

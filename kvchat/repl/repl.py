@@ -7,13 +7,13 @@ from dataclasses import replace
 from time import monotonic
 
 from kvchat import process
+from kvchat.chat.prepare import Prepared
 from kvchat.chat.resume import open_or_resume
 from kvchat.chat.shortage import out_of_memory
 from kvchat.engine.methods.naming import name_of
 from kvchat.errors import KvchatError
 from kvchat.repl import commands, memory
 from kvchat.repl.completion import SlashCompleter
-from kvchat.settings.options import Options
 from kvchat.terminal.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.line_editor import Lines
@@ -21,26 +21,24 @@ from kvchat.terminal.log import LOG
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, first_line, unicode
 from kvchat.terminal.toolbar import State, toolbar
-from kvchat.terminal.tty import unseen
 
 
-def run(options: Options, screen: Screen) -> int:
-    """Open the document, say what there is to ask about, and talk. Returns the exit code."""
-    with unseen():
-        chat, keeper = open_or_resume(options, screen)
-        context = commands.Context(chat, screen, keeper)
-        with chat.readings:
-            title = chat.book.title if chat.book.files else ""
-            about = f"Ask about {title}." if title else "No document: ask anything."
-            screen.say(f"{about} Alt-Enter new line · Ctrl-C interrupts · /help")
-            if chat.session.turns:
-                last = chat.session.turns[-1]
-                screen.say(f"last question: {first_line(last.question)}")
-            lines = Lines(SlashCompleter(context), options.history, options.vi)
-            try:
-                return talk(context, lines)
-            finally:
-                context.keeper.close()
+def run(prepared: Prepared, screen: Screen) -> int:
+    """Open the chat, say what there is to ask about, and talk. Returns the exit code."""
+    chat, keeper = open_or_resume(prepared, screen)
+    context = commands.Context(chat, screen, keeper)
+    with chat.cache:
+        title = chat.book.title if chat.book.files else ""
+        about = f"Ask about {title}." if title else "No document: ask anything."
+        screen.say(f"{about} Alt-Enter new line · Ctrl-C interrupts · /help")
+        if chat.session.turns:
+            last = chat.session.turns[-1]
+            screen.say(f"last question: {first_line(last.question)}")
+        lines = Lines(SlashCompleter(context), chat.options.history, chat.options.vi)
+        try:
+            return talk(context, lines)
+        finally:
+            context.keeper.close()
 
 
 def talk(context: commands.Context, lines: Lines) -> int:
@@ -51,7 +49,7 @@ def talk(context: commands.Context, lines: Lines) -> int:
             if calm.asked() and monotonic() - pressed < AGAIN_SECONDS:
                 raise KeyboardInterrupt  # between two prompts
             calm.forget()
-            context.chat.readings.tell()
+            context.chat.cache.tell()
             lines.sent = 0.0
             try:
                 with calm.idle(lambda: lines.sent > 0):

@@ -60,16 +60,14 @@ def ask(
 
     `on_delta` takes the text in place of stdout. Raises KvchatError.
     """
-    settings, session, done, whole = chat.settings, chat.session, None, ""
+    options, session, done, whole = chat.options, chat.session, None, ""
     begin = session.more if question is None else partial(session.ask, question)
     with Interrupt() as interrupt:
         meter = Meter(chat, interrupt)
-        work = begin(
-            sampling or settings.sampling, settings.max_tokens, settings.stop, interrupt.asked
-        )
+        work = begin(sampling or options.sampling, options.longest, options.stop, interrupt.asked)
         view: LiveAnswer | PlainAnswer
         if on_delta is None and screen.live and sys.stdout.isatty():
-            view = LiveAnswer(screen.out, lambda: str(meter), settings.markdown, settings.theme)
+            view = LiveAnswer(screen.out, lambda: str(meter), options.markdown, options.theme)
         else:
             view = PlainAnswer(screen.busy(QUESTION), on_delta)
         with view, closing(work) as turn:
@@ -99,7 +97,7 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
 
     What is kept and why the answer was cut are in a line of any width.
     """
-    session, form = chat.session, chat.settings.stats
+    session, form = chat.session, chat.options.stats
     kv = kept_of(session.memory().total, session.full_bytes())
     parts = [
         (f"{done.completion_tokens:,} tokens, {done.tokens_per_second:.1f} tok/s", 1),
@@ -112,7 +110,7 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
             (f"question {done.prompt_tokens:,} tokens", 0),
             (f"decoding {seconds(done.decode_seconds)}", 0),
             (f"context {session.cache.position:,} of {session.limit:,}", 0),
-            (f"seed {chat.settings.sampling.seed}", 0),
+            (f"seed {chat.options.sampling.seed}", 0),
         ]
     if session.question_seconds is not None:
         parts.append((f"KV selected for it in {seconds(session.question_seconds)}", 3))
@@ -125,7 +123,7 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
 
 def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
     """Print the line that stays after a turn, unless the person wants none."""
-    if chat.settings.stats != "off":
+    if chat.options.stats != "off":
         screen.say(turn_line(done, chat, screen.line), style="dim")
 
 
@@ -133,6 +131,6 @@ def ending(done: TurnDone, chat: Chat) -> str:
     """Why an answer was cut; empty for one that ended by itself."""
     return {
         "window": f"context window full ({chat.session.limit:,} tokens) – /undo or /clear",
-        "length": f"token limit {chat.settings.max_tokens:,} – /more continues",
+        "length": f"token limit {chat.options.longest:,} – /more continues",
         "cancelled": "interrupted – /more continues",
     }.get(done.finish_reason, "")

@@ -6,59 +6,25 @@ Order: flag, environment, `[models.NAME]`, `[defaults]` or `[ui]`, what the mode
 import os
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_config_path
 
+from kvchat.engine.methods import BY_QUESTION, DEFAULT
 from kvchat.errors import KvchatError
-from kvchat.terminal.text import WORDS, clean
+from kvchat.settings.kinds import TEXT
+from kvchat.settings.option import Option
+from kvchat.settings.options import FILE, OPTIONS, UI, Options
+from kvchat.terminal.text import clean
 
-# Settings of [defaults] and [models.NAME]; `model` stands in [defaults] alone.
-SETTINGS: dict[str, type] = {
-    "method": str,
-    "budget": str,
-    "ctx_size": int,
-    "overflow": str,
-    "prefill_chunk": int,
-    "max_tokens": int,
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "repeat_penalty": float,
-    "seed": int,
-    "system": str,
-    "encoding": str,
-    "device": str,
-    "dtype": str,
-    "weights": str,
-    "attention": str,
-    "threads": int,
-    "tokenizer": str,
-    "chat_template": str,
-    "mem_limit": str,
-    "kv_cache": str,
-    "kv_cache_dir": str,
-    "keep_full": str,
-    "auto_loss": float,
-    "select": str,
-}
-UI: dict[str, type] = {
-    "stats": str,
-    "markdown": bool,
-    "history": bool,
-    "save": bool,
-    "plain": bool,
-    "color": str,
-    "theme": str,
-    "vi": bool,
-    "notify": str,
-}
-PLACE = {"path": str, "repo": str}
+DEFAULTS = {name: each for name, each in OPTIONS.items() if each.table == FILE}
+SETTINGS = {name: each for name, each in DEFAULTS.items() if name != "model"}  # of [models.NAME]
+UI_SETTINGS = {name: each for name, each in OPTIONS.items() if each.table == UI}
+PLACE = ("path", "repo")
 
 
 @dataclass(frozen=True)
@@ -82,7 +48,7 @@ def load(path: Path | None = None) -> Config:
     """The config file, or an empty one. Raises KvchatError("usage") with line and nearest name."""
     path = path or config_path()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return Config(path)
     except (OSError, UnicodeError) as error:
@@ -98,57 +64,59 @@ def load(path: Path | None = None) -> Config:
     for name in ("models", "methods"):
         for key, table in raw.get(name, {}).items():
             check.table(f"{name}.{key}", table)
-    check.values("defaults", raw.get("defaults", {}), {"model": str, **SETTINGS})
-    check.values("ui", raw.get("ui", {}), UI)
+    check.values("defaults", raw.get("defaults", {}), DEFAULTS)
+    check.values("ui", raw.get("ui", {}), UI_SETTINGS)
     for suffix, command in raw.get("loaders", {}).items():
         check.loader(suffix, command)
     for key, table in raw.get("models", {}).items():
-        check.values(f"models.{key}", table, PLACE | SETTINGS)
-        if len(PLACE.keys() & table.keys()) != 1:
+        check.values(f"models.{key}", table, SETTINGS, PLACE)
+        if len(table.keys() & {*PLACE}) != 1:
             raise check.error(f"models.{key}", "", f"[models.{key}] needs one of path and repo")
     return Config(path, **raw)
 
 
 def settle(
     flags: Mapping[str, Any], config: Config, environment: Mapping[str, str] = os.environ
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values and origins: what a flag leaves open (None) comes from elsewhere, or stays out.
+) -> Options:
+    """Options with the origin of each: what a flag leaves open (None) comes from elsewhere.
 
-    Raises KvchatError("usage") for an environment variable of the wrong type.
+    Raises KvchatError("usage") for a value that is not of its kind.
     """
-    values = {name: value for name, value in flags.items() if value is not None}
-    origins = dict.fromkeys(values, "flag")
-    sources = [
-        (f"[defaults] of {config.path}", config.defaults),
-        (f"[ui] of {config.path}", config.ui),
-    ]
-    from_environment = _environment(environment)
-    model = values.get("model") or from_environment.get("model") or config.defaults.get("model")
-    if alias := config.models.get(str(model)):
-        own = {k: v for k, v in alias.items() if k not in PLACE}
-        sources.insert(0, (f"[models.{model}] of {config.path}", own))
-    for name, value in from_environment.items():
-        if name not in values:
-            values[name], origins[name] = value, f"KVCHAT_{name.upper()}"
-    for origin, table in sources:
+    read: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def take(origin: str, table: Mapping[str, Any], source: str) -> None:
         for name, value in table.items():
-            if name not in values:
-                values[name], origins[name] = value, origin
-    return values, origins
+            if name not in read:
+                where = source or OPTIONS[name].flag
+                read[name], origins[name] = OPTIONS[name].kind.read(where, value), origin
+
+    take("flag", {name: value for name, value in flags.items() if value is not None}, "")
+    for name, each in (DEFAULTS | UI_SETTINGS).items():
+        if (text := environment.get(each.variable)) is not None:
+            take(each.variable, {name: text}, each.variable)
+    model = read.get("model", config.defaults.get("model"))
+    alias = config.models.get(str(model), {})
+    own = {name: value for name, value in alias.items() if name not in PLACE}
+    take(f"[models.{model}] of {config.path}", own, "")
+    take(f"[defaults] of {config.path}", config.defaults, "")
+    take(f"[ui] of {config.path}", config.ui, "")
+    spec = read.setdefault("method", BY_QUESTION if _by_queries(read) else DEFAULT)
+    options = Options(
+        **read,
+        loaders=config.loaders,
+        aliases=config.models,
+        method_defaults=config.methods,
+        origins=origins,
+    )
+    bits = [f"bits={options.kv_bits}"] if options.kv_bits else []
+    return replace(
+        options, method_options=[*options.usual_of(spec), *bits, *options.method_options]
+    )
 
 
-def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    found = {}
-    for name, kind in {"model": str, **SETTINGS, **UI}.items():
-        variable = f"KVCHAT_{name.upper()}"
-        if (text := environment.get(variable)) is None:
-            continue
-        try:
-            found[name] = WORDS[text.lower()] if kind is bool else kind(text)
-        except (ValueError, KeyError):
-            wanted = "on or off" if kind is bool else f"of type {kind.__name__}"
-            raise KvchatError("usage", f"{variable}={clean(text)!r} is not {wanted}") from None
-    return found
+def _by_queries(read: Mapping[str, Any]) -> bool:
+    return read.get("select") in ("question", "instruction")
 
 
 class _Checker:
@@ -171,13 +139,20 @@ class _Checker:
                 where = f" in [{table}]" if table else ""
                 raise self.error(table, key, f"unknown key {clean(key)!r}{where}{hint}")
 
-    def values(self, table: str, found: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-        self.known(table, found, kinds)
+    def values(
+        self,
+        table: str,
+        found: Mapping[str, Any],
+        options: Mapping[str, Option],
+        texts: Sequence[str] = (),
+    ) -> None:
+        """Keys must be `options`, whose kinds the values have, or `texts`."""
+        self.known(table, found, (*texts, *options))
         for key, value in found.items():
-            kind = kinds[key]
-            good = isinstance(value, (int, float) if kind is float else kind)
-            if not good or (isinstance(value, bool) and kind is not bool):
-                raise self.error(table, key, f"{key} = {value!r} is not of type {kind.__name__}")
+            try:
+                (TEXT if key in texts else options[key].kind).read(f"{key} =", value)
+            except KvchatError as error:
+                raise self.error(table, key, error.message) from None
 
     def loader(self, suffix: str, command: Any) -> None:
         good = isinstance(command, list) and all(isinstance(part, str) for part in command)

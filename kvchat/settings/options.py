@@ -1,84 +1,364 @@
-"""What was asked on the command line, in the environment and in config.toml, as plain values.
-Imports no torch."""
+"""Every option of `kvchat chat`, declared once, and the values that it has in a chat."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any
+
+from kvchat.engine.attention import BACKENDS
+from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.methods import METHODS
+from kvchat.engine.model.geometries import GEOMETRIES
+from kvchat.engine.sizes import MAX_TOKENS
+from kvchat.engine.weights.bits import WEIGHTS
+from kvchat.errors import KvchatError
+from kvchat.settings.kinds import (
+    PATH,
+    SHARE,
+    SIZE,
+    SWITCH,
+    TEXTS,
+    Kind,
+    number,
+    one_of,
+    tokens,
+    whole,
+)
+from kvchat.settings.option import Option, option, options_of
 
 SAVED_CHAT = "saved chat"  # an origin
 INSTRUCTION = "Summarise the document."  # neutral: what it looks at, any question may need
+MOST_THREADS = 4 * (os.cpu_count() or 1)
+# Panels of the help.
+MODEL, DOCUMENT, ASK, CACHE = "Model", "Documents", "Questions", "KV cache"
+DRAW, MACHINE, CHATS, SCREEN = "Sampling", "Machine", "Chats", "Output"
+FILE, UI = "defaults", "ui"  # tables of config.toml
+
+DUMMY = f"No checkpoint, only a shape: {', '.join(GEOMETRIES)}, or a config.json."  # help
+TEMPLATE = Kind("a file, or none", lambda text: "" if text == "none" else text, "FILE|none")
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of `kvchat chat`; None means "not given". `origins` says where a value is from."""
 
-    model: str | None = None
-    revision: str | None = None
-    offline: bool = False
-    tokenizer: str | None = None  # a folder
-    chat_template: str | None = None  # a file; empty for the plain form
-    mem_limit: int | None = None
-    files: list[str] = field(default_factory=list)
-    texts: Mapping[str, str] = field(default_factory=dict)  # saved with a chat, in no file
-    prompts: list[str] = field(default_factory=list)
-    system: str = ""
-    encoding: str | None = None
-    pages: str | None = None
-    loader: str = "auto"
+    model: str | None = option(
+        "-m --model",
+        MODEL,
+        "Folder, name under models/, alias of config.toml, or org/repo.",
+        table=FILE,
+        common=True,
+    )
+    revision: str | None = option(
+        "--revision", MODEL, "Branch, tag or commit of a model in the cache."
+    )
+    tokenizer: str | None = option("--tokenizer", MODEL, "Folder of another tokenizer.", PATH, FILE)
+    chat_template: str | None = option(
+        "--chat-template",
+        MODEL,
+        "A Jinja file in place of the model's; none: plain Question / Answer form.",
+        TEMPLATE,
+        FILE,
+    )
+    offline: bool = option("--offline", MODEL, "Works offline.", kind=SWITCH, default=False)
+
+    files: Sequence[str] = option(
+        "-f --file",
+        DOCUMENT,
+        "Document to chat about; repeatable; - is stdin.",
+        PATH,
+        default=(),
+        many=True,
+        common=True,
+    )
+    pages: str | None = option("--pages", DOCUMENT, "Pages or chapters: 1-40,60.")
+    overflow: str = option(
+        "--overflow",
+        DOCUMENT,
+        "If the document exceeds the context window: an error, or what to truncate.",
+        one_of("error", "head", "tail", "middle"),
+        FILE,
+        default="error",
+    )
+    loader: str = option(
+        "--loader",
+        DOCUMENT,
+        "Kind of the documents, where their names do not tell.",
+        one_of("auto", "text", "html", "epub", "docx", "pdf"),
+        default="auto",
+    )
+    encoding: str | None = option("--encoding", DOCUMENT, "Encoding of the documents.", table=FILE)
+    clean: bool = option(
+        "--clean",
+        DOCUMENT,
+        "Drop headers that pages repeat, join hyphenated words.",
+        kind=SWITCH,
+        default=False,
+    )
+
+    prompts: Sequence[str] = option(
+        "-p --prompt",
+        ASK,
+        "Question: answer on stdout and exit; repeatable.",
+        default=(),
+        many=True,
+        common=True,
+    )
+    prompt_file: str | None = option(
+        "--prompt-file", ASK, "Questions, one per line; - is stdin.", PATH
+    )
+    system: str = option("-s --system", ASK, "System prompt.", table=FILE, default="")
+    system_file: str | None = option("--system-file", ASK, "System prompt from a file.", PATH)
+    max_tokens: int | None = option(
+        "-n --max-tokens",
+        ASK,
+        f"Most tokens of an answer ({MAX_TOKENS}).",
+        whole(1, 2**31),
+        FILE,
+        live=True,
+    )
+    stop: tuple[str, ...] = option(
+        "--stop",
+        ASK,
+        "Text that ends an answer; repeatable.",
+        TEXTS,
+        default=(),
+        many=True,
+        live=True,
+    )
+
+    method: str = option(
+        "--method",
+        CACHE,
+        f"{', '.join(METHODS)}; options as NAME:key=value,…",
+        table=FILE,
+        default="",
+        common=True,
+    )
+    budget: str | None = option(
+        "--budget",
+        CACHE,
+        "What is KEPT: 25%, 2048 (entries per KV head), 1.5GiB.",
+        table=FILE,
+        common=True,
+    )
+    method_options: Sequence[str] = option(
+        "-O --method-opt", CACHE, "key=value of the method; repeatable.", default=(), many=True
+    )
+    kv_bits: str | None = option(
+        "--kv-bits", CACHE, "Bits of a kept value; 16: as it is.", one_of("16", "8", "4")
+    )
+    select: str = option(
+        "--select",
+        CACHE,
+        "What chooses the kept entries.",
+        one_of("document", "question", "instruction"),
+        FILE,
+        default="",
+    )
+    keep_full: str = option(
+        "--keep-full",
+        CACHE,
+        "Where a full copy of the KV is kept, to choose from for each question.",
+        one_of("off", "host", "disk"),
+        FILE,
+        default="",
+    )
+    auto_loss: float | None = option(
+        "--auto-loss",
+        CACHE,
+        "Smallest budget with at most that top-1 disagreement with the full cache: 2%.",
+        SHARE,
+        FILE,
+    )
+    tail_budget: int = option(
+        "--tail-budget",
+        CACHE,
+        "Entries per KV head for the conversation: older turns are compressed (off).",
+        whole(1, 2**31),
+        default=0,
+    )
+    ctx_size: int | None = option(
+        "-c --ctx-size",
+        CACHE,
+        "Context window to use: 8192, 32k, 32K (the model's).",
+        tokens(),
+        FILE,
+    )
+    prefill_chunk: int | None = option(
+        "--prefill-chunk", CACHE, "Tokens of a prefill step (512; CUDA 2048).", tokens(), FILE
+    )
+    prompt_cache: str = option(
+        "--prompt-cache",
+        CACHE,
+        "Reuse saved compressed documents.",
+        one_of("on", "off", "readonly"),
+        FILE,
+        default="on",
+    )
+    prompt_cache_dir: str | None = option(
+        "--prompt-cache-dir", CACHE, "Folder of the prompt cache.", PATH, FILE
+    )
+
+    temperature: float | None = option(
+        "--temp", DRAW, "Temperature; 0 is greedy.", number(0), FILE, live=True
+    )
+    top_k: int | None = option(
+        "--top-k",
+        DRAW,
+        "Sample from the k likeliest tokens; 0 is off.",
+        whole(0, 2**31),
+        FILE,
+        live=True,
+    )
+    top_p: float | None = option(
+        "--top-p",
+        DRAW,
+        "Nucleus sampling threshold; 1 is off.",
+        number(0, 1, above=True),
+        FILE,
+        live=True,
+    )
+    min_p: float | None = option(
+        "--min-p",
+        DRAW,
+        "Least probability, relative to the likeliest; 0 is off.",
+        number(0, 1),
+        FILE,
+        live=True,
+    )
+    repeat_penalty: float | None = option(
+        "--repeat-penalty",
+        DRAW,
+        "Penalty of repeated tokens; 1 is off.",
+        number(0, above=True),
+        FILE,
+        live=True,
+    )
+    seed: int | None = option(
+        "--seed", DRAW, "Sampling seed (0).", whole(0, 2**63 - 1), FILE, live=True
+    )
+
+    device: str = option(
+        "--device", MACHINE, "auto, cpu, cuda, cuda:N.", table=FILE, default="auto", common=True
+    )
+    dtype: str = option("--dtype", MACHINE, "auto, bf16, f16, f32.", table=FILE, default="auto")
+    weights: str = option(
+        "--weights",
+        MACHINE,
+        "Weight quantization; auto: as in the checkpoint.",
+        one_of(*WEIGHTS),
+        FILE,
+        default="auto",
+    )
+    attention: str = option(
+        "--attention",
+        MACHINE,
+        f"auto, {', '.join(BACKENDS)} (flash: prefill only).",
+        table=FILE,
+        default="auto",
+    )
+    threads: int | None = option("--threads", MACHINE, "CPU threads.", whole(1, MOST_THREADS), FILE)
+    mem_limit: int | None = option(
+        "--mem-limit", MACHINE, "Memory that kvchat may plan with: 20GiB.", SIZE, FILE
+    )
+
+    last: bool = option(
+        "-C --continue", CHATS, "Go on with the last saved chat.", kind=SWITCH, default=False
+    )
+    resume: str | None = option("-r --resume", CHATS, "Go on with the saved chat NAME.")
+    session: str | None = option("--session", CHATS, "Go on with the chat NAME, or begin it.")
+    save: bool = option("--save/--no-save", CHATS, "Save the chat.", SWITCH, UI, default=True)
+    history: bool = option(
+        "--history/--no-history", CHATS, "Remember typed lines.", SWITCH, UI, default=True
+    )
+
+    json: bool = option("--json", SCREEN, "One JSON object per answer.", kind=SWITCH, default=False)
+    jsonl: bool = option("--jsonl", SCREEN, "JSON events, a line each.", kind=SWITCH, default=False)
+    stream: bool = option(
+        "--stream/--no-stream", SCREEN, "Show an answer while it is decoded.", SWITCH, default=True
+    )
+    stats: str = option(
+        "--stats",
+        SCREEN,
+        "Statistics after an answer.",
+        one_of("off", "short", "long"),
+        UI,
+        default="short",
+        live=True,
+    )
+    markdown: bool = option(
+        "--markdown/--no-markdown", SCREEN, "Render Markdown.", SWITCH, UI, default=True, live=True
+    )
+    theme: str = option(
+        "--theme",
+        SCREEN,
+        "Colours of code in answers.",
+        one_of("dark", "light"),
+        UI,
+        default="dark",
+        live=True,
+    )
+    color: str = option(
+        "--color", SCREEN, "Colours.", one_of("auto", "always", "never"), UI, default="auto"
+    )
+    plain: bool = option("--plain", SCREEN, "No live lines.", SWITCH, UI, default=False)
+    vi: bool = option("--vi", SCREEN, "vi keys.", SWITCH, UI, default=False)
+    notify: str = option(
+        "--notify",
+        SCREEN,
+        "Tell when a long prefill has ended.",
+        one_of("off", "bell", "osc9"),
+        UI,
+        default="off",
+    )
+    quiet: bool = option(
+        "-q --quiet", SCREEN, "Answers and errors only.", kind=SWITCH, default=False
+    )
+    verbose: bool = option(
+        "-v --verbose", SCREEN, "Progress, tracebacks.", kind=SWITCH, default=False
+    )
+    log_file: str | None = option(
+        "--log-file", SCREEN, "Append notices, errors and statistics to a file.", PATH
+    )
+    yes: bool = option("-y --yes", SCREEN, "Do not ask.", kind=SWITCH, default=False)
+
+    # From config.toml and saved chats alone.
     loaders: Mapping[str, list[str]] = field(default_factory=dict)  # commands by suffix
-    clean: bool = False
-    overflow: str = "error"
-    method: str = ""
-    method_options: list[str] = field(default_factory=list)
-    budget: str | None = None
-    auto_loss: float | None = None  # of held-out tokens, how many may change
-    tail_budget: int = 0
-    kv_cache: str = "on"  # whether readings are saved and used again
-    kv_cache_dir: str | None = None
-    keep_full: str = ""  # off, host or disk
-    select: str = ""  # document, question or instruction
-    ctx_size: int | None = None
-    prefill_chunk: int | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    seed: int | None = None
-    stop: list[str] = field(default_factory=list)
-    device: str = "auto"
-    dtype: str = "auto"
-    weights: str = "auto"
-    attention: str = "auto"
-    threads: int | None = None
-    last: bool = False  # --continue
-    resume: str | None = None
-    session: str | None = None
-    save: bool = True
-    history: bool = True
-    json: bool = False
-    jsonl: bool = False
-    quiet: bool = False
-    plain: bool = False
-    verbose: bool = False
-    color: str = "auto"
-    yes: bool = False
-    stats: str = "short"
-    markdown: bool = True
-    theme: str = "dark"
-    stream: bool = True
-    vi: bool = False
-    notify: str = "off"
+    aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of models
+    method_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
+    texts: Mapping[str, str] = field(default_factory=dict)  # saved with a chat, in no file
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, name: str) -> str:
         """Where a value is from; `flag` if nothing else is known."""
         return self.origins.get(name, "flag")
 
+    def usual_of(self, spec: str) -> list[str]:
+        """`key=value` of `[methods.NAME]` for the method of a spec."""
+        name = spec.partition(":")[0].partition("@")[0]
+        return [f"{key}={value}" for key, value in self.method_defaults.get(name, {}).items()]
+
+    def changed(self, name: str, value: Any, origin: str) -> "Options":
+        """The same with one other value, that is read like a flag's. Raises KvchatError."""
+        chosen = OPTIONS[name].kind.read(f"{name}:", value) if isinstance(value, str) else value
+        return replace(self, **{name: chosen}, origins={**self.origins, name: origin})
+
     @property
-    def foreseen(self) -> list[str]:
-        """Questions that are known before the document is read, and choose what is kept of it."""
+    def sampling(self) -> Sampling:
+        """How tokens are drawn; what nobody gave is the engine's default."""
+        values = {name: getattr(self, name) for name in SAMPLING}
+        return Sampling(**{name: value for name, value in values.items() if value is not None})
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of an answer."""
+        return self.max_tokens or MAX_TOKENS
+
+    @property
+    def foreseen(self) -> Sequence[str]:
+        """Questions that are known before the prefill, and choose what is kept of the document."""
         if self.select == "instruction":
             return [INSTRUCTION]
         goes_on = self.last or self.resume or self.session
@@ -87,8 +367,8 @@ class Options:
 
     @property
     def full_copy(self) -> str:
-        """Where all rows of the document stay: off, host or disk; choosing by each question as it
-        comes needs it."""
+        """Where all entries of the document stay: off, host or disk; choosing by each question as
+        it comes needs it."""
         asked = self.select == "question" and not self.foreseen
         return self.keep_full or ("host" if asked else "off")
 
@@ -101,3 +381,24 @@ class Options:
     def machine_readable(self) -> bool:
         """Whether stdout carries JSON."""
         return self.json or self.jsonl
+
+    def live_values(self) -> dict[str, Any]:
+        """What `/set` can change, as it is in effect."""
+        drawn = vars(self.sampling) | {"max_tokens": self.longest}
+        return {name: drawn.get(name, getattr(self, name)) for name in LIVE}
+
+
+OPTIONS: Mapping[str, Option] = options_of(Options)
+LIVE = {name: each for name, each in OPTIONS.items() if each.live}
+SAMPLING = tuple(Sampling.__dataclass_fields__)
+assert {"model", "stop", *SAMPLING} <= OPTIONS.keys()
+
+
+def live_option(name: str) -> Option:
+    """The option that `/set name` means: a name or the beginning of one. Raises KvchatError."""
+    found = [key for key in LIVE if key == name] or [key for key in LIVE if key.startswith(name)]
+    if len(found) == 1:
+        return LIVE[found[0]]
+    close = found or get_close_matches(name, LIVE, n=1)
+    hint = f"; did you mean {', '.join(close)}?" if close else f"; there are {', '.join(LIVE)}"
+    raise KvchatError("usage", f"no setting {name!r}{hint}", *(f"/set {key}" for key in close))

@@ -7,6 +7,7 @@ import pytest
 
 from kvchat.chat import prefill as reading
 from kvchat.chat.open import open_chat
+from kvchat.chat.prepare import prepare
 from kvchat.cli import oneshot
 from kvchat.errors import KvchatError
 from kvchat.machine.plan import Plan, require_copy
@@ -58,7 +59,7 @@ def test_budget_and_method_change_without_reading(place, where):
         ("/method snapkv:budget=30%,window=8", "snapkv:budget=30%,window=8"),
     ):
         assert "nothing was read" in place.run(line)
-        assert kept(chat) == kept(Place.opened(beside(place), method=spec, kv_cache="off"))
+        assert kept(chat) == kept(Place.opened(beside(place), method=spec, prompt_cache="off"))
     assert "read 1" in place.run("/method h2o:budget=30%"), "its column sums were not observed"
     assert "nothing was read" in place.run("/method h2o:budget=20%")
     assert "nothing was read" in place.run("/select Who?") and chat.in_view == "Who?"
@@ -72,7 +73,7 @@ def test_what_is_on_disk_serves_every_later_start(place):
     assert chat.restored and chat.session.cache.archived().disk > 0
     other = place.opened(keep_full="disk", method="snapkv:budget=30%,window=8")
     assert other.restored and "read before" in shown(place.screen)
-    fresh = Place.opened(beside(place), method="snapkv:budget=30%,window=8", kv_cache="off")
+    fresh = Place.opened(beside(place), method="snapkv:budget=30%,window=8", prompt_cache="off")
     assert kept(other) == kept(fresh)
     assert place.opened(keep_full="disk", method="h2o:budget=30%").restored is None
     assert place.opened(keep_full="host").restored is None, "memory is filled by reading"
@@ -82,7 +83,7 @@ def test_json_and_memory_tell_device_host_and_disk_apart(place, capsys):
     found = []
     for where in ("off", "host", "disk"):
         options = place.options(keep_full=where, prompts=["Who?"], max_tokens=3, json=True)
-        assert oneshot.run(options, place.screen) == 0
+        assert oneshot.run(prepare(options, place.screen), place.screen) == 0
         found.append(json.loads(capsys.readouterr().out)["kv"])
     off, host, disk = found
     assert [each["keep_full"] for each in found] == ["off", "host", "disk"]
@@ -107,8 +108,8 @@ def test_a_copy_that_does_not_fit_is_refused_with_a_way_out():
 
 
 def test_what_makes_no_sense_is_said(place):
-    with pytest.raises(KvchatError, match="--kv-cache is off"):
-        place.opened(keep_full="disk", kv_cache="off")
+    with pytest.raises(KvchatError, match="--prompt-cache is off"):
+        place.opened(keep_full="disk", prompt_cache="off")
     place.opened(keep_full="host", method="full")
     assert "nothing to add" in shown(place.screen)
     place.opened(keep_full="host", method="streamingllm")
@@ -149,7 +150,7 @@ def test_an_instruction_can_stand_for_the_questions(place):
 def test_a_chat_needs_a_copy_to_choose_by_questions(place):
     with pytest.raises(KvchatError, match="--keep-full is off"):
         place.opened(select="question", keep_full="off")
-    assert place.opened(select="question").readings.full_copy == "host"
+    assert place.opened(select="question").cache.full_copy == "host"
 
 
 def test_a_promise_chooses_the_budget(place):
@@ -181,7 +182,9 @@ def test_a_document_that_is_dropped_leaves_the_system_text(place, monkeypatch):
         raise reading.Dropped
 
     monkeypatch.setattr(reading, "watched", dropped)
-    chat = open_chat(place.options(system="Be brief."), place.screen, interactive=True)
+    chat = open_chat(
+        prepare(place.options(system="Be brief."), place.screen), place.screen, interactive=True
+    )
     assert "document dropped" in place.shown() and not chat.book.files
     text = chat.session.dialogue.tokenizer.decode(chat.session.document)
     assert chat.book.system == "Be brief." and "Be brief." in text and "ships" not in text

@@ -196,7 +196,7 @@ def test_ctrl_c_while_reading_is_130_without_a_traceback():
     ) as child:
         assert child.stderr is not None
         for line in child.stderr:
-            if b"reading" in line and b"%" in line:
+            if b"prefill" in line and b"%" in line:
                 break
         os.kill(child.pid, signal.SIGINT)
         rest = child.stderr.read()
@@ -247,7 +247,7 @@ def test_bits_and_budgets_reach_the_cache(story):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--kv-bits", "3"], b"bits=3"),
+        (["--kv-bits", "3"], b"--kv-bits"),
         (["--method", "adakv", "--budget", "20"], b"leaves 20 per head"),
         (["--method", "adakv", "--tail-budget", "40"], b"--tail-budget 74"),
         (["--method", "full", "--tail-budget", "100"], b"full keeps every entry"),

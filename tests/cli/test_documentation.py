@@ -153,7 +153,7 @@ def home(place, monkeypatch):
 def surroundings(place) -> dict[str, str]:
     folders = {"XDG_STATE_HOME": "state", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache"}
     return {name: str(place / folder) for name, folder in folders.items()} | {
-        "HF_HOME": str(place / "hf"), "KVCHAT_KV_CACHE": "on", "HF_HUB_DISABLE_TELEMETRY": "1"
+        "HF_HOME": str(place / "hf"), "KVCHAT_PROMPT_CACHE": "on", "HF_HUB_DISABLE_TELEMETRY": "1"
     }  # fmt: skip
 
 

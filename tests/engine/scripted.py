@@ -70,7 +70,7 @@ def new_session(folder: Path, limit: int = 0, book: str = BOOK, chunk: int = 204
     """A session over a book, read in full."""
     engine = LoggedEngine(load_engine(folder, chunk=chunk))
     session = Session(engine, Dialogue(Tokenizer.load(folder)), (), limit)
-    drain(session.open(session.dialogue.document(book), Full()))
+    drain(session.prefill(session.dialogue.document(book), Full()))
     return session
 
 
@@ -78,7 +78,7 @@ def scripted_session(folder: Path, book: str = BOOK) -> Session:
     """A session whose answers are set with `say`."""
     engine = ScriptedEngine(load_engine(folder))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
-    drain(session.open(session.dialogue.document(book), Full()))
+    drain(session.prefill(session.dialogue.document(book), Full()))
     return session
 
 

@@ -205,7 +205,7 @@ def session(chat_folder):
     engine = LoggedEngine(load_engine(folder))
     session = Session(engine, Dialogue(Tokenizer.load(folder)), by_question=True)
     ids = session.dialogue.document(BOOK)
-    drain(session.open(ids, ADAKV, archiving=InMemory()))
+    drain(session.prefill(ids, ADAKV, archiving=InMemory()))
     return session
 
 
@@ -265,7 +265,7 @@ def test_choosing_changes_method_and_budget_and_keeps_the_turns(session):
     assert session.question_seconds is None, (
         "sinks and newest entries are the same for all questions"
     )
-    drain(session.use(ADAKV))
+    drain(session.recompress(ADAKV))
     assert not session.choose(ADAKV), "a reading without an archive has none"
 
 
@@ -275,7 +275,7 @@ def test_folded_turns_stay_behind_a_document_that_is_chosen_anew(chat_folder):
     dialogue = Dialogue(Tokenizer.load(folder))
     method = parse_method("adakv:budget=40%,window=8")
     session = Session(engine, dialogue, (), 0, tail_budget=100, by_question=True)
-    drain(session.open(dialogue.document(BOOK), method, archiving=InMemory()))
+    drain(session.prefill(dialogue.document(BOOK), method, archiving=InMemory()))
     for number in range(6):
         ask(session, f"What about number {number}?", max_tokens=6)
     assert session.folded > 0

@@ -34,7 +34,7 @@ def chat(folder, method, tail_budget: int, chunk: int = 2048) -> Session:
     engine = LoggedEngine(load_engine(folder, chunk=chunk))
     session = Session(engine, Dialogue(Tokenizer.load(folder)), (), 100_000)
     session.tail_budget = tail_budget
-    drain(session.open(session.dialogue.document(BOOK), method))
+    drain(session.prefill(session.dialogue.document(BOOK), method))
     return session
 
 
@@ -201,7 +201,7 @@ def test_a_chat_that_is_read_again_is_folded_again(folder):
     for number in range(12):
         ask(session, f"And {number}?", max_tokens=3)
     turns = session.turns
-    drain(session.use(small("h2o")))
+    drain(session.recompress(small("h2o")))
     assert session.turns == turns and session.folded
     live = session.cache.position - session.cache.frozen
     assert live <= max(80, len(turns[-1].ids))
@@ -249,10 +249,10 @@ def test_a_fold_that_fails_changes_nothing(checkpoint, monkeypatch):
 def test_a_chat_without_a_document_folds_with_a_method_of_its_own(folder):
     engine = LoggedEngine(load_engine(folder))
     session = Session(engine, Dialogue(Tokenizer.load(folder)), (), 100_000, tail_budget=160)
-    drain(session.open([], parse_method("full"), small("adakv")))
+    drain(session.prefill([], parse_method("full"), small("adakv")))
     for number in range(20):
         ask(session, f"And {number}?", max_tokens=3)
     assert session.folded and session.document == []
     with pytest.raises(KvchatError, match="full keeps every entry"):
-        drain(session.use(parse_method("full")))
+        drain(session.recompress(parse_method("full")))
     assert session.folded

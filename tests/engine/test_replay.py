@@ -200,7 +200,7 @@ def test_a_session_repeats_the_document_in_parts(chat_folder):
     assert replays[-1].end == len(ids)
     for replay in replays:
         assert replay.ids[-(replay.end - replay.start) :] == ids[replay.start : replay.end]
-    drain(session.open(ids, KVzip(Budget(fraction=0.5))))
+    drain(session.prefill(ids, KVzip(Budget(fraction=0.5))))
     assert all(min(entries) == 0 for s in session.cache.segments() for entries in kept_tokens(s))
 
 

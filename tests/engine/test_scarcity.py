@@ -62,7 +62,7 @@ def test_a_second_time_is_an_error_and_the_session_stays(chat_folder, scarce):
     before = (session.cache, session.cache.position, session.turns)
     scarce({2, 3})
     with pytest.raises(RuntimeError) as caught:
-        events_of(session.use(parse_method("adakv")))
+        events_of(session.recompress(parse_method("adakv")))
     assert is_out_of_memory(caught.value)
     assert (session.cache, session.cache.position, session.turns) == before
     session.clear()
@@ -100,9 +100,9 @@ def test_a_replay_goes_on_with_half_the_chunk(chat_folder, scarce, spec, call):
     folder, method = chat_folder("byte-level", "chatml"), parse_method(spec)
     want, got = (new_session(folder, book=BOOK * 4, chunk=50) for _ in range(2))
     assert 60 < len(want.document) < 90
-    events_of(want.use(method))
+    events_of(want.recompress(method))
     scarce({call})
-    events, _ = events_of(got.use(method))
+    events, _ = events_of(got.recompress(method))
     assert [e.chunk for e in events if isinstance(e, Smaller)] == [25]
     for a, b in zip(got.cache.segments(), want.cache.segments(), strict=True):
         assert torch.equal(a.position, b.position) and torch.allclose(a.k, b.k, atol=1e-5)

@@ -66,7 +66,7 @@ def test_clear_forgets_the_conversation_and_keeps_the_document(folder):
 
 def test_a_compressed_document_is_talked_over_turn_by_turn(byte_folder):
     session = new_session(byte_folder)
-    drain(session.open(session.document, parse_method("adakv:budget=50%")))
+    drain(session.prefill(session.document, parse_method("adakv:budget=50%")))
     entries = [segment.lengths for segment in session.cache.segments()]
     first = ask(session, "What?", max_tokens=6).answer
     assert ask(session, "And?", max_tokens=6).answer
@@ -114,18 +114,18 @@ def test_a_document_longer_than_the_window_is_refused_with_numbers(byte_folder):
     session = new_session(byte_folder, limit=200)
     before = list(session.document)
     with pytest.raises(KvchatError) as caught:
-        drain(session.open([5] * 151, parse_method("full")))
+        drain(session.prefill([5] * 151, parse_method("full")))
     assert caught.value.code == "too_long"
     assert caught.value.details == {"needed": 151, "limit": 200, "reserve": 50}
     assert session.document == before
-    drain(session.open([5] * 150, parse_method("full")))
+    drain(session.prefill([5] * 150, parse_method("full")))
     assert session.cache.position == 150
 
 
 def test_a_reading_that_is_given_up_leaves_the_session_as_it_was(byte_folder):
     session = new_session(byte_folder)
     cache, want = session.cache, ask(session, "What?", max_tokens=5).answer
-    reading = session.open(session.document * 2, parse_method("adakv"))
+    reading = session.prefill(session.document * 2, parse_method("adakv"))
     next(reading)
     reading.close()
     assert session.cache is cache and len(session.turns) == 1
@@ -144,7 +144,7 @@ def test_seeds_reproduce_answers(byte_folder):
 
 def test_a_chat_needs_no_document(byte_folder):
     session = new_session(byte_folder)
-    drain(session.open([], parse_method("adakv")))
+    drain(session.prefill([], parse_method("adakv")))
     assert session.cache.position == 0
     assert ask(session, "What?", max_tokens=3).completion_tokens == 3
 

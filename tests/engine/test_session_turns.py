@@ -88,11 +88,11 @@ def test_another_document_under_the_same_conversation(folder):
     session = talked(folder, 2)
     talk = held(session)[len(session.document) :]
     longer = session.dialogue.document("Another book altogether. " * 5)
-    drain(session.use(parse_method("adakv:budget=50%"), document=longer))
+    drain(session.recompress(parse_method("adakv:budget=50%"), document=longer))
     assert session.document == longer and held(session)[len(longer) :] == talk
     session.undo(2)
     fresh = new_session(folder)
-    drain(fresh.open(longer, parse_method("adakv:budget=50%")))
+    drain(fresh.prefill(longer, parse_method("adakv:budget=50%")))
     assert ask(session, "So?", max_tokens=6).answer == ask(fresh, "So?", max_tokens=6).answer
 
 
@@ -100,11 +100,11 @@ def test_a_first_document_changes_what_opens_the_conversation(folder):
     session = new_session(folder)
     bare = Dialogue(session.dialogue.tokenizer, has_document=False)
     session.dialogue = bare
-    drain(session.open(bare.document(""), parse_method("full")))
+    drain(session.prefill(bare.document(""), parse_method("full")))
     ask(session, "What?", max_tokens=4)
     form = Dialogue(session.dialogue.tokenizer)
     ids = form.document("A book.", "Be brief.")
-    drain(session.use(parse_method("full"), document=ids, dialogue=form))
+    drain(session.recompress(parse_method("full"), document=ids, dialogue=form))
     turn = session.turns[0]
     assert turn.ids[: turn.asked] == tuple(form.first("What?"))
     assert held(session) == ids + list(turn.ids) and session.dialogue is form
@@ -114,7 +114,7 @@ def test_a_document_that_does_not_fit_with_the_turns_changes_nothing(folder):
     session = talked(folder, 2)
     session.limit, before = 200, (session.cache, list(session.document), list(session.turns))
     with pytest.raises(KvchatError) as caught:
-        drain(session.use(parse_method("full"), document=[5] * 140))
+        drain(session.recompress(parse_method("full"), document=[5] * 140))
     assert caught.value.code == "too_long"
     assert (session.cache, session.document, session.turns) == before
 
@@ -124,6 +124,6 @@ def test_a_question_in_view_chooses_other_rows(folder):
     method = parse_method("adakv:budget=20%")
     kept = []
     for questions in ((), ("What did he count?",), ("Where is the sea?",)):
-        drain(session.use(method, questions))
+        drain(session.recompress(method, questions))
         kept.append([s.position.tolist() for s in session.cache.segments()])
     assert kept[0] != kept[1] != kept[2]

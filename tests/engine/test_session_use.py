@@ -24,7 +24,7 @@ def test_the_same_method_changes_nothing(session, chat_folder):
     for question in ("What?", "And at night?"):
         ask(other, question, max_tokens=6)
     position, turns = session.cache.position, list(session.turns)
-    drain(session.use(parse_method("full")))
+    drain(session.recompress(parse_method("full")))
     assert session.cache.position == position and session.turns == turns
     assert ask(session, "Why?", max_tokens=8).answer == ask(other, "Why?", max_tokens=8).answer
 
@@ -32,7 +32,7 @@ def test_the_same_method_changes_nothing(session, chat_folder):
 def test_another_method_compresses_the_document_and_keeps_the_turns(session):
     method, document = parse_method("adakv:budget=40%"), session.document
     talk = session.engine.tokens_in(session.cache)[len(document) :]
-    drain(session.use(method))
+    drain(session.recompress(method))
     for layer in session.cache.layers:
         assert sum(layer.segments[0].lengths) == round(0.4 * 2 * len(document))
         assert layer.tail.length == len(talk)
@@ -52,7 +52,7 @@ def test_a_change_that_is_given_up_leaves_the_session_as_it_was(session):
     cache, position = session.cache, session.cache.position
     keys = [layer.tail.keys.clone() for layer in cache.layers]
     for stop in (1, 2, 3):
-        work = session.use(parse_method("adakv"))
+        work = session.recompress(parse_method("adakv"))
         for _ in range(stop):
             next(work)
         work.close()
@@ -64,19 +64,19 @@ def test_a_change_that_is_given_up_leaves_the_session_as_it_was(session):
 
 def test_clear_after_a_change_keeps_the_new_reading(session, chat_folder):
     method = parse_method("adakv:budget=40%")
-    drain(session.use(method))
+    drain(session.recompress(method))
     session.clear()
     fresh = new_session(chat_folder("byte-level", "chatml"))
-    drain(fresh.open(fresh.document, method))
+    drain(fresh.prefill(fresh.document, method))
     assert ask(session, "What?", max_tokens=8).answer == ask(fresh, "What?", max_tokens=8).answer
 
 
 def test_a_chat_without_a_document_is_read_again_too(chat_folder):
     sessions = [new_session(chat_folder("byte-level", "chatml")) for _ in range(2)]
     for each in sessions:
-        drain(each.open([], parse_method("full")))
+        drain(each.prefill([], parse_method("full")))
         ask(each, "What?", max_tokens=4)
-    drain(sessions[0].use(parse_method("adakv")))
+    drain(sessions[0].recompress(parse_method("adakv")))
     assert sessions[0].cache.position == sessions[1].cache.position
     answers = [ask(each, "And?", max_tokens=6).answer for each in sessions]
     assert answers[0] == answers[1]

@@ -111,7 +111,7 @@ def test_a_model_that_is_missing_is_offered_at_a_terminal(repository, place, tmp
         code = "import sys; from kvchat.__main__ import main; main()"
         child = pexpect.spawn(
             sys.executable,
-            ["-c", code, "-m", "org/tiny", "--no-save", "--kv-cache", "off"],
+            ["-c", code, "-m", "org/tiny", "--no-save", "--prompt-cache", "off"],
             env=os.environ | ONE_THREAD | place | {"HF_ENDPOINT": hub.address, "TERM": "dumb"},
             cwd=str(ROOT),
             timeout=60,

@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kvchat.chat.open import open_chat
+from kvchat.chat.prepare import prepare
 from kvchat.cli import oneshot
+from kvchat.cli.json_events import Reporter
 from kvchat.cli.main import app
 from kvchat.engine.events import drain
 from kvchat.engine.store import atomic
@@ -56,11 +58,14 @@ def test_another_reading_is_another_file(place, change):
 
 
 def test_policies(place, monkeypatch):
-    assert place.opened(kv_cache="off").restored is None and not place.root.exists()
-    place.opened(kv_cache="read")
+    assert place.opened(prompt_cache="off").restored is None and not place.root.exists()
+    place.opened(prompt_cache="readonly")
     assert not place.files()
     place.opened()
-    assert place.opened(kv_cache="read").restored and not place.opened(kv_cache="off").restored
+    assert (
+        place.opened(prompt_cache="readonly").restored
+        and not place.opened(prompt_cache="off").restored
+    )
     with open(os.devnull) as nothing:
         monkeypatch.setattr("sys.stdin", nothing)
         assert place.opened(files=[], system="Be brief.").restored is None
@@ -110,7 +115,7 @@ def test_a_full_disk_is_told_once_and_the_chat_goes_on(place, monkeypatch):
     text = " ".join(place.shown().split())
     assert text.count("cannot be saved") == 1 and "No space left on device" in text
     assert list(chat.session.ask("Who?", max_tokens=3))[-1].completion_tokens == 3
-    assert os.listdir(place.root) == [] and not chat.readings.saves
+    assert os.listdir(place.root) == [] and not chat.cache.saves
 
 
 def test_a_part_of_the_disk_stays_free(place, monkeypatch):
@@ -129,18 +134,24 @@ def test_an_error_ends_a_save_and_a_clean_end_waits_for_it(place, monkeypatch):
         return save_book(*arguments)
 
     monkeypatch.setattr(readings, "save_book", slow)
-    for kv_cache_dir, error, count in ((place.root / "a", True, 0), (place.root / "b", False, 1)):
+    for prompt_cache_dir, error, count in (
+        (place.root / "a", True, 0),
+        (place.root / "b", False, 1),
+    ):
         begun.clear(), go.clear()
-        chat = open_chat(place.options(kv_cache_dir=str(kv_cache_dir)), place.screen)
+        chat = open_chat(
+            prepare(place.options(prompt_cache_dir=str(prompt_cache_dir)), place.screen),
+            place.screen,
+        )
         assert begun.wait(10)
         threading.Timer(0.4, go.set).start()
         try:
-            with chat.readings:
+            with chat.cache:
                 if error:
                     raise SystemExit(143)
         except SystemExit:
             pass
-        assert len(list(kv_cache_dir.glob("*"))) == count
+        assert len(list(prompt_cache_dir.glob("*"))) == count
     assert "saving the reading for the next time" in place.shown()
 
 
@@ -161,10 +172,10 @@ def test_the_least_lately_used_go_first(place):
 @pytest.fixture
 def scene(chat_folder, tmp_path):
     """A chat whose readings are saved."""
-    scene = Scene(chat_folder("byte-level", "chatml"), kv_cache="on")
-    scene.chat.readings = readings.Readings(scene.context.screen, "on", tmp_path / "kv")
+    scene = Scene(chat_folder("byte-level", "chatml"), prompt_cache="on")
+    scene.chat.cache = readings.PromptCache(scene.context.screen, "on", tmp_path / "kv")
     yield scene
-    with scene.chat.readings:
+    with scene.chat.cache:
         pass
 
 
@@ -173,7 +184,7 @@ def test_a_method_that_was_used_before_needs_no_reading(scene):
     position = scene.chat.session.cache.position
     assert "read " in scene.run("/method adakv:budget=60%,window=8")
     assert "read before" not in scene.run("/method streamingllm")
-    scene.chat.readings._wait()
+    scene.chat.cache._wait()
     back = scene.run("/method adakv:budget=60%,window=8")
     assert "read before" in back and scene.chat.restored
     assert scene.chat.session.cache.position == position and len(scene.chat.session.turns) == 1
@@ -181,7 +192,7 @@ def test_a_method_that_was_used_before_needs_no_reading(scene):
     assert "read before" not in again and scene.chat.restored is None
     scene.ask("And?")
     other = Scene(scene.chat.model.folder)
-    drain(other.chat.session.use(scene.chat.method))
+    drain(other.chat.session.recompress(scene.chat.method))
     kept = [s.lengths for s in other.chat.session.cache.segments()]
     assert kept == [s.lengths for s in scene.chat.session.cache.segments()]
 
@@ -189,7 +200,8 @@ def test_a_method_that_was_used_before_needs_no_reading(scene):
 def test_one_shot_says_so_in_its_json(place, capsys):
     place.opened()
     options = place.options(prompts=["Why?"], max_tokens=2, jsonl=True)
-    assert oneshot.run(options, place.screen) == 0
+    place.screen.observer = Reporter().see
+    assert oneshot.run(prepare(options, place.screen), place.screen) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     (prefill,) = [event for event in events if event["event"] == "prefill"]
     last, tokens = events[-1], events[-1]["usage"]["document_tokens"]
@@ -198,20 +210,20 @@ def test_one_shot_says_so_in_its_json(place, capsys):
 
 
 def test_the_cache_commands(place, monkeypatch):
-    monkeypatch.setenv("KVCHAT_KV_CACHE_DIR", str(place.root))
+    monkeypatch.setenv("KVCHAT_PROMPT_CACHE_DIR", str(place.root))
     monkeypatch.setenv("COLUMNS", "120")
 
     def said(*arguments):
         done = CliRunner().invoke(app, ["cache", *arguments])
         return done.exit_code, done.output
 
-    assert said("list")[1].startswith("0 saved readings")
+    assert said("list")[1].startswith("0 cached documents")
     place.opened()
     (path,) = place.files()
     (place.root / "foreign.safetensors").write_text("no")
     code, listed = said("list")
     assert code == 0 and "story.txt" in listed and "adakv:window=8 50%" in listed
-    assert "2 saved readings" in listed and "it is no" in listed
+    assert "2 cached documents" in listed and "it is no" in listed
     assert "read_seconds" in said("show", path.stem[:6])[1]
     assert said("rm", "nothing")[0] and said("prune", "--max-size", "x")[0]
     assert said("rm", "story.txt")[1].startswith("removed") and not path.exists()

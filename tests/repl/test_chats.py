@@ -42,7 +42,7 @@ def test_saved_chats_come_back(scene, folder):
     assert other.turns == scene.turns
     session = other.chat.session
     assert session.engine.tokens_in(session.cache)[-20:] == held[-20:]
-    assert other.chat.settings.sampling.seed == 7
+    assert other.chat.options.sampling.seed == 7
     other.ask("Four?", "Fourth.")
     assert len(chatlog.find("night watch").turns) == 3
     assert other.code("/load night watch") == "usage", "it is this one"

@@ -109,7 +109,7 @@ def test_ctrl_c_while_answering_keeps_what_came(start, tmp_path):
 
 def reading(start, tmp_path):
     script = {"chunk_seconds": 0.05, "answers": YES}
-    terminal = start(script, "--prefill-chunk", "32", until=r"reading .*layer 1/2")
+    terminal = start(script, "--prefill-chunk", "32", until=r"prefill .*layer 1/2")
     terminal.send("\x03", r"stop reading\? \[c\]ontinue / \[d\]rop")
     return terminal
 
@@ -135,7 +135,7 @@ def test_a_reading_that_is_dropped_leaves_a_chat_without_document(start, tmp_pat
 def test_a_reread_that_is_dropped_keeps_the_old_cache(start, tmp_path):
     script = {"chunk_seconds": 0.02, "answers": YES}
     terminal = start(script, "--prefill-chunk", "64", "-y")
-    terminal.send("/budget 50%\r", "reading .*layer 1/2")
+    terminal.send("/budget 50%\r", "prefill .*layer 1/2")
     terminal.send("\x03", "stop reading")
     terminal.send("d")
     terminal.send("/budget\r", r"budget 25% ")

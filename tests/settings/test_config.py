@@ -1,5 +1,6 @@
 """config.toml: strict with line numbers, origins in order, aliases."""
 
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from kvchat.errors import KvchatError
 from kvchat.hub.find import find_model
 from kvchat.settings import config
+from kvchat.settings.options import OPTIONS, Options
 from tests.support.forked import kvchat
 from tests.support.program import DEMO
 
@@ -44,40 +46,62 @@ def test_no_file_is_an_empty_config(path):
 def test_values_and_their_origins_in_order(path):
     path.write_text(GOOD)
     found = config.load()
-    values, origins = config.settle({"seed": 3, "top_p": None}, found, {"KVCHAT_TOP_K": "5"})
-    assert values == {
-        "seed": 3,
-        "top_k": 5,
-        "model": "tiny",
-        "budget": "10%",
-        "ctx_size": 4096,
-        "temperature": 1,
-        "stats": "long",
-    }
+    options = config.settle({"seed": "3", "top_p": None}, found, {"KVCHAT_TOP_K": "5"})
+    origins = options.origins
+    assert (options.seed, options.top_k, options.top_p) == (3, 5, None)
+    assert (options.model, options.budget, options.ctx_size) == ("tiny", "10%", 4096)
+    assert options.temperature == 1 and options.stats == "long"
     assert origins["seed"] == "flag" and origins["top_k"] == "KVCHAT_TOP_K"
     assert "[models.tiny]" in origins["budget"] and "[defaults]" in origins["temperature"]
-    values, _ = config.settle({"budget": "5%"}, found, {"KVCHAT_BUDGET": "7%"})
-    assert values["budget"] == "5%"
-    values, _ = config.settle({}, found, {"KVCHAT_BUDGET": "7%", "KVCHAT_PLAIN": "1"})
-    assert values["budget"] == "7%" and values["plain"] is True
-    values, _ = config.settle({"model": "other"}, found, {})
-    assert values["budget"] == "50%" and "ctx_size" not in values
+    assert "top_p" not in origins
+    budget = {"KVCHAT_BUDGET": "7%", "KVCHAT_PLAIN": "1"}
+    assert config.settle({"budget": "5%"}, found, budget).budget == "5%"
+    options = config.settle({}, found, budget)
+    assert options.budget == "7%" and options.plain is True
+    options = config.settle({"model": "other"}, found, {})
+    assert options.budget == "50%" and options.ctx_size is None
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_means_the_same_wherever_it_comes_from(name, path):
+    """Flag, environment, config.toml and /set read a value alike, and refuse one alike."""
+    option = OPTIONS[name]
+    texts = {"N": "2", "X": "0.5", "SIZE": "5GiB", "SHARE": "2%", "": "off"}
+    text = option.kind.choices[0] if option.kind.choices else texts.get(option.kind.metavar, "abc")
+    given = [text] if option.many else text
+    value = getattr(config.settle({name: given}, config.Config(path), {}), name)
+    found = [value]
+    if option.table:
+        variable = {option.variable: text}
+        found.append(getattr(config.settle({}, config.Config(path), variable), name))
+        path.write_text(f"[{option.table}]\n{name} = {json.dumps(text)}")
+        found.append(getattr(config.settle({}, config.load(), {}), name))
+    if option.live and not option.many:
+        found.append(getattr(Options().changed(name, text, "/set"), name))
+    if name == "method_options":
+        found = [[*each] for each in found]
+    assert found == [found[0]] * len(found) and (name == "kv_bits" or found[0] is not None)
+    if option.kind.metavar in ("N", "X", "SIZE", "SHARE", "NAME"):
+        with pytest.raises(KvchatError) as caught:
+            config.settle({name: "-x-"}, config.Config(path), {})
+        assert caught.value.exit_code == 2 and option.flag in caught.value.message
 
 
 @pytest.mark.parametrize(
     ("text", "line", "part"),
     [
-        ("[defaults]\nbuget = '1%'", 2, "did you mean budget"),
-        ("[defaults]\nseed = 1\nseed2 = 'x'", 3, "seed"),
-        ("[default]\n", 1, "did you mean defaults"),
-        ("budget = '25%'", 1, "unknown key 'budget'"),
-        ("[defaults]\n\nseed = 'x'", 3, "not of type int"),
-        ("[defaults]\nseed = true", 2, "not of type int"),
-        ("[ui]\nmarkdown = 1", 2, "not of type bool"),
-        ("[models.a]\nseed = 1", 1, "needs one of path and repo"),
-        ("[models.a]\npath='x'\nrepo='y'", 1, "needs one of path and repo"),
+        ("[defaults]\nbuget = '1%'", 2, "budget"),
+        ("[defaults]\nseed = 1\nseed2 = 'x'", 3, "seed2"),
+        ("[default]\n", 1, "defaults"),
+        ("budget = '25%'", 1, "budget"),
+        ("[defaults]\n\nseed = 'x'", 3, "seed"),
+        ("[defaults]\nseed = true", 2, "seed"),
+        ("[ui]\nmarkdown = 1", 2, "markdown"),
+        ("[defaults]\ntop_p = 2.0", 2, "top_p"),
+        ("[models.a]\nseed = 1", 1, "path"),
+        ("[models.a]\npath='x'\nrepo='y'", 1, "repo"),
         ("[defaults]\nmodel 3", 2, "line 2"),
-        ("models = 3", 1, "must be a table"),
+        ("models = 3", 1, "models"),
     ],
 )
 def test_mistakes_are_named_with_their_line(path, text, line, part):
@@ -85,6 +109,11 @@ def test_mistakes_are_named_with_their_line(path, text, line, part):
     with pytest.raises(KvchatError, match=part) as caught:
         config.load()
     assert f"line {line}" in caught.value.message and caught.value.exit_code == 2
+
+
+def test_a_byte_order_mark_is_left_out(path):
+    path.write_bytes(b"\xef\xbb\xbf[defaults]\nseed = 4")
+    assert config.settle({}, config.load(), {}).seed == 4
 
 
 @pytest.mark.parametrize(("name", "text"), [("SEED", "x"), ("MARKDOWN", "maybe"), ("TOP_P", "")])
@@ -99,9 +128,9 @@ def test_aliases_name_models(path, tmp_path):
     assert find_model("tiny", aliases).folder == DEMO
     assert find_model("tiny", aliases).name == "tiny"
     path.write_text("[models.gone]\npath = '/no/such/folder'")
-    with pytest.raises(KvchatError, match="has no config"):
+    with pytest.raises(KvchatError, match="gone"):
         find_model("gone", config.load().models)
-    with pytest.raises(KvchatError, match="not in the Hugging Face cache") as caught:
+    with pytest.raises(KvchatError, match="nobody/nothing") as caught:
         find_model("nobody/nothing")
     assert "kvchat models pull nobody/nothing" in caught.value.tries
 

@@ -13,7 +13,8 @@ from kvchat.documents.document_ids import compose
 from kvchat.errors import KvchatError
 from kvchat.hub import find as models
 from kvchat.hub.find import Model, find_model
-from kvchat.hub.tokenizer import load_tokenizer, with_text
+from kvchat.hub.offer import with_text
+from kvchat.hub.tokenizer import load_tokenizer
 from kvchat.machine import resources as machine
 from kvchat.settings import config
 from kvchat.settings.options import Options
@@ -65,7 +66,7 @@ def test_a_missing_tokenizer_names_the_way_out(tmp_path, story):
 
 
 def test_no_template_is_no_surprise_where_it_was_asked_for(story):
-    done = kvchat(story, "-p", "Why?", "-n", "2", "--no-chat-template")
+    done = kvchat(story, "-p", "Why?", "-n", "2", "--chat-template", "none")
     assert done.returncode == 0 and b"no usable chat template" not in done.stderr
 
 

@@ -11,6 +11,7 @@ from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog import new_path
 from kvchat.chat.chatlog_writer import Keeper
 from kvchat.chat.open import open_chat
+from kvchat.chat.prepare import prepare
 from kvchat.documents import decode
 from kvchat.documents.document_ids import compose
 from kvchat.engine.events import drain
@@ -20,11 +21,10 @@ from kvchat.engine.session import Session
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
-from kvchat.prompt_cache.saved_documents import Readings
+from kvchat.prompt_cache.saved_documents import PromptCache
 from kvchat.repl import commands
 from kvchat.repl.commands import Context, run
 from kvchat.settings.options import Options
-from kvchat.settings.settings import Settings
 from kvchat.terminal.screen import Screen
 from tests.engine.scripted import ScriptedEngine, say
 from tests.engine.tiny import load_engine
@@ -69,14 +69,14 @@ class Scene:
         book = compose(tokenizer, files, "", engine.config.context_limit)
         session = Session(engine, book.dialogue)
         method = parse_method("adakv:budget=50%,window=8") if story else Full()
-        drain(session.open(book.ids, method))
+        drain(session.prefill(book.ids, method))
         engine.spare = tokenizer.specials["<|im_end|>"]
         self.options = Options(method="adakv", **options)
         model = Model("tiny", folder)
         timings = {"load": 0.1, "tokenize": 0.1, "prefill": 0.1}
         screen = string_screen(width)
-        readings = Readings(screen, self.options.kv_cache)
-        chat = Chat(self.options, model, session, method, Settings(), book, readings, timings)
+        readings = PromptCache(screen, self.options.prompt_cache)
+        chat = Chat(self.options, model, session, method, book, readings, timings)
         self.context = Context(chat, screen, Keeper(screen, new_path()))
 
     @property
@@ -128,14 +128,14 @@ class Place:
     def options(self, **values) -> Options:
         """What is usual here, and what is asked for."""
         place = {"model": str(self.folder), "files": [str(self.story)], "save": False}
-        place |= {"kv_cache": "on", "kv_cache_dir": str(self.root)}
+        place |= {"prompt_cache": "on", "prompt_cache_dir": str(self.root)}
         return Options(**place | self.usual | values)
 
     def opened(self, **values) -> Chat:
         """A new chat; what it saves is on disk."""
         shown(self.screen)
-        self.chat = open_chat(self.options(**values), self.screen)
-        with self.chat.readings:
+        self.chat = open_chat(prepare(self.options(**values), self.screen), self.screen)
+        with self.chat.cache:
             pass
         self.context = Context(self.chat, self.screen, Keeper(self.screen, None))
         return self.chat

@@ -19,7 +19,7 @@ from kvchat.engine.budget import Budget
 from kvchat.errors import KvchatError
 from kvchat.repl import views
 from kvchat.repl.commands import find
-from kvchat.settings.settings import find_key
+from kvchat.settings.options import live_option
 from kvchat.terminal.answer_view import LiveAnswer, PlainAnswer
 from kvchat.terminal.markdown import rendered
 from kvchat.terminal.text import CONTROL, clean
@@ -165,7 +165,7 @@ def test_errors_about_what_was_typed():
     """Every error is cleaned where it is printed, whatever it quotes."""
     screen = string_screen()
     for text in islice(strings(10), 500):
-        for wrong in (find_key, find, Budget.parse):
+        for wrong in (live_option, find, Budget.parse):
             try:
                 wrong(text)
             except KvchatError as error:

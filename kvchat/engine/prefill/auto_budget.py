@@ -13,7 +13,7 @@ from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.spec import with_budget
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.replay_texts import Passage, held_out, tellings
-from kvchat.engine.reader import Reader
+from kvchat.engine.session import Session
 from kvchat.engine.sizes import LADDER
 
 
@@ -43,7 +43,7 @@ class Kept:
 
 
 def open_within(
-    session: Reader,
+    session: Session,
     ids: Sequence[int],
     method: Method,
     promise: float,
@@ -70,13 +70,13 @@ def open_within(
         tried[str(chosen.budget)] = loss
         if loss <= promise:
             break
-    session.select_seconds, session.chooser = reading.select_seconds, chosen
     session.adopt(cache, ids, folds or chosen)
+    session.select_seconds, session.chooser = reading.select_seconds, chosen
     return Kept(chosen, loss, promise, tried)
 
 
 def _loss(
-    session: Reader, cache: KVCache, passages: Sequence[Passage], exact: Sequence[Tensor]
+    session: Session, cache: KVCache, passages: Sequence[Passage], exact: Sequence[Tensor]
 ) -> Generator[Progress, None, float]:
     """The share of all passages' told tokens that a cache would change."""
     layers, done = session.engine.config.num_layers, cache.position

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from kvchat.chat.chat import Chat
 from kvchat.chat.prefill import read_again
-from kvchat.chat.whole import whole
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
@@ -20,8 +19,6 @@ from kvchat.engine.methods.spec import (
 from kvchat.errors import KvchatError
 from kvchat.repl import comparing
 from kvchat.repl.commands.context import Context
-from kvchat.settings import config
-from kvchat.settings.choices import method_defaults
 from kvchat.settings.options import SAVED_CHAT
 from kvchat.terminal.text import first_line, ratio
 
@@ -57,14 +54,14 @@ def method_of(chat: Chat, spec: str) -> Method:
     What SPEC leaves open is as `[methods.NAME]` has it, or as `-O` had it if this method has such
     an option; budget and bits are those of the present method. Raises KvchatError("usage").
     """
-    name, present, settings = method_name(spec), whole(chat).method, config.load()
-    values = method_defaults(spec, settings)
-    if chat.options.origin("method_options") != SAVED_CHAT:  # those are all of the saved method's
+    name, present, asked = method_name(spec), chat.method, chat.options
+    values = asked.usual_of(spec)
+    if asked.origin("method_options") != SAVED_CHAT:  # those are all of the saved method's
         known = {*options(name), *STAGES}
         if not METHODS[name_of(present)].retrieves:  # else it says nothing of bits
             known.remove("bits")
-        usual = method_defaults(chat.options.method, settings)
-        given = [pair for pair in chat.options.method_options if pair not in usual]
+        usual = asked.usual_of(asked.method)
+        given = [pair for pair in asked.method_options if pair not in usual]
         values += [pair for pair in given if _key(pair) in known]
     if METHODS[name].retrieves:  # what it keeps is as the model made it
         values = [pair for pair in values if _key(pair) not in STAGES]
@@ -99,7 +96,7 @@ def budget(context: Context, argument: str) -> None:
         raise KvchatError(
             "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
         )
-    changed = with_budget(whole(chat).method, wanted)
+    changed = with_budget(chat.method, wanted)
     if read_again(chat, context.screen, method=changed, questions=chat.chosen_for):
         context.keeper.changed(chat)
 

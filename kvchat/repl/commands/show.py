@@ -8,7 +8,8 @@ from kvchat.errors import KvchatError
 from kvchat.repl import memory, views
 from kvchat.repl.commands.compression import full_spec
 from kvchat.repl.commands.context import Context, number
-from kvchat.settings.settings import KEYS, STATS, THEMES, find_key, set_value, shown
+from kvchat.settings.kinds import shown
+from kvchat.settings.options import LIVE, live_option
 from kvchat.terminal.text import counted, size
 
 EXCERPT = 400  # characters of the prompt shown from either end
@@ -159,12 +160,12 @@ def _settings(context: Context, argument: str) -> None:
         [
             ("method", full_spec(chat)),
             ("selection", selection),
-            ("full copy", chat.readings.full_copy),
+            ("full copy", chat.cache.full_copy),
             ("overflow", chat.options.overflow),
             ("prefill chunk", f"{chat.session.engine.chunk:,} tokens"),
             ("chat", context.keeper.title),
             *([("cut", str(chat.book.cut))] if chat.book.cut else []),
-            *setting_rows(context, KEYS),
+            *setting_rows(context, LIVE),
         ]
     )
 
@@ -207,19 +208,19 @@ def set_(context: Context, argument: str) -> None:
     """
     chat = context.chat
     name, _, value = argument.partition(" ")
-    key = find_key(name) if name else ""
+    key = live_option(name).name if name else ""
     if value:
-        chat.settings = set_value(chat.settings, key, value.strip())
+        chat.options = chat.options.changed(key, value.strip(), "/set")
         context.keeper.changed(chat)
-    context.screen.rows(setting_rows(context, [key] if key else KEYS))
+    context.screen.rows(setting_rows(context, [key] if key else LIVE))
     if key and not value:
-        context.screen.tell(f"  takes {KEYS[key][0]}")
+        context.screen.tell(f"  takes {LIVE[key].kind.meaning}")
 
 
 def setting_rows(context: Context, keys: Iterable[str]) -> list[tuple[str, str]]:
     """Settings with their values and where those are from."""
-    settings = context.chat.settings
-    values, origins = settings.values(), settings.origins
+    options = context.chat.options
+    values, origins = options.live_values(), options.origins
     return [(key, f"{shown(values[key])}  ({origins.get(key, 'default')})") for key in keys]
 
 
@@ -227,6 +228,5 @@ def completes(context: Context, typed: str) -> Iterable[str]:
     """Keys, then values of those that have few."""
     key, space, _ = typed.partition(" ")
     if not space:
-        return KEYS
-    values = {"stats": STATS, "markdown": ("on", "off"), "theme": THEMES}.get(key, ())
-    return [f"{key} {value}" for value in values]
+        return LIVE
+    return [f"{key} {value}" for value in LIVE[key].kind.choices] if key in LIVE else []

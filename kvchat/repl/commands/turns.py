@@ -54,15 +54,15 @@ def retry(context: Context, argument: str) -> None:
     """
     chat = context.chat
     require_turns(context, "answer again")
-    before, answered = chat.settings, False
-    chat.settings = before.changed("seed", before.sampling.seed + 1, "/retry")
+    before, answered = chat.options, False
+    chat.options = before.changed("seed", before.sampling.seed + 1, "/retry")
     if not before.sampling.temperature:
         context.screen.tell("temperature is 0, so the answer may not change (/set temperature 0.7)")
     try:
         answered = answer_again(context, chat.session.turns[-1].question)
     finally:
         if not answered:
-            chat.settings = before
+            chat.options = before
 
 
 def edit(context: Context, argument: str) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvchat.cli import lists
 from kvchat.errors import KvchatError
+from kvchat.settings.lists import METHOD_SPECS, WORDS, counts
 
 
 @pytest.mark.parametrize(
@@ -16,28 +16,32 @@ from kvchat.errors import KvchatError
         (["512-8192*2"], [512, 1024, 2048, 4096, 8192]),
         (["3-80*3"], [3, 9, 27]),
         (["1k-3k+1k"], [1000, 2000, 3000]),
-        (["64-64"], [64]),
-        (None, [9]),
+        (["64-64,64"], [64]),
     ],
 )
 def test_lists_and_ranges(given, numbers):
-    assert lists.counts("-p", given, [9]) == numbers
+    assert counts().read("-p", given) == numbers
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "5-", "-5", "5-2", "4-8*1", "0-8*2", "1-9+0", "1-5000", "2.5", "1-2-3", "4,,5"],
+    ["", "a", "5-", "-5", "5-2", "4-8*1", "0-8*2", "1-9+0", "1-5000", "2.5", "1-2-3", "4,,5", "99"],
 )
 def test_what_is_no_list_of_numbers_is_refused(text):
     with pytest.raises(KvchatError) as caught:
-        lists.counts("-p", [text], [], least=0)
+        counts(0, 64).read("-p", [text])
     assert caught.value.code == "usage" and "-p" in caught.value.message
 
 
 def test_an_option_belongs_to_the_method_before_it():
     given = ["full,adakv:window=16,floor=0.3,kvzip,chunk=64", "kvmerger@50"]
     wanted = ["full", "adakv:window=16,floor=0.3", "kvzip:chunk=64", "kvmerger@50"]
-    assert lists.specs(given, []) == wanted and lists.specs(None, ["full"]) == ["full"]
+    assert METHOD_SPECS.read("--method", given) == wanted
     for bad in (["window=3"], ["full", "window=3"]):
-        with pytest.raises(KvchatError, match="has no method before it"):
-            lists.specs(bad, [])
+        with pytest.raises(KvchatError) as caught:
+            METHOD_SPECS.read("--method", bad)
+        assert caught.value.code == "usage"
+
+
+def test_words_come_once_and_in_order():
+    assert WORDS.read("--task", ["b,a", "a", "c"]) == ["b", "a", "c"]

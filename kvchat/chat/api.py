@@ -1,0 +1,156 @@
+"""The Python API: a chat about documents in a few lines, over the same parts as the program."""
+
+import builtins
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kvchat.chat.chat import Chat
+from kvchat.chat.chatlog_writer import Keeper
+from kvchat.chat.open import chosen_method, open_chat
+from kvchat.chat.prefill import read_again
+from kvchat.chat.prepare import prepare
+from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
+from kvchat.errors import KvchatError
+from kvchat.settings.config import Config, settle
+from kvchat.settings.options import OPTIONS
+from kvchat.terminal.screen import Screen
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: text, tokens, seconds, and bytes of the KV cache after it.
+
+    `finish_reason` is `stop`, `length` (`max_tokens`) or `window` (context window full); `ttft` is
+    the time to the first token, `decode_seconds` from the first to the last. `kv_bytes` are kept,
+    `full_bytes` is what an uncompressed cache would hold.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    ttft: float
+    decode_seconds: float
+    kv_bytes: int
+    full_bytes: int
+
+
+class OpenChat:
+    """A chat about documents that are prefilled and compressed. A context manager: its end waits
+    until the prompt cache is written."""
+
+    def __init__(self, chat: Chat, screen: Screen):
+        self._chat, self._screen = chat, screen
+
+    def __enter__(self) -> "OpenChat":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._chat.cache.__exit__(kind, error, trace)
+
+    def close(self) -> None:
+        """The end, where `with` is not used."""
+        self.__exit__(None, None, None)
+
+    def ask(self, text: str) -> Answer:
+        """Answer a question; the turn stays in the conversation. Raises KvchatError."""
+        done = None
+        for event in self.stream(text):
+            if isinstance(event, TurnDone):
+                done = event
+        assert done is not None, "every turn ends with TurnDone"
+        session = self._chat.session
+        return Answer(
+            done.answer,
+            done.finish_reason,
+            done.prompt_tokens,
+            done.completion_tokens,
+            done.ttft,
+            done.decode_seconds,
+            session.memory().total,
+            session.full_bytes(),
+        )
+
+    def stream(self, text: str) -> Generator[Progress | Smaller | Delta | TurnDone, None, None]:
+        """The events of an answer: `Delta` with pieces of its text, at last `TurnDone`.
+
+        Closing the generator takes the question back. Raises KvchatError("too_long").
+        """
+        options = self._chat.options
+        for event in self._chat.session.ask(text, options.sampling, options.longest, options.stop):
+            if isinstance(event, TurnDone):
+                self._chat.last = event
+            yield event
+
+    def recompress(self, method: str, budget: str | None = None) -> None:
+        """Compress the document again, with another method or budget; turns stay.
+
+        Raises KvchatError; the chat is then as it was.
+        """
+        chat = self._chat
+        before = chat.options
+        try:
+            chat.options = before.changed("method", method, "flag").changed(
+                "budget", budget, "flag"
+            )
+            read_again(chat, self._screen, chosen_method(chat.options))
+        except BaseException:
+            chat.options = before
+            raise
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the chat to a new file (`.jsonl`); `kvchat --resume FILE` goes on with it.
+
+        Raises KvchatError("session") if the file exists or there is no turn yet.
+        """
+        place = Path(path)
+        if place.exists() or not self._chat.session.turns:
+            what = "exists already" if place.exists() else "would hold no turn"
+            raise KvchatError("session", f"{place} {what}", "another file, after a question")
+        keeper = Keeper(self._screen, place)
+        keeper.turn(self._chat)
+        keeper.close()
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Notices about what differs from what was asked."""
+        return tuple(self._screen.warnings)
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the document's KV pairs that is kept."""
+        return self._chat.kept_share()
+
+
+def open(
+    model: str | None = None,
+    files: Sequence[str | PathLike[str]] = (),
+    method: str | None = None,
+    budget: str | None = None,
+    **options: Any,
+) -> OpenChat:
+    """Load a model, prefill documents, compress their KV cache.
+
+    `options` are the other options of `kvchat chat` by their names (`weights="int4"`,
+    `ctx_size="32k"`, `temperature=0.7`, …); neither config.toml nor the environment is looked at.
+    Raises KvchatError, with a code, for what the program says with an exit code; TypeError for an
+    option that there is not.
+    """
+    given = {"model": model, "method": method, "budget": budget, **options}
+    if unknown := given.keys() - OPTIONS.keys():
+        raise TypeError(f"open() has no option {', '.join(sorted(unknown))}")
+    names: builtins.list[str] = [fspath(file) for file in files]
+    asked = settle(given | {"files": names, "yes": True, "save": False}, Config(Path()), {})
+    screen = Screen(quiet=True, plain=True)
+    screen.err.quiet = True  # nothing is printed; notices are in `warnings`
+    prepared = prepare(asked, screen, piped=False)
+    return OpenChat(open_chat(prepared, screen), screen)

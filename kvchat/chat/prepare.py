@@ -1,0 +1,99 @@
+"""What is known before torch is imported: the saved chat to go on with, the model and its config,
+the documents. What can be refused is refused here, within a moment."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvchat import __version__
+from kvchat.chat import chatlog
+from kvchat.chat.sources import SAVED, read_documents
+from kvchat.documents import Document
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.weights.bits import INPUTS
+from kvchat.hub.find import Model
+from kvchat.hub.offer import model_of, with_text
+from kvchat.settings.options import LIVE, SAVED_CHAT, Options
+from kvchat.terminal.screen import Screen
+from kvchat.terminal.text import counted, size
+
+# Options that a saved chat has with its document.
+DOCUMENT = (
+    *("system", "encoding", "pages", "loader", "clean", "overflow", "ctx_size"),
+    *("tokenizer", "chat_template"),
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A chat that can be opened; `saved` is the one that is gone on with."""
+
+    options: Options
+    model: Model
+    config: ModelConfig
+    files: list[Document]
+    saved: chatlog.Saved | None = None
+
+
+def prepare(options: Options, screen: Screen, piped: bool = True) -> Prepared:
+    """Find chat, model and documents, and say what was found. Raises KvchatError.
+
+    Without `piped` standard input is left alone.
+    """
+    saved = named(options)
+    if saved is not None:
+        screen.say(f"going on with {saved.title}: {counted(len(saved.turns), 'turn')}", "bold")
+        options = restored(options, saved)
+    model = with_text(model_of(options, screen), options)
+    if options.model is None:
+        screen.warn(
+            "no model given or configured: using the bundled demo model "
+            "(small; -m NAME picks another)"
+        )
+    config = ModelConfig.load(model.folder)
+    stored = f", weights in {options.weights}" if options.weights in INPUTS else ""
+    screen.say(
+        f"kvchat {__version__} · {model.name} ({config.family}, "
+        f"{config.parameters / 1e6:,.1f} M parameters{stored})",
+        "bold",
+    )
+    files = read_documents(options, screen) if options.files or piped else []
+    for file in files:
+        pages = f", {len(file.places):,} {file.unit}" if len(file.places) > 1 else ""
+        characters = f"{len(file.text):,} characters"
+        screen.say(f"{file.title} · {size(file.size)}, {file.encoding}{pages}, {characters}")
+    return Prepared(options, model, config, files, saved)
+
+
+def named(options: Options) -> chatlog.Saved | None:
+    """The saved chat that options name; None for a new one. Raises KvchatError("session")."""
+    if options.last or options.resume:
+        return chatlog.find(options.resume)
+    if options.session:
+        exact = [chat for chat in chatlog.listing() if chat.name == options.session]
+        return exact[0] if exact else None
+    return None
+
+
+def restored(options: Options, saved: chatlog.Saved) -> Options:
+    """Options with everything that the saved chat knows and no flag says otherwise."""
+    document, method = saved.document, saved.method
+    by_flag = {name for name, origin in options.origins.items() if origin == "flag"}
+    values: dict[str, Any] = {"model": saved.chat.get("folder")}
+    values |= {name: document.get(name) for name in DOCUMENT}
+    values["tail_budget"] = method.get("tail_budget")
+    values |= {name: saved.settings[name] for name in LIVE if name in saved.settings}
+    if "method" not in by_flag:
+        values["method"] = method.get("name")
+        values["method_options"] = [f"{k}={v}" for k, v in method.get("options", {}).items()]
+        values["budget"] = method.get("budget") if method.get("name") != "full" else None
+    taken: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if value is not None and name not in by_flag
+    }
+    if not options.files:
+        files = document.get("files", ())
+        taken["files"] = [file["path"] or SAVED + file["name"] for file in files]
+        taken["texts"] = {SAVED + file["name"]: file["text"] for file in files if "text" in file}
+    origins = {**options.origins, **dict.fromkeys(taken, SAVED_CHAT)}
+    return replace(options, **taken, origins=origins)
