@@ -8,6 +8,7 @@
 Importing it imports nothing heavy: the first use of `kvchat.open` does.
 """
 
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.2.0"
@@ -18,6 +19,4 @@ def __getattr__(name: str) -> Any:
     """The Python API, which imports torch, when it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'kvchat' has no attribute {name!r}")
-    from kvchat.chat import api
-
-    return getattr(api, name)
+    return getattr(import_module("kvchat.chat.api"), name)

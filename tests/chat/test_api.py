@@ -1,0 +1,103 @@
+"""The Python API: a chat about a document in a few lines."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import kvchat
+from kvchat.engine.events import Delta, TurnDone
+from kvchat.errors import KvchatError
+from tests.support.forked import kvchat as program
+from tests.support.program import DEMO
+
+STORY = "The boat of Mara Voss is Endeavour. " + "The mill stands by the river. " * 60
+QUESTION = "What is the boat of Mara Voss?"
+
+
+@pytest.fixture
+def story(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    path = tmp_path / "story.txt"
+    path.write_text(STORY)
+    return path
+
+
+def opened(story, **options):
+    usual = {"method": "adakv", "budget": "50%", "max_tokens": 12, "prompt_cache": "off"}
+    return kvchat.open(str(DEMO), [story], **usual | options)
+
+
+def test_importing_kvchat_imports_nothing_heavy():
+    code = "import sys, kvchat; print(*({'torch', 'rich', 'typer', 'numpy'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_an_answer_is_that_of_the_program(story):
+    with opened(story) as chat:
+        answer = chat.ask(QUESTION)
+        assert chat.kept_share == pytest.approx(0.5, abs=0.01)
+    asked = ["--method", "adakv", "--budget", "50%", "-n", "12", "-p", QUESTION, "--json"]
+    done = json.loads(program(str(story), "-m", str(DEMO), *asked).stdout)
+    assert (answer.text, answer.finish_reason) == (done["answer"], done["finish_reason"])
+    assert answer.completion_tokens == done["usage"]["completion_tokens"] > 0
+    assert answer.kv_bytes == done["kv"]["bytes"] < answer.full_bytes == done["kv"]["full_bytes"]
+    assert answer.ttft > 0 and answer.decode_seconds > 0
+
+
+def test_a_stream_has_the_answer_in_pieces_and_can_be_given_up(story):
+    with opened(story) as chat:
+        *_, done = events = list(chat.stream(QUESTION))
+        assert isinstance(done, TurnDone)
+        assert "".join(e.text for e in events if isinstance(e, Delta)) == done.answer
+        begun = chat.stream(QUESTION)
+        next(begun)
+        begun.close()
+        turns = chat._chat.session.turns
+        assert len(turns) == 1, "the question was taken back"
+
+
+def test_recompressing_keeps_the_turns(story, capfd):
+    with opened(story) as chat:
+        chat.ask(QUESTION)
+        chat.recompress("snapkv", "25%")
+        assert chat.kept_share == pytest.approx(0.25, abs=0.01)
+        with pytest.raises(KvchatError):
+            chat.recompress("nonsense")
+        assert chat.kept_share == pytest.approx(0.25, abs=0.01)
+        assert chat.ask(QUESTION).completion_tokens > 0
+    assert capfd.readouterr() == ("", ""), "a library prints nothing"
+
+
+def test_a_saved_chat_goes_on_in_the_program(story, tmp_path):
+    place = tmp_path / "talk.jsonl"
+    with opened(story) as chat:
+        with pytest.raises(KvchatError):
+            chat.save(place)
+        for question in (QUESTION, "Where is the mill?"):
+            chat.ask(question)
+        chat.save(place)
+        with pytest.raises(KvchatError):
+            chat.save(place)
+    events = [json.loads(line) for line in place.read_text().splitlines()]
+    assert [e["question"] for e in events if e["event"] == "turn"] == [
+        QUESTION,
+        "Where is the mill?",
+    ]
+    done = program("--resume", str(place), "-p", "Why?", "-n", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["usage"]["cached_tokens"] > 0
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"budget": "lots"}, {"select": "x"}])
+def test_errors_have_the_program_s_codes(story, options):
+    with pytest.raises(KvchatError) as caught:
+        opened(story, **options)
+    assert caught.value.exit_code == 2
+
+
+def test_an_option_that_there_is_not(story):
+    with pytest.raises(TypeError):
+        opened(story, budgets="25%")
