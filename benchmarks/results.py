@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import results_page
+from claims import claims
 
-from kvchat.eval.claims import claims
-from kvchat.eval.curves import Curves, curves
-from kvchat.eval.pictures import draw_curves
+from kvchat.eval.pictures import panels, render_panels
 from kvchat.eval.report import rows
 from kvchat.machine.resources import processor
 
@@ -131,7 +130,7 @@ def measured(experiment: Experiment, number: int) -> float:
     from kvchat.engine.text.chat_template import Dialogue
     from kvchat.engine.text.tokenizer import Tokenizer
     from kvchat.eval.measure import Cell, measure
-    from kvchat.eval.sources import case_of
+    from kvchat.eval.sources import case_of, drawn
     from kvchat.eval.tasks import TASKS
     from kvchat.hub.find import demo_model
 
@@ -139,8 +138,8 @@ def measured(experiment: Experiment, number: int) -> float:
     folder = demo_model().folder
     engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
-    asked_of = SEED, experiment.length, number, experiment.questions
-    case = case_of(session.dialogue, TASKS["world"], *asked_of)
+    draw = drawn(SEED, experiment.length, number, experiment.questions)
+    case = case_of(session.dialogue, TASKS["world"], experiment.length, draw)
     asked = [
         Cell(parse_method(spec, Budget.parse(budget)), experiment.seen)
         for spec, budget in experiment.cells
@@ -178,14 +177,14 @@ def finished(experiment: Experiment) -> list[dict[str, Any]]:
     return [json.loads(piece(experiment, n).read_text()) for n in range(experiment.documents)]
 
 
-def draw() -> None:
+def render() -> None:
     """A picture of some methods at 4,096 tokens, for the page and the README."""
-    panels: list[Curves] = []
+    found = []
     for experiment in EXPERIMENTS:
         if experiment.length == 4096:
-            records = (record for found in finished(experiment) for record in found["records"])
-            panels += curves(record for record in records if _shown(record))
-    draw_curves(STORE / "answers.png", panels)
+            records = (record for piece in finished(experiment) for record in piece["records"])
+            found += panels(rows(record for record in records if _shown(record)))
+    render_panels(STORE / "answers.png", found)
 
 
 def _shown(record: dict[str, Any]) -> bool:
@@ -203,7 +202,7 @@ def store(experiment: Experiment) -> list[float]:
     result = {
         "experiment": asdict(experiment) | {"seed": SEED, "code": code()},
         "table": [asdict(row) for row in rows(records)],
-        "claims": [asdict(claim) for claim in claims(records)],
+        "claims": claims(records),
     }
     write(STORE / f"{experiment.name}.json", result)
     return [found["seconds"] for found in pieces]
@@ -229,7 +228,7 @@ def main() -> None:
     seconds = {experiment.name: store(experiment) for experiment in EXPERIMENTS}
     times = {"machine": processor(), "processes": chosen.processes, "seconds": seconds}
     write(STORE / "times.json", times)
-    draw()
+    render()
     results_page.write()
 
 

@@ -8,7 +8,7 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.spec import parse_method
 
-FORMATS = ("md", "csv", "json", "jsonl")
+FORMATS = ("md", "csv", "jsonl")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Settings:
     threads: list[int]  # none: as many as torch takes
     chunk: int | None
     seed: int
-    text: str | None  # a file whose tokens are read, in place of random ones
+    text: str | None  # a file whose tokens are used, in place of random ones
     warmup: bool
     delay: float  # seconds before each test
     device: str
@@ -41,8 +41,8 @@ class Settings:
     @property
     def longest(self) -> int:
         """Tokens of the longest cache."""
-        written = (d + n for d in self.depths for n in self.generates)
-        return max([1, *self.prompts, *written])
+        decoded = (d + n for d in self.depths for n in self.generates)
+        return max([1, *self.prompts, *decoded])
 
     def parsed(self) -> list[Method]:
         """The methods with every budget, each once. Raises KvchatError("usage")."""
@@ -52,7 +52,7 @@ class Settings:
         )
 
     def tests(self) -> "Iterator[Test]":
-        """The cross product of threads, methods, and tokens to read or to write; 0 is none."""
+        """The cross product of threads, methods, and tokens to prefill or to decode; 0 is none."""
         for threads, method in product(self.threads or [0], self.parsed()):
             for tokens in filter(None, self.prompts):
                 yield Test(method, threads, tokens, 0, 0)
@@ -62,7 +62,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Test:
-    """Tokens to read with a method, or tokens to write after others were read; 0 threads: any."""
+    """Tokens to prefill with a method, or to decode after others were; 0 threads: any."""
 
     method: Method
     threads: int
@@ -79,5 +79,5 @@ class Test:
 
     @property
     def read(self) -> int:
-        """Tokens that are read; a cache is never empty when something is written."""
+        """Tokens of the prefill; a cache is never empty when something is decoded."""
         return self.n_prompt or max(self.n_depth, 1)

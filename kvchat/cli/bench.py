@@ -53,7 +53,7 @@ def bench(
     attention: flags.Attention = None,
     prefill_chunk: flags.Chunk = None,
     mem_limit: flags.MemoryLimit = None,
-    output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json, jsonl.")] = "md",
+    output: Annotated[str, typer.Option("-o", "--output", help="md, csv, jsonl.")] = "md",
     output_err: Annotated[
         str | None, typer.Option("-oe", "--output-err", help="The same, on stderr as well.")
     ] = None,

@@ -46,16 +46,21 @@ def evaluate(
         str, typer.Option(help="What is cut from too long documents: error, head, tail, middle.")
     ] = "error",
     seed: Annotated[int, typer.Option(help="Of documents and questions.")] = 1,
-    out: Annotated[str, typer.Option(help="Folder of the results; goes on from there.")] = "eval",
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the results, to go on from (one per experiment below the user's state)."
+        ),
+    ] = None,
     plot: Annotated[
         str | None,
-        typer.Option(help="Folder for pictures: depth × length, score over budget (PNG)."),
+        typer.Option(help="Folder for pictures of the score over the budget (PNG)."),
     ] = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     weights: flags.Weights = None,
     threads: flags.Threads = None,
-    output: Annotated[str, typer.Option("-o", help="table, md or json.")] = "table",
+    output: Annotated[str, typer.Option("-o", help="table (Markdown, also md), json.")] = "table",
 ) -> int:
     """Quality at a budget: scores of answers and KL to the full cache, by method.
 

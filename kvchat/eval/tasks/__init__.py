@@ -4,11 +4,16 @@
 """
 
 from kvchat.eval.case import Task
-from kvchat.eval.tasks.counts import common_words, frequent_words
-from kvchat.eval.tasks.needles import multi_key, multi_query, multi_value, needle, passkey
-from kvchat.eval.tasks.pairs import key_value
+from kvchat.eval.tasks.lists import common_words, frequent_words, key_value
+from kvchat.eval.tasks.needles import (
+    multi_key,
+    multi_query,
+    multi_value,
+    needle,
+    passkey,
+    variables,
+)
 from kvchat.eval.tasks.people import about_the_world
-from kvchat.eval.tasks.variables import variables
 
 TASKS: dict[str, Task] = {
     "world": about_the_world,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from random import Random
 
-from kvchat.eval import world
+from kvchat.eval import words, world
 
 DIGITS = 6
 NEEDLE_TOKENS = 24  # of a sentence with a name and a number; one character each in digits
@@ -56,7 +56,7 @@ def most(tokens: int, wanted: int, least: int = 1, each: int = NEEDLE_TOKENS) ->
 
 def places(rng: Random, count: int) -> list[str]:
     """Different towns of the world, with a number so that there are enough of them."""
-    names = world.w.VALUES["home"]
+    names = words.VALUES["home"]
     drawn = rng.sample(range(max(90, count) * len(names)), count)
     return [f"{names[i % len(names)]} {10 + i // len(names)}" for i in drawn]
 

@@ -11,7 +11,7 @@ LEAST = 256  # tokens in which something is told of somebody
 
 
 def about_the_world(draw: Draw) -> Case:
-    """questions about people of the demo world, a fifth of them unanswerable"""
+    """Questions about people of the demo world, a fifth of them unanswerable."""
     rng = Random(draw.seed)
     document = world.document(world.HELD_OUT + draw.seed, draw.tokens)
     if not document.facts:
