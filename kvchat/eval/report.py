@@ -115,7 +115,7 @@ def tables(table: Iterable[Row]) -> Iterator[str]:
     for (task, length, kind), found in groups.items():
         asked = counted(found[0].questions, "question"), counted(found[0].documents, "document")
         parts = [task, sized(length), *([] if kind in task else [kind]), " about ".join(asked)]
-        yield f"### {clean(' · '.join(parts))} · {found[0].metric}\n"
+        yield f"### {clean(' · '.join(parts))} · score: {found[0].metric}\n"
         yield from _aligned([HEADS, *map(_cells, found)])
         yield ""
     if any(row.verdict for found in groups.values() for row in found):

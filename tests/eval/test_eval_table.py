@@ -127,7 +127,7 @@ def test_graded_scores_are_in_the_table_beside_what_is_right():
     (row,) = rows(told)
     assert (row.score.mean, row.right.mean, row.metric) == (0.5, 0.25, "part")
     heading, *lines = tables([row])
-    assert heading.strip().endswith(" · part")
+    assert heading.strip().endswith(": part")
     assert cells(lines)[2][4] == "50.0", "one document has no interval"
 
 
