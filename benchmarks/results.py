@@ -21,8 +21,8 @@ from typing import Any
 import results_page
 from claims import claims
 
-from kvchat.eval.pictures import panels, render_panels
-from kvchat.eval.report import rows
+from kvchat.eval.pictures import Panel, panels, render_panels
+from kvchat.eval.report import Estimate, Row, rows
 from kvchat.machine.resources import processor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,18 +178,21 @@ def finished(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def render() -> None:
-    """A picture of some methods at 4,096 tokens, for the page and the README."""
-    found = []
+    """The picture of some methods at 4,096 tokens, for the page and the README."""
+    found: list[Panel] = []
     for experiment in EXPERIMENTS:
         if experiment.length == 4096:
-            records = (record for piece in finished(experiment) for record in piece["records"])
-            found += panels(rows(record for record in records if _shown(record)))
+            stored = json.loads((STORE / f"{experiment.name}.json").read_text(encoding="utf-8"))
+            found += panels(_row(row) for row in stored["table"] if _shown(row))
     render_panels(STORE / "answers.png", found)
 
 
-def _shown(record: dict[str, Any]) -> bool:
-    method = record["cell"].partition(" ")[0]
-    return method in SHOWN and record["kind"] == "answerable"
+def _shown(row: dict[str, Any]) -> bool:
+    return row["cell"].partition(" ")[0] in SHOWN and row["kind"] == "answerable"
+
+
+def _row(stored: dict[str, Any]) -> Row:
+    return Row(**stored | {name: Estimate(**stored[name]) for name in ("right", "kl", "score")})
 
 
 def store(experiment: Experiment) -> list[float]:

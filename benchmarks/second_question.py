@@ -1,4 +1,4 @@
-"""Right answers to several questions in sequence, with rows chosen by the document's end or anew by
+"""Right answers to several questions in sequence, with entries chosen by the document's end or anew by
 every question from a full copy: `python benchmarks/second_question.py`.
 
 The document is of the demo model's world; turns stay in the conversation, answers are greedy.
