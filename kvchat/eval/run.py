@@ -75,7 +75,7 @@ def run(settings: Settings) -> int:
     lengths = tuple(settings.lengths)
     made = Source("", settings.per_document, settings.seed, lengths, shares)
     asked = sources(settings.tasks, settings.data, made)
-    if settings.out is not None:  # refused before anything is looked for or loaded
+    if settings.out:  # refused before anything is looked for or loaded
         Answers(Path(settings.out))
     if settings.threads:
         torch.set_num_threads(settings.threads)
