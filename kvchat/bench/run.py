@@ -68,13 +68,12 @@ def sweep(settings: Settings, subject: Subject, screen: Screen) -> Iterator[Reco
     for number, test in enumerate(tests, 1):
         title = f"{number}/{len(tests)} {spec_of(test.method)} {test.method.budget} {test.name}"
         with screen.still() as line:
-            if settings.delay:
-                line(f"{title}: resting {settings.delay:g} s")
-                sleep(settings.delay)
-            if test.threads:
-                torch.set_num_threads(test.threads)
-            found = _found(settings, subject, test, partial(_note, line, title))
+            found = _found(settings, subject, test, partial(_titled, line, title))
         yield record(settings, subject, test, found)
+
+
+def _titled(line: Note, title: str, text: str) -> None:
+    line(f"{title}: {text}")
 
 
 def plan_of(subject: Subject, test: Test) -> Plan:
@@ -94,6 +93,11 @@ def plan_of(subject: Subject, test: Test) -> Plan:
 
 
 def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Record:
+    if settings.delay:
+        note(f"resting {settings.delay:g} s")
+        sleep(settings.delay)
+    if test.threads:
+        torch.set_num_threads(test.threads)
     engine, device = subject.engine, subject.engine.device
     plan, used = plan_of(subject, test), machine.in_use(device)
     beyond = max(plan.reading, plan.chatting) - plan.base - plan.weights  # not there yet
@@ -111,10 +115,6 @@ def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Reco
     needed = max(used + beyond, machine.peak(device))
     machine.release(device)
     return missing | {"needed_bytes": needed}
-
-
-def _note(line: Note, title: str, text: str) -> None:
-    line(f"{title}: {text}")
 
 
 def _checked(settings: Settings) -> Path | None:

@@ -44,9 +44,13 @@ class Subject:
 
 def load(settings: Settings, screen: Screen) -> Subject:
     """Find, check and load. Raises KvchatError before anything large is loaded if it can."""
-    busy = os.getloadavg()[0]
-    model = _model(settings) if settings.dummy is None else None
-    name, config = _shape(settings, model)
+    busy, model = os.getloadavg()[0], None
+    if settings.dummy is not None:
+        name, config = dummy(settings.dummy)
+    else:
+        given, _ = user_config.settle({"model": settings.model}, found := user_config.load())
+        model = find_model(given.get("model"), found.models)
+        name, config = model.name, ModelConfig.load(model.folder)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, config, settings.weights)
     if settings.longest > config.context_limit:
@@ -82,18 +86,6 @@ def load(settings: Settings, screen: Screen) -> Subject:
             tensor.flatten()[::1024].sum()  # or the first test would read a mapped file
     engine.chunk = settings.chunk or engine.chunk
     return Subject(name, engine, document, settings.seed, busy)
-
-
-def _model(settings: Settings) -> Model:
-    values, _ = user_config.settle({"model": settings.model}, found := user_config.load())
-    return find_model(values.get("model"), found.models)
-
-
-def _shape(settings: Settings, model: Model | None) -> tuple[str, ModelConfig]:
-    if model is not None:
-        return model.name, ModelConfig.load(model.folder)
-    assert settings.dummy is not None, "a model, or a shape in its place"
-    return dummy(settings.dummy)
 
 
 def _document(settings: Settings, model: Model | None) -> list[int] | None:
