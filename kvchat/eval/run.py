@@ -11,6 +11,7 @@ from time import perf_counter
 import torch
 
 from kvchat import __version__, process
+from kvchat.documents.document_ids import FRONT
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.full import Full
@@ -27,7 +28,6 @@ from kvchat.eval.sources import Source, fitted, met, sources
 from kvchat.eval.tasks import TASKS
 from kvchat.hub.find import find_model
 from kvchat.machine import resources as machine
-from kvchat.settings.choices import require_choices
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, counted, seconds
@@ -115,18 +115,19 @@ def run(settings: Settings) -> int:
 def check(settings: Settings) -> None:
     """Raise KvchatError("usage") for unknown names, and for what is no depth or cell."""
     given = (
-        ("task", settings.tasks, TASKS),
-        ("view", settings.views, VIEWS),
-        ("output", [settings.output], OUTPUTS),
+        ("--task", settings.tasks, TASKS),
+        ("--view", settings.views, VIEWS),
+        ("-o", [settings.output], OUTPUTS),
+        ("--overflow", [settings.overflow], ("error", *FRONT)),
     )
-    for what, names, known in given:
+    for flag, names, known in given:
         for name in names:
             if name not in known:
-                raise KvchatError("usage", f"unknown {what} {name!r}; there are {', '.join(known)}")
+                message = f"{flag} {name!r} is unknown; there are {', '.join(known)}"
+                raise KvchatError("usage", message, f"{flag} {next(iter(known))}")
     for depth in settings.depths:
         if depth > 100:
             raise KvchatError("usage", f"--depth {depth} is beyond 100 %", "--depth 0,50,100")
-    require_choices({"overflow": settings.overflow})
     cells_of(settings)
 
 

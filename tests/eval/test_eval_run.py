@@ -187,7 +187,7 @@ def test_files_are_asked_once_and_must_stay_what_they_were(evaluate, answers, tm
         (["--task", "nothing"], 2, b"nothing"),
         (["--data", "ruler:none.jsonl"], 4, b"none.jsonl"),
         (["--depth", "101"], 2, b"101"),
-        (["--overflow", "all"], 2, b"--overflow"),
+        (["--overflow", "all"], 2, b"--overflow error"),
         (["-o", "csv"], 2, b"csv"),
         (["--method", "nonsense"], 2, b"nonsense"),
         (["--budget", "much"], 2, b"much"),
