@@ -130,7 +130,7 @@ def measured(experiment: Experiment, number: int) -> float:
     from kvchat.engine.text.chat_template import Dialogue
     from kvchat.engine.text.tokenizer import Tokenizer
     from kvchat.eval.measure import Cell, measure
-    from kvchat.eval.sources import case_of, drawn
+    from kvchat.eval.sources import Source
     from kvchat.eval.tasks import TASKS
     from kvchat.hub.find import demo_model
 
@@ -138,8 +138,9 @@ def measured(experiment: Experiment, number: int) -> float:
     folder = demo_model().folder
     engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
-    draw = drawn(SEED, experiment.length, number, experiment.questions)
-    case = case_of(session.dialogue, TASKS["world"], experiment.length, draw)
+    source = Source("world", experiment.questions, SEED, task=TASKS["world"])
+    case = source.case(session.dialogue, experiment.length, number)
+    assert case is not None, "a task makes any number of documents"
     asked = [
         Cell(parse_method(spec, Budget.parse(budget)), experiment.seen)
         for spec, budget in experiment.cells

@@ -15,22 +15,6 @@ AS_IT_IS = 0  # the length of a document that a file gives
 TRIES = 6  # a text is made again until it has the tokens that are wanted
 
 
-def case_of(dialogue: Dialogue, task: Task, length: int, draw: Draw) -> Case:
-    """A document scaled so that this model's tokenizer makes `length` tokens of it."""
-    for _ in range(TRIES):
-        case = task(draw)
-        tokens = len(dialogue.document(case.document))
-        if met(tokens, length):
-            break
-        draw = replace(draw, tokens=max(1, round(draw.tokens * length / tokens)))
-    return case
-
-
-def drawn(seed: int, length: int, number: int, questions: int, depth: float = 0.5) -> Draw:
-    """What the document of a number is made from."""
-    return Draw(seed * 10**6 + length * 1000 + number, length, questions, depth)
-
-
 def met(tokens: int, length: int) -> bool:
     """Whether a document of so many tokens is as long as it was meant to be."""
     return 0.9 * length <= tokens <= 1.05 * length
@@ -52,13 +36,23 @@ class Source:
     def case(self, dialogue: Dialogue, length: int, number: int) -> Case | None:
         """The document of a number, None after the last; made ones walk through the depths."""
         if self.task is not None:
-            depth = self.depths[number % len(self.depths)]
-            draw = drawn(self.seed, length, number, self.questions, depth)
-            return case_of(dialogue, self.task, length, draw)
+            return self._made(self.task, dialogue, length, number)
         if number >= len(self.given.cases):
             return None
         case = self.given.cases[number]
         return Case(case.document, case.questions[: self.questions])
+
+    def _made(self, task: Task, dialogue: Dialogue, length: int, number: int) -> Case:
+        """A document scaled so that this model's tokenizer makes `length` tokens of it."""
+        seed = self.seed * 10**6 + length * 1000 + number
+        draw = Draw(seed, length, self.questions, self.depths[number % len(self.depths)])
+        for _ in range(TRIES):
+            case = task(draw)
+            tokens = len(dialogue.document(case.document))
+            if met(tokens, length):
+                break
+            draw = replace(draw, tokens=max(1, round(draw.tokens * length / tokens)))
+        return case
 
     @property
     def digest(self) -> str:
