@@ -49,9 +49,9 @@ def joined(
     return text, depths
 
 
-def most(tokens: int, wanted: int, least: int = 1, each: int = NEEDLE_TOKENS) -> int:
+def most(tokens: int, wanted: int, least: int = 1) -> int:
     """How many of the wanted needles a document has room for, `least` whatever its length."""
-    return max(least, min(wanted, int(ROOM * tokens / each)))
+    return max(least, min(wanted, int(ROOM * tokens / NEEDLE_TOKENS)))
 
 
 def places(rng: Random, count: int) -> list[str]:
