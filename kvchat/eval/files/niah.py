@@ -10,7 +10,7 @@ from random import Random
 from kvchat.errors import KvchatError
 from kvchat.eval.case import Case, Draw, Question
 from kvchat.eval.files.lines import content, parsed
-from kvchat.eval.tasks.haystack import joined
+from kvchat.eval.tasks.needles import joined
 from kvchat.terminal.text import clean
 
 FIELDS = "`needle` or `needles`, `retrieval_question`, `answers`, `haystack_dir` (its .txt files)"

@@ -6,7 +6,7 @@ from random import Random
 
 from kvchat.eval import words
 from kvchat.eval.case import Case, Draw, Question
-from kvchat.eval.tasks.haystack import codes
+from kvchat.eval.tasks.needles import codes
 
 LONG = 128  # tokens of an answer
 PAIR_TOKENS = 24  # of the demo tokenizer, which has a token per digit
