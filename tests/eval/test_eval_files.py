@@ -69,8 +69,9 @@ def test_ruler_is_split_at_its_last_line(write):
 def test_an_older_ruler_file_has_the_beginning_of_the_answer_in_its_input(write):
     older = {"input": "Documents.\n\nQuestion: Who? Answer:", "outputs": ["Ada", "Lee"]}
     (case,) = load(f"ruler:{write(older)}").cases
-    assert (case.document, case.questions[0].text) == ("Documents.", "Question: Who? Answer:")
-    assert case.questions[0].metric == "any" and case.questions[0].begun == ""
+    (asked,) = case.questions
+    assert (case.document, asked.text) == ("Documents.", "Question: Who? Answer:")
+    assert (asked.metric, asked.begun) == ("any", "")
 
 
 def test_longbench_asks_and_scores_by_its_data_set(write):
@@ -90,18 +91,12 @@ def test_longbench_asks_and_scores_by_its_data_set(write):
     given = load(f"longbench:{path}")
     questions = [case.questions[0] for case in given.cases]
     kinds = [(question.kind, question.metric) for question in questions]
-    assert kinds == [
-        ("hotpotqa", "f1"),
-        ("qasper", "f1"),
-        ("trec", "category"),
-        ("passage_retrieval_en", "number"),
-        ("lcc", "code"),
-    ]
+    names = ["hotpotqa", "qasper", "trec", "passage_retrieval_en", "lcc"]
+    assert kinds == [*zip(names, ["f1", "f1", "category", "number", "code"], strict=True)]
     assert "Who lit the lamp?" in questions[0].text and questions[0].is_right("A keeper.")
     assert given.cases[0].document == "The keeper lit the lamp."
     assert questions[2].is_right("Date\nType: City") and not questions[2].is_right("City")
-    assert questions[3].is_right("Paragraph 12")
-    assert questions[4].is_right("return x")
+    assert questions[3].is_right("Paragraph 12") and questions[4].is_right("return x")
     left_out = {why.split()[0]: count for why, count in given.left_out.items()}
     assert left_out == {"gov_report": 1, "vcsum": 2}
 
