@@ -1,9 +1,9 @@
-"""Writing and reading speed on the CPU against transformers on the same weights, in the same run.
+"""Decoding and prefill speed on the CPU against transformers on the same weights, in the same run.
 
     python benchmarks/decode.py [--threads N] [--pairs 7] [--only NAME ...]
 
-The 1B shape has random weights and a cache filled with random rows; the demo model is the bundled
-one. A step is one token over a cache that is cut back after it.
+The 1B shape has random weights and a cache filled with random entries; the demo model is the
+bundled one. A step is one token over a cache that is cut back after it.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def theirs(engine: Engine, shape: dict = SHAPE):
     return model.eval()
 
 
-def rows_of(engine: Engine, lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def entries_of(engine: Engine, lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random keys and values `[R, D]`."""
     generator = torch.Generator(engine.device).manual_seed(seed)
     shape = (sum(lengths), engine.config.head_dim)
@@ -72,14 +72,14 @@ def rows_of(engine: Engine, lengths: list[int], seed: int) -> tuple[torch.Tensor
 
 
 def cache_of(engine: Engine, tokens: int, share: float = 1.0) -> KVCache:
-    """A cache of `tokens` tokens: all their rows, or a share that is uneven over the heads."""
+    """A cache of `tokens` tokens: all their entries, or a share that is uneven over the heads."""
     cache, heads = engine.empty_cache(), engine.config.num_kv_heads
     for number, layer in enumerate(cache.layers):
         lengths = [tokens] * heads
         if share < 1:
             uneven = torch.rand(heads, generator=torch.Generator().manual_seed(number)) + 0.2
             lengths = (uneven / uneven.sum() * tokens * heads * share).int().tolist()
-        k, v = rows_of(engine, lengths, number)
+        k, v = entries_of(engine, lengths, number)
         position = torch.cat([torch.arange(n, device=engine.device) for n in lengths])
         none = k.new_empty(heads, 0, k.shape[1])  # nothing stays in the tail
         layer.adopt(FlatSegment.of(k, v, lengths, position, (0, tokens)), none, none)
@@ -88,11 +88,11 @@ def cache_of(engine: Engine, tokens: int, share: float = 1.0) -> KVCache:
 
 
 def retrieving(engine: Engine, tokens: int, share: float) -> KVCache:
-    """A cache that keeps the rows of `cache_of` in full and reads a share of them (PQCache)."""
+    """A cache that keeps the entries of `cache_of` in full and reads a share of them (PQCache)."""
     cache, heads = engine.empty_cache(), engine.config.num_kv_heads
     method = parse_method("pqcache", Budget(fraction=share))
     for number, layer in enumerate(cache.layers):
-        k, v = (x.view(heads, tokens, -1) for x in rows_of(engine, [tokens] * heads, number))
+        k, v = (x.view(heads, tokens, -1) for x in entries_of(engine, [tokens] * heads, number))
         none = k.new_empty(0, heads, k.shape[2])
         given = Prefilled(
             k,
@@ -112,10 +112,10 @@ def retrieving(engine: Engine, tokens: int, share: float) -> KVCache:
 
 
 def dynamic_cache(engine: Engine, tokens: int) -> DynamicCache:
-    """The rows of `cache_of` in full, as transformers holds them."""
+    """The entries of `cache_of` in full, as transformers keeps them."""
     cache, heads = DynamicCache(), engine.config.num_kv_heads
     for number in range(engine.config.num_layers):
-        k, v = rows_of(engine, [tokens] * heads, number)
+        k, v = entries_of(engine, [tokens] * heads, number)
         cache.update(k.view(1, heads, tokens, -1), v.view(1, heads, tokens, -1), number)
     return cache
 
@@ -154,7 +154,7 @@ def error(step: Step, oracle: Step) -> float:
 
 
 def low_bit(pairs: int) -> dict:
-    """bf16, int8 and int4 weights, nothing cached but 64 rows."""
+    """bf16, int8 and int4 weights, nothing cached but 64 entries."""
     engines = {weights: ours(weights) for weights in ("auto", "int8", "int4")}
     ways = {
         ("bf16" if weights == "auto" else weights): our_step(engine, cache_of(engine, 64))
@@ -164,7 +164,7 @@ def low_bit(pairs: int) -> dict:
 
 
 def full(pairs: int) -> dict:
-    """The whole cache at 8k rows."""
+    """The whole cache at 8k entries."""
     engine = ours("auto")
     model = theirs(engine)
     step, oracle = (
@@ -175,22 +175,22 @@ def full(pairs: int) -> dict:
     return summary(interleaved({"kvchat": step, "transformers": oracle}, pairs), "transformers")
 
 
-def tenth(rows: int, pairs: int) -> dict:
-    """A tenth of the rows kept, uneven over the heads, or read; against all of them in
+def tenth(entries: int, pairs: int) -> dict:
+    """A tenth of the entries kept, uneven over the heads, or read; against all of them in
     transformers."""
     engine = ours("auto")
     model = theirs(engine)
     ways = {
-        "kvchat, 10 % kept": our_step(engine, cache_of(engine, rows, 0.1)),
-        "kvchat, 10 % read (pqcache)": our_step(engine, retrieving(engine, rows, 0.1)),
-        "kvchat, all": our_step(engine, cache_of(engine, rows)),
-        "transformers, all": their_step(model, dynamic_cache(engine, rows)),
+        "kvchat, 10 % kept": our_step(engine, cache_of(engine, entries, 0.1)),
+        "kvchat, 10 % read (pqcache)": our_step(engine, retrieving(engine, entries, 0.1)),
+        "kvchat, all": our_step(engine, cache_of(engine, entries)),
+        "transformers, all": their_step(model, dynamic_cache(engine, entries)),
     }
     return summary(interleaved(ways, pairs), "transformers, all")
 
 
 def few_and_few(pairs: int) -> dict:
-    """Weights and cache small: int4 over a tenth of 32k rows, against bf16 over all of them."""
+    """Weights and cache small: int4 over a tenth of 32k entries, against bf16 over all of them."""
     plain, small = ours("auto"), ours("int4")
     ways = {
         "int4, 10 %": our_step(small, cache_of(small, 32768, 0.1)),
@@ -201,7 +201,7 @@ def few_and_few(pairs: int) -> dict:
 
 
 def demo(pairs: int) -> dict:
-    """The demo model at 8k: a step, and a whole reading."""
+    """The demo model at 8k: a step, and a whole prefill."""
     config = ModelConfig.load(DEMO)
     engine = drain(Engine.load(DEMO, config, "auto", "cpu"))
     model = AutoModelForCausalLM.from_pretrained(DEMO, attn_implementation="sdpa").eval()
@@ -219,11 +219,11 @@ def demo(pairs: int) -> dict:
 
     step, oracle = our_step(engine, read()), their_step(model, read_there())
     print(f"    logits differ by {error(step, oracle):.6f} (relative RMS)")
-    writing = interleaved({"kvchat": step, "transformers": oracle}, 5 * pairs)
-    reading = interleaved({"kvchat": read, "transformers": read_there}, pairs)
+    decoding = interleaved({"kvchat": step, "transformers": oracle}, 5 * pairs)
+    prefill = interleaved({"kvchat": read, "transformers": read_there}, pairs)
     return {
         f"{what}, {name}": clocks
-        for what, times in (("writing", writing), ("reading", reading))
+        for what, times in (("decoding", decoding), ("prefill", prefill))
         for name, clocks in summary(times, "transformers").items()
     }
 
@@ -231,10 +231,10 @@ def demo(pairs: int) -> dict:
 CELLS = {
     "demo model at 8k": demo,
     "1B shape, weights": low_bit,
-    "1B shape, 8k rows": full,
-    "1B shape, 4k rows": partial(tenth, 4096),
-    "1B shape, 32k rows": partial(tenth, 32768),
-    "1B shape, 128k rows": partial(tenth, 131072),
+    "1B shape, 8k entries": full,
+    "1B shape, 4k entries": partial(tenth, 4096),
+    "1B shape, 32k entries": partial(tenth, 32768),
+    "1B shape, 128k entries": partial(tenth, 131072),
     "1B shape, both": few_and_few,
 }
 

@@ -3,7 +3,7 @@
     python benchmarks/ragged.py [--threads N] [--pairs 15] [--flex]
 
 `--flex` compiles flex_attention, which takes a C++ compiler and up to a minute. Padded ways are
-given their padded copy of the rows for nothing.
+given their padded copy of the entries for nothing.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from kvchat.engine.attention.entries import Entries
 from kvchat.engine.attention.torch_backend import TorchBackend
 
-SHAPES = {  # KV heads, queries of a head, head size, rows of a head on average
+SHAPES = {  # KV heads, queries of a head, head size, entries of a head on average
     "1B shape, 10 % of 32k": (8, 4, 64, 3277),
     "8B shape, 10 % of 32k": (8, 4, 128, 3277),
     "demo model, 25 % of 8k": (4, 2, 32, 2048),
@@ -24,7 +24,7 @@ SHAPES = {  # KV heads, queries of a head, head size, rows of a head on average
 
 
 def ways_of(heads: int, group: int, dim: int, rows: int, dtype: torch.dtype, flex: bool) -> dict:
-    """Every way over the same random rows."""
+    """Every way over the same random entries."""
     generator = torch.Generator().manual_seed(0)
     uneven = torch.rand(heads, generator=generator) + 0.2
     lengths = (uneven / uneven.sum() * rows * heads).int().tolist()

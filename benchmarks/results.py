@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import results_page
+from claims import claims
 
-from kvchat.eval.claims import claims
-from kvchat.eval.curves import Curves, curves
-from kvchat.eval.pictures import draw_curves
-from kvchat.eval.report import rows
+from kvchat.eval.pictures import Panel, panels, render_panels
+from kvchat.eval.report import Estimate, Row, rows
 from kvchat.machine.resources import processor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +130,7 @@ def measured(experiment: Experiment, number: int) -> float:
     from kvchat.engine.text.chat_template import Dialogue
     from kvchat.engine.text.tokenizer import Tokenizer
     from kvchat.eval.measure import Cell, measure
-    from kvchat.eval.sources import case_of
+    from kvchat.eval.sources import Source
     from kvchat.eval.tasks import TASKS
     from kvchat.hub.find import demo_model
 
@@ -139,8 +138,9 @@ def measured(experiment: Experiment, number: int) -> float:
     folder = demo_model().folder
     engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
-    asked_of = SEED, experiment.length, number, experiment.questions
-    case = case_of(session.dialogue, TASKS["world"], *asked_of)
+    source = Source("world", experiment.questions, SEED, task=TASKS["world"])
+    case = source.case(session.dialogue, experiment.length, number)
+    assert case is not None, "a task makes any number of documents"
     asked = [
         Cell(parse_method(spec, Budget.parse(budget)), experiment.seen)
         for spec, budget in experiment.cells
@@ -178,19 +178,22 @@ def finished(experiment: Experiment) -> list[dict[str, Any]]:
     return [json.loads(piece(experiment, n).read_text()) for n in range(experiment.documents)]
 
 
-def draw() -> None:
-    """A picture of some methods at 4,096 tokens, for the page and the README."""
-    panels: list[Curves] = []
+def render() -> None:
+    """The picture of some methods at 4,096 tokens, for the page and the README."""
+    found: list[Panel] = []
     for experiment in EXPERIMENTS:
         if experiment.length == 4096:
-            records = (record for found in finished(experiment) for record in found["records"])
-            panels += curves(record for record in records if _shown(record))
-    draw_curves(STORE / "answers.png", panels)
+            stored = json.loads((STORE / f"{experiment.name}.json").read_text(encoding="utf-8"))
+            found += panels(_row(row) for row in stored["table"] if _shown(row))
+    render_panels(STORE / "answers.png", found)
 
 
-def _shown(record: dict[str, Any]) -> bool:
-    method = record["cell"].partition(" ")[0]
-    return method in SHOWN and record["kind"] == "answerable"
+def _shown(row: dict[str, Any]) -> bool:
+    return row["cell"].partition(" ")[0] in SHOWN and row["kind"] == "answerable"
+
+
+def _row(stored: dict[str, Any]) -> Row:
+    return Row(**stored | {name: Estimate(**stored[name]) for name in ("right", "kl", "score")})
 
 
 def store(experiment: Experiment) -> list[float]:
@@ -203,7 +206,7 @@ def store(experiment: Experiment) -> list[float]:
     result = {
         "experiment": asdict(experiment) | {"seed": SEED, "code": code()},
         "table": [asdict(row) for row in rows(records)],
-        "claims": [asdict(claim) for claim in claims(records)],
+        "claims": claims(records),
     }
     write(STORE / f"{experiment.name}.json", result)
     return [found["seconds"] for found in pieces]
@@ -229,7 +232,7 @@ def main() -> None:
     seconds = {experiment.name: store(experiment) for experiment in EXPERIMENTS}
     times = {"machine": processor(), "processes": chosen.processes, "seconds": seconds}
     write(STORE / "times.json", times)
-    draw()
+    render()
     results_page.write()
 
 

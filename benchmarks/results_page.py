@@ -69,7 +69,7 @@ def claims(found: Found, _: str | None) -> str:
 
 
 def tables(found: Found, _: str | None) -> str:
-    """Right answers and KL by kind of question, then rows kept and bytes held."""
+    """Right answers and KL by kind of question, then KV pairs kept and bytes used."""
     budgets = _descending({_split(r["cell"])[1] for r in found["table"]} - {""})
     parts = []
     for kind in KINDS:
@@ -79,8 +79,8 @@ def tables(found: Found, _: str | None) -> str:
         )
         parts.append(_grid(found, kind, budgets, _quality))
     full = _row(found, "full")
-    parts.append(f"**Rows kept and bytes held.** Full cache: {size(full['bytes'])}.")
-    parts.append(_grid(found, KINDS[0], budgets, _held))
+    parts.append(f"**KV pairs kept and bytes used.** Full cache: {size(full['bytes'])}.")
+    parts.append(_grid(found, KINDS[0], budgets, _used))
     return "\n\n".join(parts)
 
 
@@ -114,7 +114,7 @@ def _quality(row: Found) -> str:
     return f"{_answers(row)} · {row['kl']['mean']:.3f}"
 
 
-def _held(row: Found) -> str:
+def _used(row: Found) -> str:
     return f"{row['kept']:.1%} · {size(row['bytes'])}"
 
 

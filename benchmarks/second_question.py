@@ -1,5 +1,5 @@
-"""Right answers to several questions in sequence, with rows chosen by the document's end or anew by
-every question from a full copy: `python benchmarks/second_question.py`.
+"""Right answers to several questions in sequence, with entries chosen by the document's end or anew
+by every question from a full copy: `python benchmarks/second_question.py`.
 
 The document is of the demo model's world; turns stay in the conversation, answers are greedy.
 """

@@ -1,1 +1,1 @@
-"""The instrument that measures speed and memory: cells of methods and tests, four formats."""
+"""The instrument that measures speed and memory: every method by every test, a record each."""

@@ -1,28 +1,37 @@
 """Measures one test: nanoseconds of every repetition, bytes of the cache, peaks of the process.
 
-Knows no table. A clock is read when all work of the device is done; the peak begins anew before
-every repetition, with nothing alive but the weights and what the test stands on.
+A clock is read when all work of the device is done; the peak begins anew before every repetition,
+with nothing alive but the weights and what the test stands on.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any, NamedTuple
 
 import torch
 
-from kvchat.bench.settings import Test
+from kvchat.bench.cases import Test
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
-from kvchat.engine.methods.base import Method
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.machine import resources as machine
 
-WARM = 16  # tokens written before it counts
+WARM = 16  # tokens decoded before it counts
+Record = dict[str, Any]
+RESULTS = (
+    "kept_fraction", "read_fraction", "kv_bytes", "kv_full_bytes",
+    "peak_prefill_bytes", "peak_decode_bytes", "peak_weights_bytes", "peak_kv_bytes",
+    "peak_workspace_bytes", "peak_process_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
+    "ttft_ns", "tpot_ns", "select_ns", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts",
+    "samples_ns", "samples_ts", "error", "needed_bytes", "free_bytes",
+)  # fmt: skip
+"""Keys of every record that are measured, None where there is nothing to say."""
+Note = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Peak:
+class Peak(NamedTuple):
     """Most bytes in use, and what of them was there before the test began, weights included."""
 
     most: int
@@ -30,94 +39,8 @@ class Peak:
     reserved: int  # by torch's allocator on CUDA, used or not
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Samples in nanoseconds, of choosing rows in each reading too; sizes in bytes.
-
-    `kept` and `read` are rows of the tokens read, as shares of all: what the cache holds of them,
-    and what a written token looks at. `chunk` tokens were read at once, fewer than the engine's if
-    memory was short.
-    """
-
-    samples: list[int]
-    selecting: list[int]
-    kept: float
-    read: float
-    kv: int
-    kv_full: int
-    reading: Peak
-    writing: Peak | None
-    chunk: int
-
-
-def measure(
-    engine: Engine,
-    test: Test,
-    ids: Sequence[int],
-    repeat: int,
-    warmup: bool,
-    note: Callable[[str], None] = lambda text: None,
-) -> Measured:
-    """Read `ids` `repeat` times, or read them once and write after them `repeat` times.
-
-    What memory does not suffice for raises whatever the allocator raises.
-    """
-    machine.release(engine.device)
-    if test.n_prompt:
-        return _reading(engine, test.method, ids, repeat, warmup, note)
-    return _writing(engine, test.method, ids, test.n_gen, repeat, warmup, note)
-
-
-def _reading(
-    engine: Engine,
-    method: Method,
-    ids: Sequence[int],
-    repeat: int,
-    warmup: bool,
-    note: Callable[[str], None],
-) -> Measured:
-    if warmup:
-        note("warming up")
-        _read(engine, method, ids)
-    runs: list[_Run] = []
-    cache = None
-    for number in range(1, repeat + 1):
-        note(f"{number} of {repeat}")
-        cache = None  # the last one is gone when the next begins
-        run, cache = _read(engine, method, ids)
-        runs.append(run)
-    assert cache is not None, "repeat is 1 at least"
-    return _measured(engine, cache, [run.took for run in runs], runs, None)
-
-
-def _writing(
-    engine: Engine,
-    method: Method,
-    ids: Sequence[int],
-    tokens: int,
-    repeat: int,
-    warmup: bool,
-    note: Callable[[str], None],
-) -> Measured:
-    note(f"reading {len(ids):,} tokens")
-    run, cache = _read(engine, method, ids)
-    if warmup:
-        note("warming up")
-        _write(engine, cache, min(WARM, tokens))
-        cache.truncate(len(ids))
-    _begin(engine.device)
-    samples = []
-    for number in range(1, repeat + 1):
-        note(f"{number} of {repeat}")
-        samples.append(_write(engine, cache, tokens))
-        if number < repeat:
-            cache.truncate(len(ids))
-    return _measured(engine, cache, samples, [run], _end(engine.device, run.peak.before))
-
-
-@dataclass
-class _Run:
-    """One reading: nanoseconds in all and of choosing rows, its peak, tokens read at once."""
+class Prefill(NamedTuple):
+    """One prefill: nanoseconds in all and of compressing, its peak, tokens at once."""
 
     took: int
     selecting: int
@@ -125,7 +48,99 @@ class _Run:
     chunk: int
 
 
-def _read(engine: Engine, method: Method, ids: Sequence[int]) -> tuple[_Run, KVCache]:
+def share_of(entries: int, cache: KVCache) -> float:
+    """The share that `entries` are of all KV pairs of the frozen tokens, over layers and heads."""
+    return entries / (cache.frozen * sum(layer.tail.k.shape[0] for layer in cache.layers))
+
+
+def measure(
+    engine: Engine, test: Test, ids: Sequence[int], repeat: int, warmup: bool, note: Note
+) -> Record:
+    """Prefill `ids` `repeat` times, or prefill them once and decode after them `repeat` times.
+
+    Returns RESULTS as far as they are known. What memory does not suffice for raises whatever the
+    allocator raises.
+    """
+    machine.release(engine.device)
+    decoding = None
+    if test.n_prompt:
+        if warmup:
+            note("warming up")
+            prefill(engine, test, ids)
+        prefills, cache = [], None
+        for number in range(1, repeat + 1):
+            note(f"{number} of {repeat}")
+            cache = None  # the last one is gone when the next begins
+            one, cache = prefill(engine, test, ids)
+            prefills.append(one)
+        samples = [one.took for one in prefills]
+    else:
+        note(f"prefill of {len(ids):,} tokens")
+        one, cache = prefill(engine, test, ids)
+        prefills, samples = [one], []
+        if warmup:
+            note("warming up")
+            decode(engine, cache, min(WARM, test.n_gen))
+            cache.truncate(len(ids))
+        _begin(engine.device)
+        for number in range(1, repeat + 1):
+            note(f"{number} of {repeat}")
+            samples.append(decode(engine, cache, test.n_gen))
+            if number < repeat:
+                cache.truncate(len(ids))
+        decoding = _end(engine.device, one.peak.before)
+    assert cache is not None, "repeat is 1 at least"
+    return times(test, samples) | {
+        # on CUDA this would be the time of giving orders
+        "select_ns": mean(one.selecting for one in prefills) if not _cuda(engine) else None,
+        "prefill_chunk": min(one.chunk for one in prefills),
+        "kept_fraction": share_of(cache.kept, cache),
+        "read_fraction": share_of(cache.read, cache),
+        "kv_full_bytes": cache.position * engine.kv_bytes_per_token,
+        **sizes(engine, cache, [one.peak for one in prefills], decoding),
+    }
+
+
+def times(test: Test, samples: list[int]) -> Record:
+    """Means and spreads of nanoseconds and tokens per second."""
+    tokens = test.n_prompt or test.n_gen
+    speeds, average = [1e9 * tokens / ns for ns in samples], mean(samples)
+    return {
+        "ttft_ns": average if test.n_prompt else None,
+        "tpot_ns": average / tokens if test.n_gen else None,
+        "avg_ns": average,
+        "stddev_ns": _spread(samples),
+        "avg_ts": mean(speeds),
+        "stddev_ts": _spread(speeds),
+        "samples_ns": samples,
+        "samples_ts": speeds,
+    }
+
+
+def sizes(engine: Engine, cache: KVCache, prefills: list[Peak], decoding: Peak | None) -> Record:
+    """Bytes of the cache and of the peaks; the last one in parts that sum to it.
+
+    Workspace is what came and went beside the cache. torch counts allocations on CUDA alone; in
+    RAM the peak is what the system saw of the whole process.
+    """
+    prefill = max(prefills, key=lambda peak: peak.most - peak.before)
+    peak, kv, weights = decoding or prefill, cache.memory().total, engine.weights_bytes
+    workspace = max(peak.most - peak.before - kv, 0)
+    return {
+        "kv_bytes": kv,
+        "peak_prefill_bytes": prefill.most,
+        "peak_decode_bytes": decoding.most if decoding else None,
+        "peak_weights_bytes": weights,
+        "peak_kv_bytes": kv,
+        "peak_workspace_bytes": workspace,
+        "peak_process_bytes": None if _cuda(engine) else peak.most - weights - kv - workspace,
+        "peak_allocated_bytes": peak.most if _cuda(engine) else None,
+        "peak_reserved_bytes": peak.reserved if _cuda(engine) else None,
+    }
+
+
+def prefill(engine: Engine, test: Test, ids: Sequence[int]) -> tuple[Prefill, KVCache]:
+    """One prefill of `ids` by the test's method, and its cache."""
     chunks = [engine.chunk]
 
     def see(event: Progress | Smaller) -> None:
@@ -134,20 +149,20 @@ def _read(engine: Engine, method: Method, ids: Sequence[int]) -> tuple[_Run, KVC
 
     before = _begin(engine.device)
     begin = machine.clock(engine.device)
-    reading = drain(engine.prefill(ids, [Compression(method)]), see)
+    done = drain(engine.prefill(ids, [Compression(test.method)]), see)
     took = machine.clock(engine.device) - begin
-    select, peak = round(reading.select_seconds * 1e9), _end(engine.device, before)
-    return _Run(took, select, peak, chunks[-1]), reading.caches[0]
+    peak = _end(engine.device, before)
+    return Prefill(took, round(done.select_seconds * 1e9), peak, chunks[-1]), done.caches[0]
 
 
-def _write(engine: Engine, cache: KVCache, tokens: int) -> int:
+def decode(engine: Engine, cache: KVCache, tokens: int) -> int:
     """Nanoseconds of feeding `tokens` tokens, each the likeliest after the one before."""
     first = torch.zeros(engine.config.vocab_size, device=engine.device)
-    written = engine.decode(cache, first, Sampling())
-    next(written)  # the first token comes without work
+    decoded = engine.decode(cache, first, Sampling())
+    next(decoded)  # the first token comes without work
     begin = machine.clock(engine.device)
     for _ in range(tokens):
-        next(written)
+        next(decoded)
     return machine.clock(engine.device) - begin
 
 
@@ -161,18 +176,10 @@ def _end(device: torch.device, before: int) -> Peak:
     return Peak(machine.peak(device), before, machine.most_reserved(device))
 
 
-def _measured(
-    engine: Engine, cache: KVCache, samples: list[int], runs: list[_Run], writing: Peak | None
-) -> Measured:
-    rows = cache.frozen * engine.config.num_kv_heads * engine.config.num_layers
-    return Measured(
-        samples=samples,
-        selecting=[run.selecting for run in runs],
-        kept=cache.kept / rows,
-        read=cache.read / rows,
-        kv=cache.memory().total,
-        kv_full=cache.position * engine.kv_bytes_per_token,
-        reading=max((run.peak for run in runs), key=lambda peak: peak.most - peak.before),
-        writing=writing,
-        chunk=min(run.chunk for run in runs),
-    )
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation of a sample, as llama-bench has it; 0 for one value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _cuda(engine: Engine) -> bool:
+    return engine.device.type == "cuda"

@@ -1,17 +1,17 @@
-"""The picture of a benchmark: speed of writing and bytes of KV against the context."""
+"""The picture of a benchmark: speed of decoding and bytes of KV against the context."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from kvchat import plots
-from kvchat.bench.record import Record
+from kvchat.bench.measure import Record
 from kvchat.terminal.text import clean
 
 MARKERS = "os^DvP*X"
 
 
-def draw(path: Path, records: Sequence[Record]) -> None:
-    """A line per method over the depths at which it wrote; KV beside an uncompressed cache.
+def render(path: Path, records: Sequence[Record]) -> None:
+    """A line per method over the depths at which it decoded; KV beside an uncompressed cache.
 
     Raises KvchatError("usage") if the file cannot be written.
     """
@@ -31,10 +31,10 @@ def draw(path: Path, records: Sequence[Record]) -> None:
             kv.plot(context, [r["kv_bytes"] / unit for r in points], **look)
         tokens, sizes = zip(*whole, strict=True)
         uncompressed = {"linestyle": "--", "color": "gray", "marker": "", "zorder": 1}
-        kv.plot(tokens, [count / unit for count in sizes], label="every row", **uncompressed)
-        speed.set_title(f"Writing · {clean(records[0]['model'])}")
+        kv.plot(tokens, [count / unit for count in sizes], label="uncompressed", **uncompressed)
+        speed.set_title(f"Decoding · {clean(records[0]['model'])}")
         speed.set_ylabel("tokens per second")
-        kv.set_title("KV cache, with room to grow")
+        kv.set_title("KV cache, preallocated room included")
         kv.set_ylabel(name)
         for axes in (speed, kv):
             axes.set_xlabel("context, tokens")

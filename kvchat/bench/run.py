@@ -1,36 +1,27 @@
-"""`kvchat bench`: speed and memory of reading and writing, method by method."""
+"""`kvchat bench`: speed and memory of prefill and decoding, method by method."""
 
-import shutil
 import sys
-from collections.abc import Callable, Mapping
-from typing import Protocol, TextIO
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from time import sleep
+
+import torch
 
 from kvchat import process
-from kvchat.bench.formats import Csv, Json, Lines
-from kvchat.bench.markdown import Markdown
-from kvchat.bench.record import Record
+from kvchat.bench.cases import Test, cases_of
+from kvchat.bench.measure import Note, Record, measure
+from kvchat.bench.record import record
 from kvchat.bench.settings import FORMATS, Settings
 from kvchat.bench.subject import Subject, load
-from kvchat.bench.sweep import sweep
-from kvchat.errors import EXIT_CODES, KvchatError
+from kvchat.bench.table import writer
+from kvchat.engine.methods.naming import spec_of
+from kvchat.errors import EXIT_CODES, KvchatError, is_out_of_memory
 from kvchat.machine import resources as machine
+from kvchat.machine.method_facts import cost_of
+from kvchat.machine.plan import Plan, geometry_of, make_plan
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size
-
-
-class Format(Protocol):
-    """How records are written, one after the other."""
-
-    def row(self, record: Record) -> str:
-        """The next record."""
-        ...
-
-    def end(self) -> str:
-        """What comes after the last."""
-        ...
-
-
-OTHERS: Mapping[str, Callable[[], Format]] = {"csv": Csv, "json": Json, "jsonl": Lines}
 
 
 def run(settings: Settings) -> int:
@@ -39,23 +30,23 @@ def run(settings: Settings) -> int:
     picture = _checked(settings)
     screen = Screen(quiet=settings.errput is not None)
     subject = load(settings, screen)
-    outputs = [(sys.stdout, _format(settings.output, settings, subject, sys.stdout))]
+    outputs = [writer(settings.output, sys.stdout, settings, subject)]
     if settings.errput is not None:
-        outputs.append((sys.stderr, _format(settings.errput, settings, subject, sys.stderr)))
+        outputs.append(writer(settings.errput, sys.stderr, settings, subject))
     records: list[Record] = []
     try:
-        for record in sweep(settings, subject, screen):
-            records.append(record)
-            for stream, output in outputs:
-                print(output.row(record), end="", file=stream, flush=True)
+        for found in sweep(settings, subject, screen):
+            records.append(found)
+            for output in outputs:
+                output.row(found)
     except KeyboardInterrupt:
         return process.CTRL_C
     finally:  # what was measured is whole, whatever ended it
-        for stream, output in outputs if records else ():
-            print(output.end(), end="", file=stream, flush=True)
+        for output in outputs if records else ():
+            output.end()
         if picture is not None and records:
-            picture([r for r in records if r["n_gen"] and not r["error"]], screen)
-    return EXIT_CODES["memory"] if any(record["error"] for record in records) else 0
+            _render(picture, records, screen)
+    return EXIT_CODES["memory"] if any(found["error"] for found in records) else 0
 
 
 def list_devices() -> int:
@@ -67,37 +58,92 @@ def list_devices() -> int:
     return 0
 
 
-def _checked(settings: Settings) -> Callable[[list[Record], Screen], None] | None:
-    """Refuse what cannot be, before anything is loaded. Returns what draws the picture, if any."""
+def sweep(settings: Settings, subject: Subject, screen: Screen) -> Iterator[Record]:
+    """Measure one test after the other; a record of each, also where memory is not enough.
+
+    Raises KvchatError("usage") before the first for a budget that a method cannot meet.
+    """
+    tests, engine = list(cases_of(settings)), subject.engine
+    for test in tests:
+        test.method.entries(geometry_of(engine.config, engine.dtype.itemsize, test.read))
+    for number, test in enumerate(tests, 1):
+        title = f"{number}/{len(tests)} {spec_of(test.method)} {test.method.budget} {test.name}"
+        with screen.still() as line:
+            found = _found(settings, subject, test, partial(_titled, line, title))
+        yield record(settings, subject, test, found)
+
+
+def _titled(line: Note, title: str, text: str) -> None:
+    line(f"{title}: {text}")
+
+
+def plan_of(subject: Subject, test: Test) -> Plan:
+    """What a test will need, estimated."""
+    engine = subject.engine
+    return make_plan(
+        engine.config,
+        engine.dtype.itemsize,
+        test.read,
+        test.method.budget,
+        test.read + test.n_gen,
+        engine.chunk,
+        engine.device.type == "cuda",
+        cost_of(test.method),
+        engine.model.weights,
+    )
+
+
+def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Record:
+    if settings.delay:
+        note(f"resting {settings.delay:g} s")
+        sleep(settings.delay)
+    if test.threads:
+        torch.set_num_threads(test.threads)
+    engine, device = subject.engine, subject.engine.device
+    plan, used = plan_of(subject, test), machine.in_use(device)
+    beyond = max(plan.reading, plan.chatting) - plan.base - plan.weights  # not there yet
+    left = machine.left(device, settings.mem_limit)
+    missing = {"error": "out of memory", "needed_bytes": used + beyond, "free_bytes": used + left}
+    # A system without room ends a process in place of refusing; a card refuses.
+    if beyond > left and (device.type == "cpu" or settings.mem_limit is not None):
+        return missing
+    ids = subject.ids(test.read)
+    try:
+        return measure(engine, test, ids, settings.repeat, settings.warmup, note)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    needed = max(used + beyond, machine.peak(device))
+    machine.release(device)
+    return missing | {"needed_bytes": needed}
+
+
+def _checked(settings: Settings) -> Path | None:
+    """Refuse what cannot be, before anything is loaded. Returns where the picture goes, if any."""
     for flag, name in (("-o", settings.output), ("-oe", settings.errput)):
         if name is not None and name not in FORMATS:
             ways = [f"{flag} {known}" for known in FORMATS]
             raise KvchatError("usage", f"{flag} {clean(name)!r} is unknown", *ways)
-    tests = list(settings.tests())
+    tests = list(cases_of(settings))
     if not tests:
         raise KvchatError("usage", "there is nothing to measure: -p 0 and -n 0", "-p 512", "-n 64")
     if settings.plot is None:
         return None
     if not any(test.n_gen for test in tests):
-        raise KvchatError("usage", "--plot shows how fast is written, and -n is 0", "-n 64")
+        raise KvchatError("usage", "--plot shows the speed of decoding, and -n is 0", "-n 64")
     # matplotlib behind it is optional
-    from kvchat.bench.picture import draw
     from kvchat.plots import target
 
-    path = target(settings.plot)
-
-    def drawn(records: list[Record], screen: Screen) -> None:
-        if not records:
-            screen.warn(f"no picture in {path}: nothing was written")
-            return
-        draw(path, records)
-        screen.say(f"picture in {path}")
-
-    return drawn
+    return target(settings.plot)
 
 
-def _format(name: str, settings: Settings, subject: Subject, stream: TextIO) -> Format:
-    if name == "md":
-        width = shutil.get_terminal_size().columns if stream.isatty() else None
-        return Markdown(settings, subject, width)
-    return OTHERS[name]()
+def _render(path: Path, records: list[Record], screen: Screen) -> None:
+    # matplotlib behind it is optional
+    from kvchat.bench.picture import render
+
+    decoded = [found for found in records if found["n_gen"] and not found["error"]]
+    if not decoded:
+        screen.warn(f"no picture in {path}: nothing was decoded")
+        return
+    render(path, decoded)
+    screen.say(f"picture in {path}")

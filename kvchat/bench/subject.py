@@ -30,30 +30,34 @@ class Subject:
 
     name: str
     engine: Engine
-    book: list[int] | None
+    document: list[int] | None
     seed: int
     busy: float
 
     def ids(self, count: int) -> list[int]:
         """The first `count` tokens of the document, or as many random ones."""
-        if self.book is not None:
-            return self.book[:count]
+        if self.document is not None:
+            return self.document[:count]
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randint(self.engine.config.vocab_size, (count,), generator=generator).tolist()
 
 
 def load(settings: Settings, screen: Screen) -> Subject:
     """Find, check and load. Raises KvchatError before anything large is loaded if it can."""
-    busy = os.getloadavg()[0]
-    model = _model(settings) if settings.dummy is None else None
-    name, config = _shape(settings, model)
+    busy, model = os.getloadavg()[0], None
+    if settings.dummy is not None:
+        name, config = dummy(settings.dummy)
+    else:
+        given = user_config.settle({"model": settings.model}, user_config.load())
+        model = find_model(given.model, given.aliases)
+        name, config = model.name, ModelConfig.load(model.folder)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, config, settings.weights)
     if settings.longest > config.context_limit:
         half = config.context_limit // 2
         raise KvchatError(
             "too_long",
-            f"{settings.longest:,} tokens do not fit the window of {name}: "
+            f"{settings.longest:,} tokens do not fit the context window of {name}: "
             f"{config.context_limit:,}",
             f"-p {half} -d {half}",
         )
@@ -70,7 +74,7 @@ def load(settings: Settings, screen: Screen) -> Subject:
     limit = settings.mem_limit
     least = replace(least, base=0)  # the process is here already
     require_memory(least, machine.left(device, limit), machine.place(device, limit), "full")
-    book = _book(settings, model)
+    document = _document(settings, model)
     if model is None:
         with screen.busy(f"random weights for {name}"):
             weights = random_weights(config, dtype, device, weights=settings.weights)
@@ -81,22 +85,10 @@ def load(settings: Settings, screen: Screen) -> Subject:
         for tensor in chain(engine.model.parameters(), engine.model.buffers()):
             tensor.flatten()[::1024].sum()  # or the first test would read a mapped file
     engine.chunk = settings.chunk or engine.chunk
-    return Subject(name, engine, book, settings.seed, busy)
+    return Subject(name, engine, document, settings.seed, busy)
 
 
-def _model(settings: Settings) -> Model:
-    asked = user_config.settle({"model": settings.model}, user_config.load())
-    return find_model(asked.model, asked.aliases)
-
-
-def _shape(settings: Settings, model: Model | None) -> tuple[str, ModelConfig]:
-    if model is not None:
-        return model.name, ModelConfig.load(model.folder)
-    assert settings.dummy is not None, "a model, or a shape in its place"
-    return dummy(settings.dummy)
-
-
-def _book(settings: Settings, model: Model | None) -> list[int] | None:
+def _document(settings: Settings, model: Model | None) -> list[int] | None:
     """Ids of the document of `--from-file`. Raises KvchatError."""
     if settings.text is None:
         return None
@@ -112,7 +104,7 @@ def _book(settings: Settings, model: Model | None) -> list[int] | None:
     if len(ids) < needed:
         raise KvchatError(
             "input",
-            f"{settings.text} has {len(ids):,} tokens, {needed:,} are to be read",
+            f"{settings.text} has {len(ids):,} tokens, {needed:,} are asked for",
             f"-p {len(ids)} -d {len(ids)}",
             "a longer file, or random tokens without --from-file",
         )

@@ -34,14 +34,12 @@ class PlanOptions:
 
     model: str | None = shared(Options, "model")
     dummy: str | None = option("--dummy", MODEL, DUMMY)
-    tokens: Sequence[int] = option(
-        "--tokens", CACHE, "Document tokens: 32k,128k.", counts(), many=True, default=()
-    )
+    tokens: Sequence[int] = option("--tokens", CACHE, "Document tokens: 32k,128k.", counts())
     fit: int | None = option(
         "--fit", CACHE, "Memory to fit into: 24GiB. The longest document then.", SIZE
     )
     methods: Sequence[str] = option(
-        "--method", CACHE, "Methods; a list.", METHOD_SPECS, many=True, default=("full", DEFAULT)
+        "--method", CACHE, "Methods; a list.", METHOD_SPECS, default=("full", DEFAULT)
     )
     budget: str | None = shared(Options, "budget")
     ctx_size: int | None = shared(Options, "ctx_size")

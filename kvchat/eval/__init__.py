@@ -1,1 +1,1 @@
-"""The instrument that measures quality at a budget: tasks, measurement, report."""
+"""The instrument that measures quality at a budget: tasks, measurement, table, pictures."""

@@ -1,34 +1,46 @@
 """The folder of an evaluation: its description and every answer so far, whole documents only."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from time import time
-from typing import Any
+
+from platformdirs import user_state_path
 
 from kvchat.errors import KvchatError
+from kvchat.eval.report import Record
 from kvchat.terminal.text import clean
 
-Record = dict[str, Any]
 GROWS = {"questions", "lengths", "tasks", "threads", "out", "output", "plot"}
 """Settings that a run may go on with in another way: they add to it, or do not matter."""
+OTHER = "--out ANOTHER-FOLDER"
+
+
+def default_folder(settings: Record) -> Path:
+    """Where the experiment of these settings is kept below the user's state folder."""
+    fixed = {k: v for k, v in settings.items() if k not in GROWS | {"data", "overflow"}}
+    digest = sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^\w.-]+", "-", settings["model"]).strip("-.")
+    return user_state_path("kvchat") / "eval" / f"{name}-{digest}"
 
 
 class Answers:
     """`answers.jsonl` and `run.json` in a folder."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: Path):
         """Make the folder. Raises KvchatError("usage") if that cannot be."""
-        self.folder = Path(folder).expanduser()
+        self.folder = folder.expanduser()
+        self.records: list[Record] = []
+        self._answers, self._run = self.folder / "answers.jsonl", self.folder / "run.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._answers.open("a").close()
         except OSError as error:
-            raise KvchatError(
-                "usage", f"--out {clean(folder)}: {error.strerror}", "--out ANOTHER-FOLDER"
-            ) from None
-        self.records: list[Record] = []
+            named = f"--out {clean(str(folder))}"
+            raise KvchatError("usage", f"{named}: {error.strerror}", OTHER) from None
 
     def resume(self, description: Record) -> None:
         """Take the answers of an earlier run with the same settings, and note the description.
@@ -36,14 +48,13 @@ class Answers:
         A document that was not written to its end is dropped, for it will be measured again. Raises
         KvchatError("session") if the folder holds another experiment, or is damaged.
         """
-        found = self._read()
-        sizes = Counter(_document(record) for record in found)
+        found = self._found()
+        sizes = Counter(map(_document, found))
         self.records = [r for r in found if sizes[_document(r)] == r.get("of")]
         if self.records:
-            self._compare(description)
-        self._replace(self._answers, "".join(map(_line, self.records)))
-        text = json.dumps(description | {"time": int(time())}, indent=1)
-        self._replace(self._description, text + "\n")
+            self._compare(description["settings"])
+        _replace(self._answers, "".join(map(_line, self.records)))
+        _replace(self._run, json.dumps(description | {"time": int(time())}, indent=1) + "\n")
 
     def add(self, document: Sequence[Record]) -> None:
         """Write down the records of a document; each says how many they are."""
@@ -57,15 +68,7 @@ class Answers:
         """Task, length and number of the documents that are here."""
         return {_document(record) for record in self.records}
 
-    @property
-    def _answers(self) -> Path:
-        return self.folder / "answers.jsonl"
-
-    @property
-    def _description(self) -> Path:
-        return self.folder / "run.json"
-
-    def _read(self) -> list[Record]:
+    def _found(self) -> list[Record]:
         lines = self._answers.read_text(encoding="utf-8", errors="replace").split("\n")
         found = []
         for number, line in enumerate(lines, 1):
@@ -81,33 +84,36 @@ class Answers:
             found.append(record)
         return found
 
-    def _compare(self, description: Record) -> None:
+    def _compare(self, settings: Record) -> None:
+        """Raise KvchatError("session") if what is here was measured with other settings.
+
+        Files may be added, each stays what it was; `settings` are told of those that were here.
+        """
         try:
-            before = json.loads(self._description.read_text(encoding="utf-8"))
-            old, new = _fixed(before["settings"]), _fixed(description["settings"])
-            files = before["settings"]["data"]
-        except (OSError, ValueError, LookupError, TypeError):
-            raise self._damaged(self._description.name) from None
-        changed = [key for key in new if key in old and old[key] != new[key]]
-        changed += [key for key in old.keys() ^ new.keys() if not key.startswith("data ")]
+            before = json.loads(self._run.read_text(encoding="utf-8"))["settings"]
+            files, new_files = before["data"], settings["data"]
+            old, new = ({k: v for k, v in s.items() if k not in GROWS} for s in (before, settings))
+            both = files.keys() & new_files.keys()
+            changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            raise self._damaged(self._run.name) from None
+        changed = sorted(set(changed) - {"data"})
+        changed += [f"data {name}" for name in sorted(both) if files[name] != new_files[name]]
         if old.get("overflow") == "error" and "overflow" in changed:
             changed.remove("overflow")  # nothing was cut so far
         if changed:
-            raise KvchatError(
-                "session",
-                f"{self.folder} holds another experiment: {clean(', '.join(changed))} differ",
-                "--out ANOTHER-FOLDER",
-            )
-        description["settings"]["data"] = files | description["settings"]["data"]
+            what = f"{clean(', '.join(changed))} differ"
+            raise KvchatError("session", f"{self.folder} holds another experiment: {what}", OTHER)
+        settings["data"] = files | new_files
 
     def _damaged(self, where: str) -> KvchatError:
-        return KvchatError("session", f"{self.folder}: {where} is damaged", "--out ANOTHER-FOLDER")
+        return KvchatError("session", f"{self.folder}: {where} is damaged", OTHER)
 
-    @staticmethod
-    def _replace(path: Path, text: str) -> None:
-        part = path.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def _document(record: Record) -> tuple[str, int, int]:
@@ -116,9 +122,3 @@ def _document(record: Record) -> tuple[str, int, int]:
 
 def _line(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _fixed(settings: Record) -> Record:
-    """Settings that must not change; further files may be added, each stays what it was."""
-    files = {f"data {name}": found for name, found in settings.get("data", {}).items()}
-    return {k: v for k, v in settings.items() if k not in GROWS | {"data"}} | files

@@ -1,7 +1,7 @@
-"""What an evaluation asks: documents, questions about them, and what a right answer holds."""
+"""What an evaluation asks: documents, questions about them, and what a right answer is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from kvchat.eval.metrics import METRICS
 
@@ -15,7 +15,7 @@ class Question:
     `metric` is a key of METRICS; `answers` are the parts of a right answer or the ways to give it,
     as the metric says, `choices` what is chosen from. `depth` is where in the document the answer
     stands: 0 its beginning, 1 its end, None where it stands in several places. `longest` are the
-    tokens that an answer may have, `begun` is written at its beginning, before the model goes on.
+    tokens that an answer may have; the answer begins with `begun`, and the model goes on from it.
     """
 
     text: str
@@ -38,10 +38,10 @@ class Question:
 
     def score(self, given: str) -> float:
         """What `given` is worth, 0 to 1."""
-        return METRICS[self.metric].score(given, self.answers, self.choices)
+        return METRICS[self.metric](given, self.answers, self.choices)
 
     def is_right(self, given: str) -> bool:
-        """Whether `given` is worth all that there is."""
+        """Whether `given` has the full score."""
         return self.score(given) >= 1
 
 
@@ -54,9 +54,17 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Given:
+    """The cases of a file in their order; `left_out` counts lines by the reason they are none."""
+
+    cases: tuple[Case, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Draw:
-    """What a document is made from: a seed, about how many tokens it shall have, how many questions
-    to ask at most, and how deep in it a single needle goes, 0 to 1."""
+    """What a document is made from: a seed, about how many tokens it shall have, the most questions
+    to ask, and how deep in it a single needle goes, 0 to 1."""
 
     seed: int
     tokens: int

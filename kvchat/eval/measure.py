@@ -1,11 +1,11 @@
-"""Measures cells (method, budget, question seen or not) against the full cache of one reading."""
+"""Measures cells (method, budget, question seen or not) against the full cache of one prefill."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
+from kvchat.bench.measure import share_of
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
@@ -16,6 +16,7 @@ from kvchat.engine.methods.spec import options
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.session import Session
 from kvchat.eval.case import LONGEST, Case, Question
+from kvchat.eval.report import Record
 
 GROUP = 5  # questions whose compressed caches are alive at once
 
@@ -45,20 +46,18 @@ class Answered:
     logits: Tensor  # [len(ids), vocab]
 
 
-def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[Record]:
     """One record per question and cell; see `_record`. Yields as it goes."""
     ids = session.dialogue.document(case.document)
     unseen = [cell for cell in cells if not cell.seen]
-    reading = drain(
-        session.read(ids, [Compression(Full()), *(Compression(c.method) for c in unseen)])
-    )
-    full, *caches = reading.caches
+    methods = [Full(), *(cell.method for cell in unseen)]
+    full, *caches = drain(session.read(ids, list(map(Compression, methods)))).caches
     answered = [answer(session, full, question) for question in case.questions]
     exact = Cell(Full(), seen=False)
     for number, question in enumerate(case.questions):
         for cell, cache in zip([exact, *unseen], [full, *caches], strict=True):
             yield _record(session, cache, cell, number, question, answered[number])
-    del reading, caches, full
+    del caches, full, cache  # before the caches of questions in view are made
     seen = [cell for cell in cells if cell.seen and cell.method.needs.sees]
     for start in range(0, len(case.questions) if seen else 0, GROUP):
         group = case.questions[start : start + GROUP]
@@ -97,8 +96,8 @@ def generate(
 
 def _record(
     session: Session, cache: KVCache, cell: Cell, number: int, question: Question, full: Answered
-) -> dict[str, Any]:
-    """The answer and its score, KL to the full cache, kept rows and bytes really held.
+) -> Record:
+    """The answer and its score, KL to the full cache, share of KV pairs kept, bytes really used.
 
     `score` is what the question's metric gives, 0 to 1, and `right` whether that is 1.
 
@@ -114,7 +113,6 @@ def _record(
         ids = generate(session, cache, full.prompt, question.longest)
         text = session.dialogue.tokenizer.decode(ids)
     p, q = full.logits.float().log_softmax(-1), logits.float().log_softmax(-1)
-    config = session.engine.config
     return {
         "question": number,
         "kind": question.kind,
@@ -128,7 +126,7 @@ def _record(
         "expected": question.answer,
         "answer": text,
         "kl": float((p.exp() * (p - q)).sum(-1).mean()),
-        "kept": cache.kept / (cache.frozen * config.num_kv_heads * config.num_layers),
+        "kept": share_of(cache.kept, cache),
         "bytes": sum(layer.kept_bytes for layer in cache.layers),
         "document_tokens": cache.frozen,
     }

@@ -5,7 +5,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 Strings = Sequence[str]
@@ -17,11 +16,6 @@ COMMENTS = ("`", "#", "//")
 def verbatim(given: str, answers: Strings, choices: Strings) -> float:
     """The same to the last character."""
     return float(given.strip() in answers)
-
-
-def exact(given: str, answers: Strings, choices: Strings) -> float:
-    """The same after SQuAD's normalisation (1606.05250): no case, punctuation or articles."""
-    return float(normalised(given) in [normalised(answer) for answer in answers])
 
 
 def every(given: str, answers: Strings, choices: Strings) -> float:
@@ -97,28 +91,18 @@ def code(given: str, answers: Strings, choices: Strings) -> float:
     return max(SequenceMatcher(None, line, answer).ratio() for answer in answers)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric with its name in tables; `graded` if there is something between 0 and 1."""
-
-    score: Callable[[str, Strings, Strings], float]
-    label: str
-    graded: bool = False
-
-
-METRICS = {
-    "verbatim": Metric(verbatim, "exact to the last character"),
-    "exact": Metric(exact, "exact match"),
-    "all": Metric(every, "string match"),
-    "any": Metric(some, "string match, one of several"),
-    "part": Metric(share, "share of the parts", graded=True),
-    "f1": Metric(f1, "token F1", graded=True),
-    "f1-line": Metric(f1_line, "token F1 of the first line", graded=True),
-    "category": Metric(category, "category", graded=True),
-    "number": Metric(number, "share of right numbers", graded=True),
-    "choice": Metric(choice, "the choice named first"),
-    "letters": Metric(letters, "multiple choice", graded=True),
-    "code": Metric(code, "similarity of the line", graded=True),
+METRICS: dict[str, Callable[[str, Strings, Strings], float]] = {
+    "verbatim": verbatim,
+    "all": every,
+    "any": some,
+    "part": share,
+    "f1": f1,
+    "f1-line": f1_line,
+    "category": category,
+    "number": number,
+    "choice": choice,
+    "letters": letters,
+    "code": code,
 }
 
 

@@ -1,21 +1,20 @@
-"""Tables of an evaluation: means with bootstrap intervals, from the records alone."""
+"""The table of an evaluation: means with bootstrap intervals, from the records alone."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 
-from kvchat.eval.metrics import METRICS
 from kvchat.terminal.text import clean, counted, size
 
+Record = dict[str, Any]
 DRAWS = 1000
 CANNOT = "cannot be told"
 FEW = 200  # questions below which an interval that covers the comparison says nothing
 DOCUMENTS = 5  # fewer prove nothing
+HEADS = ("cell", "question", "kept", "KV", "score, %", "KL")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Estimate:
     high: float
 
 
-def estimate(groups: list[list[float]], seed: int = 0) -> Estimate:
+def estimate(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     """Mean of all values; whole groups (documents) are drawn with replacement.
 
     Questions about one document are not independent, so documents are the units.
@@ -41,14 +40,16 @@ def estimate(groups: list[list[float]], seed: int = 0) -> Estimate:
     return Estimate(float(totals.sum() / counts.sum()), low, high)
 
 
-def worth(record: dict[str, Any]) -> float:
-    """What an answer is worth; records from before there were scores are right or wrong."""
-    return float(record.get("score", record["right"]))
+def worth(record: Record) -> float:
+    """The score of an answer; records from before there were scores are right or wrong."""
+    return float(record["score"] if "score" in record else record["right"])
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the report: `right` is the share of answers with full marks."""
+    """Answers of one cell to one kind of question: `right` is the share with the full score, `kl`
+    in nats, `kept` a share of all entries, `verdict` CANNOT where the full cache is not told from
+    it."""
 
     task: str
     length: int
@@ -65,18 +66,63 @@ class Row:
     metric: str
     score: Estimate
 
-    @property
-    def title(self) -> str:
-        """What was asked, in one line."""
-        kind = "" if self.kind in self.task else f" · {self.kind}"
-        asked = counted(self.questions, "question"), counted(self.documents, "document")
-        return f"{clean(self.task)} · {sized(self.length)}{kind} · {' about '.join(asked)}"
 
-    @property
-    def figure(self) -> str:
-        """What the score is called: graded ones by their metric."""
-        metric = METRICS.get(self.metric)
-        return metric.label if metric and metric.graded else "right"
+def rows(records: Iterable[Record]) -> list[Row]:
+    """Records grouped into cells, compared with the full cache of the same questions."""
+    groups: dict[tuple[str, int, str, bool, str], list[Record]] = defaultdict(list)
+    for record in records:
+        where = (record["task"], record["length"], record["kind"], record["seen"], record["cell"])
+        groups[where].append(record)
+    full = {where[:3]: found for where, found in groups.items() if where[3:] == (False, "full")}
+    table = []
+    for (task, length, kind, seen, cell), found in groups.items():
+        documents: dict[int, list[Record]] = defaultdict(list)
+        for record in found:
+            documents[record["document"]].append(record)
+        each = list(documents.values())
+        score = estimate([[worth(r) for r in group] for group in each])
+        against = full.get((task, length, kind)) if cell != "full" else None
+        row = Row(
+            task=task,
+            length=length,
+            cell=cell,
+            seen=seen,
+            kind=kind,
+            questions=len(found),
+            documents=len(documents),
+            right=estimate([[float(r["right"]) for r in group] for group in each]),
+            kl=estimate([[r["kl"] for r in group] for group in each]),
+            kept=sum(r["kept"] for r in found) / len(found),
+            bytes=sum(r["bytes"] for r in found) / len(found),
+            verdict=_verdict(score, against, len(found), len(documents)) if against else "",
+            metric=found[0].get("metric", "right"),
+            score=score,
+        )
+        table.append(row)
+    return table
+
+
+def _verdict(score: Estimate, full: list[Record], questions: int, documents: int) -> str:
+    covers = score.low <= sum(map(worth, full)) / len(full) <= score.high
+    return CANNOT if documents < DOCUMENTS or (covers and questions < FEW) else ""
+
+
+def tables(table: Iterable[Row]) -> Iterator[str]:
+    """Lines of Markdown: a heading and a table per task, length and kind of question."""
+    groups: dict[tuple[str, int, str], list[Row]] = defaultdict(list)
+    for row in table:
+        groups[row.task, row.length, row.kind].append(row)
+    for (task, length, kind), found in groups.items():
+        asked = counted(found[0].questions, "question"), counted(found[0].documents, "document")
+        parts = [task, sized(length), *([] if kind in task else [kind]), " about ".join(asked)]
+        yield f"### {clean(' · '.join(parts))} · score: {found[0].metric}\n"
+        yield from _aligned([HEADS, *map(_cells, found)])
+        yield ""
+    if any(row.verdict for found in groups.values() for row in found):
+        yield (
+            f"? {CANNOT}: under {DOCUMENTS} documents, or under {FEW} questions and the interval "
+            "covers the full cache"
+        )
 
 
 def sized(length: int) -> str:
@@ -84,83 +130,18 @@ def sized(length: int) -> str:
     return f"{length:,} tokens" if length else "whole documents"
 
 
-def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
-    """Records grouped into cells, compared with the full cache of the same questions."""
-    groups: dict[tuple, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        key = (record["task"], record["length"], record["kind"], record["seen"], record["cell"])
-        groups[key][record["document"]].append(record)
-    table = []
-    for (task, length, kind, seen, cell), documents in groups.items():
-        flat = [record for group in documents.values() for record in group]
-        right = estimate([[float(r["right"]) for r in group] for group in documents.values()])
-        score = estimate([[worth(r) for r in group] for group in documents.values()])
-        kl = estimate([[r["kl"] for r in group] for group in documents.values()])
-        against = groups.get((task, length, kind, False, "full"))
-        table.append(
-            Row(
-                task=task,
-                length=length,
-                cell=cell,
-                seen=seen,
-                kind=kind,
-                questions=len(flat),
-                documents=len(documents),
-                right=right,
-                kl=kl,
-                kept=sum(r["kept"] for r in flat) / len(flat),
-                bytes=sum(r["bytes"] for r in flat) / len(flat),
-                verdict="" if cell == "full" or not against else _verdict(score, against, flat),
-                metric=flat[0].get("metric", ""),
-                score=score,
-            )
-        )
-    return table
+def _cells(row: Row) -> tuple[str, ...]:
+    score = f"{'?' if row.verdict else ''}{100 * row.score.mean:.1f}"
+    if row.documents > 1:
+        score += f" ({100 * row.score.low:.0f}–{100 * row.score.high:.0f})"
+    view = "" if row.cell == "full" else "seen" if row.seen else "unseen"
+    return row.cell, view, f"{row.kept:.1%}", size(row.bytes), score, f"{row.kl.mean:.3f}"
 
 
-def _verdict(
-    score: Estimate, against: dict[int, list[dict[str, Any]]], flat: list[dict[str, Any]]
-) -> str:
-    full = [worth(r) for group in against.values() for r in group]
-    mean = sum(full) / len(full)
-    covers = score.low <= mean <= score.high
-    documents = len({record["document"] for record in flat})
-    return CANNOT if documents < DOCUMENTS or (covers and len(flat) < FEW) else ""
-
-
-def screen_tables(table: list[Row]) -> Iterator[Text | Table]:
-    """The report for the screen: a heading and a table per task, length and kind of question."""
-    groups: dict[tuple[str, int, str], dict[str, dict[bool, Row]]] = defaultdict(dict)
-    for row in table:
-        groups[row.task, row.length, row.kind].setdefault(row.cell, {})[row.seen] = row
-    for cells in groups.values():
-        one = next(iter(next(iter(cells.values())).values()))
-        yield Text(f"\n{one.title} · {one.figure}, %", "bold")
-        grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        heads = ("cell", "kept", "KV", "unseen", "95 %", "KL", "seen", "95 %", "KL")
-        for number, name in enumerate(heads):
-            # a long name of a cell breaks, numbers never do
-            grid.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
-        for cell, views in cells.items():
-            row = next(iter(views.values()))
-            grid.add_row(
-                cell,
-                f"{row.kept:.1%}",
-                size(row.bytes),
-                *_columns(views.get(False)),
-                *_columns(views.get(True)),
-            )
-        yield grid
-    if any(row.verdict for row in table):
-        yield Text(
-            f"? {CANNOT}: under {DOCUMENTS} documents, or under {FEW} questions and the interval "
-            "covers the full cache"
-        )
-
-
-def _columns(row: Row | None) -> tuple[str, str, str]:
-    if row is None:
-        return "", "", ""
-    interval = f"{100 * row.score.low:.0f}–{100 * row.score.high:.0f}" if row.documents > 1 else ""
-    mark = "?" if row.verdict else ""
-    return f"{mark}{100 * row.score.mean:.1f}", interval, f"{row.kl.mean:.3f}"
+def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A heading and rows as a Markdown table; all but the first two columns are numbers."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    marks = [f"{'-' * (w - 1)}{':' if at > 1 else '-'}" for at, w in enumerate(widths)]
+    for cells in (lines[0], marks, *lines[1:]):
+        found = [c.rjust(w) for c, w in zip(cells[2:], widths[2:], strict=True)]
+        yield f"| {' | '.join([cells[0].ljust(widths[0]), cells[1].ljust(widths[1]), *found])} |"

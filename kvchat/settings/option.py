@@ -47,7 +47,8 @@ def option(
 ) -> Any:
     """A field of a settings dataclass that is an option: its flags, with spaces between, and what
     `Option` has; `default` is the field's."""
-    default = about.pop("default", None)
+    default = about.pop("default", () if kind.listed else None)
+    about.setdefault("many", kind.listed)
     metadata = {"option": Option(tuple(flags.split()), help, panel, kind, table, **about)}
     return field(default=default, metadata=metadata)
 
@@ -72,11 +73,10 @@ def shared(settings: type, name: str, **about: Any) -> Any:
 
 
 def read_all(settings: type[T], given: Mapping[str, Any]) -> T:
-    """The settings of flags as they were typed. Raises KvchatError("usage")."""
-    found = options_of(settings)
-    values = {
-        name: found[name].kind.read(found[name].flag, value)
-        for name, value in given.items()
-        if value is not None
-    }
+    """The settings of flags as they were typed; lists are lists. Raises KvchatError("usage")."""
+    values: dict[str, Any] = {}
+    for each in fields(settings):
+        option, value = each.metadata["option"], given.get(each.name)
+        found = each.default if value is None else option.kind.read(option.flag, value)
+        values[each.name] = list(found) if isinstance(found, tuple) else found
     return settings(**values)

@@ -6,10 +6,9 @@ import re
 import pytest
 
 from kvchat.errors import KvchatError
-from kvchat.eval.case import Draw
+from kvchat.eval.case import Draw, Given
 from kvchat.eval.files import LOADERS, leval, load
-from kvchat.eval.files.given import Given
-from kvchat.eval.sources import digests, sources
+from kvchat.eval.sources import Source, sources
 from tests.support.program import ROOT
 
 RULER = {
@@ -70,8 +69,9 @@ def test_ruler_is_split_at_its_last_line(write):
 def test_an_older_ruler_file_has_the_beginning_of_the_answer_in_its_input(write):
     older = {"input": "Documents.\n\nQuestion: Who? Answer:", "outputs": ["Ada", "Lee"]}
     (case,) = load(f"ruler:{write(older)}").cases
-    assert (case.document, case.questions[0].text) == ("Documents.", "Question: Who? Answer:")
-    assert case.questions[0].metric == "any" and case.questions[0].begun == ""
+    (asked,) = case.questions
+    assert (case.document, asked.text) == ("Documents.", "Question: Who? Answer:")
+    assert (asked.metric, asked.begun) == ("any", "")
 
 
 def test_longbench_asks_and_scores_by_its_data_set(write):
@@ -91,22 +91,14 @@ def test_longbench_asks_and_scores_by_its_data_set(write):
     given = load(f"longbench:{path}")
     questions = [case.questions[0] for case in given.cases]
     kinds = [(question.kind, question.metric) for question in questions]
-    assert kinds == [
-        ("hotpotqa", "f1"),
-        ("qasper", "f1"),
-        ("trec", "category"),
-        ("passage_retrieval_en", "number"),
-        ("lcc", "code"),
-    ]
+    names = ["hotpotqa", "qasper", "trec", "passage_retrieval_en", "lcc"]
+    assert kinds == [*zip(names, ["f1", "f1", "category", "number", "code"], strict=True)]
     assert "Who lit the lamp?" in questions[0].text and questions[0].is_right("A keeper.")
     assert given.cases[0].document == "The keeper lit the lamp."
     assert questions[2].is_right("Date\nType: City") and not questions[2].is_right("City")
-    assert questions[3].is_right("Paragraph 12")
-    assert questions[4].is_right("return x")
-    assert given.left_out == (
-        ("gov_report (ROUGE is not computed)", 1),
-        ("vcsum (ROUGE is not computed)", 2),
-    )
+    assert questions[3].is_right("Paragraph 12") and questions[4].is_right("return x")
+    left_out = {why.split()[0]: count for why, count in given.left_out.items()}
+    assert left_out == {"gov_report": 1, "vcsum": 2}
 
 
 def test_leval_has_many_questions_about_one_document(write):
@@ -119,7 +111,7 @@ def test_leval_has_many_questions_about_one_document(write):
     assert judged.is_right("False.") and not judged.is_right("True")
     (why,) = given.cases[1].questions
     assert why.metric == "f1" and "about 4 words" in why.text and why.score("it rained") == 0.8
-    assert given.left_out == (("evaluation 'human' (not computed)", 1), ("no document", 1))
+    assert sorted(given.left_out.values()) == [1, 1] and "'human'" in " ".join(given.left_out)
 
 
 @pytest.mark.parametrize(
@@ -189,69 +181,70 @@ def test_the_samples_of_the_guide_are_files_in_order(write, haystack):
 
 
 @pytest.mark.parametrize(
-    ("kind", "line", "said"),
+    ("kind", "line", "place", "field"),
     [
-        ("ruler", "{oops", "line 2, column 2: no JSON"),
-        ("ruler", "[1]", "line 2: no JSON object"),
-        ("ruler", "[" * 100_000, "line 2: its JSON is too large"),
-        ("ruler", '{"outputs": ' + "9" * 5000 + "}", "line 2: its JSON is too large"),
-        ("ruler", RULER | {"input": "half a \ud800\nWhat?"}, "line 2: 'input' is not a text"),
-        ("ruler", {"input": "a\nb"}, "line 2: 'outputs' is missing"),
-        ("ruler", RULER | {"outputs": "7421"}, "line 2: 'outputs' is not a list of texts"),
-        ("ruler", RULER | {"outputs": []}, "line 2: 'outputs' is not a list of texts"),
-        ("ruler", RULER | {"input": "all in one line"}, "line 2: 'input' has no line break"),
-        ("longbench", LONGBENCH | {"dataset": "mine"}, "line 2: 'dataset' 'mine' is none of"),
-        ("longbench", LONGBENCH | {"context": 3}, "line 2: 'context' is not a text"),
-        ("longbench", LONGBENCH | {"dataset": "trec"}, "line 2: 'all_classes' is not a list"),
-        ("longbench", LONGBENCH | {"dataset": "passage_count"}, "line 2: 'answers' of passage"),
-        ("leval", LEVAL | {"outputs": ["B"]}, "line 2: 3 'instructions' and 1 'outputs'"),
-        ("leval", {"input": "x", "outputs": ["y"]}, "line 2: 'evaluation' is missing"),
+        ("ruler", "{oops", "line 2, column 2", "JSON"),
+        ("ruler", "[1]", "line 2", "JSON"),
+        ("ruler", "[" * 100_000, "line 2", "JSON"),
+        ("ruler", '{"outputs": ' + "9" * 5000 + "}", "line 2", "JSON"),
+        ("ruler", RULER | {"input": "half a \ud800\nWhat?"}, "line 2", "'input'"),
+        ("ruler", {"input": "a\nb"}, "line 2", "'outputs'"),
+        ("ruler", RULER | {"outputs": "7421"}, "line 2", "'outputs'"),
+        ("ruler", RULER | {"outputs": []}, "line 2", "'outputs'"),
+        ("ruler", RULER | {"input": "all in one line"}, "line 2", "'input'"),
+        ("longbench", LONGBENCH | {"dataset": "mine"}, "line 2", "'mine'"),
+        ("longbench", LONGBENCH | {"context": 3}, "line 2", "'context'"),
+        ("longbench", LONGBENCH | {"dataset": "trec"}, "line 2", "'all_classes'"),
+        ("longbench", LONGBENCH | {"dataset": "passage_count"}, "line 2", "'answers'"),
+        ("leval", LEVAL | {"outputs": ["B"]}, "line 2", "3 'instructions'"),
+        ("leval", {"input": "x", "outputs": ["y"]}, "line 2", "'evaluation'"),
     ],
 )
-def test_a_line_out_of_order_is_named(write, kind, line, said):
+def test_a_line_out_of_order_is_named(write, kind, line, place, field):
     good = {"ruler": RULER, "longbench": LONGBENCH, "leval": LEVAL}[kind]
     path = write(good, line)
-    with pytest.raises(KvchatError, match=re.escape(f"{path}, {said}")) as caught:
+    with pytest.raises(KvchatError, match=f"^{re.escape(f'{path}, {place}')}: .*{field}") as caught:
         load(f"{kind}:{path}")
     assert caught.value.code == "input"
     assert any(LOADERS[kind][1] in way for way in caught.value.tries), "the format is told"
 
 
-def test_a_needle_file_out_of_order_is_named(haystack, tmp_path):
-    for changes, said in (
-        ({"needle": ""}, "'needle' is not a text"),
-        ({"answers": None}, "'answers' is not a list"),
-        ({"haystack_dir": "nowhere"}, "no .txt files with text in"),
-    ):
-        with pytest.raises(KvchatError, match=re.escape(said)):
-            load(f"niah:{haystack(**changes)}")
-    (tmp_path / "bad.json").write_text('{"needle": ')
-    with pytest.raises(KvchatError, match="line 1, column 12: no JSON"):
-        load(f"niah:{tmp_path / 'bad.json'}")
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"needle": ""}, "'needle'"),
+        ({"answers": None}, "'answers'"),
+        ({"haystack_dir": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_needle_file_out_of_order_is_named(haystack, changes, field):
+    with pytest.raises(KvchatError, match=field) as caught:
+        load(f"niah:{haystack(**changes)}")
+    assert caught.value.code == "input"
 
 
 def test_what_cannot_be_asked_at_all_is_refused(write, tmp_path):
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "bad.json").write_text('{"needle": ')
     for spec, code, said in (
-        (f"leval:{write(LEVAL | {'evaluation': 'LLM'})}", "input", "only 1 × evaluation 'LLM'"),
-        (f"ruler:{write('', name='empty.jsonl')}", "input", "it is empty"),
-        (f"ruler:{tmp_path / 'none.jsonl'}", "input", "No such file"),
-        (f"ruler:{tmp_path}", "input", "Is a directory"),
-        ("mine:x.jsonl", "usage", "kinds are ruler, longbench, leval, niah"),
-        ("x.jsonl", "usage", "is no KIND:FILE"),
+        (f"leval:{write(LEVAL | {'evaluation': 'LLM'})}", "input", "1 × .* 'LLM'"),
+        (f"ruler:{write('', name='empty.jsonl')}", "input", "empty"),
+        (f"ruler:{tmp_path / 'none.jsonl'}", "input", "none.jsonl"),
+        (f"ruler:{tmp_path}", "input", str(tmp_path)),
+        (f"ruler:{tmp_path / 'binary.jsonl'}", "input", "byte 0"),
+        (f"niah:{tmp_path / 'bad.json'}", "input", "line 1, column 12"),
+        ("mine:x.jsonl", "usage", ", ".join(LOADERS)),
+        ("x.jsonl", "usage", "KIND:FILE"),
     ):
-        with pytest.raises(KvchatError, match=re.escape(said)) as caught:
+        with pytest.raises(KvchatError, match=said) as caught:
             load(spec)
         assert caught.value.code == code
-    binary = tmp_path / "binary.jsonl"
-    binary.write_bytes(b"\xff\xfe")
-    with pytest.raises(KvchatError, match="no UTF-8 at byte 0"):
-        load(f"ruler:{binary}")
 
 
 def test_a_changed_file_is_another_experiment(write, haystack):
     def found():
         data = [f"ruler:{write(RULER)}", f"niah:{path}"]
-        return digests(sources(["world"], data, [100], [0], 1, 5), data)
+        return {each.name: each.digest for each in sources([], data, Source("", 5))}
 
     path = haystack()
     before = found()

@@ -10,17 +10,15 @@ from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
-from kvchat.eval import pictures
 from kvchat.eval.answers import Answers
 from kvchat.eval.case import Question
 from kvchat.eval.files import LOADERS
 from kvchat.eval.measure import answer
-from kvchat.eval.sources import fitted, sources
+from kvchat.eval.sources import Source, fitted
 from kvchat.eval.tasks import TASKS
 from tests.engine import tiny
 from tests.support.forked import kvchat
 
-assert pictures, "imported here, once"
 SAMPLE = {"input": "It rains. Ada has 7421. It snows.\nWhat has Ada?", "outputs": ["7421"]}
 
 
@@ -29,10 +27,11 @@ def evaluate(chat_folder, tmp_path):
     """`evaluate(*arguments)`: the command on a tiny model, with its results in tmp_path/eval."""
     model = str(chat_folder("byte-level", "chatml"))
 
-    def run(*arguments: str):
-        fixed = ["-m", model, "--out", str(tmp_path / "eval"), "--threads", "1"]
+    def run(*arguments: str, **environment: str):
+        place = [] if environment else ["--out", str(tmp_path / "eval")]
+        fixed = ["-m", model, *place, "--threads", "1", "--budget", "50%"]
         fixed += ["--method", "full", "--method", "snapkv"]  # the full cache counts once
-        return kvchat("eval", *fixed, "--budget", "50%", *arguments)
+        return kvchat("eval", *fixed, *arguments, **environment)
 
     return run
 
@@ -55,16 +54,8 @@ def session(chat_folder):
 
 
 def test_a_run_resumes_and_refuses_another_experiment(evaluate, answers):
-    arguments = [
-        "--task",
-        "needle",
-        "--length",
-        "100,100",
-        "--depth",
-        "0,100",
-        "--method",
-        "snapkv",
-    ]
+    arguments = ["--task", "needle", "--length", "100,100", "--depth", "0,100"]
+    arguments += ["--method", "snapkv"]
     first = evaluate(*arguments, "--questions", "1")
     assert first.returncode == 0, first.stderr
     records = answers()
@@ -88,8 +79,31 @@ def test_a_run_resumes_and_refuses_another_experiment(evaluate, answers):
 
     for option, value, said in (("--seed", "9", b"seed"), ("--depth", "50", b"depths")):
         other = evaluate(*arguments, "--questions", "4", option, value)
-        assert other.returncode == 8 and said + b" differ" in other.stderr
+        assert other.returncode == 8 and said in other.stderr
     assert len(answers()) == 4 * len(records)
+
+
+def test_without_a_folder_each_experiment_has_one_below_the_state_folder(
+    evaluate, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    state = {"HOME": str(tmp_path / "home"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    arguments = ["--task", "passkey", "--length", "80", "--view", "unseen"]
+
+    def found() -> list[int]:
+        done = evaluate(*arguments, **state)
+        assert done.returncode == 0, done.stderr
+        files = sorted(tmp_path.glob("**/answers.jsonl"))
+        assert not [f for f in files if not {"kvchat", "eval"} <= {*f.relative_to(tmp_path).parts}]
+        return sorted(len(file.read_text().splitlines()) for file in files)
+
+    arguments += ["--questions", "1"]
+    assert found() == [2]
+    arguments[-1] = "2"
+    assert found() == [4], "the same experiment goes on"
+    arguments += ["--seed", "3"]
+    assert found() == [4, 4], "another one has a folder of its own"
+    assert not (tmp_path / "eval").exists()
 
 
 DESCRIBED = {"settings": {"data": {}, "seed": 1, "overflow": "error", "questions": 4}}
@@ -102,7 +116,7 @@ def document(number: int, count: int = 2) -> list[dict]:
 @pytest.fixture
 def stored(tmp_path):
     """Two documents of two records, written down."""
-    found = Answers(str(tmp_path / "eval"))
+    found = Answers(tmp_path / "eval")
     found.resume(copy.deepcopy(DESCRIBED))
     found.add(document(0))
     found.add(document(1))
@@ -114,7 +128,7 @@ def test_a_document_that_was_not_written_to_its_end_is_measured_again(stored, cu
     """Also if the end of the process cut between two records."""
     whole = stored.read_text()
     stored.write_text(whole[:-cut])
-    again = Answers(str(stored.parent))
+    again = Answers(stored.parent)
     again.resume(copy.deepcopy(DESCRIBED))
     assert again.done == {("t", 9, 0)} and len(again.records) == 2
     again.add(document(1))
@@ -122,28 +136,29 @@ def test_a_document_that_was_not_written_to_its_end_is_measured_again(stored, cu
 
 
 def test_damage_is_named_and_a_folder_without_answers_is_free(stored, tmp_path):
-    folder = str(stored.parent)
+    folder = stored.parent
     text = stored.read_text()
     stored.write_text("{\n" + text)
-    with pytest.raises(KvchatError, match=r"answers.jsonl, line 1 is damaged") as caught:
+    with pytest.raises(KvchatError, match=r"answers\.jsonl, line 1 ") as caught:
         Answers(folder).resume(copy.deepcopy(DESCRIBED))
     assert caught.value.code == "session"
     stored.write_text(text)
     (stored.parent / "run.json").write_text("{")
-    with pytest.raises(KvchatError, match=r"run.json is damaged"):
+    with pytest.raises(KvchatError, match=r"run\.json"):
         Answers(folder).resume(copy.deepcopy(DESCRIBED))
     stored.write_text("")
     Answers(folder).resume(copy.deepcopy(DESCRIBED))
-    with pytest.raises(KvchatError, match="File exists"):
-        Answers(str(stored))
+    with pytest.raises(KvchatError, match="--out") as caught:
+        Answers(stored)
+    assert caught.value.code == "usage"
 
 
 def test_what_is_too_long_may_be_cut_later_on(stored):
     """Nothing was cut before, so what is there is whole; the other way round it is not known."""
     cut = {"settings": DESCRIBED["settings"] | {"overflow": "middle"}}
-    Answers(str(stored.parent)).resume(copy.deepcopy(cut))
-    with pytest.raises(KvchatError, match="overflow differ"):
-        Answers(str(stored.parent)).resume(copy.deepcopy(DESCRIBED))
+    Answers(stored.parent).resume(copy.deepcopy(cut))
+    with pytest.raises(KvchatError, match="overflow"):
+        Answers(stored.parent).resume(copy.deepcopy(DESCRIBED))
 
 
 def test_files_are_asked_once_and_must_stay_what_they_were(evaluate, answers, tmp_path):
@@ -152,11 +167,11 @@ def test_files_are_asked_once_and_must_stay_what_they_were(evaluate, answers, tm
     arguments = ["--view", "unseen", "--plot", str(tmp_path / "pictures"), "-o", "md"]
     first = evaluate("--data", f"ruler:{path}", *arguments)
     assert first.returncode == 0, first.stderr
-    assert f"### ruler:{path} · whole documents" in first.stdout.decode()
+    assert f"### ruler:{path}" in first.stdout.decode()
     assert [(r["task"], r["length"], r["document"]) for r in answers()] == [
         (f"ruler:{path}", 0, number) for number in (0, 0, 1, 1)
     ]
-    assert (tmp_path / "pictures").is_dir() and len(list((tmp_path / "pictures").iterdir())) == 2
+    assert len(list((tmp_path / "pictures").glob("budget-*.png"))) == 1
 
     # without the file in between: it is remembered what it was
     other = ["--view", "unseen", "--task", "passkey", "--length", "80", "--questions", "1"]
@@ -169,12 +184,12 @@ def test_files_are_asked_once_and_must_stay_what_they_were(evaluate, answers, tm
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--task", "nothing"], 2, b"unknown task 'nothing'"),
-        (["--data", "ruler:none.jsonl"], 4, b"No such file"),
-        (["--depth", "101"], 2, b"beyond 100 %"),
-        (["--overflow", "all"], 2, b"--overflow"),
-        (["-o", "csv"], 2, b"unknown output 'csv'"),
-        (["--method", "nonsense"], 2, b"unknown method 'nonsense'"),
+        (["--task", "nothing"], 2, b"nothing"),
+        (["--data", "ruler:none.jsonl"], 4, b"none.jsonl"),
+        (["--depth", "101"], 2, b"101"),
+        (["--overflow", "all"], 2, b"--overflow error"),
+        (["-o", "csv"], 2, b"csv"),
+        (["--method", "nonsense"], 2, b"nonsense"),
         (["--budget", "much"], 2, b"much"),
     ],
 )
@@ -196,12 +211,14 @@ def test_an_answer_goes_on_from_where_it_is_begun_and_ends_where_it_must(session
 
 
 def test_what_does_not_fit_the_window_is_refused_or_cut_where_asked(session):
-    (source,) = sources(["passkey"], [], [600], [50], 1, 1)
+    source = Source("passkey", 1, 1, (600,), (0.5,), TASKS["passkey"])
     case, dialogue = source.case(session.dialogue, 600, 0), session.dialogue
     question = case.questions[0]
-    with pytest.raises(KvchatError, match="does not fit into the window of 300") as caught:
+    with pytest.raises(KvchatError) as caught:
         fitted(case, dialogue, 300, "error")
-    assert caught.value.code == "too_long" and "--overflow middle" in caught.value.tries[0]
+    error = caught.value
+    assert error.code == "too_long" and error.details["limit"] == 300 < error.details["needed"]
+    assert "--overflow middle" in error.tries[0]
     assert fitted(case, dialogue, 1000, "middle") is case
     for overflow in ("head", "tail", "middle"):
         cut = fitted(case, dialogue, 300, overflow)

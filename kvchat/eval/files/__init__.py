@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvchat.errors import KvchatError
-from kvchat.eval.case import Task
+from kvchat.eval.case import Given, Task
 from kvchat.eval.files import leval, longbench, niah, ruler
-from kvchat.eval.files.given import Given
 from kvchat.terminal.text import clean
 
 LOADERS: dict[str, tuple[Callable[[Path], Given | Task], str]] = {
@@ -19,7 +18,7 @@ LOADERS: dict[str, tuple[Callable[[Path], Given | Task], str]] = {
     "leval": (leval.read, f"every line has {leval.FIELDS}"),
     "niah": (niah.read, f"a JSON file with {niah.FIELDS}"),
 }
-"""What reads a kind of file, and what the file holds."""
+"""What reads a kind of file, and what the file has to hold."""
 
 
 def load(spec: str) -> Given | Task:
@@ -37,7 +36,7 @@ def load(spec: str) -> Given | Task:
     except KvchatError as error:
         raise KvchatError("input", error.message, *error.tries, f"{kind}: {holds}") from None
     if isinstance(loaded, Given) and not loaded.cases:
-        reasons = ", ".join(f"{count:,} × {why}" for why, count in loaded.left_out)
+        reasons = ", ".join(f"{count:,} × {why}" for why, count in loaded.left_out.items())
         why = f"only {reasons}" if reasons else "it is empty"
-        raise KvchatError("input", f"nothing in {clean(name)} can be asked: {why}")
+        raise KvchatError("input", f"{clean(name)} has no question that can be scored: {why}")
     return loaded

@@ -5,9 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from kvchat.eval.case import Case, Question
-from kvchat.eval.files.given import Given
-from kvchat.eval.files.rows import Line, lines
+from kvchat.eval.case import Case, Given, Question
+from kvchat.eval.files.lines import Line, lines
 
 FIELDS = "`input`, and as long as each other `instructions` and `outputs`, and `evaluation`"
 SCORED = ("exam", "f1")
@@ -27,7 +26,7 @@ def read(path: Path) -> Given:
             left_out["no document"] += 1
         else:
             cases.append(_case(line, scored))
-    return Given(tuple(cases), tuple(left_out.items()))
+    return Given(tuple(cases), left_out)
 
 
 def _case(line: Line, scored: str) -> Case:

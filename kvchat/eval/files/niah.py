@@ -9,8 +9,8 @@ from random import Random
 
 from kvchat.errors import KvchatError
 from kvchat.eval.case import Case, Draw, Question
-from kvchat.eval.files.rows import content, parsed
-from kvchat.eval.tasks.haystack import joined
+from kvchat.eval.files.lines import content, parsed
+from kvchat.eval.tasks.needles import joined
 from kvchat.terminal.text import clean
 
 FIELDS = "`needle` or `needles`, `retrieval_question`, `answers`, `haystack_dir` (its .txt files)"
@@ -44,9 +44,7 @@ class Haystack:
         depths = [draw.depth + step * number for number in range(len(self.needles))]
         text, _ = joined(prose, self.needles, [round(depth * len(prose)) for depth in depths])
         metric = "part" if len(self.answers) > 1 else "all"
-        asked = Question(
-            self.question, self.answers, "niah", metric, depth=draw.depth, longest=LONG
-        )
+        asked = Question(self.question, self.answers, "niah", metric, draw.depth, longest=LONG)
         return Case(text, (asked,))
 
 
@@ -54,16 +52,10 @@ def read(path: Path) -> Haystack:
     """The task of a file and its folder of texts. Raises KvchatError("input")."""
     line = parsed(path, content(path))
     needles = line.texts("needles") if "needles" in line.fields else (line.text("needle"),)
-    found = texts(path, line.text("haystack_dir"))
-    sentences = [part for text in found for part in SENTENCE.split(content(text)) if part.strip()]
+    # a relative folder is beside the JSON file
+    folder = path.parent / Path(line.text("haystack_dir")).expanduser()
+    texts = map(content, sorted(folder.glob("*.txt")))
+    sentences = tuple(part for text in texts for part in SENTENCE.split(text) if part.strip())
     if not sentences:
-        folder = path.parent / line.text("haystack_dir")
         raise KvchatError("input", f"no .txt files with text in {clean(str(folder))}")
-    question, answers = line.text("retrieval_question"), line.texts("answers")
-    return Haystack(needles, question, answers, tuple(sentences))
-
-
-def texts(path: Path, folder: str) -> list[Path]:
-    """The text files of a haystack, in the order of their names; a relative folder is beside the
-    JSON file."""
-    return sorted((path.parent / Path(folder).expanduser()).glob("*.txt"))
+    return Haystack(needles, line.text("retrieval_question"), line.texts("answers"), sentences)

@@ -5,9 +5,8 @@ What its `prepare.py` writes: TASK/validation.jsonl with a sample per line.
 
 from pathlib import Path
 
-from kvchat.eval.case import Case, Question
-from kvchat.eval.files.given import Given
-from kvchat.eval.files.rows import Line, lines
+from kvchat.eval.case import Case, Given, Question
+from kvchat.eval.files.lines import Line, lines
 
 FIELDS = "`input` (document, line break, question), `outputs`, perhaps `answer_prefix`"
 LONG = 128  # tokens of an answer
@@ -30,22 +29,12 @@ def _case(line: Line) -> Case:
             "'input' has no line break between document and question",
             "prepare.py without --remove_newline_tab",
         )
-    outputs, begun = line.texts("outputs"), line.optional("answer_prefix").strip()
+    outputs = line.texts("outputs")
+    begun = line.text("answer_prefix", empty=True).strip() if "answer_prefix" in line.fields else ""
     one_of = (begun or question).endswith(ONE_OF)
-    return Case(
-        document.rstrip(),
-        (
-            Question(
-                question,
-                outputs,
-                "ruler",
-                metric="any" if one_of else "part",
-                depth=None if one_of else _depth(document, outputs),
-                longest=LONG,
-                begun=begun,
-            ),
-        ),
-    )
+    metric, depth = ("any", None) if one_of else ("part", _depth(document, outputs))
+    asked = Question(question, outputs, "ruler", metric, depth, longest=LONG, begun=begun)
+    return Case(document.rstrip(), (asked,))
 
 
 def _depth(document: str, outputs: tuple[str, ...]) -> float | None:

@@ -1,4 +1,4 @@
-"""Lines of a JSONL file, and what must be in them. Knows no benchmark."""
+"""Lines of a JSONL file, and what must be in them."""
 
 import json
 from collections.abc import Iterator
@@ -22,35 +22,29 @@ class Line:
         """A string, by default not an empty one."""
         value = self.fields.get(name)
         if not _is_text(value, empty):
-            raise self.wrong(name, "a text" if empty else "a text that is not empty")
+            raise self._wrong(name, "a text" if empty else "a text that is not empty")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of strings without empty ones; there must be one."""
         value = self.fields.get(name)
-        if not isinstance(value, list) or not value or not all(_is_text(item) for item in value):
-            raise self.wrong(name, "a list of texts that are not empty")
+        if not isinstance(value, list) or not value or not all(map(_is_text, value)):
+            raise self._wrong(name, "a list of texts that are not empty")
         return tuple(value)
-
-    def optional(self, name: str) -> str:
-        """A string, or an empty one where there is none."""
-        return self.text(name, empty=True) if self.fields.get(name) is not None else ""
-
-    def wrong(self, name: str, wanted: str) -> KvchatError:
-        """The error that a field is not there or is not what it has to be."""
-        return self.error(f"'{name}' is {'not' if name in self.fields else 'missing:'} {wanted}")
 
     def error(self, what: str, *tries: str) -> KvchatError:
         """An error about this line."""
         return KvchatError("input", f"{clean(str(self.path))}, line {self.number}: {what}", *tries)
 
+    def _wrong(self, name: str, wanted: str) -> KvchatError:
+        return self.error(f"'{name}' is {'not' if name in self.fields else 'missing:'} {wanted}")
+
 
 def lines(path: Path) -> Iterator[Line]:
     """The lines of a JSONL file; empty ones are passed over. Raises KvchatError("input")."""
     for number, text in enumerate(content(path).split("\n"), 1):
-        if not text.strip():
-            continue
-        yield parsed(path, text, number)
+        if text.strip():
+            yield parsed(path, text, number)
 
 
 def parsed(path: Path, text: str, number: int = 1) -> Line:
@@ -62,7 +56,7 @@ def parsed(path: Path, text: str, number: int = 1) -> Line:
         where = f"{clean(str(path))}, line {number + error.lineno - 1}, column {error.colno}"
         raise KvchatError("input", f"{where}: no JSON ({error.msg})") from None
     except (ValueError, RecursionError):  # numbers of thousands of digits, lists in lists in lists
-        raise KvchatError("input", f"{where}: its JSON is too large to be read") from None
+        raise KvchatError("input", f"{where}: its JSON is too large to be parsed") from None
     if not isinstance(value, dict):
         raise KvchatError("input", f"{where}: no JSON object")
     return Line(path, number, value)
@@ -70,14 +64,13 @@ def parsed(path: Path, text: str, number: int = 1) -> Line:
 
 def content(path: Path) -> str:
     """The text of a file. Raises KvchatError("input")."""
+    name = clean(str(path))
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise KvchatError("input", f"{clean(str(path))}: {error.strerror}") from None
+        raise KvchatError("input", f"{name}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise KvchatError(
-            "input", f"{clean(str(path))}: no UTF-8 at byte {error.start:,}"
-        ) from None
+        raise KvchatError("input", f"{name}: no UTF-8 at byte {error.start:,}") from None
 
 
 def _is_text(item: Any, empty: bool = False) -> TypeGuard[str]:
