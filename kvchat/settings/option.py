@@ -75,7 +75,7 @@ def shared(settings: type, name: str, **about: Any) -> Any:
 def read_all(settings: type[T], given: Mapping[str, Any]) -> T:
     """The settings of flags as they were typed; lists are lists. Raises KvchatError("usage")."""
     values: dict[str, Any] = {}
-    for each in fields(settings):
+    for each in fields(settings):  # type: ignore[arg-type]
         option, value = each.metadata["option"], given.get(each.name)
         found = each.default if value is None else option.kind.read(option.flag, value)
         values[each.name] = list(found) if isinstance(found, tuple) else found
