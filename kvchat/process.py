@@ -1,4 +1,4 @@
-"""How the process begins and ends: streams, signals, exit codes. Knows no command."""
+"""How the process begins and ends: streams, signals, exit codes."""
 
 import io
 import json
@@ -40,7 +40,8 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, not an error
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     signal.signal(signal.SIGTSTP, _suspend)
     # While libraries are imported a KeyboardInterrupt can be swallowed or abort in C++; there is
     # nothing to save yet. `interruptible` brings the exception back.
