@@ -14,6 +14,7 @@ from tests.support.closeness import assert_close, assert_lse_close, relative_rms
 BACKEND = TorchBackend()
 LENGTHS = {
     "ragged with an empty head": [63, 0, 1, 100],
+    "ragged": [63, 1, 100],
     "equal": [63, 63],
     "one head": [100],
     "single entries": [1, 1, 1],
@@ -26,11 +27,15 @@ def queries(tokens, heads, dim, dtype=torch.float32, seed=5):
     return torch.randn(tokens, heads, dim, generator=generator).to(dtype)
 
 
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tokens", [1, 7])
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_attend_is_exact_and_reads_no_slack(lengths, group, tokens, bias):
+def test_attend_is_exact_and_reads_nothing_between(
+    monkeypatch, lengths, group, tokens, bias, padded
+):
+    monkeypatch.setattr(torch_backend, "PADDED", 2**17 if padded else 0)
     entries = random_entries(lengths, dim=16, padding=5, bias=bias)
     q = queries(tokens, len(lengths) * group, 16)
     o, lse = BACKEND.attend(q, entries, 0.25)
@@ -43,6 +48,7 @@ def test_attend_is_exact_and_reads_no_slack(lengths, group, tokens, bias):
 @pytest.mark.parametrize("threads", [2, 3])
 def test_a_long_head_is_cut_into_a_piece_per_thread(monkeypatch, threads, bias):
     """Entry counts that divide, and that leave a rest; a head too short to be cut."""
+    monkeypatch.setattr(torch_backend, "PADDED", 0)
     monkeypatch.setattr(torch_backend, "PIECE", 16 * 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     entries = random_entries([120, 101, 0, 13], dim=16, padding=5, bias=bias)
@@ -79,6 +85,19 @@ def test_causal_square_is_exact(heads, group, dim, tokens):
         o, lse = BACKEND.causal(q, k, v, dim**-0.5)
         assert_close("o", o, want, 2e-6)
         assert_lse_close("lse", lse, want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[100, 63, 0, 1], [63, 40], [63, 63]])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_bias_stays_fp32_whatever_entries_are_stored_in(lengths, dtype):
+    """Rounded to bf16, a bias of about 3 moves the log-sum-exp by 0.01."""
+    entries = random_entries(lengths, 64, dtype, padding=4, bias=True)
+    entries = replace(entries, bias=entries.bias * 3)
+    q = queries(5, 2 * len(lengths), 64, dtype)
+    o, lse = BACKEND.attend(q, entries, 0.125)
+    want, want_lse = attention(q, per_head(entries), 0.125)
+    assert relative_rms(o, want) < 4e-3
+    assert_lse_close("lse", lse.double(), want_lse, 2e-4)
 
 
 @pytest.mark.parametrize("lengths", [[100, 63, 0, 1], [63, 63, 63, 63]])

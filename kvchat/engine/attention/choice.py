@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention import BACKENDS, backend, installed
-from kvchat.engine.attention.entries import Backend, Call, Entries
+from kvchat.engine.attention.entries import Backend, Call, Entries, JointBackend
 from kvchat.errors import KvchatError
 
 
 def choose(name: str, device: torch.device) -> Backend:
     """The attention of a device by name: `auto` or one of `BACKENDS`.
 
-    `flash` reads only, so whoever `auto` would ask does the rest. Raises KvchatError("usage") for
+    `flash` only prefills, so whoever `auto` would ask does the rest. Raises KvchatError("usage") for
     an unknown name, KvchatError("device") for what cannot run here.
     """
     if name != "auto" and name not in BACKENDS:
@@ -28,7 +28,7 @@ def choose(name: str, device: torch.device) -> Backend:
     return Choice([backend(each) for each in names])
 
 
-class Choice:
+class Choice(JointBackend):
     """Asks its backends in turn; what they answer to a shape is remembered."""
 
     def __init__(self, backends: Sequence[Any]):
