@@ -180,13 +180,17 @@ class Engine:
         return self.model.logits(hidden).argmax(dim=-1)
 
     @torch.inference_mode()
-    def decode(self, cache: KVCache, logits: Tensor, sampling: Sampling) -> Iterator[int]:
+    def decode(
+        self, cache: KVCache, logits: Tensor, sampling: Sampling, drawn: Sequence[int] = ()
+    ) -> Iterator[int]:
         """Tokens after `logits [vocab]`, without end.
 
+        `drawn` are the tokens that were drawn before: the random stream and the repetition penalty
+        go on after them.
         A token is fed to the cache when the next one is asked for: the last one that was yielded
         is *pending* and belongs to the next `extend`.
         """
-        yield from self.writer.write(cache, logits, Sampler(sampling, self.device))
+        yield from self.writer.write(cache, logits, Sampler(sampling, self.device, drawn))
 
 
 def resolve_device(name: str) -> torch.device:

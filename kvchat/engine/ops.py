@@ -88,8 +88,17 @@ swiglu = _op(reference.swiglu, "norm_rope")
 
 
 def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Exact attention over a union of entry sets from that over each of them; see the reference."""
-    return (kernel("merge:combine", parts[0][0]) or reference.combine)(parts)
+    """Exact attention over a union of entry sets from that over each of them; see the reference.
+
+    Two parts, as most layers have, share by a sigmoid of the difference of their log-sum-exps.
+    """
+    launch = kernel("merge:combine", parts[0][0])
+    if launch is not None or len(parts) != 2:
+        return (launch or reference.combine)(parts)
+    (o, lse), (other, other_lse) = parts
+    share = torch.sigmoid(other_lse - lse).nan_to_num_(0.0)  # both empty: 0
+    joined = torch.lerp(o.float(), other.float(), share[..., None])
+    return joined, torch.logaddexp(lse, other_lse)
 
 
 def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:

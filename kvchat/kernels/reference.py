@@ -268,8 +268,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x.dtype)
+    lower = torch.addcmul(first * cos, second, sin, value=-1)
+    upper = torch.addcmul(second * cos, first, sin)
+    return torch.cat((lower, upper), dim=-1).to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

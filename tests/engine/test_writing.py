@@ -1,6 +1,7 @@
 """Tokens from a step that is recorded and run again equal those that are written step by step."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -11,6 +12,7 @@ from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.engine.decode import graph
 from kvchat.engine.decode.loop import LOG, Writer
 from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
 from kvchat.errors import KvchatError
 from tests.engine import tiny
@@ -43,6 +45,19 @@ def test_recorded_tokens_are_the_plain_ones(new_engine, method, sampling):
     assert_close("logits", after, plain_after, 1e-5)
     assert len(recorder.recordings) == 1 and recorder.replays == 28
     assert engine.writer.way == "as a CUDA graph"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_eight_tokens_and_eight_more_are_sixteen(new_engine, recorded):
+    """As `/more` goes on with an answer: the last token is fed, the sampler is told what was drawn."""
+    sampling = replace(WARM, repeat_penalty=1.3)
+    engine = new_engine(Recorder() if recorded else None)
+    want = list(islice(engine.decode(*begun(engine), sampling), 16))
+    cache, logits = begun(engine)
+    first = list(islice(engine.decode(cache, logits, sampling), 8))
+    logits = drain(engine.extend(cache, first[-1:]))
+    more = list(islice(engine.decode(cache, logits, sampling, first), 8))
+    assert first + more == want
 
 
 def test_a_tail_that_grows_is_recorded_again(new_engine):

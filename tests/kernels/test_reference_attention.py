@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from kvchat.engine import ops
 from kvchat.kernels import reference
 from tests.kernels.naive import attention, per_head, random_entries
 from tests.support.closeness import assert_close, assert_lse_close
@@ -68,23 +69,43 @@ def test_combine_of_any_split_is_the_whole(seed):
         for a, b in itertools.pairwise(edges)
     ]
     assert any(bool((lse == float("-inf")).all()) for _, lse in parts)
-    o, lse = reference.combine(parts)
+    want, want_lse = attention(q, per_head(store), 0.25)
+    for o, lse in (reference.combine(parts), ops.combine([ops.combine(parts[:2]), *parts[2:]])):
+        assert_close("o", o, want, 1e-6)
+        assert_lse_close("lse", lse, want_lse, 1e-5)
+
+
+BOTH = pytest.mark.parametrize("combine", [reference.combine, ops.combine], ids=["twin", "ops"])
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(4))
+def test_combine_of_two_parts_is_the_whole(combine, seed):
+    q, store, k, v = uniform(3, 2, 2, 16, 50, seed)
+    cut = 17 * seed  # one part is empty, or nearly so
+    parts = [
+        reference.dense_attention(q, k[:, a:b], v[:, a:b], 0.25, causal=False)
+        for a, b in ((0, cut), (cut, 50))
+    ]
+    o, lse = combine(parts)
     want, want_lse = attention(q, per_head(store), 0.25)
     assert_close("o", o, want, 1e-6)
     assert_lse_close("lse", lse, want_lse, 1e-5)
 
 
-def test_combine_survives_logits_far_beyond_the_range_of_exp():
+@BOTH
+def test_combine_survives_logits_far_beyond_the_range_of_exp(combine):
     o = [torch.full((1, 1, 2), value) for value in (1.0, 3.0)]
     lse = torch.full((1, 1), 500.0)
-    joined, total = reference.combine([(o[0], lse), (o[1], lse)])
+    joined, total = combine([(o[0], lse), (o[1], lse)])
     # a float32 near 500 has steps of 3e-5, and so has a weight that is a difference of two
     assert_close("o", joined, torch.full((1, 1, 2), 2.0), 3e-5)
     assert_lse_close("lse", total, lse + torch.log(torch.tensor(2.0)), 1e-4)
 
 
-def test_combine_of_empty_parts_is_empty():
+@BOTH
+def test_combine_of_empty_parts_is_empty(combine):
     nothing = (torch.zeros(2, 3, 4), torch.full((2, 3), float("-inf")))
-    o, lse = reference.combine([nothing, nothing])
+    o, lse = combine([nothing, nothing])
     assert torch.equal(o, nothing[0])
     assert torch.equal(lse, nothing[1])

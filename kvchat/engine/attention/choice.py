@@ -14,8 +14,8 @@ from kvchat.errors import KvchatError
 def choose(name: str, device: torch.device) -> Backend:
     """The attention of a device by name: `auto` or one of `BACKENDS`.
 
-    `flash` only prefills, so whoever `auto` would ask does the rest. Raises KvchatError("usage") for
-    an unknown name, KvchatError("device") for what cannot run here.
+    `flash` only prefills, so whoever `auto` would ask does the rest. Raises KvchatError("usage")
+    for an unknown name, KvchatError("device") for what cannot run here.
     """
     if name != "auto" and name not in BACKENDS:
         tries = (f"--attention {known}" for known in ("auto", *BACKENDS))

@@ -69,9 +69,11 @@ class Block(nn.Module):
         attention, tokens = self.self_attn, x.shape[0]
         normed = self.input_layernorm(x)
         split = (tokens, -1, attention.head_dim)
-        q = ops.rope(attention.q_proj(normed).view(split), *rotation)
-        k = ops.rope(attention.k_proj(normed).view(split), *rotation)
-        v = attention.v_proj(normed).view(split)
+        q, k, v = (
+            p(normed).view(split) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        turned = ops.rope(torch.cat((q, k), dim=1), *rotation)  # in one go
+        q, k = turned.split((q.shape[1], k.shape[1]), dim=1)
         return q, k.transpose(0, 1), v.transpose(0, 1)
 
     @property
