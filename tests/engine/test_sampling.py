@@ -103,7 +103,7 @@ def test_random_numbers_are_the_same_however_many_are_provided_at_once():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 def test_a_sampler_goes_on_where_another_stopped(temperature, penalty):
-    """The random stream and the penalty: one token and 15 more are 16 at once, and so are 8 and 8."""
+    """The random stream and the penalty: 1 token and 15 more, or 8 and 8, are 16 at once."""
     sampling = Sampling(temperature=temperature, repeat_penalty=penalty, seed=5)
     logits = torch.linspace(3.0, 1.0, 40)
     whole = Sampler(sampling, CPU)

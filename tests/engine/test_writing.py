@@ -49,7 +49,7 @@ def test_recorded_tokens_are_the_plain_ones(new_engine, method, sampling):
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_eight_tokens_and_eight_more_are_sixteen(new_engine, recorded):
-    """As `/more` goes on with an answer: the last token is fed, the sampler is told what was drawn."""
+    """As `/more` goes on: the last token is fed, the sampler is told what was drawn."""
     sampling = replace(WARM, repeat_penalty=1.3)
     engine = new_engine(Recorder() if recorded else None)
     want = list(islice(engine.decode(*begun(engine), sampling), 16))
