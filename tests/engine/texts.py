@@ -50,7 +50,7 @@ LLAMA2 = (
 )
 DATED = (
     """{{ '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '.\n\n' }}
-{%- if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% set messages = messages[1:] %}
+{%- if messages[0].role == "system" %}{{ messages[0].content }}{% set messages = messages[1:] %}
 {%- endif %}{{ '<|im_end|>\n' }}"""
     + CHATML
 )

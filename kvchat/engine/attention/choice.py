@@ -20,12 +20,13 @@ def choose(name: str, device: torch.device) -> Backend:
     if name != "auto" and name not in BACKENDS:
         tries = (f"--attention {known}" for known in ("auto", *BACKENDS))
         raise KvchatError("usage", f"{name!r} is not an attention backend", *tries)
-    if device.type != "cuda" and name in ("auto", "torch"):
-        return backend("torch")
     names = installed() if name in ("auto", "flash") else [name]
+    if device.type != "cuda" and name == "auto":
+        names = ["torch"]
     if name == "flash":
         names = ["flash", *(other for other in names if other != "flash")]
-    return Choice([backend(each) for each in names])
+    backends: list[Backend] = [backend(each) for each in names]
+    return backends[0] if names == ["torch"] and device.type != "cuda" else Choice(backends)
 
 
 class Choice(JointBackend):
@@ -56,15 +57,16 @@ class Choice(JointBackend):
         self, q: Tensor, parts: Sequence[Entries], scale: float
     ) -> tuple[Tensor, Tensor] | None:
         """See `JointBackend.joint`."""
-        chosen = self._ask(Call.of("joint", q, parts))
+        chosen: JointBackend | None = self._ask(Call.of("joint", q, parts))
         return None if chosen is None else chosen.joint(q, parts, scale)
 
     def report(self) -> list[str]:
         """A line for every shape that a backend refused."""
         return [f"{call}: {_reasons(reasons)}" for call, reasons in self.refused.items()]
 
-    def _able(self, call: Call) -> Any:
-        if (chosen := self._ask(call)) is None:
+    def _able(self, call: Call) -> Backend:
+        chosen: Backend | None = self._ask(call)
+        if chosen is None:
             raise KvchatError(
                 "device",
                 f"no attention backend takes {call}; {_reasons(self.refused[call])}",

@@ -68,7 +68,8 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states `[T, hidden]` of `ids [T]`."""
-        return self.model.embed_tokens(ids)
+        x: Tensor = self.model.embed_tokens(ids)
+        return x
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Cosine and sine `[T, D/2]` fp32 at `positions [T]`."""
@@ -78,7 +79,8 @@ class Decoder(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Next-token logits `[T, vocab]` of final hidden states `x [T, hidden]`."""
-        return self.lm_head(self.model.norm(x))
+        y: Tensor = self.lm_head(self.model.norm(x))
+        return y
 
 
 def empty_decoder(family: type[Decoder], config: ModelConfig) -> Decoder:

@@ -38,7 +38,8 @@ class Part(NamedTuple):
     def segment(self) -> Segment:
         """A segment of these tensors."""
         module, cls = SEGMENTS[self.kind].split(":")
-        return getattr(import_module(module), cls).load(self.tensors, self.span)
+        kind: type[Segment] = getattr(import_module(module), cls)
+        return kind.load(self.tensors, self.span)
 
 
 class Layer(NamedTuple):

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -177,7 +178,7 @@ def _skip(name: str, ignored: tuple[str, ...]) -> bool:
     return name.endswith(ignored)
 
 
-def _opened(shard: Path):
+def _opened(shard: Path) -> Any:
     try:
         return safe_open(shard, framework="pt")
     except (SafetensorError, OSError) as error:
