@@ -14,6 +14,7 @@ from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights import lowbit
+from kvchat.engine.weights.linear import Int4Linear
 from tests.engine import tiny
 from tests.engine.recorder import WARM, begun, written
 from tests.support.closeness import assert_close
@@ -41,12 +42,12 @@ def test_reading_and_writing_equal_the_cpu(checkpoint, name):
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_four_bits_on_the_card_are_the_numbers_they_stand_for(tokens, group):
     weight = torch.randn(192, 3 * group, device="cuda")
-    packed, scales = lowbit.quantize_groups(weight, group)
-    numbers = lowbit.groups_dense(packed, scales, group, torch.float32)
-    assert lowbit.unpacking("cuda") is not None, "else documents are read slowly"
+    linear = Int4Linear.of(weight)
+    numbers = linear.dense(torch.float32)
+    assert linear.group == group and lowbit.unpacking("cuda") is not None
     assert_close("numbers", numbers, weight, 0.15)
     x = torch.randn(tokens, 3 * group, device="cuda")
-    assert_close("product", lowbit.groups_product(x, packed, scales, group), x @ numbers.T, 0.006)
+    assert_close("product", linear(x), x @ numbers.T, 0.006)
 
 
 @pytest.mark.gpu

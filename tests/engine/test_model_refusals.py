@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.weights.checkpoint import check_weights, find_shards
+from kvchat.engine.weights.checkpoint import find_shards, load_weights
 from kvchat.errors import KvchatError
 from tests.engine.tiny import load_engine, save_model
 
@@ -23,10 +23,8 @@ def folder(checkpoint, tmp_path):
 def refused(folder) -> KvchatError:
     """The error of loading; the headers alone must show it."""
     with pytest.raises(KvchatError) as caught:
-        check_weights(folder, ModelConfig.load(folder))
+        next(load_weights(folder, ModelConfig.load(folder), torch.float32, torch.device("cpu")))
     assert caught.value.code == "model" and caught.value.exit_code == 3
-    with pytest.raises(KvchatError):
-        load_engine(folder)
     return caught.value
 
 
@@ -156,7 +154,7 @@ def test_other_rope_kinds_are_named(folder, kind, key):
     "changes, said",
     [
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        ({"quantization_config": {}}, "quantised"),
+        ({"quantization_config": {}}, "quantized"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_attention_heads": 5}, "5 query heads"),
         ({"head_dim": 15}, "15"),

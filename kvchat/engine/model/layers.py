@@ -1,5 +1,5 @@
-"""The parts of a Llama-like decoder block. A block projects and finishes; whoever runs it stores the
-keys and attends in between."""
+"""The parts of a Llama-like decoder block. A block projects and finishes; whoever runs it stores
+the keys and attends in between."""
 
 import torch
 from torch import Tensor, nn

@@ -38,8 +38,8 @@ class Part(NamedTuple):
     def segment(self) -> Segment:
         """A segment of these tensors."""
         module, cls = SEGMENTS[self.kind].split(":")
-        kind: type[Segment] = getattr(import_module(module), cls)
-        return kind.load(self.tensors, self.span)
+        found: Segment = getattr(import_module(module), cls).load(self.tensors, self.span)
+        return found
 
 
 class Layer(NamedTuple):
