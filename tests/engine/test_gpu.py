@@ -1,11 +1,11 @@
-"""The same numbers on a CUDA device. Deselected by `make test`; `make test-gpu` runs it."""
+"""The same numbers on a CUDA device; `make test-gpu` runs it."""
 
 from itertools import islice
 
 import pytest
 import torch
 
-from kvchat.engine.decode.loop import Writer
+from kvchat.engine.decode.loop import GRAPH, Writer
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
@@ -72,7 +72,7 @@ def test_a_graph_writes_what_single_steps_write(checkpoint, method, sampling, at
     config = ModelConfig.load(folder)
     engine = drain(Engine.load(folder, config, "f32", "cuda", "auto", attention))
     tokens, counted, after = written(engine, method, sampling, 280)
-    assert engine.writer.way == "as a CUDA graph"
+    assert engine.writer.way == GRAPH
     engine.writer = Writer(engine.model, refused="a test")
     plain_tokens, plain_counted, plain_after = written(engine, method, sampling, 280)
     assert tokens == plain_tokens and counted == plain_counted
@@ -94,4 +94,4 @@ def test_a_graph_neither_waits_nor_allocates(checkpoint, weights):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
-    assert engine.writer.way == "as a CUDA graph"
+    assert engine.writer.way == GRAPH

@@ -59,8 +59,8 @@ def load_weights(
     Yields `(bytes done, bytes in all)` of the checkpoint, first with nothing done but every name
     and shape checked from the headers, then the model. On the CPU, tensors that already have the
     wanted dtype stay mapped to the file; others are converted, or stored in the few bits of
-    `weights`, one by one. Raises KvchatError("model") listing at most five names and the file, or the shapes that
-    cannot be stored as `weights`.
+    `weights`, one by one. Raises KvchatError("model") listing at most five names and the file, or
+    the shapes that cannot be stored as `weights`.
     """
     model = _build(config, weights)
     with ExitStack() as opened:

@@ -58,7 +58,7 @@ class Int8Linear(nn.Module):
         if len(x) <= FEW and x.device.type == "cpu":
             y = torch._weight_int8pack_mm(x.to(lowbit.WIDE), self.codes, self.scale).to(x.dtype)
         else:
-            cuts = lowbit.slices(*self.codes.shape, x.device)
+            cuts = lowbit.slices(self.codes.shape, x.device)
             parts = [linear(x, self.codes[a:b].to(x.dtype)) for a, b in cuts]
             y = torch.cat(parts, dim=1).mul_(self.scale.to(x.dtype))
         return y if self.bias is None else y.add_(self.bias)

@@ -73,13 +73,13 @@ def unpacking(device: str) -> Callable[[Tensor, int, int], Tensor] | None:
 def _copied(weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Slices `a, b` of rows with their numbers in f32, always in the same store."""
     wide = _store(weight, torch.float32)
-    for a, b in slices(*weight.shape, weight.device):
+    for a, b in slices(weight.shape, weight.device):
         yield a, b, wide[: b - a].copy_(weight[a:b])
 
 
 def _store(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for a slice of rows of `weight`."""
-    rows, inputs = slices(*weight.shape, weight.device)[0][1], weight.shape[1]
+    rows, inputs = slices(weight.shape, weight.device)[0][1], weight.shape[1]
     values = max(SLICE[weight.device.type], ROWS * inputs)
     return room(values, dtype, weight.device)[: rows * inputs].view(rows, inputs)
 
@@ -92,8 +92,9 @@ def room(values: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(values, dtype=dtype, device=device)
 
 
-def slices(outputs: int, inputs: int, device: torch.device) -> list[tuple[int, int]]:
-    """Ranges of the rows of a weight `[out, in]` that are worked on at once."""
+def slices(shape: tuple[int, ...], device: torch.device) -> list[tuple[int, int]]:
+    """Ranges of the rows of a weight of shape `[out, in]` that are worked on at once."""
+    outputs, inputs = shape
     step = max(SLICE[device.type] // inputs // ROWS, 1) * ROWS
     return [(a, min(a + step, outputs)) for a in range(0, outputs, step)]
 
@@ -104,7 +105,7 @@ def numbers(packed: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> I
     assert undo is not None
     groups, outputs, _ = scales.shape
     each = outputs // len(packed)  # rows of the weight in one of `packed`
-    for a, b in slices(outputs, groups * group, packed.device):
+    for a, b in slices((outputs, groups * group), packed.device):
         codes = undo(packed[a // each : b // each], b - a, groups * group).to(dtype)
         codes = codes.view(groups, group, b - a).sub_(8)
         scale, zero = scales[:, None, a:b].to(dtype).unbind(-1)  # [in/g, 1, n]

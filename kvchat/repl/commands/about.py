@@ -80,7 +80,7 @@ def _model(context: Context) -> Sequence[Row]:
         ("computes", f"{str(engine.dtype).removeprefix('torch.')} on {engine.device}"),
         ("attention", engine.backend.name),
         *(("", line) for line in refusals),
-        ("writing", engine.writer.way),
+        ("decoding", engine.writer.way or "nothing so far"),
         ("layers", f"{config.num_layers}, {heads} of {config.head_dim}"),
         ("window", f"{chat.session.limit:,} tokens (the model's: {config.context_limit:,})"),
     ]  # fmt: skip
