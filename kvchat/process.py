@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import typer
 
-from kvchat.errors import KvchatError
+from kvchat.errors import KvchatError, is_out_of_memory
 from kvchat.terminal.live import away
 from kvchat.terminal.log import LOG
 
@@ -49,7 +49,7 @@ def prepare() -> None:
 
 
 def show_cursor() -> None:
-    """Give a terminal its cursor back: whatever was drawn may have hidden it."""
+    """Give a terminal its cursor back: whatever was rendered may have hidden it."""
     if sys.stderr.isatty():
         os.write(sys.stderr.fileno(), b"\x1b[?25h")
 
@@ -89,7 +89,7 @@ def unexpected(error: Exception) -> KvchatError:
     """An error that is our fault, or memory that ran out in spite of the plan."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     LOG.error(text, exc_info=error)
-    if isinstance(error, MemoryError) or ("memory" in text.lower() and "alloc" in text.lower()):
+    if is_out_of_memory(error):
         return KvchatError("memory", text, "--budget 10%", "a smaller --prefill-chunk")
     return KvchatError("unexpected", text, "the same with -v shows where; please report it")
 

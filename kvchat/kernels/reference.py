@@ -216,7 +216,7 @@ def pq_score(table: Tensor, codes: Tensor) -> Tensor:
     """Approximate logits `[H, G, N]` (fp32) of coded entries: sums of table entries.
 
     `table [H, G, m, C]` fp32, `codes [H, N, m]` uint8 (any stride over N). Equal to
-    `scale * q . decoded entry`; ADC of product quantisation (Jegou et al., 2011).
+    `scale * q . decoded entry`; ADC of product quantization (Jegou et al., 2011).
     """
     subspaces = torch.arange(codes.shape[2], device=codes.device)[:, None]
     entries = [

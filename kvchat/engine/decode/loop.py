@@ -13,7 +13,7 @@ from kvchat.engine.decode.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.decode.sampler import Sampler, checked
 from kvchat.engine.events import drain
 from kvchat.engine.model.decoder import CausalLM
-from kvchat.engine.prefill import prefill as reading
+from kvchat.engine.prefill.prefill import extend
 
 LOG = logging.getLogger("kvchat.engine")
 SWITCH = "KVCHAT_GRAPH"
@@ -66,7 +66,7 @@ class Writer:
                 yield checked(token)
         self._say(f"{EAGER}: {reason}")
         while True:
-            x = drain(reading.extend(self.model, cache, [token], 1))
+            x = drain(extend(self.model, cache, [token], 1))
             token = sampler.draw(self.model.logits(x)[0])
             yield token
 
