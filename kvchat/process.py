@@ -79,7 +79,7 @@ def failed(error: KvchatError, as_json: bool) -> int:
         report = {"code": error.code, "message": error.message, "tries": list(error.tries)}
         print(json.dumps({"error": report | error.details}))
         return error.exit_code
-    from kvchat.terminal.screen import Screen
+    from kvchat.terminal.screen import Screen  # rich takes a tenth of a second
 
     Screen().error(error)
     return error.exit_code
