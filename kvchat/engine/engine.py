@@ -23,18 +23,14 @@ from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.prefill.prefill import Compression, Reading
 from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.sizes import CHUNKS
+from kvchat.engine.sizes import DTYPES as NAMES
 from kvchat.engine.weights.bits import computes_in
 from kvchat.engine.weights.checkpoint import load_weights
 from kvchat.engine.weights.linear import STORED
 from kvchat.errors import KvchatError
 
-DTYPES = {
-    "f32": torch.float32,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, kind) for short, kind in NAMES.items() for name in (short, kind)
 }
 
 
