@@ -88,8 +88,7 @@ def _padded(q: Tensor, entries: Entries, longest: int, scale: float) -> tuple[Te
     """Heads copied side by side; a head's first entry, hidden, stands where it has no more."""
     place = torch.arange(longest)
     hidden = place >= entries.length[:, None]
-    at = (entries.start[:, None] + place).masked_fill_(hidden, 0)
-    at = torch.maximum(at, entries.start[:, None])
+    at = entries.start[:, None] + place.where(~hidden, 0)
     bias = torch.zeros(at.shape) if entries.bias is None else entries.bias[at]
     bias = bias.masked_fill_(hidden, -torch.inf)
     return (_products if _few(q) else _fused)(q, entries.k[at], entries.v[at], bias, scale)
@@ -98,7 +97,7 @@ def _padded(q: Tensor, entries: Entries, longest: int, scale: float) -> tuple[Te
 def _products(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`q [B, n, D]` over `k, v [B, N, D]` by batched products, the logits materialised.
+    """`q [B, n, D]` over `k, v [B, N, D]` by batched products, the logits materialized.
 
     `bias [B, N]` is added to them. Returns `o [B, n, D]`, `lse [B, n]`.
     """
