@@ -86,7 +86,7 @@ def test_flash_is_asked_for_what_it_offers(flash, entries):
 
 def test_a_missing_package_is_named():
     assert "flash_attn" not in sys.modules
-    with pytest.raises(KvchatError, match="flash_attn") as error:
+    with pytest.raises(KvchatError, match="flash-attn") as error:
         choose("flash", CUDA)
     assert error.value.code == "device" and "--attention auto" in error.value.tries
 

@@ -25,7 +25,7 @@ def backend(name: str = "torch") -> Any:
         package, pip = PACKAGES[name]
         raise KvchatError(
             "device",
-            f"--attention {name} needs the package {package}, which is not installed",
+            f"--attention {name} needs {package.replace('_', '-')}, which is not installed",
             f"pip install '{pip}'",
             "--attention auto",
         )
