@@ -55,7 +55,7 @@ def one_query(q: Tensor, rows: Entries, scale: float) -> dict[str, Way]:
 
 def chunk(q: Tensor, rows: Entries, scale: float) -> dict[str, Way]:
     """`q [T, H*G, D]`, the queries of the newest T rows of even heads, causal."""
-    k, v = dense(rows)  # [H, N, D]
+    k, v = dense(rows.k, rows.spans), dense(rows.v, rows.spans)  # [H, N, D]
     (tokens, query_heads, _), (heads, count, _) = q.shape, k.shape
     before, queries = count - tokens, q.transpose(0, 1)[None]
     ways: dict[str, Way] = {}

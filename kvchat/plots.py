@@ -1,6 +1,6 @@
-"""Pictures: a figure of some axes side by side, saved as PNG. Knows no data and opens no window.
+"""Plots: a figure of some axes side by side, saved as PNG; no window is opened.
 
-Optional: `pip install 'kvchat[plot]'`. Import this file when a picture is asked for, before work
+Optional: `pip install 'kvchat[plot]'`. Import this file when a plot is asked for, before work
 begins: without matplotlib the import raises KvchatError("usage").
 """
 
@@ -21,7 +21,7 @@ try:
 except ImportError:
     raise KvchatError(
         "usage",
-        "a picture was asked for, and matplotlib, which draws it, is not installed",
+        "plots need matplotlib, which is not installed",
         "pip install 'kvchat[plot]'",
     ) from None
 
@@ -42,7 +42,7 @@ STYLE = {
 
 
 def target(text: str) -> Path:
-    """The file that a picture shall become, checked before the work that it is to show.
+    """The file of a plot, checked before the work that it is to show.
 
     Raises KvchatError("usage") if it is no PNG or cannot be written.
     """
@@ -56,7 +56,7 @@ def target(text: str) -> Path:
 
 @contextmanager
 def figure(path: Path, columns: int = 1) -> Iterator[list[Axes]]:
-    """`columns` axes side by side; what is drawn becomes the PNG at `path` at the end, or nothing.
+    """`columns` axes side by side; at the end they become the PNG at `path`, whole or not at all.
 
     Raises KvchatError("usage") if it cannot be written.
     """

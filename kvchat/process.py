@@ -1,4 +1,4 @@
-"""How the process begins and ends: streams, signals, exit codes. Knows no command."""
+"""How the process begins and ends: streams, signals, exit codes."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import typer
 
-from kvchat.errors import KvchatError
+from kvchat.errors import KvchatError, is_out_of_memory
 from kvchat.terminal.live import away
 from kvchat.terminal.log import LOG
 
@@ -40,7 +40,8 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, not an error
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     signal.signal(signal.SIGTSTP, _suspend)
     # While libraries are imported a KeyboardInterrupt can be swallowed or abort in C++; there is
     # nothing to save yet. `interruptible` brings the exception back.
@@ -48,7 +49,7 @@ def prepare() -> None:
 
 
 def show_cursor() -> None:
-    """Give a terminal its cursor back: whatever was drawn may have hidden it."""
+    """Give a terminal its cursor back: whatever was rendered may have hidden it."""
     if sys.stderr.isatty():
         os.write(sys.stderr.fileno(), b"\x1b[?25h")
 
@@ -78,7 +79,7 @@ def failed(error: KvchatError, as_json: bool) -> int:
         report = {"code": error.code, "message": error.message, "tries": list(error.tries)}
         print(json.dumps({"error": report | error.details}))
         return error.exit_code
-    from kvchat.terminal.screen import Screen
+    from kvchat.terminal.screen import Screen  # rich takes a tenth of a second
 
     Screen().error(error)
     return error.exit_code
@@ -88,7 +89,7 @@ def unexpected(error: Exception) -> KvchatError:
     """An error that is our fault, or memory that ran out in spite of the plan."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     LOG.error(text, exc_info=error)
-    if isinstance(error, MemoryError) or ("memory" in text.lower() and "alloc" in text.lower()):
+    if is_out_of_memory(error):
         return KvchatError("memory", text, "--budget 10%", "a smaller --prefill-chunk")
     return KvchatError("unexpected", text, "the same with -v shows where; please report it")
 

@@ -21,6 +21,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that need a card are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def pytest_collection_finish(session):
     """Say at once that a run for a card has none, in place of every test."""
     only = session.items and all(item.get_closest_marker("gpu") for item in session.items)

@@ -23,18 +23,14 @@ from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.prefill.prefill import Compression, Reading
 from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.sizes import CHUNKS
+from kvchat.engine.sizes import DTYPES as NAMES
 from kvchat.engine.weights.bits import computes_in
 from kvchat.engine.weights.checkpoint import load_weights
 from kvchat.engine.weights.linear import STORED
 from kvchat.errors import KvchatError
 
-DTYPES = {
-    "f32": torch.float32,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, kind) for short, kind in NAMES.items() for name in (short, kind)
 }
 
 
@@ -180,13 +176,17 @@ class Engine:
         return self.model.logits(hidden).argmax(dim=-1)
 
     @torch.inference_mode()
-    def decode(self, cache: KVCache, logits: Tensor, sampling: Sampling) -> Iterator[int]:
+    def decode(
+        self, cache: KVCache, logits: Tensor, sampling: Sampling, drawn: Sequence[int] = ()
+    ) -> Iterator[int]:
         """Tokens after `logits [vocab]`, without end.
 
+        `drawn` are the tokens that were drawn before: the random stream and the repetition penalty
+        go on after them.
         A token is fed to the cache when the next one is asked for: the last one that was yielded
         is *pending* and belongs to the next `extend`.
         """
-        yield from self.writer.write(cache, logits, Sampler(sampling, self.device))
+        yield from self.writer.write(cache, logits, Sampler(sampling, self.device, drawn))
 
 
 def resolve_device(name: str) -> torch.device:

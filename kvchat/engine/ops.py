@@ -68,39 +68,61 @@ def _loaded(path: str) -> Callable[..., Any] | None:
     if os.environ.get("KVCHAT_KERNELS") == "torch" or find_spec("triton") is None:
         return None
     module, name = path.split(":")
-    return getattr(import_module(f"kvchat.kernels.{module}"), name)
+    launcher: Callable[..., Any] = getattr(import_module(f"kvchat.kernels.{module}"), name)
+    return launcher
 
 
-def _op(twin: Callable[P, R], module: str) -> Callable[P, R]:
-    """The kernel of the twin's name where its first argument is on a card, else the twin."""
+def _on_card(
+    module: str, judge: Callable[..., Tensor | None] = lambda x, *_: x
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """The kernel of a function's name where the tensor that `judge` gives is on a card.
 
-    @wraps(twin)
-    def op(*args: P.args, **kwargs: P.kwargs) -> R:
-        first: Any = args[0]
-        return (kernel(f"{module}:{twin.__name__}", first) or twin)(*args, **kwargs)
+    Elsewhere, and if `judge` gives None, the function itself.
+    """
 
-    return op
+    def decorated(plain: Callable[P, R]) -> Callable[P, R]:
+        path = f"{module}:{plain.__name__}"
+
+        @wraps(plain)
+        def op(*args: P.args, **kwargs: P.kwargs) -> R:
+            x = judge(*args)
+            launch = None if x is None else kernel(path, x)
+            return (launch or plain)(*args, **kwargs)
+
+        return op
+
+    return decorated
 
 
-merge_entries = _op(reference.merge_entries, "merge")
-rope = _op(reference.rope, "norm_rope")
-swiglu = _op(reference.swiglu, "norm_rope")
+merge_entries = _on_card("merge")(reference.merge_entries)
+rope = _on_card("norm_rope")(reference.rope)
+swiglu = _on_card("norm_rope")(reference.swiglu)
 
 
+@_on_card("merge", lambda parts: parts[0][0])
 def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Exact attention over a union of entry sets from that over each of them; see the reference."""
-    return (kernel("merge:combine", parts[0][0]) or reference.combine)(parts)
+    """Exact attention over a union of entry sets from that over each of them; see the reference.
+
+    Two parts, as most layers have, share by a sigmoid of the difference of their log-sum-exps.
+    """
+    if len(parts) != 2:
+        return reference.combine(parts)
+    (o, lse), (other, other_lse) = parts
+    share = torch.sigmoid(other_lse - lse).nan_to_num_(0.0)  # both empty: 0
+    joined = torch.lerp(o.float(), other.float(), share[..., None])
+    return joined, torch.logaddexp(lse, other_lse)
 
 
+def _reachable(pool: Tensor, ids: Tensor) -> Tensor | None:
+    return ids if pool.device == ids.device or pool.is_pinned() else None
+
+
+@_on_card("gather", _reachable)
 def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
     """Entries `ids [H, k]` of `pool [H, capacity, ...]`, where `ids` are; see the reference.
 
     A card reads pinned memory of the host by itself, other memory the host has to gather.
     """
-    reachable = pool.device == ids.device or pool.is_pinned()
-    launch = kernel("gather:gather_entries", ids) if reachable else None
-    if launch:
-        return launch(pool, ids)
     heads, capacity = pool.shape[:2]
     base = torch.arange(heads, device=ids.device)[:, None] * capacity
     index = (ids + base).flatten().to(pool.device)
@@ -108,38 +130,34 @@ def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
     return found.view(*ids.shape, *pool.shape[2:])
 
 
+@_on_card("norm_rope")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / rms(x) * weight` over the last dim; see the reference."""
-    if launch := kernel("norm_rope:rms_norm", x):
-        return launch(x, weight, eps)
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
+@_on_card("norm_rope")
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`x + delta` and its `rms_norm`; see the reference."""
-    if launch := kernel("norm_rope:add_rms_norm", x):
-        return launch(x, delta, weight, eps)
     added = x + delta
     return added, rms_norm(added, weight, eps)
 
 
+@_on_card("pq")
 def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
     """Codes `[H, N, m]` of `x [H, N, D]`; entries are taken in slices, so the workspace is
     bounded.
     """
-    if launch := kernel("pq:pq_assign", x):
-        return launch(x, centroids)
     step = max(1, MASS_VALUES // centroids[..., 0].numel())
     return torch.cat([reference.pq_assign(part, centroids) for part in x.split(step, dim=1)], dim=1)
 
 
+@_on_card("pq")
 def pq_score(table: Tensor, codes: Tensor) -> Tensor:
     """Logits `[H, G, N]` of coded entries; see the reference.
 
     On the CPU one look-up serves a whole group, and a slice is turned round while it is in cache.
     """
-    if launch := kernel("pq:pq_score", codes):
-        return launch(table, codes)
     if codes.device.type != "cpu":
         return reference.pq_score(table, codes)
     heads, group, subspaces, count = table.shape
@@ -154,13 +172,12 @@ def pq_score(table: Tensor, codes: Tensor) -> Tensor:
     return out
 
 
+@_on_card("pq")
 def pq_select(worth: Tensor, count: int) -> Tensor:
     """The `count` best entries of every head, ascending; see the reference.
 
     No sorting of all entries: the worth of the last one that fits divides them.
     """
-    if launch := kernel("pq:pq_select", worth):
-        return launch(worth, count)
     heads, entries = worth.shape
     if not 0 < count < entries:
         return reference.pq_select(worth, count)
@@ -173,14 +190,18 @@ def pq_select(worth: Tensor, count: int) -> Tensor:
     return chosen.nonzero()[:, 1].view(heads, count).int()
 
 
+def _narrow(q: Tensor, *_: object) -> Tensor | None:
+    return q if q.shape[2] <= MAX_DIM else None
+
+
+@_on_card("mass", _narrow)
 def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
     """Mean mass per key over queries and the heads of a group, `[H, N]`; see the reference."""
-    if q.shape[2] <= MAX_DIM and (launch := kernel("mass:window_mass", q)):
-        return launch(q, k, lse, seen, scale)
     mass = column_mass(q, k, lse, seen, scale).div_(len(q))
     return mass.view(len(k), -1, k.shape[1]).mean(dim=1)
 
 
+@_on_card("mass", _narrow)
 def column_mass(
     q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
 ) -> Tensor:
@@ -189,8 +210,6 @@ def column_mass(
     In torch keys are taken in slices: grouped queries meet unexpanded keys in one batched product
     per slice, so the workspace is `MASS_VALUES` logits whatever N is.
     """
-    if q.shape[2] <= MAX_DIM and (launch := kernel("mass:column_mass", q)):
-        return launch(q, k, lse, seen, scale, power)
     window, query_heads, dim = q.shape
     heads, entries, _ = k.shape
     # [H, G*W, D] and [H, G*W, 1]: all queries of a KV head in one block of entries

@@ -29,7 +29,7 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 def code_bytes(tokens: int, heads: int, dim: int, parts: int, bits: int) -> int:
     """What one layer's codes, centroids and inverted list take beside its entries."""
     centroids = 2**bits
-    joint = centroids**parts
+    joint: int = centroids**parts
     listed = 4 * tokens + 8 * joint if joint <= LISTED else 0
     return heads * (parts * tokens + 4 * centroids * dim + listed)
 

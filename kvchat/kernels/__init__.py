@@ -1,1 +1,1 @@
-"""Arithmetic: tensors and ints in, tensors out. Knows nothing of caches, models or methods."""
+"""Arithmetic: tensors and ints in, tensors out."""

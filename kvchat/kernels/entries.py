@@ -1,4 +1,4 @@
-"""`Entries`, the one shape of stored keys and values that attention takes. Knows no cache."""
+"""`Entries`, the one shape of stored keys and values that attention takes."""
 
 from dataclasses import dataclass
 

@@ -52,7 +52,7 @@ def column_mass(
 def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
     """See the reference: `[H, N]`, the mean over queries and over the heads of a group.
 
-    A group's heads share one reading of the keys.
+    A group's heads share one load of the keys.
     """
     mean = 1 / (q.shape[0] * q.shape[1] // k.shape[0])
     return _launch(q, k, lse, seen, scale, 1, k.shape[0], mean)

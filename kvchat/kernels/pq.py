@@ -1,4 +1,4 @@
-"""Product quantisation: nearest centroids, look-up scores, and the best entries by a threshold.
+"""Product quantization: nearest centroids, look-up scores, and the best entries by a threshold.
 
 PQCache (arXiv 2407.12820). Selecting counts instead of sorting: three passes over the bits of the
 scores find the last one that is taken, a fourth writes the entries down in order.

@@ -216,7 +216,7 @@ def pq_score(table: Tensor, codes: Tensor) -> Tensor:
     """Approximate logits `[H, G, N]` (fp32) of coded entries: sums of table entries.
 
     `table [H, G, m, C]` fp32, `codes [H, N, m]` uint8 (any stride over N). Equal to
-    `scale * q . decoded entry`; ADC of product quantisation (Jegou et al., 2011).
+    `scale * q . decoded entry`; ADC of product quantization (Jegou et al., 2011).
     """
     subspaces = torch.arange(codes.shape[2], device=codes.device)[:, None]
     entries = [
@@ -268,8 +268,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x.dtype)
+    lower = torch.addcmul(first * cos, second, sin, value=-1)
+    upper = torch.addcmul(second * cos, first, sin)
+    return torch.cat((lower, upper), dim=-1).to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

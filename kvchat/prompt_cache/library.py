@@ -2,7 +2,6 @@
 torch.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Collection, Sequence
@@ -53,13 +52,7 @@ def folder(given: str | None = None) -> Path:
 
 def noted(head: header.Header) -> dict[str, Any]:
     """What was noted about a reading for the person. Raises Refused if it is none."""
-    try:
-        about = json.loads(head.metadata["about"])
-    except (KeyError, ValueError, TypeError):
-        raise Refused("it is no saved reading") from None
-    if not isinstance(about, dict):
-        raise Refused("it is no saved reading")
-    return about
+    return head.about
 
 
 def place(root: Path, fingerprint: str) -> Path:

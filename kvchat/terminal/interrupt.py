@@ -71,9 +71,13 @@ class Interrupt:
             self._held = False
 
     def __enter__(self) -> "Interrupt":
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        found = {number: signal.getsignal(number) for number in SIGNALS}
+        # to end is not ours to take where whoever started us has us ignore it, as nohup does
+        self._before = {
+            n: how for n, how in found.items() if n == signal.SIGINT or how != signal.SIG_IGN
+        }
         self._outer = present()
-        for number in SIGNALS:
+        for number in self._before:
             signal.signal(number, self._caught)
         return self
 

@@ -1,9 +1,11 @@
 """Chat templates taken apart: a document and turns spliced in as ids equal the template rendered as
 a whole."""
 
+from datetime import date
+
 import pytest
 
-from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.chat_template import UNDATED, Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 
 DOCUMENT = "The keeper counted ships.\n\nIn the <|im_end|> morning he </s>[INST] counted stars."
@@ -111,6 +113,21 @@ def test_without_a_template_it_is_question_and_answer(tokenizer_folder, kind):
     if kind != "byte-level":  # there a full stop and a line end may share a token
         assert got == tokenizer.bos + tokenizer.encode([(text, False)])
     assert "\nQuestion:" in dialogue.form.stop
+
+
+def test_a_template_s_date_is_the_day_that_it_is_told(tokenizer_folder):
+    """Templates of Llama 3.2, Granite 3 and others write today's date before the system prompt."""
+    dialogue = Dialogue(Tokenizer.load(tokenizer_folder("byte-level", "dated")))
+    assert dialogue.day == date.today()
+    monday, tuesday = date(2026, 11, 30), date(2026, 12, 1)
+    on = [dialogue.on(day) for day in (monday, tuesday, monday)]
+    assert [each.day for each in on] == [monday, tuesday, monday]
+    ids = [each.document(DOCUMENT, SYSTEM) + each.first(FIRST) for each in on]
+    assert ids[0] == ids[2] != ids[1]
+    texts = [dialogue.tokenizer.decode(each) for each in ids]
+    assert "30 Nov 2026" in texts[0] and texts[0].replace("30 Nov", "01 Dec") == texts[1]
+    assert len({str(each.on(UNDATED).document(DOCUMENT, SYSTEM)) for each in on}) == 1
+    assert Dialogue(Tokenizer.load(tokenizer_folder("byte-level", "chatml"))).day is None
 
 
 def test_a_chat_without_a_document_begins_with_the_question(tokenizer_folder):

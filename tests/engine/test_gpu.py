@@ -1,11 +1,11 @@
-"""The same numbers on a CUDA device. Deselected by `make test`; `make test-gpu` runs it."""
+"""The same numbers on a CUDA device; `make test-gpu` runs it."""
 
 from itertools import islice
 
 import pytest
 import torch
 
-from kvchat.engine.decode.loop import Writer
+from kvchat.engine.decode.loop import GRAPH, Writer
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
@@ -14,6 +14,7 @@ from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights import lowbit
+from kvchat.engine.weights.linear import Int4Linear
 from tests.engine import tiny
 from tests.engine.recorder import WARM, begun, written
 from tests.support.closeness import assert_close
@@ -41,12 +42,12 @@ def test_reading_and_writing_equal_the_cpu(checkpoint, name):
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_four_bits_on_the_card_are_the_numbers_they_stand_for(tokens, group):
     weight = torch.randn(192, 3 * group, device="cuda")
-    packed, scales = lowbit.quantize_groups(weight, group)
-    numbers = lowbit.groups_dense(packed, scales, group, torch.float32)
-    assert lowbit.unpacking("cuda") is not None, "else documents are read slowly"
+    linear = Int4Linear.of(weight)
+    numbers = linear.dense(torch.float32)
+    assert linear.group == group and lowbit.unpacking("cuda") is not None
     assert_close("numbers", numbers, weight, 0.15)
     x = torch.randn(tokens, 3 * group, device="cuda")
-    assert_close("product", lowbit.groups_product(x, packed, scales, group), x @ numbers.T, 0.006)
+    assert_close("product", linear(x), x @ numbers.T, 0.006)
 
 
 @pytest.mark.gpu
@@ -71,7 +72,7 @@ def test_a_graph_writes_what_single_steps_write(checkpoint, method, sampling, at
     config = ModelConfig.load(folder)
     engine = drain(Engine.load(folder, config, "f32", "cuda", "auto", attention))
     tokens, counted, after = written(engine, method, sampling, 280)
-    assert engine.writer.way == "as a CUDA graph"
+    assert engine.writer.way == GRAPH
     engine.writer = Writer(engine.model, refused="a test")
     plain_tokens, plain_counted, plain_after = written(engine, method, sampling, 280)
     assert tokens == plain_tokens and counted == plain_counted
@@ -93,4 +94,4 @@ def test_a_graph_neither_waits_nor_allocates(checkpoint, weights):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
-    assert engine.writer.way == "as a CUDA graph"
+    assert engine.writer.way == GRAPH

@@ -12,7 +12,7 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.store.identity import computation
 from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.bits import group_of, require_shapes, weights_bytes
-from kvchat.engine.weights.linear import Int4Linear, Int8Linear, Linear
+from kvchat.engine.weights.linear import FEW, Int4Linear, Int8Linear, Linear
 from kvchat.errors import KvchatError
 from tests.engine.tiny import load_oracle, oracle_logits, random_ids, read, save_model
 from tests.support.closeness import assert_close
@@ -43,7 +43,7 @@ def test_products_are_those_of_the_numbers(kind, shape, tokens, dtype):
     want = x.double() @ linear.dense(torch.float32).double().t()
     got = linear(x)
     assert got.dtype == dtype
-    exact = dtype == torch.float32 and tokens > lowbit.FEW
+    exact = dtype == torch.float32 and tokens > FEW
     assert_close("product", got, want, 1e-5 if exact else 0.006)
 
 

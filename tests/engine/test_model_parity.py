@@ -8,6 +8,7 @@ import torch
 
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
+from kvchat.engine.weights import checkpoint as loading
 from tests.engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read, save_model
 from tests.support.closeness import assert_close
 
@@ -62,10 +63,13 @@ def test_logits_equal_transformers(checkpoint, case):
     assert cache.position == 100
 
 
-def test_shards_are_really_several(checkpoint):
-    folder = checkpoint(**CASES["sharded"])
+def test_shards_are_several_and_each_is_opened_once(checkpoint, monkeypatch):
+    folder, opened = checkpoint(**CASES["sharded"]), []
     assert (folder / "model.safetensors.index.json").exists()
-    assert len(list(folder.glob("*.safetensors"))) > 2
+    real = loading.safe_open
+    monkeypatch.setattr(loading, "safe_open", lambda p, **how: opened.append(p) or real(p, **how))
+    load_engine(folder)
+    assert sorted(opened) == sorted(folder.glob("*.safetensors")) and len(opened) > 2
 
 
 @pytest.mark.parametrize("kind", ["default", "linear", "llama3"])

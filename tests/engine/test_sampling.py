@@ -100,6 +100,19 @@ def test_random_numbers_are_the_same_however_many_are_provided_at_once():
     assert got == want and len(set(got)) > 250
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_a_sampler_goes_on_where_another_stopped(temperature, penalty):
+    """The random stream and the penalty: 1 token and 15 more, or 8 and 8, are 16 at once."""
+    sampling = Sampling(temperature=temperature, repeat_penalty=penalty, seed=5)
+    logits = torch.linspace(3.0, 1.0, 40)
+    whole = Sampler(sampling, CPU)
+    want = [whole.draw(logits) for _ in range(16)]
+    for before in (1, 8):
+        rest = Sampler(sampling, CPU, drawn=want[:before])
+        assert [rest.draw(logits) for _ in range(16 - before)] == want[before:]
+
+
 @pytest.mark.parametrize(
     "options, flag",
     [

@@ -48,7 +48,19 @@ LLAMA2 = (
     "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-TEMPLATES = {"chatml": CHATML, "user-only": USER_ONLY, "mistral": MISTRAL, "llama2": LLAMA2}
+DATED = (
+    """{{ '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '.\n\n' }}
+{%- if messages[0].role == "system" %}{{ messages[0].content }}{% set messages = messages[1:] %}
+{%- endif %}{{ '<|im_end|>\n' }}"""
+    + CHATML
+)
+TEMPLATES = {
+    "dated": DATED,
+    "chatml": CHATML,
+    "user-only": USER_ONLY,
+    "mistral": MISTRAL,
+    "llama2": LLAMA2,
+}
 BYTE_SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 

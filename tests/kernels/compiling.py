@@ -19,7 +19,7 @@ from typing import NamedTuple
 FOLDER = tempfile.TemporaryDirectory(prefix="kvchat-compile-")
 os.environ.pop("TRITON_INTERPRET", None)
 os.environ["TRITON_CACHE_DIR"] = FOLDER.name
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402

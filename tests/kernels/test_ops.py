@@ -72,7 +72,7 @@ def test_column_mass_in_slices_is_the_same(monkeypatch, values, power):
 
 @pytest.mark.parametrize("group, dim, power", [(1, 16, 1), (2, 32, 2), (4, 80, 1), (8, 128, 2)])
 def test_column_mass_of_all_queries_is_the_materialised_column_sum(group, dim, power):
-    """`kvmerger.md` 7.1.9: all causal queries together give T in all per query head."""
+    """All causal queries together give T in all per query head."""
     generator = torch.Generator().manual_seed(group)
     tokens, scale = 77, dim**-0.5
     q = torch.randn(tokens, 2 * group, dim, generator=generator)

@@ -89,7 +89,7 @@ def test_an_older_format_is_told_and_replaced(place):
     (path,) = place.files()
     mapped = Mapped(path)
     copies = {name: tensor.clone() for name, tensor in mapped.tensors.items()}
-    write(path, copies, mapped.metadata | {"format": "0"})
+    write(path, copies, mapped.header.metadata | {"format": "0"})
     assert place.opened().restored is None
     assert "format 0; this kvchat reads format 1" in " ".join(place.shown().split())
     assert place.opened().restored

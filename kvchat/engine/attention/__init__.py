@@ -1,10 +1,13 @@
-"""Attention backends by name. The table holds import strings: reading it imports nothing.
+"""Attention backends by name. The table holds import strings: importing this imports no torch.
 
 A new backend is one file and one entry here; `auto` asks them in this order.
 """
 
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
+
+from kvchat.errors import KvchatError
 
 BACKENDS = {
     "flash": "kvchat.engine.attention.flash_backend:FlashBackend",
@@ -12,16 +15,24 @@ BACKENDS = {
     "torch": "kvchat.engine.attention.torch_backend:TorchBackend",
 }
 
-PACKAGES = {"flash": "flash_attn", "triton": "triton"}
-"""What a backend imports that may be missing; `auto` passes over it then."""
+PACKAGES = {"flash": ("flash_attn", "kvchat[flash]"), "triton": ("triton", "triton")}
+"""What a backend imports that may be missing, and what pip calls it; `auto` passes over it then."""
 
 
-def backend(name: str = "torch"):
+def backend(name: str = "torch") -> Any:
     """The backend of that name. Raises KvchatError("device") if its package is missing."""
+    if name not in installed():
+        package, pip = PACKAGES[name]
+        raise KvchatError(
+            "device",
+            f"--attention {name} needs {package.replace('_', '-')}, which is not installed",
+            f"pip install '{pip}'",
+            "--attention auto",
+        )
     module, cls = BACKENDS[name].split(":")
     return getattr(import_module(module), cls)()
 
 
 def installed() -> list[str]:
     """The backends whose packages are here."""
-    return [name for name in BACKENDS if name not in PACKAGES or find_spec(PACKAGES[name])]
+    return [name for name in BACKENDS if name not in PACKAGES or find_spec(PACKAGES[name][0])]

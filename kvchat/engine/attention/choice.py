@@ -7,28 +7,29 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention import BACKENDS, backend, installed
-from kvchat.engine.attention.entries import Backend, Call, Entries
+from kvchat.engine.attention.entries import Backend, Call, Entries, JointBackend
 from kvchat.errors import KvchatError
 
 
 def choose(name: str, device: torch.device) -> Backend:
     """The attention of a device by name: `auto` or one of `BACKENDS`.
 
-    `flash` reads only, so whoever `auto` would ask does the rest. Raises KvchatError("usage") for
-    an unknown name, KvchatError("device") for what cannot run here.
+    `flash` only prefills, so whoever `auto` would ask does the rest. Raises KvchatError("usage")
+    for an unknown name, KvchatError("device") for what cannot run here.
     """
     if name != "auto" and name not in BACKENDS:
         tries = (f"--attention {known}" for known in ("auto", *BACKENDS))
         raise KvchatError("usage", f"{name!r} is not an attention backend", *tries)
-    if device.type != "cuda" and name in ("auto", "torch"):
-        return backend("torch")
     names = installed() if name in ("auto", "flash") else [name]
+    if device.type != "cuda" and name == "auto":
+        names = ["torch"]
     if name == "flash":
         names = ["flash", *(other for other in names if other != "flash")]
-    return Choice([backend(each) for each in names])
+    backends: list[Backend] = [backend(each) for each in names]
+    return backends[0] if names == ["torch"] and device.type != "cuda" else Choice(backends)
 
 
-class Choice:
+class Choice(JointBackend):
     """Asks its backends in turn; what they answer to a shape is remembered."""
 
     def __init__(self, backends: Sequence[Any]):
@@ -56,15 +57,16 @@ class Choice:
         self, q: Tensor, parts: Sequence[Entries], scale: float
     ) -> tuple[Tensor, Tensor] | None:
         """See `JointBackend.joint`."""
-        chosen = self._ask(Call.of("joint", q, parts))
+        chosen: JointBackend | None = self._ask(Call.of("joint", q, parts))
         return None if chosen is None else chosen.joint(q, parts, scale)
 
     def report(self) -> list[str]:
         """A line for every shape that a backend refused."""
         return [f"{call}: {_reasons(reasons)}" for call, reasons in self.refused.items()]
 
-    def _able(self, call: Call) -> Any:
-        if (chosen := self._ask(call)) is None:
+    def _able(self, call: Call) -> Backend:
+        chosen: Backend | None = self._ask(call)
+        if chosen is None:
             raise KvchatError(
                 "device",
                 f"no attention backend takes {call}; {_reasons(self.refused[call])}",

@@ -1,9 +1,10 @@
 """The backend contract: exact attention with its log-sum-exp, and what is asked in shapes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,10 +31,13 @@ class Backend(Protocol):
         ...
 
 
-@runtime_checkable
-class JointBackend(Backend, Protocol):
-    """A backend that may take the whole past of a layer at once."""
+class JointBackend(ABC):
+    """A backend that may take the whole past of a layer at once.
 
+    A class, not a protocol: layers ask for it at every token.
+    """
+
+    @abstractmethod
     def joint(
         self, q: Tensor, parts: Sequence[Entries], scale: float
     ) -> tuple[Tensor, Tensor] | None:
@@ -41,7 +45,9 @@ class JointBackend(Backend, Protocol):
 
         None where they have to be attended to one by one.
         """
-        ...
+
+
+KINDS = {"entries": "attention", "square": "causal attention", "joint": "a layer's attention"}
 
 
 @dataclass(frozen=True)
@@ -84,32 +90,23 @@ class Call:
         )
 
     def __str__(self) -> str:
-        what = {
-            "entries": "attention",
-            "square": "causal attention",
-            "joint": "a layer's attention",
-        }
         kind = str(self.dtype).removeprefix("torch.")
         parts = f"{self.parts} entry sets, " if self.parts > 1 else ""
         bits = f", {self.bits}-bit entries" if self.bits < 16 else ""
         return (
-            f"{what[self.kind]} on {self.device} of q [{self.tokens}, {self.heads * self.group}, "
+            f"{KINDS[self.kind]} on {self.device} of q [{self.tokens}, {self.heads * self.group}, "
             f"{self.dim}] {kind} over {parts}{self.heads} {'even' if self.even else 'ragged'} KV "
             f"heads{', bias' if self.bias else ''}{bits}"
         )
 
 
-def dense(entries: Entries) -> tuple[Tensor, Tensor]:
-    """Keys and values of even heads as views `[H, N, D]`."""
-    (first, length), *_ = entries.spans
-    step = entries.spans[1][0] - first if len(entries.spans) > 1 else length
-    dim, entry = entries.k.shape[1], entries.k.stride(0)
-    shape, stride = (len(entries.spans), length, dim), (step * entry, entry, 1)
-    k, v = (
-        store.as_strided(shape, stride, store.storage_offset() + first * entry)
-        for store in (entries.k, entries.v)
-    )
-    return k, v
+def dense(store: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """What even heads own of a flat store `[R, ...]`, as a view `[H, N, ...]`."""
+    (first, length), *others = spans
+    step = others[0][0] - first if others else length
+    entry, *inner = store.stride()
+    shape, stride = (len(spans), length, *store.shape[1:]), (step * entry, entry, *inner)
+    return store.as_strided(shape, stride, store.storage_offset() + first * entry)
 
 
 def even(spans: Sequence[tuple[int, int]]) -> bool:

@@ -1,42 +1,28 @@
-"""Reading by the flash-attn package: causal attention over one dense store, nothing else.
+"""Prefill by the flash-attn package: causal attention over one dense store.
 
-The only file that imports it. Checked against a stand-in for its interface, never against itself.
+Checked against a stand-in for its interface, never against itself.
 """
 
 from collections.abc import Sequence
 
 import torch
+from flash_attn import flash_attn_func
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Call, Entries, dense
-from kvchat.errors import KvchatError
-
-try:
-    from flash_attn import flash_attn_func
-except ImportError:  # said when it is asked for
-    flash_attn_func = None
 
 
 class FlashBackend:
-    """flash-attn 2 aligns causal queries with the last keys (since 2.1), as a reading needs it."""
+    """flash-attn 2 aligns causal queries with the last keys (since 2.1), as prefill needs it."""
 
     name = "flash"
-
-    def __init__(self) -> None:
-        if flash_attn_func is None:
-            raise KvchatError(
-                "device",
-                "--attention flash needs the package flash-attn, which is not installed",
-                "pip install 'kvchat[flash]'",
-                "--attention auto",
-            )
 
     def can(self, call: Call) -> str | None:
         """Why not, or None."""
         if call.kind != "joint" or call.parts > 1 or not call.even or call.bias or call.bits < 16:
-            return "only reads: causal queries over one dense store"
+            return "takes causal queries over one dense store"
         if call.tokens == 1:
-            return "only reads: one query is split over the keys elsewhere"
+            return "takes several queries: one is split over the keys elsewhere"
         if call.device != "cuda":
             return f"runs on cuda, not on {call.device}"
         if call.dtype not in (torch.bfloat16, torch.float16):
@@ -47,7 +33,8 @@ class FlashBackend:
 
     def joint(self, q: Tensor, parts: Sequence[Entries], scale: float) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]`, the queries of the newest T entries of the only part."""
-        k, v = (store.transpose(0, 1)[None] for store in dense(parts[0]))  # [1, N, H, D]
+        stores, spans = (parts[0].k, parts[0].v), parts[0].spans
+        k, v = (dense(store, spans).transpose(0, 1)[None] for store in stores)  # [1, N, H, D]
         o, lse, _ = flash_attn_func(
             q[None], k, v, softmax_scale=scale, causal=True, return_attn_probs=True
         )

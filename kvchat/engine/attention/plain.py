@@ -19,7 +19,8 @@ def attend(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
     """
     if entries.bias is None and even(entries.spans):
         length = entries.length if entries.bounds else None
-        return _visible(q, *dense(entries), length, None, scale)
+        k, v = (dense(store, entries.spans) for store in (entries.k, entries.v))
+        return _visible(q, k, v, length, None, scale)
     group = q.shape[1] // len(entries.spans)
     parts = []
     for head, (a, n) in enumerate(entries.spans):

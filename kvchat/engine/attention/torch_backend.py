@@ -17,6 +17,7 @@ FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FEW = 16
 BLOCK = 32  # queries that the fused kernel takes in one block
 PIECE = 2**17  # values of keys that are worth a thread
+PADDED = 2**17  # values of keys that are sooner copied than attended to head by head
 
 
 class TorchBackend:
@@ -40,7 +41,8 @@ class TorchBackend:
         heads = len(entries.spans)
         # [T, H*G, D] -> [H, G*T, D]: all queries of a KV head in one block of entries
         grouped = q.view(tokens, heads, -1, dim).permute(1, 2, 0, 3).reshape(heads, -1, dim)
-        o, lse = self._uniform(grouped, entries, scale) or self._per_head(grouped, entries, scale)
+        whole = _uniform if entries.spans[0][1] and even(entries.spans) else _ragged
+        o, lse = whole(grouped, entries, scale)
         o = o.view(heads, -1, tokens, dim).permute(2, 0, 1, 3)  # [T, H, G, D]
         lse = lse.view(heads, -1, tokens).permute(2, 0, 1)
         return o.reshape(tokens, query_heads, dim), lse.reshape(tokens, query_heads)
@@ -59,34 +61,43 @@ class TorchBackend:
         o = o.permute(2, 1, 0, 3).reshape(tokens, query_heads, dim)
         return o, lse.permute(2, 1, 0).reshape(tokens, query_heads)
 
-    @staticmethod
-    def _uniform(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor] | None:
-        """One call for heads of equal length and spacing (the tail), else None."""
-        if entries.bias is not None or entries.spans[0][1] == 0 or not even(entries.spans):
-            return None
-        k, v = dense(entries)
-        if _few(q):
-            return _products(q, k, v, None, scale)
-        o, lse = FUSED_CPU(q[None], k[None], v[None], 0.0, False, scale=scale)
-        return o[0], lse[0]
 
-    @staticmethod
-    def _per_head(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
-        """One head after the other, for ragged lengths. q `[H, G*T, D]`."""
-        parts = []
-        for own, (a, n) in zip(q, entries.spans, strict=True):
-            if n == 0:  # the fused kernel divides by the number of entries
-                parts.append((torch.zeros_like(own), own.new_full(own.shape[:1], -torch.inf)))
-                continue
-            bias = None if entries.bias is None else entries.bias[a : a + n].to(q.dtype)
-            parts.append(_one_head(own, entries.k[a : a + n], entries.v[a : a + n], bias, scale))
-        return torch.stack([o for o, _ in parts]), torch.stack([lse.float() for _, lse in parts])
+def _uniform(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
+    """One call for heads of equal length and spacing. q `[H, G*T, D]`."""
+    k, v = (dense(store, entries.spans) for store in (entries.k, entries.v))
+    bias = None if entries.bias is None else dense(entries.bias, entries.spans)
+    return (_products if _few(q) else _fused)(q, k, v, bias, scale)
+
+
+def _ragged(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
+    """Heads of other lengths: short ones together, padded, long ones one by one."""
+    counts = [n for _, n in entries.spans]
+    if min(counts) and max(counts) * len(counts) * q.shape[2] <= PADDED:
+        return _padded(q, entries, max(counts), scale)
+    parts = []
+    for own, (a, n) in zip(q, entries.spans, strict=True):
+        if n == 0:  # the fused kernel divides by the number of entries
+            parts.append((torch.zeros_like(own), own.new_full(own.shape[:1], -torch.inf)))
+            continue
+        bias = None if entries.bias is None else entries.bias[a : a + n]
+        parts.append(_one_head(own, entries.k[a : a + n], entries.v[a : a + n], bias, scale))
+    return torch.stack([o for o, _ in parts]), torch.stack([lse.float() for _, lse in parts])
+
+
+def _padded(q: Tensor, entries: Entries, longest: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Heads copied side by side; a head's first entry, hidden, stands where it has no more."""
+    place = torch.arange(longest)
+    hidden = place >= entries.length[:, None]
+    at = entries.start[:, None] + place.where(~hidden, 0)
+    bias = torch.zeros(at.shape) if entries.bias is None else entries.bias[at]
+    bias = bias.masked_fill_(hidden, -torch.inf)
+    return (_products if _few(q) else _fused)(q, entries.k[at], entries.v[at], bias, scale)
 
 
 def _products(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`q [B, n, D]` over `k, v [B, N, D]` by batched products, the logits materialised.
+    """`q [B, n, D]` over `k, v [B, N, D]` by batched products, the logits materialized.
 
     `bias [B, N]` is added to them. Returns `o [B, n, D]`, `lse [B, n]`.
     """

@@ -1,6 +1,4 @@
-"""Attention by our Triton kernels: ragged, biased, packed and causal entries, several sets at
-once.
-"""
+"""Attention by our Triton kernels: ragged, biased, packed and causal entries, in several sets."""
 
 from collections.abc import Sequence
 
@@ -8,12 +6,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Call, Entries
-from kvchat.errors import KvchatError
-
-try:
-    from kvchat.kernels import attention as kernels
-except ImportError:  # said when it is asked for
-    kernels = None  # type: ignore[assignment]
+from kvchat.kernels import attention as kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -22,15 +15,6 @@ class TritonBackend:
     """One launch over all entries of a layer, and one that joins what it found."""
 
     name = "triton"
-
-    def __init__(self) -> None:
-        if kernels is None:
-            raise KvchatError(
-                "device",
-                "--attention triton needs the package triton, which is not installed",
-                "pip install triton",
-                "--attention auto",
-            )
 
     def can(self, call: Call) -> str | None:
         """Why not, or None."""

@@ -1,5 +1,5 @@
 """A decode step that needs nothing of the host, so that it can be recorded and run again: a CUDA
-graph, which the host starts with one call in place of hundreds. Knows no text.
+graph, which the host starts with one call in place of hundreds.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Tokens written one after the other, by a recorded step where that can be. Knows no text."""
+"""Tokens decoded one after the other, by a recorded step where that can be."""
 
 import logging
 import os
@@ -13,21 +13,22 @@ from kvchat.engine.decode.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.decode.sampler import Sampler, checked
 from kvchat.engine.events import drain
 from kvchat.engine.model.decoder import CausalLM
-from kvchat.engine.prefill import prefill as reading
+from kvchat.engine.prefill.prefill import extend
 
 LOG = logging.getLogger("kvchat.engine")
 SWITCH = "KVCHAT_GRAPH"
+GRAPH, EAGER = "CUDA graph", "eager"  # how tokens are decoded
 
 
 class Writer:
-    """Writes over caches; `way` says how, and why so.
+    """Decodes over caches; `way` says how, and why so.
 
     `record` makes a step that is run again of one that has run; `refused` says why not.
     """
 
     def __init__(self, model: CausalLM, record: Record = cuda_graph, refused: str = ""):
         self.model, self.record, self.refused = model, record, refused
-        self.way = f"step by step: {refused}" if refused else "nothing so far"
+        self.way = f"{EAGER}: {refused}" if refused else ""
         self._said = ""
 
     @classmethod
@@ -45,7 +46,7 @@ class Writer:
         if kinds:
             return f"{', '.join(sorted(kinds))} segments choose entries for every token"
         if any(layer.observers for layer in cache.layers):
-            return "queries are watched, for turns will be folded"
+            return "queries are observed, for turns will be compressed"
         if len({(layer.tail.place, layer.tail.length) for layer in cache.layers}) > 1:
             return "layers have different numbers of live entries"
         return ""
@@ -63,9 +64,9 @@ class Writer:
             for token in ahead(step, room, self._recorded):
                 cache.accept(1)  # the token before; this one's entry does not count yet
                 yield checked(token)
-        self._say(f"step by step: {reason}")
+        self._say(f"{EAGER}: {reason}")
         while True:
-            x = drain(reading.extend(self.model, cache, [token], 1))
+            x = drain(extend(self.model, cache, [token], 1))
             token = sampler.draw(self.model.logits(x)[0])
             yield token
 
@@ -74,12 +75,12 @@ class Writer:
             again = self.record(step)
         except RuntimeError as error:
             self.refused = f"recording failed: {str(error).partition(chr(10))[0]}"
-            self._say(f"step by step: {self.refused}")
+            self._say(f"{EAGER}: {self.refused}")
             return step
-        self._say("as a CUDA graph")
+        self._say(GRAPH)
         return again
 
     def _say(self, way: str) -> None:
         if way != self._said:
-            LOG.info("tokens are written %s", way)
+            LOG.info("decoding: %s", way)
         self.way = self._said = way

@@ -1,4 +1,6 @@
-"""Chooses the next token from logits. Knows no model."""
+"""Chooses the next token from logits."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,14 +16,18 @@ AHEAD = 64  # random numbers that are drawn at once
 class Sampler:
     """Draws tokens one after another; the same seed and logits give the same tokens.
 
+    `drawn` are the tokens that came before, in this answer or in earlier ones: the random stream
+    and the repetition penalty go on as if one sampler had drawn them all.
     A token is drawn on the device of the logits, from one random number that was drawn on the host
     beforehand: nothing here waits for the device but `draw`, and all devices draw alike.
     """
 
-    def __init__(self, sampling: Sampling, device: torch.device):
+    def __init__(self, sampling: Sampling, device: torch.device, drawn: Sequence[int] = ()):
         self.sampling = sampling
         self.device = device
+        self._drawn = list(drawn)
         self._generator = torch.Generator().manual_seed(sampling.seed)
+        torch.rand(len(drawn), dtype=torch.float64, generator=self._generator)  # theirs
         self._chances = torch.empty(0, dtype=torch.float64, device=device)  # one per token
         self._used = torch.zeros(1, dtype=torch.int64, device=device)
         self._left = 0
@@ -43,7 +49,7 @@ class Sampler:
         self._left -= self.sampling.temperature >= COLD
 
     def draw(self, logits: Tensor) -> int:
-        """The next token from `logits [vocab]`; the penalty looks at tokens drawn here only.
+        """The next token from `logits [vocab]`; the penalty looks at drawn tokens only.
 
         Raises KvchatError("model") if the logits are no numbers.
         """
@@ -62,6 +68,7 @@ class Sampler:
         if self.sampling.repeat_penalty != 1.0:
             if self._seen is None:
                 self._seen = torch.zeros_like(wide, dtype=torch.bool)
+                self._seen[self._drawn] = True
             wide = penalised(wide, self._seen, self.sampling.repeat_penalty)
         if self.sampling.temperature < COLD:
             token = wide.argmax(0, keepdim=True)

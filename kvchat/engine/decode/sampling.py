@@ -1,4 +1,4 @@
-"""How the next token is to be chosen. Knows no logits, imports no torch."""
+"""How the next token is to be chosen. Imports no torch: settings and plans read it."""
 
 from dataclasses import dataclass
 

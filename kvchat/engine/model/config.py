@@ -1,4 +1,5 @@
-"""`ModelConfig` from config.json: the only reader of Hugging Face keys. Imports no torch."""
+"""`ModelConfig` from config.json: the only reader of Hugging Face keys. Plans read it
+without torch."""
 
 import json
 from dataclasses import dataclass
@@ -6,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kvchat.engine.model import MODELS
+from kvchat.engine.sizes import ITEM_BYTES
 from kvchat.errors import KvchatError
 
 LFS_MARK = b"version https://git-lfs"
 ROPE_KINDS = ("default", "linear", "llama3")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ class ModelConfig:
                 f"(supported: {', '.join(MODELS)})",
                 supported=list(MODELS),
             )
-        quantised = raw.get("quantization_config")
-        if quantised is not None:
-            kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        quantized = raw.get("quantization_config")
+        if quantized is not None:
+            kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
             raise KvchatError(
                 "model",
-                f"{source}: quantised checkpoint ({kind}) is not supported",
+                f"{source}: quantized checkpoint ({kind}) is not supported",
                 "use the original safetensors in bf16, f16 or f32",
             )
         activation = raw.get("hidden_act", "silu")
@@ -160,7 +161,7 @@ class ModelConfig:
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             attention_bias=bool(raw.get("attention_bias", False)),
             mlp_bias=bool(raw.get("mlp_bias", False)),
-            dtype=dtype if dtype in DTYPES else "float32",
+            dtype=dtype if dtype in ITEM_BYTES else "float32",
             end_tokens=tuple(end) if isinstance(end, list) else () if end is None else (int(end),),
         )
 

@@ -1,6 +1,4 @@
-"""`CausalLM`, what the engine asks of a model, and the decoder that Llama-like families share."""
-
-from typing import Protocol
+"""The decoder that Llama-like families share, taken apart: caching and observing happen outside."""
 
 import torch
 from torch import Tensor, nn
@@ -9,29 +7,6 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.layers import Block, RMSNorm, Rotation
 from kvchat.engine.model.rotary import angles, frequencies
 from kvchat.engine.weights.linear import Embedding, Linear
-
-
-class CausalLM(Protocol):
-    """A decoder taken apart, so that caching and observing happen outside of it."""
-
-    config: ModelConfig
-
-    @property
-    def blocks(self) -> list[Block]:
-        """The layers, first to last."""
-        ...
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Hidden states `[T, hidden]` of `ids [T]`."""
-        ...
-
-    def rotation(self, positions: Tensor) -> Rotation:
-        """Cosine and sine `[T, D/2]` at `positions [T]`."""
-        ...
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Next-token logits `[T, vocab]` of final hidden states `[T, hidden]`."""
-        ...
 
 
 class Stack(nn.Module):
@@ -68,7 +43,8 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states `[T, hidden]` of `ids [T]`."""
-        return self.model.embed_tokens(ids)
+        x: Tensor = self.model.embed_tokens(ids)
+        return x
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Cosine and sine `[T, D/2]` fp32 at `positions [T]`."""
@@ -78,7 +54,12 @@ class Decoder(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Next-token logits `[T, vocab]` of final hidden states `x [T, hidden]`."""
-        return self.lm_head(self.model.norm(x))
+        y: Tensor = self.lm_head(self.model.norm(x))
+        return y
+
+
+CausalLM = Decoder
+"""What the engine asks for: every family is a `Decoder`."""
 
 
 def empty_decoder(family: type[Decoder], config: ModelConfig) -> Decoder:

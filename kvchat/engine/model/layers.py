@@ -1,5 +1,5 @@
-"""The parts of a Llama-like decoder block. Attention itself is not here: a block projects and
-finishes, and whoever runs it stores the keys and attends in between."""
+"""The parts of a Llama-like decoder block. A block projects and finishes; whoever runs it stores
+the keys and attends in between."""
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
-        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+        y: Tensor = self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+        return y
 
 
 class Block(nn.Module):
@@ -69,16 +70,19 @@ class Block(nn.Module):
         attention, tokens = self.self_attn, x.shape[0]
         normed = self.input_layernorm(x)
         split = (tokens, -1, attention.head_dim)
-        q = ops.rope(attention.q_proj(normed).view(split), *rotation)
-        k = ops.rope(attention.k_proj(normed).view(split), *rotation)
-        v = attention.v_proj(normed).view(split)
+        q, k, v = (
+            projection(normed).view(split)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        turned = ops.rope(torch.cat((q, k), dim=1), *rotation)  # in one go
+        q, k = turned.split((q.shape[1], k.shape[1]), dim=1)
         return q, k.transpose(0, 1), v.transpose(0, 1)
 
     @property
     def output(self) -> Tensor:
         """The output projection by query head, `[H*G, D, hidden]`; a view of plain weights."""
         norm = self.input_layernorm.weight
-        weight = self.self_attn.o_proj.dense(norm.dtype)  # [hidden, H*G*D]
+        weight: Tensor = self.self_attn.o_proj.dense(norm.dtype)  # [hidden, H*G*D]
         return weight.t().view(-1, self.self_attn.head_dim, weight.shape[0])
 
     def finish(self, x: Tensor, o: Tensor) -> Tensor:
@@ -86,4 +90,5 @@ class Block(nn.Module):
         delta = self.self_attn.o_proj(o.flatten(1).to(x.dtype))
         norm = self.post_attention_layernorm
         x, normed = ops.add_rms_norm(x, delta, norm.weight, norm.eps)
-        return x + self.mlp(normed)
+        y: Tensor = x + self.mlp(normed)
+        return y

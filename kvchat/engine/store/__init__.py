@@ -1,11 +1,11 @@
-"""Readings on disk: safetensors files that appear whole or not at all. Importing this imports no
-torch."""
+"""Cached documents on disk: safetensors files that appear whole or not at all. Importing this
+imports no torch."""
 
 FORMAT = 1
-"""Raise it when a saved reading would be read differently: older files are then refused."""
+"""Raise it when a cached document would be read differently: older files are then refused."""
 
 SUFFIX = ".safetensors"
 
 
 class Refused(Exception):
-    """A saved reading that cannot be used; the text says why."""
+    """A cached document that cannot be used; the text says why."""

@@ -1,10 +1,9 @@
-"""Archives in a file: written layer by layer while a document is read, mapped afterwards.
+"""Archives in a file: written layer by layer during prefill, mapped afterwards.
 
 The file depends on document and model alone, so that any method can choose from it.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,19 @@ from torch import Tensor
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.prefill.archive_writer import OBSERVED
-from kvchat.engine.store import FORMAT, Refused
+from kvchat.engine.store import Refused
 from kvchat.engine.store.atomic import NewFile
-from kvchat.engine.store.book import require
-from kvchat.engine.store.tensors import Mapped, Stopped, Writer, slot_of
+from kvchat.engine.store.header import describe
+from kvchat.engine.store.tensors import Mapped, Stopped, Writer, aligned
 from kvchat.errors import KvchatError
 
 KIND = "kvchat archive"
 
 
 class OnDisk:
-    """A context around a reading that writes every layer's entries to a file.
+    """A context around prefill that writes every layer's entries to a file.
 
-    A disk that fails ends the archive, not the reading: `problem` says so then.
+    A disk that fails ends the archive, not the prefill: `problem` says so then.
     """
 
     def __init__(
@@ -43,12 +42,7 @@ class OnDisk:
         self.problem: OSError | None = None
         self._layers, self._ids = layers, torch.tensor(ids, dtype=torch.int32)
         self._fingerprint = fingerprint
-        self._metadata = {
-            "kind": KIND,
-            "format": str(FORMAT),
-            "fingerprint": fingerprint,
-            "about": json.dumps(about),
-        }
+        self._metadata = describe(KIND, fingerprint, about)
         self._open = ExitStack()
         self._writer: Writer | None = None
         self._archives: Sequence[Archive] = ()
@@ -63,18 +57,16 @@ class OnDisk:
         """Write a layer's entries; with the last one the file is whole."""
         if self.problem is not None:
             return
-        tensors = {"k": keys, "v": values} | observed
-        # wide values first, so that everything is aligned
-        ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+        ordered = aligned({"k": keys, "v": values} | observed)
         try:
             if self._writer is None:
                 slots = {
-                    f"{layer}.{name}": slot_of(tensor)
+                    f"{layer}.{name}": tensor
                     for layer in range(self._layers)
                     for name, tensor in ordered.items()
                 }
                 file = self._open.enter_context(NewFile(self.path))
-                self._writer = Writer(file, slots | {"ids": slot_of(self._ids)}, self._metadata)
+                self._writer = Writer(file, slots | {"ids": self._ids}, self._metadata)
             for name, tensor in ordered.items():
                 self._writer.put(f"{number}.{name}", tensor)
             if number == self._layers - 1:
@@ -101,10 +93,10 @@ def load_archives(path: Path, ids: Sequence[int], fingerprint: str) -> list[Arch
     Raises Refused with the reason, OSError if the file cannot be opened.
     """
     mapped = Mapped(path)
-    require(mapped.metadata, KIND, fingerprint)
+    mapped.header.require(KIND, fingerprint)
     mapped.check(["ids"])
     if mapped.tensors.pop("ids").tolist() != list(ids):
-        raise Refused("its tokens are others")
+        raise Refused("its token ids differ")
     layers: dict[int, dict[str, Tensor]] = {}
     for name, tensor in mapped.tensors.items():
         layer, _, field = name.partition(".")
@@ -117,7 +109,7 @@ def load_archives(path: Path, ids: Sequence[int], fingerprint: str) -> list[Arch
     return found
 
 
-def _check(path: Path, mapped: Mapped, prefix: str):
+def _check(path: Path, mapped: Mapped, prefix: str) -> Callable[[], None]:
     def check() -> None:
         try:
             mapped.check(name for name in mapped.tensors if name.startswith(prefix))

@@ -1,4 +1,4 @@
-"""A file that appears under its name whole, on disk, or not at all. Knows nothing of its contents.
+"""A file that appears under its name whole, on disk, or not at all.
 
 A process that dies leaves a temporary file beside it, which `sweep` takes away.
 """

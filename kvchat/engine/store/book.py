@@ -1,10 +1,9 @@
-"""A compressed document as a file: saved once it is read, mapped and verified instead of reading.
+"""A compressed document as a file: saved after prefill, mapped and verified in place of it.
 
-The file holds what is kept of every layer, the token ids, and the logits of a short text read after
-them: a restored cache must give them again.
+The file has what is kept of every layer, the token ids, and the logits of a short text after them:
+a restored cache must give them again.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
@@ -18,11 +17,12 @@ from kvchat.engine.cache import SEGMENTS
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.engine import Engine
-from kvchat.engine.store import FORMAT, Refused
+from kvchat.engine.store import Refused
+from kvchat.engine.store.header import describe
 from kvchat.engine.store.tensors import Mapped, write
 
 KIND = "kvchat reading"
-PROBE = 8  # the document's last tokens, read once more after it
+PROBE = 8  # the document's last tokens, once more after it
 # Relative RMS between the saved logits and those of the restored cache. Other threads sum in
 # another order; other entries are off by tenths.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -38,7 +38,8 @@ class Part(NamedTuple):
     def segment(self) -> Segment:
         """A segment of these tensors."""
         module, cls = SEGMENTS[self.kind].split(":")
-        return getattr(import_module(module), cls).load(self.tensors, self.span)
+        found: Segment = getattr(import_module(module), cls).load(self.tensors, self.span)
+        return found
 
 
 class Layer(NamedTuple):
@@ -87,14 +88,7 @@ def save_book(
             tensors[f"{number}.tail.k"] = layer.keys
             tensors[f"{number}.tail.v"] = layer.values
     segments = [[{"kind": p.kind, "span": p.span} for p in layer.parts] for layer in layers]
-    metadata = {
-        "kind": KIND,
-        "format": str(FORMAT),
-        "fingerprint": fingerprint,
-        "segments": json.dumps(segments),
-        "about": json.dumps(about),
-    }
-    write(path, tensors, metadata, stopped)
+    write(path, tensors, describe(KIND, fingerprint, about, segments), stopped)
 
 
 def load_book(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KVCache:
@@ -104,36 +98,26 @@ def load_book(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) 
     this fingerprint, or does not answer as it did; OSError if it cannot be opened.
     """
     mapped = Mapped(path)
-    require(mapped.metadata, KIND, fingerprint)
+    mapped.header.require(KIND, fingerprint)
     mapped.check()
     try:
         if mapped.tensors["ids"].tolist() != list(ids):
-            raise Refused("its tokens are others")
-        layers = _layers(mapped, engine)
+            raise Refused("its token ids differ")
         saved = mapped.tensors["probe"]
+        layers = _layers(mapped, engine)
         _require_shape(layers, engine, len(ids))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"it is not complete ({error!r})") from None
     difference = _difference(probe(engine, layers, ids), saved)
     if not difference <= TOLERANCE[engine.dtype]:
-        raise Refused(f"the model answers otherwise over it (logits are off by {difference:.1%})")
+        raise Refused(f"the model's logits over it differ by {difference:.1%}")
     return _cache(engine, layers, len(ids))
-
-
-def require(metadata: Mapping[str, str], kind: str, fingerprint: str) -> None:
-    """Raise Refused unless a file is of this kind, format and fingerprint."""
-    if metadata.get("kind") != kind:
-        raise Refused(f"it is no {kind}")
-    if (number := metadata.get("format")) != str(FORMAT):
-        raise Refused(f"it has format {number}; this kvchat reads format {FORMAT}")
-    if metadata.get("fingerprint") != fingerprint:
-        raise Refused("it belongs to another document, model or method")
 
 
 def probe(engine: Engine, layers: Sequence[Layer], ids: Sequence[int]) -> Tensor:
     """Logits `[vocab]` (fp32) after the document and its last tokens once more.
 
-    A cache of its own reads them: it shares entries with no other.
+    In a cache of its own, which shares entries with no other.
     """
     return engine.score(_cache(engine, layers, len(ids)), ids[-PROBE:])[-1].float().cpu()
 
@@ -152,16 +136,16 @@ def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
 def _layers(mapped: Mapped, engine: Engine) -> list[Layer]:
     config, found = engine.config, []
     none = torch.empty(config.num_kv_heads, 0, config.head_dim, dtype=engine.dtype)
-    for number, entries in enumerate(json.loads(mapped.metadata["segments"])):
+    for number, segments in enumerate(mapped.header.segments):
         parts = []
-        for which, entry in enumerate(entries):
+        for which, (kind, span) in enumerate(segments):
             prefix = f"{number}.{which}."
             tensors = {
                 name.removeprefix(prefix): tensor.to(engine.device)
                 for name, tensor in mapped.tensors.items()
                 if name.startswith(prefix)
             }
-            parts.append(Part(entry["kind"], tuple(entry["span"]), tensors))
+            parts.append(Part(kind, span, tensors))
         tail = (mapped.tensors.get(f"{number}.tail.{name}", none) for name in "kv")
         found.append(Layer(parts, *(entries.to(engine.device) for entries in tail)))
     return found
@@ -177,10 +161,10 @@ def _require_shape(layers: Sequence[Layer], engine: Engine, tokens: int) -> None
         ends = [0, *(end for _, end in spans)]
         shape = (config.num_kv_heads, tokens - ends[-1], config.head_dim)
         if spans != list(pairwise(ends)) or {layer.keys.shape, layer.values.shape} != {shape}:
-            raise Refused(f"it does not stand for {tokens:,} tokens")
+            raise Refused(f"it does not cover {tokens:,} tokens")
         heads = {len(part.segment().lengths) for part in layer.parts}
         if heads - {config.num_kv_heads}:
-            raise Refused(f"it has not {config.num_kv_heads} KV heads")
+            raise Refused(f"expected {config.num_kv_heads} KV heads")
 
 
 def _difference(found: Tensor, saved: Tensor) -> float:

@@ -1,68 +1,62 @@
-"""The head of a safetensors file: names, shapes, metadata. Imports no torch.
+"""The head of a file of ours: what it is, for which document, and its tensors' names. Imports no
+torch.
 
-Layout: the header's length in 8 bytes (little-endian), the header as JSON, the tensors' bytes one
-after the other. Ours end with a tensor `CHECKS` of checksums: the header's, then each tensor's.
+Layout, that of safetensors: the header's length in 8 bytes (little-endian), the header as JSON, the
+tensors' bytes one after the other. Ours end with a tensor `CHECKS` of checksums: the header's, then
+each tensor's.
 """
 
 import json
 import struct
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from kvchat.engine.store import Refused
+from kvchat.engine.store import FORMAT, Refused
 
 CHECKS = "crc32"
 LENGTH = struct.Struct("<Q")
 LARGEST = 2**27  # bytes of a header that is worth reading
-BYTES = {
-    **dict.fromkeys(("F64", "I64"), 8),
-    **dict.fromkeys(("F32", "I32"), 4),
-    **dict.fromkeys(("BF16", "F16", "I16"), 2),
-    **dict.fromkeys(("U8", "I8", "BOOL"), 1),
-}
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor in a file: its dtype by safetensors' name, and its shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Its bytes."""
-        return BYTES[self.dtype] * prod(self.shape)
-
-
-def pack(slots: Mapping[str, Slot], metadata: Mapping[str, str]) -> bytes:
-    """Length and header of a file that holds these tensors in this order."""
-    table: dict[str, Any] = {"__metadata__": dict(metadata)}
-    begin = 0
-    for name, slot in slots.items():
-        end = begin + slot.nbytes
-        table[name] = {"dtype": slot.dtype, "shape": slot.shape, "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(table).encode()
-    text += b" " * (-(LENGTH.size + len(text)) % 64)  # tensors begin aligned
-    return LENGTH.pack(len(text)) + text
 
 
 @dataclass(frozen=True)
 class Header:
-    """What stands in front of the tensors; `crc` is of its bytes."""
+    """What stands in front of the tensors, checked when it is read.
+
+    `about` is what was noted for the person, `segments` are kind and span of every layer's; `names`
+    are in the order of the file, `crc` is of the header's bytes.
+    """
 
     metadata: dict[str, str]
-    names: tuple[str, ...]  # in the order of the file
+    about: dict[str, Any]
+    segments: list[list[tuple[str, tuple[int, int]]]]
+    names: tuple[str, ...]
     crc: int
+
+    def require(self, kind: str, fingerprint: str) -> None:
+        """Raise Refused unless the file is of this kind, our format, and this fingerprint."""
+        if self.metadata.get("kind") != kind:
+            raise Refused(f"it is no {kind}")
+        if (number := self.metadata.get("format")) != str(FORMAT):
+            raise Refused(f"it has format {number}; this kvchat reads format {FORMAT}")
+        if self.metadata.get("fingerprint") != fingerprint:
+            raise Refused("it belongs to another document, model or method")
+
+
+def describe(kind: str, fingerprint: str, about: Any, segments: Any = ()) -> dict[str, str]:
+    """The metadata that `read` takes apart again; `about` is for the person."""
+    return {
+        "kind": kind,
+        "format": str(FORMAT),
+        "fingerprint": fingerprint,
+        "segments": json.dumps(segments),
+        "about": json.dumps(about),
+    }
 
 
 def read(path: Path) -> Header:
-    """The header of a file. Raises Refused, OSError."""
+    """The header of a file. Raises Refused if it is damaged or not ours, OSError."""
     with path.open("rb") as file:
         start = file.read(LENGTH.size)
         length = LENGTH.unpack(start)[0] if len(start) == LENGTH.size else LARGEST
@@ -71,8 +65,18 @@ def read(path: Path) -> Header:
         text = file.read(length)
     try:
         table = json.loads(text)
-        metadata = table.pop("__metadata__", {})
+        metadata = table.pop("__metadata__")
         names = sorted(table, key=lambda name: table[name]["data_offsets"])
+        about = dict(json.loads(metadata["about"]))
+        segments = [
+            [(str(part["kind"]), _span(part["span"])) for part in layer]
+            for layer in json.loads(metadata.get("segments", "[]"))
+        ]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise Refused("its header is damaged") from None
-    return Header(metadata, tuple(names), zlib.crc32(start + text))
+        raise Refused("it is no cached document, or its header is damaged") from None
+    return Header(metadata, about, segments, tuple(names), zlib.crc32(start + text))
+
+
+def _span(given: Any) -> tuple[int, int]:
+    first, end = given
+    return int(first), int(end)

@@ -1,4 +1,4 @@
-"""What a saved reading belongs to: a digest of everything that decides its entries."""
+"""What a cached document belongs to: a digest of everything that decides its entries."""
 
 import hashlib
 import json
@@ -18,6 +18,40 @@ SAMPLES, BLOCK = 16, 2**12  # of every shard: blocks that are read, and their by
 Parts = dict[str, str]
 
 
+class Identity:
+    """What decides the entries of every document that a loaded model prefills, hashed once.
+
+    `folder` is the model's. Raises OSError if it is gone since it was loaded.
+    """
+
+    def __init__(self, engine: Engine, folder: Path):
+        self._model = {
+            "format": str(FORMAT),
+            "kvchat": __version__,
+            "weights": weights_digest(folder),
+            "config": _digest((folder / "config.json").read_bytes()),
+            "tokenizer": tokenizer_digest(folder),
+            "computation": computation(engine),
+        }
+
+    def parts(
+        self,
+        ids: Sequence[int],
+        method: Method | None = None,
+        probes: Sequence[Sequence[int]] = (),
+    ) -> Parts:
+        """What the entries of the document `ids` depend on, by name: alike if all parts are.
+
+        `probes` are the token lists that the method scores with. Without a method: what all
+        entries depend on.
+        """
+        parts = self._model | {"document": ids_digest(ids)}
+        if method is not None:
+            parts["method"] = repr(method)  # a dataclass: its class and every field
+            parts["questions"] = _digest(json.dumps([list(probe) for probe in probes]).encode())
+        return parts
+
+
 def reading_parts(
     engine: Engine,
     folder: Path,
@@ -25,24 +59,8 @@ def reading_parts(
     method: Method | None = None,
     probes: Sequence[Sequence[int]] = (),
 ) -> Parts:
-    """What a reading is made of, by name: two readings are alike if all parts are.
-
-    `folder` is the model's, `probes` are the token lists that the method scores with. Without a
-    method: what all entries depend on.
-    """
-    parts = {
-        "format": str(FORMAT),
-        "kvchat": __version__,
-        "weights": weights_digest(folder),
-        "config": _digest((folder / "config.json").read_bytes()),
-        "tokenizer": tokenizer_digest(folder),
-        "computation": computation(engine),
-        "document": ids_digest(ids),
-    }
-    if method is not None:
-        parts["method"] = repr(method)  # a dataclass: its class and every field
-        parts["questions"] = _digest(json.dumps([list(probe) for probe in probes]).encode())
-    return parts
+    """`Identity.parts`, for one document: hashes the model's files each time."""
+    return Identity(engine, folder).parts(ids, method, probes)
 
 
 def fingerprint(parts: Parts) -> str:

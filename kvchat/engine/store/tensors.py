@@ -1,8 +1,10 @@
 """Tensors in a safetensors file: written one by one, mapped back, every byte checked."""
 
+import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from kvchat.engine.store import Refused, header
 from kvchat.engine.store.atomic import NewFile
-from kvchat.engine.store.header import CHECKS, Slot
+from kvchat.engine.store.header import CHECKS, LENGTH
 
 NAMES = {
     torch.float64: "F64",
@@ -30,33 +32,31 @@ class Stopped(Exception):
     """A save was given up."""
 
 
-def slot_of(tensor: Tensor) -> Slot:
-    """Where a tensor goes in a file."""
-    return Slot(NAMES[tensor.dtype], tuple(tensor.shape))
-
-
 class Writer:
-    """Writes the tensors of `slots` into `file`, in their order, one `put` each."""
+    """Writes tensors like those of `slots` into `file`, in their order, one `put` each.
+
+    safetensors' own writer wants all tensors at once; a layer's are freed before the next is there.
+    """
 
     def __init__(
         self,
         file: NewFile,
-        slots: Mapping[str, Slot],
+        slots: Mapping[str, Tensor],
         metadata: Mapping[str, str],
         stopped: Callable[[], bool] = lambda: False,
     ):
         assert CHECKS not in slots
-        checks = Slot("I64", (len(slots) + 1,))
-        head = header.pack({**slots, CHECKS: checks}, metadata)
+        checks = torch.empty(len(slots) + 1, dtype=torch.int64, device="meta")
+        head = _head({**slots, CHECKS: checks}, metadata)
         self._file, self._stopped = file, stopped
-        self._left = list(slots.items())
+        self._left = [(name, like.dtype, like.shape) for name, like in slots.items()]
         self._checks = [zlib.crc32(head)]
         file.write(head)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write the next tensor. Raises OSError, and Stopped if the save is to be given up."""
-        wanted, slot = self._left.pop(0)
-        assert (wanted, slot) == (name, slot_of(tensor)), f"{name} in place of {wanted}: {slot}"
+        wanted = self._left.pop(0)
+        assert wanted == (name, tensor.dtype, tensor.shape), f"{name} in place of {wanted}"
         if self._stopped():
             raise Stopped
         data = _bytes(tensor)
@@ -65,7 +65,7 @@ class Writer:
 
     def close(self) -> None:
         """Write the checksums: all tensors are there."""
-        assert not self._left, f"not written: {[name for name, _ in self._left][:5]}"
+        assert not self._left, f"not written: {self._left[:5]}"
         self._file.write(_bytes(torch.tensor(self._checks)))
 
 
@@ -76,14 +76,17 @@ def write(
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Save tensors to a file that appears when it is whole. Raises OSError, Stopped."""
-    # wide values first, so that everything is aligned
-    ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    slots = {name: slot_of(tensors[name]) for name in ordered}
+    ordered = aligned(tensors)
     with NewFile(path) as file:
-        writer = Writer(file, slots, metadata, stopped)
-        for name in ordered:
-            writer.put(name, tensors[name])
+        writer = Writer(file, ordered, metadata, stopped)
+        for name, tensor in ordered.items():
+            writer.put(name, tensor)
         writer.close()
+
+
+def aligned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Wide values first, so that every tensor of a file is aligned."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
 
 
 class Mapped:
@@ -93,19 +96,18 @@ class Mapped:
     """
 
     def __init__(self, path: Path):
-        found = header.read(path)
-        self.metadata = found.metadata
+        self.header = header.read(path)
+        *names, last = self.header.names or ("",)
         try:
             with safe_open(path, framework="pt") as file:
-                self.tensors = {name: file.get_tensor(name) for name in found.names}
+                self.tensors = {name: file.get_tensor(name) for name in self.header.names}
         except SafetensorError as error:
             raise Refused(f"it is damaged ({str(error).splitlines()[0]})") from None
         checks = self.tensors.pop(CHECKS, None)
-        names = found.names[:-1]
-        if checks is None or checks.shape != (len(names) + 1,) or found.names[-1] != CHECKS:
+        if checks is None or checks.shape != (len(names) + 1,) or last != CHECKS:
             raise Refused("it has no checksums")
         head, *rest = checks.tolist()
-        if head != found.crc:
+        if head != self.header.crc:
             raise Refused("its header is damaged")
         self._checks = dict(zip(names, rest, strict=True))
 
@@ -114,6 +116,19 @@ class Mapped:
         for name in self._checks if names is None else names:
             if zlib.crc32(_bytes(self.tensors[name])) != self._checks[name]:
                 raise Refused(f"its tensor {name} is damaged")
+
+
+def _head(slots: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Length and header of a file that holds tensors like these in this order."""
+    table: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name, like in slots.items():
+        place = [begin, begin + like.nbytes]
+        table[name] = {"dtype": NAMES[like.dtype], "shape": like.shape, "data_offsets": place}
+        begin += like.nbytes
+    text = json.dumps(table).encode()
+    text += b" " * (-(LENGTH.size + len(text)) % 64)  # tensors begin aligned
+    return LENGTH.pack(len(text)) + text
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -1,13 +1,18 @@
 """A chat template, rendered once with sentinels and taken apart, so that a document is tokenised
-once and every turn is spliced in as ids. Knows text and ids, no model.
+once and every turn is spliced in as ids.
 """
 
+import json
+import re
 from dataclasses import dataclass
+from datetime import date
 
 from kvchat.engine.text.tokenizer import Tokenizer
 
 # Private-use characters: no tokenizer merges across them and no template looks for them.
 SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT = (f"\ue000{name}\ue001" for name in "sdqan")
+UNDATED = date(2000, 1, 1)  # a day for ids that are only compared
+NOW = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how templates ask for the date
 PLAIN_QUESTION, PLAIN_ANSWER = "\n\nQuestion: ", "\nAnswer:"
 
 
@@ -15,7 +20,7 @@ PLAIN_QUESTION, PLAIN_ANSWER = "\n\nQuestion: ", "\nAnswer:"
 class Form:
     """The text around the parts of a conversation.
 
-    `lead` precedes the system text, `joint` stands between it and the document, `opening` between
+    `lead` precedes the system prompt, `joint` stands between it and the document, `opening` between
     the document and the first question, `header` after a question, `between` after an answer.
     """
 
@@ -31,10 +36,21 @@ class Form:
 class Dialogue:
     """Ids of a document and of turns in the form that the model was trained on."""
 
-    def __init__(self, tokenizer: Tokenizer, has_document: bool = True):
-        """`has_document`: there is a document or a system text; without, no place is made."""
-        self.tokenizer = tokenizer
-        self.form = template_form(tokenizer, has_document) or plain_form()
+    def __init__(self, tokenizer: Tokenizer, has_document: bool = True, day: date | None = None):
+        """`has_document`: there is a document or a system prompt; without, no place is made.
+
+        `day` is the date that a template writes, today's by default; None afterwards if it writes
+        none. Whoever keeps a document's KV keeps its day too: `on` that day the ids are the same.
+        """
+        self.tokenizer, self._has_document = tokenizer, has_document
+        day = day or date.today()
+        forms = [template_form(tokenizer, has_document, each) for each in (day, UNDATED)]
+        self.form = forms[0] or plain_form()
+        self.day = day if forms[0] != forms[1] else None
+
+    def on(self, day: date) -> "Dialogue":
+        """The same dialogue on another day; `UNDATED` gives ids that no day changes."""
+        return Dialogue(self.tokenizer, self._has_document, day)
 
     @property
     def end_tokens(self) -> set[int]:
@@ -73,7 +89,7 @@ def plain_form() -> Form:
     return Form("", "\n\n", PLAIN_QUESTION, PLAIN_ANSWER, PLAIN_QUESTION, False, ("\nQuestion:",))
 
 
-def template_form(tokenizer: Tokenizer, has_document: bool = True) -> Form | None:
+def template_form(tokenizer: Tokenizer, has_document: bool, day: date) -> Form | None:
     """The model's template as a `Form`, or None if it has none or cannot be taken apart.
 
     The document goes into the system message where the template keeps that message in front,
@@ -87,21 +103,25 @@ def template_form(tokenizer: Tokenizer, has_document: bool = True) -> Form | Non
         {"role": "user", "content": NEXT},
     ]
     if not has_document:
-        return _taken_apart(tokenizer, dialogue, (QUESTION, ANSWER, NEXT))
+        return _taken_apart(tokenizer, dialogue, (QUESTION, ANSWER, NEXT), day)
     text = f"{SYSTEM}\n\n{DOCUMENT}"
     merged = [{"role": "user", "content": f"{text}\n\n{QUESTION}"}, *dialogue[1:]]
+    marks = (SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT)
     for messages in ([{"role": "system", "content": text}, *dialogue], merged):
-        if form := _taken_apart(tokenizer, messages, (SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT)):
+        if form := _taken_apart(tokenizer, messages, marks, day):
             return form
     return None
 
 
 def _taken_apart(
-    tokenizer: Tokenizer, messages: list[dict[str, str]], marks: tuple[str, ...]
+    tokenizer: Tokenizer, messages: list[dict[str, str]], marks: tuple[str, ...], day: date
 ) -> Form | None:
     try:
+        template = NOW.sub(
+            lambda call: json.dumps(day.strftime(call[2])), tokenizer.hf.get_chat_template()
+        )
         rendered = tokenizer.hf.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
     except Exception:  # templates refuse roles in their own words
         return None

@@ -1,9 +1,10 @@
-"""Text to token ids and back, over a Hugging Face tokenizer. Knows no chat and no model."""
+"""Text to token ids and back, over a Hugging Face tokenizer."""
 
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +19,7 @@ GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 class Tokenizer:
     """Encodes trusted text (special tokens parsed) and foreign text (special tokens stay text)."""
 
-    def __init__(self, hf):
+    def __init__(self, hf: Any):
         self.hf = hf
         self.specials = {t.content: i for i, t in hf.added_tokens_decoder.items() if t.special}
         names = sorted(self.specials, key=len, reverse=True)
@@ -69,9 +70,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, incomplete characters show as U+FFFD."""
-        return self.hf.decode(
+        text: str = self.hf.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return text
 
     def _atoms(self, text: str) -> list[tuple[str, int | None]]:
         """Plain text with the special token that follows it, if any."""
@@ -97,15 +99,14 @@ class Tokenizer:
             return False
         name, number = next(iter(self.specials.items()))
         whole = self.hf(name + "x", add_special_tokens=False)["input_ids"]
-        return whole == [number, *self._raw("x")]
+        return list(whole) == [number, *self._raw("x")]
 
     def _raw(self, text: str) -> list[int]:
-        return self.hf(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-            "input_ids"
-        ]
+        how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return list(self.hf(text, **how)["input_ids"])
 
 
-def _pretrained(folder: Path):
+def _pretrained(folder: Path) -> Any:
     if _is_generic(folder):
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     # imports all of torch's compiler: a second and 70 MB that most checkpoints do not need

@@ -1,4 +1,4 @@
-"""How weights may be stored: names, allowed shapes and bytes. Imports no torch."""
+"""How weights may be stored: names, allowed shapes and bytes. Settings read it without torch."""
 
 from kvchat.engine.model.config import ModelConfig
 from kvchat.errors import KvchatError

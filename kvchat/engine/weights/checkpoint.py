@@ -6,8 +6,10 @@ Strict: missing, unexpected or misshapen tensors are errors. Nothing is read but
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,13 +18,13 @@ from torch import nn
 from kvchat.engine.model import MODELS
 from kvchat.engine.model.config import LFS_MARK, ModelConfig, read_json
 from kvchat.engine.model.decoder import Decoder, empty_decoder
+from kvchat.engine.sizes import DTYPES, ITEM_BYTES
 from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.bits import require_shapes
 from kvchat.engine.weights.linear import STORED, TABLES, in_few_bits
 from kvchat.errors import KvchatError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 OTHER_FORMATS = {".bin": "pickle", ".pth": "pickle", ".pt": "pickle", ".gguf": "GGUF"}
 
 
@@ -45,35 +47,88 @@ def find_shards(folder: Path) -> list[Path]:
     return shards
 
 
-def check_weights(folder: Path, config: ModelConfig, weights: str = "auto") -> int:
-    """Compare every tensor's name and shape with the model, from headers alone.
+def load_weights(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    weights: str = "auto",
+) -> Iterator[tuple[int, int] | Decoder]:
+    """Build the model and stream its tensors in, one at a time.
 
-    Returns the bytes of the checkpoint's tensors. Raises KvchatError("model") listing at most five
-    names and the file, or the shapes that cannot be stored as `weights`.
+    Yields `(bytes done, bytes in all)` of the checkpoint, first with nothing done but every name
+    and shape checked from the headers, then the model. On the CPU, tensors that already have the
+    wanted dtype stay mapped to the file; others are converted, or stored in the few bits of
+    `weights`, one by one. Raises KvchatError("model") listing at most five names and the file, or
+    the shapes that cannot be stored as `weights`.
     """
+    model = _build(config, weights)
+    with ExitStack() as opened:
+        places, total = _checked(folder, model, opened)
+        done = 0
+        yield done, total
+        for name, file in places.items():
+            tensor = file.get_tensor(name)
+            _place(model, name, tensor.to(device), dtype)
+            done += tensor.nbytes
+            yield done, total
+    yield _finished(model)
+
+
+def random_weights(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int = 0,
+    weights: str = "auto",
+) -> Decoder:
+    """The model of a config with random weights (std 0.02), for `bench --dummy`."""
+    model = _build(config, weights)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    for name, slot in list(model.named_parameters()):
+        if name.endswith("norm.weight"):
+            tensor = torch.ones(slot.shape, dtype=dtype, device=device)
+        else:
+            tensor = torch.empty(slot.shape, dtype=dtype, device=device)
+            tensor.normal_(0.0, 0.02, generator=generator)
+        _place(model, name, tensor, dtype)
+    return _finished(model)
+
+
+def _build(config: ModelConfig, weights: str) -> Decoder:
     require_shapes(config, weights)
-    shapes: dict[str, tuple[tuple[int, ...], Path]] = {}
-    ignored = _ignored(config)
-    size = 0
-    for shard in find_shards(folder):
-        with _opened(shard) as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                header = file.get_slice(name)
-                shapes[name] = (tuple(header.get_shape()), shard)
-                if _skip(name, ignored):
-                    continue
-                if (kind := header.get_dtype()) not in ITEM_BYTES:
-                    raise KvchatError(
-                        "model",
-                        f"{shard}: {name} has dtype {kind}; weights are read as "
-                        f"{', '.join(ITEM_BYTES)}",
-                        "use the original checkpoint in bf16, f16 or f32",
-                    )
-                size += math.prod(shapes[name][0]) * ITEM_BYTES[kind]
-    model = _build(config)
+    module, cls = MODELS[config.family].split(":")
+    model = empty_decoder(getattr(import_module(module), cls), config)
+    model.weights = weights
+    return model
+
+
+def _checked(folder: Path, model: Decoder, opened: ExitStack) -> tuple[dict[str, Any], int]:
+    """The open file of every tensor of the model, in the files' order, and the bytes of all."""
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes: dict[str, tuple[tuple[int, ...], Path]] = {}
+    places: dict[str, Any] = {}
+    size = 0
+    ignored = _ignored(model.config)
+    for shard in find_shards(folder):
+        file = opened.enter_context(_opened(shard))
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            header = file.get_slice(name)
+            shapes[name] = (tuple(header.get_shape()), shard)
+            if name.endswith(ignored):
+                continue
+            kind = header.get_dtype()
+            if (dtype := DTYPES.get(kind.lower())) is None:
+                raise KvchatError(
+                    "model",
+                    f"{shard}: {name} has dtype {kind}; weights are read as "
+                    f"{', '.join(DTYPES).upper()}",
+                    "use the original checkpoint in bf16, f16 or f32",
+                )
+            size += math.prod(shapes[name][0]) * ITEM_BYTES[dtype]
+            places[name] = file
     missing = [name for name in wanted if name not in shapes]
-    unexpected = [name for name in shapes if name not in wanted and not _skip(name, ignored)]
+    unexpected = [name for name in places if name not in wanted]
     wrong = [
         f"{name} is {list(shapes[name][0])}, not {list(shape)} ({shapes[name][1].name})"
         for name, shape in wanted.items()
@@ -88,72 +143,14 @@ def check_weights(folder: Path, config: ModelConfig, weights: str = "auto") -> i
                 f"{', '.join(names[:5])}{more}",
                 tensors=names[:5],
             )
-    return size
+    return places, size
 
 
-def load_weights(
-    folder: Path,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    weights: str = "auto",
-) -> Iterator[tuple[int, int] | Decoder]:
-    """Build the model and stream its tensors in, one at a time.
-
-    Yields `(bytes done, bytes in all)` of the checkpoint, first with nothing done but everything
-    checked, then the model. On the CPU, tensors that already have the wanted dtype stay mapped to
-    the file; others are converted, or stored in the few bits of `weights`, one by one.
-    """
-    total = check_weights(folder, config, weights)
-    yield 0, total
-    model = _build(config, weights)
-    slots = dict(model.named_parameters())
-    ignored = _ignored(config)
-    done = 0
-    for shard in find_shards(folder):
-        with _opened(shard) as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                if _skip(name, ignored):
-                    continue
-                tensor = file.get_tensor(name)
-                _place(model, name, tensor.to(device), dtype)
-                slots.pop(name)
-                done += tensor.nbytes
-                yield done, total
-    assert not slots, f"not loaded: {sorted(slots)}"
-    lowbit.room.cache_clear()
-    model.tie()
-    yield model.eval()
-
-
-def random_weights(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    seed: int = 0,
-    weights: str = "auto",
-) -> Decoder:
-    """The model of a config with random weights (std 0.02), for `bench --dummy`."""
-    require_shapes(config, weights)
-    model = _build(config, weights)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    for name, slot in list(model.named_parameters()):
-        if name.endswith("norm.weight"):
-            tensor = torch.ones(slot.shape, dtype=dtype, device=device)
-        else:
-            tensor = torch.empty(slot.shape, dtype=dtype, device=device)
-            tensor.normal_(0.0, 0.02, generator=generator)
-        _place(model, name, tensor, dtype)
+def _finished(model: Decoder) -> Decoder:
+    """The model once every tensor has its place."""
     lowbit.room.cache_clear()
     model.tie()
     return model.eval()
-
-
-def _build(config: ModelConfig, weights: str = "auto") -> Decoder:
-    module, cls = MODELS[config.family].split(":")
-    model = empty_decoder(getattr(import_module(module), cls), config)
-    model.weights = weights
-    return model
 
 
 def _place(model: Decoder, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
@@ -173,11 +170,7 @@ def _ignored(config: ModelConfig) -> tuple[str, ...]:
     return (*tied, "rotary_emb.inv_freq")
 
 
-def _skip(name: str, ignored: tuple[str, ...]) -> bool:
-    return name.endswith(ignored)
-
-
-def _opened(shard: Path):
+def _opened(shard: Path) -> Any:
     try:
         return safe_open(shard, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -209,8 +202,7 @@ def _no_weights(folder: Path) -> KvchatError:
         if kind := OTHER_FORMATS.get(file.suffix):
             return KvchatError(
                 "model",
-                f"{folder} has only {kind} weights ({file.name}); {kind} checkpoints are not "
-                "loaded",
+                f"{folder} has only {kind} weights ({file.name}), which kvchat does not load",
                 "use the checkpoint's safetensors, or convert it to safetensors",
             )
     return KvchatError(

@@ -1,11 +1,15 @@
-"""Linear maps and tables of a decoder, by how their weights are stored. A block knows none of this:
-it calls them, and asks for `dense` where it needs the numbers."""
+"""Linear maps and tables of a decoder, by how their weights are stored. Blocks call them alike, and
+ask for `dense` where they need the numbers."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.bits import group_of
+
+# For more tokens than this a product with the weight turned back, slice by slice, is faster.
+FEW = 64
 
 
 def _kept(tensor: Tensor) -> nn.Parameter:
@@ -41,18 +45,27 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> "Int8Linear":
-        """Quantise `weight [out, in]`."""
+        """Quantize `weight [out, in]`."""
         codes, scale = lowbit.quantize_rows(weight)
         return cls(_kept(codes), _kept(scale), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[T, in]` to `[T, out]`."""
-        y = lowbit.rows_product(x, self.codes, self.scale)
+        """`[T, in]` to `[T, out]`, the dtype of `x`.
+
+        A few tokens on a CPU go through torch's operator, which takes `x` in bf16. On CUDA that
+        walks a row per thread, slower than turning the weight back.
+        """
+        if len(x) <= FEW and x.device.type == "cpu":
+            y = torch._weight_int8pack_mm(x.to(lowbit.WIDE), self.codes, self.scale).to(x.dtype)
+        else:
+            cuts = lowbit.slices(self.codes.shape, x.device)
+            parts = [linear(x, self.codes[a:b].to(x.dtype)) for a, b in cuts]
+            y = torch.cat(parts, dim=1).mul_(self.scale.to(x.dtype))
         return y if self.bias is None else y.add_(self.bias)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight `[out, in]` as numbers, a copy."""
-        return lowbit.entries_dense(self.codes, self.scale, dtype)
+        return self.codes.to(dtype).mul_(self.scale[:, None].to(dtype))
 
 
 class Int4Linear(nn.Module):
@@ -65,19 +78,33 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> "Int4Linear":
-        """Quantise `weight [out, in]`."""
+        """Quantize `weight [out, in]`."""
         group = group_of(weight.shape[1])
         packed, scales = lowbit.quantize_groups(weight, group)
         return cls(_kept(packed), _kept(scales), group, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[T, in]` to `[T, out]`."""
-        y = lowbit.groups_product(x, self.packed, self.scales, self.group)
+        """`[T, in]` to `[T, out]`, the dtype of `x`.
+
+        A few tokens go through torch's operator, which takes `x` in bf16; so do all where the
+        packing is not known.
+        """
+        if len(x) <= FEW or lowbit.unpacking(x.device.type) is None:
+            wide = x.to(lowbit.WIDE)
+            y = lowbit.operator(wide, self.packed, self.scales, self.group).to(x.dtype)
+        else:
+            parts = lowbit.numbers(self.packed, self.scales, self.group, x.dtype)
+            y = torch.cat([x @ part for part in parts], dim=1)
         return y if self.bias is None else y.add_(self.bias)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight `[out, in]` as numbers, a copy."""
-        return lowbit.groups_dense(self.packed, self.scales, self.group, dtype)
+        if lowbit.unpacking(self.packed.device.type) is None:
+            inputs, device = len(self.scales) * self.group, self.packed.device
+            one = torch.eye(inputs, dtype=lowbit.WIDE, device=device)
+            return lowbit.operator(one, self.packed, self.scales, self.group).t().to(dtype)
+        parts = lowbit.numbers(self.packed, self.scales, self.group, dtype)
+        return torch.cat([part.t() for part in parts])
 
 
 class Embedding(nn.Embedding):
@@ -103,7 +130,7 @@ class Int8Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows `[T, hidden]` of `ids [T]`, in the model's dtype."""
-        return lowbit.entries_dense(self.codes[ids], self.scale[ids], self.dtype)
+        return self.codes[ids].to(self.dtype).mul_(self.scale[ids][:, None].to(self.dtype))
 
     def tied(self, head: nn.Module) -> nn.Module:
         """The output projection that shares this table."""

@@ -1,6 +1,6 @@
-"""Weights in 8 and 4 bits: quantising, products by torch's weight-only operators, and back.
+"""Weight quantization to 8 and 4 bits, the packing of torch's weight-only operators, and back.
 
-Knows no module and no checkpoint. Letters: `[out, in]` a weight, T tokens, g values of a group.
+Letters: `[out, in]` a weight, T tokens, g values of a group.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,12 +8,9 @@ from functools import cache, partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 # What the operators compute with, and what scales and zeros are stored in.
 WIDE = torch.bfloat16
-# For more tokens than this a product with the weight turned back, slice by slice, is faster.
-FEW = 64
 SLICE = {"cpu": 2**20, "cuda": 2**25}  # values of a weight that are turned back at once
 ROWS = 64  # of which a slice is a multiple: operators pack so many together, or a divisor of it
 
@@ -55,42 +52,6 @@ def quantize_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return packed, scales
 
 
-def rows_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """`x [T, in]` times the transposed weight of `quantize_rows`: `[T, out]`, the dtype of `x`.
-
-    A few tokens on a CPU go through the operator, which takes `x` in bf16. On CUDA torch's operator
-    walks a row per thread, slower than turning the weight back.
-    """
-    if len(x) <= FEW and x.device.type == "cpu":
-        return torch._weight_int8pack_mm(x.to(WIDE), codes, scale).to(x.dtype)
-    parts = [linear(x, codes[a:b].to(x.dtype)) for a, b in _slices(codes)]
-    return torch.cat(parts, dim=1).mul_(scale.to(x.dtype))
-
-
-def entries_dense(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight `[out, in]` of `quantize_rows` as numbers."""
-    return codes.to(dtype).mul_(scale[:, None].to(dtype))
-
-
-def groups_product(x: Tensor, packed: Tensor, scales: Tensor, group: int) -> Tensor:
-    """`x [T, in]` times the transposed weight of `quantize_groups`: `[T, out]`, the dtype of `x`.
-
-    A few tokens go through the operator, which takes `x` in bf16; so do all where the packing is
-    not known.
-    """
-    if len(x) <= FEW or unpacking(x.device.type) is None:
-        return _operator(x.to(WIDE), packed, scales, group).to(x.dtype)
-    return torch.cat([x @ part for part in _numbers(packed, scales, group, x.dtype)], dim=1)
-
-
-def groups_dense(packed: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> Tensor:
-    """The weight `[out, in]` of `quantize_groups` as numbers."""
-    if unpacking(packed.device.type) is None:
-        one = torch.eye(len(scales) * group, dtype=WIDE, device=packed.device)
-        return _operator(one, packed, scales, group).t().to(dtype)
-    return torch.cat([part.t() for part in _numbers(packed, scales, group, dtype)])
-
-
 @cache
 def unpacking(device: str) -> Callable[[Tensor, int, int], Tensor] | None:
     """What undoes the packing of a device's operator, found by trial; None if nothing does.
@@ -112,13 +73,13 @@ def unpacking(device: str) -> Callable[[Tensor, int, int], Tensor] | None:
 def _copied(weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Slices `a, b` of rows with their numbers in f32, always in the same store."""
     wide = _store(weight, torch.float32)
-    for a, b in _slices(weight):
+    for a, b in slices(weight.shape, weight.device):
         yield a, b, wide[: b - a].copy_(weight[a:b])
 
 
 def _store(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for a slice of rows of `weight`."""
-    rows, inputs = _slices(weight)[0][1], weight.shape[1]
+    rows, inputs = slices(weight.shape, weight.device)[0][1], weight.shape[1]
     values = max(SLICE[weight.device.type], ROWS * inputs)
     return room(values, dtype, weight.device)[: rows * inputs].view(rows, inputs)
 
@@ -131,23 +92,20 @@ def room(values: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(values, dtype=dtype, device=device)
 
 
-def _slices(weight: Tensor) -> list[tuple[int, int]]:
-    """Ranges of the rows of `weight [out, in]` that are worked on at once."""
-    return _cuts(weight.shape[0], weight.shape[1], weight.device.type)
-
-
-def _cuts(outputs: int, inputs: int, device: str) -> list[tuple[int, int]]:
-    step = max(SLICE[device] // inputs // ROWS, 1) * ROWS
+def slices(shape: tuple[int, ...], device: torch.device) -> list[tuple[int, int]]:
+    """Ranges of the rows of a weight of shape `[out, in]` that are worked on at once."""
+    outputs, inputs = shape
+    step = max(SLICE[device.type] // inputs // ROWS, 1) * ROWS
     return [(a, min(a + step, outputs)) for a in range(0, outputs, step)]
 
 
-def _numbers(packed: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> Iterator[Tensor]:
+def numbers(packed: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> Iterator[Tensor]:
     """The transposed weight `[in, n]`, a slice of rows after the other."""
     undo = unpacking(packed.device.type)
     assert undo is not None
     groups, outputs, _ = scales.shape
     each = outputs // len(packed)  # rows of the weight in one of `packed`
-    for a, b in _cuts(outputs, groups * group, packed.device.type):
+    for a, b in slices((outputs, groups * group), packed.device):
         codes = undo(packed[a // each : b // each], b - a, groups * group).to(dtype)
         codes = codes.view(groups, group, b - a).sub_(8)
         scale, zero = scales[:, None, a:b].to(dtype).unbind(-1)  # [in/g, 1, n]
@@ -155,7 +113,8 @@ def _numbers(packed: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> 
         yield part.view(-1, b - a)
 
 
-def _operator(x: Tensor, packed: Tensor, scales: Tensor, group: int) -> Tensor:
+def operator(x: Tensor, packed: Tensor, scales: Tensor, group: int) -> Tensor:
+    """`x [T, in]` (bf16) times the transposed weight of `quantize_groups`, by torch's operator."""
     if x.device.type == "cpu":
         return torch._weight_int4pack_mm_for_cpu(x, packed, group, scales)
     return torch._weight_int4pack_mm(x, packed, group, scales)
