@@ -14,8 +14,7 @@ from kvchat.bench.subject import Subject
 from kvchat.engine.methods.naming import spec_of
 from kvchat.errors import is_out_of_memory
 from kvchat.machine import resources as machine
-from kvchat.machine.method_facts import cost_of
-from kvchat.machine.plan import Plan, geometry_of, make_plan
+from kvchat.machine.plan import Plan, Workload, geometry_of, make_plan
 from kvchat.terminal.screen import Screen
 
 
@@ -64,18 +63,8 @@ def _note(line: Callable[[str], None], title: str, text: str) -> None:
 
 def plan_of(subject: Subject, test: Test) -> Plan:
     """What a test will need, estimated."""
-    engine = subject.engine
-    return make_plan(
-        engine.config,
-        engine.dtype.itemsize,
-        test.read,
-        test.method.budget,
-        test.read + test.n_gen,
-        engine.chunk,
-        engine.device.type == "cuda",
-        cost_of(test.method),
-        engine.model.weights,
-    )
+    limit = test.read + test.n_gen
+    return make_plan(Workload.of(subject.engine, test.method, test.read, limit))
 
 
 def _require_budgets(subject: Subject, tests: list[Test]) -> None:

@@ -31,8 +31,7 @@ from kvchat.hub.offer import model_of
 from kvchat.hub.tokenizer import load_tokenizer, with_text
 from kvchat.machine import gpu_processes as others
 from kvchat.machine import resources as machine
-from kvchat.machine.method_facts import cost_of
-from kvchat.machine.plan import Plan, geometry_of, longest, make_plan, require_memory
+from kvchat.machine.plan import Plan, Workload, geometry_of, longest, make_plan, require_memory
 from kvchat.prompt_cache.library import folder as readings_folder
 from kvchat.prompt_cache.saved_documents import Readings, plan_copy
 from kvchat.settings.options import Options
@@ -74,16 +73,7 @@ def open_chat(options: Options, screen: Screen, interactive: bool = False) -> Ch
         setup = replace(setup, method=Full())
     if book.ids:  # a budget that cannot be met is refused before the weights load
         setup.method.entries(geometry_of(setup.config, setup.dtype.itemsize, len(book.ids)))
-    plan = make_plan(
-        setup.config,
-        setup.dtype.itemsize,
-        len(book.ids),
-        setup.method.budget,
-        setup.limit,
-        setup.chunk,
-        cost=cost_of(setup.method),
-        weights=options.weights,
-    )
+    plan = make_plan(workload(setup, len(book.ids)))
     free = machine.free(setup.device, options.mem_limit)
     introduce(setup, book, plan, free, screen)
     where = machine.place(setup.device, options.mem_limit)
@@ -252,9 +242,21 @@ def computing(setup: Setup) -> str:
 
 def fitting(setup: Setup, free: int) -> int:
     """Tokens of the longest document that can be read in `free` bytes."""
-    shape = (setup.config, setup.dtype.itemsize, setup.method.budget, setup.limit, setup.chunk)
-    cuda, weights = setup.device.type == "cuda", setup.options.weights
-    return longest(*shape, free, cuda, cost_of(setup.method), weights)
+    return longest(workload(setup, 0), free)
+
+
+def workload(setup: Setup, tokens: int) -> Workload:
+    """What is planned for a document of so many tokens."""
+    return Workload(
+        setup.config,
+        setup.dtype.itemsize,
+        tokens,
+        setup.method,
+        setup.limit,
+        setup.chunk,
+        setup.device.type == "cuda",
+        setup.options.weights,
+    )
 
 
 def chosen_method(options: Options) -> Method:

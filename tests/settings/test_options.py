@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from kvchat.cli.plan import budget_of
 from kvchat.documents import read
 from kvchat.documents.document_ids import compose
 from kvchat.errors import KvchatError
@@ -181,15 +180,6 @@ def test_the_end_of_a_long_reading_is_announced(monkeypatch):
         shows.watch(work(), "reading")
         assert shown(silent).startswith(sent)
         monkeypatch.setattr(screen, "LONG", 10.0)
-
-
-@pytest.mark.parametrize(
-    ("spec", "given", "kept"),
-    [("kvmerger@35", None, "35%"), ("kvmerger@50", None, "50%"), ("adakv", None, "25%"),
-     ("kvmerger@35:budget=10%", None, "10%"), ("kvmerger@35", "20%", "20%")],
-)  # fmt: skip
-def test_the_plan_knows_a_preset_s_own_budget(spec, given, kept):
-    assert str(budget_of(spec, given)) == kept
 
 
 def test_lines_leave_out_what_matters_least():

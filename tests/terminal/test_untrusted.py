@@ -15,7 +15,6 @@ from kvchat.chat import chatlog as saved
 from kvchat.cli import chats as saved_list
 from kvchat.cli import models as shelf
 from kvchat.cli import oneshot
-from kvchat.cli import plan as planning
 from kvchat.engine.budget import Budget
 from kvchat.errors import KvchatError
 from kvchat.repl.commands import find
@@ -155,10 +154,6 @@ def test_tables_of_models_and_of_the_command_line(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(shelf, "at_hand", lambda: found)
     shelf.show()
     assert safe(capsys.readouterr().out)
-    for name in names:
-        with pytest.raises(KvchatError) as caught:
-            planning.budget_of(f"no{name}", None)
-        assert safe(caught.value.message)
 
 
 def test_errors_about_what_was_typed():

@@ -1,22 +1,15 @@
-"""The compression methods as people read them (`kvchat methods`), and what a plan must know."""
+"""`kvchat methods`: the compression methods and their options."""
 
 from collections.abc import Iterator
 
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.needs import ASK
 from kvchat.engine.methods.spec import (
-    bits_of,
-    code_of,
     default_of,
     method_class,
     method_name,
     options,
     presets,
 )
-from kvchat.engine.methods.stage import pools
-from kvchat.engine.sizes import ASKED, REPLAY
-from kvchat.machine.plan import Cost, repeated
 
 
 def table() -> Iterator[str]:
@@ -50,15 +43,6 @@ def details(name: str) -> Iterator[str]:
             yield f"  {option:<{width}}  {default_of(field)}"
     for preset, values in presets(key).items():
         yield f"{key}@{preset}: " + ", ".join(f"{k}={v}" for k, v in values.items())
-
-
-def cost_of(method: Method) -> Cost:
-    """What a method costs beside its budget."""
-    kinds = method.needs.kinds
-    told = sum(ASKED if what == ASK else repeated(chunk) for what, chunk in kinds)
-    step = max((REPLAY if what == ASK else chunk for what, chunk in kinds), default=0)
-    fitted, code = method.needs.evidence > 0, code_of(method)
-    return Cost(bits_of(method), told, step, pools(method), fitted, code)
 
 
 def _entry(name: str) -> Iterator[str]:
