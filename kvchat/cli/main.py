@@ -273,7 +273,10 @@ def _chat(options: Options) -> int:
         return oneshot.run(options, screen)
     if not (sys.stdin.isatty() or sys.stdout.isatty()):
         raise KvchatError(
-            "usage", "a chat needs a terminal; without one give a prompt", '-p "QUESTION"'
+            "usage",
+            "a chat needs a terminal; without one give a prompt",
+            '-p "QUESTION"',
+            "--prompt-file -  (if the questions are piped in)",
         )
     from kvchat.repl import repl
 

@@ -12,7 +12,6 @@ from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
 PROBE = 16  # characters per token of the window that are tokenised before the rest is
-OVERFLOWS = ("error", "head", "tail", "middle")  # the part to cut
 # The share of the text that stays in front of the cut, by the part that is cut.
 FRONT = {"head": 0.0, "tail": 1.0, "middle": 0.5}
 
