@@ -78,7 +78,7 @@ def download(repository: str, revision: str | None, screen: Screen, yes: bool = 
 def repository_of(name: str) -> str:
     """`org/repo` of a name or an alias. Raises KvchatError("usage")."""
     alias = config.load().models.get(name, {})
-    repository = alias.get("repo", name)
+    repository: str = alias.get("repo", name)
     if not REPOSITORY.fullmatch(repository):
         raise KvchatError(
             "usage",

@@ -31,8 +31,13 @@ class Interrupt:
         return self._pressed is not None or (self._outer is not None and self._outer.asked())
 
     def press(self) -> None:
-        """Take a press that came another way than as a signal."""
-        self._press()
+        """Take a press: Ctrl-C as a signal, or as a key that was read."""
+        now = monotonic()
+        again = self._pressed is not None and now - self._pressed < AGAIN_SECONDS
+        if not self._done() if self._idle else again and not self._held:
+            self._pressed = None  # a third press is a first one
+            raise KeyboardInterrupt
+        self._pressed = now
 
     def forget(self, before: float | None = None) -> None:
         """The press was answered: go on. One that came after the time `before` stays."""
@@ -85,17 +90,9 @@ class Interrupt:
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            self._press()
+            self.press()
         else:
             self._end(number)
-
-    def _press(self) -> None:
-        now = monotonic()
-        again = self._pressed is not None and now - self._pressed < AGAIN_SECONDS
-        if not self._done() if self._idle else again and not self._held:
-            self._pressed = None  # a third press is a first one
-            raise KeyboardInterrupt
-        self._pressed = now
 
     def _end(self, number: int) -> None:
         self._ended, self._pressed = number, monotonic()

@@ -202,7 +202,7 @@ def test_a_megabyte_is_pasted_as_one_message(start, tmp_path):
     terminal = start({"answers": ["Read.<|im_end|>"]})
     terminal.wait(PROMPT)
     terminal.paste("line of a long paste\n" * 50_000)
-    terminal.wait(r"\[pasted 50,001 lines, 1,050,000 characters\]", 90)
+    terminal.wait(r"\[pasted 50,000 lines, 1,050,000 characters\]", 90)
     terminal.send("\r")
     terminal.wait(r"\[a\]ttach it as a document")
     terminal.send("s")
