@@ -60,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Document:
-    """A file's text, how many bytes it had, and what a reader should be told about it."""
+    """A file's text, how many bytes it had, and notices for the person."""
 
     name: str
     text: str
@@ -137,9 +137,9 @@ def decode(
     clean_pages: bool = False,
     sections: Sections | None = None,
 ) -> Document:
-    """The document that `data` holds, or that `sections` are where they were read already.
+    """The document in `data`, or that `sections` are if they were extracted already.
 
-    Raises KvchatError("input") for what holds none.
+    Raises KvchatError("input") where there is none.
     """
     if not data:
         raise KvchatError("input", f"{name} is empty (0 bytes)")

@@ -1,4 +1,4 @@
-"""The model that is asked for; one of Hugging Face that is not here is offered, never taken."""
+"""The model that is asked for; one of Hugging Face that is missing is offered, never taken."""
 
 from kvchat.hub.find import Model, NotHere, find_model
 from kvchat.settings.config import load as load_config
@@ -7,7 +7,7 @@ from kvchat.terminal.screen import Screen
 
 
 def model_of(options: Options, screen: Screen) -> Model:
-    """The model of `--model`; one of Hugging Face that is not here is offered at a terminal.
+    """The model of `--model`; one of Hugging Face that is missing is offered at a terminal.
 
     Raises KvchatError("model").
     """

@@ -174,7 +174,7 @@ def _progress(screen: Screen) -> Progress:
 
 
 def _reporting(advance: Callable[[int], object]) -> type[tqdm]:
-    """A progress bar for the library that draws nothing itself."""
+    """A progress bar for the library that shows nothing itself."""
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any):

@@ -1,5 +1,5 @@
 """Shows an answer while it is written: finished blocks are printed once, the rest is a live area of
-at most six lines and one line of numbers. Nothing that was printed is ever drawn again."""
+at most six lines and one line of numbers. Nothing that was printed is ever rendered again."""
 
 import sys
 import threading
@@ -23,7 +23,7 @@ FRAMES = 12  # a second, at most
 
 
 class LiveAnswer:
-    """A context that draws an answer block by block; `status` gives the line of numbers."""
+    """A context that renders an answer block by block; `status` gives the line of numbers."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class Interrupt:
     def __init__(self) -> None:
         self._pressed: float | None = None
         self._outer: Interrupt | None = None
-        self._idle = self._held = False
+        self._idle = self._shielded = False
         self._ended = 0
 
     def asked(self) -> bool:
@@ -34,7 +34,7 @@ class Interrupt:
         """Take a press: Ctrl-C as a signal, or as a key that was read."""
         now = monotonic()
         again = self._pressed is not None and now - self._pressed < AGAIN_SECONDS
-        if not self._done() if self._idle else again and not self._held:
+        if not self._done() if self._idle else again and not self._shielded:
             self._pressed = None  # a third press is a first one
             raise KeyboardInterrupt
         self._pressed = now
@@ -67,13 +67,13 @@ class Interrupt:
             self._idle = False
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def shielded(self) -> Iterator[None]:
         """What is done in here is done to its end: not even a second press breaks it off."""
-        self._held = True
+        self._shielded = True
         try:
             yield
         finally:
-            self._held = False
+            self._shielded = False
 
     def __enter__(self) -> "Interrupt":
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -108,6 +108,6 @@ def present() -> Interrupt | None:
 
 @contextmanager
 def unbroken() -> Iterator[None]:
-    """`Interrupt.held` of whatever context is open."""
-    with owner.held() if (owner := present()) else nullcontext():
+    """`Interrupt.shielded` of whatever context is open."""
+    with owner.shielded() if (owner := present()) else nullcontext():
         yield

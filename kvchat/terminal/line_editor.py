@@ -51,7 +51,7 @@ class Lines:
         Raises EOFError, KeyboardInterrupt.
         """
         self.session.bottom_toolbar = toolbar
-        return self.unfolded(self.session.prompt("> ", refresh_interval=float(changes)))
+        return self.expanded(self.session.prompt("> ", refresh_interval=float(changes)))
 
     def stop_typed(self) -> bool:
         """Whether Ctrl-C was typed behind the line that was sent; other keys stay for the next.
@@ -64,7 +64,7 @@ class Lines:
         store_typeahead(source, typed)
         return any(press.key == Keys.ControlC for press in keys)
 
-    def unfolded(self, text: str) -> str:
+    def expanded(self, text: str) -> str:
         """`text` with what was pasted in place of its mark, and without block quotes."""
         self.is_paste = text.strip() in self.pastes
         for mark, pasted in self.pastes.items():

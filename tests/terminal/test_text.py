@@ -19,7 +19,7 @@ def test_sizes_are_readable_and_in_binary_units():
     assert ratio(1, 4) == "25 % (4.0× smaller)"
     assert ratio(5, 4) == "all of it"
     assert (short(512), short(27913)) == ("512", "27.9k")
-    assert (level(0.5), level(0.8), level(0.96)) == ("", "high", "full soon")
+    assert (level(0.5), level(0.8), level(0.96)) == ("", "high", "almost full")
 
 
 def test_no_control_character_survives_cleaning():
