@@ -1,7 +1,6 @@
 """`kvchat plan`: what reading needs, from config.json alone. Imports no torch, loads nothing."""
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
@@ -9,15 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from kvchat.cli import flags, lists
-from kvchat.engine.budget import DEFAULT_BUDGET, Budget
-from kvchat.engine.methods import METHODS
+from kvchat.engine.budget import Budget
+from kvchat.engine.methods.naming import Spec, parse_spec
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.sizes import ASKED, CHUNK, CHUNKS, CODES, DTYPES, ITEM_BYTES, REPLAY, reserve_of
+from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.engine.weights.bits import computes_in, require_shapes, weights_bytes
 from kvchat.errors import KvchatError
 from kvchat.hub.find import find_model
 from kvchat.machine.dummy import dummy
-from kvchat.machine.plan import Cost, Plan, longest, make_plan, repeated, smaller_weights
+from kvchat.machine.plan import Plan, cost_of_spec, longest, make_plan, smaller_weights
 from kvchat.settings import config as settings
 from kvchat.terminal.text import clean, size
 
@@ -54,13 +53,13 @@ class Frame:
     cuda: bool
     weights: str
 
-    def plan(self, tokens: int, budget: Budget, spec: str) -> Plan:
+    def plan(self, tokens: int, spec: Spec) -> Plan:
         """The plan of one row."""
         return make_plan(
             self.config,
             self.itemsize,
             tokens,
-            budget,
+            spec.budget,
             self.limit,
             self.chunk,
             self.cuda,
@@ -72,14 +71,16 @@ class Frame:
 def run(wanted: Wanted) -> int:
     """Print a line per method and length, or the longest document that fits."""
     frame = settle(wanted)
-    budgets = {spec: budget_of(spec, wanted.budget) for spec in wanted.methods}
+    given = Budget.parse(wanted.budget) if wanted.budget else None
+    specs = {text: parse_spec(text, given) for text in wanted.methods}
+    budgets = {text: spec.budget for text, spec in specs.items()}
     if wanted.fit:
         room = flags.byte_count("--fit", wanted.fit)
         lengths = {
-            spec: longest(
+            text: longest(
                 frame.config,
                 frame.itemsize,
-                budget,
+                spec.budget,
                 frame.limit,
                 frame.chunk,
                 room,
@@ -87,20 +88,20 @@ def run(wanted: Wanted) -> int:
                 cost_of_spec(spec),
                 frame.weights,
             )
-            for spec, budget in budgets.items()
+            for text, spec in specs.items()
         }
         rows = [
             (
-                spec,
+                text,
                 count,
-                replace(frame, limit=count + reserve_of(frame.limit)).plan(count, budget, spec),
+                replace(frame, limit=count + reserve_of(frame.limit)).plan(count, specs[text]),
             )
-            for (spec, count), budget in zip(lengths.items(), budgets.values(), strict=True)
+            for text, count in lengths.items()
         ]
     else:
         rows = [
-            (spec, count, frame.plan(count, budget, spec))
-            for spec, budget in budgets.items()
+            (text, count, frame.plan(count, spec))
+            for text, spec in specs.items()
             for count in counts(wanted.tokens, frame)
         ]
     if wanted.json:
@@ -134,59 +135,6 @@ def settle(wanted: Wanted) -> Frame:
     chunk = wanted.chunk or CHUNKS[wanted.device]
     cuda = wanted.device == "cuda"
     return Frame(name, config, ITEM_BYTES[dtype], limit, chunk, cuda, wanted.weights)
-
-
-def budget_of(spec: str, given: str | None) -> Budget:
-    """What a method keeps; from its spec; imports it for a preset only. Raises KvchatError."""
-    name = spec.partition(":")[0].partition("@")[0]
-    if name not in METHODS:
-        raise KvchatError(
-            "usage", f"unknown method {clean(name)!r}; there are {', '.join(METHODS)}"
-        )
-    if name == "full":
-        return Budget(fraction=1.0)
-    if "@" in spec:
-        # presets are attributes of the classes, which import torch
-        from kvchat.engine.methods.spec import parse_method
-
-        return parse_method(spec, Budget.parse(given) if given else None).budget
-    inline = re.search(r"[:,]\s*budget\s*=\s*([^,]+)", spec)
-    text = inline[1] if inline else given
-    return Budget.parse(text) if text else DEFAULT_BUDGET
-
-
-def cost_of_spec(spec: str) -> Cost:
-    """What a method costs beside its budget, read from its spec. Raises KvchatError."""
-    entry = METHODS[spec.partition(":")[0].partition("@")[0]]
-    tells_asking = re.search(r"[:,]\s*tell\s*=\s*ask\b", spec)
-    fitted = bool(re.search(r"[:,]\s*refit\s*=\s*(bias|all)\b", spec))
-    chunk = re.search(r"[:,]\s*chunk\s*=\s*([1-9]\d*)", spec)
-    part = int(chunk[1]) if chunk else CHUNK
-    asks = tells_asking is not None or entry.told == ASKED
-    told = ASKED if asks else repeated(part) if entry.told else 0.0
-    if fitted and not asks:
-        asks, told = True, told + ASKED
-    step = REPLAY if asks else part
-    code = code_of(spec) if entry.retrieves else None
-    return Cost(bits_of(spec), told, step if told else 0, entry.pools, fitted, code)
-
-
-def code_of(spec: str) -> tuple[int, int]:
-    """Parts and bits of the codes that a spec asks for."""
-    preset = spec.partition(":")[0].partition("@")[2].strip()
-    parts, bits = CODES.get(preset, CODES[""])
-    inline = dict(re.findall(r"[:,]\s*(m|code_bits)\s*=\s*(\d+)", spec))
-    return int(inline.get("m", parts)), min(int(inline.get("code_bits", bits)), 8)
-
-
-def bits_of(spec: str) -> int | None:
-    """In how many bits a spec stores rows, None for as they are. Raises KvchatError."""
-    inline = re.search(r"[:,]\s*bits\s*=\s*([^,\s]+)", spec)
-    if inline is None or inline[1] == "16":
-        return None
-    if inline[1] not in ("8", "4"):
-        raise KvchatError("usage", f"bits={clean(inline[1])} is none of 16, 8 and 4", "bits=4")
-    return int(inline[1])
 
 
 def counts(given: list[str], frame: Frame) -> list[int]:

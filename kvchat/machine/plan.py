@@ -4,12 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.naming import Spec
+from kvchat.engine.methods.options import ASK
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (
+    ASKED,
     CODED,
-    EVIDENCE,
     MASS_VALUES,
     PER_CENTROID,
+    REPLAY,
     REQUEST,
     code_bytes,
     reserve_of,
@@ -32,16 +36,14 @@ class Cost:
     """What a method costs beside its budget.
 
     Kept entries are stored in `bits` bits, or as they are. The document is told `told` times again
-    while it is read, `step` tokens in one go; then its layers compete, if they `pool` their budget,
-    and what is kept is `fitted` to queries. With a `code` of so many parts and bits every entry is
-    kept, and the budget is what is read.
+    while it is read, `step` tokens in one go; then its layers compete, if they `pool` their budget.
+    With a `code` of so many parts and bits every entry is kept, and the budget is what is read.
     """
 
     bits: int | None = None
     told: float = 0.0
     step: int = 0
     pool: bool = False
-    fitted: bool = False
     code: tuple[int, int] | None = None
 
 
@@ -83,6 +85,17 @@ def repeated(chunk: int) -> float:
     return 1 + REQUEST / chunk
 
 
+def cost_of_spec(spec: Spec) -> Cost:
+    """What a method costs beside its budget."""
+    entry, values = METHODS[spec.name], spec.values
+    code = (values["m"], values["code_bits"]) if entry.retrieves else None
+    if not entry.told:
+        return Cost(spec.bits, pool=entry.pools, code=code)
+    asks, chunk = values["tell"] == ASK, values["chunk"]
+    told, step = (ASKED, REPLAY) if asks else (repeated(chunk), chunk)
+    return Cost(spec.bits, told, step, entry.pools, code)
+
+
 def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
     """What a method's budget is shared out over."""
     return Geometry(tokens, config.num_kv_heads, config.num_layers, config.head_dim, itemsize)
@@ -104,8 +117,7 @@ def make_plan(
     Raises KvchatError("usage") if the budget cannot hold an entry per head.
     """
     per_token = config.kv_values_per_token * itemsize
-    beside = 4 if cost.fitted else 0  # a bias
-    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits, beside=beside)
+    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits)
     layers, entries = config.num_layers, budget.entries(geometry) if tokens else 0
     step = min(max(chunk, cost.step), max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
@@ -113,9 +125,6 @@ def make_plan(
     kept, hidden = round(entries * geometry.entry_bytes) * layers, config.hidden_size * itemsize
     # the newest layer's entries twice, and all at full precision, until the layers have competed
     pooled = per_token * tokens // layers + entries * geometry.plain_bytes * layers - kept
-    # queries and what they read, of each layer
-    values = 2 * config.num_heads * config.head_dim + config.num_heads
-    evidence = EVIDENCE * values * itemsize * (layers if cost.pool else 1)
     read = training = 0
     if cost.code is not None:
         heads, dim = config.num_kv_heads, config.head_dim
@@ -132,9 +141,7 @@ def make_plan(
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
         tail=per_token * max(limit - tokens, 0),
         base=CONTEXT if cuda else PROCESS,
-        replays=round(cost.told * (tokens + cost.step)) * hidden
-        + (pooled if cost.pool else 0)
-        + (evidence if cost.fitted else 0),
+        replays=round(cost.told * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
         read=read,
     )

@@ -9,10 +9,11 @@ from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Evidence, Method, Moments, Prefilled, Retold
+from kvchat.engine.methods.base import Method, Moments, Prefilled
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.kvzip import WEIGHINGS
-from kvchat.engine.methods.needs import ASK, REPEAT, Telling
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
 from kvchat.engine.methods.spec import method_class
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
@@ -55,15 +56,11 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
             torch.randn(query_heads, dim, generator=generator),
             covariance @ covariance.transpose(1, 2),
         ),
-        retold=Retold(
-            {
-                Telling(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
-                for tell, chunk in ((REPEAT, 512), (ASK, 2048))
-                for weigh in WEIGHINGS
-            },
-            Evidence(queries, *dense_attention(queries, keys, values, scale, causal=False)),
-            torch.rand(tokens, generator=generator) < 0.1,
-        ),
+        told={
+            Telling(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
+            for tell, chunk in ((REPEAT, 512), (ASK, 2048))
+            for weigh in WEIGHINGS
+        },
         output=torch.randn(query_heads, dim, 2 * dim, generator=generator),
     )
 
@@ -116,3 +113,18 @@ def compressed(method: Method, scene: Prefilled) -> Segment:
     pool.take(scene)
     pool.finish()
     return layer.segments[0]
+
+
+class Recorder(Full):
+    """Keeps everything and remembers what it was shown, layer by layer."""
+
+    def __init__(self, needs: Needs):
+        self.__dict__.update(wanted=needs, shown=[])
+
+    @property
+    def needs(self) -> Needs:
+        return self.__dict__["wanted"]
+
+    def compress(self, prefilled: Prefilled) -> FlatSegment:
+        self.__dict__["shown"].append(prefilled)
+        return prefilled.keep_all()

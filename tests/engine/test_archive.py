@@ -69,7 +69,7 @@ def test_what_is_dear_is_observed_for_a_method_that_needs_it_only(engine):
     same_segments(cache, read(engine, IDS, parse_method("h2o:budget=20%"))[0])
 
 
-@pytest.mark.parametrize("name", ["kvzip", "kvzip+", "askall", "adakv:refit=all,window=8"])
+@pytest.mark.parametrize("name", ["kvzip", "kvzip+", "askall"])
 def test_what_was_told_while_reading_is_kept(engine, tmp_path, name):
     method, other = (parse_method(name, Budget.parse(each)) for each in ("50%", "20%"))
     caches = [archived(engine, method), archived(engine, method, on_disk(engine, tmp_path / "a"))]

@@ -7,7 +7,7 @@ import pytest
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.naming import method_options, name_of
-from kvchat.engine.methods.spec import default_of, options, parse_method
+from kvchat.engine.methods.spec import options, parse_method
 from kvchat.errors import KvchatError
 
 
@@ -73,7 +73,7 @@ def test_a_bare_name_gives_the_defaults(name):
     method = parse_method(name)
     assert name_of(method) == name
     assert method_options(method) == {
-        key: default_of(field) for key, field in options(name).items() if key != "budget"
+        key: option.default for key, option in options(name).items() if key != "budget"
     }
     if "budget" in options(name):
         assert method.budget == DEFAULT_BUDGET

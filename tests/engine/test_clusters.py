@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from kvchat.engine import ops
-from kvchat.engine.methods.clusters import Training, means, squared_error, train
+from kvchat.engine.methods.pqcache import means, train
+
+
+def squared_error(keys: torch.Tensor, centroids: torch.Tensor) -> float:
+    """The mean squared distance of keys from what their codes stand for."""
+    decoded = ops.pq_decode(ops.pq_assign(keys, centroids), centroids)
+    return float((keys - decoded).square().sum(dim=-1).mean())
 
 
 def test_k_means_by_hand():
@@ -18,7 +24,7 @@ def test_k_means_by_hand():
             codes = ops.pq_assign(entries, centroids)
             centroids = means(entries[:, None], codes, centroids)
         assert centroids[0, 0].tolist() == wanted
-        assert 4 * squared_error(entries, codes, centroids) == error
+        assert 4 * squared_error(entries, centroids) == error
 
 
 def test_k_means_is_lloyds():
@@ -45,11 +51,11 @@ def test_k_means_descends_and_repeats_itself():
     keys = torch.randn(3, 900, 16, generator=generator).cumsum(dim=1) / 10
     errors = []
     for iters in (0, 1, 2, 4, 8):
-        centroids = train(keys, Training(2, 32, iters, 4321))
-        errors.append(squared_error(keys, ops.pq_assign(keys, centroids), centroids))
+        centroids = train(keys, 2, 32, iters, 4321)
+        errors.append(squared_error(keys, centroids))
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.9 * errors[0]
-    assert torch.equal(train(keys, Training(2, 32, 8, 4321)), centroids)
-    assert not torch.equal(train(keys, Training(2, 32, 8, 1)), centroids)
+    assert torch.equal(train(keys, 2, 32, 8, 4321), centroids)
+    assert not torch.equal(train(keys, 2, 32, 8, 1), centroids)
     far = torch.full((3, 1, 1, 16), 1e3)
     book = torch.cat((keys[:, None, :4], far), dim=2)
     codes = ops.pq_assign(keys, book)
@@ -66,5 +72,5 @@ def test_clusters_are_as_good_as_those_of_faiss():
     theirs.train(keys[0].numpy())
     decoded = torch.from_numpy(theirs.decode(theirs.compute_codes(keys[0].numpy())))
     want = float((keys[0] - decoded).square().sum(dim=1).mean())
-    centroids = train(keys, Training(2, 64, 10, 4321))
-    assert squared_error(keys, ops.pq_assign(keys, centroids), centroids) < 1.02 * want
+    centroids = train(keys, 2, 64, 10, 4321)
+    assert squared_error(keys, centroids) < 1.02 * want

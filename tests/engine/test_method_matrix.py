@@ -9,7 +9,6 @@ from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import options, parse_method
-from kvchat.engine.methods.stage import pools
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
 from tests.engine.scenes import EVICTING, KEEPING, RETRIEVING, kept_tokens
@@ -43,7 +42,7 @@ def test_rows_are_exact_in_every_layer(folder, name, fraction):
     total, kept = layers * round(method.budget.fraction * heads * TOKENS), list(cache.segments())
     assert sum(sum(segment.lengths) for segment in kept) == total
     assert all(segment.span == (0, TOKENS) for segment in kept)
-    if not pools(method):
+    if not METHODS[name].pools:
         assert [sum(segment.lengths) for segment in kept] == wanted
     assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
     assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense entries are gone"

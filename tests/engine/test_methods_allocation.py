@@ -9,8 +9,7 @@ import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import budgets, scores
-from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.snapkv import SnapKV
+from kvchat.engine.methods.adakv import AdaKV, SnapKV
 from tests.engine.scenes import kept_tokens, oracle_scene
 from tests.support.closeness import assert_close
 

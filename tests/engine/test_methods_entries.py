@@ -7,8 +7,7 @@ import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS, budgets, scores
-from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.snapkv import SnapKV
+from kvchat.engine.methods.adakv import AdaKV, SnapKV
 from kvchat.engine.methods.spec import parse_method
 from kvchat.errors import KvchatError
 from tests.engine.scenes import EVICTING, KEEPING, compressed, kept_tokens, random_scene, window_of

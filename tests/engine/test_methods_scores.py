@@ -10,17 +10,15 @@ import torch
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import budgets, scores
+from kvchat.engine.methods.adakv import PyramidKV, SnapKV
 from kvchat.engine.methods.base import Moments
 from kvchat.engine.methods.criticalkv import Critical
 from kvchat.engine.methods.defensivekv import DefensiveKV
-from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.expected_attention import ExpectedAttention
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.h2o import H2O
 from kvchat.engine.methods.knorm import Knorm
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.methods.pyramidkv import PyramidKV
-from kvchat.engine.methods.snapkv import SnapKV
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.methods.tova import TOVA
 from kvchat.engine.prefill.prefill import Compression
@@ -291,7 +289,7 @@ class Recorder(Full):
 
     def compress(self, given):
         self.shown.append(given)
-        return keep_all(given)
+        return given.keep_all()
 
 
 @pytest.mark.parametrize("chunk", [7, 2048])

@@ -11,7 +11,7 @@ from kvchat.engine import ops
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.pq import Reads
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.methods.clusters import Training, train
+from kvchat.engine.methods.pqcache import train
 from tests.engine.test_pq_segment import made, over
 from tests.engine.tiny import torch_backend
 from tests.support.closeness import assert_close
@@ -45,7 +45,7 @@ def numbered(entries, reads, layers=1):
     cache = KVCache.empty(layers, 2, 4, torch.float32, CPU, torch_backend())
     keys = key_of(range(entries))
     inside = entries - reads.window
-    centroids = train(keys[:, reads.sinks : inside], Training(2, 4, 5, 4321))
+    centroids = train(keys[:, reads.sinks : inside], 2, 4, 5, 4321)
     for layer in cache.layers:
         segment = made(keys[:, :inside], -keys[:, :inside], centroids, reads)
         layer.adopt(segment, keys[:, inside:], -keys[:, inside:])

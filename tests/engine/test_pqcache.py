@@ -47,11 +47,11 @@ def test_what_is_read_is_the_budget():
 def test_options_that_cannot_be():
     geometry = Geometry(5000, heads=2, layers=2, dim=20, itemsize=4)
     for spec, text in (
-        ("pqcache:code_bits=9", "above 8"),
-        ("pqcache:aggregate=mean", "unknown"),
-        ("pqcache:home=disk", "unknown"),
-        ("pqcache:bits=4", "keeps every entry as the model has it"),
-        ("pqcache:m=8", "m=8 parts of a head of 20"),
+        ("pqcache:code_bits=9", "code_bits=9"),
+        ("pqcache:aggregate=mean", "aggregate=mean"),
+        ("pqcache:home=disk", "home=disk"),
+        ("pqcache:bits=4", "bits=4"),
+        ("pqcache:m=8", "m=8"),
     ):
         with pytest.raises(KvchatError, match=text):
             parse_method(spec).entries(geometry)

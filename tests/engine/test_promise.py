@@ -4,8 +4,8 @@ import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import drain
+from kvchat.engine.methods.adakv import SnapKV
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.snapkv import SnapKV
 from kvchat.engine.methods.spec import with_budget
 from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.engine.prefill.replay_texts import held_out

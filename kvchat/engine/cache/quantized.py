@@ -60,7 +60,8 @@ class QuantizedSegment:
         # keys: [R/32, 32, D] to groups of 32 entries of one channel; values: groups of channels
         keys = body.k.view(len(body.k) // GROUP, GROUP, dim).transpose(1, 2)
         k_codes, k_scale, k_zero = ops.quantize(keys, bits, META)
-        values = body.v.unflatten(1, (-1, gcd(dim, GROUP)))
+        group = gcd(dim, GROUP)
+        values = body.v.view(len(body.v), dim // group, group)
         v_codes, v_scale, v_zero = ops.quantize(values, bits, META)
         return cls(
             k=ops.pack(k_codes.transpose(1, 2).flatten(0, 1), bits),
@@ -167,7 +168,7 @@ class QuantizedSegment:
         return entries.flatten(0, 1).to(self.rest.k.dtype)
 
     def _values(self, a: int, b: int) -> Tensor:
-        codes = ops.unpack(self.v[a:b], self.bits)
-        codes = codes.unflatten(1, (self.v_scale.shape[1], -1))
+        codes, groups = ops.unpack(self.v[a:b], self.bits), self.v_scale.shape[1]
+        codes = codes.view(b - a, groups, codes.shape[1] // groups)
         entries = ops.dequantize(codes, self.v_scale[a:b], self.v_zero[a:b], self.rest.v.dtype)
         return entries.flatten(1)

@@ -155,7 +155,7 @@ class FlatSegment:
 
     def where(self, chosen: Tensor) -> "FlatSegment":
         """The entries for which `chosen [R]` (bool) is true; the span stays."""
-        parts = chosen.split(list(self.lengths))
+        parts = torch.split(chosen, list(self.lengths))
         return FlatSegment.of(
             self.k[chosen],
             self.v[chosen],
