@@ -135,7 +135,7 @@ METHODS = {
     "cam": entry(
         "cam:CaM",
         declared.CaMOptions,
-        "StreamingLLM; evicted values of a chat merge into later ones",
+        "StreamingLLM; old turns merge values into later entries",
         "ICML 2024 (CaM)",
         "the attention that entries of the conversation receive",
         "a second pass over the conversation's entries per token",
