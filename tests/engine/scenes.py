@@ -1,6 +1,7 @@
 """Layers of made-up documents, as a method sees them after an exact reading."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +26,20 @@ RETRIEVING = [n for n, entry in METHODS.items() if entry.retrieves]
 """Methods that keep every entry, where each written token chooses what it reads."""
 KEEPING = [n for n in METHODS if n not in RETRIEVING]
 """Methods whose budget is what is kept."""
+
+
+def paired(names: Sequence[str], *columns: Sequence, times: int = 1) -> list[tuple]:
+    """Every name with `times` values of each column in turn, in changing combinations."""
+    rows = []
+    for number, name in enumerate(names):
+        for turn in range(number * times, (number + 1) * times):
+            at, row = turn, [name]
+            for column in columns:
+                row.append(column[at % len(column)])
+                at = at // len(column) + at
+            rows.append(tuple(row))
+    return rows
+
 
 # Oracle S of the Ada-KV specification: D 2, T 6, W 2; key j of a head is sqrt(2)·(ln a, ln b).
 A = [[1.0, 2, 4, 1, 2, 7], [14.0, 1, 1, 2, 2, 9]]
