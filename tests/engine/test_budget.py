@@ -54,7 +54,7 @@ def test_a_budget_prints_as_it_is_read(text):
     assert Budget.parse(str(Budget.parse(text))) == Budget.parse(text)
 
 
-def test_rows_are_exact_and_never_more_than_there_are():
+def test_entries_are_exact_and_never_more_than_there_are():
     geometry = Geometry(tokens=101, heads=3, layers=2, dim=12, itemsize=4)
     assert Budget(fraction=0.25).entries(geometry) == round(0.25 * 303)
     assert Budget(entries_per_head=7).entries(geometry) == 21

@@ -28,15 +28,6 @@ def assert_same_cache(got, want, tolerance=0.0):
             assert_close(name, getattr(mine, name), getattr(other, name), tolerance)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_the_chunk_size_does_not_matter(engine, checkpoint, chunk):
-    method = AdaKV(Budget(fraction=0.4), window=16)
-    want, want_logits = read(engine, IDS, method)
-    got, logits = read(load_engine(checkpoint(), chunk=chunk), IDS, method)
-    assert_close("logits", logits, want_logits, 1e-5)
-    assert_same_cache(got, want, 1e-5)
-
-
 @pytest.mark.parametrize("chunk", [1, 7, 2048])
 def test_an_extension_does_not_depend_on_chunks_either(checkpoint, oracle, chunk):
     engine = load_engine(checkpoint(), chunk=chunk)

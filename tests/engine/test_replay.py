@@ -1,5 +1,5 @@
 """KVzip's scores (arXiv 2505.23416): the hand-worked oracle, and a computation that has the
-entries of all layers and all attention at once."""
+entries of all layers and all attention at once; and `--auto-loss`, which goes by replays too."""
 
 import math
 from itertools import product
@@ -10,15 +10,18 @@ import torch
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
+from kvchat.engine.methods.adakv import SnapKV
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.kvzip import Askall, KVzip, KVzipPlus
 from kvchat.engine.methods.needs import Needs, Telling
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.spec import parse_method, with_budget
 from kvchat.engine.prefill import replay as replaying
 from kvchat.engine.prefill import replay_texts as telling
+from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.replay import Replay, scores
+from kvchat.engine.sizes import LADDER
 from tests.engine.scenes import Recorder, kept_tokens
 from tests.engine.scripted import BOOK, new_session
 from tests.engine.tiny import load_engine, load_oracle, random_ids
@@ -33,7 +36,7 @@ SHOWN = [*product([REPEAT], [512], WEIGHINGS), *product([ASK], [2048], WEIGHINGS
 NEEDS = Needs(tellings=frozenset(Telling(*part) for part in SHOWN))
 
 
-def test_2_3_the_hand_worked_oracle():
+def test_the_hand_worked_oracle():
     """Keys 0, ln 3, 0, 0, queries 1 and -1: KVzip (.3, .6), KVzip+ with norms 4 and 1 (1.2, .3)."""
     tail = Tail(1, 1, torch.float32, torch.device("cpu"))
     tail.append(torch.tensor([[[0.0], [math.log(3)]]]), torch.tensor([[[4.0], [1.0]]]))
@@ -98,7 +101,7 @@ def materialised(folder, chunks, replays, weigh: str) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("logits", [1, 300, 2**22])
-def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
+def test_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
     """Chunks of 30 behind a prefix of 3 tokens, each after an instruction of 5; and each asked in
     three lists of two lengths, that see the document and not each other."""
     monkeypatch.setattr(replaying, "LOGITS", logits)
@@ -127,7 +130,7 @@ def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
 
 
 @pytest.mark.parametrize("kind", [KVzip, KVzipPlus, Askall])
-def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
+def test_the_best_entries_of_all_layers_stay(checkpoint, kind):
     """As if all layers' scores had been there at once, and never more entries than the budget."""
     engine, recorder = load_engine(checkpoint()), Recorder(NEEDS)
     drain(engine.prefill(IDS, [Compression(recorder)]))
@@ -151,7 +154,7 @@ def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
     assert all(segment.kind == "quantized" for segment in cache.segments())
 
 
-def test_replays_count_as_reading(checkpoint):
+def test_replays_count_as_progress(checkpoint):
     events: list = []
     engine = load_engine(checkpoint(), chunk=40)
     drain(engine.prefill(IDS, [Compression(KVzip(Budget(fraction=0.3)))]), events.append)
@@ -209,3 +212,44 @@ def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):
     assert found[-1][1] == len(ids)
     assert all(b - a <= telling.LONGEST for a, b in found)
     assert all(b - a >= telling.SHORTEST for a, b in found[:-1])
+
+
+TEXT = "\n".join(f"{BOOK} Number {n} of the lamp is {n * n}." for n in range(6))
+
+
+def test_the_smallest_budget_within_the_promise(chat_folder):
+    """Losses are those of a cache of that budget, against a cache that has everything."""
+    folder = chat_folder("byte-level", "chatml")
+    session, other = new_session(folder), new_session(folder)
+    ids = session.dialogue.document(TEXT)
+    passages = telling.held_out(session.dialogue, ids)
+    assert len(passages) > 5
+    method = SnapKV(window=4, sinks=1)
+    strict = drain(open_within(session, ids, method, promise=0.0))
+    losses = list(strict.tried.values())
+    assert [Budget.parse(b).fraction for b in strict.tried] == sorted(LADDER)[: len(losses)]
+    loose = drain(open_within(session, ids, method, promise=max(losses[1:])))
+    assert loose.holds
+    assert loose.loss <= max(losses[1:])
+    assert loose.method == with_budget(method, Budget.parse(list(loose.tried)[-1]))
+    assert all(loss > loose.promise for loss in list(loose.tried.values())[:-1])
+    drain(other.open(ids, loose.method))
+    for one, two in zip(session.cache.segments(), other.cache.segments(), strict=True):
+        assert torch.equal(one.position, two.position)
+    assert session.chooser == loose.method
+
+    drain(other.open(ids, Full()))
+    exact, kept = other.cache, session.cache
+    changed = told = 0
+    for passage in passages:
+        want, got = (other.engine.score(c, passage.ids).argmax(-1).tolist() for c in (exact, kept))
+        pairs = list(zip(want, got, strict=True))[passage.asked - 1 : -1]
+        changed, told = changed + sum(a != b for a, b in pairs), told + len(pairs)
+    assert loose.loss == changed / told
+
+
+def test_a_promise_that_no_budget_keeps_takes_the_largest(chat_folder):
+    session = new_session(chat_folder("byte-level", "chatml"))
+    kept = drain(open_within(session, session.dialogue.document("x"), SnapKV(), promise=0.5))
+    assert (kept.holds, kept.loss, kept.tried) == (False, None, {}), "there is nothing to hold out"
+    assert kept.method.budget == Budget(fraction=max(LADDER))
