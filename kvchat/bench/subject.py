@@ -9,7 +9,7 @@ import torch
 from kvchat import documents
 from kvchat.bench.settings import Settings
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.naming import parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.errors import KvchatError
@@ -58,7 +58,9 @@ def load(settings: Settings, screen: Screen) -> Subject:
             f"-p {half} -d {half}",
         )
     cuda = device.type == "cuda"
-    least = make_plan(Workload(config, dtype.itemsize, 1, Full(), 1, 1, cuda, settings.weights))
+    least = make_plan(
+        Workload(config, dtype.itemsize, 1, parse_spec("full"), 1, 1, cuda, settings.weights)
+    )
     limit = settings.mem_limit
     least = replace(least, base=0)  # the process is here already
     require_memory(least, machine.left(device, limit), machine.place(device, limit), "full")

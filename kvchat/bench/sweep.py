@@ -14,7 +14,8 @@ from kvchat.bench.subject import Subject
 from kvchat.engine.methods.naming import spec_of
 from kvchat.errors import is_out_of_memory
 from kvchat.machine import resources as machine
-from kvchat.machine.plan import Plan, Workload, geometry_of, make_plan
+from kvchat.machine.loaded import workload
+from kvchat.machine.plan import Plan, geometry_of, make_plan
 from kvchat.terminal.screen import Screen
 
 
@@ -64,7 +65,7 @@ def _note(line: Callable[[str], None], title: str, text: str) -> None:
 def plan_of(subject: Subject, test: Test) -> Plan:
     """What a test will need, estimated."""
     limit = test.read + test.n_gen
-    return make_plan(Workload.of(subject.engine, test.method, test.read, limit))
+    return make_plan(workload(subject.engine, test.method, test.read, limit))
 
 
 def _require_budgets(subject: Subject, tests: list[Test]) -> None:

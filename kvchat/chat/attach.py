@@ -13,7 +13,8 @@ from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.naming import name_of
 from kvchat.hub.find import longer_windows
-from kvchat.machine.plan import Workload, make_plan
+from kvchat.machine.loaded import workload
+from kvchat.machine.plan import make_plan
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import size
 
@@ -77,7 +78,7 @@ def announce(chat: Chat, screen: Screen, book: Book, method: Method) -> None:
     """The plan of a reading, in a line."""
     engine, limit = chat.session.engine, chat.session.limit
     tokens = len(book.ids)
-    plan = make_plan(Workload.of(engine, method, tokens, limit))
+    plan = make_plan(workload(engine, method, tokens, limit))
     screen.tell(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window · plan: KV "
         f"{size(plan.kv_full)} in full → {size(plan.kv_kept)} with {name_of(method)}"

@@ -31,7 +31,15 @@ from kvchat.hub.offer import model_of
 from kvchat.hub.tokenizer import load_tokenizer, with_text
 from kvchat.machine import gpu_processes as others
 from kvchat.machine import resources as machine
-from kvchat.machine.plan import Plan, Workload, geometry_of, longest, make_plan, require_memory
+from kvchat.machine.plan import (
+    Plan,
+    Workload,
+    geometry_of,
+    longest,
+    make_plan,
+    planned,
+    require_memory,
+)
 from kvchat.prompt_cache.library import folder as readings_folder
 from kvchat.prompt_cache.saved_documents import Readings, plan_copy
 from kvchat.settings.options import Options
@@ -251,7 +259,7 @@ def workload(setup: Setup, tokens: int) -> Workload:
         setup.config,
         setup.dtype.itemsize,
         tokens,
-        setup.method,
+        planned(setup.method),
         setup.limit,
         setup.chunk,
         setup.device.type == "cuda",

@@ -18,7 +18,8 @@ from kvchat.engine.methods.naming import name_of
 from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.errors import KvchatError
 from kvchat.machine import resources as machine
-from kvchat.machine.plan import Workload, make_plan
+from kvchat.machine.loaded import workload
+from kvchat.machine.plan import make_plan
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.screen import Pause, Screen
@@ -191,7 +192,7 @@ def agreed(chat: Chat, screen: Screen, tokens: int) -> bool:
 def require_room(chat: Chat, method: Method, tokens: int) -> None:
     """Raise KvchatError("memory") if reading beside the present cache needs more than is free."""
     engine = chat.session.engine
-    plan = make_plan(Workload.of(engine, method, tokens, chat.session.limit))
+    plan = make_plan(workload(engine, method, tokens, chat.session.limit))
     # weights and process are there already; the old cache stays until the new one is read
     needed = plan.reading - plan.weights - plan.base
     free = machine.left(engine.device, chat.options.mem_limit)

@@ -9,9 +9,7 @@ from rich.text import Text
 
 from kvchat.cli import flags, lists
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.naming import Spec, parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.engine.weights.bits import computes_in, require_shapes, weights_bytes
@@ -50,7 +48,7 @@ class Frame:
     name: str
     work: Workload
 
-    def plan(self, method: Method, tokens: int) -> Plan:
+    def plan(self, method: Spec, tokens: int) -> Plan:
         """The plan of one row."""
         return make_plan(replace(self.work, method=method, tokens=tokens))
 
@@ -59,7 +57,7 @@ def run(wanted: Wanted) -> int:
     """Print a line per method and length, or the longest document that fits."""
     frame = settle(wanted)
     budget = Budget.parse(wanted.budget) if wanted.budget else None
-    methods = {spec: parse_method(spec, budget) for spec in wanted.methods}
+    methods = {spec: parse_spec(spec, budget) for spec in wanted.methods}
     if wanted.fit:
         room, reserve = flags.byte_count("--fit", wanted.fit), reserve_of(frame.work.limit)
         rows = []
@@ -108,7 +106,9 @@ def settle(wanted: Wanted) -> Frame:
     limit = min(wanted.ctx_size or config.context_limit, config.context_limit)
     chunk, cuda = wanted.chunk or CHUNKS[wanted.device], wanted.device == "cuda"
     itemsize = ITEM_BYTES[dtype]
-    return Frame(name, Workload(config, itemsize, 0, Full(), limit, chunk, cuda, wanted.weights))
+    return Frame(
+        name, Workload(config, itemsize, 0, parse_spec("full"), limit, chunk, cuda, wanted.weights)
+    )
 
 
 def counts(given: list[str], frame: Frame) -> list[int]:

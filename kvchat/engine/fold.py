@@ -1,11 +1,10 @@
-"""Folding: the oldest turns of a long conversation become one compressed segment.
+"""Compaction: the oldest turns of a long conversation become one compressed segment.
 
-A fold takes the entries of these turns out of every layer's tail, joins what was kept of the turns
+It takes the entries of these turns out of every layer's tail, joins what was kept of the turns
 before them, and lets the method choose among all of it.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,27 +15,12 @@ from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods.base import Method, Prefilled, Retrieves
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.naming import name_of
-from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.spec import with_budget
 from kvchat.engine.methods.stage import plain
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.observation import Observation, moments
 from kvchat.errors import KvchatError
-
-
-@runtime_checkable
-class Extends(Protocol):
-    """A method with a way of its own to take in entries of a conversation."""
-
-    @property
-    def watches(self) -> Needs:
-        """What `extend` wants to be shown."""
-        ...
-
-    def extend(self, prefilled: Prefilled) -> FlatSegment:
-        """The segment that stands for `prefilled`, old entries and new ones."""
-        ...
 
 
 def folding(method: Method, budget: int) -> Method:
@@ -71,7 +55,7 @@ def folding(method: Method, budget: int) -> Method:
 
 def watch(cache: KVCache, method: Method, since: int) -> None:
     """Let every layer of a cache gather what `method` needs, from position `since` on."""
-    needs = method.watches if isinstance(method, Extends) else method.needs
+    needs = method.watches
     for layer in cache.layers:
         layer.observer = Observation(needs, since) if needs else None
 
@@ -85,8 +69,7 @@ def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) 
     segments = []
     for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
         given = union(layer, since, end, block, model, (number, len(cache.layers)))
-        compress = method.extend if isinstance(method, Extends) else method.compress
-        segment = compress(given)
+        segment = method.extend(given)
         segments.append((segment, _carried(given, segment)))
     for layer, (segment, mass) in zip(cache.layers, segments, strict=True):
         entries = end - layer.tail.start

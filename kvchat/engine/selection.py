@@ -1,5 +1,5 @@
 """Choosing again what is kept of a document, from an archive of all its entries: when a question
-comes, or for another method or budget. Nothing is read again.
+comes, or for another method or budget. No prefill is repeated.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -63,15 +63,13 @@ class Selection:
         exact: Exact,
         questions: Sequence[Observation] = (),
     ) -> None:
-        """Let the method choose among a layer's entries: by questions, or as at the reading."""
+        """Let the method choose among a layer's entries: by questions, or as at the prefill."""
         begin, needs = perf_counter(), self.method.needs
         record, device = _archive(layer).observed, exact.keys.device
         document = Observation.of(needs, record, device)
         place = number, len(self.cache.layers)
-        retold = shown(record, device)
-        given = prefilled(
-            exact, document, list(questions), retold, needs, self._coming, block, place
-        )
+        told = shown(record, device)
+        given = prefilled(exact, document, list(questions), told, needs, self._coming, block, place)
         self._pool.take(given)
         self.seconds += perf_counter() - begin
 
@@ -88,7 +86,7 @@ class Selection:
 
 
 def choose(model: CausalLM, cache: KVCache, method: Method) -> float:
-    """Choose again as at the reading, with another method or budget. Returns the seconds it took.
+    """Choose again as at the prefill, with another method or budget. Returns the seconds it took.
 
     The conversation's entries stay as they are.
     """

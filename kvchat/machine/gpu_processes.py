@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from kvchat.machine import resources as machine
+from kvchat.machine.plan import CONTEXT
 from kvchat.terminal.text import clean, size, sizes
 
 NAMED = 3  # processes
@@ -24,7 +25,7 @@ def holders(device: machine.Device) -> str:
     Empty on a CPU, and where little more is in use than our own.
     """
     used = machine.others(device)
-    if used < machine.CONTEXT:
+    if used < CONTEXT:
         return ""
     return described(used, machine.total(device), processes(machine.identity(device)))
 

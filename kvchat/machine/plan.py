@@ -4,16 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kvchat.engine.budget import Geometry
-from kvchat.engine.engine import Engine
-from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.needs import ASK
-from kvchat.engine.methods.spec import bits_of, code_of
-from kvchat.engine.methods.stage import pools
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.naming import Spec, parse_spec, spec_of
+from kvchat.engine.methods.needs import Chosen
+from kvchat.engine.methods.options import ASK
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (
     ASKED,
     CODED,
-    EVIDENCE,
     MASS_VALUES,
     PER_CENTROID,
     REPLAY,
@@ -23,11 +21,12 @@ from kvchat.engine.sizes import (
 )
 from kvchat.engine.weights.bits import refused, weights_bytes
 from kvchat.errors import KvchatError
-from kvchat.machine.resources import CONTEXT
 from kvchat.terminal.text import size, sizes
 
 # Interpreter, torch, tokenizer and their libraries in RAM: measured with the demo model on Linux.
 PROCESS = 420 * 2**20
+# On the card: what the CUDA context takes before the first tensor.
+CONTEXT = 460 * 2**20
 
 # Logits, masses, masks and ranks of one slice of scored entries, each of 4 bytes or more.
 SCORING = 16 * MASS_VALUES
@@ -44,18 +43,11 @@ class Workload:
     config: ModelConfig
     itemsize: int
     tokens: int
-    method: Method
+    method: Spec
     limit: int
     chunk: int
     cuda: bool
     weights: str = "auto"
-
-    @classmethod
-    def of(cls, engine: Engine, method: Method, tokens: int, limit: int) -> "Workload":
-        """With an engine that is loaded by now."""
-        itemsize, cuda = engine.dtype.itemsize, engine.device.type == "cuda"
-        weights = engine.model.weights
-        return cls(engine.config, itemsize, tokens, method, limit, engine.chunk, cuda, weights)
 
     @property
     def geometry(self) -> Geometry:
@@ -69,25 +61,31 @@ class Cost:
 
     Kept entries are stored in `bits` bits, or as they are. `told` tokens are replayed for each of
     the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
-    their budget, and what is kept is `fitted` to queries. With a `code` of so many parts and bits
-    every entry is kept, and the budget is what a decoded token attends to.
+    their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
+    what a decoded token attends to.
     """
 
     bits: int | None = None
     told: float = 0.0
     step: int = 0
     pool: bool = False
-    fitted: bool = False
     code: tuple[int, int] | None = None
 
 
-def cost_of(method: Method) -> Cost:
+def planned(method: Chosen) -> Spec:
+    """A method that was made by now, as a plan takes it."""
+    return parse_spec(spec_of(method), method.budget)
+
+
+def cost_of(spec: Spec) -> Cost:
     """What a method costs beside its budget."""
-    kinds = method.needs.kinds
-    told = sum(ASKED if what == ASK else 1 + REQUEST / chunk for what, chunk in kinds)
-    step = max((REPLAY if what == ASK else chunk for what, chunk in kinds), default=0)
-    fitted, code = method.needs.evidence > 0, code_of(method)
-    return Cost(bits_of(method), told, step, pools(method), fitted, code)
+    entry, values = METHODS[spec.name], spec.values
+    code = (values["m"], values["code_bits"]) if entry.retrieves else None
+    if not entry.told:
+        return Cost(spec.bits, pool=entry.pools, code=code)
+    asks, chunk = values["tell"] == ASK, values["chunk"]
+    told, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
+    return Cost(spec.bits, told, step, entry.pools, code)
 
 
 @dataclass(frozen=True)
@@ -130,15 +128,14 @@ def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
 
 
 def make_plan(work: Workload) -> Plan:
-    """The plan of what is work.
+    """The plan of a piece of work.
 
     Raises KvchatError("usage") if the budget cannot keep an entry per head.
     """
     config, itemsize, tokens = work.config, work.itemsize, work.tokens
     cost, layers = cost_of(work.method), config.num_layers
     per_token = config.kv_values_per_token * itemsize
-    beside = 4 if cost.fitted else 0  # a bias
-    geometry = replace(work.geometry, bits=cost.bits, beside=beside)
+    geometry = replace(work.geometry, bits=cost.bits)
     entries = work.method.budget.entries(geometry) if tokens else 0
     step = min(max(work.chunk, cost.step), max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
@@ -146,9 +143,6 @@ def make_plan(work: Workload) -> Plan:
     kept, hidden = round(entries * geometry.entry_bytes) * layers, config.hidden_size * itemsize
     # the newest layer's entries twice, and all at full precision, until the layers have competed
     pooled = per_token * tokens // layers + entries * geometry.plain_bytes * layers - kept
-    # queries and their attention outputs, of each layer
-    values = 2 * config.num_heads * config.head_dim + config.num_heads
-    evidence = EVIDENCE * values * itemsize * (layers if cost.pool else 1)
     read = training = 0
     if cost.code is not None:
         heads, dim = config.num_kv_heads, config.head_dim
@@ -165,9 +159,7 @@ def make_plan(work: Workload) -> Plan:
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
         tail=per_token * max(work.limit - tokens, 0),
         base=CONTEXT if work.cuda else PROCESS,
-        replays=round(cost.told * (tokens + cost.step)) * hidden
-        + (pooled if cost.pool else 0)
-        + (evidence if cost.fitted else 0),
+        replays=round(cost.told * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
         read=read,
     )

@@ -12,10 +12,9 @@ from time import perf_counter_ns
 import psutil
 import torch
 
+from kvchat.machine.plan import CONTEXT
 from kvchat.terminal.text import size
 
-# What the CUDA context takes on a card before the first tensor.
-CONTEXT = 460 * 2**20
 # Limits and use of control groups, version 2 and version 1: containers have no more.
 CGROUP = (
     Path("/sys/fs/cgroup/memory.max"),

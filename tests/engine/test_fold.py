@@ -114,7 +114,7 @@ def test_sums_of_a_folded_chat_are_those_of_the_attention(checkpoint, chunk):
         assert_close("sums", got, want, 1e-5)
 
 
-def test_kvmerger_7_h2o_s_next_step():
+def test_h2o_s_next_step():
     """(0, 2, 3, 4, 5) with sums 3.5 .93 .4 .4 .2, heavy 2 and recent 2: 3 goes."""
     scene = replace(
         prefilled(torch.zeros(1, 5, 2), torch.zeros(1, 1, 2), 1.0),
@@ -127,7 +127,7 @@ def test_kvmerger_7_h2o_s_next_step():
 
 
 @pytest.mark.parametrize("mass, part", [(0.15, 0.25), (0.45, 0.5), (0.0, 0.0)])
-def test_kvmerger_7_cam(mass, part):
+def test_cam(mass, part):
     """m 2, targets .4 and .2: attention .15 gives a quarter of the value to each, .45 a half."""
     values = torch.tensor([[[8.0, 4.0], [1.0, 1.0], [0.0, 2.0], [5.0, 5.0]]])
     spill(values, torch.tensor([[mass, 0.4, 0.2, 9.0]]), entry=0, targets=2)
@@ -212,15 +212,15 @@ def test_a_chat_that_is_read_again_is_folded_again(folder):
 
 def test_what_cannot_fold_says_so(folder):
     for spec in ("full:bits=4", "pqcache"):
-        with pytest.raises(KvchatError, match=r"(full|pqcache) keeps every entry"):
+        with pytest.raises(KvchatError, match=spec.partition(":")[0]):
             folding(parse_method(spec), 500)
-    with pytest.raises(KvchatError, match="pqcache keeps every entry"):
+    with pytest.raises(KvchatError, match="pqcache"):
         chat(folder, parse_method("pqcache"), tail_budget=160)
-    with pytest.raises(KvchatError, match="needs 37") as caught:
+    with pytest.raises(KvchatError, match="37") as caught:
         folding(parse_method("adakv"), 40)
     assert caught.value.tries == ("--tail-budget 74",)
     assert folding(parse_method("adakv:bits=4"), 74).budget == Budget(entries_per_head=37)
-    with pytest.raises(KvchatError, match="finds its own size"):
+    with pytest.raises(KvchatError, match="mode=eps"):
         folding(parse_method("kvmerger@paper"), 500)
 
 
@@ -253,6 +253,6 @@ def test_a_chat_without_a_document_folds_with_a_method_of_its_own(folder):
     for number in range(20):
         ask(session, f"And {number}?", max_tokens=3)
     assert session.folded and session.document == []
-    with pytest.raises(KvchatError, match="full keeps every entry"):
+    with pytest.raises(KvchatError, match="full"):
         drain(session.use(parse_method("full")))
     assert session.folded

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kvchat.chat.memory import Breakdown, breakdown, lines
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.naming import parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.errors import KvchatError
@@ -135,7 +135,7 @@ def test_a_machine_without_a_card(monkeypatch):
 
 
 def test_an_error_says_who_else_uses_the_card():
-    method = parse_method("full")
+    method = parse_spec("full")
     config = ModelConfig.from_dict(GEOMETRIES["llama-3.1-8b"])
     plan = make_plan(Workload(config, 2, 32768, method, 131072, 2048, cuda=True))
     with pytest.raises(KvchatError, match="pid 4242"):

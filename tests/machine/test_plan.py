@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from kvchat.engine.methods.needs import REPEAT
+from kvchat.engine.methods.naming import parse_spec
+from kvchat.engine.methods.options import REPEAT
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.geometries import GEOMETRIES
@@ -15,6 +16,7 @@ from kvchat.engine.prefill.replay_texts import tellings
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
+from kvchat.machine.loaded import workload
 from kvchat.machine.plan import PROCESS, Workload, cost_of, longest, make_plan, require_memory
 from tests.engine.tiny import SHAPE, load_engine, random_ids, read
 from tests.support.forked import kvchat
@@ -41,7 +43,7 @@ LLAMA_7B = LLAMA_8B | {
 def work(shape, spec, tokens, limit=2**17, **others):
     """Prefill of `tokens` tokens with a model of that shape in bf16, 2,048 at a time."""
     given = {"itemsize": 2, "chunk": 2048, "cuda": False} | others
-    method, config = parse_method(spec), ModelConfig.from_dict(shape)
+    method, config = parse_spec(spec), ModelConfig.from_dict(shape)
     return Workload(config=config, tokens=tokens, method=method, limit=limit, **given)
 
 
@@ -92,7 +94,7 @@ def test_a_7b_fits_a_card_of_8_gb_in_4_bits_and_the_way_out_says_so():
 def test_planned_kv_is_within_two_percent_of_the_tensors(checkpoint, spec, tokens):
     engine, method = load_engine(checkpoint(max_position_embeddings=2048)), parse_method(spec)
     cache, _ = read(engine, random_ids(tokens), method)
-    plan = make_plan(Workload.of(engine, method, tokens, 2048))
+    plan = make_plan(workload(engine, method, tokens, 2048))
     kept = storage_bytes(t for s in cache.segments() for t in s.tensors().values())
     assert plan.kv_kept == pytest.approx(kept, rel=0.02)
     assert plan.weights == storage_bytes(engine.model.parameters())
@@ -105,13 +107,13 @@ def test_a_plan_tells_what_is_kept_from_what_is_attended_to(checkpoint, spec):
     engine, tokens = load_engine(checkpoint(max_position_embeddings=2048)), 1400
     method = parse_method(spec)
     cache, _ = read(engine, random_ids(tokens), method)
-    plan = make_plan(Workload.of(engine, method, tokens, 2048))
+    plan = make_plan(workload(engine, method, tokens, 2048))
     kept = storage_bytes(t for s in cache.segments() for t in s.tensors().values())
     kept += sum(layer.window_bytes for layer in cache.layers)
     assert plan.kv_kept == pytest.approx(kept, rel=0.02)
     assert plan.read == pytest.approx(cache.read * 2 * 16 * 4, rel=0.04)  # positions are not there
     assert cache.read == 0.2 * cache.kept and plan.reads
-    short = make_plan(Workload.of(engine, parse_method("pqcache:budget=25%"), 1000, 2048))
+    short = make_plan(workload(engine, parse_method("pqcache:budget=25%"), 1000, 2048))
     assert (short.kv_kept, short.read, short.reads) == (short.kv_full, 0, "")
 
 
@@ -208,6 +210,9 @@ def test_plan_as_a_command(tmp_path):
         (["--fit", "lots"], 2),
         (["--method", "nope"], 2),
         (["--method", "adakv:nonsense=3"], 2),
+        (["--method", "adakv:window=0"], 2),
+        (["--method", "adakv@most"], 2),
+        (["--method", "cam:bits=2"], 2),
         (["--device", "tpu"], 2),
         (["--dtype", "int3"], 2),
         (["--weights", "int3"], 2),
@@ -226,5 +231,5 @@ def test_the_plan_counts_the_replays_of_a_document(chunk):
     dialogue = Dialogue(Tokenizer.load(DEMO))
     ids = dialogue.document(SAMPLE.read_text())
     told = sum(len(replay.ids) for replay in tellings(dialogue, ids, {(REPEAT, chunk)}))
-    cost = cost_of(parse_method(f"kvzip:chunk={chunk}"))
+    cost = cost_of(parse_spec(f"kvzip:chunk={chunk}"))
     assert cost.told * len(ids) == pytest.approx(told, rel=0.02)

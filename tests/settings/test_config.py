@@ -122,7 +122,7 @@ def test_the_program_obeys_and_shows(path, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["models"], ["sessions", "list"], ["config", "show"], ["config", "path"]],
+    [["plan"], ["models"], ["sessions", "list"], ["config", "show"], ["config", "path"]],
 )
 def test_quick_commands_do_not_import_torch(path, arguments):
     code = (

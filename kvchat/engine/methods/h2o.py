@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_share
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import Needs
+from kvchat.engine.methods.options import H2OOptions
 
 
 @dataclass(frozen=True)
-class H2O(Eviction):
+class H2O(H2OOptions, Eviction):
     """Keeps the newest entries and those that all queries so far attended to most.
 
     H2O: Heavy-Hitter Oracle, https://arxiv.org/abs/2306.14048. `recent` is the share of the budget
@@ -23,14 +23,7 @@ class H2O(Eviction):
     matrix; they are summed over the query heads of a KV head.
     """
 
-    sinks: int = 0
-    recent: float = 0.5
-    average: bool = False
     name: ClassVar[str] = "h2o"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_share(self, "recent", 0.5)
 
     @property
     def needs(self) -> Needs:
@@ -43,7 +36,7 @@ class H2O(Eviction):
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The attention that an entry has received."""
-        assert prefilled.column_mass is not None, "the reading gives what `needs` names"
+        assert prefilled.column_mass is not None, "the prefill gives what `needs` names"
         mass = prefilled.column_mass[:, :entries].clone()
         if self.average:
             tokens = prefilled.shape[1]

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
+from kvchat.engine.methods.options import KnormOptions
 
 
 @dataclass(frozen=True)
-class Knorm(Eviction):
+class Knorm(KnormOptions, Eviction):
     """Keeps the entries with the smallest key norms, which tend to be attended most.
 
     A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression,
@@ -18,8 +19,8 @@ class Knorm(Eviction):
     """
 
     name: ClassVar[str] = "knorm"
-    PRESETS: ClassVar = {"paper": {"sinks": 0}}
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The shorter, the better."""
-        return -prefilled.keys[:, :entries].float().norm(dim=-1)
+        norm: Tensor = prefilled.keys[:, :entries].float().norm(dim=-1)
+        return -norm

@@ -8,18 +8,18 @@ from torch import Tensor
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import Needs
+from kvchat.engine.methods.options import TOVAOptions
 from kvchat.engine.methods.scores import observed_mass
 
 
 @dataclass(frozen=True)
-class TOVA(Eviction):
+class TOVA(TOVAOptions, Eviction):
     """Keeps what the last token attends to, on the mean of all heads of a layer.
 
     Transformers are Multi-State RNNs, https://arxiv.org/abs/2401.06104. Different here: applied
     once, after the document; the authors drop an entry at every step.
     """
 
-    sinks: int = 0
     name: ClassVar[str] = "tova"
 
     @property
