@@ -147,13 +147,13 @@ def decode(
         sections = loaded(name, data, encoding, loader)
     if clean_pages:
         sections = cleaning.cleaned(name, sections)
-    parts, notices, total = sections.parts, sections.notices, len(sections.parts)
+    parts, notices, total = sections.parts, [*sections.notices], len(sections.parts)
     if pages and sections.unit == WHOLE:
-        notices = (*notices, f"{name} has no pages: all of it is read in spite of --pages")
+        notices.append(f"{name} has no pages: all of it is read in spite of --pages")
     elif pages:
         parts = chosen(name, sections, pages)
-        note = f"{name}: {len(parts):,} of {total:,} {sections.unit}, as --pages says"
-        notices = (*notices, *[note][len(parts) == total :])
+        if len(parts) < total:
+            notices.append(f"{name}: {len(parts):,} of {total:,} {sections.unit}, as --pages says")
     if not any(part.text.strip() for part in parts):
         raise KvchatError("input", f"{name} has {len(data):,} bytes and no text")
     text, places = "", []
@@ -161,9 +161,17 @@ def decode(
         text += "\n\n" * bool(text)
         places.append(Place(part.name, len(text)))
         text += part.text.strip("\n") if total > 1 else part.text
-    digest = hashlib.sha256(data).hexdigest()
-    used, places_of = sections.encoding, tuple(places)
-    return Document(name, text, len(data), used, notices, places_of, sections.unit, path, digest)
+    return Document(
+        name,
+        text,
+        size=len(data),
+        encoding=sections.encoding,
+        notices=tuple(notices),
+        places=tuple(places),
+        unit=sections.unit,
+        path=path,
+        digest=hashlib.sha256(data).hexdigest(),
+    )
 
 
 def loaded(name: str, data: bytes, encoding: str | None, loader: str) -> Sections:
