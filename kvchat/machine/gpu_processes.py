@@ -1,6 +1,7 @@
 """Which other processes use the memory of a CUDA device, as NVIDIA's management library says."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kvchat.machine import resources as machine
@@ -43,27 +44,17 @@ def described(used: int, total: int, there: list[Process]) -> str:
 
 def processes(identity: str) -> list[Process]:
     """Other processes on the device of that name; none where the driver does not say."""
-    # only a card that is nearly full is asked about
+    # only a card that others use is asked about
     import pynvml
 
     found = []
-    try:
+    with suppress(pynvml.NVMLError):  # no driver, or it does not know the card
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(identity)
         for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            name = ""  # of a process that has ended by now, or is another user's
+            with suppress(pynvml.NVMLError):
+                name = os.path.basename(str(pynvml.nvmlSystemGetProcessName(each.pid)))
             if each.pid != os.getpid():
-                name = os.path.basename(_name(each.pid))
                 found.append(Process(each.pid, name, each.usedGpuMemory or 0))
-    except pynvml.NVMLError:  # no driver, or it does not know the card
-        return []
     return found
-
-
-def _name(pid: int) -> str:
-    """The program of a process; empty if it has ended by now or is another user's."""
-    import pynvml
-
-    try:
-        return str(pynvml.nvmlSystemGetProcessName(pid))
-    except pynvml.NVMLError:
-        return ""
