@@ -12,7 +12,7 @@ import torch
 
 from kvchat.chat.memory import Breakdown, breakdown, lines
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods.needs import REPEAT
+from kvchat.engine.methods.options import REPEAT
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.replay_texts import tellings

@@ -55,7 +55,7 @@ def entry(
 METHODS = {
     "full": entry("full:Full", declared.Options, "keeps every entry of the KV cache", ""),
     "streamingllm": entry(
-        "streamingllm:StreamingLLM",
+        "simple:StreamingLLM",
         declared.EvictionOptions,
         "keeps the first tokens (sinks) and the most recent ones",
         "arXiv 2309.17453",
@@ -117,7 +117,7 @@ METHODS = {
         NORMS,
     ),
     "h2o": entry(
-        "h2o:H2O",
+        "simple:H2O",
         declared.H2OOptions,
         "keeps recent entries and those attended to most by all",
         "arXiv 2306.14048",
@@ -141,14 +141,14 @@ METHODS = {
         "a second pass over the conversation's entries per token",
     ),
     "tova": entry(
-        "tova:TOVA",
+        "simple:TOVA",
         declared.TOVAOptions,
         "keeps what the last token attends to, alike in all heads",
         "arXiv 2401.06104",
         "the last query",
     ),
     "knorm": entry(
-        "knorm:Knorm",
+        "simple:Knorm",
         declared.KnormOptions,
         "keeps the entries whose keys are shortest",
         "arXiv 2406.11430",
