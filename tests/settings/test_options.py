@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from kvchat.cli.plan import budget_of
 from kvchat.documents import read
 from kvchat.documents.document_ids import compose
+from kvchat.engine.budget import Budget
+from kvchat.engine.methods.naming import parse_spec
 from kvchat.errors import KvchatError
 from kvchat.hub import find as models
 from kvchat.hub.find import Model, find_model
@@ -189,7 +190,7 @@ def test_the_end_of_a_long_reading_is_announced(monkeypatch):
      ("kvmerger@35:budget=10%", None, "10%"), ("kvmerger@35", "20%", "20%")],
 )  # fmt: skip
 def test_the_plan_knows_a_preset_s_own_budget(spec, given, kept):
-    assert str(budget_of(spec, given)) == kept
+    assert str(parse_spec(spec, Budget.parse(given) if given else None).budget) == kept
 
 
 def test_lines_leave_out_what_matters_least():
