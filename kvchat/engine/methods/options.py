@@ -237,7 +237,7 @@ class KVMergerOptions(Options):
             "longest": 0,
             "skip": "0+0",
             "value": "paper",
-        },
+        },  # fmt: skip
     }
 
     def __post_init__(self) -> None:
