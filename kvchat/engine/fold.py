@@ -26,7 +26,7 @@ from kvchat.errors import KvchatError
 def folding(method: Method, budget: int) -> Method:
     """The method that compresses a conversation which may hold `budget` entries per KV head.
 
-    Half of them are the live tail's, half the folded turns'. The folded entries keep the model's
+    Half of them are the live tail's, half the compressed turns', whose entries keep the model's
     precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
     """
     bare = plain(method)
@@ -44,7 +44,7 @@ def folding(method: Method, budget: int) -> Method:
         least = 2 * error.details.get("needed", 1)
         raise KvchatError(
             "usage",
-            f"--tail-budget {budget} leaves {budget // 2} entries per head for folded turns; "
+            f"--tail-budget {budget} leaves {budget // 2} entries per head for old turns; "
             f"{name_of(method)} needs {least // 2}",
             f"--tail-budget {least}",
             entries=budget // 2,
@@ -144,7 +144,7 @@ def _observation(layer: LayerCache) -> Observation | None:
 
 
 def _flat(segments: Sequence[Segment]) -> FlatSegment | None:
-    """The one segment of folded turns, if there is any yet."""
+    """The one segment of compressed turns, if there is any yet."""
     assert len(segments) <= 1, f"{len(segments)} segments of one conversation"
     for segment in segments:
         assert isinstance(segment, FlatSegment), segment.kind

@@ -23,14 +23,14 @@ from kvchat.engine.prefill.prefill import extend, prefilled, rotation_at
 
 
 def can_choose(cache: KVCache, method: Method) -> bool:
-    """Whether the archives of a cache hold all that a method wants to be shown."""
+    """Whether the archives of a cache have all that a method wants to be shown."""
     layer = cache.layers[0]
     if layer.archive is None:
         return False
     tokens = layer.archive.keys.shape[1]
     covers = not layer.segments or layer.segments[0].span == (0, tokens)
     if isinstance(method, Retrieves) and len(layer.segments) > 1:
-        return False  # its window would stand behind folded turns
+        return False  # its window would stand behind compressed turns
     return covers and holds(layer.archive.observed, method.needs, tokens)
 
 
@@ -43,7 +43,7 @@ class Selection:
     """What a method keeps of an archived document: taken layer by layer, applied at the end."""
 
     def __init__(self, model: CausalLM, cache: KVCache, method: Method):
-        assert can_choose(cache, method), "an archive holds what the method needs"
+        assert can_choose(cache, method), "an archive has what the method needs"
         self.cache, self.method = cache, method
         self.seconds = 0.0  # that compressing took
         keys = _archive(cache.layers[0]).keys

@@ -6,7 +6,7 @@ import torch
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
-from kvchat.engine.methods import METHODS
+from kvchat.engine.methods import METHODS, budgets
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import options, parse_method
 from kvchat.engine.prefill.prefill import Compression
@@ -48,6 +48,15 @@ def test_entries_are_exact_in_every_layer(shaped, name, fraction, shape):
         assert [sum(segment.lengths) for segment in kept] == wanted
     assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
     assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense entries are gone"
+
+
+def test_a_budget_is_shared_out_once_for_all_layers(checkpoint, monkeypatch):
+    calls = []
+    pyramid = budgets.pyramid
+    monkeypatch.setattr(budgets, "pyramid", lambda *given: calls.append(1) or pyramid(*given))
+    engine = load_engine(checkpoint(num_hidden_layers=6))
+    read(engine, IDS[:97], parse_method("pyramidkv", Budget(fraction=0.37)))
+    assert len(calls) == 2, "before the prefill, and for its layers"
 
 
 @pytest.mark.parametrize(

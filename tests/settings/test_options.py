@@ -9,6 +9,8 @@ import pytest
 
 from kvchat.documents import read
 from kvchat.documents.document_ids import compose
+from kvchat.engine.budget import Budget
+from kvchat.engine.methods.naming import parse_spec
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.hub.tokenizer import load_tokenizer, with_text
@@ -160,6 +162,15 @@ def test_the_end_of_a_long_reading_is_announced(monkeypatch):
         shows.watch(work(), "reading")
         assert shown(silent).startswith(sent)
         monkeypatch.setattr(screen, "LONG", 10.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "kept"),
+    [("kvmerger@35", None, "35%"), ("kvmerger@50", None, "50%"), ("adakv", None, "25%"),
+     ("kvmerger@35:budget=10%", None, "10%"), ("kvmerger@35", "20%", "20%")],
+)  # fmt: skip
+def test_the_plan_knows_a_preset_s_own_budget(spec, given, kept):
+    assert str(parse_spec(spec, Budget.parse(given) if given else None).budget) == kept
 
 
 def test_lines_leave_out_what_matters_least():

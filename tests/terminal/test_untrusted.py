@@ -16,6 +16,7 @@ from kvchat.cli import chats as saved_list
 from kvchat.cli import models as shelf
 from kvchat.cli import oneshot
 from kvchat.engine.budget import Budget
+from kvchat.engine.methods.naming import parse_spec
 from kvchat.errors import KvchatError
 from kvchat.repl.commands import find
 from kvchat.settings.settings import find_key
@@ -154,6 +155,10 @@ def test_tables_of_models_and_of_the_command_line(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(shelf, "at_hand", lambda: found)
     shelf.show()
     assert safe(capsys.readouterr().out)
+    for name in names:
+        with pytest.raises(KvchatError) as caught:
+            parse_spec(f"no{name}")
+        assert safe(caught.value.message)
 
 
 def test_errors_about_what_was_typed():

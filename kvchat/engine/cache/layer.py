@@ -30,7 +30,7 @@ class Observer(Protocol):
 class LayerCache:
     """Frozen segments, oldest first, and the live tail; attention is summed over them.
 
-    `archive` holds all entries of the document, beside the segments. While it is open as `exact`,
+    `archive` has all entries of the document, beside the segments. While it is open as `exact`,
     it is attended to in their place.
     """
 

@@ -9,15 +9,22 @@ from typing import Any, NamedTuple
 from kvchat.engine.methods import options as declared
 from kvchat.engine.sizes import ASKED
 
-NOTHING = "keys and values only"
-WINDOW = "the last W queries: a window of the document, or the question"
-MASS = "the attention that each entry gets from all queries"
-REPLAYS = "replays: the document is repeated by the model"
-FREE = "next to nothing"
 SCORE = "W/T of the attention FLOPs of the prefill"
-NORMS = f"{SCORE}, and its output projection"
-SECOND = "half of the attention FLOPs of the prefill"
-TWICE = "a second prefill with three times the attention FLOPs"
+# What methods look at, and what that costs.
+NOTHING = ("keys and values only", "next to nothing")
+LAST = ("the last query", "next to nothing")
+MOMENTS = ("mean and covariance of all queries", "next to nothing")
+WINDOW = ("the last W queries: a window of the document, or the question", SCORE)
+NORMS = (WINDOW[0], f"{SCORE}, and its output projection")
+MASS = ("the attention that each entry gets from all queries",
+        "half of the attention FLOPs of the prefill")  # fmt: skip
+CHAT = ("the attention that entries of the conversation receive",
+        "a second pass over the conversation's entries per token")  # fmt: skip
+REPLAYS = ("replays: the document is repeated by the model",
+           "a second prefill with three times the attention FLOPs")  # fmt: skip
+ASKING = ("replays: every sentence is put to the model as a question",
+          "1.5 to 2 more prefills with twice the attention FLOPs")  # fmt: skip
+CODES = (NOTHING[0], "K-means of the keys; no memory is saved, the budget is what is read")
 
 
 class Entry(NamedTuple):
@@ -31,8 +38,8 @@ class Entry(NamedTuple):
     path: str
     idea: str
     paper: str
-    needs: str = NOTHING
-    cost: str = FREE
+    needs: str = NOTHING[0]
+    cost: str = NOTHING[1]
     options: type[Any] | None = None
     told: float = 0.0
     pools: bool = False
@@ -40,166 +47,54 @@ class Entry(NamedTuple):
 
 
 def entry(
-    path: str,
-    options: type[Any],
-    idea: str,
-    paper: str,
-    needs: str = NOTHING,
-    cost: str = FREE,
-    **more: Any,
+    path: str, options: type[Any], shown: tuple[str, str], paper: str, idea: str, **more: Any
 ) -> Entry:
-    """An entry of this package: `path` within it."""
-    return Entry(f"{__name__}.{path}", idea, paper, needs, cost, options, **more)
+    """An entry of this package: `path` within it; what is `shown` to it, and what that costs."""
+    return Entry(f"{__name__}.{path}", idea, paper, *shown, options, **more)
 
 
+# fmt: off
 METHODS = {
-    "full": entry("full:Full", declared.Options, "keeps every entry of the KV cache", ""),
-    "streamingllm": entry(
-        "streamingllm:StreamingLLM",
-        declared.EvictionOptions,
-        "keeps the first tokens (sinks) and the most recent ones",
-        "arXiv 2309.17453",
-    ),
-    "snapkv": entry(
-        "adakv:SnapKV",
-        declared.SnapOptions,
-        "keeps what the last queries attend to, evenly over heads",
-        "arXiv 2404.14469",
-        WINDOW,
-        SCORE,
-    ),
-    "pyramidkv": entry(
-        "adakv:PyramidKV",
-        declared.PyramidOptions,
-        "SnapKV's scores; first layers keep more than the last",
-        "arXiv 2406.02069",
-        WINDOW,
-        SCORE,
-    ),
-    "adakv": entry(
-        "adakv:AdaKV",
-        declared.AdaptiveOptions,
-        "SnapKV's scores; heads of a layer share entries out by need",
-        "arXiv 2407.11550",
-        WINDOW,
-        SCORE,
-    ),
-    "ada-pyramid": entry(
-        "adakv:AdaPyramid",
-        declared.AdaPyramidOptions,
-        "Ada-KV's shares of the heads, PyramidKV's of the layers",
-        "arXiv 2407.11550",
-        WINDOW,
-        SCORE,
-    ),
-    "criticalkv": entry(
-        "criticalkv:Critical",
-        declared.CriticalOptions,
-        "SnapKV, half of it weighed by what a value can change",
-        "arXiv 2502.03805",
-        WINDOW,
-        NORMS,
-    ),
-    "critical-adakv": entry(
-        "criticalkv:CriticalAda",
-        declared.CriticalAdaOptions,
-        "CriticalKV over Ada-KV's shares of the heads",
-        "arXiv 2502.03805",
-        WINDOW,
-        NORMS,
-    ),
-    "defensivekv": entry(
-        "defensivekv:DefensiveKV",
-        declared.DefensiveOptions,
-        "keeps what any of the last queries needs, not the average",
-        "arXiv 2510.13334",
-        WINDOW,
-        NORMS,
-    ),
-    "h2o": entry(
-        "h2o:H2O",
-        declared.H2OOptions,
-        "keeps recent entries and those attended to most by all",
-        "arXiv 2306.14048",
-        MASS,
-        SECOND,
-    ),
-    "kvmerger": entry(
-        "kvmerger:KVMerger",
-        declared.KVMergerOptions,
-        "merges neighbouring entries whose keys are similar",
-        "arXiv 2407.08454",
-        MASS,
-        SECOND,
-    ),
-    "cam": entry(
-        "cam:CaM",
-        declared.CaMOptions,
-        "StreamingLLM; old turns merge values into later entries",
-        "ICML 2024 (CaM)",
-        "the attention that entries of the conversation receive",
-        "a second pass over the conversation's entries per token",
-    ),
-    "tova": entry(
-        "tova:TOVA",
-        declared.TOVAOptions,
-        "keeps what the last token attends to, alike in all heads",
-        "arXiv 2401.06104",
-        "the last query",
-    ),
-    "knorm": entry(
-        "knorm:Knorm",
-        declared.KnormOptions,
-        "keeps the entries whose keys are shortest",
-        "arXiv 2406.11430",
-    ),
-    "expected-attention": entry(
-        "expected_attention:ExpectedAttention",
-        declared.ExpectedOptions,
-        "keeps what a Gaussian of coming queries would attend to",
-        "arXiv 2510.00636",
-        "mean and covariance of all queries",
-    ),
-    "kvzip": entry(
-        "kvzip:KVzip",
-        declared.KVzipOptions,
-        "keeps what is attended to while the document is repeated",
-        "arXiv 2505.23416",
-        REPLAYS,
-        TWICE,
-        told=1.0,
-        pools=True,
-    ),
-    "kvzip+": entry(
-        "kvzip:KVzipPlus",
-        declared.KVzipPlusOptions,
-        "KVzip, weighed by what an entry can change in the output",
-        "arXiv 2505.23416",
-        REPLAYS,
-        TWICE,
-        told=1.0,
-        pools=True,
-    ),
-    "askall": entry(
-        "kvzip:Askall",
-        declared.AskallOptions,
-        "keeps what the document's sentences, put as questions, need",
-        "ours, after arXiv 2505.23416",
-        "replays: every sentence is put to the model as a question",
-        "1.5 to 2 more prefills with twice the attention FLOPs",
-        told=ASKED,
-        pools=True,
-    ),
-    "pqcache": entry(
-        "pqcache:PQCache",
-        declared.PQCacheOptions,
-        "keeps every entry; each decoded token reads those it needs",
-        "arXiv 2407.12820",
-        NOTHING,
-        "K-means of the keys; no memory is saved, the budget is what is read",
-        retrieves=True,
-    ),
+    "full": entry("full:Full", declared.Options, NOTHING, "",
+        "keeps every entry of the KV cache"),
+    "streamingllm": entry("simple:StreamingLLM", declared.EvictionOptions, NOTHING,
+        "arXiv 2309.17453", "keeps the first tokens (sinks) and the most recent ones"),
+    "snapkv": entry("adakv:SnapKV", declared.SnapOptions, WINDOW, "arXiv 2404.14469",
+        "keeps what the last queries attend to, evenly over heads"),
+    "pyramidkv": entry("adakv:PyramidKV", declared.PyramidOptions, WINDOW, "arXiv 2406.02069",
+        "SnapKV's scores; first layers keep more than the last"),
+    "adakv": entry("adakv:AdaKV", declared.AdaptiveOptions, WINDOW, "arXiv 2407.11550",
+        "SnapKV's scores; heads of a layer share entries out by need"),
+    "ada-pyramid": entry("adakv:AdaPyramid", declared.AdaPyramidOptions, WINDOW, "arXiv 2407.11550",
+        "Ada-KV's shares of the heads, PyramidKV's of the layers"),
+    "criticalkv": entry("criticalkv:Critical", declared.CriticalOptions, NORMS, "arXiv 2502.03805",
+        "SnapKV, half of it weighed by what a value can change"),
+    "critical-adakv": entry("criticalkv:CriticalAda", declared.CriticalAdaOptions, NORMS,
+        "arXiv 2502.03805", "CriticalKV over Ada-KV's shares of the heads"),
+    "defensivekv": entry("defensivekv:DefensiveKV", declared.DefensiveOptions, NORMS,
+        "arXiv 2510.13334", "keeps what any of the last queries needs, not the average"),
+    "h2o": entry("simple:H2O", declared.H2OOptions, MASS, "arXiv 2306.14048",
+        "keeps recent entries and those attended to most by all"),
+    "kvmerger": entry("kvmerger:KVMerger", declared.KVMergerOptions, MASS, "arXiv 2407.08454",
+        "merges neighbouring entries whose keys are similar"),
+    "cam": entry("cam:CaM", declared.CaMOptions, CHAT, "ICML 2024 (CaM)",
+        "StreamingLLM; old turns merge values into later entries"),
+    "tova": entry("simple:TOVA", declared.TOVAOptions, LAST, "arXiv 2401.06104",
+        "keeps what the last token attends to, alike in all heads"),
+    "knorm": entry("simple:Knorm", declared.KnormOptions, NOTHING, "arXiv 2406.11430",
+        "keeps the entries whose keys are shortest"),
+    "expected-attention": entry("expected_attention:ExpectedAttention", declared.ExpectedOptions,
+        MOMENTS, "arXiv 2510.00636", "keeps what a Gaussian of coming queries would attend to"),
+    "kvzip": entry("kvzip:KVzip", declared.KVzipOptions, REPLAYS, "arXiv 2505.23416",
+        "keeps what is attended to while the document is repeated", told=1.0, pools=True),
+    "kvzip+": entry("kvzip:KVzipPlus", declared.KVzipPlusOptions, REPLAYS, "arXiv 2505.23416",
+        "KVzip, weighed by what an entry can change in the output", told=1.0, pools=True),
+    "askall": entry("kvzip:Askall", declared.AskallOptions, ASKING, "ours, after arXiv 2505.23416",
+        "keeps what the document's sentences, put as questions, need", told=ASKED, pools=True),
+    "pqcache": entry("pqcache:PQCache", declared.PQCacheOptions, CODES, "arXiv 2407.12820",
+        "keeps every entry; each decoded token reads those it needs", retrieves=True),
 }
+# fmt: on
 
 DEFAULT = "kvzip"  # the question is not known yet (docs/results.md)
 BY_QUESTION = "adakv"  # where questions choose

@@ -205,7 +205,7 @@ class Slots:
     """Merged entries before some of them are kept: `k, v [S, D]`, and what belongs to each.
 
     `head, position, count [S]`: where a slot stands, its pivot's position, its tokens; `mass [S]`
-    the attention of all its entries; `guarded [S]` whether it holds a protected entry.
+    the attention of all its entries; `guarded [S]` whether one of its entries is protected.
     """
 
     k: Tensor

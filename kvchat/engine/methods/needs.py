@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods.options import ASK, REPEAT
-
-__all__ = ["ASK", "REPEAT", "Chosen", "Kind", "Needs", "Telling"]
 
 Kind = tuple[str, int]  # what a replay is, and how many tokens of the document it is about
 

@@ -212,6 +212,9 @@ class AskallOptions(KVzipOptions):
     weigh: str = option("value", "attention; times value norm; over input norm", choices=WEIGHINGS)
 
 
+AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "skip": "0+0", "value": "paper"}
+
+
 @dataclass(frozen=True)
 class KVMergerOptions(Options):
     """Of merging. `50` and `35` have the paper's shares, `paper` is its algorithm as printed."""
@@ -229,15 +232,7 @@ class KVMergerOptions(Options):
     PRESETS: ClassVar = {
         "50": {"budget": Budget(fraction=0.5), "recent": 0.34, "heavy": 0.24},
         "35": {"budget": Budget(fraction=0.35), "recent": 0.23, "heavy": 0.06},
-        "paper": {
-            "mode": "eps",
-            "recent": 0.17,
-            "heavy": 0.12,
-            "sinks": 0,
-            "longest": 0,
-            "skip": "0+0",
-            "value": "paper",
-        },
+        "paper": {"recent": 0.17, "heavy": 0.12} | AS_PRINTED,
     }
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class Window(WindowOptions, Eviction):
         return min(self.window, max(1, each // 2))
 
     def require_room(self, total: int, geometry: Geometry) -> None:
-        """A budget given as a size holds window, sinks and an entry beside them.
+        """A budget given as a size suffices for window, sinks and an entry beside them.
 
         A share of a short document need not: it protects fewer entries, and leaves some to choose.
         """

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from math import ceil
 
-from kvchat.engine.methods.needs import ASK, REPEAT, Kind
+from kvchat.engine.methods.needs import Kind
+from kvchat.engine.methods.options import ASK, REPEAT
 from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.sizes import REPLAY
 from kvchat.engine.text.chat_template import Dialogue
