@@ -18,7 +18,7 @@ from kvchat.bench.table import writer
 from kvchat.engine.methods.naming import spec_of
 from kvchat.errors import EXIT_CODES, KvchatError, is_out_of_memory
 from kvchat.machine import resources as machine
-from kvchat.machine.method_facts import cost_of
+from kvchat.machine.loaded import workload
 from kvchat.machine.plan import Plan, geometry_of, make_plan
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size
@@ -79,18 +79,8 @@ def _titled(line: Note, title: str, text: str) -> None:
 
 def plan_of(subject: Subject, test: Test) -> Plan:
     """What a test will need, estimated."""
-    engine = subject.engine
-    return make_plan(
-        engine.config,
-        engine.dtype.itemsize,
-        test.read,
-        test.method.budget,
-        test.read + test.n_gen,
-        engine.chunk,
-        engine.device.type == "cuda",
-        cost_of(test.method),
-        engine.model.weights,
-    )
+    tokens = test.read + test.n_gen
+    return make_plan(workload(subject.engine, test.method, test.read, tokens))
 
 
 def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Record:

@@ -8,15 +8,15 @@ import torch
 
 from kvchat import documents
 from kvchat.bench.settings import Settings
-from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
+from kvchat.engine.methods.naming import parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model, find_model
 from kvchat.machine import resources as machine
 from kvchat.machine.dummy import dummy
-from kvchat.machine.plan import make_plan, require_memory
+from kvchat.machine.plan import Workload, make_plan, require_memory
 from kvchat.settings import config as user_config
 from kvchat.terminal.screen import Screen
 
@@ -61,15 +61,9 @@ def load(settings: Settings, screen: Screen) -> Subject:
             f"{config.context_limit:,}",
             f"-p {half} -d {half}",
         )
+    cuda = device.type == "cuda"
     least = make_plan(
-        config,
-        dtype.itemsize,
-        1,
-        Budget(fraction=1.0),
-        1,
-        1,
-        device.type == "cuda",
-        weights=settings.weights,
+        Workload(config, dtype.itemsize, 1, parse_spec("full"), 1, 1, cuda, settings.weights)
     )
     limit = settings.mem_limit
     least = replace(least, base=0)  # the process is here already

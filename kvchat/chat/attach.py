@@ -12,7 +12,7 @@ from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.naming import name_of
 from kvchat.hub.find import longer_windows
-from kvchat.machine.method_facts import cost_of
+from kvchat.machine.loaded import workload
 from kvchat.machine.plan import make_plan
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import size
@@ -76,16 +76,8 @@ def first_method(chat: Chat, screen: Screen) -> Method:
 def announce(chat: Chat, screen: Screen, book: Book, method: Method) -> None:
     """The plan of a reading, in a line."""
     engine, limit = chat.session.engine, chat.session.limit
-    itemsize, tokens = engine.dtype.itemsize, len(book.ids)
-    plan = make_plan(
-        engine.config,
-        itemsize,
-        tokens,
-        method.budget,
-        limit,
-        engine.chunk,
-        cost=cost_of(method),
-    )
+    tokens = len(book.ids)
+    plan = make_plan(workload(engine, method, tokens, limit))
     screen.tell(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} window · plan: KV "
         f"{size(plan.kv_full)} in full → {size(plan.kv_kept)} with {name_of(method)}"

@@ -77,7 +77,8 @@ class Chat:
         """Bytes of the document's entries, and of what stands beside them."""
         windows = sum(layer.window_bytes for layer in self.session.cache.layers)
         segments = (s for layer in self.document_segments() for s in layer)
-        return windows + sum(s.memory().total for s in segments)
+        kept: int = sum(s.memory().total for s in segments)
+        return windows + kept
 
     def reads(self) -> str:
         """What a written token reads of the document, if it is not all that is kept: `10 %`."""

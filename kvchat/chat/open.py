@@ -29,8 +29,15 @@ from kvchat.hub.find import longer_windows
 from kvchat.hub.tokenizer import load_tokenizer
 from kvchat.machine import gpu_processes as others
 from kvchat.machine import resources as machine
-from kvchat.machine.method_facts import cost_of
-from kvchat.machine.plan import Plan, geometry_of, longest, make_plan, require_memory
+from kvchat.machine.plan import (
+    Plan,
+    Workload,
+    geometry_of,
+    longest,
+    make_plan,
+    planned,
+    require_memory,
+)
 from kvchat.prompt_cache.library import folder
 from kvchat.prompt_cache.saved_documents import PromptCache, plan_copy
 from kvchat.settings.options import Options
@@ -51,31 +58,16 @@ class Setup:
     method: Method
     ends: list[int]
 
-    def plan(self, tokens: int) -> Plan:
-        """The plan of a document of so many tokens."""
-        return make_plan(
+    def workload(self, tokens: int) -> Workload:
+        """What is planned for a document of so many tokens."""
+        return Workload(
             self.prepared.config,
             self.dtype.itemsize,
             tokens,
-            self.method.budget,
+            planned(self.method),
             self.limit,
             self.chunk,
             self.device.type == "cuda",
-            cost_of(self.method),
-            self.options.weights,
-        )
-
-    def fitting(self, free: int) -> int:
-        """Tokens of the longest document whose prefill fits into `free` bytes."""
-        return longest(
-            self.prepared.config,
-            self.dtype.itemsize,
-            self.method.budget,
-            self.limit,
-            self.chunk,
-            free,
-            self.device.type == "cuda",
-            cost_of(self.method),
             self.options.weights,
         )
 
@@ -97,7 +89,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
     config, device = prepared.config, setup.device
     if book.ids:  # a budget that cannot be met is refused before the weights load
         setup.method.entries(geometry_of(config, setup.dtype.itemsize, len(book.ids)))
-    plan, free = setup.plan(len(book.ids)), machine.free(device, options.mem_limit)
+    plan, free = make_plan(setup.workload(len(book.ids))), machine.free(device, options.mem_limit)
     if book.files:
         _introduce(setup, book, plan, free, screen)
     require_memory(
@@ -105,7 +97,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         free,
         machine.place(device, options.mem_limit),
         name_of(setup.method),
-        lambda: setup.fitting(free),
+        lambda: longest(setup.workload(0), free),
         lambda: others.holders(device),
     )
     if options.full_copy != "off" and book.files:

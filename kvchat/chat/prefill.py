@@ -17,8 +17,8 @@ from kvchat.engine.methods.naming import name_of
 from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.errors import KvchatError
 from kvchat.machine import resources as machine
-from kvchat.machine.method_facts import cost_of
-from kvchat.machine.plan import PROCESS, make_plan
+from kvchat.machine.loaded import workload
+from kvchat.machine.plan import make_plan
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.screen import Pause, Screen
@@ -202,17 +202,9 @@ def agreed(chat: Chat, screen: Screen, tokens: int) -> bool:
 def require_room(chat: Chat, method: Method, tokens: int) -> None:
     """Raise KvchatError("memory") if reading beside the present cache needs more than is free."""
     engine = chat.session.engine
-    plan = make_plan(
-        engine.config,
-        engine.dtype.itemsize,
-        tokens,
-        method.budget,
-        chat.session.limit,
-        engine.chunk,
-        cost=cost_of(method),
-    )
+    plan = make_plan(workload(engine, method, tokens, chat.session.limit))
     # weights and process are there already; the old cache stays until the new one is read
-    needed = plan.reading - plan.weights - PROCESS
+    needed = plan.reading - plan.weights - plan.base
     free = machine.left(engine.device, chat.options.mem_limit)
     if needed > free:
         raise KvchatError(

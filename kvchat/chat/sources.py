@@ -3,29 +3,49 @@
 import os
 import stat
 import sys
+from select import select
 
 from kvchat import documents
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import unicode
 
+SOON = 1.0  # seconds in which something should come through a pipe
 SAVED = "-:"  # before the name of a text that a saved chat has
 
 
 def read_documents(options: Options, screen: Screen) -> list[documents.Document]:
-    """The named files, or what is piped in, or nothing; their notices are said.
+    """The named files and what is piped in, or nothing; their notices are said.
 
-    An empty pipe is an error, for whatever should have filled it has failed; /dev/null is not.
-    Raises KvchatError("input").
+    A pipe alone that is empty is an error, for whatever should have filled it has failed; /dev/null
+    is not. Raises KvchatError("input").
     """
     paths = [unicode(path) for path in options.files]
-    if not paths and not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode):
+    piped = _piped()
+    if piped and not paths:
         paths = [documents.STDIN]
     files = [open_document(path, options) for path in paths]
+    # what a saved chat remembers is complete
+    if piped and documents.STDIN not in paths and "files" not in options.origins:
+        if not select([sys.stdin], [], [], SOON)[0]:
+            screen.say("waiting for the end of standard input, which is read beside the files")
+        data = documents.capped("stdin", sys.stdin.buffer)
+        if data.strip():  # an empty one beside files is how many a script starts us
+            how = (options.encoding, options.pages, options.loader)
+            files.append(documents.decode("stdin", data, *how, clean_pages=options.clean))
+    documents.require_pages(files, options.pages)
     for file in files:
         for notice in file.notices:
             screen.warn(notice)
     return files
+
+
+def _piped() -> bool:
+    """Whether standard input is a pipe or a file: neither a terminal nor /dev/null."""
+    try:
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except (OSError, ValueError):  # closed, or not a file at all
+        return False
 
 
 def open_document(path: str, options: Options) -> documents.Document:

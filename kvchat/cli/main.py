@@ -75,7 +75,10 @@ def chat(
     )
     if not options.prompts and not (sys.stdin.isatty() or sys.stdout.isatty()):
         raise KvchatError(
-            "usage", "a chat needs a terminal; without one give a prompt", '-p "QUESTION"'
+            "usage",
+            "a chat needs a terminal; without one give a prompt",
+            '-p "QUESTION"',
+            "--prompt-file -  (if the questions are piped in)",
         )
     screen = Screen(options.quiet, options.plain, options.verbose, options.color, options.notify)
     if options.jsonl:
@@ -104,7 +107,8 @@ def run(arguments: list[str]) -> int:
             shells.complete(app)
         # not command.main(): it turns a closed pipe into exit code 1
         with typer.main.get_command(app).make_context("kvchat", with_command(arguments)) as made:
-            return made.command.invoke(made)
+            code: int | None = made.command.invoke(made)
+            return code
 
     verbose = any(VERBOSE.fullmatch(argument) for argument in arguments)
     as_json = bool({"--json", "--jsonl"} & set(arguments))

@@ -1,7 +1,10 @@
 """`kvchat completion SHELL`: the script that a shell loads to complete kvchat."""
 
 import typer
-from typer.completion import completion_init, get_completion_script
+from typer.completion import (  # type: ignore[attr-defined]
+    completion_init,
+    get_completion_script,
+)
 
 from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean

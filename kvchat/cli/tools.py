@@ -69,7 +69,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
 ) -> int:
     """The compression methods, or one of them with its options."""
-    from kvchat.machine import method_facts as listing
+    from kvchat.cli import methods_view as listing
 
     for line in listing.table() if name is None else listing.details(name):
         print(line)

@@ -1,7 +1,4 @@
-"""Reads document files as text. Knows no tokens and no model.
-
-A format is a loader, `load(name, data, encoding) -> Sections`, and a line in `FORMATS`.
-"""
+"""Document files as text. A kind of document is a module and an entry in `FORMATS`."""
 
 import hashlib
 import re
@@ -11,24 +8,39 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from kvchat.documents import cleaning, program
-from kvchat.documents.section import Section, Sections
+from kvchat.documents.section import WHOLE, Section, Sections
 from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean
 
 SIZE_CAP = 200 * 10**6
 STDIN = "-"
+
+
+class Format(NamedTuple):
+    """A module with `load(name, data, encoding) -> Sections`, and which files are for it.
+
+    Either the data match `begins`, a regular expression, and have `contains` somewhere in them, or
+    the name ends in one of `suffixes`.
+    """
+
+    module: str
+    suffixes: tuple[str, ...] = ()
+    begins: bytes | None = None
+    contains: bytes = b""
+
+
+HTML = rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)\b"
+ZIP = rb"PK\x03\x04"  # names stand uncompressed in a zip file
 FORMATS = {
-    "text": "kvchat.documents.plain",
-    "html": "kvchat.documents.html",
-    "epub": "kvchat.documents.epub",
-    "docx": "kvchat.documents.docx",
-    "pdf": "kvchat.documents.pdf",
+    "text": Format("kvchat.documents.plain"),
+    "html": Format("kvchat.documents.html", (".html", ".htm", ".xhtml"), HTML),
+    "epub": Format("kvchat.documents.epub", (), ZIP, b"META-INF/container.xml"),
+    "docx": Format("kvchat.documents.docx", (), ZIP, b"word/document.xml"),
+    "pdf": Format("kvchat.documents.pdf", (), rb"%PDF"),
 }
-SUFFIXES = {".html": "html", ".htm": "html", ".xhtml": "html"}
-HTML = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)\b", re.I | re.S)
 # First bytes of formats that are not documents, and what to do with them.
 OTHERS = (
     (b"\x1f\x8b", "gzip-compressed", "gunzip -c {path} | kvchat -p …"),
@@ -48,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Document:
-    """A file's text, how many bytes it had, and what a reader should be told about it."""
+    """A file's text, how many bytes it had, and notices for the person."""
 
     name: str
     text: str
@@ -56,7 +68,7 @@ class Document:
     encoding: str
     notices: tuple[str, ...] = ()
     places: tuple[Place, ...] = ()
-    unit: str = "files"
+    unit: str = WHOLE  # what a place is called, in the plural
     path: str = ""  # absolute; empty for standard input
     digest: str = ""  # sha256 of the file
 
@@ -76,7 +88,8 @@ def read(
 ) -> Document:
     """The text of a file, or of standard input for `-`. Raises KvchatError("input").
 
-    `commands` are programs of the person's own that read files, by suffix.
+    `commands` are programs of the person's own that read files, by suffix. `pages` chooses where
+    there are any; see `require_pages`.
     """
     if path == STDIN:
         data = capped("stdin", sys.stdin.buffer)
@@ -124,9 +137,9 @@ def decode(
     clean_pages: bool = False,
     sections: Sections | None = None,
 ) -> Document:
-    """The document that `data` holds, or that `sections` are where they were read already.
+    """The document in `data`, or that `sections` are if they were extracted already.
 
-    Raises KvchatError("input") for what holds none.
+    Raises KvchatError("input") where there is none.
     """
     if not data:
         raise KvchatError("input", f"{name} is empty (0 bytes)")
@@ -134,32 +147,30 @@ def decode(
         sections = loaded(name, data, encoding, loader)
     if clean_pages:
         sections = cleaning.cleaned(name, sections)
-    total = len(sections.parts)
-    parts = chosen(name, sections, pages) if pages else sections.parts
+    parts, notices, total = sections.parts, [*sections.notices], len(sections.parts)
+    if pages and sections.unit == WHOLE:
+        notices.append(f"{name} has no pages: all of it is read in spite of --pages")
+    elif pages:
+        parts = chosen(name, sections, pages)
+        if len(parts) < total:
+            notices.append(f"{name}: {len(parts):,} of {total:,} {sections.unit}, as --pages says")
     if not any(part.text.strip() for part in parts):
         raise KvchatError("input", f"{name} has {len(data):,} bytes and no text")
-    notices = sections.notices
-    if len(parts) < total:
-        notices = (
-            *notices,
-            f"{name}: {len(parts):,} of {total:,} {sections.unit}, as --pages says",
-        )
     text, places = "", []
     for part in parts:
         text += "\n\n" * bool(text)
         places.append(Place(part.name, len(text)))
         text += part.text.strip("\n") if total > 1 else part.text
-    digest = hashlib.sha256(data).hexdigest()
     return Document(
         name,
         text,
-        len(data),
-        sections.encoding,
-        notices,
-        tuple(places),
-        sections.unit,
-        path,
-        digest,
+        size=len(data),
+        encoding=sections.encoding,
+        notices=tuple(notices),
+        places=tuple(places),
+        unit=sections.unit,
+        path=path,
+        digest=hashlib.sha256(data).hexdigest(),
     )
 
 
@@ -168,7 +179,8 @@ def loaded(name: str, data: bytes, encoding: str | None, loader: str) -> Section
     kind = kind_of(name, data) if loader == "auto" else loader
     if kind not in FORMATS:
         raise KvchatError("usage", f"no loader {clean(kind)!r}", f"--loader {'|'.join(FORMATS)}")
-    return import_module(FORMATS[kind]).load(name, data, encoding)
+    found: Sections = import_module(FORMATS[kind].module).load(name, data, encoding)
+    return found
 
 
 def kind_of(name: str, data: bytes) -> str:
@@ -176,25 +188,27 @@ def kind_of(name: str, data: bytes) -> str:
 
     Raises KvchatError("input") for formats that are no documents.
     """
-    if data.startswith(b"%PDF"):
-        return "pdf"
-    if data.startswith(b"PK\x03\x04"):
-        for kind, member in (("epub", b"META-INF/container.xml"), ("docx", b"word/document.xml")):
-            if member in data:  # names stand uncompressed in a zip file
-                return kind
+    for kind, known in FORMATS.items():
+        begins = known.begins and re.match(known.begins, data[:4096], re.IGNORECASE | re.DOTALL)
+        if begins and known.contains in data:
+            return kind
     for magic, what, way in OTHERS:
         if data.startswith(magic):
             raise KvchatError("input", f"{name} is {what}, not text", way.format(path=name))
-    if HTML.match(data[:4096]):
-        return "html"
-    return SUFFIXES.get(Path(name).suffix.lower(), "text")
+    suffix = Path(name).suffix.lower()
+    return next((kind for kind, known in FORMATS.items() if suffix in known.suffixes), "text")
+
+
+def require_pages(files: Sequence[Document], pages: str | None) -> None:
+    """Raise KvchatError("usage") if `--pages` can choose from none of the documents."""
+    if pages and files and all(file.unit == WHOLE for file in files):
+        names = ", ".join(file.name for file in files)
+        raise KvchatError("usage", f"{names}: no pages or chapters that --pages could choose")
 
 
 def chosen(name: str, sections: Sections, pages: str) -> tuple[Section, ...]:
     """The parts that `pages` names: `3`, `1-40`, `1-3,7,90-`. Raises KvchatError."""
     total, picked = len(sections.parts), set()
-    if total < 2:
-        raise KvchatError("usage", f"{name} has no pages, so --pages cannot choose any")
     for piece in pages.split(","):
         match = re.fullmatch(r"\s*(\d+)?\s*(-)?\s*(\d+)?\s*", piece)
         if match is None or not (match[1] or match[3]):

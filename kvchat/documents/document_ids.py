@@ -1,5 +1,5 @@
-"""The documents of a chat as token ids: composed, fitted into the window, refused or cut with
-numbers. Nothing is left out that was not asked for."""
+"""The documents of a chat as token ids: composed, fitted into the context window, refused or cut
+with numbers. Nothing is left out that was not asked for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,15 +11,14 @@ from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
-PROBE = 16  # characters per token of the window that are tokenised before the rest is
-OVERFLOWS = ("error", "head", "tail", "middle")  # the part to cut
+PROBE = 16  # characters per token of the context window that are tokenised before the rest is
 # The share of the text that stays in front of the cut, by the part that is cut.
 FRONT = {"head": 0.0, "tail": 1.0, "middle": 0.5}
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What `--overflow` left out; `tokens` is estimated if the text is far longer than a window."""
+    """What `--overflow` left out; `tokens` is estimated if the text is far too long."""
 
     policy: str
     tokens: int
@@ -45,7 +44,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Book:
-    """Documents and system text with the ids that stand for them."""
+    """Documents and system prompt with the ids that stand for them."""
 
     dialogue: Dialogue
     files: tuple[Document, ...] = ()
@@ -67,7 +66,7 @@ def compose(
     overflow: str = "error",
     ways: Callable[[int], Sequence[str]] = lambda needed: (),
 ) -> Book:
-    """The book of files and a system text. Raises KvchatError("too_long").
+    """The book of files and a system prompt. Raises KvchatError("too_long").
 
     `ways(needed)` are further ways out for the error. A text that is far too long is measured by
     its beginning: tokenising a library takes minutes and gigabytes.
@@ -113,7 +112,7 @@ def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
             return replace(book, ids=ids, cut=Cut(policy, dropped, left, needed))
         share *= 0.995 * room / len(ids)
     raise KvchatError(
-        "too_long", f"the system text alone needs {fixed:,} tokens; {room:,} are there"
+        "too_long", f"the system prompt alone needs {fixed:,} tokens; {room:,} are there"
     )
 
 
@@ -137,8 +136,8 @@ def _too_long(
     about = "about " if estimated else ""
     return KvchatError(
         "too_long",
-        f"{book.title or 'the system text'} needs {about}{needed:,} tokens; the window has "
-        f"{limit:,} ({reserve:,} are kept for questions and answers)",
+        f"{book.title or 'the system prompt'} needs {about}{needed:,} tokens; the context "
+        f"window has {limit:,} ({reserve:,} are kept for questions and answers)",
         f"--overflow tail  (keeps the first {share:.0%}{_until(book.files, share)})",
         f"--overflow middle  (cuts {about}{over:,} tokens from the middle)",
         f"--overflow head  (keeps the last {share:.0%})",

@@ -3,7 +3,7 @@
 from xml.etree.ElementTree import Element
 
 from kvchat.documents.archive import Archive
-from kvchat.documents.section import Section, Sections
+from kvchat.documents.section import WHOLE, Section, Sections
 from kvchat.errors import KvchatError
 
 MAIN = "word/document.xml"
@@ -17,7 +17,7 @@ def load(name: str, data: bytes, encoding: str | None) -> Sections:
     if body is None:
         raise KvchatError("input", f"{name} has no text body", "save it as plain text")
     text = "\n\n".join(part for part in map(_block, body) if part)
-    return Sections((Section(name, text),), "files", "docx")
+    return Sections((Section(name, text),), WHOLE, "docx")
 
 
 def _block(element: Element) -> str:

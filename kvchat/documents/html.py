@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 from kvchat.documents.plain import decoded
-from kvchat.documents.section import Section, Sections
+from kvchat.documents.section import WHOLE, Section, Sections
 
 SILENT = {"script", "style", "template", "noscript", "svg", "math", "head"}
 BREAKS = {"br", "hr"}
@@ -21,7 +21,7 @@ CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.I
 def load(name: str, data: bytes, encoding: str | None) -> Sections:
     """The text of a page; its own charset is believed if none is given."""
     source, used, notices = decoded(name, data, encoding or declared(data))
-    return Sections((Section(name, text_of(source)),), "files", used, notices)
+    return Sections((Section(name, text_of(source)),), WHOLE, used, notices)
 
 
 def declared(data: bytes) -> str | None:

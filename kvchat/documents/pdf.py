@@ -87,7 +87,7 @@ def pages_of(name: str, data: bytes, reader: str) -> list[str]:
         raise KvchatError("input", f"{name}: reading took more than {SECONDS} s") from None
     if done.returncode:
         raise KvchatError("input", f"{name} is damaged: {reader} died on it")
-    found = pickle.loads(done.stdout)
+    found: list[str] | str = pickle.loads(done.stdout)
     if isinstance(found, str):
         locked = "password" in found.lower()
         why = "is locked with a password" if locked else f"cannot be read by {reader}: {found}"

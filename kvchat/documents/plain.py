@@ -1,6 +1,10 @@
 """Text files: encodings, and data that is no text."""
 
-from kvchat.documents.section import Section, Sections
+import re
+
+from charset_normalizer import from_bytes
+
+from kvchat.documents.section import WHOLE, Section, Sections
 from kvchat.errors import KvchatError
 
 BOMS = (
@@ -10,6 +14,11 @@ BOMS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+# Encodings of texts whose letters are mostly not ASCII; those of western Europe are read as cp1252.
+JAPANESE = ("cp932", "euc_jp")
+FOREIGN = ("cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "cp874", "gb18030", "big5", "cp949")
+SAMPLE = 2**18  # bytes that an encoding is guessed from
+HIRAGANA = re.compile("[ぁ-ゖ]")
 
 
 def load(name: str, data: bytes, encoding: str | None) -> Sections:
@@ -17,13 +26,13 @@ def load(name: str, data: bytes, encoding: str | None) -> Sections:
     text, used, notices = decoded(name, data, encoding)
     pages = text.split("\f")
     if len(pages) == 1:
-        return Sections((Section(name, text),), "files", used, notices)
+        return Sections((Section(name, text),), WHOLE, used, notices)
     parts = (Section(f"page {number}", page) for number, page in enumerate(pages, 1))
     return Sections(tuple(part for part in parts if part.text.strip()), "pages", used, notices)
 
 
 def decoded(name: str, data: bytes, encoding: str | None) -> tuple[str, str, tuple[str, ...]]:
-    """Text, encoding and notices: as given, a byte-order mark, UTF-8, else cp1252 with a notice.
+    """Text, encoding and notices: as given, a byte-order mark, UTF-8, else a guess with a notice.
 
     Raises KvchatError("input") for binary data, KvchatError("usage") for an unknown encoding.
     """
@@ -34,33 +43,46 @@ def decoded(name: str, data: bytes, encoding: str | None) -> tuple[str, str, tup
             f"{name} is binary: it has a zero byte at offset {data.index(0):,}",
             "--encoding utf-16-le  (if it is text without a byte-order mark)",
         )
-    text, used, notices = _text(name, data, encoding or marked)
-    return text.replace("\r\n", "\n"), used, notices
-
-
-def _text(name: str, data: bytes, encoding: str | None) -> tuple[str, str, tuple[str, ...]]:
+    used, notices = encoding or marked or "utf-8", []
     try:
-        return data.decode(encoding or "utf-8"), encoding or "utf-8", ()
+        text = data.decode(used)
     except UnicodeDecodeError as error:
-        return _replaced(name, data, encoding, error.start)
+        at = f"first at offset {error.start:,}"
+        if used == "utf-8" and encoding is None:
+            used = guessed(name, data)
+            notices += [
+                f"{name}: not utf-8 ({at}), read as {used}; --encoding NAME reads it otherwise"
+            ]
+        text = data.decode(used, errors="replace")
+        if bad := text.count("\ufffd"):
+            notices += [f"{name}: {bad:,} characters were not {used} and were replaced ({at})"]
     except (LookupError, UnicodeError):
         raise KvchatError(
-            "usage", f"{encoding!r} is not an encoding", "--encoding utf-8", "--encoding cp1252"
+            "usage", f"{used!r} is not an encoding", "--encoding utf-8", "--encoding cp1252"
         ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n"), used, tuple(notices)
 
 
-def _replaced(
-    name: str, data: bytes, encoding: str | None, offset: int
-) -> tuple[str, str, tuple[str, ...]]:
-    """Text of bytes that do not decode: by the given encoding with gaps, else by cp1252."""
-    at = f"first at offset {offset:,}"
-    if encoding is not None:
-        text = data.decode(encoding, errors="replace")
-        bad = text.count("\ufffd")
-        note = f"{name}: {bad:,} characters were not {encoding} and were replaced ({at})"
-        return text, encoding, (f"{note}; --encoding NAME reads it otherwise",)
-    text = data.decode("cp1252", errors="replace")
-    note = f"{name}: not utf-8 ({at}), read as cp1252; --encoding NAME reads it otherwise"
-    if bad := text.count("\ufffd"):
-        note += f"; {bad:,} bytes were replaced"
-    return text, "cp1252", (note,)
+def guessed(name: str, data: bytes) -> str:
+    """The likely encoding of bytes that are not UTF-8. Raises KvchatError("input") for none.
+
+    A text with more ASCII letters than others is a western one.
+    """
+    sample = data
+    if len(data) > SAMPLE:  # no character is cut at the end of a line
+        sample = data[:SAMPLE].rpartition(b"\n")[0] or data[:SAMPLE]
+    foreign = len(re.findall(rb"[\x80-\xff]", sample))
+    if foreign <= len(re.findall(rb"[A-Za-z]", sample)):
+        return "cp1252"
+    for japanese in JAPANESE:  # a short one looks Korean to the library
+        text = sample.decode(japanese, errors="ignore")
+        if len(HIRAGANA.findall(text)) > foreign / 10:
+            return japanese
+    found = from_bytes(sample, cp_isolation=[*FOREIGN, *JAPANESE]).best()
+    if found is None:
+        raise KvchatError(
+            "input",
+            f"{name} is neither UTF-8 nor in an encoding that is recognised",
+            "--encoding NAME",
+        )
+    return found.encoding

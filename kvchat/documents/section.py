@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+WHOLE = "files"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -13,7 +15,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Sections:
-    """A document in parts; `unit` is what a part is called, in the plural."""
+    """A document in parts; `unit` is what a part is called, in the plural: `WHOLE` for just one."""
 
     parts: tuple[Section, ...]
     unit: str

@@ -1,5 +1,4 @@
-"""`Budget`: how much of the KV cache the user asked to keep, and what an entry of it costs. Imports
-no torch."""
+"""`Budget`: how much of the KV cache the user asked to keep, and what an entry of it costs."""
 
 import re
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ class Geometry:
     """What a budget is shared out over: the entries of a document and the bytes of storing one.
 
     `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model; entries are
-    stored in `bits` bits, or as the model has them, each with `beside` bytes of something else.
+    stored in `bits` bits, or as the model has them.
     """
 
     tokens: int
@@ -35,7 +34,6 @@ class Geometry:
     dim: int
     itemsize: int
     bits: int | None = None
-    beside: int = 0
 
     @property
     def full(self) -> int:
@@ -45,26 +43,26 @@ class Geometry:
     @property
     def plain_bytes(self) -> int:
         """Key, value and int32 position of an entry as the model has it."""
-        return 2 * self.dim * self.itemsize + 4 + self.beside
+        return 2 * self.dim * self.itemsize + 4
 
     @property
     def entry_bytes(self) -> float:
         """Key, value and position of a stored entry.
 
-        Quantised: the codes, and a 16-bit scale and zero for every `GROUP` entries of a key's
+        Quantized: the codes, and a 16-bit scale and zero for every `GROUP` entries of a key's
         channel and for every group of a value's channels.
         """
         if self.bits is None:
             return self.plain_bytes
         scales = self.dim / GROUP + self.dim / gcd(self.dim, GROUP)
-        return 2 * self.dim * self.bits / 8 + 4 * scales + 4 + self.beside
+        return 2 * self.dim * self.bits / 8 + 4 * scales + 4
 
     @property
     def layer_bytes(self) -> int:
-        """What a layer holds beside its entries, at most.
+        """What a layer needs beside its entries, at most.
 
         The segment's entry ranges, the starts and lengths of the tail's heads (all int32).
-        Quantised, up to `GROUP - 1` entries of a head stay as they are, with entry ranges of their
+        Quantized, up to `GROUP - 1` entries of a head stay as they are, with entry ranges of their
         own.
         """
         beside = 4 * (self.heads + 1) + 8 * self.heads

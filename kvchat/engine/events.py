@@ -82,4 +82,5 @@ def drain(events: Generator[E, None, R], show: Callable[[E], object] = lambda ev
         try:
             show(next(events))
         except StopIteration as stop:
-            return stop.value
+            result: R = stop.value
+            return result

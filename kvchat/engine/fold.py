@@ -1,11 +1,10 @@
-"""Folding: the oldest turns of a long conversation become one compressed segment.
+"""Compaction: the oldest turns of a long conversation become one compressed segment.
 
-A fold takes the entries of these turns out of every layer's tail, joins what was kept of the turns
+It takes the entries of these turns out of every layer's tail, joins what was kept of the turns
 before them, and lets the method choose among all of it.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods.base import Method, Prefilled, Retrieves
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.naming import name_of
-from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.spec import with_budget
 from kvchat.engine.methods.stage import plain
 from kvchat.engine.model.decoder import CausalLM
@@ -25,24 +23,10 @@ from kvchat.engine.prefill.observation import Observation, moments
 from kvchat.errors import KvchatError
 
 
-@runtime_checkable
-class Extends(Protocol):
-    """A method with a way of its own to take in entries of a conversation."""
-
-    @property
-    def watches(self) -> Needs:
-        """What `extend` wants to be shown."""
-        ...
-
-    def extend(self, prefilled: Prefilled) -> FlatSegment:
-        """The segment that stands for `prefilled`, old entries and new ones."""
-        ...
-
-
 def folding(method: Method, budget: int) -> Method:
     """The method that compresses a conversation which may hold `budget` entries per KV head.
 
-    Half of them are the live tail's, half the folded turns'. The folded entries keep the model's
+    Half of them are the live tail's, half the compressed turns', whose entries keep the model's
     precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
     """
     bare = plain(method)
@@ -60,7 +44,7 @@ def folding(method: Method, budget: int) -> Method:
         least = 2 * error.details.get("needed", 1)
         raise KvchatError(
             "usage",
-            f"--tail-budget {budget} leaves {budget // 2} entries per head for folded turns; "
+            f"--tail-budget {budget} leaves {budget // 2} entries per head for old turns; "
             f"{name_of(method)} needs {least // 2}",
             f"--tail-budget {least}",
             entries=budget // 2,
@@ -71,7 +55,7 @@ def folding(method: Method, budget: int) -> Method:
 
 def watch(cache: KVCache, method: Method, since: int) -> None:
     """Let every layer of a cache gather what `method` needs, from position `since` on."""
-    needs = method.watches if isinstance(method, Extends) else method.needs
+    needs = method.watches
     for layer in cache.layers:
         layer.observer = Observation(needs, since) if needs else None
 
@@ -85,8 +69,7 @@ def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) 
     segments = []
     for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
         given = union(layer, since, end, block, model, (number, len(cache.layers)))
-        compress = method.extend if isinstance(method, Extends) else method.compress
-        segment = compress(given)
+        segment = method.extend(given)
         segments.append((segment, _carried(given, segment)))
     for layer, (segment, mass) in zip(cache.layers, segments, strict=True):
         entries = end - layer.tail.start
@@ -161,7 +144,7 @@ def _observation(layer: LayerCache) -> Observation | None:
 
 
 def _flat(segments: Sequence[Segment]) -> FlatSegment | None:
-    """The one segment of folded turns, if there is any yet."""
+    """The one segment of compressed turns, if there is any yet."""
     assert len(segments) <= 1, f"{len(segments)} segments of one conversation"
     for segment in segments:
         assert isinstance(segment, FlatSegment), segment.kind

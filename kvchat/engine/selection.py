@@ -1,5 +1,5 @@
 """Choosing again what is kept of a document, from an archive of all its entries: when a question
-comes, or for another method or budget. Nothing is read again.
+comes, or for another method or budget. No prefill is repeated.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -23,14 +23,14 @@ from kvchat.engine.prefill.prefill import extend, prefilled, rotation_at
 
 
 def can_choose(cache: KVCache, method: Method) -> bool:
-    """Whether the archives of a cache hold all that a method wants to be shown."""
+    """Whether the archives of a cache have all that a method wants to be shown."""
     layer = cache.layers[0]
     if layer.archive is None:
         return False
     tokens = layer.archive.keys.shape[1]
     covers = not layer.segments or layer.segments[0].span == (0, tokens)
     if isinstance(method, Retrieves) and len(layer.segments) > 1:
-        return False  # its window would stand behind folded turns
+        return False  # its window would stand behind compressed turns
     return covers and holds(layer.archive.observed, method.needs, tokens)
 
 
@@ -43,7 +43,7 @@ class Selection:
     """What a method keeps of an archived document: taken layer by layer, applied at the end."""
 
     def __init__(self, model: CausalLM, cache: KVCache, method: Method):
-        assert can_choose(cache, method), "an archive holds what the method needs"
+        assert can_choose(cache, method), "an archive has what the method needs"
         self.cache, self.method = cache, method
         self.seconds = 0.0  # that compressing took
         keys = _archive(cache.layers[0]).keys
@@ -63,15 +63,13 @@ class Selection:
         exact: Exact,
         questions: Sequence[Observation] = (),
     ) -> None:
-        """Let the method choose among a layer's entries: by questions, or as at the reading."""
+        """Let the method choose among a layer's entries: by questions, or as at the prefill."""
         begin, needs = perf_counter(), self.method.needs
         record, device = _archive(layer).observed, exact.keys.device
         document = Observation.of(needs, record, device)
         place = number, len(self.cache.layers)
-        retold = shown(record, device)
-        given = prefilled(
-            exact, document, list(questions), retold, needs, self._coming, block, place
-        )
+        told = shown(record, device)
+        given = prefilled(exact, document, list(questions), told, needs, self._coming, block, place)
         self._pool.take(given)
         self.seconds += perf_counter() - begin
 
@@ -88,7 +86,7 @@ class Selection:
 
 
 def choose(model: CausalLM, cache: KVCache, method: Method) -> float:
-    """Choose again as at the reading, with another method or budget. Returns the seconds it took.
+    """Choose again as at the prefill, with another method or budget. Returns the seconds it took.
 
     The conversation's entries stay as they are.
     """

@@ -11,8 +11,7 @@ REPLAY = 2048  # tokens of a replay of many short texts, in one go
 CHUNK = 512  # tokens of the document that one replay repeats
 REQUEST = 54  # tokens that ask for a repetition, before each part; less with a large vocabulary
 ASKED = 2.0  # tokens of a document's sentences as questions, at most about, for each of its own
-LADDER = (0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625)  # budgets that a promise chooses from
-EVIDENCE = 1024  # queries of a layer that entries are fitted to
+LADDER = (0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625)  # budgets that --auto-loss tries
 
 MAX_TOKENS = 2048  # of an answer, where nobody says otherwise
 ANSWER_RESERVE = 512  # tokens of the window that a document must leave
@@ -28,8 +27,8 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 def code_bytes(tokens: int, heads: int, dim: int, parts: int, bits: int) -> int:
     """What one layer's codes, centroids and inverted list take beside its entries."""
-    centroids = 2**bits
-    joint: int = centroids**parts
+    centroids = 1 << bits
+    joint = 1 << bits * parts
     listed = 4 * tokens + 8 * joint if joint <= LISTED else 0
     return heads * (parts * tokens + 4 * centroids * dim + listed)
 

@@ -1,5 +1,5 @@
 """Finds the folder of a model by name: a folder, models/NAME, an alias of the config, or a
-repository in the Hugging Face cache. Downloads nothing, knows no weights."""
+repository in the Hugging Face cache. Nothing is downloaded."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -104,7 +104,7 @@ def local_models() -> dict[str, Path]:
 
 
 def longer_windows(needed: int) -> list[str]:
-    """Models at hand whose window takes `needed` tokens, as ways out."""
+    """Local models whose context window takes `needed` tokens, as ways out."""
     ways = []
     for name, folder in local_models().items():
         try:
@@ -112,34 +112,45 @@ def longer_windows(needed: int) -> list[str]:
         except KvchatError:
             continue
         if name != DEMO and needed + reserve_of(limit) <= limit:
-            ways.append(f"-m {name}  (a window of {limit:,} tokens)")
-    return ways or ["a model with a longer window: -m NAME"]
+            ways.append(f"-m {name}  (a context window of {limit:,} tokens)")
+    return ways or ["a model with a longer context window: -m NAME"]
 
 
 def cached(repository: str, revision: str | None = None) -> Path:
-    """The folder of a repository in the Hugging Face cache. Raises NotHere."""
-    found = dict(cache(revision)).get(repository)
-    if found is None:
-        raise NotHere(repository, revision)
-    return found
-
-
-def cache(name: str | None = None) -> Iterator[tuple[str, Path]]:
-    """Models of the Hugging Face cache that have a config.json: the newest revision of each, or the
-    one of a branch, a tag or the beginning of a commit."""
+    """The folder of a repository in the Hugging Face cache, at `main` or another branch, a tag, a
+    commit or its beginning. Raises NotHere."""
     # heavy only in comparison with `--help`
-    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
-        return
-    for repository in sorted(repositories, key=lambda r: r.repo_id):
-        for revision in sorted(repository.revisions, key=lambda r: -r.last_modified):
-            is_it = not name or name in revision.refs or revision.commit_hash.startswith(name)
-            if is_it and (revision.snapshot_path / "config.json").exists():
-                yield repository.repo_id, revision.snapshot_path
-                break
+    found = try_to_load_from_cache(repository, "config.json", revision=revision)
+    if isinstance(found, str):
+        return Path(found).parent
+    commits = _snapshots(repository, revision) if revision else []
+    if len(commits) != 1:
+        raise NotHere(repository, revision)
+    return commits[0]
+
+
+def cache() -> Iterator[tuple[str, Path]]:
+    """Models of the Hugging Face cache: `main` of each, else the one that came last."""
+    from huggingface_hub import constants
+
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        repository = folder.name.removeprefix("models--").replace("--", "/")
+        try:
+            yield repository, cached(repository)
+        except NotHere:
+            if there := _snapshots(repository):
+                yield repository, max(there, key=lambda snapshot: snapshot.stat().st_mtime)
+
+
+def _snapshots(repository: str, commit: str = "") -> list[Path]:
+    """Commits of a repository in the Hugging Face cache that begin so and have a config.json."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [s for s in found if s.name.startswith(commit) and (s / "config.json").exists()]
 
 
 def _aliased(name: str, place: Mapping[str, Any], revision: str | None) -> Model:

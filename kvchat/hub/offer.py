@@ -1,4 +1,4 @@
-"""The model that is asked for; one of Hugging Face that is not here is offered, never taken."""
+"""The model that is asked for; one of Hugging Face that is missing is offered, never taken."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from kvchat.terminal.text import clean
 
 
 def model_of(options: Options, screen: Screen) -> Model:
-    """The model of `--model`; one of Hugging Face that is not here is offered at a terminal.
+    """The model of `--model`; one of Hugging Face that is missing is offered at a terminal.
 
     Raises KvchatError("model").
     """

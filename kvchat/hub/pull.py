@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -26,6 +26,7 @@ from kvchat.settings import config
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size
 
+T = TypeVar("T")
 # Everything that kvchat reads from a model's folder, small files first.
 SMALL = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|chat_template|"
@@ -61,8 +62,7 @@ def download(repository: str, revision: str | None, screen: Screen, yes: bool = 
 
         def fetch(file: str) -> Path:
             bar = _reporting(lambda count: progress.advance(task, count))
-            path = hf_hub_download(repository, file, revision=revision, tqdm_class=bar)
-            return Path(path)
+            return Path(hf_hub_download(repository, file, revision=revision, tqdm_class=bar))
 
         done = 0
         for file, count in files.items():
@@ -78,7 +78,7 @@ def download(repository: str, revision: str | None, screen: Screen, yes: bool = 
 def repository_of(name: str) -> str:
     """`org/repo` of a name or an alias. Raises KvchatError("usage")."""
     alias = config.load().models.get(name, {})
-    repository = alias.get("repo", name)
+    repository: str = alias.get("repo", name)
     if not REPOSITORY.fullmatch(repository):
         raise KvchatError(
             "usage",
@@ -101,7 +101,7 @@ def contents(repository: str, revision: str | None) -> dict[str, int]:
     return first | small | dict(sorted(weights.items()))
 
 
-def explained(repository: str, work: Callable[[], Any]) -> Any:
+def explained(repository: str, work: Callable[[], T]) -> T:
     """Do `work`; what can go wrong between here and Hugging Face is said in a sentence."""
     try:
         return work()
@@ -174,12 +174,12 @@ def _progress(screen: Screen) -> Progress:
 
 
 def _reporting(advance: Callable[[int], object]) -> type[tqdm]:
-    """A progress bar for the library that draws nothing itself."""
+    """A progress bar for the library that shows nothing itself."""
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any):
             advance(options.get("initial") or 0)
-            super().__init__(*arguments, **(options | {"disable": True}))
+            super().__init__(*arguments, **(options | {"disable": True}))  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             advance(int(n or 0))

@@ -1,4 +1,4 @@
-"""`--dummy`: a model's shape without its weights, by name or from a config.json. No torch."""
+"""`--dummy`: a model's shape without its weights, by name or from a config.json."""
 
 from pathlib import Path
 

@@ -1,15 +1,13 @@
-"""Who else holds memory of a CUDA device, as the driver's own program tells it."""
+"""Which other processes use the memory of a CUDA device, as NVIDIA's management library says."""
 
 import os
-import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kvchat.machine import resources as machine
 from kvchat.machine.plan import CONTEXT
 from kvchat.terminal.text import clean, size, sizes
 
-QUERY = ("--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
-SECONDS = 5.0  # that the program may take
 NAMED = 3  # processes
 
 
@@ -19,56 +17,44 @@ class Process:
 
     pid: int
     name: str
-    held: int
+    used: int
 
 
 def holders(device: machine.Device) -> str:
-    """`7.20 of 23.60 GiB are held by others (pid 4242 python, 6.60 GiB)`.
+    """`7.20 of 23.60 GiB are used by others (pid 4242 python, 6.60 GiB)`.
 
     Empty on a CPU, and where little more is in use than our own.
     """
-    if device.type != "cuda":
+    used = machine.others(device)
+    if used < CONTEXT:
         return ""
-    held = machine.others(device)
-    if held < CONTEXT:
-        return ""
-    return described(held, machine.total(device), processes(machine.identity(device)))
+    return described(used, machine.total(device), processes(machine.identity(device)))
 
 
-def described(held: int, total: int, there: list[Process]) -> str:
-    """What others hold, the largest by name."""
-    largest = sorted(there, key=lambda process: -process.held)[:NAMED]
+def described(used: int, total: int, there: list[Process]) -> str:
+    """What others use, the largest by name."""
+    largest = sorted(there, key=lambda process: -process.used)[:NAMED]
     names = [
-        f"pid {each.pid} {clean(each.name)}" + (f", {size(each.held)}" if each.held else "")
+        f"pid {each.pid} {clean(each.name)}" + (f", {size(each.used)}" if each.used else "")
         for each in largest
     ]
     who = f" ({'; '.join(names)})" if names else ""
-    return f"{sizes(held, total)} are held by others{who}"
+    return f"{sizes(used, total)} are used by others{who}"
 
 
 def processes(identity: str) -> list[Process]:
-    """Other processes on the device of that name; none where the driver's program is not there."""
-    try:
-        told = subprocess.run(
-            ["nvidia-smi", f"--id={identity}", *QUERY],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return listed(told.stdout) if told.returncode == 0 else []
+    """Other processes on the device of that name; none where the driver does not say."""
+    # only a card that others use is asked about
+    import pynvml
 
-
-def listed(text: str) -> list[Process]:
-    """The processes of lines `4242, /usr/bin/python, 6758`, in MiB; our own is left out."""
     found = []
-    for line in text.splitlines():
-        pid, _, rest = line.partition(",")
-        name, _, held = rest.rpartition(",")
-        if not pid.strip().isdecimal() or int(pid) == os.getpid():
-            continue
-        mebibytes = int(held) if held.strip().isdecimal() else 0  # or [N/A]
-        found.append(Process(int(pid), os.path.basename(name.strip()), mebibytes * 2**20))
+    with suppress(pynvml.NVMLError):  # no driver, or it does not know the card
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(identity)
+        for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            name = ""  # of a process that has ended by now, or is another user's
+            with suppress(pynvml.NVMLError):
+                name = os.path.basename(str(pynvml.nvmlSystemGetProcessName(each.pid)))
+            if each.pid != os.getpid():
+                found.append(Process(each.pid, name, each.usedGpuMemory or 0))
     return found

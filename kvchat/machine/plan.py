@@ -1,15 +1,20 @@
-"""What a reading will need, by arithmetic from the config alone. Imports no torch."""
+"""What prefill of a document and the chat after it need, by arithmetic from the config alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.budget import Geometry
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.naming import Spec, parse_spec, spec_of
+from kvchat.engine.methods.needs import Chosen
+from kvchat.engine.methods.options import ASK
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (
+    ASKED,
     CODED,
-    EVIDENCE,
     MASS_VALUES,
     PER_CENTROID,
+    REPLAY,
     REQUEST,
     code_bytes,
     reserve_of,
@@ -28,26 +33,64 @@ SCORING = 16 * MASS_VALUES
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What is planned: prefill of `tokens` tokens, `chunk` at a time, compressed by a method.
+
+    Keys and values have `itemsize` bytes each, the context window is `limit` tokens. `cuda`:
+    whether on a card. `weights` is how the weights are stored, as `--weights` says it.
+    """
+
+    config: ModelConfig
+    itemsize: int
+    tokens: int
+    method: Spec
+    limit: int
+    chunk: int
+    cuda: bool
+    weights: str = "auto"
+
+    @property
+    def geometry(self) -> Geometry:
+        """What the method's budget is shared out over."""
+        return geometry_of(self.config, self.itemsize, self.tokens)
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits, or as they are. The document is told `told` times again
-    while it is read, `step` tokens in one go; then its layers compete, if they `pool` their budget,
-    and what is kept is `fitted` to queries. With a `code` of so many parts and bits every entry is
-    kept, and the budget is what is read.
+    Kept entries are stored in `bits` bits, or as they are. `told` tokens are replayed for each of
+    the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
+    their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
+    what a decoded token attends to.
     """
 
     bits: int | None = None
     told: float = 0.0
     step: int = 0
     pool: bool = False
-    fitted: bool = False
     code: tuple[int, int] | None = None
+
+
+def planned(method: Chosen) -> Spec:
+    """A method that was made by now, as a plan takes it."""
+    return parse_spec(spec_of(method), method.budget)
+
+
+def cost_of(spec: Spec) -> Cost:
+    """What a method costs beside its budget."""
+    entry, values = METHODS[spec.name], spec.values
+    code = (values["m"], values["code_bits"]) if entry.retrieves else None
+    if not entry.told:
+        return Cost(spec.bits, pool=entry.pools, code=code)
+    asks, chunk = values["tell"] == ASK, values["chunk"]
+    told, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
+    return Cost(spec.bits, told, step, entry.pools, code)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes, estimated: what a reading and the chat after it hold."""
+    """Bytes, estimated: what prefill and the chat after it use."""
 
     weights: int
     kv_full: int
@@ -59,28 +102,24 @@ class Plan:
     base: int = PROCESS
     replays: int = 0
     weights_int4: int = 0  # the weights, were they stored in 4 bits; 0 if they cannot be
-    read: int = 0  # of the kept entries by a written token; 0: all of them
+    read: int = 0  # of the kept entries by a decoded token; 0: all of them
 
     @property
     def reading(self) -> int:
-        """At most, while the last layer is read."""
+        """At most, during prefill of the last layer."""
         parts = (self.weights, self.kv_kept, self.dense_layer, self.hidden, self.workspace)
         return self.base + sum(parts) + self.replays
 
     @property
     def chatting(self) -> int:
-        """With the window full."""
+        """With the context window full."""
         return self.base + self.weights + self.kv_kept + self.tail
 
     @property
     def reads(self) -> str:
-        """What a written token reads of what is kept, if it is not all of it."""
-        return f", a written token reads {sizes(self.read, self.kv_kept)}" if self.read else ""
-
-
-def repeated(chunk: int) -> float:
-    """Tokens that are told for each of a document that is repeated `chunk` at a time."""
-    return 1 + REQUEST / chunk
+        """What a decoded token attends to, if that is not all that is kept."""
+        of = f", each decoded token attends to {sizes(self.read, self.kv_kept)}"
+        return of if self.read else ""
 
 
 def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
@@ -88,34 +127,22 @@ def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
     return Geometry(tokens, config.num_kv_heads, config.num_layers, config.head_dim, itemsize)
 
 
-def make_plan(
-    config: ModelConfig,
-    itemsize: int,
-    tokens: int,
-    budget: Budget,
-    limit: int,
-    chunk: int,
-    cuda: bool = False,
-    cost: Cost = Cost(),
-    weights: str = "auto",
-) -> Plan:
-    """The plan of reading `tokens` tokens with a budget, values of `itemsize` bytes.
+def make_plan(work: Workload) -> Plan:
+    """The plan of a piece of work.
 
-    Raises KvchatError("usage") if the budget cannot hold an entry per head.
+    Raises KvchatError("usage") if the budget cannot keep an entry per head.
     """
+    config, itemsize, tokens = work.config, work.itemsize, work.tokens
+    cost, layers = cost_of(work.method), config.num_layers
     per_token = config.kv_values_per_token * itemsize
-    beside = 4 if cost.fitted else 0  # a bias
-    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits, beside=beside)
-    layers, entries = config.num_layers, budget.entries(geometry) if tokens else 0
-    step = min(max(chunk, cost.step), max(tokens, 1))
+    geometry = replace(work.geometry, bits=cost.bits)
+    entries = work.method.budget.entries(geometry) if tokens else 0
+    step = min(max(work.chunk, cost.step), max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
     kept, hidden = round(entries * geometry.entry_bytes) * layers, config.hidden_size * itemsize
     # the newest layer's entries twice, and all at full precision, until the layers have competed
     pooled = per_token * tokens // layers + entries * geometry.plain_bytes * layers - kept
-    # queries and what they read, of each layer
-    values = 2 * config.num_heads * config.head_dim + config.num_heads
-    evidence = EVIDENCE * values * itemsize * (layers if cost.pool else 1)
     read = training = 0
     if cost.code is not None:
         heads, dim = config.num_kv_heads, config.head_dim
@@ -124,43 +151,30 @@ def make_plan(
         kept, read = per_token * tokens + layers * codes, kept if coded else 0
         training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice
     return Plan(
-        weights=weights_bytes(config, itemsize, weights),
+        weights=weights_bytes(config, itemsize, work.weights),
         kv_full=per_token * tokens,
         kv_kept=kept,
         dense_layer=per_token * tokens // layers,
         hidden=tokens * hidden,
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
-        tail=per_token * max(limit - tokens, 0),
-        base=CONTEXT if cuda else PROCESS,
-        replays=round(cost.told * (tokens + cost.step)) * hidden
-        + (pooled if cost.pool else 0)
-        + (evidence if cost.fitted else 0),
+        tail=per_token * max(work.limit - tokens, 0),
+        base=CONTEXT if work.cuda else PROCESS,
+        replays=round(cost.told * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
         read=read,
     )
 
 
-def longest(
-    config: ModelConfig,
-    itemsize: int,
-    budget: Budget,
-    limit: int,
-    chunk: int,
-    free: int,
-    cuda: bool,
-    cost: Cost = Cost(),
-    weights: str = "auto",
-) -> int:
-    """The most tokens that can be read in `free` bytes with the reserve to talk about them."""
-    reserve = reserve_of(limit)
+def longest(work: Workload, free: int) -> int:
+    """The most tokens, in place of those wanted, that fit into `free` bytes with the reserve for
+    questions and answers."""
+    reserve = reserve_of(work.limit)
 
     def fits(tokens: int) -> bool:
-        plan = make_plan(
-            config, itemsize, tokens, budget, tokens + reserve, chunk, cuda, cost, weights
-        )
+        plan = make_plan(replace(work, tokens=tokens, limit=tokens + reserve))
         return max(plan.reading, plan.chatting) <= free
 
-    low, high = 0, limit - reserve
+    low, high = 0, work.limit - reserve
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
@@ -175,19 +189,19 @@ def require_memory(
     fitting: Callable[[], int] = lambda: 0,
     others: Callable[[], str] = lambda: "",
 ) -> None:
-    """Raise KvchatError("memory") if reading needs more than is free.
+    """Raise KvchatError("memory") if prefill needs more than is free.
 
-    `fitting()` is the longest document that could be read with the method, `others()` says who else
-    holds memory.
+    `fitting()` is the longest document that would fit with the method, `others()` says who else
+    uses memory.
     """
     if plan.reading <= free:
         return
     enough = plan.reading - plan.kv_kept + plan.kv_full // 4
-    elsewhere = f"; {held}" if (held := others()) else ""
+    elsewhere = f"; {used}" if (used := others()) else ""
     compressed = [f"--method adakv --budget 25%  (needs {size(enough)})"] if enough <= free else []
     raise KvchatError(
         "memory",
-        f"reading with {method} needs {size(plan.reading)}, {size(free)} are free on {where} "
+        f"prefill with {method} needs {size(plan.reading)}, {size(free)} are free on {where} "
         f"(weights {size(plan.weights)}, KV {size(plan.kv_kept)}, one layer dense "
         f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)}){elsewhere}",
         *compressed,
@@ -209,7 +223,7 @@ def smaller_weights(plan: Plan, free: int) -> list[str]:
 def require_copy(plan: Plan, free: int, beside: bool) -> None:
     """Raise KvchatError("memory") if a full copy of the KV needs more host memory than is free.
 
-    `beside`: what reading needs is in the same memory.
+    `beside`: what prefill needs is in the same memory.
     """
     needed = plan.kv_full + (plan.reading if beside else 0)
     if needed > free:

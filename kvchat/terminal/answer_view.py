@@ -1,5 +1,5 @@
 """Shows an answer while it is written: finished blocks are printed once, the rest is a live area of
-at most six lines and one line of numbers. Nothing that was printed is ever drawn again."""
+at most six lines and one line of numbers. Nothing that was printed is ever rendered again."""
 
 import sys
 import threading
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from kvchat.terminal.live import drawn
 from kvchat.terminal.markdown import rendered
-from kvchat.terminal.markdown_blocks import Blocks, Code
+from kvchat.terminal.markdown_blocks import Blocks, Code, Prose
 from kvchat.terminal.text import clean
 
 LIVE_LINES = 6
@@ -23,7 +23,7 @@ FRAMES = 12  # a second, at most
 
 
 class LiveAnswer:
-    """A context that draws an answer block by block; `status` gives the line of numbers."""
+    """A context that renders an answer block by block; `status` gives the line of numbers."""
 
     def __init__(
         self,
@@ -77,25 +77,28 @@ class LiveAnswer:
         """Take in a piece of the answer."""
         self._print(self._blocks.push(text))
 
-    def _print(self, blocks: list) -> None:
+    def _print(self, blocks: list[Prose | Code]) -> None:
         for block in blocks:
-            code = isinstance(block, Code)
-            if self._printed and not (code and self._after_code):
-                with self._turn:
+            in_code = isinstance(block, Code)
+            shown: RenderableType | None = Text(clean(block.text))
+            if self._markdown or in_code:
+                shown = rendered(block, self._theme)
+            with self._turn:
+                if self._printed and not (in_code and self._after_code):
                     self._console.print()
-            self._after_code = code and not block.last
-            self._printed = True
-            drawn = self._markdown or code
-            shown = rendered(block, self._theme) if drawn else Text(clean(block.text))
-            if shown is not None:
-                with self._turn:
+                if shown is not None:
                     self._console.print(trimmed(self._console, shown), end="")
+            self._printed, self._after_code = True, isinstance(block, Code) and not block.last
 
     def _frame(self) -> Group:
         width = max(self._console.width, 1)
         # more than this cannot be in the last lines, however they are broken
         rest = clean(self._blocks.rest[-2 * width * LIVE_LINES :]).strip("\n")
-        lines = [line[a : a + width] for line in rest.split("\n") for a in _starts(line, width)]
+        lines = [
+            line[start : start + width]
+            for line in rest.split("\n")
+            for start in range(0, max(len(line), 1), width)
+        ]
         parts = [Text(line, no_wrap=True, overflow="crop") for line in lines[-LIVE_LINES:] if rest]
         status = self._status()
         if len(status) > width:
@@ -142,7 +145,3 @@ def trimmed(console: Console, shown: RenderableType) -> Segments:
     first, last = (full[0], full[-1]) if full else (0, 0)
     kept = lines[first : last + 1]
     return Segments([part for line in kept for part in (*line, Segment.line())])
-
-
-def _starts(line: str, width: int) -> range:
-    return range(0, max(len(line), 1), width)

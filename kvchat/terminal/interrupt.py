@@ -23,7 +23,7 @@ class Interrupt:
     def __init__(self) -> None:
         self._pressed: float | None = None
         self._outer: Interrupt | None = None
-        self._idle = self._held = False
+        self._idle = self._shielded = False
         self._ended = 0
 
     def asked(self) -> bool:
@@ -31,8 +31,13 @@ class Interrupt:
         return self._pressed is not None or (self._outer is not None and self._outer.asked())
 
     def press(self) -> None:
-        """Take a press that came another way than as a signal."""
-        self._press()
+        """Take a press: Ctrl-C as a signal, or as a key that was read."""
+        now = monotonic()
+        again = self._pressed is not None and now - self._pressed < AGAIN_SECONDS
+        if not self._done() if self._idle else again and not self._shielded:
+            self._pressed = None  # a third press is a first one
+            raise KeyboardInterrupt
+        self._pressed = now
 
     def forget(self, before: float | None = None) -> None:
         """The press was answered: go on. One that came after the time `before` stays."""
@@ -62,13 +67,13 @@ class Interrupt:
             self._idle = False
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def shielded(self) -> Iterator[None]:
         """What is done in here is done to its end: not even a second press breaks it off."""
-        self._held = True
+        self._shielded = True
         try:
             yield
         finally:
-            self._held = False
+            self._shielded = False
 
     def __enter__(self) -> "Interrupt":
         found = {number: signal.getsignal(number) for number in SIGNALS}
@@ -89,17 +94,9 @@ class Interrupt:
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            self._press()
+            self.press()
         else:
             self._end(number)
-
-    def _press(self) -> None:
-        now = monotonic()
-        again = self._pressed is not None and now - self._pressed < AGAIN_SECONDS
-        if not self._done() if self._idle else again and not self._held:
-            self._pressed = None  # a third press is a first one
-            raise KeyboardInterrupt
-        self._pressed = now
 
     def _end(self, number: int) -> None:
         self._ended, self._pressed = number, monotonic()
@@ -115,6 +112,6 @@ def present() -> Interrupt | None:
 
 @contextmanager
 def unbroken() -> Iterator[None]:
-    """`Interrupt.held` of whatever context is open."""
-    with owner.held() if (owner := present()) else nullcontext():
+    """`Interrupt.shielded` of whatever context is open."""
+    with owner.shielded() if (owner := present()) else nullcontext():
         yield

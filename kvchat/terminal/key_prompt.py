@@ -3,7 +3,7 @@
 from prompt_toolkit import PromptSession
 from prompt_toolkit.input import create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
-from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
 REPLIES = (Keys.CPRResponse,)  # of the terminal, not of a person
@@ -13,18 +13,10 @@ def typed_text(title: str) -> str | None:
     """Lines until Ctrl-D on an empty one; None for Ctrl-C."""
     bindings = KeyBindings()
 
-    @bindings.add("enter")
-    def _(event) -> None:
-        event.current_buffer.insert_text("\n")
-
     @bindings.add("c-d")
-    def _(event) -> None:
+    def _(event: KeyPressEvent) -> None:
         if not event.current_buffer.document.current_line:
             event.current_buffer.validate_and_handle()
-
-    @bindings.add("<bracketed-paste>")
-    def _(event) -> None:
-        event.current_buffer.insert_text(event.data.replace("\r\n", "\n").replace("\r", "\n"))
 
     session: PromptSession[str] = PromptSession(
         f"{title}\n",
@@ -48,27 +40,21 @@ def choose(question: str, keys: str, default: str, refused: str) -> str:
     early = [key for key in (*get_typeahead(source), *source.read_keys()) if key.key not in REPLIES]
     bindings = KeyBindings()
 
-    def answers(key: str) -> None:
+    def answers(key: str, reply: str, drawn: str = "") -> None:
         @bindings.add(key)
-        @bindings.add(key.upper())
-        def _(event) -> None:
-            event.current_buffer.insert_text(key)
-            event.app.exit(result=key)
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text(drawn)
+            event.app.exit(result=reply)
 
     for key in keys:
-        answers(key)
-
-    @bindings.add("enter")
-    def _(event) -> None:
-        event.app.exit(result=default)
-
-    @bindings.add("c-c")
-    @bindings.add("c-d")
-    def _(event) -> None:
-        event.app.exit(result=refused)
+        answers(key, key, key)
+        answers(key.upper(), key, key)
+    answers("enter", default)
+    answers("c-c", refused)
+    answers("c-d", refused)
 
     @bindings.add("<any>")
-    def _(event) -> None:
+    def _(event: KeyPressEvent) -> None:
         """Other keys are no answer."""
 
     session: PromptSession[str] = PromptSession(input=source, key_bindings=bindings)

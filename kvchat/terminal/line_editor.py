@@ -14,7 +14,7 @@ from prompt_toolkit.filters import is_searching
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
-from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
 BLOCK = '"""'
@@ -51,7 +51,7 @@ class Lines:
         Raises EOFError, KeyboardInterrupt.
         """
         self.session.bottom_toolbar = toolbar
-        return self.unfolded(self.session.prompt("> ", refresh_interval=float(changes)))
+        return self.expanded(self.session.prompt("> ", refresh_interval=float(changes)))
 
     def stop_typed(self) -> bool:
         """Whether Ctrl-C was typed behind the line that was sent; other keys stay for the next.
@@ -64,7 +64,7 @@ class Lines:
         store_typeahead(source, typed)
         return any(press.key == Keys.ControlC for press in keys)
 
-    def unfolded(self, text: str) -> str:
+    def expanded(self, text: str) -> str:
         """`text` with what was pasted in place of its mark, and without block quotes."""
         self.is_paste = text.strip() in self.pastes
         for mark, pasted in self.pastes.items():
@@ -79,7 +79,7 @@ class Lines:
         keys = KeyBindings()
 
         @keys.add("enter")
-        def _(event) -> None:
+        def _(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
             if buffer.text.lstrip().startswith(BLOCK) and buffer.text.count(BLOCK) % 2:
                 buffer.insert_text("\n")
@@ -88,28 +88,26 @@ class Lines:
                 buffer.validate_and_handle()
 
         @keys.add("escape", "enter")
-        def _(event) -> None:
+        def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
         @keys.add("f2")
-        def _(event) -> None:
+        def _(event: KeyPressEvent) -> None:
             self.shows_memory = not self.shows_memory
 
         @keys.add("c-g", filter=~is_searching)
-        @keys.add("c-x", "c-e")
-        def _(event) -> None:
+        def _(event: KeyPressEvent) -> None:
             event.current_buffer.open_in_editor()
 
         @keys.add(Keys.BracketedPaste)
-        def _(event) -> None:
+        def _(event: KeyPressEvent) -> None:
             text = event.data.replace("\r\n", "\n").replace("\r", "\n")
             if len(text) <= PASTE:
                 event.current_buffer.insert_text(text)
                 return
-            count = f"{text.count(chr(10)) + 1:,} lines, {len(text):,} characters"
-            mark = (
-                f"[pasted {count}]" if not self.pastes else f"[pasted {count}, {len(self.pastes)}]"
-            )
+            lines = text.count("\n") + (not text.endswith("\n"))
+            number = f", {len(self.pastes)}" if self.pastes else ""
+            mark = f"[pasted {lines:,} lines, {len(text):,} characters{number}]"
             self.pastes[mark] = text
             event.current_buffer.insert_text(mark)
 

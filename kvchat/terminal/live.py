@@ -2,16 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
 
+from rich.live import Live
+from rich.progress import Progress
 
-class Area(Protocol):
-    """A `rich` live display that leaves nothing behind when it stops."""
-
-    def start(self) -> Any: ...
-    def stop(self) -> Any: ...
-
-
+Area = Live | Progress  # that leaves nothing behind when it stops
 _drawn: list[Area] = []
 
 

@@ -5,13 +5,20 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from time import perf_counter
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from rich.console import Console
-from rich.live import Live
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -25,10 +32,12 @@ R = TypeVar("R")
 Work = events.Loading | events.Progress | events.Smaller
 W = TypeVar("W", bound=Work)
 Pause = Callable[[], AbstractContextManager[None]]
+LABEL = TextColumn("{task.description}", markup=False)
+FRAMES = 12  # a second, of what moves
 NARROW = 18  # columns that the last of several needs
 FRESH = 10.0  # seconds that the toolbar shows a notice
 LONG = 10.0  # seconds of work after which its end is announced
-NOTICES = {"off": "", "bell": "\a", "osc9": "\x1b]9;kvchat has finished reading\x1b\\"}
+NOTICES = {"off": "", "bell": "\a", "osc9": "\x1b]9;kvchat: prefill has ended\x1b\\"}
 # Without a live bar: a line per tenth of the work, at most two a second, or per five seconds.
 PLAIN_STEP, PLAIN_SOONEST, PLAIN_LATEST = 0.1, 0.5, 5.0
 
@@ -65,6 +74,11 @@ class Screen:
         self._fallback = ("", 0.0)
         self.warnings: list[str] = []
         self.observer: Callable[[Work | events.Restored | str], object] = lambda event: None
+
+    @property
+    def draws(self) -> bool:
+        """Whether there are live lines."""
+        return self.live and not self.quiet
 
     @property
     def width(self) -> int:
@@ -119,22 +133,32 @@ class Screen:
     @contextmanager
     def busy(self, label: str) -> Iterator[Callable[[], None]]:
         """A moving line while nothing can be counted; the given callable ends it early."""
-        if not self.live or self.quiet:
-            yield lambda: None
-            return
-        status = self.err.status(Text(label), refresh_per_second=8)
         with ExitStack() as area:
-            area.enter_context(drawn(status))
+            self._draw(area, (SpinnerColumn(), LABEL), label)
             yield area.close
 
     @contextmanager
     def still(self) -> Iterator[Callable[[str], None]]:
         """A line that changes only when it is told to: no thread runs beside what is measured."""
-        if not self.live or self.quiet:
-            yield lambda text: None
-            return
-        with Live(console=self.err, auto_refresh=False, transient=True) as live:
-            yield lambda text: live.update(Text(clean(text), no_wrap=True), refresh=True)
+        with ExitStack() as area:
+            change = self._draw(area, (LABEL,), "", moving=False)
+            yield lambda text: change(description=clean(text), refresh=True)
+
+    def _draw(
+        self, area: ExitStack, columns: Iterable[ProgressColumn], label: str, moving: bool = True
+    ) -> Callable[..., None]:
+        """Show a live line until the area is closed; gives the way to change it."""
+        if not self.draws:
+            return lambda **changes: None
+        progress = Progress(
+            *columns,
+            console=self.err,
+            transient=True,
+            auto_refresh=moving,
+            refresh_per_second=FRAMES,
+        )
+        area.enter_context(drawn(progress))
+        return partial(progress.update, progress.add_task(clean(label), total=None, note=""))
 
     def warn(self, text: str, short: str = "") -> None:
         """A notice about something that differs from what was asked; kept for `--json`.
@@ -168,26 +192,26 @@ class Screen:
         tokens: int = 0,
         check: Callable[[Pause], None] = lambda pause: None,
     ) -> R:
-        """Run `work` to its value behind a bar; `tokens` is the length of what is read.
+        """Run `work` to its value behind a bar; `tokens` is the length of the document.
 
         `check` is called after every event; it may raise, and it gets a context in which the
         terminal is free.
         """
-        bar = _Bar(self, label, tokens) if self.live and not self.quiet else _Lines(self, label)
-        bar.tokens = tokens
         begin = perf_counter()
-        with bar:
+        with ExitStack() as area:
+            move = self._draw(area, self._columns(), label) if self.draws else self._lines(label)
 
             def show(event: W) -> None:
                 self.observer(event)
                 if isinstance(event, events.Smaller):
+                    chunk = event.chunk
                     self.warn(
-                        f"out of memory: going on with --prefill-chunk {event.chunk}",
-                        f"chunk {event.chunk}",
+                        f"out of memory: going on with --prefill-chunk {chunk}", f"chunk {chunk}"
                     )
                 else:
-                    bar.show(event)
-                check(bar.pause)
+                    note = describe(event, tokens, perf_counter() - begin)
+                    move(completed=event.done, total=event.total, note=note)
+                check(away)
 
             result = events.drain(work, show)
         if self._notice and perf_counter() - begin > LONG:
@@ -195,74 +219,32 @@ class Screen:
             self.err.file.flush()
         return result
 
-
-class _Lines:
-    """Progress without a live area: a line now and then."""
-
-    def __init__(self, screen: Screen, label: str):
-        self.screen, self.label, self.tokens = screen, label, 0
-        self.begin = self.shown_at = perf_counter()
-        self.shown = 0.0
-
-    def __enter__(self) -> "_Lines":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to take away."""
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """The terminal is free anyway."""
-        yield
-
-    def show(self, event: events.Loading | events.Progress) -> None:
-        """A line if one is due."""
-        now, share = perf_counter(), event.done / max(event.total, 1)
-        waited = now - self.shown_at
-        due = share - self.shown >= PLAIN_STEP and waited >= PLAIN_SOONEST
-        if due or waited >= PLAIN_LATEST:
-            self.shown, self.shown_at = share, now
-            if self.screen.steps:
-                note = describe(event, self.tokens, now - self.begin)
-                self.screen.err.print(f"kvchat: {self.label} {share:.0%} ({note})")
-
-
-class _Bar:
-    """A live bar that leaves nothing behind."""
-
-    def __init__(self, screen: Screen, label: str, tokens: int):
-        width = screen.width
-        columns = (
-            TextColumn("{task.description:<9}"),
+    def _columns(self) -> list[ProgressColumn]:
+        """Of a bar: label, bar, percentage, numbers and, where there is room, the time left."""
+        width = self.width
+        return [
+            TextColumn("{task.description:<9}", markup=False),
             BarColumn(bar_width=24 if width >= 100 else 10 if width >= 72 else 4),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
             *([TimeRemainingColumn(compact=True)] if width >= 60 else []),
-        )
-        self.tokens, self.begin = tokens, perf_counter()
-        self.progress = Progress(
-            *columns, console=screen.err, transient=True, refresh_per_second=12
-        )
-        self.task = self.progress.add_task(label, total=None, note="")
+        ]
 
-    def __enter__(self) -> "_Bar":
-        self._area = drawn(self.progress)
-        self._area.__enter__()
-        return self
+    def _lines(self, label: str) -> Callable[..., None]:
+        """Progress without a live line: a line now and then."""
+        shown, shown_at = 0.0, perf_counter()
 
-    def __exit__(self, *error: Any) -> None:
-        self._area.__exit__(*error)
+        def move(completed: float, total: float, note: str) -> None:
+            nonlocal shown, shown_at
+            now, share = perf_counter(), completed / max(total, 1)
+            waited = now - shown_at
+            due = share - shown >= PLAIN_STEP and waited >= PLAIN_SOONEST
+            if due or waited >= PLAIN_LATEST:
+                shown, shown_at = share, now
+                if self.steps:
+                    self.err.print(clean(f"kvchat: {label} {share:.0%} ({note})"))
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Take the bar away for a while."""
-        with away():
-            yield
-
-    def show(self, event: events.Loading | events.Progress) -> None:
-        """Move the bar."""
-        note = describe(event, self.tokens, perf_counter() - self.begin)
-        self.progress.update(self.task, completed=event.done, total=event.total, note=note)
+        return move
 
 
 def describe(event: events.Loading | events.Progress, tokens: int, elapsed: float) -> str:

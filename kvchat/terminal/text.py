@@ -113,8 +113,8 @@ def ratio(part: float, whole: float) -> str:
 
 
 def level(fraction: float) -> str:
-    """How full the window is in a word, so that nothing depends on colour."""
-    return "full soon" if fraction >= 0.95 else "high" if fraction >= 0.8 else ""
+    """How full the context window is in a word, so that nothing depends on colour."""
+    return "almost full" if fraction >= 0.95 else "high" if fraction >= 0.8 else ""
 
 
 def unicode(text: str) -> str:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from kvchat import documents
 from kvchat.engine import attention, methods, model
 from kvchat.engine.attention.choice import Choice, choose
 from kvchat.engine.engine import Engine
@@ -36,7 +37,7 @@ FOLDER = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 @pytest.fixture
 def recipe(monkeypatch):
     """Follow the recipe of a heading: its file becomes a module, its entry goes into the table."""
-    tables = [methods.METHODS, model.MODELS, attention.BACKENDS]
+    tables = [methods.METHODS, model.MODELS, attention.BACKENDS, documents.FORMATS]
     before = [dict(table) for table in tables]
 
     def follow(heading: str) -> None:
@@ -47,7 +48,7 @@ def recipe(monkeypatch):
         module = ModuleType(name)
         monkeypatch.setitem(sys.modules, name, module)
         exec(compile(file, path, "exec"), module.__dict__)
-        exec(entry, {**vars(methods), **vars(model), **vars(attention)})
+        exec(entry, {**vars(methods), **vars(model), **vars(attention), **vars(documents)})
 
     yield follow
     for table, old in zip(tables, before, strict=True):
@@ -87,6 +88,20 @@ def test_the_recipe_of_a_backend(recipe, tmp_path):
     _, want = read(loaded, ids)
     _, got = read(Engine(loaded.model, "plain"), ids)
     assert_close("logits", got, want, 1e-5)
+
+
+@pytest.mark.parametrize("ending", ["eml", "bin"])
+def test_the_recipe_of_a_document(recipe, tmp_path, ending):
+    """It is known by its name and by its first bytes."""
+    recipe("A new kind of document")
+    mail = tmp_path / f"letter.{ending}"
+    begin = "Return-Path: <mara@voss.org>\n" if ending == "bin" else ""
+    mail.write_text(
+        f"{begin}Subject: =?utf-8?q?F=C3=A4hre?=\nContent-Type: text/plain; charset=utf-8\n"
+        "Content-Transfer-Encoding: base64\n\nSXQgbGVhdmVzIGF0IHNldmVuLg==\n"
+    )
+    found = documents.read(str(mail))
+    assert (found.text, found.encoding) == ("Fähre\n\nIt leaves at seven.", "mail")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Documents longer than the window: numbers, ways out, and cuts that are told."""
 
+import re
+
 import pytest
 
 from kvchat.documents import decode
@@ -32,7 +34,7 @@ def test_the_error_has_numbers_and_every_way_out(tokenizer):
     assert error.exit_code == 5 and error.details["limit"] == 2000
     needed = error.details["needed"]
     assert needed == len(book(tokenizer, limit=10**6).ids)
-    assert f"{needed:,}" in error.message and "500 are kept" in error.message
+    assert f"{needed:,}" in error.message and error.details["reserve"] == 500
     text = "\n".join(error.tries)
     for flag in ("--overflow tail", "--overflow middle", "--overflow head", f"-m x {needed}"):
         assert flag in text
@@ -45,7 +47,7 @@ def test_cuts_fill_the_room_and_say_what_is_gone(tokenizer, policy, limit):
     room = limit - min(512, limit // 4)
     assert 0.9 * room <= len(found.ids) <= room
     text = tokenizer.decode(found.ids)
-    assert "Be brief." in text and "characters left out]" in text
+    assert "Be brief." in text and f"[{found.cut.characters:,} " in text
     assert ("word0 " in text) == (policy != "head")
     assert ("word2999" in text) == (policy != "tail")
     assert found.cut.tokens == found.cut.total_tokens - len(found.ids)
@@ -66,7 +68,7 @@ def test_a_library_is_estimated_from_its_beginning(tokenizer, monkeypatch):
         )[1],
     )
     text = WORDS * 40
-    with pytest.raises(KvchatError, match="needs about"):
+    with pytest.raises(KvchatError, match=r"\babout\b"):
         book(tokenizer, text)
     assert max(longest) < len(text) / 10
     found = book(tokenizer, text, overflow="tail")
@@ -77,8 +79,8 @@ def test_pages_are_offered_if_there_are_any(tokenizer):
     pages = "\f".join(f"Page {number}. " + "word " * 200 for number in range(1, 21))
     with pytest.raises(KvchatError) as caught:
         book(tokenizer, pages)
-    assert any(way.startswith("--pages 1-") and "of 20 pages" in way for way in caught.value.tries)
-    assert any("into page" in way for way in caught.value.tries)
+    assert any(way.startswith("--pages 1-") and " 20 " in way for way in caught.value.tries)
+    assert any(re.search(r"--overflow tail .*page \d+", way) for way in caught.value.tries)
 
 
 def test_special_tokens_in_a_document_stay_text(tokenizer):

@@ -1,6 +1,7 @@
 """Layers of made-up documents, as a method sees them after an exact reading."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,10 +10,11 @@ from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Evidence, Method, Moments, Prefilled, Retold
+from kvchat.engine.methods.base import Method, Moments, Prefilled
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.kvzip import WEIGHINGS
-from kvchat.engine.methods.needs import ASK, REPEAT, Telling
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
 from kvchat.engine.methods.spec import method_class
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
@@ -24,6 +26,20 @@ RETRIEVING = [n for n, entry in METHODS.items() if entry.retrieves]
 """Methods that keep every entry, where each written token chooses what it reads."""
 KEEPING = [n for n in METHODS if n not in RETRIEVING]
 """Methods whose budget is what is kept."""
+
+
+def paired(names: Sequence[str], *columns: Sequence, times: int = 1) -> list[tuple]:
+    """Every name with `times` values of each column in turn, in changing combinations."""
+    rows = []
+    for number, name in enumerate(names):
+        for turn in range(number * times, (number + 1) * times):
+            at, row = turn, [name]
+            for column in columns:
+                row.append(column[at % len(column)])
+                at = at // len(column) + at
+            rows.append(tuple(row))
+    return rows
+
 
 # Oracle S of the Ada-KV specification: D 2, T 6, W 2; key j of a head is sqrt(2)·(ln a, ln b).
 A = [[1.0, 2, 4, 1, 2, 7], [14.0, 1, 1, 2, 2, 9]]
@@ -55,15 +71,11 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
             torch.randn(query_heads, dim, generator=generator),
             covariance @ covariance.transpose(1, 2),
         ),
-        retold=Retold(
-            {
-                Telling(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
-                for tell, chunk in ((REPEAT, 512), (ASK, 2048))
-                for weigh in WEIGHINGS
-            },
-            Evidence(queries, *dense_attention(queries, keys, values, scale, causal=False)),
-            torch.rand(tokens, generator=generator) < 0.1,
-        ),
+        told={
+            Telling(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
+            for tell, chunk in ((REPEAT, 512), (ASK, 2048))
+            for weigh in WEIGHINGS
+        },
         output=torch.randn(query_heads, dim, 2 * dim, generator=generator),
     )
 
@@ -116,3 +128,18 @@ def compressed(method: Method, scene: Prefilled) -> Segment:
     pool.take(scene)
     pool.finish()
     return layer.segments[0]
+
+
+class Recorder(Full):
+    """Keeps everything and remembers what it was shown, layer by layer."""
+
+    def __init__(self, needs: Needs):
+        self.__dict__.update(wanted=needs, shown=[])
+
+    @property
+    def needs(self) -> Needs:
+        return self.__dict__["wanted"]
+
+    def compress(self, prefilled: Prefilled) -> FlatSegment:
+        self.__dict__["shown"].append(prefilled)
+        return prefilled.keep_all()

@@ -1,13 +1,15 @@
 """What users write for a budget and a method: forms, defaults, errors that show a way out."""
 
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import fields, replace
 
 import pytest
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.naming import method_options, name_of
-from kvchat.engine.methods.spec import default_of, options, parse_method
+from kvchat.engine.methods.naming import load, method_options, name_of, parse_spec, spec_of
+from kvchat.engine.methods.spec import bits_of, options, parse_method, switched
 from kvchat.errors import KvchatError
 
 
@@ -52,7 +54,7 @@ def test_a_budget_prints_as_it_is_read(text):
     assert Budget.parse(str(Budget.parse(text))) == Budget.parse(text)
 
 
-def test_rows_are_exact_and_never_more_than_there_are():
+def test_entries_are_exact_and_never_more_than_there_are():
     geometry = Geometry(tokens=101, heads=3, layers=2, dim=12, itemsize=4)
     assert Budget(fraction=0.25).entries(geometry) == round(0.25 * 303)
     assert Budget(entries_per_head=7).entries(geometry) == 21
@@ -73,7 +75,7 @@ def test_a_bare_name_gives_the_defaults(name):
     method = parse_method(name)
     assert name_of(method) == name
     assert method_options(method) == {
-        key: default_of(field) for key, field in options(name).items() if key != "budget"
+        key: option.default for key, option in options(name).items() if key != "budget"
     }
     if "budget" in options(name):
         assert method.budget == DEFAULT_BUDGET
@@ -130,6 +132,52 @@ def test_a_wrong_spec_says_what_and_proposes(spec, said, proposed):
     assert any(proposed in text for text in caught.value.tries)
 
 
-def test_a_method_without_options_takes_none():
-    with pytest.raises(KvchatError, match="takes no options"):
-        parse_method("full:budget=10%")
+@pytest.mark.parametrize("name", METHODS)
+def test_options_are_declared_where_no_torch_is_needed(name):
+    """The class takes its options from the declaration; each says what it does."""
+    entry = METHODS[name]
+    assert entry.options and issubclass(load(entry.path), entry.options)
+    assert [f.name for f in fields(load(entry.path))] == list(options(name))
+    assert all(option.help for option in options(name).values())
+    code = f"import sys; from kvchat.engine.methods.naming import *; parse_spec({name!r})"
+    code += "; assert 'torch' not in sys.modules"
+    assert name != "adakv" or subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_spec_has_every_option_and_says_which_were_given():
+    spec = parse_spec("adakv@paper:window=16,bits=4", Budget(fraction=0.5), ["kernel=3"])
+    assert (spec.name, spec.bits, spec.budget) == ("adakv", 4, Budget(fraction=0.5))
+    assert spec.given == {"window", "bits", "kernel"}
+    assert spec.values["rule"] == "mix" and spec.values["floor"] == 0.2
+    assert parse_spec("full").budget == Budget(fraction=1.0)
+    for text in ("adakv:window=16", "kvzip:chunk=64,bits=8", "kvmerger:mode=eps"):
+        assert spec_of(parse_method(text)) == text
+
+
+@pytest.mark.parametrize("text", ["full:budget=10%", "adakv:bits=2", "pqcache:bits=8"])
+def test_what_a_method_does_not_take(text):
+    with pytest.raises(KvchatError) as caught:
+        parse_spec(text)
+    assert caught.value.code == "usage" and caught.value.tries
+
+
+def test_options_of_earlier_chat_logs_are_read_and_change_nothing():
+    old = ["tell=repeat", "chunk=512", "weigh=mass", "demote=1.0"]
+    assert parse_method("kvzip", extra=old) == parse_method("kvzip")
+    with pytest.raises(KvchatError):
+        parse_method("kvzip", extra=["demote=0.1"])
+    old = ["sigma=mean_dist", "score=column", "window=64"]
+    assert parse_method("kvmerger", extra=old) == parse_method("kvmerger")
+
+
+def test_a_method_in_the_place_of_another_keeps_bits_and_options():
+    before = parse_method("adakv:bits=4", Budget(fraction=0.1), ["window=16", "floor=0.4"])
+    given = ["window=16", "floor=0.4", "bits=4"]
+    after = switched("snapkv", before, ["kernel=5"], given)
+    assert spec_of(after) == "snapkv:window=16,kernel=5,bits=4"
+    assert after.budget == before.budget
+    assert bits_of(switched("snapkv:bits=16,window=8", before, (), given)) is None
+    assert switched("snapkv:window=8,budget=64", before, (), given).method.window == 8
+    assert bits_of(switched("pqcache", before, (), given)) is None, "it keeps entries as they are"
+    full = parse_method("full")
+    assert switched("kvzip", full).budget == DEFAULT_BUDGET, "full has no budget to keep"

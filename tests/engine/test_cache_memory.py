@@ -48,7 +48,7 @@ def test_segments_pack_heads_one_after_another():
     assert segment.cu.dtype == segment.position.dtype == torch.int32
 
 
-def test_decoding_changes_no_row_of_a_segment_and_one_column_of_the_tail():
+def test_decoding_changes_no_entry_of_a_segment_and_one_column_of_the_tail():
     layer = LayerCache(Tail(3, DIM, torch.float32, CPU), torch_backend())
     layer.append(numbered(3, 6), numbered(3, 6))
     kept = mask(3, 6, [[0, 1, 2, 4, 5], [0, 4, 5], [1, 3, 4, 5]])
@@ -66,7 +66,7 @@ def test_decoding_changes_no_row_of_a_segment_and_one_column_of_the_tail():
 
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("every", [False, True])
-def test_a_segment_owns_exactly_its_rows(heads, every):
+def test_a_segment_owns_exactly_its_entries(heads, every):
     """Also when all entries stay, and whatever the capacity of the store they came from."""
     store = torch.full((heads, 20, DIM), float("nan"))
     store[:, :6] = numbered(heads, 6)

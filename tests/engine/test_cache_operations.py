@@ -48,7 +48,7 @@ def value_of(head: int, token: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_operations_agree_with_lists_of_rows(seed):
+def test_random_operations_agree_with_lists_of_entries(seed):
     dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     layer, model, seen = new_layer(), Model(), 0
     for _ in range(30):
@@ -108,38 +108,7 @@ def test_random_operations_agree_with_lists_of_rows(seed):
             ]
 
 
-def test_single_appends_equal_one_append():
-    generator = torch.Generator().manual_seed(0)
-    k, v = torch.randn(2, HEADS, 9, DIM, generator=generator).unbind()
-    q = torch.randn(9, HEADS * GROUP, DIM, generator=generator)
-    together, apart = new_layer(), new_layer()
-    together.append(k, v)
-    o, lse = together.attend(q, 0.25)
-    for t in range(9):
-        apart.append(k[:, t : t + 1], v[:, t : t + 1])
-        one, one_lse = apart.attend(q[t : t + 1], 0.25)
-        assert_close("o", one, o[t : t + 1], 1e-6)
-        assert_lse_close("lse", one_lse, lse[t : t + 1], 1e-5)
-    assert torch.equal(apart.tail.keys, together.tail.keys)
-    assert torch.equal(apart.tail.values, together.tail.values)
-
-
-def test_truncate_restores_the_rows_and_the_answer():
-    generator = torch.Generator().manual_seed(0)
-    k, v = torch.randn(2, HEADS, 30, DIM, generator=generator).unbind()
-    q = torch.randn(1, HEADS * GROUP, DIM, generator=generator)
-    layer = new_layer()
-    layer.append(k[:, :20], v[:, :20])
-    before = layer.attend(q, 0.25)
-    for _ in range(2):
-        layer.append(k[:, 20:], v[:, 20:])
-        layer.tail.truncate(20)
-    assert torch.equal(layer.tail.keys, k[:, :20])
-    assert torch.equal(layer.tail.values, v[:, :20])
-    assert all(torch.equal(a, b) for a, b in zip(before, layer.attend(q, 0.25), strict=True))
-
-
-def test_slack_of_the_tail_is_never_read():
+def test_preallocated_entries_of_the_tail_are_never_read():
     generator = torch.Generator().manual_seed(0)
     k, v = torch.randn(2, HEADS, 12, DIM, generator=generator).unbind()
     q = torch.randn(5, HEADS * GROUP, DIM, generator=generator)
@@ -164,22 +133,10 @@ def test_a_cache_counts_tokens_seen_and_truncates_its_tail_only():
     assert cache.frozen == 6
     cache.truncate(7)
     assert (cache.position, cache.layers[1].tail.length) == (7, 1)
-    with pytest.raises(AssertionError, match="6 are frozen"):
+    with pytest.raises(AssertionError, match="6"):
         cache.truncate(5)
     with pytest.raises(AssertionError):
         cache.truncate(8)
-
-
-def test_two_caches_of_one_shape_do_not_touch():
-    layers = [new_layer(), new_layer()]
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(1, HEADS * GROUP, DIM, generator=generator)
-    entries = torch.randn(2, HEADS, 4, DIM, generator=generator)
-    layers[0].append(entries[0], entries[0])
-    alone = layers[0].attend(q, 0.25)[0]
-    layers[1].append(entries[1], entries[1])
-    assert torch.equal(layers[0].attend(q, 0.25)[0], alone)
-    assert not torch.equal(layers[1].attend(q, 0.25)[0], alone)
 
 
 def test_sums_over_parts_in_bf16_are_as_good_as_plain_torch_in_bf16():

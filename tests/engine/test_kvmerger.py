@@ -1,5 +1,4 @@
-"""KVMerger against its specification (`kvmerger.md`, by section): the hand-worked sets, weights and
-attention, and the invariants."""
+"""KVMerger (arXiv 2407.08454): hand-worked sets, weights and attention, and the invariants."""
 
 from dataclasses import replace
 
@@ -7,9 +6,16 @@ import pytest
 import torch
 
 from kvchat.engine.budget import Budget, Geometry
-from kvchat.engine.methods import merge
-from kvchat.engine.methods.kvmerger import KVMerger
-from kvchat.engine.methods.merge import best_links, free_links, links_above, run_of, similarity
+from kvchat.engine.methods.kvmerger import (
+    KVMerger,
+    best_links,
+    free_links,
+    links_above,
+    merge,
+    run_of,
+    similarity,
+)
+from kvchat.engine.methods.options import VALUES
 from kvchat.engine.methods.spec import parse_method
 from kvchat.errors import KvchatError
 from kvchat.kernels.reference import dense_attention
@@ -24,7 +30,7 @@ PROTECTED = torch.tensor([[True, *[False] * 6, True]])  # heavy 0, recent 7
 
 
 def oracle():
-    """Oracle M of section 7, one head."""
+    """Eight entries of one head."""
     keys, values = torch.tensor([K]).float(), torch.tensor([V]).float()
     scene = prefilled(keys, torch.zeros(1, 1, 2), 2**-0.5)
     return replace(scene, values=values, column_mass=torch.tensor([A]))
@@ -35,9 +41,9 @@ def sets(links: torch.Tensor) -> list[list[int]]:
     return [[i for i, r in enumerate(run) if r == number] for number in range(run[-1] + 1)]
 
 
-def merged(links, sigma="1.0", value="votes"):
+def merged(links, sigma=1.0, value="votes"):
     scene = oracle()
-    slots = merge.merge(scene, links, scene.column_mass, PROTECTED, sigma, value)
+    slots = merge(scene, links, scene.column_mass, PROTECTED, sigma, value)
     return slots.segment(1, (0, 8), value)
 
 
@@ -45,7 +51,7 @@ def by_threshold(eps: float) -> torch.Tensor:
     return links_above(similarity(oracle().keys), free_links(PROTECTED), eps, 0)
 
 
-def test_7_similarities():
+def test_similarities():
     want = torch.tensor([[-1, 1, 0.8, 0.96, 0.8, 0, 0.6, 0.96]])
     assert_close("delta", similarity(oracle().keys), want, 1e-6)
 
@@ -59,7 +65,7 @@ def test_7_similarities():
         (1.01, [[i] for i in range(8)]),
     ],
 )
-def test_7_sets_by_threshold(eps, want):
+def test_sets_by_threshold(eps, want):
     assert sets(by_threshold(eps)) == want
 
 
@@ -73,25 +79,23 @@ def test_7_sets_by_threshold(eps, want):
         (2, [[0], [1, 2, 3, 4, 5, 6], [7]]),  # 3 is the minimum: five eligible links
     ],
 )
-def test_7_sets_by_budget(slots, want):
+def test_sets_by_budget(slots, want):
     links = best_links(similarity(oracle().keys), free_links(PROTECTED), 8 - slots, 0)
     assert sets(links) == want
 
 
 G = {
-    "1.0": ((0.636321, 0.591028), (0.904436, 0.568371), (3.617745, 2.273484), 0.868457),
-    "5.0": ((0.601594, 0.599525), (0.996006, 0.502798), (3.984026, 2.011192), 0.849321),
-    "mean_dist": ((0.733077, 0.631724), (0.466928, 0.912003), (1.867711, 3.648010), 0.967717),
-    "mean_dist_excl": ((0.718689, 0.602243), (0.604311, 0.802330), (2.417245, 3.209321), 0.937662),
-    "rms": ((0.689563, 0.588886), (0.736159, 0.696122), (2.944636, 2.784488), 0.906799),
-    "1e9": ((0.6, 0.6), (1.0, 0.5), (4.0, 2.0), 0.848528),
+    1.0: ((0.636321, 0.591028), (0.904436, 0.568371), (3.617745, 2.273484), 0.868457),
+    5.0: ((0.601594, 0.599525), (0.996006, 0.502798), (3.984026, 2.011192), 0.849321),
+    0.0: ((0.733077, 0.631724), (0.466928, 0.912003), (1.867711, 3.648010), 0.967717),
+    1e9: ((0.6, 0.6), (1.0, 0.5), (4.0, 2.0), 0.848528),
 }
 
 
 @pytest.mark.parametrize("sigma", G)
-def test_7_gaussian_merge(sigma):
+def test_gaussian_merge(sigma):
     key, value, times_four, norm = G[sigma]
-    for kind, want in (("votes", value), ("plain", value), ("paper", times_four)):
+    for kind, want in (("votes", value), ("paper", times_four)):
         segment = merged(by_threshold(0.75), sigma, kind)
         assert segment.count.tolist() == [1, 4, 1, 1, 1]
         assert segment.position.tolist() == [0, 2, 5, 6, 7]  # the pivot's
@@ -100,29 +104,19 @@ def test_7_gaussian_merge(sigma):
         assert float(segment.k[1].norm()) == pytest.approx(norm, abs=2e-6)
 
 
-def test_7_the_printed_sigma_is_a_fixed_point_that_leaves_the_pivot_alone():
-    zeros = torch.zeros(4, dtype=torch.long)
-    distance = torch.tensor([0.632456, 0, 0.282843, 0.894427])
-    weight = merge._gaussian(distance, zeros, torch.tensor([4]), "literal")
-    assert_close("sigma", weight, torch.exp(-((distance / 0.335971) ** 2) / 2), 1e-4)
-    pair = merge._gaussian(torch.tensor([0.0, 5.0]), zeros[:2], torch.tensor([2]), "literal")
-    assert pair.tolist() == pytest.approx([1, 0])
-
-
 @pytest.mark.parametrize(
     "value, want",
     [
         ("votes", (2.264649, 2.094708)),
         ("paper", (3.648300, 3.374529)),
-        ("plain", (3.095710, 3.027267)),
     ],
 )
-def test_7_attention(value, want):
+def test_attention(value, want):
     q = torch.full((1, 1, 2), 0.5)
     scene = oracle()
     full, _ = dense_attention(q, scene.keys, scene.values, 2**-0.5, causal=False)
     assert float((full[0, 0] - torch.tensor([2.299950, 2.083578])).abs().max()) < 2e-6
-    got, _ = merged(by_threshold(0.75), "1.0", value).attend(q, 2**-0.5, torch_backend())
+    got, _ = merged(by_threshold(0.75), 1.0, value).attend(q, 2**-0.5, torch_backend())
     assert float((got[0, 0] - torch.tensor(want)).abs().max()) < 2e-6
 
 
@@ -140,7 +134,7 @@ def layer(seed: int, heads=2, tokens=120, dim=8):
     )
 
 
-def test_7_1_1_nothing_to_merge_is_the_identity():
+def test_nothing_to_merge_is_the_identity():
     scene = layer(0)
     for method in (KVMerger(mode="eps", eps=1.01), KVMerger(Budget(entries_per_head=120))):
         segment = method.compress(scene)
@@ -153,9 +147,9 @@ def test_7_1_1_nothing_to_merge_is_the_identity():
             assert_close(name, a, b, 1e-6)
 
 
-@pytest.mark.parametrize("value", merge.VALUES)
+@pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("seed", range(4))
-def test_7_1_2_counts_positions_and_runs(seed, value):
+def test_counts_positions_and_runs(seed, value):
     scene, method = layer(seed), KVMerger(mode="eps", eps=0.8, value=value)
     segment = method.compress(scene)
     assert int(segment.count.sum()) == 240, "every token is in some entry"
@@ -167,9 +161,9 @@ def test_7_1_2_counts_positions_and_runs(seed, value):
         assert_close("bias", segment.bias, segment.count.float().log(), 1e-6)
 
 
-@pytest.mark.parametrize("sigma", [*merge.SIGMAS, "0.3", "5"])
-@pytest.mark.parametrize("value", merge.VALUES)
-def test_7_1_3_and_4_singles_are_bit_equal_and_keys_are_means(sigma, value):
+@pytest.mark.parametrize("sigma", [0.0, 0.3])
+@pytest.mark.parametrize("value", VALUES)
+def test_singles_are_bit_equal_and_keys_are_means(sigma, value):
     scene = layer(3)
     segment = KVMerger(Budget(fraction=0.4), sigma=sigma, value=value).compress(scene)
     start = 0
@@ -189,10 +183,10 @@ def test_7_1_3_and_4_singles_are_bit_equal_and_keys_are_means(sigma, value):
         start += len(entries)
 
 
-def test_7_1_5_scaling_keys_keeps_sets_and_relative_sigmas():
+def test_scaling_keys_keeps_sets_and_relative_sigmas():
     scene = layer(5)
     scaled = replace(scene, keys=scene.keys * 7)
-    for sigma, same in (("mean_dist", True), ("rms", True), ("1.0", False)):
+    for sigma, same in ((0.0, True), (1.0, False)):
         method = KVMerger(Budget(fraction=0.4), sigma=sigma)
         one, other = method.compress(scene), method.compress(scaled)
         assert kept_tokens(one) == kept_tokens(other)
@@ -200,7 +194,7 @@ def test_7_1_5_scaling_keys_keeps_sets_and_relative_sigmas():
         assert close == same, sigma
 
 
-def test_7_1_6_more_budget_refines():
+def test_more_budget_refines():
     for seed in range(5):
         scene = layer(seed, heads=1)
         delta, free = similarity(scene.keys), free_links(torch.zeros(1, 120, dtype=torch.bool))
@@ -226,7 +220,7 @@ def backward_scan(delta: list[float], eps: float) -> list[list[int]]:
     return [run, *found]
 
 
-def test_7_1_7_duplicate_keys_with_votes_are_exact():
+def test_duplicate_keys_with_votes_are_exact():
     """Runs of equal keys: votes are dense attention; paper differs by one ratio in every dim."""
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(1, 6, 4, generator=generator).repeat_interleave(5, 1)
@@ -249,7 +243,7 @@ def test_7_1_7_duplicate_keys_with_votes_are_exact():
     assert float(ratio.min()) > 1
 
 
-def test_7_1_7_merging_in_two_steps_is_merging_at_once():
+def test_merging_in_two_steps_is_merging_at_once():
     """{a, b} then {ab, c} equals {a, b, c} for equal keys, in every value mode."""
     generator = torch.Generator().manual_seed(1)
     keys = torch.randn(1, 1, 4, generator=generator).repeat_interleave(3, 1)
@@ -259,11 +253,11 @@ def test_7_1_7_merging_in_two_steps_is_merging_at_once():
         column_mass=torch.tensor([[3.0, 2.0, 1.0]]),
     )
     none = torch.zeros(1, 3, dtype=torch.bool)
-    for value in merge.VALUES:
+    for value in VALUES:
         all_links = torch.tensor([[False, True, True]])
-        once = merge.merge(scene, all_links, scene.column_mass, none, "1.0", value)
-        first = merge.merge(
-            scene, torch.tensor([[False, True, False]]), scene.column_mass, none, "1.0", value
+        once = merge(scene, all_links, scene.column_mass, none, 1.0, value)
+        first = merge(
+            scene, torch.tensor([[False, True, False]]), scene.column_mass, none, 1.0, value
         )
         again = replace(
             scene,
@@ -273,15 +267,15 @@ def test_7_1_7_merging_in_two_steps_is_merging_at_once():
             position=first.position[None],
             column_mass=first.mass[None],
         )
-        twice = merge.merge(
-            again, torch.tensor([[False, True]]), first.mass[None], none[:, :2], "1.0", value
+        twice = merge(
+            again, torch.tensor([[False, True]]), first.mass[None], none[:, :2], 1.0, value
         )
         assert twice.count.tolist() == once.count.tolist() == [3]
         assert_close(value, twice.v, once.v, 1e-6)
 
 
 @pytest.mark.parametrize("most", [2, 3, 16])
-def test_2_2_runs_have_a_longest(most):
+def test_runs_have_a_longest(most):
     """Long runs are cut at their weakest links; a budget takes the next strongest instead."""
     for seed in range(5):
         scene = layer(seed)
@@ -296,7 +290,7 @@ def test_2_2_runs_have_a_longest(most):
     assert sets(links_above(delta, free, 0.5, 3)) == [[0, 1, 2], [3, 4]]
 
 
-def test_2_3_budgets_are_exact_and_pooled_over_heads():
+def test_budgets_are_exact_and_pooled_over_heads():
     for fraction in (0.05, 0.1, 0.25, 0.35, 0.5, 0.9):
         scene = layer(2)
         segment = KVMerger(Budget(fraction=fraction)).compress(scene)
@@ -309,7 +303,7 @@ def test_2_3_budgets_are_exact_and_pooled_over_heads():
     assert segment.lengths[1] < segment.lengths[0], "the similar head merges more"
 
 
-def test_2_3_protected_rows_stay_as_they_are():
+def test_protected_rows_stay_as_they_are():
     scene = layer(4)
     segment = KVMerger(Budget(fraction=0.5), recent=0.2, heavy=0.1, sinks=3).compress(scene)
     for head, entries in enumerate(kept_tokens(segment)):
@@ -319,7 +313,7 @@ def test_2_3_protected_rows_stay_as_they_are():
         assert single >= {0, 1, 2, *range(108, 120), *heavy.tolist()}
 
 
-def test_3_skipped_layers_are_made_up_elsewhere():
+def test_skipped_layers_are_made_up_elsewhere():
     geometry = Geometry(tokens=1000, heads=8, layers=32, dim=128, itemsize=2)
     for spec, first, last in (("kvmerger@50", 2, 1), ("kvmerger:skip=1+3,budget=50%", 1, 3)):
         entries = parse_method(spec).entries(geometry)
@@ -329,7 +323,7 @@ def test_3_skipped_layers_are_made_up_elsewhere():
         assert max(entries[first:-last]) < 4000
     assert set(parse_method("kvmerger:budget=8%").entries(geometry)) == {640}, "too little to skip"
     assert set(parse_method("kvmerger@50").entries(replace(geometry, layers=4))) == {4000}
-    with pytest.raises(KvchatError, match="leaves 3 of 4 layers whole") as caught:
+    with pytest.raises(KvchatError) as caught:
         parse_method("kvmerger:skip=2+1,budget=50%").entries(replace(geometry, layers=4))
     assert caught.value.tries[1] == "kvmerger:skip=0+0"
     least = Budget.parse(caught.value.tries[0].split()[1])
@@ -337,23 +331,23 @@ def test_3_skipped_layers_are_made_up_elsewhere():
 
 
 @pytest.mark.parametrize(
-    "spec, said",
+    "spec, named",
     [
-        ("kvmerger:mode=eps,budget=40%", "finds its own size"),
+        ("kvmerger:mode=eps,budget=40%", "40%"),
         ("kvmerger:mode=ratio", "mode=ratio"),
-        ("kvmerger:sigma=0", "sigma=0"),
+        ("kvmerger:sigma=-1", "sigma=-1"),
         ("kvmerger:sigma=wide", "sigma=wide"),
         ("kvmerger:value=mean", "value=mean"),
-        ("kvmerger:recent=0.8,heavy=0.3", "more than all"),
-        ("kvmerger:longest=1", "merges nothing"),
+        ("kvmerger:recent=0.8,heavy=0.3", "heavy=0.3"),
+        ("kvmerger:longest=1", "longest=1"),
         ("kvmerger:skip=two", "skip=two"),
-        ("kvmerger@70", "no preset"),
+        ("kvmerger@70", "'70'"),
     ],
 )
-def test_wrong_options_are_refused(spec, said):
+def test_wrong_options_are_refused(spec, named):
     with pytest.raises(KvchatError, match="kvmerger") as caught:
         parse_method(spec)
-    assert said in caught.value.message and caught.value.tries
+    assert named in caught.value.message and caught.value.tries
 
 
 def test_the_paper_s_preset_finds_its_own_size():
@@ -361,11 +355,3 @@ def test_the_paper_s_preset_finds_its_own_size():
     assert (method.mode, method.value, method.eps) == ("eps", "paper", 0.75)
     segment = method.compress(layer(1, tokens=400))
     assert 0 < sum(segment.lengths) < 800 and segment.bias is None
-
-
-def test_both_scores_are_observed():
-    scene = layer(6)
-    window = KVMerger(Budget(fraction=0.4), score="window", window=4)
-    assert (window.needs.queries, window.needs.column_mass) == (4, False)
-    assert sum(window.compress(scene).lengths) == 96
-    assert KVMerger().needs.column_mass

@@ -1,41 +1,42 @@
-"""Every method of the table in a model, for budgets and head geometries: exact totals, the lossless
-limit, positions, and attention to exactly the entries that are kept."""
+"""Every method of the table in a model, paired with budgets and head geometries: exact totals, the
+lossless limit, positions, and attention to exactly the entries that are kept."""
 
 import pytest
 import torch
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
-from kvchat.engine.methods import METHODS
+from kvchat.engine.methods import METHODS, budgets
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.spec import options, parse_method
-from kvchat.engine.methods.stage import pools
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
-from tests.engine.scenes import EVICTING, KEEPING, RETRIEVING, kept_tokens
+from tests.engine.scenes import EVICTING, KEEPING, RETRIEVING, kept_tokens, paired
 from tests.engine.tiny import load_engine, load_oracle, random_ids, read
 from tests.support.closeness import assert_close
 
-GEOMETRIES = {  # query heads, KV heads
-    "one KV head of four": (4, 1),
-    "two KV heads of two": (4, 2),
-    "four KV heads of one": (4, 4),
-}
+SMALL = [(4, 1, 16), (4, 2, 16), (4, 4, 16)]  # query heads, KV heads, head dim
+SHAPES = [*SMALL, (8, 1, 32), (8, 8, 64), (16, 2, 128)]
 TOKENS, NEXT = 140, 6
 IDS = random_ids(TOKENS + NEXT, seed=5)
 SPECS = {"pqcache": "pqcache:dense_below=0,code_bits=4,sinks=3"}  # documents here are short
 
 
-@pytest.fixture(scope="module", params=GEOMETRIES.values(), ids=GEOMETRIES.keys())
-def folder(request, checkpoint):
-    heads, kv_heads = request.param
-    return checkpoint(num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=16)
+@pytest.fixture
+def shaped(checkpoint):
+    """A model's folder by query heads, KV heads and head dim."""
+
+    def build(shape, **more):
+        heads, kv_heads, dim = shape
+        shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
+        return checkpoint(**shape, **more)
+
+    return build
 
 
-@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.5])
-@pytest.mark.parametrize("name", KEEPING)
-def test_rows_are_exact_in_every_layer(folder, name, fraction):
-    engine = load_engine(folder)
+@pytest.mark.parametrize("name, fraction, shape", paired(KEEPING, [0.05, 0.25, 0.5], SMALL))
+def test_entries_are_exact_in_every_layer(shaped, name, fraction, shape):
+    engine = load_engine(shaped(shape))
     method = parse_method(name, Budget(fraction=fraction))
     cache, _ = read(engine, IDS[:TOKENS], method)
     heads, layers = engine.config.num_kv_heads, engine.config.num_layers
@@ -43,16 +44,26 @@ def test_rows_are_exact_in_every_layer(folder, name, fraction):
     total, kept = layers * round(method.budget.fraction * heads * TOKENS), list(cache.segments())
     assert sum(sum(segment.lengths) for segment in kept) == total
     assert all(segment.span == (0, TOKENS) for segment in kept)
-    if not pools(method):
+    if not METHODS[name].pools:
         assert [sum(segment.lengths) for segment in kept] == wanted
     assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
     assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense entries are gone"
 
 
-@pytest.mark.parametrize("budget", ["5%", "25%", "50%", "24KiB"])
-@pytest.mark.parametrize("name", RETRIEVING)
-def test_what_is_kept_is_everything_and_what_is_read_is_the_budget(folder, name, budget):
-    engine = load_engine(folder)
+def test_a_budget_is_shared_out_once_for_all_layers(checkpoint, monkeypatch):
+    calls = []
+    pyramid = budgets.pyramid
+    monkeypatch.setattr(budgets, "pyramid", lambda *given: calls.append(1) or pyramid(*given))
+    engine = load_engine(checkpoint(num_hidden_layers=6))
+    read(engine, IDS[:97], parse_method("pyramidkv", Budget(fraction=0.37)))
+    assert len(calls) == 2, "before the prefill, and for its layers"
+
+
+@pytest.mark.parametrize(
+    "name, budget, shape", paired(RETRIEVING, ["5%", "25%", "50%", "24KiB"], SMALL, times=4)
+)
+def test_what_is_kept_is_everything_and_what_is_read_is_the_budget(shaped, name, budget, shape):
+    engine = load_engine(shaped(shape))
     method = parse_method(SPECS[name], Budget.parse(budget))
     cache, _ = read(engine, IDS[:TOKENS], method)
     heads, layers = engine.config.num_kv_heads, engine.config.num_layers
@@ -65,45 +76,48 @@ def test_what_is_kept_is_everything_and_what_is_read_is_the_budget(folder, name,
     for layer in cache.layers:
         (segment,) = layer.segments
         assert segment.lengths == (TOKENS - layer.tail.length,) * heads
-        q = torch.randn(2 * heads, 16, generator=torch.Generator().manual_seed(0))
+        q = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
         chosen = segment.choose(q, 0.25)
         assert all(len(set(entries)) == len(entries) for entries in chosen.tolist())
         assert segment.reads.sinks + chosen.shape[1] + layer.tail.length == wanted
 
 
-@pytest.mark.parametrize("budget", ["100%", "140", "4096", "1GiB"])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_budget_for_everything_is_lossless(folder, name, budget):
-    engine, want = load_engine(folder), None
-    spec = SPECS.get(name, name)
-    for method in (parse_method("full"), parse_method(spec, Budget.parse(budget))):
-        cache, first = read(engine, IDS[:TOKENS], method)
-        logits = torch.stack([first, drain(engine.extend(cache, IDS[TOKENS:]))])
-        want = logits if want is None else want
-    assert_close("logits", logits, want, 1e-6)
+@pytest.mark.parametrize(
+    "name, budget, shape", paired(list(METHODS), ["100%", "140", "4096", "1GiB"], SHAPES)
+)
+def test_a_budget_for_everything_is_lossless(shaped, name, budget, shape):
+    """Groups of 1 to 8, head dims up to 128."""
+    engine, spec = load_engine(shaped(shape)), SPECS.get(name, name)
+    caches = [
+        read(engine, IDS[:TOKENS], method)[0]
+        for method in (parse_method("full"), parse_method(spec, Budget.parse(budget)))
+    ]
+    want, got = (drain(engine.extend(cache, IDS[TOKENS:])) for cache in caches)
+    assert_close("logits", got, want, 1e-6)
+    half, _ = read(engine, IDS[:TOKENS], parse_method(spec, Budget(fraction=0.5)))
+    assert half.kept in (caches[0].kept / 2, caches[0].kept)
+    assert bool(torch.isfinite(drain(engine.extend(half, IDS[TOKENS:]))).all())
 
 
-@pytest.mark.parametrize("name", [n for n in KEEPING if n != "full"])
-def test_bytes_that_are_held_stay_within_the_budget(folder, name):
+@pytest.mark.parametrize("name, shape", paired([n for n in KEEPING if n != "full"], SMALL))
+def test_bytes_that_are_used_stay_within_the_budget(shaped, name, shape):
     """Positions, entry ranges and whatever else `memory()` counts are paid from the budget."""
-    engine = load_engine(folder)
+    engine = load_engine(shaped(shape))
     entry = 2 * 16 * 4 + 4
     spec = f"{name}:window=4" if "window" in options(name) else name
-    for size in [12000, *range(15000, 15000 + 2 * entry, 8), 20000]:
+    for size in [12000, *range(15000, 15000 + 2 * entry, 24), 20000]:
         cache, _ = read(engine, IDS[:TOKENS], parse_method(spec, Budget(bytes=size)))
         assert cache.memory().total <= size
         assert cache.memory().total > size - 2 * 2 * entry, "and what fits is kept"
 
 
-@pytest.mark.parametrize("budget", ["20%", "50%", "100%"])
-@pytest.mark.parametrize("name", ["full", *EVICTING])
-@pytest.mark.parametrize("heads", GEOMETRIES.values(), ids=GEOMETRIES.keys())
-def test_later_tokens_see_the_kept_rows_at_their_true_positions(checkpoint, name, heads, budget):
+@pytest.mark.parametrize(
+    "name, budget, shape", paired(["full", *EVICTING], ["20%", "50%", "100%"], SMALL)
+)
+def test_later_tokens_see_the_kept_entries_at_their_true_positions(shaped, name, budget, shape):
     """One layer, so that transformers with a mask per head is an oracle for evicted entries too."""
-    query_heads, kv_heads = heads
-    folder = checkpoint(
-        num_attention_heads=query_heads, num_key_value_heads=kv_heads, num_hidden_layers=1
-    )
+    query_heads, kv_heads, _ = shape
+    folder = shaped(shape, num_hidden_layers=1)
     engine = load_engine(folder, chunk=50)
     cache, _ = read(engine, IDS[:TOKENS], parse_method(name, Budget.parse(budget)))
     total = TOKENS + NEXT
@@ -125,29 +139,29 @@ def test_later_tokens_see_the_kept_rows_at_their_true_positions(checkpoint, name
 def test_tokens_one_by_one_equal_tokens_together(engine, name):
     method = parse_method(SPECS.get(name, name), Budget(fraction=0.3))
     together, _ = read(engine, IDS[:TOKENS], method)
-    apart, _ = read(engine, IDS[:TOKENS], method)
-    if getattr(method, "exact_for_multi_token", False):  # several tokens equal the full cache
-        apart, _ = read(engine, IDS[:TOKENS])
+    # where each token chooses what it reads, those entries are all of them here
+    one = parse_method(SPECS.get(name, name), Budget(fraction=1.0 if name in RETRIEVING else 0.3))
+    apart, _ = read(engine, IDS[:TOKENS], one)
     for token in IDS[TOKENS:]:
         logits = drain(engine.extend(apart, [token]))
     # fp32 sums of the same numbers in another order, over all layers
     assert_close("logits", logits, drain(engine.extend(together, IDS[TOKENS:])), 5e-6)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 5, 31, 32, 33])
 @pytest.mark.parametrize("name", METHODS)
-def test_short_documents_answer(engine, name, tokens):
+def test_short_documents_answer(engine, name):
     spec = SPECS.get(name, name)
-    for budget in (Budget(fraction=0.3), Budget(entries_per_head=40)):
-        cache, _ = read(engine, IDS[:tokens], parse_method(spec, budget))
-        got = drain(engine.extend(cache, IDS[tokens : tokens + 2]))
-        assert bool(torch.isfinite(got).all())
-    full, _ = read(engine, IDS[:tokens])  # what 40 entries keep
-    assert_close("logits", got, drain(engine.extend(full, IDS[tokens : tokens + 2])), 1e-6)
+    for tokens in (1, 2, 5, 31, 32, 33):
+        more = IDS[tokens : tokens + 2]
+        for budget in (Budget(fraction=0.3), Budget(entries_per_head=40)):
+            cache, _ = read(engine, IDS[:tokens], parse_method(spec, budget))
+            got = drain(engine.extend(cache, more))
+            assert bool(torch.isfinite(got).all())
+        full, _ = read(engine, IDS[:tokens])  # what 40 entries keep
+        assert_close("logits", got, drain(engine.extend(full, more)), 1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 9, 64])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name, chunk", paired(list(METHODS), [1, 9, 64]))
 def test_the_chunk_size_does_not_matter(checkpoint, name, chunk):
     method = parse_method(SPECS.get(name, name), Budget(fraction=0.4))
     want, want_logits = read(load_engine(checkpoint(), chunk=2048), IDS[:90], method)
@@ -161,33 +175,19 @@ def test_the_chunk_size_does_not_matter(checkpoint, name, chunk):
             assert kept_tokens(mine) == kept_tokens(other)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("heads, kv_heads, dim", [(8, 1, 32), (8, 8, 64), (16, 2, 128)])
-def test_wide_groups_and_large_heads(checkpoint, name, heads, kv_heads, dim):
-    """Groups of 8 and 1, head dims up to 128, one layer: the lossless limit and finite logits."""
-    shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
-    engine = load_engine(checkpoint(num_hidden_layers=1, **shape))
-    cache, _ = read(engine, IDS[:60], parse_method(SPECS.get(name, name), Budget(fraction=0.5)))
-    assert cache.kept in (30 * kv_heads, 60 * kv_heads)  # or all
-    assert bool(torch.isfinite(drain(engine.extend(cache, IDS[60:64]))).all())
-    kept, _ = read(engine, IDS[:60], parse_method(name, Budget(fraction=1.0)))
-    full, _ = read(engine, IDS[:60])
-    logits = [drain(engine.extend(c, IDS[60:64])) for c in (kept, full)]
-    assert_close("logits", *logits, 1e-6)
-
-
 @pytest.mark.parametrize("name", [n for n in EVICTING if "window" in options(n)])
-def test_a_budget_below_what_always_stays_is_refused_before_reading(engine, name):
-    reading = engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=30)))])
-    with pytest.raises(KvchatError, match="leaves 30 per head") as caught:
-        next(reading)
+def test_a_budget_below_what_always_stays_is_refused_before_the_prefill(engine, name):
+    prefill = engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=30)))])
+    with pytest.raises(KvchatError) as caught:
+        next(prefill)
+    assert caught.value.details == {"entries": 30, "needed": 37}
     assert caught.value.tries == ("--budget 37 or more", f"{name}:window=25")
     drain(engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=37)))]))
     smaller = parse_method(caught.value.tries[1], Budget(entries_per_head=30))
     drain(engine.prefill(IDS, [Compression(smaller)]))
 
 
-def test_a_short_document_read_with_a_long_probe_is_intact(engine):
+def test_a_short_document_with_a_long_probe_is_intact(engine):
     """The room for the probe is not part of the document's entries."""
     for tokens in (1, 2, 9):
         want, _ = read(engine, IDS[:tokens])

@@ -9,8 +9,7 @@ import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import budgets, scores
-from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.snapkv import SnapKV
+from kvchat.engine.methods.adakv import AdaKV, SnapKV
 from tests.engine.scenes import kept_tokens, oracle_scene
 from tests.support.closeness import assert_close
 
@@ -58,7 +57,7 @@ def test_shares_of_the_oracle():
     assert budgets.uniform(4, [4, 4]) == [2, 2]
 
 
-def test_kept_rows_of_the_oracle():
+def test_kept_entries_of_the_oracle():
     options = {"budget": Budget(entries_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
     scene = oracle_scene()
     ada = AdaKV(**options, floor=0.0).compress(scene)

@@ -7,18 +7,24 @@ import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS, budgets, scores
-from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.snapkv import SnapKV
+from kvchat.engine.methods.adakv import AdaKV, SnapKV
 from kvchat.engine.methods.spec import parse_method
 from kvchat.errors import KvchatError
-from tests.engine.scenes import EVICTING, KEEPING, compressed, kept_tokens, random_scene, window_of
+from tests.engine.scenes import (
+    EVICTING,
+    KEEPING,
+    compressed,
+    kept_tokens,
+    paired,
+    random_scene,
+    window_of,
+)
 
 FORMS = ["25%", "3%", "99%", "100%", "1", "8", "33", "2k", "300B", "1KiB", "2.5kB", "100MiB"]
 ROW_BYTES = 2 * 8 * 4 + 4  # key, value and position of an entry of random_scene
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name, form", paired(KEEPING, FORMS, times=3))
 def test_every_budget_is_exact_or_an_error_with_numbers(name, form):
     """Documents of 1 to 40 tokens; what the error proposes works."""
     method = parse_method(name, Budget.parse(form))
@@ -64,9 +70,10 @@ def test_every_budget_is_exact_or_an_error_with_numbers(name, form):
     assert worked > 0
 
 
-@pytest.mark.parametrize("form", ["10%", "25%", "50%", "90%", "40", "64"])
-@pytest.mark.parametrize("name", EVICTING)
-def test_sinks_and_the_last_rows_stay_in_every_head(name, form):
+@pytest.mark.parametrize(
+    "name, form", paired(EVICTING, ["10%", "25%", "50%", "90%", "40", "64"], times=2)
+)
+def test_sinks_and_the_last_entries_stay_in_every_head(name, form):
     method = parse_method(name, Budget.parse(form))
     for heads, group, tokens in ((2, 2, 200), (3, 1, 101), (1, 8, 97)):
         segment = compressed(method, random_scene(heads, group, tokens, window_of(method)))
@@ -77,10 +84,17 @@ def test_sinks_and_the_last_rows_stay_in_every_head(name, form):
             assert entries[-window:] == list(range(tokens - window, tokens))
 
 
-@pytest.mark.parametrize("heads, group", [(1, 4), (2, 1), (4, 2)])
-@pytest.mark.parametrize("kernel, pool", [(1, "max"), (7, "max"), (5, "avg")])
-@pytest.mark.parametrize("floor", [0.0, 0.2, 1.0])
-def test_adakv_keeps_the_best_rows_of_every_head(heads, group, kernel, pool, floor):
+@pytest.mark.parametrize(
+    "floor, kernel, pool, heads, group",
+    [
+        (0.0, 1, "max", 1, 4),
+        (0.0, 7, "max", 4, 2),
+        (0.2, 5, "avg", 2, 1),
+        (0.2, 7, "max", 4, 2),
+        (1.0, 5, "avg", 4, 2),
+    ],
+)
+def test_adakv_keeps_the_best_entries_of_every_head(heads, group, kernel, pool, floor):
     """A head keeps a prefix of its ranking; beyond floors, what is kept beats what is not."""
     window, tokens = 8, 120
     method = AdaKV(
@@ -107,7 +121,7 @@ def test_adakv_keeps_the_best_rows_of_every_head(heads, group, kernel, pool, flo
         assert lowest >= highest
 
 
-def test_snapkv_is_adakv_with_every_row_sure():
+def test_snapkv_is_adakv_with_every_entry_sure():
     options = {"budget": Budget(entries_per_head=20), "window": 8}
     for seed in range(5):
         scene = random_scene(4, 2, 90, 8, seed)
@@ -116,7 +130,7 @@ def test_snapkv_is_adakv_with_every_row_sure():
         assert kept_tokens(AdaKV(**options, floor=1.0).compress(scene)) == kept_tokens(snap)
 
 
-def test_adakv_moves_rows_from_focused_to_dispersed_heads():
+def test_adakv_moves_entries_from_focused_to_dispersed_heads():
     scene = random_scene(4, 2, 400, 8)  # head 0 is the most dispersed
     lengths = AdaKV(Budget(fraction=0.2), window=8, sinks=0).compress(scene).lengths
     assert lengths[0] != lengths[-1]
@@ -131,7 +145,7 @@ def test_streamingllm_keeps_sinks_and_the_newest():
     assert kept_tokens(segment) == [[0, 1, 2, *range(43, 50)]] * 2
 
 
-def test_positions_begin_where_the_rows_begin():
+def test_positions_begin_where_the_entries_begin():
     method = parse_method("streamingllm:sinks=1,budget=2")
     scene = random_scene(2, 1, 9, 1)
     moved = type(scene)(**{**scene.__dict__, "start": 100})

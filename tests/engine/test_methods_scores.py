@@ -1,5 +1,4 @@
-"""Scores against formulas written out with materialised attention, and the hand-worked oracles of
-the specifications (named by section)."""
+"""Scores against formulas written out with materialised attention, and hand-worked oracles."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -10,21 +9,16 @@ import torch
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import budgets, scores
+from kvchat.engine.methods.adakv import PyramidKV, SnapKV
 from kvchat.engine.methods.base import Moments
 from kvchat.engine.methods.criticalkv import Critical
 from kvchat.engine.methods.defensivekv import DefensiveKV
-from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.expected_attention import ExpectedAttention
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.h2o import H2O
-from kvchat.engine.methods.knorm import Knorm
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.methods.pyramidkv import PyramidKV
-from kvchat.engine.methods.snapkv import SnapKV
+from kvchat.engine.methods.simple import H2O, TOVA, Knorm
 from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.methods.tova import TOVA
 from kvchat.engine.prefill.prefill import Compression
-from tests.engine.scenes import kept_tokens, oracle_scene, prefilled, random_scene
+from tests.engine.scenes import Recorder, kept_tokens, oracle_scene, prefilled, random_scene
 from tests.engine.tiny import load_engine, load_oracle, random_ids
 from tests.support.closeness import assert_close
 
@@ -45,7 +39,7 @@ def grouped(table: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kernel, kind", [(7, "max"), (5, "avg")])
-def test_adakv_2_9_squared_attention_is_pooled_per_query_head(kernel, kind):
+def test_squared_attention_is_pooled_per_query_head(kernel, kind):
     """KVC-w: softmax, square, window sum, pool per query head, sum over the group."""
     scene = random_scene(2, 4, 90, 8)
     squares = attention(scene).square().mean(dim=1)[:, :82]
@@ -53,7 +47,7 @@ def test_adakv_2_9_squared_attention_is_pooled_per_query_head(kernel, kind):
     assert_close("squared", scores.pooled_mass(scene, 82, kernel, kind, "squared"), want, 1e-5)
 
 
-def test_adakv_2_9_squares_change_what_is_kept():
+def test_squares_change_what_is_kept():
     scene = random_scene(2, 4, 90, 8)
     budget = Budget(fraction=0.3)
     by_mass, by_square = (
@@ -64,7 +58,7 @@ def test_adakv_2_9_squares_change_what_is_kept():
 
 
 @pytest.mark.parametrize("group", [1, 4])
-def test_adakv_2_7_projected_norms_are_those_of_the_values_behind_the_output(monkeypatch, group):
+def test_projected_norms_are_those_of_the_values_behind_the_output(monkeypatch, group):
     scene = random_scene(3, group, 50, 4)
     monkeypatch.setattr(scores, "NORM_VALUES", 100)
     output = grouped(scene.output, 3)
@@ -74,7 +68,7 @@ def test_adakv_2_7_projected_norms_are_those_of_the_values_behind_the_output(mon
     assert_close("some", scores.projected_norm(scene, 20), want[:, :20], 1e-5)
 
 
-def test_adakv_2_7_two_stages():
+def test_two_stages():
     """Half of the entries by attention, the rest by (attention + 1e-4) times the norm."""
     scene, window = random_scene(2, 2, 80, 8), 8
     scene = replace(scene, values=torch.randn(2, 80, 8) * torch.rand(2, 80, 1) * 5)
@@ -90,7 +84,7 @@ def test_adakv_2_7_two_stages():
     assert kept_tokens(snap) != kept_tokens(method.compress(scene))
 
 
-def test_adakv_2_7_the_bound_holds():
+def test_the_bound_holds():
     """|y - y'| <= sum A n - (2 - 1/sigma) * sum over kept A n, for any kept set of mass sigma."""
     generator = torch.Generator().manual_seed(7)
     for _ in range(1000):
@@ -105,7 +99,7 @@ def test_adakv_2_7_the_bound_holds():
         assert loss <= weighed.sum() - (2 - 1 / sigma) * weighed[kept].sum() + 1e-12
 
 
-def test_adakv_2_8_defensive_mass_is_the_worst_case():
+def test_defensive_mass_is_the_worst_case():
     scene = random_scene(2, 2, 60, 6)
     table = attention(scene)[:, :, :54]  # [H*G, W, N]
     flat = table.reshape(-1, 54)
@@ -116,7 +110,7 @@ def test_adakv_2_8_defensive_mass_is_the_worst_case():
     assert_close("defensive", scores.defensive_mass(scene, 54, 5), want, 1e-5)
 
 
-def test_adakv_2_8_rows_that_carry_the_mass_are_secure():
+def test_entries_that_carry_the_mass_are_secure():
     scene = random_scene(2, 2, 200, 8)
     mean = grouped(attention(scene).mean(1), 2).mean(1)
     table = DefensiveKV(Budget(fraction=0.4), window=8, sinks=0).score(scene, 192, each=72)
@@ -130,7 +124,7 @@ def test_adakv_2_8_rows_that_carry_the_mass_are_secure():
     assert sum(segment.lengths) == 160
 
 
-def test_kvmerger_7_h2o():
+def test_h2o():
     """Sums 3.00 .57 .83 .30 .30; heavy 2, recent 2 keep 0, 2, 3, 4; and the averaged sums."""
     entries = [
         [1],
@@ -168,7 +162,7 @@ def test_knorm_keeps_the_shortest_keys():
         assert entries == sorted([*short, 39])
 
 
-def test_frontier_2_6_expected_attention():
+def test_expected_attention():
     """No covariance: mu.k / sqrt D; no mean and the identity: |k|^2 / 2D; in general both."""
     scene = random_scene(2, 2, 30, 1)
     keys, dim = scene.keys.repeat_interleave(2, 0), 8
@@ -192,7 +186,7 @@ def test_frontier_2_6_expected_attention():
     assert_close("both", got, want(both, 0.1), 1e-5)
 
 
-def test_adakv_2_2_pyramid_lines():
+def test_pyramid_lines():
     """At 32 layers and b = 96 the authors' rounding keeps 3,536 entries of 3,072; ours 3,072."""
     for entries, first in ((96, 188), (224, 437), (480, 936), (992, 1935), (2016, 3932)):
         line = budgets.pyramid(entries, 32, 10**6, beta=20)
@@ -207,7 +201,7 @@ def test_adakv_2_2_pyramid_lines():
     assert budgets.pyramid(7, 3, 100, beta=20) == [14, 7, 0]  # b below beta
 
 
-def test_adakv_2_2_layers_of_a_model_keep_the_budget_together():
+def test_layers_of_a_model_keep_the_budget_together():
     for fraction in (0.1, 0.3, 0.6, 0.95):
         for heads, layers, tokens in ((1, 1, 50), (2, 4, 333), (8, 32, 1000)):
             method = PyramidKV(Budget(fraction=fraction))
@@ -218,7 +212,7 @@ def test_adakv_2_2_layers_of_a_model_keep_the_budget_together():
             assert min(entries) >= heads * method.newest(method.budget.entries(geometry) // heads)
 
 
-def test_adakv_7_shares_of_the_authors_rule():
+def test_shares_of_the_authors_rule():
     """Largest remainder where the authors' rounding loses or adds entries."""
     for alpha, want in ((0.0, [3, 1]), (0.2, [3, 1]), (0.5, [3, 1]), (1.0, [2, 2])):
         assert budgets.mixed(S, 4, alpha) == want
@@ -233,7 +227,7 @@ def test_adakv_7_shares_of_the_authors_rule():
     assert budgets.mixed(toy, 6, 0.2) == [4, 1, 1]
 
 
-def test_rows_that_do_not_exist_are_never_counted():
+def test_entries_that_do_not_exist_are_never_counted():
     gone = float("-inf")
     table = torch.tensor([[gone, gone, 0.1, 0.2], [0.5, 0.6, 0.7, 0.8], [gone, 0.1, 0.1, 0.1]])
     for total in range(10):
@@ -256,7 +250,7 @@ def sorted_even(total: int) -> list[int]:
     return counts
 
 
-def test_absent_rows_change_nothing():
+def test_absent_entries_change_nothing():
     """A layer whose first entries do not exist keeps what the layer without them keeps."""
     for name in ("snapkv", "adakv", "defensivekv", "criticalkv", "knorm", "tova", "h2o",
                  "expected-attention"):  # fmt: skip
@@ -281,26 +275,13 @@ def test_absent_rows_change_nothing():
         assert torch.equal(got.k, want.k)
 
 
-class Recorder(Full):
-    """Keeps everything and remembers what it was shown."""
-
-    needs = Needs(queries=3, column_mass=True, future=16)
-
-    def __init__(self):
-        self.__dict__["shown"] = []
-
-    def compress(self, given):
-        self.shown.append(given)
-        return keep_all(given)
-
-
 @pytest.mark.parametrize("chunk", [7, 2048])
 @pytest.mark.parametrize("probed", [False, True])
 def test_sums_and_moments_are_those_of_transformers(checkpoint, chunk, probed):
     """Column sums of its attention weights; moments of its query projections before rotation."""
     ids, probe = random_ids(60), random_ids(9, seed=4)
     engine, oracle = load_engine(checkpoint(), chunk=chunk), load_oracle(checkpoint(), "eager")
-    recorder = Recorder()
+    recorder = Recorder(Needs(queries=3, column_mass=True, future=16))
     jobs = [Compression(recorder, probes=(0,) if probed else ())]
     drain(engine.prefill(ids, jobs, [probe] if probed else []))
     seen = ids + (probe if probed else [])

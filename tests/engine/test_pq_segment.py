@@ -36,7 +36,7 @@ def over(q, keys, values, entries, scale):
     return attention(q, parts, scale)
 
 
-def test_attention_over_the_chosen_rows_by_hand():
+def test_attention_over_the_chosen_entries_by_hand():
     """Oracle 8.1, with values of two dims in heads of four."""
     values = torch.nn.functional.pad(VALUES, (0, 2))
     for count, o, lse in (
@@ -53,7 +53,7 @@ def test_attention_over_the_chosen_rows_by_hand():
 
 @pytest.mark.parametrize("subspaces, size", [(2, 8), (2, 100), (4, 16)])
 def test_one_query_attends_to_sinks_and_to_what_its_codes_rank_first(subspaces, size):
-    """With and without an inverted list; and O5: missing entries cost at most their attention."""
+    """With and without an inverted list; missing entries cost at most their attention."""
     segment, keys, values, q = random_segment(subspaces=subspaces, size=size)
     assert (segment.cells is not None) == (size**subspaces <= 4096)
     o, lse = segment.attend(q, 0.25, torch_backend())
@@ -72,7 +72,7 @@ def test_one_query_attends_to_sinks_and_to_what_its_codes_rank_first(subspaces, 
 
 
 def test_rows_for_everything_or_several_queries_are_exact_with_any_code_book():
-    """O2, and the declared property of several queries."""
+    """By hand, and the declared property of several queries."""
     segment, keys, values, q = random_segment(count=296)
     segment.centroids = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(9))
     want, want_lse = over(q, keys, values, [range(300)] * 2, 0.25)
@@ -87,8 +87,8 @@ def test_rows_for_everything_or_several_queries_are_exact_with_any_code_book():
 
 
 @pytest.mark.parametrize("aggregate", ["softmax_sum", "max", "logit_sum"])
-def test_cells_choose_the_rows_that_a_scan_of_the_codes_chooses(aggregate):
-    """O8, with ties inside cells, between them (a rounded table), and where all underflow."""
+def test_cells_choose_the_entries_that_a_scan_of_the_codes_chooses(aggregate):
+    """With ties inside cells, between them (a rounded table), and where all underflow."""
     generator = torch.Generator().manual_seed(0)
     for heads, group, entries, size, count in (
         (2, 3, 500, 8, 40),
@@ -130,7 +130,7 @@ def parts_of(segment):
 
 
 def test_tensors_are_everything_and_load_is_their_inverse():
-    """O13: one byte for each part of a code; bytes are those of the tensors."""
+    """One byte for each part of a code; bytes are those of the tensors."""
     for subspaces, size, bytes_each in ((2, 8, 2), (4, 16, 4)):
         segment, keys, _, q = random_segment(subspaces=subspaces, size=size)
         assert segment.codes.nbytes == 2 * 296 * bytes_each

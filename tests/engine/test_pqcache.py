@@ -1,4 +1,4 @@
-"""PQCache in a model: its shares of a budget, what it makes of a document, undo."""
+"""PQCache in a model: shares of a budget, what it makes of a document, undo, and its K-means."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from kvchat.engine import ops
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.events import drain
-from kvchat.engine.methods.pqcache import PQCache
+from kvchat.engine.methods.pqcache import PQCache, means, train
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.prefill.prefill import Compression
@@ -47,11 +47,11 @@ def test_what_is_read_is_the_budget():
 def test_options_that_cannot_be():
     geometry = Geometry(5000, heads=2, layers=2, dim=20, itemsize=4)
     for spec, text in (
-        ("pqcache:code_bits=9", "above 8"),
-        ("pqcache:aggregate=mean", "unknown"),
-        ("pqcache:home=disk", "unknown"),
-        ("pqcache:bits=4", "keeps every entry as the model has it"),
-        ("pqcache:m=8", "m=8 parts of a head of 20"),
+        ("pqcache:code_bits=9", "code_bits=9"),
+        ("pqcache:aggregate=mean", "aggregate=mean"),
+        ("pqcache:home=disk", "home=disk"),
+        ("pqcache:bits=4", "bits=4"),
+        ("pqcache:m=8", "m=8"),
     ):
         with pytest.raises(KvchatError, match=text):
             parse_method(spec).entries(geometry)
@@ -74,8 +74,8 @@ def test_documents_are_coded_layer_by_layer(engine):
     assert (cache.frozen, cache.kept) == (400, 2 * 2 * 400)
 
 
-def test_codes_find_more_attention_than_chance_or_the_newest_rows():
-    """O12 on made-up heads: mass of PQ's choice against random entries and against the last
+def test_codes_find_more_attention_than_chance_or_the_newest_entries():
+    """On made-up heads: mass of PQ's choice against random entries and against the last
     entries.
     """
     scene = random_scene(4, 2, 3000, 1, dim=32)
@@ -115,7 +115,7 @@ def test_undo_and_single_tokens_restore_every_answer(engine):
     assert cache.position == 400
 
 
-def test_a_question_reads_every_row_whatever_the_chunk(checkpoint):
+def test_a_question_reads_every_entry_whatever_the_chunk(checkpoint):
     """Also where its last chunk would be a single token."""
     engine, ids = load_engine(checkpoint(), chunk=20), random_ids(441, seed=3)
     cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
@@ -124,7 +124,7 @@ def test_a_question_reads_every_row_whatever_the_chunk(checkpoint):
     assert_close("logits", got, want, 5e-6)  # chunks of other sizes sum in another order
 
 
-def test_memory_that_runs_out_while_rows_are_coded_loses_none(engine, monkeypatch):
+def test_memory_that_runs_out_while_entries_are_coded_loses_none(engine, monkeypatch):
     ids = random_ids(460, seed=3)
     cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
     want = torch.stack([drain(engine.extend(cache, [i])) for i in ids[400:420]])
@@ -179,3 +179,72 @@ def test_an_interrupted_extension_leaves_the_window_as_it_was(engine):
     reading.close()
     assert cache.position == 400
     assert_close("logits", drain(engine.extend(cache, ids[400:401])), want, 1e-6)
+
+
+def squared_error(keys: torch.Tensor, centroids: torch.Tensor) -> float:
+    """The mean squared distance of keys from what their codes stand for."""
+    decoded = ops.pq_decode(ops.pq_assign(keys, centroids), centroids)
+    return float((keys - decoded).square().sum(dim=-1).mean())
+
+
+def test_k_means_by_hand():
+    entries = torch.tensor([[[0.0, 0], [0, 1], [4, 0], [4, 1]]])
+    for first, wanted, error in (
+        ([0, 2], [[0, 0.5], [4, 0.5]], 1.0),
+        ([0, 1], [[2, 0], [2, 1]], 16.0),  # a local minimum
+    ):
+        centroids = entries[:, None, first]
+        for _ in range(3):
+            codes = ops.pq_assign(entries, centroids)
+            centroids = means(entries[:, None], codes, centroids)
+        assert centroids[0, 0].tolist() == wanted
+        assert 4 * squared_error(entries, centroids) == error
+
+
+def test_k_means_is_lloyds():
+    """The textbook in double precision, head by head and part by part."""
+    keys = torch.randn(2, 300, 6, generator=torch.Generator().manual_seed(3))
+    parts = keys.unflatten(2, (2, -1)).transpose(1, 2)  # [H, m, N, d]
+    centroids = parts[:, :, ::37].clone()
+    plain = centroids.double()
+    for _ in range(10):
+        centroids = means(parts, ops.pq_assign(keys, centroids), centroids)
+        for head in range(2):
+            for part in range(2):
+                entries, book = parts[head, part].double(), plain[head, part]
+                nearest = (entries[:, None] - book).square().sum(dim=2).argmin(dim=1)
+                found = [entries[nearest == c].mean(dim=0) for c in range(len(book))]
+                plain[head, part] = torch.stack(found)
+    assert plain.isfinite().all(), "no cluster empties"
+    assert (centroids - plain).abs().max() < 1e-4
+
+
+def test_k_means_descends_and_repeats_itself():
+    """A cluster that nobody is in keeps its centroid."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(3, 900, 16, generator=generator).cumsum(dim=1) / 10
+    errors = []
+    for iters in (0, 1, 2, 4, 8):
+        centroids = train(keys, 2, 32, iters, 4321)
+        errors.append(squared_error(keys, centroids))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.9 * errors[0]
+    assert torch.equal(train(keys, 2, 32, 8, 4321), centroids)
+    assert not torch.equal(train(keys, 2, 32, 8, 1), centroids)
+    far = torch.full((3, 1, 1, 16), 1e3)
+    book = torch.cat((keys[:, None, :4], far), dim=2)
+    codes = ops.pq_assign(keys, book)
+    assert torch.equal(means(keys[:, None], codes, book)[:, :, 4], far[:, :, 0])
+
+
+def test_clusters_are_as_good_as_those_of_faiss():
+    faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed (a dev extra)")
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(32, 32, generator=generator)
+    keys = torch.randn(1, 3000, 32, generator=generator) @ mix
+    theirs = faiss.ProductQuantizer(32, 2, 6)
+    theirs.cp.niter = 10
+    theirs.train(keys[0].numpy())
+    decoded = torch.from_numpy(theirs.decode(theirs.compute_codes(keys[0].numpy())))
+    want = float((keys[0] - decoded).square().sum(dim=1).mean())
+    centroids = train(keys, 2, 64, 10, 4321)
+    assert squared_error(keys, centroids) < 1.02 * want

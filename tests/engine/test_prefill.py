@@ -1,43 +1,22 @@
 """Reading: the same whatever the chunks, probes and companions, and interruptible. What methods
 see is compared with the attention weights of transformers."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
-
 import pytest
 import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import Progress, drain
 from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.evict import keep_all
 from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import by_head, observed_mass
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill.prefill import Compression
-from tests.engine.scenes import kept_tokens
+from tests.engine.scenes import Recorder, kept_tokens
 from tests.engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read
 from tests.support.closeness import assert_close
 
 IDS, PROBE = random_ids(90), random_ids(11, seed=2)
-
-
-@dataclass(frozen=True)
-class Recorder:
-    """A method that keeps everything and remembers what it was shown."""
-
-    needs: ClassVar[Needs] = Needs(queries=16)
-    shown: list[Prefilled] = field(default_factory=list)
-    budget: ClassVar[Budget] = Budget(fraction=1.0)
-
-    def entries(self, geometry):
-        return [geometry.full] * geometry.layers
-
-    def compress(self, prefilled: Prefilled):
-        self.shown.append(prefilled)
-        return keep_all(prefilled)
 
 
 def assert_same_cache(got, want, tolerance=0.0):
@@ -47,15 +26,6 @@ def assert_same_cache(got, want, tolerance=0.0):
         assert torch.equal(mine.position, other.position)
         for name in ("k", "v"):
             assert_close(name, getattr(mine, name), getattr(other, name), tolerance)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_the_chunk_size_does_not_matter(engine, checkpoint, chunk):
-    method = AdaKV(Budget(fraction=0.4), window=16)
-    want, want_logits = read(engine, IDS, method)
-    got, logits = read(load_engine(checkpoint(), chunk=chunk), IDS, method)
-    assert_close("logits", logits, want_logits, 1e-5)
-    assert_same_cache(got, want, 1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 2048])
@@ -125,7 +95,7 @@ def group_mean(weights: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("chunk", [5, 2048])
 def test_scores_of_the_document_s_end_are_its_attention_weights(checkpoint, chunk):
     engine, oracle = load_engine(checkpoint(), chunk=chunk), load_oracle(checkpoint(), "eager")
-    recorder = Recorder()
+    recorder = Recorder(Needs(queries=16))
     drain(engine.prefill(IDS, [Compression(recorder)]))
     for seen, weights in zip(recorder.shown, weights_of(oracle, IDS), strict=True):
         want = group_mean(weights[:, -16:])
@@ -136,7 +106,7 @@ def test_scores_of_the_document_s_end_are_its_attention_weights(checkpoint, chun
 def test_scores_of_probes_are_their_attention_weights(engine, checkpoint):
     """Each probe follows the document by itself; its last queries, as many as wanted, count."""
     oracle = load_oracle(checkpoint(), "eager")
-    probes, recorder = [PROBE, random_ids(20, seed=3)], Recorder()
+    probes, recorder = [PROBE, random_ids(20, seed=3)], Recorder(Needs(queries=16))
     drain(engine.prefill(IDS, [Compression(recorder, probes=(0, 1))], probes))
     parts = [weights_of(oracle, IDS + probe) for probe in probes]
     for layer, seen in enumerate(recorder.shown):
@@ -147,7 +117,7 @@ def test_scores_of_probes_are_their_attention_weights(engine, checkpoint):
 
 
 def test_a_method_sees_keys_after_rope_and_its_layer(engine, checkpoint):
-    recorder = Recorder()
+    recorder = Recorder(Needs(queries=16))
     drain(engine.prefill(IDS, [Compression(recorder)]))
     oracle = load_oracle(checkpoint())
     with torch.inference_mode():

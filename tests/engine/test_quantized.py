@@ -1,9 +1,8 @@
-"""Entries in few bits: KIVI's hand-worked oracle (`kvmerger.md` 7), the error bound, exact bytes,
+"""Entries in few bits: KIVI's hand-worked oracle (arXiv 2402.02750), the error bound, exact bytes,
 and attention against the entries turned back into numbers.
 """
 
 from dataclasses import replace
-from math import gcd
 
 import pytest
 import torch
@@ -18,12 +17,12 @@ from kvchat.engine.methods.spec import parse_method, with_budget
 from kvchat.errors import KvchatError
 from kvchat.kernels import reference
 from kvchat.kernels.reference import dense_attention
-from tests.engine.scenes import EVICTING, KEEPING, compressed, random_scene, window_of
+from tests.engine.scenes import EVICTING, KEEPING, compressed, paired, random_scene, window_of
 from tests.engine.tiny import load_engine, random_ids, read, torch_backend
 from tests.support.closeness import assert_close
 
 
-def test_7_kivi_in_two_bits():
+def test_kivi_in_two_bits():
     """(0, 1, 2, 5): zero 0, scale 5/3, codes 0 1 1 3, back to 0 1.6667 1.6667 5, low byte 212."""
     codes, scale, zero = reference.quantize(torch.tensor([0.0, 1, 2, 5]), 2, torch.float32)
     assert (codes.tolist(), float(zero)) == ([0, 1, 1, 3], 0)
@@ -79,10 +78,18 @@ def numbers(segment: QuantizedSegment) -> list[tuple[torch.Tensor, ...]]:
     return heads
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("lengths", [[64, 70, 32, 5], [200, 0, 31, 33], [3], [1000, 100]])
-@pytest.mark.parametrize("dim", [16, 80, 128])
-def test_attention_is_that_of_the_rows_turned_back(monkeypatch, bits, lengths, dim):
+@pytest.mark.parametrize(
+    "dim, lengths, bits",
+    [
+        (16, [64, 70, 32, 5], 4),
+        (80, [64, 70, 32, 5], 8),
+        (80, [200, 0, 31, 33], 4),
+        (128, [200, 0, 31, 33], 8),
+        (16, [3], 8),
+        (128, [1000, 100], 4),
+    ],
+)
+def test_attention_is_that_of_the_entries_turned_back(monkeypatch, bits, lengths, dim):
     """Slices that begin and end inside heads, heads without entries, and a bias per entry."""
     monkeypatch.setattr(quantized, "SLICE", 96)
     for bias in (False, True):
@@ -104,7 +111,7 @@ def test_attention_is_that_of_the_rows_turned_back(monkeypatch, bits, lengths, d
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_rows_come_back_within_half_a_step_of_their_group(bits):
+def test_entries_come_back_within_half_a_step_of_their_group(bits):
     source = flat([96, 40], 64)
     segment, levels = QuantizedSegment.of(source, bits), 2**bits - 1
     for head, (k, v, _) in enumerate(numbers(segment)):
@@ -121,7 +128,7 @@ def test_rows_come_back_within_half_a_step_of_their_group(bits):
         assert torch.equal(k[body:], source.k[own][body:]), "the rest is as it was"
 
 
-def test_2_10_bytes_per_row():
+def test_bytes_per_entry():
     """D 128 in 16 bits: 4 bits cost 160 bytes, 8 bits 288, of 512; and a position."""
     for bits, want in ((4, 160), (8, 288), (None, 512)):
         geometry = Geometry(tokens=1, heads=1, layers=1, dim=128, itemsize=2, bits=bits)
@@ -139,8 +146,7 @@ def test_tensors_are_everything_and_load_is_the_inverse():
     assert again.memory() == segment.memory()
 
 
-@pytest.mark.parametrize("name", KEEPING)
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name, bits", paired(KEEPING, [8, 4]))
 def test_every_flat_method_takes_bits(checkpoint, name, bits):
     """The same entries in fewer bytes; logits are those of the entries turned back."""
     engine, ids = load_engine(checkpoint(head_dim=32)), random_ids(300, seed=8)
@@ -159,12 +165,11 @@ def test_every_flat_method_takes_bits(checkpoint, name, bits):
     got, same, want = (drain(engine.extend(cache, ids[290:])) for cache in (few, twin, plain))
     assert_close("turned back", got, same, 1e-5)
     if bits == 8:
-        assert_close("not quantised", got, want, 0.02)
+        assert_close("not quantized", got, want, 0.02)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("name", [*EVICTING, "kvmerger"])
-def test_a_budget_in_bytes_holds_in_few_bits_too(name, bits):
+@pytest.mark.parametrize("name, bits", paired([*EVICTING, "kvmerger"], [4, 8]))
+def test_a_budget_in_bytes_suffices_in_few_bits_too(name, bits):
     method = parse_method(f"{name}:bits={bits}", Budget(bytes=40_000))
     scene = random_scene(4, 2, 900, window_of(method), dim=32)
     segment = compressed(method, scene)
@@ -174,13 +179,6 @@ def test_a_budget_in_bytes_holds_in_few_bits_too(name, bits):
     assert segment.memory().total + beside <= 40_000
     assert segment.memory().total > 40_000 - geometry.layer_bytes - 2 * geometry.entry_bytes - 1000
     assert entries > sum(compressed(parse_method(name, Budget(bytes=40_000)), scene).lengths)
-
-
-def test_groups_of_odd_head_sizes():
-    for dim, group in ((16, 16), (32, 32), (80, 16), (96, 32), (128, 32)):
-        assert gcd(dim, 32) == group
-        segment = QuantizedSegment.of(flat([64], dim), 4)
-        assert segment.v_scale.shape == (64, dim // group)
 
 
 def test_bits_are_refused_or_kept():

@@ -1,5 +1,5 @@
-"""KVzip's scores (`frontier.md` 2.3): the hand-worked oracle, and a computation that has the
-entries of all layers and all attention at once."""
+"""KVzip's scores (arXiv 2505.23416): the hand-worked oracle, and a computation that has the
+entries of all layers and all attention at once; and `--auto-loss`, which goes by replays too."""
 
 import math
 from itertools import product
@@ -10,17 +10,19 @@ import torch
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
-from kvchat.engine.methods.evict import keep_all
+from kvchat.engine.methods.adakv import SnapKV
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.kvzip import WEIGHINGS, Askall, KVzip, KVzipPlus
-from kvchat.engine.methods.needs import ASK, REPEAT, Needs, Telling
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.kvzip import Askall, KVzip, KVzipPlus
+from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
+from kvchat.engine.methods.spec import parse_method, with_budget
 from kvchat.engine.prefill import replay as replaying
 from kvchat.engine.prefill import replay_texts as telling
+from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.replay import Replay, scores
-from kvchat.kernels.reference import dense_attention
-from tests.engine.scenes import kept_tokens
+from kvchat.engine.sizes import LADDER
+from tests.engine.scenes import Recorder, kept_tokens
 from tests.engine.scripted import BOOK, new_session
 from tests.engine.tiny import load_engine, load_oracle, random_ids
 from tests.support.closeness import assert_close
@@ -31,25 +33,10 @@ IDS = random_ids(70, seed=9)
 SHOWN = [*product([REPEAT], [512], WEIGHINGS), *product([ASK], [2048], WEIGHINGS)]
 
 
-class Recorder(Full):
-    """Keeps everything and remembers the scores that it was shown."""
-
-    needs = Needs(
-        tellings=frozenset(Telling(*part) for part in SHOWN),
-        evidence=60,
-    )
-
-    def __init__(self):
-        self.__dict__["shown"] = []
-        self.__dict__["evidence"] = []
-
-    def compress(self, given):
-        self.shown.append(given.retold.scores)
-        self.evidence.append(given.retold.evidence)
-        return keep_all(given)
+NEEDS = Needs(tellings=frozenset(Telling(*part) for part in SHOWN))
 
 
-def test_2_3_the_hand_worked_oracle():
+def test_the_hand_worked_oracle():
     """Keys 0, ln 3, 0, 0, queries 1 and -1: KVzip (.3, .6), KVzip+ with norms 4 and 1 (1.2, .3)."""
     tail = Tail(1, 1, torch.float32, torch.device("cpu"))
     tail.append(torch.tensor([[[0.0], [math.log(3)]]]), torch.tensor([[[4.0], [1.0]]]))
@@ -114,7 +101,7 @@ def materialised(folder, chunks, replays, weigh: str) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("logits", [1, 300, 2**22])
-def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
+def test_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
     """Chunks of 30 behind a prefix of 3 tokens, each after an instruction of 5; and each asked in
     three lists of two lengths, that see the document and not each other."""
     monkeypatch.setattr(replaying, "LOGITS", logits)
@@ -125,7 +112,7 @@ def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
         *(Replay((REPEAT, 512), (ids,), a, b) for ids, (a, b) in zip(told, chunks, strict=True)),
         *(Replay((ASK, 2048), tuple(ids), a, b) for ids, (a, b) in zip(asked, chunks, strict=True)),
     ]
-    engine, recorder = load_engine(checkpoint(), chunk=16), Recorder()
+    engine, recorder = load_engine(checkpoint(), chunk=16), Recorder(NEEDS)
     reading = drain(engine.prefill(IDS, [Compression(recorder)], replays=replays))
     plain = drain(engine.prefill(IDS, [Compression(Full())]))
     assert torch.equal(reading.logits, plain.logits), "replays leave no trace"
@@ -135,32 +122,20 @@ def test_2_4_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
         repeats = materialised(checkpoint(), chunks, told, weigh)
         asks = materialised(checkpoint(), *zip(*spread, strict=True), weigh)
         for kind, want in (((REPEAT, 512), repeats), ((ASK, 2048), asks)):
-            for got, table in zip(recorder.shown, want, strict=True):
+            for given, table in zip(recorder.shown, want, strict=True):
+                got = given.told
                 worst = 1e-6 if weigh == "mass" else 1e-5
                 assert_close(str(kind), got[*kind, weigh][:, 3:], table[:, 3:], worst)
                 assert bool(got[*kind, weigh][:, :3].isinf().all()), "the prefix is protected"
 
 
-def test_evidence_is_what_queries_read_from_the_document(checkpoint):
-    """A part of the asked queries, over the whole layer and nothing else."""
-    engine, recorder = load_engine(checkpoint(), chunk=16), Recorder()
-    asked = Replay((ASK, 2048), tuple(random_ids(n, seed=n) for n in (40, 50, 40)), 0, 70)
-    cache = drain(engine.prefill(IDS, [Compression(recorder)], replays=[asked])).caches[0]
-    for found, segment in zip(recorder.evidence, cache.segments(), strict=True):
-        assert len(found.q) == 44, "every third of 130, for at most 60 are wanted"
-        keys, values = (x.view(2, 70, -1) for x in (segment.k, segment.v))
-        o, lse = dense_attention(found.q, keys, values, found.q.shape[-1] ** -0.5, causal=False)
-        assert_close("o", found.o, o, 1e-6)
-        assert_close("lse", found.lse, lse, 1e-6)
-
-
 @pytest.mark.parametrize("kind", [KVzip, KVzipPlus, Askall])
-def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
+def test_the_best_entries_of_all_layers_stay(checkpoint, kind):
     """As if all layers' scores had been there at once, and never more entries than the budget."""
-    engine, recorder = load_engine(checkpoint()), Recorder()
+    engine, recorder = load_engine(checkpoint()), Recorder(NEEDS)
     drain(engine.prefill(IDS, [Compression(recorder)]))
     method = kind(Budget(fraction=0.3), sinks=0)
-    scores = torch.stack([told[method.telling] for told in recorder.shown])  # [L, H, T]
+    scores = torch.stack([given.told[method.telling] for given in recorder.shown])  # [L, H, T]
     scores[:, :, -1] = float("inf")
     total = len(recorder.shown) * round(0.3 * 140)
     want = torch.zeros_like(scores, dtype=torch.bool).flatten()
@@ -172,14 +147,14 @@ def test_the_best_rows_of_all_layers_stay(checkpoint, kind):
     assert [kept_tokens(segment) for segment in cache.segments()] == whole
     entry = 2 * 16 * 4 + 4
     assert max(event.kv_bytes for event in seen) <= total * entry + 4 * 3 * len(whole)
-    few = parse_method(f"{kind.name}:bits=8,refit=all,sinks=0", Budget(fraction=0.3))
+    few = parse_method(f"{kind.name}:bits=8,sinks=0", Budget(fraction=0.3))
     cache = drain(engine.prefill(IDS, [Compression(few)])).caches[0]
     lengths = [segment.lengths for segment in cache.segments()]
     assert lengths == [tuple(map(len, layer)) for layer in whole]
     assert all(segment.kind == "quantized" for segment in cache.segments())
 
 
-def test_replays_count_as_reading(checkpoint):
+def test_replays_count_as_progress(checkpoint):
     events: list = []
     engine = load_engine(checkpoint(), chunk=40)
     drain(engine.prefill(IDS, [Compression(KVzip(Budget(fraction=0.3)))]), events.append)
@@ -229,36 +204,6 @@ def test_a_session_asks_the_sentences_of_a_document(chat_folder):
     assert all(replay.start == replays[0].start > 0 for replay in replays)
 
 
-CODE = """a = 1;
-b_c = 3.14;
-d = "x";
-e = (2);
-"""
-
-
-def test_2_5_signs_that_come_often_are_demoted(chat_folder, checkpoint):
-    """Not those inside of names and numbers, and none that is rare."""
-    dialogue = new_session(chat_folder("byte-level", "chatml")).dialogue
-    ids = dialogue.document(CODE)
-    found = telling.structural(dialogue, ids)
-    signs = [dialogue.tokenizer.decode([ids[at]]).strip() for at in found]
-    assert {"=", ";", ""} >= set(signs) >= {"=", ";"}
-    (replay,) = telling.tellings(dialogue, ids, {(REPEAT, 512)})
-    assert list(replay.structural) == [at for at in found if at >= replay.start]
-
-    engine = load_engine(checkpoint())
-    signs = list(range(0, 70, 2))
-    replays = [Replay((REPEAT, 512), (IDS,), 0, 70, structural=signs)]
-    kept = []
-    for demote in (1.0, 0.0):
-        method = KVzip(Budget(fraction=0.4), sinks=0, demote=demote)
-        cache = drain(engine.prefill(IDS, [Compression(method)], replays=replays)).caches[0]
-        entries = [entry for s in cache.segments() for head in kept_tokens(s) for entry in head]
-        kept.append(sum(entry in signs for entry in entries))
-    assert kept[0] > 20
-    assert kept[1] == 0
-
-
 def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):
     dialogue = new_session(chat_folder("byte-level", "chatml")).dialogue
     ids = dialogue.document("no end of words " * 40 + ". x. y. And now it ends. z")
@@ -267,3 +212,44 @@ def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):
     assert found[-1][1] == len(ids)
     assert all(b - a <= telling.LONGEST for a, b in found)
     assert all(b - a >= telling.SHORTEST for a, b in found[:-1])
+
+
+TEXT = "\n".join(f"{BOOK} Number {n} of the lamp is {n * n}." for n in range(6))
+
+
+def test_the_smallest_budget_within_the_promise(chat_folder):
+    """Losses are those of a cache of that budget, against a cache that has everything."""
+    folder = chat_folder("byte-level", "chatml")
+    session, other = new_session(folder), new_session(folder)
+    ids = session.dialogue.document(TEXT)
+    passages = telling.held_out(session.dialogue, ids)
+    assert len(passages) > 5
+    method = SnapKV(window=4, sinks=1)
+    strict = drain(open_within(session, ids, method, promise=0.0))
+    losses = list(strict.tried.values())
+    assert [Budget.parse(b).fraction for b in strict.tried] == sorted(LADDER)[: len(losses)]
+    loose = drain(open_within(session, ids, method, promise=max(losses[1:])))
+    assert loose.holds
+    assert loose.loss <= max(losses[1:])
+    assert loose.method == with_budget(method, Budget.parse(list(loose.tried)[-1]))
+    assert all(loss > loose.promise for loss in list(loose.tried.values())[:-1])
+    drain(other.open(ids, loose.method))
+    for one, two in zip(session.cache.segments(), other.cache.segments(), strict=True):
+        assert torch.equal(one.position, two.position)
+    assert session.chooser == loose.method
+
+    drain(other.open(ids, Full()))
+    exact, kept = other.cache, session.cache
+    changed = told = 0
+    for passage in passages:
+        want, got = (other.engine.score(c, passage.ids).argmax(-1).tolist() for c in (exact, kept))
+        pairs = list(zip(want, got, strict=True))[passage.asked - 1 : -1]
+        changed, told = changed + sum(a != b for a, b in pairs), told + len(pairs)
+    assert loose.loss == changed / told
+
+
+def test_a_promise_that_no_budget_keeps_takes_the_largest(chat_folder):
+    session = new_session(chat_folder("byte-level", "chatml"))
+    kept = drain(open_within(session, session.dialogue.document("x"), SnapKV(), promise=0.5))
+    assert (kept.holds, kept.loss, kept.tried) == (False, None, {}), "there is nothing to hold out"
+    assert kept.method.budget == Budget(fraction=max(LADDER))

@@ -161,6 +161,8 @@ def test_even_rows_are_dense_views():
 class Foreign:
     """A segment that picks entries for each query: not stored, so it is asked by itself."""
 
+    parts = None
+
     def __init__(self, segment):
         self.segment = segment
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from kvchat.cli.plan import budget_of
 from kvchat.documents import read
 from kvchat.documents.document_ids import compose
+from kvchat.engine.budget import Budget
+from kvchat.engine.methods.naming import parse_spec
 from kvchat.errors import KvchatError
-from kvchat.hub import find as models
-from kvchat.hub.find import Model, find_model
+from kvchat.hub.find import Model
 from kvchat.hub.offer import with_text
 from kvchat.hub.tokenizer import load_tokenizer
 from kvchat.machine import resources as machine
@@ -68,25 +68,6 @@ def test_a_missing_tokenizer_names_the_way_out(tmp_path, story):
 def test_no_template_is_no_surprise_where_it_was_asked_for(story):
     done = kvchat(story, "-p", "Why?", "-n", "2", "--chat-template", "none")
     assert done.returncode == 0 and b"no usable chat template" not in done.stderr
-
-
-def test_a_revision_of_the_cache(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    home = tmp_path / "models--org--tiny"
-    for commit in ("a" * 40, "b" * 40):
-        folder = home / "snapshots" / commit
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text("a" * 40)
-    (home / "refs" / "old").write_text("b" * 40)
-    found = {name: find_model("org/tiny", None, name).folder.name for name in ("old", "main", "bb")}
-    assert found == {"old": "b" * 40, "main": "a" * 40, "bb": "b" * 40}
-    with pytest.raises(KvchatError, match="at v9 is not in the") as caught:
-        models.cached("org/tiny", "v9")
-    assert caught.value.tries == ("kvchat models pull org/tiny --revision v9",)
 
 
 def test_a_memory_limit_holds_in_the_plan(story, tmp_path, chat_folder):
@@ -190,7 +171,7 @@ def test_the_end_of_a_long_reading_is_announced(monkeypatch):
      ("kvmerger@35:budget=10%", None, "10%"), ("kvmerger@35", "20%", "20%")],
 )  # fmt: skip
 def test_the_plan_knows_a_preset_s_own_budget(spec, given, kept):
-    assert str(budget_of(spec, given)) == kept
+    assert str(parse_spec(spec, Budget.parse(given) if given else None).budget) == kept
 
 
 def test_lines_leave_out_what_matters_least():

@@ -1,10 +1,13 @@
 """Keys at the prompt, through prompt-toolkit's own pipe input."""
 
 import os
+import re
 import stat
+from contextlib import contextmanager
 
 import pytest
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import DummyCompleter
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -18,12 +21,19 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+@contextmanager
+def editor(history=False, vi=False):
+    """A line editor, and the way to type into it."""
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        lines = Lines(DummyCompleter(), history, vi)
+        lines.session.app.input = pipe
+        yield lines, pipe.send_text
+
+
 def typed(keys, history=False):
     """What `read` returns once these keys were typed."""
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        lines = Lines(DummyCompleter(), history)
-        lines.session.app.input = pipe
-        pipe.send_text(keys)
+    with editor(history) as (lines, send):
+        send(keys)
         return lines.read(lambda: "toolbar")
 
 
@@ -72,31 +82,39 @@ def test_without_a_place_for_history_it_stays_in_memory(home, monkeypatch):
 
 
 def test_f2_switches_the_line_of_memory():
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        lines = Lines(DummyCompleter(), False)
-        lines.session.app.input = pipe
+    with editor() as (lines, send):
         seen = []
-        pipe.send_text("a\x1bOQb\r")
+        send("a\x1bOQb\r")
         assert lines.read(lambda: seen.append(lines.shows_memory) or "toolbar", True) == "ab"
         assert lines.shows_memory
-        pipe.send_text("\x1bOQ\r")
+        send("\x1bOQ\r")
         assert lines.read() == "" and not lines.shows_memory
 
 
 def test_vi_keys():
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        lines = Lines(DummyCompleter(), False, vi=True)
-        lines.session.app.input = pipe
+    with editor(vi=True) as (lines, send):
         lines.session.app.ttimeoutlen = 0.01
-        pipe.send_text("one two\x1b")
-        pipe.send_text("bcwthree\r")
+        send("one two\x1b")
+        send("bcwthree\r")
         assert lines.read() == "one three"
 
 
+@pytest.mark.parametrize("keys", ["\x18\x05", "\x07"])
+def test_an_editor_is_a_key_away(monkeypatch, keys):
+    monkeypatch.setattr(Buffer, "open_in_editor", lambda self, **_: self.insert_text(" and more"))
+    assert typed(f"one{keys}\r") == "one and more"
+
+
 def test_a_line_that_is_a_paste_and_nothing_else():
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        lines = Lines(DummyCompleter(), False)
-        lines.session.app.input = pipe
+    with editor() as (lines, send):
         for keys, alone in ((PASTE.format(LARGE), True), (f"About {PASTE.format(LARGE)}", False)):
-            pipe.send_text(f"{keys}\r")
+            send(f"{keys}\r")
             assert LARGE in lines.read() and lines.is_paste == alone
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_large_paste_is_shown_as_its_lines(monkeypatch, end):
+    text, shown = LARGE + end, []
+    monkeypatch.setattr(Lines, "expanded", lambda self, text: shown.append(text) or text)
+    typed(PASTE.format(text) + "\r")
+    assert re.findall(r"\d[\d,]*", shown[0]) == ["500", f"{len(text):,}"]

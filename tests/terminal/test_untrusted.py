@@ -14,8 +14,8 @@ from kvchat.chat import chatlog as saved
 from kvchat.cli import chats as saved_list
 from kvchat.cli import models as shelf
 from kvchat.cli import oneshot
-from kvchat.cli import plan as planning
 from kvchat.engine.budget import Budget
+from kvchat.engine.methods.naming import parse_spec
 from kvchat.errors import KvchatError
 from kvchat.repl import views
 from kvchat.repl.commands import find
@@ -157,7 +157,7 @@ def test_tables_of_models_and_of_the_command_line(tmp_path, capsys, monkeypatch)
     assert safe(capsys.readouterr().out)
     for name in names:
         with pytest.raises(KvchatError) as caught:
-            planning.budget_of(f"no{name}", None)
+            parse_spec(f"no{name}")
         assert safe(caught.value.message)
 
 

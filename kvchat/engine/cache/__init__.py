@@ -1,4 +1,4 @@
-"""The cache: frozen segments and one live tail per layer. Knows no model and no method.
+"""The cache: frozen segments and one live tail per layer.
 
 `SEGMENTS` maps a segment's `kind` to the class whose `load` is the inverse of `tensors()`.
 """
@@ -8,6 +8,9 @@ SEGMENTS = {
     "pq": "kvchat.engine.cache.pq:PQSegment",
     "quantized": "kvchat.engine.cache.quantized:QuantizedSegment",
 }
+
+AGGREGATES = ("softmax_sum", "max", "logit_sum")
+"""How the queries of a group agree on the entries that a decoded token reads."""
 
 GROUP = 32
 """Entries of a key channel, or channels of a value, that share a scale when entries are quantised.

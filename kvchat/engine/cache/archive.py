@@ -1,5 +1,5 @@
-"""All entries of a document in one layer, as they were read, beside the segments that were chosen
-of them. Knows nothing of how to choose, nor of files.
+"""All entries of a document in one layer, as the prefill left them, beside the segments that were
+chosen of them.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import even_entries
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,8 @@ class Exact:
     @property
     def parts(self) -> tuple[Entries, ...]:
         """All entries, for backends that take a whole layer."""
-        heads, tokens, dim = self.keys.shape
-        start = torch.arange(heads, dtype=torch.int32, device=self.keys.device) * tokens
-        entries = Entries(
-            k=self.keys.reshape(-1, dim),
-            v=self.values.reshape(-1, dim),
-            start=start,
-            length=torch.full_like(start, tokens),
-            spans=tuple((head * tokens, tokens) for head in range(heads)),
-        )
-        return (entries,)
+        heads, _, dim = self.keys.shape
+        return (even_entries(self.keys.reshape(-1, dim), self.values.reshape(-1, dim), heads),)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all entries. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
@@ -52,7 +45,7 @@ class Exact:
 class Archive:
     """Keys and values `[H, T, D]` (contiguous) in host memory, or mapped from a file.
 
-    `observed` is what the reading has seen of the queries, for methods to choose by. `check` is
+    `observed` is what the prefill has seen of the queries, for methods to choose by. `check` is
     called before the entries are used for the first time; it raises if they are not what was
     written.
     """
@@ -73,6 +66,6 @@ class Archive:
         )
 
     def memory(self) -> Memory:
-        """Exact bytes held, in host memory or on disk."""
-        held = sum(t.nbytes for t in (self.keys, self.values, *self.observed.values()))
-        return Memory(disk=held) if self.on_disk else Memory(host=held)
+        """Exact bytes, in host memory or on disk."""
+        size = sum(t.nbytes for t in (self.keys, self.values, *self.observed.values()))
+        return Memory(disk=size) if self.on_disk else Memory(host=size)

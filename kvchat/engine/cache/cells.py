@@ -1,7 +1,6 @@
 """The inverted list of a small code book: which entries share a joint code, and selection by it.
 
-All entries of a cell score alike, so cells are ranked in place of entries. Knows codes and tables,
-no keys.
+All entries of a cell score alike, so cells are ranked in place of entries.
 """
 
 from dataclasses import dataclass

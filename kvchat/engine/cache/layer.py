@@ -1,4 +1,4 @@
-"""One layer's cache and the whole cache: all that a model sees of the past."""
+"""One layer's cache and the whole cache: all that a model attends to of the past."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -10,7 +10,7 @@ from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries, JointBackend
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Segment, Sliding, Stored
+from kvchat.engine.cache.segment import Segment, Sliding
 from kvchat.engine.cache.tail import Tail
 
 
@@ -30,7 +30,7 @@ class Observer(Protocol):
 class LayerCache:
     """Frozen segments, oldest first, and the live tail; attention is summed over them.
 
-    `archive` holds all entries of the document, beside the segments. While it is open as `exact`,
+    `archive` has all entries of the document, beside the segments. While it is open as `exact`,
     it is attended to in their place.
     """
 
@@ -38,6 +38,7 @@ class LayerCache:
         self.segments: list[Segment] = []
         self.tail = tail
         self.backend = backend
+        self._joint = backend if isinstance(backend, JointBackend) else None
         self.observer = observer
         self.asking: Observer | None = None  # of a question that chooses entries anew
         self.archive: Archive | None = None
@@ -87,14 +88,15 @@ class LayerCache:
         self, q: Tensor, scale: float, past: list[Segment | Exact], tail: Entries
     ) -> tuple[Tensor, Tensor] | None:
         """All stored entries in one call of a backend that takes them so; else None."""
-        if not isinstance(self.backend, JointBackend):
+        if self._joint is None:
             return None
-        entries = [entries for part in past if isinstance(part, Stored) for entries in part.parts]
-        joint = self.backend.joint(q, [*entries, tail], scale)
+        parts = [(part, part.parts) for part in past]
+        entries = [each for _, stored in parts for each in stored or ()]
+        joint = self._joint.joint(q, [*entries, tail], scale)
         if joint is None:
             return None
-        others = [part for part in past if not isinstance(part, Stored)]
-        return ops.combine([joint, *(part.attend(q, scale, self.backend) for part in others)])
+        others = [part.attend(q, scale, self.backend) for part, stored in parts if stored is None]
+        return ops.combine([joint, *others])
 
     def since(self, position: int) -> list[Segment]:
         """Segments that begin at `position` or later."""

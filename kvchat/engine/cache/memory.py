@@ -1,4 +1,4 @@
-"""`Memory`: exact bytes of tensors by where they live. Formatting is the renderer's."""
+"""`Memory`: exact bytes of tensors by where they live."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a cache holds: on the compute device, in host memory beside it, on disk."""
+    """Bytes that a cache uses: on the compute device, in host memory beside it, on disk."""
 
     device: int = 0
     host: int = 0

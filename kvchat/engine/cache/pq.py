@@ -1,5 +1,5 @@
 """A segment that keeps every entry and picks, for each decoded token, those that it reads: PQCache,
-arXiv 2407.12820. Knows nothing of how the code book was trained.
+arXiv 2407.12820.
 """
 
 from dataclasses import astuple, dataclass, fields
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries
+from kvchat.engine.cache import AGGREGATES
 from kvchat.engine.cache.cells import Cells
 from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import Sliding, even_entries
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.sizes import LISTED
 
-AGGREGATES = ("softmax_sum", "max", "logit_sum")
 SLICE = 16384  # entries per head that a pool in host memory sends to the device at a time
 
 
@@ -35,8 +36,8 @@ class Reads:
     aggregate: int = 0
 
 
-class PQSegment:
-    """Entries of a document in a pool, with a product-quantised code of every key but the sinks'.
+class PQSegment(Sliding):
+    """Entries of a document in a pool, with a product-quantized code of every key but the sinks'.
 
     `pool [H, N, 2D]` has key and value of an entry side by side; it may be in host memory and never
     changes. `centroids [H, m, C, d]` (fp32) and `codes [H, M, m]` (uint8) are where queries are;
@@ -46,6 +47,7 @@ class PQSegment:
     """
 
     kind: ClassVar[str] = "pq"
+    parts: ClassVar[None] = None  # queries choose
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class PQSegment:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Entries that each KV head holds: all there are."""
+        """Entries that each KV head has: all there are."""
         return (self.span[1] - self.start,) * len(self.pool)
 
     @property
@@ -160,15 +162,15 @@ class PQSegment:
         return chosen
 
     def memory(self) -> Memory:
-        """Exact bytes held: entries, codes, centroids and their index, room for late entries."""
+        """Exact bytes: entries, codes, centroids, their index, and room for late entries."""
         apart = ("pool", "late_k", "late_v")
-        held = [tensor for name, tensor in self.tensors().items() if name not in apart]
+        others = [tensor for name, tensor in self.tensors().items() if name not in apart]
         entries, here = self.pool.untyped_storage().nbytes(), self.pool.device == self.codes.device
         pool = Memory(device=entries) if here else Memory(host=entries)
-        return pool + Memory.of(held) + self.late.memory()
+        return pool + Memory.of(others) + self.late.memory()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything held, by name."""
+        """Everything stored, by name."""
         named = {"pool": self.pool, "centroids": self.centroids, "codes": self.codes}
         named["reads"] = self._reads
         if self.cells is not None:
@@ -216,13 +218,6 @@ class PQSegment:
 
 def fused(entries: Tensor) -> Entries:
     """`entries [H, n, 2D]`, key and value side by side, as keys and values."""
-    heads, count, width = entries.shape
+    heads, _, width = entries.shape
     flat = entries.reshape(-1, width)
-    start = torch.arange(heads, dtype=torch.int32, device=entries.device) * count
-    return Entries(
-        k=flat[:, : width // 2],
-        v=flat[:, width // 2 :],
-        start=start,
-        length=torch.full_like(start, count),
-        spans=tuple((head * count, count) for head in range(heads)),
-    )
+    return even_entries(flat[:, : width // 2], flat[:, width // 2 :], heads)

@@ -1,7 +1,4 @@
-"""A flat segment in few bits: keys per channel, values per token (KIVI, arXiv 2402.02750).
-
-Knows nothing of how entries were chosen.
-"""
+"""A flat segment in few bits: keys per channel, values per token (KIVI, arXiv 2402.02750)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -50,7 +47,7 @@ class QuantizedSegment:
 
     @classmethod
     def of(cls, flat: FlatSegment, bits: int) -> "QuantizedSegment":
-        """Quantise a flat segment, head by head, in the order in which its entries are stored."""
+        """Quantize a flat segment, head by head, in the order in which its entries are stored."""
         dim, device = flat.k.shape[1], flat.k.device
         packed = torch.zeros(len(flat.k), dtype=torch.bool, device=device)
         lengths = [n - n % GROUP for n in flat.lengths]
@@ -60,7 +57,8 @@ class QuantizedSegment:
         # keys: [R/32, 32, D] to groups of 32 entries of one channel; values: groups of channels
         keys = body.k.view(len(body.k) // GROUP, GROUP, dim).transpose(1, 2)
         k_codes, k_scale, k_zero = ops.quantize(keys, bits, META)
-        values = body.v.unflatten(1, (-1, gcd(dim, GROUP)))
+        group = gcd(dim, GROUP)
+        values = body.v.view(len(body.v), dim // group, group)
         v_codes, v_scale, v_zero = ops.quantize(values, bits, META)
         return cls(
             k=ops.pack(k_codes.transpose(1, 2).flatten(0, 1), bits),
@@ -97,7 +95,7 @@ class QuantizedSegment:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Entries that each KV head holds."""
+        """Entries that each KV head has."""
         body = (b - a for a, b in pairwise(self.ends))
         return tuple(n + more for n, more in zip(body, self.rest.lengths, strict=True))
 
@@ -121,14 +119,14 @@ class QuantizedSegment:
         return ops.combine([*parts, self.rest.attend(q, scale, backend)])
 
     def memory(self) -> Memory:
-        """Exact bytes held: codes, scales, zeros, the rest, positions, entry ranges."""
+        """Exact bytes: codes, scales, zeros, the rest, positions, entry ranges."""
         return Memory.of(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything held, by name."""
+        """Everything stored, by name."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        held = {name: value for name, value in own.items() if isinstance(value, Tensor)}
-        return held | {f"rest.{name}": t for name, t in self.rest.tensors().items()}
+        here = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+        return here | {f"rest.{name}": t for name, t in self.rest.tensors().items()}
 
     def _slices(self) -> Iterator[Entries]:
         """The packed entries as numbers, `SLICE` at a time; a head without entries there has
@@ -167,7 +165,7 @@ class QuantizedSegment:
         return entries.flatten(0, 1).to(self.rest.k.dtype)
 
     def _values(self, a: int, b: int) -> Tensor:
-        codes = ops.unpack(self.v[a:b], self.bits)
-        codes = codes.unflatten(1, (self.v_scale.shape[1], -1))
+        codes, groups = ops.unpack(self.v[a:b], self.bits), self.v_scale.shape[1]
+        codes = codes.view(b - a, groups, codes.shape[1] // groups)
         entries = ops.dequantize(codes, self.v_scale[a:b], self.v_zero[a:b], self.rest.v.dtype)
         return entries.flatten(1)

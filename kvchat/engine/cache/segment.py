@@ -1,10 +1,11 @@
-"""Frozen parts of the past that queries may look at. Knows nothing of how entries were chosen."""
+"""Frozen parts of the past that queries attend to."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +26,12 @@ class Segment(Protocol):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Entries that each KV head holds."""
+        """Entries that each KV head has."""
+        ...
+
+    @property
+    def parts(self) -> tuple[Entries, ...] | None:
+        """All entries as they are stored; None if queries choose among them."""
         ...
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
@@ -33,59 +39,48 @@ class Segment(Protocol):
         ...
 
     def memory(self) -> Memory:
-        """Exact bytes held, metadata included."""
+        """Exact bytes, metadata included."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything held, by name; `load` of the class is the inverse."""
+        """Everything stored, by name; `load` of the class is the inverse."""
         ...
 
 
-@runtime_checkable
-class Stored(Protocol):
-    """A part of the past whose entries are all visible to every query, as they are stored."""
-
-    @property
-    def parts(self) -> tuple[Entries, ...]:
-        """All entries, for backends that take a whole layer."""
-        ...
-
-
-@runtime_checkable
-class Sliding(Protocol):
+class Sliding(ABC):
     """A segment in front of a window that stays in the tail: entries leave the window into it."""
 
     @property
+    @abstractmethod
     def frozen(self) -> int:
         """Where the window ended when the segment was made: what is before is never given back."""
-        ...
 
     @property
+    @abstractmethod
     def read_entries(self) -> int:
         """Entries per head that one query reads of the segment and the window."""
-        ...
 
     @property
+    @abstractmethod
     def captured(self) -> float | None:
         """The mean share of attention that the entries which were read had, where that is known."""
-        ...
 
+    @abstractmethod
     def end(self, position: int) -> int:
         """Where the segment has to end when `position` tokens have been seen."""
-        ...
 
+    @abstractmethod
     def extend(self, k: Tensor, v: Tensor) -> None:
         """Take in the entries `k, v [H, n, D]` of the next n positions. Unchanged if it fails."""
-        ...
 
+    @abstractmethod
     def withdraw(self, end: int) -> tuple[Tensor, Tensor]:
         """Forget the entries from position `end` on and return them, `[H, n, D]` each."""
-        ...
 
 
 @dataclass(frozen=True)
 class FlatSegment:
-    """The flattened per-head store: KV head h owns entries `cu[h] : cu[h+1]` of `k, v [R, D]`.
+    """Entries of all heads, flattened: KV head h owns entries `cu[h] : cu[h+1]` of `k, v [R, D]`.
 
     `cu [H+1]` and `position [R]` are int32. Keys are rotated at their `position`, for ever.
     `bias [R]` (fp32, optional) is added to the scaled logit of its entry; `count [R]` (optional)
@@ -155,7 +150,7 @@ class FlatSegment:
 
     def where(self, chosen: Tensor) -> "FlatSegment":
         """The entries for which `chosen [R]` (bool) is true; the span stays."""
-        parts = chosen.split(list(self.lengths))
+        parts = torch.split(chosen, list(self.lengths))
         return FlatSegment.of(
             self.k[chosen],
             self.v[chosen],
@@ -173,7 +168,7 @@ class FlatSegment:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Entries that each KV head holds."""
+        """Entries that each KV head has."""
         return tuple(b - a for a, b in pairwise(self.ends))
 
     @cached_property
@@ -198,22 +193,25 @@ class FlatSegment:
         return backend.attend(q, self.entries, scale)
 
     def memory(self) -> Memory:
-        """Exact bytes held: keys, values, positions, entry ranges, bias and count."""
+        """Exact bytes: keys, values, positions, entry ranges, bias and count."""
         return Memory.of(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything held, by field name."""
+        """Everything stored, by field name."""
         named = {
-            "k": self.k,
-            "v": self.v,
-            "cu": self.cu,
-            "position": self.position,
-            "bias": self.bias,
-            "count": self.count,
+            name: getattr(self, name) for name in ("k", "v", "cu", "position", "bias", "count")
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
+def even_entries(k: Tensor, v: Tensor, heads: int) -> Entries:
+    """`k, v [H * n, D]` as n entries of each of `heads` heads, for attention backends."""
+    count = len(k) // heads
+    start = torch.arange(heads, dtype=torch.int32, device=k.device) * count
+    spans = tuple((head * count, count) for head in range(heads))
+    return Entries(k, v, start, torch.full_like(start, count), spans)
+
+
 def _owned(entries: Tensor) -> Tensor:
-    """`entries` in a store of exactly their size: theirs if it fits, else a copy."""
+    """`entries` in memory of exactly their size: theirs if it fits, else a copy."""
     return entries if entries.untyped_storage().nbytes() == entries.nbytes else entries.clone()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.cache.segment import Stored
 from kvchat.engine.decode.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.decode.sampler import Sampler, checked
 from kvchat.engine.events import drain
@@ -42,7 +41,7 @@ class Writer:
         """Why a step over this cache cannot be recorded, or an empty string."""
         if self.refused:
             return self.refused
-        kinds = {part.kind for part in cache.segments() if not isinstance(part, Stored)}
+        kinds = {part.kind for part in cache.segments() if part.parts is None}
         if kinds:
             return f"{', '.join(sorted(kinds))} segments choose entries for every token"
         if any(layer.observers for layer in cache.layers):

@@ -1,25 +1,17 @@
-"""What a method may see and what it must be. Knows no particular method."""
+"""What a method may see and what it must be."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kvchat.engine.budget import Geometry
+from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.needs import Chosen, Telling
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Queries `q [N, H*G, D]` that stand for those to come, and what they read from a whole layer:
-    `o [N, H*G, D]` with `lse [N, H*G]`."""
-
-    q: Tensor
-    o: Tensor
-    lse: Tensor
+from kvchat.engine.methods.needs import Needs, Telling
 
 
 @dataclass(frozen=True)
@@ -35,35 +27,23 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Retold:
-    """What a layer's replays show.
-
-    `scores [H, T]` by telling, infinite for entries that no replay is about; `evidence`, where it
-    was asked for; `structural [T]` (bool), the tokens that only structure the text.
-    """
-
-    scores: Mapping[Telling, Tensor]
-    evidence: Evidence | None
-    structural: Tensor
-
-
-@dataclass(frozen=True)
 class Prefilled:
-    """Entries of one layer after their exact reading: exactly what a method may use.
+    """Entries of one layer after their exact prefill: exactly what a method may use.
 
     `keys, values [H, T, D]` after RoPE, entry 0 at position `start`. `queries [W, H*G, D]` are the
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
     log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]`
     entries. `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]`
-    fp32, summed over queries and query heads, `moments`, what replays have shown (`retold`).
-    `output [H*G, D, hidden]` is the output projection by query head.
+    fp32, summed over queries and query heads, `moments`, and the scores `told[telling] [H, T]` of
+    replays, infinite for entries that no replay is about. `output [H*G, D, hidden]` is the output
+    projection by query head.
 
     Entries of a conversation that were kept before and entries that join them differ in number from
     head to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how
     many tokens it stands for, the first `absent[h]` entries of head h do not exist, and all of them
     stand for the positions from `start` to `end`.
 
-    What is kept will be stored in `bits` bits, or as it is, with `beside` bytes at every entry.
+    What is kept will be stored in `bits` bits, or as it is.
     """
 
     keys: Tensor
@@ -77,13 +57,12 @@ class Prefilled:
     start: int = 0
     column_mass: Tensor | None = None
     moments: Moments | None = None
-    retold: Retold | None = None
+    told: Mapping[Telling, Tensor] | None = None
     output: Tensor | None = None
     position: Tensor | None = None
     count: Tensor | None = None
     absent: Tensor | None = None
     bits: int | None = None
-    beside: int = 0
     end: int | None = None
 
     @property
@@ -101,8 +80,7 @@ class Prefilled:
         """What a budget is shared out over."""
         (start, end), (heads, _, dim) = self.span, self.keys.shape
         itemsize = self.keys.element_size()
-        layers = self.num_layers
-        return Geometry(end - start, heads, layers, dim, itemsize, self.bits, self.beside)
+        return Geometry(end - start, heads, self.num_layers, dim, itemsize, self.bits)
 
     @property
     def exists(self) -> Tensor:
@@ -118,64 +96,87 @@ class Prefilled:
         heads, tokens = self.shape
         return heads * tokens - (0 if self.absent is None else int(self.absent.sum()))
 
+    def keep(self, kept: Tensor) -> FlatSegment:
+        """The entries where `kept [H, T]` is true."""
+        start, end = self.span
+        return FlatSegment.keep(self.keys, self.values, kept, start, self.position, end)
 
-@runtime_checkable
-class Method(Chosen, Protocol):
-    """One paper: a frozen dataclass whose fields are the hyper-parameters.
+    def keep_all(self) -> FlatSegment:
+        """Every entry: the lossless limit."""
+        return self.keep(self.exists)
 
-    Its `needs` are what `compress` wants to be shown.
-    """
 
+class Method(ABC):
+    """One paper: a frozen dataclass whose fields are the hyper-parameters."""
+
+    name: ClassVar[str]  # for messages
+
+    @property
+    @abstractmethod
+    def budget(self) -> Budget:
+        """What it keeps, or what each decoded token reads."""
+
+    @property
+    def needs(self) -> Needs:
+        """What `compress` wants to be shown: nothing but keys and values."""
+        return Needs()
+
+    @abstractmethod
     def entries(self, geometry: Geometry) -> list[int]:
         """Entries that each layer keeps at most, over all its heads.
 
-        Asked before anything is read. Raises KvchatError("usage") if the budget cannot be met.
+        Asked before the prefill. Raises KvchatError("usage") if the budget cannot be met.
         """
-        ...
 
+    @abstractmethod
     def compress(self, prefilled: Prefilled) -> Segment:
         """The segment that stands for the layer's entries from now on."""
-        ...
 
+    def share(self, prefilled: Prefilled) -> int:
+        """Entries that the layer keeps at most; shared out once for all layers."""
+        return _shares(self, prefilled.geometry)[prefilled.layer]
 
-@runtime_checkable
-class Retrieves(Protocol):
-    """A method that keeps every entry, where each written token chooses what it reads.
+    def together(self, geometry: Geometry) -> int | None:
+        """Entries that all layers keep together, if they share one budget.
 
-    Its budget is what one token reads; `entries` are what is kept, all of them.
-    """
-
-    @property
-    def exact_for_multi_token(self) -> bool:
-        """Whether several tokens at once read every entry: then they differ from one by one."""
-        ...
-
-    @property
-    def code(self) -> tuple[int, int]:
-        """Parts of a key's code, and bits of a part."""
-        ...
-
-    def reads(self, geometry: Geometry) -> list[int]:
-        """Entries of each layer that a written token reads, over all its heads."""
-        ...
-
-
-@runtime_checkable
-class Pools(Protocol):
-    """A method whose layers share one budget: the best entries of all of them stay.
-
-    `compress` keeps what may be among them; the reading drops the rest as layers come.
-    """
-
-    @property
-    def pools(self) -> bool:
-        """Whether it does: a stage after a method does if the method does."""
-        ...
-
-    def pool(self, geometry: Geometry) -> int:
-        """Entries that all layers keep together."""
-        ...
+        `compress` then keeps what may be among them; the rest is dropped as layers come.
+        """
+        return None
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
         """What the entries of a layer's segment are worth beside those of other layers, `[R]`."""
-        ...
+        raise NotImplementedError(f"the layers of {self.name} share no budget")
+
+    def stored(self, segment: Segment) -> Segment:
+        """A segment of `compress` as it is stored, when no entry of it will be dropped."""
+        return segment
+
+    @property
+    def watches(self) -> Needs:
+        """What `extend` wants to be shown of a conversation."""
+        return self.needs
+
+    def extend(self, prefilled: Prefilled) -> Segment:
+        """The segment that stands for a conversation's entries, old and new."""
+        return self.compress(prefilled)
+
+
+class Retrieves(Method):
+    """A method that keeps every entry, where each decoded token chooses what it reads.
+
+    Its budget is what one token reads; several tokens at once read every entry.
+    """
+
+    @property
+    @abstractmethod
+    def code(self) -> tuple[int, int]:
+        """Parts of a key's code, and bits of a part."""
+
+    @abstractmethod
+    def reads(self, geometry: Geometry) -> list[int]:
+        """Entries of each layer that a decoded token reads, over all its heads."""
+
+
+@lru_cache(maxsize=64)
+def _shares(method: Method, geometry: Geometry) -> tuple[int, ...]:
+    return tuple(method.entries(geometry))

@@ -1,4 +1,4 @@
-"""How many entries each layer and each head may keep. Totals are exact. Knows no method.
+"""How many entries each layer and each head may keep. Totals are exact.
 
 An entry of score -inf does not exist: it is never counted.
 """
@@ -20,18 +20,19 @@ def uniform(total: int, existing: Sequence[int]) -> list[int]:
     """
     assert 0 <= total <= sum(existing), f"{total} entries are not among {list(existing)}"
 
-    def held(level: int) -> int:
+    def taken(level: int) -> int:
         return sum(min(level, entries) for entries in existing)
 
-    level = bisect_right(range(total + 1), total, key=held) - 1
+    level = bisect_right(range(total + 1), total, key=taken) - 1
     counts = [min(level, entries) for entries in existing]
-    for head in [h for h, entries in enumerate(existing) if entries > level][: total - held(level)]:
+    more = [head for head, entries in enumerate(existing) if entries > level]
+    for head in more[: total - taken(level)]:
         counts[head] += 1
     return counts
 
 
 def adaptive(scores: Tensor, total: int, floor: float) -> list[int]:
-    """Ada-KV's allocation, "floor first, then global" (`adakv.md` 2.3, rule b/c).
+    """Ada-KV's allocation, "floor first, then global".
 
     Every head is sure of the fraction `floor` of an even share; what remains of `total` goes to the
     best remaining `scores [H, N]` of all heads together. The sum is exactly `total`. Uniform
@@ -51,7 +52,7 @@ def adaptive(scores: Tensor, total: int, floor: float) -> list[int]:
 
 
 def mixed(scores: Tensor, total: int, alpha: float) -> list[int]:
-    """The shares of Ada-KV's authors (`adakv.md` 2.3, rule a), with an exact total.
+    """The shares of Ada-KV's authors (as in their code), with an exact total.
 
     `(1 - alpha)` of the pooled ranking's shares plus `alpha` of even ones, rounded by largest
     remainder where the authors' code rounds each head by itself and loses or adds entries.
@@ -63,7 +64,7 @@ def mixed(scores: Tensor, total: int, alpha: float) -> list[int]:
 
 
 def pyramid(total: int, layers: int, most: int, beta: int) -> list[int]:
-    """PyramidKV's layer budgets (arXiv 2406.02069, `adakv.md` 2.2), `layers * total` in all.
+    """PyramidKV's layer budgets (arXiv 2406.02069, section 3.2), `layers * total` in all.
 
     They fall in a line from the first layer to the last, around `total` entries of a layer that has
     `most`: the last layer gets `total / beta`; if the first would need more than `most`, the line

@@ -7,30 +7,25 @@ from torch import Tensor
 
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import Needs
+from kvchat.engine.methods.options import CaMOptions
 from kvchat.engine.methods.scores import recency
 
 
 @dataclass(frozen=True)
-class CaM(Eviction):
-    """StreamingLLM's entries; turns that are folded spill their values into the entries after them.
+class CaM(CaMOptions, Eviction):
+    """StreamingLLM's entries; of compacted turns, evicted values are merged into later entries.
 
     CaM: Cache Merging for Memory-efficient LLMs Inference (ICML 2024). An entry that leaves gives
     `p / targets` of its value to each of the next `targets` entries, with
     `p = min(1, its attention / the mean attention of these entries)`. Different here: p is the
     coefficient and not the chance of a coin, attention is what an entry received so far, and a
-    document is only evicted: merging all of it at once diverges. So it shows in conversations that
-    are folded (`--tail-budget`).
+    document is only evicted: merging all of it at once diverges. So it shows in conversations whose
+    old turns are compressed (`--tail-budget`).
     """
 
-    targets: int = 32
     name: ClassVar[str] = "cam"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_least(self, "targets", 1, 32)
 
     @property
     def watches(self) -> Needs:
@@ -43,8 +38,8 @@ class CaM(Eviction):
 
     def extend(self, prefilled: Prefilled) -> FlatSegment:
         """Spill the oldest entries' values one after the other, then let them go."""
-        assert prefilled.column_mass is not None, "the reading gives what `needs` names"
-        total = min(self.entries(prefilled.geometry)[prefilled.layer], prefilled.entries)
+        assert prefilled.column_mass is not None, "the prefill gives what `needs` names"
+        total = min(self.share(prefilled), prefilled.entries)
         values = prefilled.values.clone()
         leaving = (prefilled.entries - total) // prefilled.shape[0]
         first = 0 if prefilled.absent is None else int(prefilled.absent.max())

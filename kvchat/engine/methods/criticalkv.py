@@ -8,14 +8,13 @@ from torch import Tensor
 
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_least, require_share
+from kvchat.engine.methods.options import CriticalAdaOptions, CriticalOptions
 from kvchat.engine.methods.scores import projected_norm, ranked
-from kvchat.engine.methods.shares import Adaptive
-from kvchat.engine.methods.window import WindowEviction
+from kvchat.engine.methods.window import Adaptive, WindowEviction
 
 
 @dataclass(frozen=True)
-class Critical(WindowEviction):
+class Critical(CriticalOptions, WindowEviction):
     """Half of a head's entries by attention, the rest by attention times the projected value's
     norm.
 
@@ -24,14 +23,7 @@ class Critical(WindowEviction):
     the rest provably useful. `epsilon` is added to the attention before it is weighed.
     """
 
-    first: float = 0.5
-    epsilon: float = 1e-4
     name: ClassVar[str] = "criticalkv"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_share(self, "first", 0.5)
-        require_least(self, "epsilon", 0, 1e-4)
 
     def order(self, prefilled: Prefilled, scores: Tensor, counts: list[int]) -> Tensor:
         """Entries that attention alone decides first, then by the weighed score."""
@@ -47,7 +39,7 @@ class Critical(WindowEviction):
 
 
 @dataclass(frozen=True)
-class CriticalAda(Critical, Adaptive):
+class CriticalAda(CriticalAdaOptions, Critical, Adaptive):
     """CriticalKV's two stages over Ada-KV's shares of the heads.
 
     CriticalAdaKV of https://arxiv.org/abs/2502.03805.

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_share
+from kvchat.engine.methods.options import DefensiveOptions
 from kvchat.engine.methods.scores import defensive_mass, group_mass, projected_norm
 from kvchat.engine.methods.window import Window
 
 
 @dataclass(frozen=True)
-class DefensiveKV(Window):
+class DefensiveKV(DefensiveOptions, Window):
     """Keeps entries that any observation query needs, weighed by the projected value's norm.
 
     Taming the Fragility of KV Cache Eviction in LLM Inference (ICLR 2026),
@@ -24,13 +24,7 @@ class DefensiveKV(Window):
     authors' code takes the entries before the window for it. Smoothing is by mean.
     """
 
-    kernel: int = 5
-    secure: float = 0.9
     name: ClassVar[str] = "defensivekv"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_share(self, "secure", 0.9)
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """Defensive mass times the head's share of the value norms; secured entries are
@@ -47,9 +41,9 @@ class DefensiveKV(Window):
         )  # beyond the entries scored here
         secured = (best.cumsum(dim=1) < missing).sum(dim=1).clamp(max=max(each - self.sinks, 0))
         rank = torch.arange(entries, device=scores.device).expand(heads, entries)
-        held = torch.zeros_like(scores, dtype=torch.bool)
-        held.scatter_(1, order, rank < secured[:, None])
-        return scores.masked_fill(held, float("inf"))
+        certain = torch.zeros_like(scores, dtype=torch.bool)
+        certain.scatter_(1, order, rank < secured[:, None])
+        return scores.masked_fill(certain, float("inf"))
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
         """The best scores of all heads together; secured entries are the floor."""

@@ -4,41 +4,28 @@ A family member says how entries are scored and how a layer's entries are shared
 entries that are always kept and the reduction are here.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
+from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_least
-from kvchat.engine.methods.evict import keep_all, keep_ranked
-from kvchat.engine.methods.needs import Needs
+from kvchat.engine.methods.base import Method, Prefilled
+from kvchat.engine.methods.options import EvictionOptions
 from kvchat.engine.methods.scores import ranked
 
 
 @dataclass(frozen=True)
-class Eviction(ABC):
+class Eviction(EvictionOptions, Method):
     """Scores entries, shares a layer's budget out over its heads, keeps the best entries of each.
 
     The first `sinks` entries of a document and its newest entries always stay; the budget pays for
     them.
     """
-
-    budget: Budget = DEFAULT_BUDGET
-    sinks: int = 4
-    name: ClassVar[str]  # as in the table
-
-    def __post_init__(self) -> None:
-        require_least(self, "sinks", 0, 4)
-
-    @property
-    def needs(self) -> Needs:
-        """Nothing but keys and values."""
-        return Needs()
 
     def newest(self, each: int) -> int:
         """How many of the newest entries every head keeps, if an even share is `each` entries."""
@@ -79,13 +66,13 @@ class Eviction(ABC):
 
     def compress(self, prefilled: Prefilled) -> FlatSegment:
         """The best entries of each head, its sinks and its newest entries."""
-        return self.reduce(prefilled, self.entries(prefilled.geometry)[prefilled.layer])
+        return self.reduce(prefilled, self.share(prefilled))
 
     def reduce(self, prefilled: Prefilled, total: int) -> FlatSegment:
         """The best `total` entries of the layer, those that always stay among them."""
         heads, tokens = prefilled.shape
         if total >= prefilled.entries:
-            return keep_all(prefilled)
+            return prefilled.keep_all()
         recent = self.newest(self.budget.entries(prefilled.geometry) // heads)
         scorable, prefix = tokens - recent, total - heads * recent
         scores = self.score(prefilled, scorable, prefix // heads)
@@ -94,3 +81,20 @@ class Eviction(ABC):
         scores.masked_fill_(~prefilled.exists[:, :scorable], budgets.ABSENT)
         counts = self.allocate(scores, prefix)
         return keep_ranked(prefilled, self.order(prefilled, scores, counts), counts, recent)
+
+
+def keep_ranked(
+    prefilled: Prefilled, order: Tensor, counts: Sequence[int], recent: int
+) -> FlatSegment:
+    """Keep the first `counts[h]` entries of `order [H, N]` in each head and the last `recent`
+    entries.
+
+    `order` lists entry numbers of the first `N = T - recent` entries, best first.
+    """
+    tokens, scorable = prefilled.shape[1], order.shape[1]
+    assert scorable + recent == tokens, f"{scorable} + {recent} entries are not {tokens}"
+    rank = torch.arange(scorable, device=order.device)
+    kept = prefilled.exists
+    first = rank < torch.tensor(counts, device=order.device)[:, None]
+    kept[:, :scorable] = kept[:, :scorable].scatter(1, order, first)
+    return prefilled.keep(kept)

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_least
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import Needs
-from kvchat.errors import KvchatError
+from kvchat.engine.methods.options import ExpectedOptions
 
 SMALLEST = 1e-30  # of a value's norm
 
 
 @dataclass(frozen=True)
-class ExpectedAttention(Eviction):
+class ExpectedAttention(ExpectedOptions, Eviction):
     """Scores entries by the attention of a Gaussian of queries, times the norm of the value.
 
     Expected Attention: KV Cache Compression by Estimating Attention from Future Queries
@@ -26,17 +25,7 @@ class ExpectedAttention(Eviction):
     added before the value norm.
     """
 
-    future: int = 512
-    epsilon: float = 0.0
     name: ClassVar[str] = "expected-attention"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.future < 2**20:
-            raise KvchatError(
-                "usage", f"expected-attention: future={self.future} is not a size", "future=512"
-            )
-        require_least(self, "epsilon", 0, 0)
 
     @property
     def needs(self) -> Needs:
@@ -48,7 +37,7 @@ class ExpectedAttention(Eviction):
 
         In logs, since most of these numbers are too small for fp32 and would be ties.
         """
-        assert prefilled.moments is not None, "the reading gives what `needs` names"
+        assert prefilled.moments is not None, "the prefill gives what `needs` names"
         heads, _ = prefilled.shape
         keys = prefilled.keys[:, :entries].float()
         mean = prefilled.moments.mean.view(heads, -1, keys.shape[2])  # [H, G, D]
@@ -65,4 +54,5 @@ class ExpectedAttention(Eviction):
         if self.epsilon:
             expected = torch.logaddexp(expected, torch.full_like(expected, log(self.epsilon)))
         norm = prefilled.values[:, :entries].float().norm(dim=-1)
-        return expected + norm.clamp_min(SMALLEST).log()
+        scores: Tensor = expected + norm.clamp_min(SMALLEST).log()
+        return scores

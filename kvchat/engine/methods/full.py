@@ -5,17 +5,20 @@ from typing import ClassVar
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.evict import keep_all
-from kvchat.engine.methods.needs import Needs
+from kvchat.engine.methods.base import Method, Prefilled
+from kvchat.engine.methods.options import EVERYTHING, Options
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(Options, Method):
     """Keeps every entry. It has no options; its budget is always 100 %."""
 
-    budget: ClassVar[Budget] = Budget(fraction=1.0)
-    needs: ClassVar[Needs] = Needs()
+    name: ClassVar[str] = "full"
+
+    @property
+    def budget(self) -> Budget:
+        """Everything."""
+        return EVERYTHING
 
     def entries(self, geometry: Geometry) -> list[int]:
         """All of them."""
@@ -23,4 +26,4 @@ class Full:
 
     def compress(self, prefilled: Prefilled) -> FlatSegment:
         """All entries of the layer, flat."""
-        return keep_all(prefilled)
+        return prefilled.keep_all()

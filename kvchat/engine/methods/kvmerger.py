@@ -1,37 +1,30 @@
-"""KVMerger: neighbouring entries with similar keys become one."""
+"""KVMerger: neighbouring entries with similar keys become one.
+
+A *link* joins an entry with the one before it in its head; a *run* is what links hold together, and
+becomes one slot. Everything is computed on all entries of a layer at once.
+"""
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
+from kvchat.engine import ops
+from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_known, require_least, require_share
-from kvchat.engine.methods.evict import keep_all
-from kvchat.engine.methods.merge import (
-    SIGMAS,
-    VALUES,
-    best_links,
-    free_links,
-    links_above,
-    merge,
-    similarity,
-)
+from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.methods.scores import group_mass
+from kvchat.engine.methods.options import KVMergerOptions
 from kvchat.errors import KvchatError
 
-MODES = ("budget", "eps")
-SCORES = ("column", "window")
-EVERYTHING = Budget(fraction=1.0)
+LEAST_SIGMA = 1e-6
 
 
 @dataclass(frozen=True)
-class KVMerger:
+class KVMerger(KVMergerOptions, Method):
     """Merges runs of neighbouring entries whose keys are similar; sinks, heavy and recent entries
     stay.
 
@@ -42,72 +35,16 @@ class KVMerger:
     leaves too many). `recent` and `heavy` are shares of the entries that are kept, `longest` bounds
     a run (0: any length), `skip=first+last` leaves layers whole and lets the others make it up.
     `value=votes` gives a merged entry the weight of its tokens in the softmax, `paper` multiplies
-    its value by them. `score=window` takes the attention of the last `window` queries instead of
-    all. Different here: weights fall with the mean distance inside a run (`sigma`), since the
-    printed sigma refers to itself.
+    its value by them. Different here: weights fall with the mean distance inside a run unless
+    `sigma` is given (the paper's best is 5), since the printed sigma refers to itself.
     """
 
-    budget: Budget = DEFAULT_BUDGET
-    mode: str = "budget"
-    eps: float = 0.75
-    recent: float = 0.23
-    heavy: float = 0.06
-    sinks: int = 4
-    longest: int = 16
-    skip: str = "auto"
-    sigma: str = "mean_dist"
-    value: str = "votes"
-    score: str = "column"
-    window: int = 64
     name: ClassVar[str] = "kvmerger"
-    PRESETS: ClassVar = {
-        "50": {"budget": Budget(fraction=0.5), "recent": 0.34, "heavy": 0.24},
-        "35": {"budget": Budget(fraction=0.35), "recent": 0.23, "heavy": 0.06},
-        "paper": {
-            "mode": "eps",
-            "recent": 0.17,
-            "heavy": 0.12,
-            "sinks": 0,
-            "longest": 0,
-            "skip": "0+0",
-            "value": "paper",
-        },
-    }
-
-    def __post_init__(self) -> None:
-        require_known(self, "mode", MODES)
-        require_known(self, "value", VALUES)
-        require_known(self, "score", SCORES)
-        if self.sigma not in SIGMAS and not _positive(self.sigma):
-            given = f"kvmerger: sigma={self.sigma} is neither a width nor known"
-            raise KvchatError("usage", given, *(f"sigma={s}" for s in SIGMAS), "sigma=5")
-        require_share(self, "recent", 0.23)
-        require_share(self, "heavy", 0.06)
-        if self.recent + self.heavy > 1:
-            given = f"kvmerger: recent={self.recent:g} and heavy={self.heavy:g} are more than all"
-            raise KvchatError("usage", given, "recent=0.34,heavy=0.24")
-        require_least(self, "sinks", 0, 4)
-        require_least(self, "longest", 0, 16)
-        require_least(self, "window", 1, 64)
-        if self.longest == 1:
-            raise KvchatError("usage", "kvmerger: longest=1 merges nothing", "longest=16")
-        if self.skip != "auto":
-            _skipped(self.skip)
-        if self.mode == "eps":
-            if self.budget is not DEFAULT_BUDGET and self.budget != EVERYTHING:
-                raise KvchatError(
-                    "usage",
-                    f"kvmerger: mode=eps finds its own size; a budget of {self.budget} cannot be "
-                    "met",
-                    "kvmerger:mode=eps without --budget",
-                    f"kvmerger --budget {self.budget}",
-                )
-            object.__setattr__(self, "budget", EVERYTHING)
 
     @property
     def needs(self) -> Needs:
-        """Column sums, or a window of queries."""
-        return Needs(column_mass=True) if self.score == "column" else Needs(queries=self.window)
+        """Column sums over all queries."""
+        return Needs(column_mass=True)
 
     @property
     def extra(self) -> int:
@@ -140,10 +77,11 @@ class KVMerger:
     def compress(self, prefilled: Prefilled) -> FlatSegment:
         """Runs of similar entries, one entry each."""
         heads, _ = prefilled.shape
-        total = min(self.entries(prefilled.geometry)[prefilled.layer], prefilled.entries)
+        total = min(self.share(prefilled), prefilled.entries)
         if total == prefilled.entries and self.mode == "budget" and prefilled.count is None:
-            return keep_all(prefilled)
-        mass = self._mass(prefilled)
+            return prefilled.keep_all()
+        mass = prefilled.column_mass
+        assert mass is not None, "the prefill gives what `needs` names"
         protected = self._protected(prefilled, mass, total)
         delta, free = similarity(prefilled.keys), free_links(protected | ~prefilled.exists)
         if self.mode == "eps":
@@ -154,13 +92,6 @@ class KVMerger:
         if self.mode == "budget" and len(slots) > total:
             slots = slots.where(_best(slots.mass, slots.guarded, total))
         return slots.segment(heads, prefilled.span, self.value)
-
-    def _mass(self, prefilled: Prefilled) -> Tensor:
-        """The attention that each entry received, `[H, T]`."""
-        if self.score == "window":
-            return group_mass(prefilled, prefilled.shape[1])
-        assert prefilled.column_mass is not None, "the reading gives what `needs` names"
-        return prefilled.column_mass
 
     def _protected(self, prefilled: Prefilled, mass: Tensor, total: int) -> Tensor:
         """Sinks, heavy and recent entries `[H, T]`: shares of the entries that a head keeps
@@ -182,7 +113,8 @@ class KVMerger:
         if self.mode == "budget" and total == geometry.full:
             return 0, 0
         if self.skip != "auto":
-            return _skipped(self.skip)
+            first, last = map(int, self.skip.split("+"))
+            return first, last
         # the first two and the last of a deep model, if the others keep half of an even share
         left = geometry.layers * total - 3 * geometry.full
         fits = geometry.layers >= 16 and left >= (geometry.layers - 3) * total / 2
@@ -197,17 +129,203 @@ def _best(mass: Tensor, guarded: Tensor, total: int) -> Tensor:
     return kept
 
 
-def _skipped(text: str) -> tuple[int, int]:
-    parts = text.split("+")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise KvchatError(
-            "usage", f"kvmerger: skip={text} is not FIRST+LAST layers", "skip=2+1", "skip=auto"
+def similarity(keys: Tensor) -> Tensor:
+    """Cosine of each key with the one before it, `[H, T]` fp32; -1 for the first of a head."""
+    delta = torch.full(keys.shape[:2], -1.0, device=keys.device)
+    for head, entries in enumerate(keys):  # fp32 copies of one head at a time
+        unit = torch.nn.functional.normalize(entries.float(), dim=-1)
+        delta[head, 1:] = (unit[1:] * unit[:-1]).sum(-1)
+    return delta
+
+
+def free_links(protected: Tensor) -> Tensor:
+    """Links between two entries of which neither is `protected [H, T]`."""
+    free = ~protected
+    free[:, 1:] &= ~protected[:, :-1]
+    free[:, 0] = False
+    return free
+
+
+def links_above(delta: Tensor, free: Tensor, threshold: float, most: int) -> Tensor:
+    """Free links whose `delta [H, T]` exceeds a threshold; runs have at most `most` entries (0:
+    any).
+
+    Longer runs are cut at their weakest links.
+    """
+    links = free & (delta > threshold)
+    while bool((cut := _cuts(links, delta, most)).any()):
+        links &= ~cut
+    return links
+
+
+def best_links(delta: Tensor, free: Tensor, count: int, most: int) -> Tensor:
+    """The `count` strongest free links of all heads together, or all there are.
+
+    One adaptive threshold per layer. Runs have at most `most` entries (0: any): longer ones are cut
+    at their weakest links, and the next strongest links are taken instead. Ties: the lower head,
+    then the earlier entry.
+    """
+    free = free.clone()
+    while True:
+        table = delta.masked_fill(~free, float("-inf")).flatten()
+        chosen = torch.sort(table, descending=True, stable=True).indices
+        links = torch.zeros_like(free).flatten()
+        links[chosen[: min(count, int(free.sum()))]] = True
+        links = links.view_as(free)
+        cut = _cuts(links, delta, most)
+        if not bool(cut.any()):
+            return links
+        free &= ~cut
+
+
+def _cuts(links: Tensor, delta: Tensor, most: int) -> Tensor:
+    """The weakest links of runs of more than `most` entries, as many as it takes at least."""
+    cut = torch.zeros_like(links).flatten()
+    if most == 0:
+        return cut.view_as(links)
+    run = run_of(links)
+    length = torch.bincount(run)[run]
+    at = (links.flatten() & (length > most)).nonzero().flatten()
+    at = at[torch.sort(delta.flatten()[at], stable=True).indices]
+    at = at[torch.sort(run[at], stable=True).indices]  # by run, weakest first
+    _, sizes = torch.unique_consecutive(run[at], return_counts=True)
+    rank = torch.arange(len(at), device=at.device)
+    rank -= torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    cut[at[rank < (length[at] - 1) // most]] = True
+    return cut.view_as(links)
+
+
+def run_of(links: Tensor) -> Tensor:
+    """The number of the run that each entry belongs to, `[H*T]` int64, head after head."""
+    return (~links).flatten().cumsum(0) - 1
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Merged entries before some of them are kept: `k, v [S, D]`, and what belongs to each.
+
+    `head, position, count [S]`: where a slot stands, its pivot's position, its tokens; `mass [S]`
+    the attention of all its entries; `guarded [S]` whether one of its entries is protected.
+    """
+
+    k: Tensor
+    v: Tensor
+    head: Tensor
+    position: Tensor
+    count: Tensor
+    mass: Tensor
+    guarded: Tensor
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+    def where(self, kept: Tensor) -> "Slots":
+        """The slots for which `kept [S]` is true."""
+        return Slots(*(getattr(self, name)[kept] for name in self.__dataclass_fields__))
+
+    def segment(self, heads: int, span: tuple[int, int], value: str) -> FlatSegment:
+        """A flat segment; with `votes` a slot's logit is raised by the log of its tokens."""
+        bias = self.count.float().log() if value == "votes" else None
+        lengths = torch.bincount(self.head, minlength=heads).tolist()
+        count = self.count.to(torch.int32)
+        return FlatSegment.of(self.k, self.v, lengths, self.position, span, bias, count)
+
+
+def merge(
+    prefilled: Prefilled, links: Tensor, mass: Tensor, protected: Tensor, sigma: float, value: str
+) -> Slots:
+    """Merge the runs that `links [H, T]` hold together, around their most attended entries.
+
+    `g_i = exp(-|k_p - k_i|^2 / 2 sigma^2)` with the pivot p, the entry of the largest `mass [H,
+    T]`; an entry that stands for n tokens weighs n g. Keys are means with these weights; so are
+    values, times the number of tokens if `value` is `paper` (algorithm 2). `sigma` is that of
+    `_gaussian`.
+    """
+    heads, tokens, _ = prefilled.keys.shape
+    device = prefilled.keys.device
+    run = run_of(links)
+    lengths = torch.bincount(run)
+    a = mass.flatten().float()
+    pivot = _first_best(a, run, lengths)
+    count = torch.ones(heads * tokens, device=device)
+    if prefilled.count is not None:
+        count = prefilled.count.flatten().float()
+    weight = _gaussian(_distance(prefilled.keys, pivot[run]), run, lengths, sigma) * count
+    weight = weight / _sums(weight, lengths)[run]
+    members = _sums(count, lengths)
+    position = prefilled.position
+    if position is None:
+        end = prefilled.start + tokens
+        position = torch.arange(prefilled.start, end, device=device).expand(heads, -1)
+    # the value of an entry that stands for n tokens was stored times n
+    scale = (1 / count, members) if value == "paper" else (None, None)
+    slots = Slots(
+        k=_merged(prefilled.keys, weight, pivot, lengths),
+        v=_merged(prefilled.values, weight, pivot, lengths, *scale),
+        head=pivot // tokens,
+        position=position.flatten()[pivot],
+        count=members,
+        mass=_sums(a, lengths),
+        guarded=_sums(protected.flatten().float(), lengths) > 0,
+    )
+    return slots.where(prefilled.exists.flatten()[pivot])
+
+
+def _distance(keys: Tensor, pivot: Tensor) -> Tensor:
+    """Distance of every entry from the pivot of its run, `[H*T]`; `pivot [H*T]` entry numbers."""
+    tokens = keys.shape[1]
+    parts = [
+        (entries.float() - entries.float()[at - head * tokens]).norm(dim=-1)
+        for head, (entries, at) in enumerate(zip(keys, pivot.view(-1, tokens), strict=True))
+    ]
+    return torch.cat(parts)
+
+
+def _merged(
+    entries: Tensor,
+    weight: Tensor,
+    pivot: Tensor,
+    lengths: Tensor,
+    before: Tensor | None = None,
+    after: Tensor | None = None,
+) -> Tensor:
+    """Weighted sums of the runs of `entries [H, T, D]`, `[S, D]`; single entries as they are.
+
+    `before [H*T]` scales entries, `after [S]` sums; runs do not cross heads.
+    """
+    heads, tokens, dim = entries.shape
+    if before is not None:
+        weight = weight * before
+    runs = torch.bincount(pivot // tokens, minlength=heads).tolist()
+    parts = [
+        ops.merge_entries(part, part_weight, part_lengths)
+        for part, part_weight, part_lengths in zip(
+            entries, weight.view(heads, tokens), torch.split(lengths, runs), strict=True
         )
-    return int(parts[0]), int(parts[1])
+    ]
+    merged = torch.cat(parts)
+    if after is not None:
+        merged *= after[:, None].to(merged.dtype)
+    single = lengths == 1  # bit-equal, whatever the weights
+    merged[single] = entries.reshape(-1, dim)[pivot[single]]
+    return merged
 
 
-def _positive(text: str) -> bool:
-    try:
-        return float(text) > 0
-    except ValueError:
-        return False
+def _sums(x: Tensor, lengths: Tensor) -> Tensor:
+    return torch.segment_reduce(x.float(), "sum", lengths=lengths)
+
+
+def _first_best(a: Tensor, run: Tensor, lengths: Tensor) -> Tensor:
+    """The entry of the largest `a` in each run; among equals the first. `[S]` int64."""
+    best = torch.segment_reduce(a, "max", lengths=lengths)
+    entries = torch.arange(len(a), device=a.device)
+    candidates = entries.masked_fill(a != best[run], len(a)).double()
+    return torch.segment_reduce(candidates, "min", lengths=lengths).long()
+
+
+def _gaussian(distance: Tensor, run: Tensor, lengths: Tensor, sigma: float) -> Tensor:
+    """`exp(-d^2 / 2 sigma^2)` of every entry; for `sigma` 0 with its run's `sum d / sqrt(2) n`."""
+    width = torch.full_like(lengths, sigma, dtype=torch.float32)
+    if not sigma:
+        width = _sums(distance, lengths) / (sqrt(2) * lengths)
+    return torch.exp(-(distance / width[run].clamp_min(LEAST_SIGMA)).square() / 2)

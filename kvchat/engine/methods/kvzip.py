@@ -1,4 +1,4 @@
-"""KVzip: entries that are needed to tell the document again."""
+"""KVzip: KV pairs that are attended to while the context is reconstructed (query-agnostic)."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -9,41 +9,26 @@ from torch import Tensor
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
-from kvchat.engine.methods.base import Prefilled, Retold
-from kvchat.engine.methods.checks import require_known, require_least, require_most, require_share
+from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.needs import ASK, REPEAT, Needs, Telling
+from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.options import AskallOptions, KVzipOptions, KVzipPlusOptions
 from kvchat.engine.methods.scores import pooled_mass
-from kvchat.engine.sizes import CHUNK, REPLAY
 
 FOLD_WINDOW, FOLD_KERNEL = 32, 7  # of a conversation's newest queries
-TELLS, WEIGHINGS = (REPEAT, ASK), ("mass", "value", "change")
 
 
 @dataclass(frozen=True)
-class KVzip(Eviction):
-    """Keeps what the model looks at while it repeats the document, whatever will be asked.
+class KVzip(KVzipOptions, Eviction):
+    """Keeps what the model attends to while it repeats the document, whatever will be asked.
 
     KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction,
     https://arxiv.org/abs/2505.23416. The best entries of all layers and heads together stay, and
     what stands before the document. Different here: scores are computed layer by layer during the
-    one reading, with one layer's entries alive. Until all layers are read each keeps at most `over`
-    times an even share (1: every layer keeps just that); fp32 scores, chosen by count.
+    one prefill, with one layer's entries alive; fp32 scores, chosen by count.
     """
 
-    tell: str = REPEAT
-    chunk: int = CHUNK
-    weigh: str = "mass"
-    demote: float = 1.0
     name: ClassVar[str] = "kvzip"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_known(self, "tell", TELLS)
-        require_known(self, "weigh", WEIGHINGS)
-        require_share(self, "demote", 1)
-        require_least(self, "chunk", 32, CHUNK)
-        require_most(self, "chunk", REPLAY, CHUNK)
 
     @property
     def telling(self) -> Telling:
@@ -60,29 +45,22 @@ class KVzip(Eviction):
         """The newest queries of the conversation."""
         return Needs(queries=FOLD_WINDOW)
 
-    @property
-    def pools(self) -> bool:
-        """The best entries of all layers stay."""
-        return True
-
     def extend(self, prefilled: Prefilled) -> FlatSegment:
-        """Folded turns are scored by the newest queries: to repeat them is another reading."""
+        """Old turns are scored by the newest queries: to replay them would be another prefill."""
         _, entries = prefilled.shape
         mass = pooled_mass(prefilled, entries, FOLD_KERNEL, "max", "mass")
-        none = torch.zeros(entries, dtype=torch.bool, device=mass.device)
-        retold = Retold({self.telling: mass}, None, none)
-        given = replace(prefilled, retold=retold)
+        given = replace(prefilled, told={self.telling: mass})
         return self.reduce(given, self.budget.entries(given.geometry))
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The first entries' scores."""
-        return self._scores(prefilled)[:, :entries]
+        return self._scores(prefilled)[:, :entries].clone()
 
     def entries(self, geometry: Geometry) -> list[int]:
         """What each layer may keep: the whole budget, until other layers compete for it."""
-        return [min(self.pool(geometry), geometry.full)] * geometry.layers
+        return [min(self.together(geometry), geometry.full)] * geometry.layers
 
-    def pool(self, geometry: Geometry) -> int:
+    def together(self, geometry: Geometry) -> int:
         """The budget of all layers."""
         return geometry.layers * self.budget.entries(geometry)
 
@@ -98,10 +76,9 @@ class KVzip(Eviction):
         return table[head.repeat_interleave(torch.tensor(segment.lengths, device=at.device)), at]
 
     def _scores(self, prefilled: Prefilled) -> Tensor:
-        """What the replays made of each entry, `[H, T]`."""
-        assert prefilled.retold is not None, "the reading gives what `needs` names"
-        scores = prefilled.retold.scores[self.telling]
-        return scores * torch.where(prefilled.retold.structural, self.demote, 1.0)
+        """The score of each entry by the replays, `[H, T]`."""
+        assert prefilled.told is not None, "the prefill gives what `needs` names"
+        return prefilled.told[self.telling]
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
         """The best scores of all heads together."""
@@ -109,26 +86,22 @@ class KVzip(Eviction):
 
 
 @dataclass(frozen=True)
-class KVzipPlus(KVzip):
+class KVzipPlus(KVzipPlusOptions, KVzip):
     """KVzip, weighed by what an entry can change in the layer's output.
 
     KVzip+ as in kvpress: attention times the norm of the projected value, over the norm of the
     attention block's input.
     """
 
-    weigh: str = "change"
     name: ClassVar[str] = "kvzip+"
 
 
 @dataclass(frozen=True)
-class Askall(KVzip):
-    """Keeps what the model looks at while every sentence of the document is a question to it.
+class Askall(AskallOptions, KVzip):
+    """Keeps what the model attends to while every sentence of the document is a question to it.
 
     Ours: KVzip's scores, but the beginning of a sentence is put as a first question and its end as
     the answer, each by itself; attention times the norm of the projected value.
     """
 
-    tell: str = ASK
-    chunk: int = REPLAY
-    weigh: str = "value"
     name: ClassVar[str] = "askall"

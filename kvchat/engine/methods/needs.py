@@ -1,18 +1,16 @@
-"""What a method wants to be shown, and what a program may know of any method. Imports no torch."""
+"""What a method wants to be shown, and what may be known of any method without torch."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from kvchat.engine.budget import Budget
-from kvchat.engine.sizes import REPLAY
 
-REPEAT, ASK = "repeat", "ask"  # the document's text again, or its sentences as questions
-Kind = tuple[str, int]  # what is told to the model again, and how many tokens at a time
+Kind = tuple[str, int]  # what a replay is, and how many tokens of the document it is about
 
 
 class Telling(NamedTuple):
-    """What is told to the model, how many tokens of the document at a time, and how its attention
-    is weighed."""
+    """Scores by replays: what is replayed, how many tokens of the document at a time, and how its
+    attention is weighed."""
 
     what: str
     chunk: int
@@ -21,19 +19,17 @@ class Telling(NamedTuple):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method wants to be shown beside keys and values; the reading gathers it.
+    """What a method wants to be shown beside keys and values; the prefill gathers it.
 
     `queries`: how many of the last queries (W). `column_mass`: the attention that every entry gets
     from all queries. `future`: over how many coming positions the moments of the queries are to be
-    averaged; 0 for no moments. `tellings`: scores from replays of the document. `evidence`: about
-    how many queries of its sentences as questions, and what they read from the whole layer.
+    averaged; 0 for no moments. `tellings`: scores from replays of the document.
     """
 
     queries: int = 0
     column_mass: bool = False
     future: int = 0
     tellings: frozenset[Telling] = frozenset()
-    evidence: int = 0
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
@@ -41,7 +37,6 @@ class Needs:
             self.column_mass or other.column_mass,
             max(self.future, other.future),
             self.tellings | other.tellings,
-            max(self.evidence, other.evidence),
         )
 
     def __bool__(self) -> bool:
@@ -54,14 +49,12 @@ class Needs:
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        """What is to be told to the model again."""
-        kinds = frozenset((what, chunk) for what, chunk, _ in self.tellings)
-        asks = any(what == ASK for what, _ in kinds)
-        return kinds if asks or not self.evidence else kinds | {(ASK, REPLAY)}
+        """The replays that are needed."""
+        return frozenset((what, chunk) for what, chunk, _ in self.tellings)
 
 
 class Chosen(Protocol):
-    """The method that a person has chosen, as far as it is told and drawn."""
+    """The method that a person has chosen, as far as it is described and drawn."""
 
     @property
     def budget(self) -> Budget:

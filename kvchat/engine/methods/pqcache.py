@@ -1,30 +1,28 @@
 """PQCache: every entry is kept; codes of the keys say which ones a query has to read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
-from kvchat.engine.cache.pq import AGGREGATES, PQSegment, Reads
+from kvchat.engine.budget import Geometry
+from kvchat.engine.cache import AGGREGATES
+from kvchat.engine.cache.pq import PQSegment, Reads
 from kvchat.engine.cache.segment import Segment
-from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_known, require_least, require_share
-from kvchat.engine.methods.clusters import Training, train
-from kvchat.engine.methods.evict import keep_all
-from kvchat.engine.methods.needs import Needs
-from kvchat.engine.sizes import CODED, CODES
+from kvchat.engine.methods.base import Prefilled, Retrieves
+from kvchat.engine.methods.options import PQCacheOptions
+from kvchat.engine.sizes import PER_CENTROID
 from kvchat.errors import KvchatError
 
-HOMES = ("auto", "device", "host")
+SETTLED = 0.005  # K-means ends when fewer codes than this share change
 
 
 @dataclass(frozen=True)
-class PQCache:
-    """Keeps every entry, and lets a code of each key say which entries a written token reads.
+class PQCache(PQCacheOptions, Retrieves):
+    """Keeps every entry, and lets a code of each key say which entries a decoded token reads.
 
     PQCache: Product Quantization-based KVCache for Long Context LLM Inference,
     https://arxiv.org/abs/2407.12820. The budget is what a token reads: `sinks`, a window of the
@@ -36,48 +34,7 @@ class PQCache:
     fewer than `dense_below` entries to choose from are read in full.
     """
 
-    budget: Budget = DEFAULT_BUDGET
-    recent: float = 0.5
-    sinks: int = 32
-    m: int = CODES[""][0]
-    code_bits: int = CODES[""][1]
-    iters: int = 10
-    aggregate: str = "softmax_sum"
-    block: int = 64
-    most_recent: int = 4096
-    extra_sinks: bool = False
-    dense_layers: int = 0
-    dense_below: int = CODED
-    home: str = "auto"
-    seed: int = 4321
     name: ClassVar[str] = "pqcache"
-    needs: ClassVar[Needs] = Needs()
-    exact_for_multi_token: ClassVar[bool] = True
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"block": 1, "most_recent": 2**31 - 1, "extra_sinks": True},
-        "quality": {"m": CODES["quality"][0], "code_bits": CODES["quality"][1], "dense_layers": 2},
-    }
-
-    def __post_init__(self) -> None:
-        require_share(self, "recent", 0.5)
-        require_known(self, "aggregate", AGGREGATES)
-        require_known(self, "home", HOMES)
-        for option, least, usual in (
-            ("sinks", 0, 32),
-            ("m", 1, 2),
-            ("code_bits", 1, 6),
-            ("iters", 0, 10),
-            ("block", 1, 64),
-            ("most_recent", 0, 4096),
-            ("dense_layers", 0, 0),
-            ("dense_below", 0, 1024),
-            ("seed", 0, 4321),
-        ):
-            require_least(self, option, least, usual)
-        if self.code_bits > 8:
-            raise KvchatError(
-                "usage", f"pqcache: code_bits={self.code_bits} is above 8", "code_bits=8"
-            )
 
     def entries(self, geometry: Geometry) -> list[int]:
         """All of them. Raises KvchatError("usage") if nothing could be read or coded."""
@@ -95,7 +52,7 @@ class PQCache:
         return self.m, self.code_bits
 
     def reads(self, geometry: Geometry) -> list[int]:
-        """Entries of the document that a written token reads of each layer, over all its heads."""
+        """Entries of the document that a decoded token reads of each layer, over all its heads."""
         if self._dense(geometry):
             return [geometry.full] * geometry.layers
         found = self.shares(geometry)
@@ -109,7 +66,7 @@ class PQCache:
         each = self.budget.entries(geometry) // geometry.heads
         if self.extra_sinks:
             sinks = min(sinks, tokens - 1)
-            beside = Geometry(**{**vars(geometry), "tokens": tokens - sinks})
+            beside = replace(geometry, tokens=tokens - sinks)
             each = self.budget.entries(beside) // geometry.heads
         else:
             sinks = min(sinks, each // 2)
@@ -123,13 +80,12 @@ class PQCache:
     def compress(self, prefilled: Prefilled) -> Segment:
         """All entries but those of the window, coded."""
         if prefilled.layer < self.dense_layers or self._dense(prefilled.geometry):
-            return keep_all(prefilled)
+            return prefilled.keep_all()
         reads = self.shares(prefilled.geometry)
         coded = prefilled.shape[1] - reads.window
         keys, values = prefilled.keys[:, :coded], prefilled.values[:, :coded]
         middle = keys[:, reads.sinks :]
-        training = Training(self.m, 2**self.code_bits, self.iters, self.seed)
-        centroids = train(middle, training)
+        centroids = train(middle, self.m, 2**self.code_bits, self.iters, self.seed)
         codes = ops.pq_assign(middle, centroids)
         pool = self._pool(keys, values, prefilled.num_layers - prefilled.layer)
         return PQSegment(pool, centroids, codes, reads, prefilled.start)
@@ -157,3 +113,46 @@ class PQCache:
         pool[..., :dim] = keys
         pool[..., dim:] = values
         return pool
+
+
+def train(keys: Tensor, subspaces: int, centroids: int, iters: int, seed: int) -> Tensor:
+    """Centroids `[H, m, C, d]` (fp32) of `keys [H, N, D]`: m `subspaces` of C `centroids`, N at
+    least C.
+
+    Lloyd's iterations in L2, on at most 256 * C sampled entries, from C of them that are drawn
+    without replacement, the same for all heads and sub-spaces. Means are fp32 and added up in entry
+    order, so the same seed gives the same centroids. An empty cluster keeps its centroid. Ends
+    early when under 0.5 % of the codes change.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(keys.shape[1], generator=generator)[: PER_CENTROID * centroids]
+    first = torch.randperm(len(drawn), generator=generator)[:centroids].sort().values
+    entries = keys[:, drawn.sort().values.to(keys.device)].float()
+    heads, count, _ = entries.shape
+    parts = entries.view(heads, count, subspaces, -1).transpose(1, 2)  # [H, m, n, d]
+    found = parts[:, :, first.to(keys.device)]
+    before = None
+    for _ in range(iters):
+        codes = ops.pq_assign(entries, found)
+        if before is not None and int((codes != before).sum()) < SETTLED * codes.numel():
+            break
+        found, before = means(parts, codes, found), codes
+    return found
+
+
+def means(parts: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
+    """The means `[H, m, C, d]` of the entries of `parts [H, m, n, d]` with each code `[H, n, m]`.
+
+    A cluster without entries keeps its centroid.
+    """
+    heads, subspaces, count, dim = centroids.shape
+    every = heads * subspaces * count
+    base = torch.arange(0, every, count, device=codes.device).view(heads, subspaces, 1)
+    cluster = (codes.transpose(1, 2).long() + base).flatten()
+    size = torch.bincount(cluster, minlength=every)
+    order = torch.argsort(cluster, stable=True)  # the entries of one cluster after the other
+    sums = torch.nn.functional.embedding_bag(
+        order, parts.reshape(-1, dim), size.cumsum(dim=0) - size, mode="sum"
+    )
+    mean = sums / size.clamp(min=1)[:, None]
+    return torch.where(size[:, None] > 0, mean, centroids.reshape(-1, dim)).view_as(centroids)

@@ -1,4 +1,4 @@
-"""Scores per entry, shared by methods. Knows no budget and no method."""
+"""Scores per entry, shared by methods."""
 
 import torch
 import torch.nn.functional as F
@@ -7,8 +7,6 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.methods.base import Prefilled
 
-POOLS = ("max", "avg")
-SCORES = ("mass", "squared")
 # Values of the projected entries that `projected_norm` has alive at once.
 NORM_VALUES = 2**22
 
@@ -16,9 +14,9 @@ NORM_VALUES = 2**22
 def observed_mass(prefilled: Prefilled, entries: int, power: int = 1) -> Tensor:
     """Attention mass of the first `entries` keys by query head, `[H*G, entries]` fp32.
 
-    Mean over the observation queries (`adakv.md` 2.1, steps 1 to 5). A head's masses sum to what
-    its queries do not spend on later entries; they are not renormalised, for Ada-KV compares heads
-    by them.
+    Mean over the observation queries (SnapKV, arXiv 2404.14469). A head's masses sum to what its
+    queries do not spend on later entries; they are not renormalised, for Ada-KV compares heads by
+    them.
     """
     mass = ops.column_mass(
         prefilled.queries,
@@ -62,7 +60,7 @@ def pooled_mass(prefilled: Prefilled, entries: int, kernel: int, kind: str, scor
     """Observed mass, smoothed along tokens, `[H, entries]`.
 
     Attention is averaged over the group and then pooled, as in Ada-KV; squared attention is pooled
-    per query head first, as in KV-Compress (`adakv.md` 2.9).
+    per query head first, as in KV-Compress (arXiv 2410.00161).
     """
     heads, _ = prefilled.shape
     if score == "squared":
@@ -71,7 +69,7 @@ def pooled_mass(prefilled: Prefilled, entries: int, kernel: int, kind: str, scor
 
 
 def defensive_mass(prefilled: Prefilled, entries: int, kernel: int) -> Tensor:
-    """The worst case over observation queries and query heads, `[H, entries]` (`adakv.md` 2.8).
+    """The worst case over observation queries and query heads, `[H, entries]` (DefensiveKV).
 
     Each query's attention is average-pooled and scaled back to the mass it had; the largest of all
     queries of a KV head counts, and at least the head's mean of these.
@@ -109,9 +107,9 @@ def projected_norm(prefilled: Prefilled, entries: int) -> Tensor:
     """L1 norm of the value entries behind the output projection, `[H, entries]` fp32.
 
     `|v_j O_h|_1`, mean over the query heads of a KV head: what an entry can change in the layer's
-    output (`adakv.md` 2.7).
+    output (CriticalKV, arXiv 2502.03805).
     """
-    assert prefilled.output is not None, "the reading gives the output projection"
+    assert prefilled.output is not None, "the prefill gives the output projection"
     heads, _ = prefilled.shape
     _, dim, hidden = prefilled.output.shape
     by_group = prefilled.output.view(heads, -1, dim, hidden)
@@ -119,7 +117,7 @@ def projected_norm(prefilled: Prefilled, entries: int) -> Tensor:
     norms = [
         torch.einsum("nd,gdm->gnm", part.float(), by_group[head].float()).abs().sum(-1).mean(0)
         for head in range(heads)
-        for part in prefilled.values[head, :entries].split(step)
+        for part in torch.split(prefilled.values[head, :entries], step)
     ]
     return (
         torch.cat(norms).view(heads, entries) if entries else prefilled.values.new_zeros(heads, 0)

@@ -1,40 +1,31 @@
-"""Options and scores that methods with an observation window share. Not a method itself."""
+"""Observing the last queries, and two ways to share entries out: over heads by need, over layers by
+depth. What SnapKV and its successors have in common."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from kvchat.engine.budget import Geometry
+from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.checks import require_known
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.methods.scores import POOLS, SCORES, pooled_mass
+from kvchat.engine.methods.options import (
+    AdaptiveOptions,
+    PyramidOptions,
+    SnapOptions,
+    WindowOptions,
+)
+from kvchat.engine.methods.scores import pooled_mass
 from kvchat.errors import KvchatError
+
+SHARES = {"floor": budgets.adaptive, "mix": budgets.mixed}
+"""Safeguards for focused heads: floor first, then global; or mixed with even shares."""
 
 
 @dataclass(frozen=True)
-class Window(Eviction):
-    """Observes the last `window` queries, and keeps the entries that they belong to.
-
-    `kernel` is the width over which scores are smoothed along tokens.
-    """
-
-    window: int = 32
-    kernel: int = 7
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.window < 2**31:
-            raise KvchatError(
-                "usage", f"{self.name}: window={self.window} is not a size", "window=32"
-            )
-        if not 1 <= self.kernel < 2**15 or self.kernel % 2 == 0:
-            raise KvchatError(
-                "usage",
-                f"{self.name}: kernel={self.kernel} must be odd and below 32,768",
-                "kernel=7",
-            )
+class Window(WindowOptions, Eviction):
+    """Observes the last `window` queries, and keeps the entries that they belong to."""
 
     @property
     def needs(self) -> Needs:
@@ -46,7 +37,7 @@ class Window(Eviction):
         return min(self.window, max(1, each // 2))
 
     def require_room(self, total: int, geometry: Geometry) -> None:
-        """A budget given as a size holds window, sinks and an entry beside them.
+        """A budget given as a size suffices for window, sinks and an entry beside them.
 
         A share of a short document need not: it protects fewer entries, and leaves some to choose.
         """
@@ -66,21 +57,42 @@ class Window(Eviction):
 
 
 @dataclass(frozen=True)
-class WindowEviction(Window):
+class WindowEviction(SnapOptions, Window):
     """Scores entries by what the observation queries attend to, smoothed by `pool`.
 
     `score_by=squared` takes squared attention, pooled per query head (KV-Compress,
     https://arxiv.org/abs/2410.00161).
     """
 
-    pool: str = "max"
-    score_by: str = "mass"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_known(self, "pool", POOLS)
-        require_known(self, "score_by", SCORES)
-
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """Pooled attention of the observation queries."""
         return pooled_mass(prefilled, entries, self.kernel, self.pool, self.score_by)
+
+
+@dataclass(frozen=True)
+class Adaptive(AdaptiveOptions, WindowEviction):
+    """Ada-KV's shares (https://arxiv.org/abs/2407.11550): the best scores of all heads together.
+
+    Each head is sure of the fraction `floor` of an even share; `rule=mix` is the authors' own
+    safeguard.
+    """
+
+    def allocate(self, scores: Tensor, total: int) -> list[int]:
+        """Shares by the pooled ranking of all heads, above the safeguard."""
+        return SHARES[self.rule](scores, total, self.floor)
+
+
+@dataclass(frozen=True)
+class Pyramidal(PyramidOptions, WindowEviction):
+    """PyramidKV's layer budgets (https://arxiv.org/abs/2406.02069): a falling line.
+
+    The last layer gets 1/`beta` of an even share beside its window. All layers together keep
+    exactly the budget, where the authors' rounding keeps up to 15 % more.
+    """
+
+    def spread(self, total: int, geometry: Geometry) -> list[int]:
+        """The newest entries of every layer, and the line over the rest."""
+        newest = geometry.heads * self.newest(total // geometry.heads)
+        most = geometry.full - newest
+        line = budgets.pyramid(total - newest, geometry.layers, most, self.beta)
+        return [newest + entries for entries in line]

@@ -1,6 +1,4 @@
-"""Keeps all entries of a document while it is read, layer by layer, and what was observed of
-them.
-"""
+"""Keeps all entries of a document during the prefill, and what was observed of them."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -10,37 +8,28 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.methods.base import Evidence, Retold
 from kvchat.engine.methods.needs import Needs, Telling
 
 OBSERVED = Needs(queries=64, future=1)
-"""What a reading observes for methods that may choose later, beside what its own method needs.
+"""What a prefill observes for methods that may choose later, beside what its own method needs.
 
-Column sums and replays are too dear for a maybe: they multiply the time of reading.
+Column sums and replays are too dear for a maybe: they multiply the time of the prefill.
 """
 
 
-def recorded(observed: dict[str, Tensor], retold: Retold) -> dict[str, Tensor]:
-    """What a reading has observed in a layer, all of it by name; `shown` is the inverse."""
-    found = observed | {_name(telling): table for telling, table in retold.scores.items()}
-    if (evidence := retold.evidence) is not None:
-        found |= {"evidence q": evidence.q, "evidence o": evidence.o}
-        found["evidence lse"] = evidence.lse.double()
-    return found | {"structural": retold.structural.to(torch.uint8)}
+def recorded(observed: dict[str, Tensor], told: Mapping[Telling, Tensor]) -> dict[str, Tensor]:
+    """What a prefill has observed in a layer, all of it by name; `shown` is the inverse."""
+    return observed | {_name(telling): table for telling, table in told.items()}
 
 
-def shown(record: Mapping[str, Tensor], device: torch.device) -> Retold:
-    """What replays have shown, as far as it was recorded."""
-    scores = {}
+def shown(record: Mapping[str, Tensor], device: torch.device) -> dict[Telling, Tensor]:
+    """The scores by replays, as far as they were recorded."""
+    told = {}
     for name, table in record.items():
         if name.startswith("told "):
             _, what, chunk, weigh = name.split()
-            scores[Telling(what, int(chunk), weigh)] = table.to(device)
-    evidence = None
-    if "evidence q" in record:
-        q, o, lse = (record[f"evidence {name}"].to(device) for name in ("q", "o", "lse"))
-        evidence = Evidence(q, o, lse.float())
-    return Retold(scores, evidence, record["structural"].to(device, torch.bool))
+            told[Telling(what, int(chunk), weigh)] = table.to(device)
+    return told
 
 
 def _name(telling: Telling) -> str:
@@ -53,13 +42,12 @@ def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
         (not needs.queries or len(record["queries"]) >= min(needs.queries, tokens))
         and (not needs.column_mass or "mass" in record)
         and (not needs.future or "sum" in record)
-        and (not needs.evidence or "evidence q" in record)
         and all(_name(telling) in record for telling in needs.tellings)
     )
 
 
 class Archiving(Protocol):
-    """A context around a reading that gets every layer's entries, and what `needs` names."""
+    """A context around a prefill that gets every layer's entries, and what `needs` names."""
 
     needs: Needs
 
@@ -77,7 +65,7 @@ class Archiving(Protocol):
         ...
 
     def archives(self) -> Sequence[Archive]:
-        """One per layer, once the reading has ended; none if they could not be kept."""
+        """One per layer, once the prefill has ended; none if they could not be kept."""
         ...
 
 

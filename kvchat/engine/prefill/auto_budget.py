@@ -1,4 +1,4 @@
-"""The smallest budget that keeps a promise: how little of what the model would say may change."""
+"""`--auto-loss`: the smallest budget with little top-1 disagreement with the full cache."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from kvchat.engine.sizes import LADDER
 
 @dataclass(frozen=True)
 class Kept:
-    """What was chosen: a budget, its loss, and whether that is what was promised.
+    """What was chosen: a budget, its loss, and the loss that is allowed (`promise`).
 
-    `loss` is the share of the tokens of held-out passages after which another token is the
+    A loss is the share of the tokens of held-out passages after which another token is the
     likeliest than with the full cache, None where there are no passages. `tried` has the loss of
-    every budget that was looked at.
+    every budget that was tried.
     """
 
     method: Method
@@ -33,12 +33,12 @@ class Kept:
 
     @property
     def holds(self) -> bool:
-        """Whether the promise is kept; if not, the largest budget was taken."""
+        """Whether the loss is within what is allowed; if not, the largest budget was taken."""
         return self.loss is not None and self.loss <= self.promise
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Promise and loss, and the losses of all budgets that were tried."""
+        """Both losses, and those of all budgets that were tried."""
         return {"promise": self.promise, "loss": self.loss, "tried": self.tried}
 
 
@@ -49,9 +49,9 @@ def open_within(
     promise: float,
     folds: Method | None = None,
 ) -> Generator[Progress | Smaller, None, Kept]:
-    """Read `ids` into the smallest cache with a loss of at most `promise` (0.02 for 2 %).
+    """Prefill `ids` into the smallest cache with a loss of at most `promise` (0.02 for 2 %).
 
-    One reading makes a cache of every budget of `LADDER`; passages that no method has seen walk
+    One prefill makes a cache of every budget of `LADDER`; passages that no method has seen walk
     beside it, so what the full cache says is known. All but one of the caches are freed.
     """
     passages = held_out(session.dialogue, ids)
@@ -80,7 +80,7 @@ def _loss(
 ) -> Generator[Progress, None, float]:
     """The share of all passages' told tokens that a cache would change."""
     layers, done = session.engine.config.num_layers, cache.position
-    held = cache.memory().total
+    size = cache.memory().total
     changed = tokens = 0
     for passage, want in zip(passages, exact, strict=True):
         written = len(passage.ids) - passage.asked
@@ -88,5 +88,5 @@ def _loss(
         told = slice(passage.asked - 1, -1)  # each token is said after the one before it
         changed += int((got[told] != want[told]).sum())
         tokens += written
-        yield Progress(layers - 1, layers, done, done, held)  # a moment to stop in
+        yield Progress(layers - 1, layers, done, done, size)  # a moment to stop in
     return changed / tokens

@@ -1,12 +1,11 @@
-"""Reading: token ids walk the layers, one layer at a time, exactly. The only place where models
-and methods meet. Knows no text.
+"""Prefill: token ids walk the layers, one layer at a time, exactly. The only place where models
+and methods meet.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
-from math import ceil
 from operator import or_
 from time import perf_counter
 
@@ -19,8 +18,8 @@ from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Prefilled, Retold
-from kvchat.engine.methods.needs import ASK, Needs
+from kvchat.engine.methods.base import Method, Prefilled
+from kvchat.engine.methods.needs import Needs, Telling
 from kvchat.engine.model.decoder import CausalLM
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.prefill.archive_writer import Archiving, recorded
@@ -29,10 +28,12 @@ from kvchat.engine.prefill.observation import Observation, column_mass, moments
 from kvchat.engine.prefill.replay import Replay, Retelling, bare_replays
 from kvchat.errors import is_out_of_memory
 
+Around = Callable[[int, Block, LayerCache], AbstractContextManager[None]]
+
 
 @dataclass(frozen=True)
 class Compression:
-    """One cache to make from a reading: a method, and what it may observe.
+    """One cache to make from a prefill: a method, and what it may observe.
 
     `probes` are numbers of probes whose queries the method scores with; empty means the last
     queries of the document.
@@ -44,7 +45,7 @@ class Compression:
 
 @dataclass
 class Reading:
-    """What a reading leaves: one cache per compression, the last token's logits `[vocab]`, the
+    """What a prefill leaves: one cache per compression, the last token's logits `[vocab]`, the
     seconds that compressing took, and the final hidden states `[t, hidden]` of every probe."""
 
     caches: list[KVCache]
@@ -141,7 +142,9 @@ def extend(
     cache: KVCache,
     ids: Sequence[int],
     chunk: int,
-    around: Callable[[int, Block, LayerCache], AbstractContextManager] = lambda *_: nullcontext(),
+    around: Callable[[int, Block, LayerCache], AbstractContextManager[None]] = lambda *_: (
+        nullcontext()
+    ),
 ) -> Generator[Progress | Smaller, None, Tensor]:
     """Append `ids` to the cache's tail, layer by layer, each inside of its `around`.
 
@@ -179,16 +182,16 @@ def prefill(
     replays: Sequence[Replay] = (),
     archiving: Archiving | None = None,
 ) -> Generator[Progress | Smaller, None, Reading]:
-    """Read `ids` into one new cache per compression; the generator's value is a `Reading`.
+    """Prefill one new cache per compression with `ids`; the generator's value is a `Reading`.
 
     Layer-major and exact: for each layer all chunks attend to the layer's dense keys and values,
     every compression takes from them what it keeps, and they are freed before the next layer.
     Alive at any time: the weights, the hidden states `[T, hidden]` once, one layer's dense K/V,
     and what is kept. Probes are token lists that follow the document, each by itself: they walk
     the layers beside it, are observed, and leave no trace. So do replays, for methods that need
-    them (for a kind that is not given, the bare text); they count as tokens to read. `archiving`
+    them (for a kind that is not given, the bare text); they count in the progress. `archiving`
     is given all entries of every layer.
-    Raises KvchatError("usage") before anything is read if a budget cannot be met.
+    Raises KvchatError("usage") before anything is computed if a budget cannot be met.
     """
     config, device = model.config, _device(model)
     tokens, layers = len(ids), config.num_layers
@@ -203,8 +206,6 @@ def prefill(
     told = [*replays, *bare_replays(ids, missing)] if asked.kinds else []
     repeats = [model.embed(torch.tensor(replay.ids, device=device)) for replay in told]
     told_tokens = sum(map(len, repeats))
-    questions = sum(len(replay.ids) for replay in told if replay.kind[0] == ASK)
-    every = ceil(questions / asked.evidence) if asked.evidence else 0
     total = layers * (tokens + told_tokens)
     caches = [
         KVCache.empty(layers, config.num_kv_heads, config.head_dim, x.dtype, device, backend)
@@ -240,7 +241,7 @@ def prefill(
             layer.observer = observed[-1] if which in scoring else None
             aside[:] = step(block, layer, aside, rotation_at(model, tokens, len(aside)))
             tail.truncate(tokens)
-        retelling = Retelling(asked, tail, backend, every)
+        retelling = Retelling(asked, tail, backend)
         for replay, repeat in zip(told, repeats, strict=True):
             rotation = _places(model, tokens, replay)
             yield from retell(retelling, block, repeat, rotation, replay, pace)
@@ -248,17 +249,17 @@ def prefill(
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)
         begin = perf_counter()
-        retold = retelling.retold()
+        scores = retelling.told()
         for pool, compression in zip(pools, compressions, strict=True):
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
             place = number, layers
-            pool.take(prefilled(tail, recent, probed, retold, needs, coming, block, place))
+            pool.take(prefilled(tail, recent, probed, scores, needs, coming, block, place))
         kept = sum(layer.kept_bytes for cache in caches for layer in cache.layers)
         select += perf_counter() - begin
         if archiving is not None:
-            archiving.keep(number, tail.keys, tail.values, recorded(recent.tensors(), retold))
-        del tail, layer, retelling, retold  # this layer's dense K/V is free before anyone looks
+            archiving.keep(number, tail.keys, tail.values, recorded(recent.tensors(), scores))
+        del tail, layer, retelling, scores  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, total, kept)
     begin = perf_counter()
     for cache, pool in zip(caches, pools, strict=True):
@@ -276,7 +277,7 @@ def prefilled(
     tail: Tail | Exact,
     document: Observation,
     probes: list[Observation],
-    retold: Retold,
+    told: Mapping[Telling, Tensor],
     needs: Needs,
     coming: Rotation,
     block: Block,
@@ -302,7 +303,7 @@ def prefilled(
         num_layers=place[1],
         column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
         moments=moments([document, *probes], coming, needs.future) if needs.future else None,
-        retold=retold,
+        told=told,
         output=block.output,
     )
 

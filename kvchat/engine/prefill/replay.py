@@ -1,4 +1,5 @@
-"""Replays: the document is told to the model again, and what it looks at meanwhile is scored.
+"""Replays: the document is put to the model again, and its entries are scored by the attention that
+they get meanwhile.
 
 KVzip (arXiv 2505.23416): entries that are needed to reconstruct the text are needed for any
 question. Here a replay walks the layers beside the document, so only one layer's keys are ever
@@ -15,8 +16,7 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.methods.base import Evidence, Retold
-from kvchat.engine.methods.needs import ASK, Kind, Needs, Telling
+from kvchat.engine.methods.needs import Kind, Needs, Telling
 from kvchat.engine.model.layers import Block, Rotation
 
 SINKS = 4  # first entries that a replay may look at beside its own part
@@ -27,15 +27,13 @@ LOGITS = 2**22  # attention values alive at once
 class Replay:
     """Token lists that follow the document, each by itself, about its tokens `start` to `end`.
 
-    `kind` is what a method's `needs` call it. `structural` are those of the document's tokens that
-    only structure the text.
+    `kind` is what a method's `needs` call it.
     """
 
     kind: Kind
     texts: tuple[Sequence[int], ...]
     start: int
     end: int
-    structural: Sequence[int] = ()
 
     @property
     def ids(self) -> list[int]:
@@ -58,29 +56,24 @@ def bare_replays(ids: Sequence[int], kinds: frozenset[Kind]) -> list[Replay]:
 
 
 class Retelling:
-    """What a layer's replays show: scores of the document's entries, and what queries read.
+    """What a layer's replays show: the scores of the document's entries that `needs` names.
 
-    Scores are those that `needs` names. An entry's score is the most that any query of a replay
-    about it gives it: its attention (`mass`), that times the norm of the projected value (`value`),
-    and that over the norm of the attention block's input (`change`, KVzip+). The softmax is over
-    the first `SINKS` entries, the part of the document that the replay is about, and what the query
-    sees of its own list.
+    An entry's score is the most that any query of a replay about it gives it: its attention
+    (`mass`), that times the norm of the projected value (`value`), and that over the norm of the
+    attention block's input (`change`, KVzip+). The softmax is over the first `SINKS` entries, the
+    part of the document that the replay is about, and what the query sees of its own list.
     """
 
-    def __init__(self, needs: Needs, tail: Tail, backend: Backend, every: int):
-        """Of every how many queries one is kept as evidence; 0 for none."""
+    def __init__(self, needs: Needs, tail: Tail, backend: Backend):
         self.needs = needs
         self.tail = tail
         self.backend = backend
-        self.every = every
         self.tables: dict[Telling, Tensor] = {}  # [H, T]
-        self.queries: list[Tensor] = []
-        self.structural = torch.zeros(tail.length, dtype=torch.bool, device=tail.k.device)
 
     def tell(
         self, block: Block, x: Tensor, rotation: Rotation, replay: Replay, step: int
     ) -> Tensor:
-        """Run the hidden states `x [t, hidden]` of a replay through a layer, and look at it.
+        """Run the hidden states `x [t, hidden]` of a replay through a layer, and score entries.
 
         `rotation` is that of their positions; `step` of them attend to the document at once.
         Nothing is left in the cache, and nothing is noted if memory runs out.
@@ -102,26 +95,14 @@ class Retelling:
             for how, part in found.items():
                 table = self._table(Telling(*replay.kind, how))[:, replay.start : replay.end]
                 torch.maximum(table, part, out=table)
-        self.structural[list(replay.structural)] = True
-        if self.every and replay.kind[0] == ASK:
-            self.queries.append(q[:: self.every].clone())
         return torch.cat(told)
 
-    def retold(self) -> Retold:
-        """What all replays that were told have shown."""
-        scores = {
+    def told(self) -> dict[Telling, Tensor]:
+        """The scores `[H, T]`, infinite for entries that no replay is about."""
+        return {
             telling: table.masked_fill(table < 0, float("inf"))
             for telling, table in self.tables.items()
         }
-        return Retold(scores, self._evidence(), self.structural)
-
-    def _evidence(self) -> Evidence | None:
-        """What the kept queries read from the whole layer."""
-        if not self.queries:
-            return None
-        q = torch.cat(self.queries)
-        o, lse = self.backend.attend(q, self.tail.entries, q.shape[-1] ** -0.5)
-        return Evidence(q, o.to(q.dtype), lse)  # kept for every layer where layers share a budget
 
     def _table(self, telling: Telling) -> Tensor:
         if telling not in self.tables:

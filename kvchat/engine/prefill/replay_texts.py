@@ -1,21 +1,20 @@
-"""What the model is told beside a document, so that one sees which entries it looks at. Knows text
-and ids, no model.
+"""The texts of replays: the document's own for kvzip, its sentences as questions for askall, and
+passages that no method has seen.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from math import ceil
 
-from kvchat.engine.methods.needs import ASK, REPEAT, Kind
+from kvchat.engine.methods.needs import Kind
+from kvchat.engine.methods.options import ASK, REPEAT
 from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.sizes import REPLAY
 from kvchat.engine.text.chat_template import Dialogue
 
 ENDS = (".", "!", "?", "…", "。", "！", "？")
 SHORTEST, LONGEST = 4, 48  # tokens of a sentence
-OFTEN = 4  # times that a sign must come to be structure
 PASSAGES, HALF = 48, 0.5  # held out, and where they are cut
 PART = 0.7  # of a sentence's words are the question, the others the answer
 
@@ -23,20 +22,18 @@ PART = 0.7  # of a sentence's words are the question, the others the answer
 def tellings(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[Kind]) -> list[Replay]:
     """The replays of these kinds of a document's ids; what stands before its text is left out."""
     first = _first(dialogue, document)
-    found = [
+    return [
         replay
         for what, chunk in sorted(kinds)
         for replay in KINDS[what](dialogue, document, first, chunk)
     ]
-    signs = structural(dialogue, document) if found else []
-    return [replace(r, structural=[i for i in signs if r.start <= i < r.end]) for r in found]
 
 
 def repeated(
     dialogue: Dialogue, document: Sequence[int], first: int, chunk: int
 ) -> Iterator[Replay]:
     """The text from token `first` on, `chunk` tokens at a time, each part after an instruction to
-    repeat it (KVzip, `frontier.md` 2.3)."""
+    repeat it (KVzip, arXiv 2505.23416, section 3.2)."""
     for start in range(first, len(document), chunk):
         end = min(start + chunk, len(document))
         asked = "Repeat the previous context exactly."
@@ -100,22 +97,6 @@ def sentences(dialogue: Dialogue, ids: Sequence[int]) -> Iterator[tuple[int, int
         if (ends and length >= SHORTEST) or length == LONGEST or end == len(ids):
             yield start, end
             start = end
-
-
-def structural(dialogue: Dialogue, ids: Sequence[int]) -> list[int]:
-    """Where `ids` only structure the text (`frontier.md` 2.5): signs and white space that come
-    often, outside of words and numbers."""
-    counts = Counter(ids)
-    texts = {i: dialogue.tokenizer.decode([i]) for i in counts}
-    signs = {i for i, text in texts.items() if not any(map(str.isalnum, text))}
-    often = {i for i in signs if counts[i] >= OFTEN}
-    around = [texts[i] for i in ids]
-
-    def glued(at: int) -> bool:
-        before, after = around[at - 1][-1:] if at else "", "".join(around[at + 1 : at + 2])[:1]
-        return before.isalnum() and after.isalnum() and around[at].strip() == around[at]
-
-    return [at for at, i in enumerate(ids) if i in often and not glued(at)]
 
 
 def _first(dialogue: Dialogue, document: Sequence[int]) -> int:

@@ -8,14 +8,7 @@ from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.naming import method_options, name_of
-from kvchat.engine.methods.spec import (
-    STAGES,
-    bits_of,
-    method_name,
-    options,
-    parse_method,
-    with_budget,
-)
+from kvchat.engine.methods.spec import options, switched, with_budget
 from kvchat.errors import KvchatError
 from kvchat.repl import comparing
 from kvchat.repl.commands.context import Context
@@ -54,25 +47,12 @@ def method_of(chat: Chat, spec: str) -> Method:
     What SPEC leaves open is as `[methods.NAME]` has it, or as `-O` had it if this method has such
     an option; budget and bits are those of the present method. Raises KvchatError("usage").
     """
-    name, present, asked = method_name(spec), chat.method, chat.options
-    values = asked.usual_of(spec)
+    asked, given = chat.options, list[str]()
     if asked.origin("method_options") != SAVED_CHAT:  # those are all of the saved method's
-        known = {*options(name), *STAGES}
-        if not METHODS[name_of(present)].retrieves:  # else it says nothing of bits
-            known.remove("bits")
         usual = asked.usual_of(asked.method)
         given = [pair for pair in asked.method_options if pair not in usual]
-        values += [pair for pair in given if _key(pair) in known]
-    if METHODS[name].retrieves:  # what it keeps is as the model made it
-        values = [pair for pair in values if _key(pair) not in STAGES]
-    elif bits := bits_of(present):
-        values.append(f"bits={bits}")
-    budget = present.budget if name_of(present) != "full" else None
-    return parse_method(spec, budget, values)
-
-
-def _key(pair: str) -> str:
-    return pair.partition("=")[0].strip()
+        given = [pair for pair in given if not pair.startswith("bits=")]
+    return switched(spec, chat.method, asked.usual_of(spec), given)
 
 
 def budget(context: Context, argument: str) -> None:

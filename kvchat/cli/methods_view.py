@@ -1,22 +1,9 @@
-"""The compression methods as people read them (`kvchat methods`), and what a plan must know."""
+"""`kvchat methods`: the compression methods and their options."""
 
 from collections.abc import Iterator
 
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.needs import ASK
-from kvchat.engine.methods.spec import (
-    bits_of,
-    code_of,
-    default_of,
-    method_class,
-    method_name,
-    options,
-    presets,
-)
-from kvchat.engine.methods.stage import pools
-from kvchat.engine.sizes import ASKED, REPLAY
-from kvchat.machine.plan import Cost, repeated
+from kvchat.engine.methods.naming import load, method_name, options, presets
 
 
 def table() -> Iterator[str]:
@@ -25,10 +12,8 @@ def table() -> Iterator[str]:
         yield from _entry(name)
         yield ""
     yield "A method with options is written NAME:key=value,… and a preset NAME@preset."
-    yield "bits=8 or bits=4 (--kv-bits) stores what any but pqcache keeps quantised (KIVI,"
-    yield "arXiv 2402.02750). refit=bias or refit=all fits it to what the sentences of the"
-    yield "document, put as questions, read from all entries (Attention Matching, arXiv"
-    yield "2602.16284)."
+    yield "bits=8 or bits=4 (--kv-bits) stores what any but pqcache keeps quantized (KIVI,"
+    yield "arXiv 2402.02750)."
     yield "kvchat methods NAME tells more."
 
 
@@ -40,25 +25,18 @@ def details(name: str) -> Iterator[str]:
     key = method_name(name)
     yield from _entry(key)
     yield ""
-    for line in (method_class(key).__doc__ or "").strip().splitlines():
+    for line in (load(METHODS[key].path).__doc__ or "").strip().splitlines():
         yield line.strip()
     if options(key):
         yield ""
         yield "options:"
         width = max(map(len, options(key)))
-        for option, field in options(key).items():
-            yield f"  {option:<{width}}  {default_of(field)}"
+        wide = max(len(str(option.default)) for option in options(key).values())
+        for option in options(key).values():
+            line = f"  {option.name:<{width}}  {option.default!s:<{wide}}  {option.help}"
+            yield line.rstrip()
     for preset, values in presets(key).items():
         yield f"{key}@{preset}: " + ", ".join(f"{k}={v}" for k, v in values.items())
-
-
-def cost_of(method: Method) -> Cost:
-    """What a method costs beside its budget."""
-    kinds = method.needs.kinds
-    told = sum(ASKED if what == ASK else repeated(chunk) for what, chunk in kinds)
-    step = max((REPLAY if what == ASK else chunk for what, chunk in kinds), default=0)
-    fitted, code = method.needs.evidence > 0, code_of(method)
-    return Cost(bits_of(method), told, step, pools(method), fitted, code)
 
 
 def _entry(name: str) -> Iterator[str]:
@@ -69,7 +47,7 @@ def _entry(name: str) -> Iterator[str]:
         yield f"  {entry.paper}"
     yield f"  needs {entry.needs}"
     yield f"  costs {entry.cost}"
-    values = [f"{option}={default_of(field)}" for option, field in options(name).items()]
+    values = [f"{option.name}={option.default}" for option in options(name).values()]
     line = "  "
     for value in [*values, *(f"@{preset}" for preset in presets(name))]:
         if len(line) + len(value) > 78:

@@ -1,0 +1,282 @@
+"""Options of the compression methods: their types, defaults, bounds, presets and what they do.
+
+The one declaration of them. A method's class inherits its options; plans, completion and
+`kvchat methods` read them from here, which needs no torch.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from kvchat.engine.budget import DEFAULT_BUDGET, Budget
+from kvchat.engine.cache import AGGREGATES
+from kvchat.engine.sizes import CHUNK, CODED, CODES, REPLAY
+from kvchat.errors import KvchatError
+
+T = TypeVar("T")
+REPEAT, ASK = "repeat", "ask"  # what a replay is: the text again, or its sentences as questions
+POOLS = ("max", "avg")
+SCORES = ("mass", "squared")
+RULES = ("floor", "mix")
+WEIGHINGS = ("mass", "value", "change")
+MODES = ("budget", "eps")
+VALUES = ("votes", "paper")
+HOMES = ("auto", "device", "host")
+EVERYTHING = Budget(fraction=1.0)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an option does, and which values it may have."""
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any, usual: Any) -> None:
+        """Raise KvchatError("usage") unless `value` is allowed."""
+        if self.choices and value not in self.choices:
+            tries = [f"{name}={choice}" for choice in self.choices]
+            raise KvchatError("usage", f"{name}={value} is unknown", *tries)
+        low = self.least is not None and not value >= self.least
+        high = self.most is not None and not value <= self.most
+        if not low and not high:
+            return
+        if self.least is not None and self.most is not None:
+            why = f"outside {self.least:,}–{self.most:,}"
+        else:
+            why = f"below {self.least:,}" if low else f"above {self.most:,}"
+        raise KvchatError("usage", f"{name}={value} is {why}", f"{name}={usual}")
+
+
+def option(
+    default: T,
+    help: str,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> T:
+    """A dataclass field that is an option: from `least` to `most`, or one of `choices`."""
+    found: Any = field(default=default, metadata={"rule": Rule(help, least, most, choices)})
+    return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a method. Raises KvchatError("usage") for values that are not allowed."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}  # option values by name of the preset
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if rule := each.metadata.get("rule"):
+                rule.check(each.name, getattr(self, each.name), each.default)
+
+
+@dataclass(frozen=True)
+class EvictionOptions(Options):
+    """Of every method that keeps some entries and frees the others."""
+
+    budget: Budget = option(DEFAULT_BUDGET, "what is kept")
+    sinks: int = option(4, "first tokens that always stay", 0)
+
+
+@dataclass(frozen=True)
+class KnormOptions(EvictionOptions):
+    """`paper` keeps no sinks."""
+
+    PRESETS: ClassVar = {"paper": {"sinks": 0}}
+
+
+@dataclass(frozen=True)
+class TOVAOptions(EvictionOptions):
+    """No sinks, as in the paper."""
+
+    sinks: int = option(0, "first tokens that always stay", 0)
+
+
+@dataclass(frozen=True)
+class H2OOptions(EvictionOptions):
+    """No sinks, as in the paper."""
+
+    sinks: int = option(0, "first tokens that always stay", 0)
+    recent: float = option(0.5, "share of the budget for the newest entries", 0, 1)
+    average: bool = option(False, "divide an entry's attention by the queries that could see it")
+
+
+@dataclass(frozen=True)
+class CaMOptions(EvictionOptions):
+    """Of conversations whose old turns are compressed."""
+
+    targets: int = option(32, "later entries that share an evicted entry's value", 1)
+
+
+@dataclass(frozen=True)
+class ExpectedOptions(EvictionOptions):
+    """Of the Gaussian of coming queries."""
+
+    future: int = option(512, "coming positions over which queries are averaged", 1, 2**20 - 1)
+    epsilon: float = option(0.0, "added to the expected attention", 0)
+
+
+@dataclass(frozen=True)
+class WindowOptions(EvictionOptions):
+    """Of methods that observe the last queries."""
+
+    window: int = option(32, "last queries that are observed; their entries stay", 1, 2**31 - 1)
+    kernel: int = option(7, "width of smoothing along tokens; odd", 1, 2**15 - 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise KvchatError("usage", f"kernel={self.kernel} must be odd", "kernel=7")
+
+
+@dataclass(frozen=True)
+class SnapOptions(WindowOptions):
+    """`paper` is SnapKV's LongBench setting, without sinks."""
+
+    pool: str = option("max", "how scores are smoothed", choices=POOLS)
+    score_by: str = option(
+        "mass", "attention, or squared attention pooled per query head", choices=SCORES
+    )
+    PRESETS: ClassVar = {"paper": {"window": 32, "kernel": 7, "pool": "max", "sinks": 0}}
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions(SnapOptions):
+    """Of shares over heads. `paper` is the authors' setting with their safeguard."""
+
+    floor: float = option(0.2, "share of an even budget that every head is sure of", 0, 1)
+    rule: str = option("floor", "floor first, then global; or mixed with even", choices=RULES)
+    PRESETS: ClassVar = {
+        "paper": {"window": 32, "kernel": 7, "pool": "max", "sinks": 0, "rule": "mix"}
+    }
+
+
+@dataclass(frozen=True)
+class PyramidOptions(SnapOptions):
+    """Of shares over layers."""
+
+    beta: int = option(20, "the last layer gets 1/beta of an even share", 1)
+
+
+@dataclass(frozen=True)
+class AdaPyramidOptions(AdaptiveOptions, PyramidOptions):
+    """Of shares over heads and layers."""
+
+
+@dataclass(frozen=True)
+class CriticalOptions(SnapOptions):
+    """Of CriticalKV's two stages."""
+
+    first: float = option(0.5, "share of the entries that attention alone decides", 0, 1)
+    epsilon: float = option(1e-4, "added to the attention before it is weighed", 0)
+
+
+@dataclass(frozen=True)
+class CriticalAdaOptions(CriticalOptions, AdaptiveOptions):
+    """Of CriticalKV over Ada-KV's shares."""
+
+
+@dataclass(frozen=True)
+class DefensiveOptions(WindowOptions):
+    """Of the worst case over queries."""
+
+    kernel: int = option(5, "width of smoothing along tokens; odd", 1, 2**15 - 1)
+    secure: float = option(0.9, "attention of a head whose entries stay in any case", 0, 1)
+
+
+@dataclass(frozen=True)
+class KVzipOptions(EvictionOptions):
+    """Of methods that replay the document."""
+
+    tell: str = option(REPEAT, "replays: the text again, or its sentences", choices=(REPEAT, ASK))
+    chunk: int = option(CHUNK, "tokens of the document that one replay is about", 32, REPLAY)
+    weigh: str = option("mass", "attention; times value norm; over input norm", choices=WEIGHINGS)
+
+
+@dataclass(frozen=True)
+class KVzipPlusOptions(KVzipOptions):
+    """Weighed by what an entry can change."""
+
+    weigh: str = option("change", "attention; times value norm; over input norm", choices=WEIGHINGS)
+
+
+@dataclass(frozen=True)
+class AskallOptions(KVzipOptions):
+    """Sentences as questions."""
+
+    tell: str = option(ASK, "replays: the text again, or its sentences", choices=(REPEAT, ASK))
+    chunk: int = option(REPLAY, "tokens of the document that one replay is about", 32, REPLAY)
+    weigh: str = option("value", "attention; times value norm; over input norm", choices=WEIGHINGS)
+
+
+AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "skip": "0+0", "value": "paper"}
+
+
+@dataclass(frozen=True)
+class KVMergerOptions(Options):
+    """Of merging. `50` and `35` have the paper's shares, `paper` is its algorithm as printed."""
+
+    budget: Budget = option(DEFAULT_BUDGET, "what is kept; the paper's mode finds its own size")
+    mode: str = option("budget", "merge down to the budget, or above eps", choices=MODES)
+    eps: float = option(0.75, "cosine of neighbours that merge, in mode=eps")
+    recent: float = option(0.23, "share of the kept entries that are the newest", 0, 1)
+    heavy: float = option(0.06, "share of the kept entries that are attended to most", 0, 1)
+    sinks: int = option(4, "first tokens that always stay", 0)
+    longest: int = option(16, "entries that merge into one at most; 0: any number", 0)
+    skip: str = option("auto", "FIRST+LAST layers that stay whole")
+    sigma: float = option(0.0, "width of the Gaussian; 0: from the mean distance in a run", 0)
+    value: str = option("votes", "tokens weigh in the softmax, or multiply values", choices=VALUES)
+    PRESETS: ClassVar = {
+        "50": {"budget": Budget(fraction=0.5), "recent": 0.34, "heavy": 0.24},
+        "35": {"budget": Budget(fraction=0.35), "recent": 0.23, "heavy": 0.06},
+        "paper": {"recent": 0.17, "heavy": 0.12} | AS_PRINTED,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recent + self.heavy > 1:
+            given = f"recent={self.recent:g} and heavy={self.heavy:g} are more than all"
+            raise KvchatError("usage", given, "recent=0.34,heavy=0.24")
+        if self.longest == 1:
+            raise KvchatError("usage", "longest=1 merges nothing", "longest=16")
+        parts = self.skip.split("+")
+        if self.skip != "auto" and not (len(parts) == 2 and all(p.isdecimal() for p in parts)):
+            raise KvchatError(
+                "usage", f"skip={self.skip} is not FIRST+LAST layers", "skip=2+1", "skip=auto"
+            )
+        if self.mode == "eps":
+            if self.budget is not DEFAULT_BUDGET and self.budget != EVERYTHING:
+                raise KvchatError(
+                    "usage",
+                    f"mode=eps finds its own size; a budget of {self.budget} cannot be met",
+                    "kvmerger:mode=eps without --budget",
+                    f"kvmerger --budget {self.budget}",
+                )
+            object.__setattr__(self, "budget", EVERYTHING)
+
+
+@dataclass(frozen=True)
+class PQCacheOptions(Options):
+    """Of product quantization. `paper` has the paper's window, `quality` finer codes."""
+
+    budget: Budget = option(DEFAULT_BUDGET, "what each decoded token reads")
+    recent: float = option(0.5, "share of the budget for the newest entries", 0, 1)
+    sinks: int = option(32, "first tokens that are always read", 0)
+    m: int = option(CODES[""][0], "parts of a key's code", 1)
+    code_bits: int = option(CODES[""][1], "bits of a part", 1, 8)
+    iters: int = option(10, "iterations of K-means", 0)
+    aggregate: str = option("softmax_sum", "how a group's heads agree", choices=AGGREGATES)
+    block: int = option(64, "entries that leave the window at a time", 1)
+    most_recent: int = option(4096, "entries of the window at most", 0)
+    extra_sinks: bool = option(False, "sinks come on top of the budget")
+    dense_layers: int = option(0, "first layers that are read in full", 0)
+    dense_below: int = option(CODED, "entries to choose from, below which all are read", 0)
+    home: str = option("auto", "where the entries are stored", choices=HOMES)
+    seed: int = option(4321, "of the first centroids", 0)
+    PRESETS: ClassVar = {
+        "paper": {"block": 1, "most_recent": 2**31 - 1, "extra_sinks": True},
+        "quality": {"m": CODES["quality"][0], "code_bits": CODES["quality"][1], "dense_layers": 2},
+    }
