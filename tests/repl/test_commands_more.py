@@ -248,7 +248,7 @@ def test_the_document_event_has_what_else_decides_the_text(scene):
 @pytest.mark.parametrize("stored", ["", ",bits=8"])
 def test_heads_tell_how_many_tokens_merged_rows_stand_for(scene, stored):
     assert "merged" not in scene.run("/heads")
-    scene.run(f"/method kvmerger:budget=40%,skip=0+0,window=8{stored}")
+    scene.run(f"/method kvmerger:budget=40%,skip=0+0{stored}")
     chat = scene.chat
     tokens = len(chat.session.document)
     sets = chat.merge_sets()
