@@ -156,10 +156,10 @@ def _window(
     seen: Observation | None, end: int, entries: int, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Observation queries, their log-sum-exps, and how many of the `entries` each of them sees."""
-    if seen is None or not seen.queries:
+    if seen is None or seen.window is None:
         empty = like.new_empty(0)
         return empty, empty, torch.zeros(0, dtype=torch.long, device=like.device)
-    queries, lse = seen.queries[0], seen.lses[0]
+    queries, lse = seen.window
     at = torch.arange(seen.end - len(queries), seen.end, device=like.device)
     return queries, lse, entries - (end - 1 - at).clamp(0, entries - 1)
 

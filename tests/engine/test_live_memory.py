@@ -1,4 +1,4 @@
-"""What is really alive while reading and while loading, counted from outside: storages through the
+"""What is really alive during prefill and while loading, counted from outside: storages through the
 garbage collector, anonymous memory through the kernel. `memory()` is not asked."""
 
 import gc
@@ -35,7 +35,7 @@ def storages() -> dict[int, int]:
 
 @pytest.mark.parametrize("spec, share", [("adakv:budget=25%", 0.25), ("full", 1.0)])
 @pytest.mark.parametrize("probe", [0, 12])
-def test_one_layer_s_dense_rows_are_alive_at_a_time(checkpoint, request, spec, share, probe):
+def test_one_layer_s_dense_entries_are_alive_at_a_time(checkpoint, request, spec, share, probe):
     """At every Progress: hidden states + one dense layer + what is kept; between layers not even
     the dense layer."""
     engine = load_engine(checkpoint(num_hidden_layers=LAYERS), chunk=250)

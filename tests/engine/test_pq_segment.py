@@ -71,7 +71,7 @@ def test_one_query_attends_to_sinks_and_to_what_its_codes_rank_first(subspaces, 
     assert bool(((o - full).norm(dim=-1) <= bound + 1e-5).all())
 
 
-def test_rows_for_everything_or_several_queries_are_exact_with_any_code_book():
+def test_entries_for_everything_or_several_queries_are_exact_with_any_code_book():
     """By hand, and the declared property of several queries."""
     segment, keys, values, q = random_segment(count=296)
     segment.centroids = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(9))
@@ -114,7 +114,7 @@ def cells_of(codes, size):
     return codes[..., 0].long() * size + codes[..., 1]
 
 
-def test_rows_that_wait_are_sorted_in_when_there_are_many():
+def test_entries_that_wait_are_sorted_in_when_there_are_many():
     codes = torch.randint(8, (2, PENDING + 60, 2), dtype=torch.uint8)
     cells = Cells.of(codes[:, :40], 8).extended(codes[:, :50], 10, 8)
     assert cells.pending.shape == (2, 10)

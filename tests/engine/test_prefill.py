@@ -1,5 +1,5 @@
-"""Reading: the same whatever the chunks, probes and companions, and interruptible. What methods
-see is compared with the attention weights of transformers."""
+"""Prefill: the same whatever the chunks, probes and companions, and interruptible. What methods see
+is compared with the attention weights of transformers."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_scoring_gives_every_position_s_logits_and_leaves_the_cache(checkpoint, 
     assert_close("after", drain(engine.extend(cache, IDS[70:71])), want[70], 1e-5)
 
 
-def test_compressions_of_one_reading_equal_readings_of_their_own(engine):
+def test_compressions_of_one_prefill_equal_prefills_of_their_own(engine):
     specs = ["full", "adakv:budget=25%", "snapkv:budget=40", "adakv:budget=25%,window=8",
              "streamingllm:budget=50%", "full"]  # fmt: skip
     jobs = [Compression(parse_method(spec)) for spec in specs]
@@ -62,7 +62,7 @@ def test_compressions_of_one_reading_equal_readings_of_their_own(engine):
     assert chosen[0] != chosen[1], "a probe changes what is kept"
 
 
-def test_caches_of_one_reading_live_apart(engine):
+def test_caches_of_one_prefill_live_apart(engine):
     reading = drain(engine.prefill(IDS, [Compression(Full()), Compression(Full())]))
     first, second = reading.caches
     want = drain(engine.extend(second, PROBE))
@@ -155,12 +155,3 @@ def test_progress_counts_tokens_times_layers_and_real_bytes(checkpoint):
     assert [e.layer for e in events] == [0, 0, 0, 1, 1, 1]
     sizes = [s.memory().total for s in reading.caches[0].segments()]
     assert [e.kv_bytes for e in events] == [0, 0, *[sizes[0]] * 3, sum(sizes)]
-
-
-def test_two_conversations_on_one_model_do_not_touch(engine):
-    alone, _logits = read(engine, IDS)
-    want = drain(engine.extend(alone, PROBE))
-    one, _ = read(engine, IDS)
-    other, _ = read(engine, IDS[::-1])
-    drain(engine.extend(other, PROBE[:4]))
-    assert torch.equal(drain(engine.extend(one, PROBE)), want)

@@ -29,8 +29,7 @@ class Observation:
         self.needs = needs
         self.since = since
         self.end = 0  # position after the newest query
-        self.queries: list[Tensor] = []
-        self.lses: list[Tensor] = []
+        self.window: tuple[Tensor, Tensor] | None = None  # queries, and their log-sum-exps
         self.mass: Tensor | None = None  # of the tail, [H, entries so far]
         self.frozen_mass: Tensor | None = None  # of a flat segment, [R]
         # how many queries before rotation, their sum [H*G, D], that of their outer products
@@ -42,7 +41,7 @@ class Observation:
         """What an observation whose `tensors()` these are has gathered of a document."""
         found, there = cls(needs), {name: t.to(device) for name, t in tensors.items()}
         if "queries" in there:
-            found.queries, found.lses = [there["queries"]], [there["lse"].float()]
+            found.window = there["queries"], there["lse"].float()
         if "mass" in there:
             found.mass = there["mass"].float()
         if "count" in there:
@@ -52,8 +51,8 @@ class Observation:
     def tensors(self) -> dict[str, Tensor]:
         """What was gathered of a document, by name."""
         found: dict[str, Tensor] = {}
-        if self.queries:
-            found |= {"queries": self.queries[0], "lse": self.lses[0].double()}
+        if self.window is not None:
+            found |= {"queries": self.window[0], "lse": self.window[1].double()}
         if self.mass is not None:
             found["mass"] = self.mass.double()
         if self.sums is not None:
@@ -66,9 +65,10 @@ class Observation:
     ) -> None:
         """Take in a chunk; see `Observer.see`."""
         if limit := self.needs.queries:
+            before, mass = self.window or (q[:0], lse[:0])
             # slices are copied, so that the chunk's own tensors are freed
-            self.queries = [torch.cat([*self.queries, q[-limit:]])[-limit:].clone()]
-            self.lses = [torch.cat([*self.lses, lse[-limit:]])[-limit:].clone()]
+            queries = torch.cat([before, q[-limit:]])[-limit:].clone()
+            self.window = queries, torch.cat([mass, lse[-limit:]])[-limit:].clone()
             self.end = layer.tail.start + layer.tail.length
         if self.needs.column_mass:
             self.mass = self._tail_mass(q, lse, layer.tail.keys, scale)
@@ -82,9 +82,9 @@ class Observation:
 
     def forget(self, position: int) -> None:
         """Drop the queries of tokens from `position` on; what they attended to stays counted."""
-        kept = max(0, sum(map(len, self.queries)) - max(0, self.end - position))
-        self.queries = [part[:kept] for part in self.queries]
-        self.lses = [part[:kept] for part in self.lses]
+        if self.window is not None:
+            kept = max(0, len(self.window[0]) - max(0, self.end - position))
+            self.window = self.window[0][:kept], self.window[1][:kept]
         self.end = min(self.end, position)
 
     def _tail_mass(self, q: Tensor, lse: Tensor, keys: Tensor, scale: float) -> Tensor:

@@ -142,9 +142,7 @@ def extend(
     cache: KVCache,
     ids: Sequence[int],
     chunk: int,
-    around: Callable[[int, Block, LayerCache], AbstractContextManager[None]] = lambda *_: (
-        nullcontext()
-    ),
+    around: Around = lambda *_: nullcontext(),
 ) -> Generator[Progress | Smaller, None, Tensor]:
     """Append `ids` to the cache's tail, layer by layer, each inside of its `around`.
 
@@ -285,9 +283,10 @@ def prefilled(
 ) -> Prefilled:
     """The dense layer as a method sees it, with what it observes; `place` is its number of all."""
     keys = tail.keys
-    windows = [part for part in (probes or [document]) if needs.queries]
-    queries = [q[-needs.queries :] for part in windows for q in part.queries]
-    lses = [lse[-needs.queries :] for part in windows for lse in part.lses]
+    last = slice(-needs.queries, None) if needs.queries else slice(0)
+    windows = [part.window for part in (probes or [document]) if part.window is not None]
+    queries = [q[last] for q, _ in windows]
+    lses = [lse[last] for _, lse in windows]
     seen = torch.full((sum(map(len, queries)),), tail.length, device=keys.device)
     if not probes:  # the document's own queries see nothing later than themselves
         seen -= torch.arange(len(seen), device=keys.device).flip(0)
