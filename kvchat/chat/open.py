@@ -9,7 +9,7 @@ from kvchat import process
 from kvchat.chat.auto_budget import promised
 from kvchat.chat.chat import Chat
 from kvchat.chat.generation import with_model_defaults
-from kvchat.chat.prefill import read_first, timed
+from kvchat.chat.prefill import prefill_first, timed
 from kvchat.chat.prepare import Prepared
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.budget import Budget
@@ -36,10 +36,11 @@ from kvchat.machine.plan import (
     longest,
     make_plan,
     planned,
+    require_copy,
     require_memory,
 )
-from kvchat.prompt_cache.library import folder
-from kvchat.prompt_cache.saved_documents import PromptCache, plan_copy
+from kvchat.prompt_cache.documents import PromptCache
+from kvchat.prompt_cache.files import folder
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import size, unicode
@@ -101,7 +102,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         lambda: others.holders(device),
     )
     if options.full_copy != "off" and book.files:
-        plan_copy(screen, options.full_copy, setup.method, plan, device)
+        _plan_copy(screen, options.full_copy, setup.method, plan, device)
     needs = wanted.needs
     if (options.by_question and not needs.queries) or (options.foreseen and not needs.sees):
         screen.warn(f"{name_of(wanted)} keeps the same entries whatever is asked")
@@ -113,10 +114,11 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
     )
     root = folder(options.prompt_cache_dir)
-    cache = PromptCache(screen, options.prompt_cache, root, options.full_copy)
-    chat = Chat(options, prepared.model, session, setup.method, book, cache, timings)
+    policy, full_copy = options.prompt_cache, options.full_copy
+    cache = PromptCache(screen, engine, prepared.model, policy, root, full_copy)
+    chat = Chat(options, prepared.model, session, setup.method, book, cache, screen, timings)
     chat.interactive = interactive
-    read_first(chat, screen, wanted)
+    prefill_first(chat, wanted)
     return chat
 
 
@@ -185,6 +187,18 @@ def context_limit(config: ModelConfig, options: Options) -> int:
             f"--ctx-size {config.context_limit}",
         )
     return options.ctx_size
+
+
+def _plan_copy(
+    screen: Screen, where: str, method: Method, plan: Plan, device: torch.device
+) -> None:
+    """Say what a full copy takes beside the plan. Raises KvchatError("memory")."""
+    if isinstance(method, Full):
+        screen.warn("full keeps every entry: a full copy has nothing to add")
+        return
+    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
+    if where == "host":
+        require_copy(plan, machine.free(machine.CPU), beside=device.type == "cpu")
 
 
 def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:

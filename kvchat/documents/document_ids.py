@@ -3,11 +3,12 @@ with numbers. Nothing is left out that was not asked for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any
 
 from kvchat.documents import Document
 from kvchat.engine.sizes import reserve_of
-from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.chat_template import UNDATED, Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
@@ -44,13 +45,29 @@ class Cut:
 
 @dataclass(frozen=True)
 class Book:
-    """Documents and system prompt with the ids that stand for them."""
+    """Documents and system prompt with the ids that stand for them.
+
+    `text` is that of the documents, as far as it is in the ids.
+    """
 
     dialogue: Dialogue
     files: tuple[Document, ...] = ()
     system: str = ""
+    text: str = ""
     ids: list[int] = field(default_factory=list)
     cut: Cut | None = None
+
+    def on(self, day: date) -> "Book":
+        """The same book on another day, where the chat template writes the date."""
+        if self.dialogue.day in (None, day):
+            return self
+        dialogue = self.dialogue.on(day)
+        return replace(self, dialogue=dialogue, ids=dialogue.document(self.text, self.system))
+
+    @property
+    def undated(self) -> "Book":
+        """The same book on no day, to be compared with that of another."""
+        return self.on(UNDATED)
 
     @property
     def title(self) -> str:
@@ -73,7 +90,7 @@ def compose(
     """
     dialogue = Dialogue(tokenizer, has_document=bool(files or system))
     text = joined(files)
-    book = Book(dialogue, tuple(files), system)
+    book = Book(dialogue, tuple(files), system, text)
     reserve = reserve_of(limit)
     beginning = text[: PROBE * limit]
     ids = dialogue.document(beginning, system)
@@ -109,7 +126,7 @@ def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
         ids = book.dialogue.document(shortened, book.system)
         if len(ids) <= room:
             dropped = max(needed - len(ids), 0)
-            return replace(book, ids=ids, cut=Cut(policy, dropped, left, needed))
+            return replace(book, text=shortened, ids=ids, cut=Cut(policy, dropped, left, needed))
         share *= 0.995 * room / len(ids)
     raise KvchatError(
         "too_long", f"the system prompt alone needs {fixed:,} tokens; {room:,} are there"

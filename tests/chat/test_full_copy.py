@@ -11,7 +11,7 @@ from kvchat.chat.prepare import prepare
 from kvchat.cli import oneshot
 from kvchat.errors import KvchatError
 from kvchat.machine.plan import Plan, require_copy
-from kvchat.prompt_cache import library
+from kvchat.prompt_cache import files as library
 from kvchat.settings.options import INSTRUCTION, Options
 from tests.support.scene import Place, shown, string_screen
 
@@ -51,19 +51,26 @@ def test_what_the_flags_mean(options, copy, by_question):
 
 
 @pytest.mark.parametrize("where", ["host", "disk"])
-def test_budget_and_method_change_without_reading(place, where):
+def test_budget_and_method_change_without_a_prefill(place, where, monkeypatch):
     chat = place.opened(keep_full=where)
-    assert f"of the KV, 65.00 KiB on {where}" in shown(place.screen)
+    assert f"65.00 KiB on {where}" in shown(place.screen)
+    engine, begun = chat.session.engine, []
+    prefill = engine.prefill
+    monkeypatch.setattr(engine, "prefill", lambda *given: begun.append(1) or prefill(*given))
     for line, spec in (
         ("/budget 80%", "adakv:budget=80%,window=8"),
         ("/method snapkv:budget=30%,window=8", "snapkv:budget=30%,window=8"),
     ):
-        assert "nothing was read" in place.run(line)
+        place.run(line)
+        assert not begun
         assert kept(chat) == kept(Place.opened(beside(place), method=spec, prompt_cache="off"))
-    assert "read 1" in place.run("/method h2o:budget=30%"), "its column sums were not observed"
-    assert "nothing was read" in place.run("/method h2o:budget=20%")
-    assert "nothing was read" in place.run("/select Who?") and chat.in_view == "Who?"
-    assert "nothing was read" not in place.run("/select -")
+    place.run("/method h2o:budget=30%")
+    assert begun == [1], "its column sums were not observed"
+    place.run("/method h2o:budget=20%")
+    place.run("/select Who?")
+    assert begun == [1] and chat.in_view == "Who?"
+    place.run("/select -")
+    assert begun == [1, 1]
 
 
 def test_what_is_on_disk_serves_every_later_start(place):
@@ -72,7 +79,7 @@ def test_what_is_on_disk_serves_every_later_start(place):
     chat = place.opened(keep_full="disk")
     assert chat.restored and chat.session.cache.archived().disk > 0
     other = place.opened(keep_full="disk", method="snapkv:budget=30%,window=8")
-    assert other.restored and "read before" in shown(place.screen)
+    assert other.restored
     fresh = Place.opened(beside(place), method="snapkv:budget=30%,window=8", prompt_cache="off")
     assert kept(other) == kept(fresh)
     assert place.opened(keep_full="disk", method="h2o:budget=30%").restored is None
@@ -181,7 +188,7 @@ def test_a_document_that_is_dropped_leaves_the_system_text(place, monkeypatch):
     def dropped(*_):
         raise reading.Dropped
 
-    monkeypatch.setattr(reading, "watched", dropped)
+    monkeypatch.setattr(reading, "restore", dropped)
     chat = open_chat(
         prepare(place.options(system="Be brief."), place.screen), place.screen, interactive=True
     )

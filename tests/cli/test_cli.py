@@ -259,3 +259,22 @@ def test_what_a_method_cannot_do_is_said_before_anything_is_read(story, argument
     done = kvchat(story, "-p", QUESTION, *arguments)
     assert done.returncode == 2 and said in done.stderr
     assert b"try: " in done.stderr and b"read " not in done.stderr and done.stdout == b""
+
+
+@pytest.mark.parametrize("flags", [["-v"], ["-qv"], ["--quiet", "-v"]])
+def test_flags_before_a_command_do_not_make_it_a_document(flags):
+    done = kvchat(*flags, "config", "path")
+    assert done.returncode == 0 and done.stdout.decode().strip().endswith("config.toml")
+
+
+def test_flags_before_chat_are_the_chat_s(story):
+    done = kvchat("-q", "chat", story, "-p", "Why?", "-n", "2")
+    assert done.returncode == 0 and done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "spec", ["adakv:nonsense=3", "nonsense", "adakv:window=0", "adakv:bits=3", "kvmerger@99"]
+)
+def test_a_plan_refuses_what_a_chat_refuses(spec):
+    done = kvchat("plan", "-m", "demo", "--method", spec)
+    assert done.returncode == 2 and done.stdout == b""
