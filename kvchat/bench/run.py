@@ -91,7 +91,7 @@ def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Reco
         torch.set_num_threads(test.threads)
     engine, device = subject.engine, subject.engine.device
     plan, used = plan_of(subject, test), machine.in_use(device)
-    beyond = max(plan.reading, plan.chatting) - plan.base - plan.weights  # not there yet
+    beyond = max(plan.prefill, plan.chat) - plan.base - plan.weights  # not there yet
     left = machine.left(device, settings.mem_limit)
     missing = {"error": "out of memory", "needed_bytes": used + beyond, "free_bytes": used + left}
     # A system without room ends a process in place of refusing; a card refuses.

@@ -20,7 +20,7 @@ class Process:
     used: int
 
 
-def holders(device: machine.Device) -> str:
+def other_processes(device: machine.Device) -> str:
     """`7.20 of 23.60 GiB are used by others (pid 4242 python, 6.60 GiB)`.
 
     Empty on a CPU, and where little more is in use than our own.

@@ -105,13 +105,13 @@ class Plan:
     read: int = 0  # of the kept entries by a decoded token; 0: all of them
 
     @property
-    def reading(self) -> int:
+    def prefill(self) -> int:
         """At most, during prefill of the last layer."""
         parts = (self.weights, self.kv_kept, self.dense_layer, self.hidden, self.workspace)
         return self.base + sum(parts) + self.replays
 
     @property
-    def chatting(self) -> int:
+    def chat(self) -> int:
         """With the context window full."""
         return self.base + self.weights + self.kv_kept + self.tail
 
@@ -172,7 +172,7 @@ def longest(work: Workload, free: int) -> int:
 
     def fits(tokens: int) -> bool:
         plan = make_plan(replace(work, tokens=tokens, limit=tokens + reserve))
-        return max(plan.reading, plan.chatting) <= free
+        return max(plan.prefill, plan.chat) <= free
 
     low, high = 0, work.limit - reserve
     while low < high:
@@ -194,28 +194,28 @@ def require_memory(
     `fitting()` is the longest document that would fit with the method, `others()` says who else
     uses memory.
     """
-    if plan.reading <= free:
+    if plan.prefill <= free:
         return
-    enough = plan.reading - plan.kv_kept + plan.kv_full // 4
+    enough = plan.prefill - plan.kv_kept + plan.kv_full // 4
     elsewhere = f"; {used}" if (used := others()) else ""
     compressed = [f"--method adakv --budget 25%  (needs {size(enough)})"] if enough <= free else []
     raise KvchatError(
         "memory",
-        f"prefill with {method} needs {size(plan.reading)}, {size(free)} are free on {where} "
+        f"prefill with {method} needs {size(plan.prefill)}, {size(free)} are free on {where} "
         f"(weights {size(plan.weights)}, KV {size(plan.kv_kept)}, one layer dense "
         f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)}){elsewhere}",
         *compressed,
         *([f"a document of at most {most:,} tokens, with {method}"] if (most := fitting()) else []),
         *smaller_weights(plan, free),
         "a smaller model, or --dtype bf16 if the weights are f32",
-        needed=plan.reading,
+        needed=plan.prefill,
         free=free,
     )
 
 
 def smaller_weights(plan: Plan, free: int) -> list[str]:
     """`--weights int4` as a way out, if the plan then fits."""
-    needed = plan.reading - plan.weights + plan.weights_int4
+    needed = plan.prefill - plan.weights + plan.weights_int4
     fits = plan.weights_int4 and plan.weights_int4 < plan.weights and needed <= free
     return [f"--weights int4  (needs {size(needed)})"] if fits else []
 
@@ -225,7 +225,7 @@ def require_copy(plan: Plan, free: int, beside: bool) -> None:
 
     `beside`: what prefill needs is in the same memory.
     """
-    needed = plan.kv_full + (plan.reading if beside else 0)
+    needed = plan.kv_full + (plan.prefill if beside else 0)
     if needed > free:
         raise KvchatError(
             "memory",

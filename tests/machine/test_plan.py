@@ -67,15 +67,15 @@ def test_plan_of_a_known_model():
     assert plan.kv_kept == pytest.approx(plan.kv_full / 4, rel=0.01)
     assert plan.weights == pytest.approx(8.03e9 * 2, rel=0.001)
     assert plan.tail == 128 * 1024 * 1024
-    require_memory(plan, plan.reading, "cpu", "adakv")
-    ways(plan, plan.reading - 1)
+    require_memory(plan, plan.prefill, "cpu", "adakv")
+    ways(plan, plan.prefill - 1)
     card = make_plan(work(LLAMA_8B, "adakv:budget=25%", 2**17 - 1024, cuda=True))
     assert card == replace(plan, base=card.base) and card.base != PROCESS
 
 
 def test_plan_of_a_full_cache_offers_compression():
     plan = make_plan(work(LLAMA_8B, "full", 100_000))
-    for free, offered in ((plan.reading - 2**30, True), (2**30, False)):  # if it is enough
+    for free, offered in ((plan.prefill - 2**30, True), (2**30, False)):  # if it is enough
         assert ("--method adakv" in ways(plan, free)) == offered
 
 
@@ -169,7 +169,7 @@ def test_planned_peak_is_within_ten_percent_of_what_is_measured(tmp_path, spec):
     plan = make_plan(work(shape, spec, tokens, 8192, itemsize=4, chunk=512))
     measured = int(done.stdout)
     assert spec != "full" or measured > 2**30
-    assert plan.reading - PROCESS == pytest.approx(measured, rel=0.1)
+    assert plan.prefill - PROCESS == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("spec", ["full", "adakv:budget=25%"])
@@ -178,8 +178,8 @@ def test_the_longest_document_just_fits(spec):
     tokens = longest(wanted, free)
     fits = make_plan(replace(wanted, tokens=tokens, limit=tokens + 512))
     more = make_plan(replace(wanted, tokens=tokens + 1, limit=tokens + 513))
-    assert max(fits.reading, fits.chatting) <= free
-    assert tokens == 2**17 - 512 or max(more.reading, more.chatting) > free
+    assert max(fits.prefill, fits.chat) <= free
+    assert tokens == 2**17 - 512 or max(more.prefill, more.chat) > free
 
 
 def test_plan_as_a_command(tmp_path):

@@ -68,7 +68,7 @@ def test_messages_errors_and_columns():
         screen.tell(text)
         screen.warn(text)
         screen.error(KvchatError("input", text, text))
-        screen.rows((text, text) for text in texts)
+        screen.columns((text, text) for text in texts)
     assert safe(shown(screen))
 
 
