@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvchat.errors import KvchatError
-from kvchat.hub.find import Model, Missing, find_model
+from kvchat.hub.find import Missing, Model, find_model
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean

@@ -3,6 +3,8 @@ Each press is sent by the process to itself, at exactly the moment in question."
 
 import os
 import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -154,6 +156,46 @@ def test_two_presses_break_off_and_a_third_does_not_end_the_chat(scene, monkeypa
     monkeypatch.setattr(repl.commands, "run", lambda line, context: press(2))
     assert repl.talk(scene.context, Typed("/show")) == 0
     assert "interrupted" in shown(scene.context.screen)
+
+
+# A live area, and a stream that is told to stop in the midst of a write. In a session of its own
+# nobody could continue the process, so the kernel does not stop it.
+STOPPED = """
+import io, os, signal, sys, time
+from rich.console import Console
+from rich.live import Live
+from kvchat import process
+from kvchat.terminal.live import drawn
+
+class Raw(io.RawIOBase):
+    armed = False
+    def writable(self):
+        return True
+    def write(self, data):
+        if self.armed:
+            self.armed = False
+            os.kill(os.getpid(), signal.SIGTSTP)
+        return len(data)
+
+raw, stops = Raw(), []
+sys.stderr = sys.__stderr__ = io.TextIOWrapper(io.BufferedWriter(raw))
+process.prepare()
+process.show_cursor = lambda: stops.append(raw.armed)
+with drawn(Live("x", console=Console(file=sys.stderr, force_terminal=True), auto_refresh=False)):
+    raw.armed = True
+    sys.stderr.write("y")
+    sys.stderr.flush()
+    end = time.monotonic() + 20
+    while not stops and time.monotonic() < end:
+        time.sleep(0.01)
+print(stops)
+"""
+
+
+def test_ctrl_z_in_the_midst_of_a_write_waits_for_its_end():
+    command = [sys.executable, "-c", STOPPED]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+    assert (done.stdout, done.returncode) == ("[False]\n", 0)
 
 
 def test_contexts_nest():
