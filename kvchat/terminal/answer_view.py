@@ -13,9 +13,8 @@ from rich.live import Live
 from rich.segment import Segment, Segments
 from rich.text import Text
 
-from kvchat.terminal.live import drawn
-from kvchat.terminal.markdown import rendered
-from kvchat.terminal.markdown_blocks import Blocks, Code, Prose
+from kvchat.terminal.live import shown
+from kvchat.terminal.markdown import Blocks, Code, Prose, rendered
 from kvchat.terminal.text import clean
 
 LIVE_LINES = 6
@@ -36,7 +35,7 @@ class LiveAnswer:
         self._markdown, self._theme = markdown, theme
         self._blocks = Blocks()
         self._printed = self._after_code = False
-        # rich's own thread could draw between a block's place being cleared and its being printed
+        # rich's own thread could render between a block's place being cleared and its being printed
         self._turn, self._ended = threading.Lock(), threading.Event()
         self._clock = threading.Thread(target=self._refresh, name="frames", daemon=True)
         self._live = Live(
@@ -48,7 +47,7 @@ class LiveAnswer:
         )
 
     def __enter__(self) -> "LiveAnswer":
-        self._area = drawn(self._live)
+        self._area = shown(self._live)
         self._area.__enter__()
         self._clock.start()
         return self

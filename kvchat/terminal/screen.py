@@ -24,7 +24,7 @@ from rich.text import Text
 
 from kvchat.engine import events
 from kvchat.errors import KvchatError
-from kvchat.terminal.live import away, drawn
+from kvchat.terminal.live import away, shown
 from kvchat.terminal.log import LOG
 from kvchat.terminal.text import WORDS, clean, laid, size
 
@@ -76,7 +76,7 @@ class Screen:
         self.observer: Callable[[Work | events.Restored | str], object] = lambda event: None
 
     @property
-    def draws(self) -> bool:
+    def renders(self) -> bool:
         """Whether there are live lines."""
         return self.live and not self.quiet
 
@@ -148,7 +148,7 @@ class Screen:
         self, area: ExitStack, columns: Iterable[ProgressColumn], label: str, moving: bool = True
     ) -> Callable[..., None]:
         """Show a live line until the area is closed; gives the way to change it."""
-        if not self.draws:
+        if not self.renders:
             return lambda **changes: None
         progress = Progress(
             *columns,
@@ -157,7 +157,7 @@ class Screen:
             auto_refresh=moving,
             refresh_per_second=FRAMES,
         )
-        area.enter_context(drawn(progress))
+        area.enter_context(shown(progress))
         return partial(progress.update, progress.add_task(clean(label), total=None, note=""))
 
     def warn(self, text: str, short: str = "") -> None:
@@ -199,7 +199,7 @@ class Screen:
         """
         begin = perf_counter()
         with ExitStack() as area:
-            move = self._live(area, self._bar(), label) if self.draws else self._lines(label)
+            move = self._live(area, self._bar(), label) if self.renders else self._lines(label)
 
             def show(event: W) -> None:
                 self.observer(event)

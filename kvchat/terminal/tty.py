@@ -1,4 +1,4 @@
-"""Keys that are typed while kvchat works: they wait for the next line and are not drawn."""
+"""Keys that are typed while kvchat works: they wait for the next line and are not shown."""
 
 import sys
 import termios
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """No echo of keys in this context, so that typing ahead does not mix with what is drawn.
+    """No echo of keys in this context, so that typing ahead does not mix with what is rendered.
 
     Each key waits as it was pressed: the terminal's own line editing would swallow Ctrl-D and
-    Backspace before the prompt comes that they are meant for. Who reads a line in between draws it
+    Backspace before the prompt comes that they are meant for. Who reads a line in between shows it
     by itself.
     """
     with _lines(edited=False):

@@ -7,7 +7,7 @@ import pytest
 
 from kvchat.errors import KvchatError
 from kvchat.eval.case import Draw, Given
-from kvchat.eval.files import LOADERS, leval, load
+from kvchat.eval.files import LOADERS, _examined, load
 from kvchat.eval.sources import Source, sources
 from tests.support.program import ROOT
 
@@ -120,7 +120,7 @@ def test_leval_has_many_questions_about_one_document(write):
      ("C, because of A", "C"), ("A & B.", "AB")],
 )  # fmt: skip
 def test_letters_of_leval(output, letters):
-    assert leval._examined("Which?", output).answers == (letters,)
+    assert _examined("Which?", output).answers == (letters,)
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from rich.live import Live
 
 from kvchat.terminal import answer_view as answer
 from kvchat.terminal.answer_view import LIVE_LINES, LiveAnswer
-from kvchat.terminal.markdown import rendered
-from kvchat.terminal.markdown_blocks import Blocks, Code, Prose
+from kvchat.terminal.markdown import Blocks, Code, Prose, rendered
 
 ANSWER = """# The harbour
 

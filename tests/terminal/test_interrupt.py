@@ -165,7 +165,7 @@ import io, os, signal, sys, time
 from rich.console import Console
 from rich.live import Live
 from kvchat import process
-from kvchat.terminal.live import drawn
+from kvchat.terminal.live import shown
 
 class Raw(io.RawIOBase):
     armed = False
@@ -181,7 +181,7 @@ raw, stops = Raw(), []
 sys.stderr = sys.__stderr__ = io.TextIOWrapper(io.BufferedWriter(raw))
 process.prepare()
 process.show_cursor = lambda: stops.append(raw.armed)
-with drawn(Live("x", console=Console(file=sys.stderr, force_terminal=True), auto_refresh=False)):
+with shown(Live("x", console=Console(file=sys.stderr, force_terminal=True), auto_refresh=False)):
     raw.armed = True
     sys.stderr.write("y")
     sys.stderr.flush()
