@@ -22,7 +22,7 @@ from kvchat.errors import EXIT_CODES, KvchatError, is_out_of_memory
 from kvchat.hub.find import CHECKOUT
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
-from kvchat.machine.plan import Plan, geometry_of, make_plan
+from kvchat.machine.plan import geometry_of, make_plan
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import size
 
@@ -80,12 +80,6 @@ def _titled(line: Note, title: str, text: str) -> None:
     line(f"{title}: {text}")
 
 
-def plan_of(subject: Subject, test: Test) -> Plan:
-    """What a test will need, estimated."""
-    tokens = test.read + test.n_gen
-    return make_plan(workload(subject.engine, test.method, test.read, tokens))
-
-
 def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Record:
     if settings.delay:
         note(f"resting {settings.delay:g} s")
@@ -93,7 +87,8 @@ def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Reco
     if test.threads:
         torch.set_num_threads(test.threads)
     engine, device = subject.engine, subject.engine.device
-    plan, used = plan_of(subject, test), machine.in_use(device)
+    plan = make_plan(workload(engine, test.method, test.read, test.read + test.n_gen))
+    used = machine.in_use(device)
     beyond = max(plan.prefill, plan.chat) - plan.base - plan.weights  # not there yet
     left = machine.left(device, settings.mem_limit)
     missing = {"error": "out of memory", "needed_bytes": used + beyond, "free_bytes": used + left}

@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -57,12 +56,7 @@ class LiveAnswer:
             with self._turn:
                 self._live.refresh()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         try:
             self._print(self._blocks.close())
         finally:
@@ -70,7 +64,7 @@ class LiveAnswer:
             try:
                 self._clock.join()
             finally:
-                self._area.__exit__(kind, error, trace)
+                self._area.__exit__(*error)
 
     def write(self, text: str) -> None:
         """Take in a piece of the answer."""
