@@ -22,22 +22,11 @@ from tests.engine.tiny import SHAPE, load_engine, random_ids, read
 from tests.support.forked import kvchat
 from tests.support.program import DEMO, SAMPLE
 
-LLAMA_8B = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-}
+LLAMA_8B = GEOMETRIES["llama-3.1-8b"]
 LLAMA_7B = LLAMA_8B | {
-    "vocab_size": 32000,
-    "intermediate_size": 11008,
-    "num_key_value_heads": 32,
+    "vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
-}
+}  # fmt: skip
 
 
 def work(shape, spec, tokens, limit=2**17, **others):
@@ -148,20 +137,12 @@ print(machine.peak(machine.CPU) - baseline)
 @pytest.mark.parametrize("spec", ["full", "adakv:budget=25%", "kvzip:budget=25%"])
 def test_planned_peak_is_within_ten_percent_of_what_is_measured(tmp_path, spec):
     """Over 1 GiB: wide hidden states and many KV heads, so that few tokens weigh much."""
-    shape = {
-        **SHAPE,
-        "model_type": "llama",
-        "vocab_size": 120_000,
-        "hidden_size": 1024,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 14,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-        "dtype": "float32",
-        "max_position_embeddings": 8192,
-    }
+    shape = SHAPE | {
+        "model_type": "llama", "vocab_size": 120_000, "hidden_size": 1024,
+        "intermediate_size": 1024, "num_hidden_layers": 14, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "head_dim": 64, "tie_word_embeddings": True,
+        "dtype": "float32", "max_position_embeddings": 8192,
+    }  # fmt: skip
     path, tokens = tmp_path / "config.json", 2600
     path.write_text(json.dumps(shape))
     command = [sys.executable, "-c", PEAK, str(path), str(tokens), spec]
@@ -197,6 +178,7 @@ def test_plan_as_a_command(tmp_path):
     lengths = {plan["method"]: plan["tokens"] for plan in found["plans"]}
     assert lengths["full"] < lengths["kvzip"]
     assert "--weights int4" in shown("--fit", "8GB", "--device", "cuda")
+    assert kvchat("plan", "-m", str(DEMO), "--tokens", "4k").returncode == 0
     few = shown("--fit", "8GB", "--weights", "int4")
     assert "4.43 GiB" in few and "--weights" not in few
 
@@ -220,10 +202,6 @@ def test_plan_as_a_command(tmp_path):
 )
 def test_what_cannot_be_planned(arguments, code):
     assert kvchat("plan", "--dummy", min(GEOMETRIES), *arguments).returncode == code
-
-
-def test_a_plan_of_the_bundled_model():
-    assert kvchat("plan", "-m", str(DEMO), "--tokens", "4k").returncode == 0
 
 
 @pytest.mark.parametrize("chunk", [32, 64, 512])
