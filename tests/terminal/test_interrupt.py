@@ -29,7 +29,7 @@ def press(count: int = 1, number: int = signal.SIGINT) -> None:
 
 
 class Typed:
-    """Lines that are typed one after the other; then Ctrl-D."""
+    """Lines that are typed one after the other, or what happens in place of one; then Ctrl-D."""
 
     sent, shows_memory, is_paste = 0.0, False, False
 
@@ -39,7 +39,8 @@ class Typed:
     def read(self, toolbar=None, changes=False):
         if not self.typed:
             raise EOFError
-        return self.typed.pop(0)
+        line = self.typed.pop(0)
+        return line() if callable(line) else line
 
     def stop_typed(self):
         return self.early
@@ -87,28 +88,17 @@ def on_disk():
 def test_two_presses_at_the_prompt_leave_wherever_the_second_falls(scene, monkeypatch):
     """In the prompt as a key, between two prompts or right before one as a signal."""
 
-    class Cleared(Typed):
-        def read(self, toolbar=None, changes=False):
-            raise KeyboardInterrupt
+    def cleared():
+        raise KeyboardInterrupt
 
-    class Early(Typed):
-        def read(self, toolbar=None, changes=False):
-            press()  # nothing was sent yet
-
-    with pytest.raises(KeyboardInterrupt):
-        repl.talk(scene.context, Cleared())
-    with pytest.raises(KeyboardInterrupt):
-        repl.talk(scene.context, Early())
+    for act in (cleared, press):  # nothing was sent yet
+        with pytest.raises(KeyboardInterrupt):
+            repl.talk(scene.context, Typed(act, act))
     press_with_every_line(scene, monkeypatch)
-    typed = iter([KeyboardInterrupt, EOFError])
-
-    class Between(Typed):
-        def read(self, toolbar=None, changes=False):
-            raise next(typed)
-
+    left = Typed(cleared, "never read")
     with pytest.raises(KeyboardInterrupt):
-        repl.talk(scene.context, Between())
-    assert next(typed) is EOFError, "it did not wait for another line"
+        repl.talk(scene.context, left)
+    assert left.typed == ["never read"], "it did not wait for another line"
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
