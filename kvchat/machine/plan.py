@@ -59,14 +59,14 @@ class Workload:
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits, or as they are. `told` tokens are replayed for each of
+    Kept entries are stored in `bits` bits, or as they are. `replayed` tokens are fed again for each of
     the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
     their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
     what a decoded token attends to.
     """
 
     bits: int | None = None
-    told: float = 0.0
+    replayed: float = 0.0
     step: int = 0
     pool: bool = False
     code: tuple[int, int] | None = None
@@ -84,8 +84,8 @@ def cost_of(spec: Spec) -> Cost:
     if not entry.told:
         return Cost(spec.bits, pool=entry.pools, code=code)
     asks, chunk = values["tell"] == ASK, values["chunk"]
-    told, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
-    return Cost(spec.bits, told, step, entry.pools, code)
+    replayed, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
+    return Cost(spec.bits, replayed, step, entry.pools, code)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def make_plan(work: Workload) -> Plan:
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
         tail=per_token * max(work.limit - tokens, 0),
         base=CONTEXT if work.cuda else PROCESS,
-        replays=round(cost.told * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
+        replays=round(cost.replayed * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
         read=read,
     )
