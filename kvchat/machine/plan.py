@@ -59,8 +59,8 @@ class Workload:
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits, or as they are. `replayed` tokens are fed again for each of
-    the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
+    Kept entries are stored in `bits` bits, or as they are. `replayed` tokens are fed again for each
+    of the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
     their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
     what a decoded token attends to.
     """
