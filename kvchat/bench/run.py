@@ -12,8 +12,7 @@ from time import sleep
 import torch
 
 from kvchat import __version__, process
-from kvchat.bench.cases import Test, cases_of
-from kvchat.bench.measure import RESULTS, Note, Record, measure
+from kvchat.bench.measure import RESULTS, Note, Record, Test, cases_of, measure
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject, load
 from kvchat.bench.table import writer

@@ -49,11 +49,6 @@ class Workload:
     cuda: bool
     weights: str = "auto"
 
-    @property
-    def geometry(self) -> Geometry:
-        """What the method's budget is shared out over."""
-        return geometry_of(self.config, self.itemsize, self.tokens)
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -135,7 +130,7 @@ def make_plan(work: Workload) -> Plan:
     config, itemsize, tokens = work.config, work.itemsize, work.tokens
     cost, layers = cost_of(work.method), config.num_layers
     per_token = config.kv_values_per_token * itemsize
-    geometry = replace(work.geometry, bits=cost.bits)
+    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits)
     entries = work.method.budget.entries(geometry) if tokens else 0
     step = min(max(work.chunk, cost.step), max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32

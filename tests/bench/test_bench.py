@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kvchat.bench import measure, run
-from kvchat.bench.cases import Test, cases_of
+from kvchat.bench.measure import Test, cases_of
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject
 from kvchat.bench.table import Table, figures, speed
