@@ -27,7 +27,7 @@ from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of
 from kvchat.errors import KvchatError
 from kvchat.hub.find import longer_windows
 from kvchat.hub.tokenizer import load_tokenizer
-from kvchat.machine import gpu_processes as others
+from kvchat.machine import gpu_processes
 from kvchat.machine import resources as machine
 from kvchat.machine.plan import (
     Plan,
@@ -99,7 +99,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         machine.place(device, options.mem_limit),
         name_of(setup.method),
         lambda: longest(setup.workload(0), free),
-        lambda: others.holders(device),
+        lambda: gpu_processes.other_processes(device),
     )
     if options.full_copy != "off" and book.files:
         _plan_copy(screen, options.full_copy, setup.method, plan, device)
@@ -256,7 +256,7 @@ def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) 
         f"{name_of(setup.method)} {setup.method.budget}{plan.reads} (estimated)"
     )
     screen.say(
-        f"      {size(plan.reading)} during the prefill, {size(plan.chatting)} with the window "
+        f"      {size(plan.prefill)} during the prefill, {size(plan.chat)} with the window "
         f"full; {size(free)} free on {device}{threads}, "
         f"{str(setup.dtype).removeprefix('torch.')}"
     )

@@ -190,7 +190,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
     engine = chat.session.engine
     plan = make_plan(workload(engine, method, tokens, chat.session.limit))
     # weights and process are there already; the old cache stays until the new one is there
-    needed = plan.reading - plan.weights - plan.base
+    needed = plan.prefill - plan.weights - plan.base
     free = machine.left(engine.device, chat.options.mem_limit)
     if needed > free:
         raise KvchatError(

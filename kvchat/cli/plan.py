@@ -83,10 +83,10 @@ def run(wanted: PlanOptions) -> int:
     if wanted.json:
         plans = [
             {"method": spec, "budget": str(methods[spec].budget), "tokens": tokens, **asdict(plan)}
-            | {"reading": plan.reading, "chatting": plan.chatting, "full_copy": plan.kv_full}
+            | {"prefill": plan.prefill, "chat": plan.chat, "full_copy": plan.kv_full}
             for spec, tokens, plan in rows
         ]
-        told = {"schema": 1, "model": frame.name, "window": frame.work.limit, "plans": plans}
+        told = {"schema": 2, "model": frame.name, "window": frame.work.limit, "plans": plans}
         print(json.dumps(told))
         return 0
     labels = {
@@ -159,13 +159,13 @@ def show(
         console.print(f"the longest document that fits into {size(fit)}:")
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     last = f"+ {reserve_of(work.limit):,} tokens" if fit else "window full"
-    for column in ("method", "tokens", "KV full", "KV kept", "reading", last):
+    for column in ("method", "tokens", "KV full", "KV kept", "prefill", last):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for spec, tokens, plan in rows:
         table.add_row(
             Text(labels[spec]),
             f"{tokens:,}",
-            *map(size, (plan.kv_full, plan.kv_kept, plan.reading, plan.chatting)),
+            *map(size, (plan.kv_full, plan.kv_kept, plan.prefill, plan.chat)),
         )
     console.print(table)
     if fit and not any(tokens for _, tokens, _ in rows):

@@ -151,14 +151,15 @@ def _too_long(
     reserve = reserve_of(limit)
     over, share = needed + reserve - limit, (limit - reserve) / needed
     about = "about " if estimated else ""
+    until, pages = _parts(book.files, share)
     return KvchatError(
         "too_long",
         f"{book.title or 'the system prompt'} needs {about}{needed:,} tokens; the context "
         f"window has {limit:,} ({reserve:,} are kept for questions and answers)",
-        f"--overflow tail  (keeps the first {share:.0%}{_until(book.files, share)})",
+        f"--overflow tail  (keeps the first {share:.0%}{until})",
         f"--overflow middle  (cuts {about}{over:,} tokens from the middle)",
         f"--overflow head  (keeps the last {share:.0%})",
-        *_pages(book.files, share),
+        *pages,
         *ways,
         needed=needed,
         limit=limit,
@@ -166,19 +167,14 @@ def _too_long(
     )
 
 
-def _until(files: Sequence[Document], share: float) -> str:
-    """Where the part that fits ends, if the document has places with names."""
+def _parts(files: Sequence[Document], share: float) -> tuple[str, list[str]]:
+    """Where the share that fits ends, and `--pages` for it, if there are places with names."""
     if len(files) != 1 or len(files[0].places) < 2:
-        return ""
-    file = files[0]
-    reached = [place for place in file.places if place.start < share * len(file.text)]
-    return f", into {reached[-1].name}" if reached else ""
-
-
-def _pages(files: Sequence[Document], share: float) -> list[str]:
-    if len(files) != 1 or len(files[0].places) < 2:
-        return []
-    file = files[0]
-    ends_at = [*(place.start for place in file.places[1:]), len(file.text)]
-    fitting = sum(end <= share * len(file.text) for end in ends_at)
-    return [f"--pages 1-{fitting}  ({fitting} of {len(ends_at)} {file.unit})"] if fitting else []
+        return "", []
+    file, room = files[0], share * len(files[0].text)
+    starts = [place.start for place in file.places]
+    reached = sum(start < room for start in starts)
+    fitting = sum(end <= room for end in [*starts[1:], len(file.text)])
+    until = f", into {file.places[reached - 1].name}" if reached else ""
+    way = f"--pages 1-{fitting}  ({fitting} of {len(starts)} {file.unit})"
+    return until, [way] if fitting else []

@@ -45,7 +45,7 @@ def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
         theirs = trial(chat, screen, other, asked)
     finally:
         chat.session = session
-    screen.rows((name, numbers) for name, numbers, _ in (mine, theirs))
+    screen.columns((name, numbers) for name, numbers, _ in (mine, theirs))
     at = first_difference(mine[2], theirs[2])
     if at is None:
         screen.tell("  the answers are the same, token by token")

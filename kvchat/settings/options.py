@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
+from kvchat.documents import FORMATS
 from kvchat.engine.attention import BACKENDS
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.methods import METHODS
@@ -85,7 +86,7 @@ class Options:
         "--loader",
         DOCUMENT,
         "Kind of the documents, where their names do not tell.",
-        one_of("auto", "text", "html", "epub", "docx", "pdf"),
+        one_of("auto", *FORMATS),
         default="auto",
     )
     encoding: str | None = option("--encoding", DOCUMENT, "Encoding of the documents.", table=FILE)

@@ -106,9 +106,9 @@ def test_json_and_memory_tell_device_host_and_disk_apart(place, capsys):
 
 def test_a_copy_that_does_not_fit_is_refused_with_a_way_out():
     plan = Plan(weights=10, kv_full=100, kv_kept=5, dense_layer=5, hidden=5, workspace=5, tail=5)
-    require_copy(plan, plan.reading + 100, beside=True)
+    require_copy(plan, plan.prefill + 100, beside=True)
     require_copy(plan, 100, beside=False)
-    for free, beside in ((plan.reading + 99, True), (99, False)):
+    for free, beside in ((plan.prefill + 99, True), (99, False)):
         with pytest.raises(KvchatError, match="full copy") as caught:
             require_copy(plan, free, beside)
         assert caught.value.exit_code == 6 and "--keep-full disk" in caught.value.tries

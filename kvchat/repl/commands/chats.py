@@ -10,7 +10,7 @@ from kvchat.chat.prefill import Dropped
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
 from kvchat.terminal import clipboard
-from kvchat.terminal.markdown_blocks import code_blocks
+from kvchat.terminal.markdown import code_blocks
 from kvchat.terminal.text import clean, counted, first_line
 
 

@@ -29,7 +29,7 @@ def method(context: Context, argument: str) -> None:
     if not argument:
         now = name_of(chat.method)
         rows = ((f"{'→ '[name != now]} {name}", entry.idea) for name, entry in METHODS.items())
-        context.screen.rows(rows, indent=0, gap=1)
+        context.screen.columns(rows, indent=0, gap=1)
         context.screen.tell(f"now: {full_spec(chat)}")
     elif recompress(chat, method=method_of(chat, argument)):
         context.keeper.changed(chat)
