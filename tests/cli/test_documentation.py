@@ -20,24 +20,29 @@ from kvchat import documents
 from kvchat.engine import attention, methods, model
 from kvchat.engine.attention.choice import Choice, choose
 from kvchat.engine.engine import Engine
+from kvchat.repl import commands as of_the_chat
+from kvchat.settings.options import OPTIONS
 from tests.engine.tiny import FAMILIES, load_engine, load_oracle, oracle_logits, random_ids, read
 from tests.engine.tiny import save_model as save
-from tests.support import program
+from tests.support import options_table, program
 from tests.support.closeness import assert_close
 from tests.support.forked import kvchat
 from tests.support.hub import serving
 from tests.support.program import DEMO, ROOT
-from tests.support.terminal import Terminal
+from tests.support.terminal import DONE, PROMPT, Terminal
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
 FOLDER = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture
 def recipe(monkeypatch):
     """Follow the recipe of a heading: its file becomes a module, its entry goes into the table."""
+    rooms = [methods, model, attention, documents, of_the_chat]
     tables = [methods.METHODS, model.MODELS, attention.BACKENDS, documents.FORMATS]
+    tables.append(of_the_chat.COMMANDS)
     before = [dict(table) for table in tables]
 
     def follow(heading: str) -> None:
@@ -48,7 +53,7 @@ def recipe(monkeypatch):
         module = ModuleType(name)
         monkeypatch.setitem(sys.modules, name, module)
         exec(compile(file, path, "exec"), module.__dict__)
-        exec(entry, {**vars(methods), **vars(model), **vars(attention), **vars(documents)})
+        exec(entry, {name: value for room in rooms for name, value in vars(room).items()})
 
     yield follow
     for table, old in zip(tables, before, strict=True):
@@ -102,6 +107,24 @@ def test_the_recipe_of_a_document(recipe, tmp_path, ending):
     )
     found = documents.read(str(mail))
     assert (found.text, found.encoding) == ("Fähre\n\nIt leaves at seven.", "mail")
+
+
+def test_the_recipe_of_a_command(recipe, home):
+    """It answers in a chat, and `/help` has it."""
+    recipe("A new command of the chat")
+    terminal = Terminal(["book.txt"], home, **surroundings(home))
+    try:
+        terminal.wait(PROMPT)
+        terminal.send("/help words\r")
+        terminal.wait("by the spaces")
+        terminal.send("What is the boat of Thea Mallory?\r")
+        terminal.wait(DONE)
+        terminal.send("/words\r")
+        terminal.wait(r"(?m)^\d+ words")
+        terminal.send("\x04")
+        assert terminal.close() == 0, terminal.text()
+    finally:
+        terminal.child.close(force=True)
 
 
 @dataclass(frozen=True)
@@ -248,6 +271,29 @@ def _pulled(words: tuple[str, ...], home) -> None:
 
 def _ours(words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple("org/tiny" if word == PULLED else word for word in words)
+
+
+def test_the_python_of_the_guide(home, capsys):
+    """The Python API, as it stands there."""
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_table_of_options():
+    """It is what the declarations say: `python -m tests.support.options_table` writes it anew."""
+    _, inside, _ = options_table.parts()
+    assert inside.splitlines() == options_table.table().splitlines()
+    for option in OPTIONS.values():
+        assert f"`{option.flags[-1]}" in inside, option.flags
+        assert not option.table or f"`{option.variable}`" in inside, option.variable
+
+
+def test_every_command_of_the_chat_is_in_the_guide():
+    (section,) = re.findall(r"(?s)\n## In the chat\n(.*?)\n## ", GUIDE)
+    told = set(re.findall(r"/([a-z]+)", section))
+    assert set(of_the_chat.COMMANDS) <= told
+    assert not told & set(of_the_chat.MOVED)
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", *FOLDER])

@@ -10,7 +10,10 @@ from kvchat.settings.options import OPTIONS, Option
 from tests.support.program import ROOT
 
 GUIDE = ROOT / "docs" / "guide.md"
-BEGIN, END = "<!-- options: python -m tests.support.options_table -->\n", "<!-- end of options -->\n"
+BEGIN, END = (
+    "<!-- options: python -m tests.support.options_table -->\n",
+    "<!-- end of options -->\n",
+)
 
 
 def lines() -> Iterator[str]:
@@ -26,10 +29,9 @@ def lines() -> Iterator[str]:
 
 
 def _flags(option: Option) -> str:
+    *short, long = option.flags
     metavar = "" if option.kind is SWITCH else f" {option.kind.metavar}"
-    return ", ".join(f"`{flag}`" for flag in option.flags[:-1]) + ", " * (
-        len(option.flags) > 1
-    ) + f"`{option.flags[-1]}{metavar}`".replace("|", "\\|")
+    return ", ".join(f"`{flag}`" for flag in (*short, long + metavar)).replace("|", "\\|")
 
 
 def _elsewhere(option: Option) -> str:
