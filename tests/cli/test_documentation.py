@@ -155,12 +155,13 @@ def commands(file: str) -> Iterator[Command]:
             yield Command(file, tuple(words), piped)
 
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/guide.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/eval.md")
 COMMANDS = list(dict.fromkeys(c for file in DOCUMENTS for c in commands(file)))
 SMALL = {  # what takes minutes as it stands is asked for less
     "bench": ("-p", "64", "-n", "4", "-d", "64", "-r", "1"),
     "eval": ("--questions", "2", "--per-document", "2"),
 }
+SHORTER = {"4096": "600", "4k,8k": "400"}  # lengths
 PULLED = "mistralai/Mistral-7B-Instruct-v0.3"
 
 
@@ -172,7 +173,9 @@ def place(tmp_path_factory):
         (folder / name).symlink_to(target)
     text = (ROOT / "samples" / "valley.txt").read_text()[:3000]
     (folder / "book.txt").write_text(text)
-    (folder / "questions.txt").write_text("What is the boat of Thea Mallory?\n")
+    (folder / "niah_single_2").mkdir()
+    line = {"input": f"{text}\nWhich number?", "outputs": ["7421"], "answer_prefix": " It is"}
+    (folder / "niah_single_2" / "validation.jsonl").write_text(json.dumps(line) + "\n")
     config = folder / "config" / "kvchat"
     config.mkdir(parents=True)
     (config / "config.toml").write_text(f'[models.mistral-7b]\npath = "{DEMO}"\n')
@@ -229,6 +232,8 @@ def test_commands_of_kvchat(command, home):
     words = command.words[1:]
     if PULLED in words and "pull" in words:
         return _pulled(words, home)
+    if words[0] == "eval":
+        words = tuple(SHORTER.get(word, word) for word in words)
     words = (*words, *SMALL.get(words[0], ()))
     stdin = (home / command.piped).read_bytes() if command.piped else None
     if "--continue" in words:
