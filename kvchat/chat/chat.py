@@ -47,7 +47,7 @@ class Chat:
         return len(self.session.document) / took if took and self.book.files else 0.0
 
     def document_segments(self) -> list[list[Any]]:
-        """Per layer what is kept of the document; folded turns are apart."""
+        """Per layer what is kept of the document; compressed turns are apart."""
         end = len(self.session.document)
         layers = self.session.cache.layers
         return [[s for s in layer.segments if s.span[0] < end] for layer in layers]

@@ -43,7 +43,7 @@ from kvchat.prompt_cache.documents import PromptCache
 from kvchat.prompt_cache.files import folder
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import size, unicode
+from kvchat.terminal.text import counted, size, unicode
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _check(setup: Setup, book: Book, screen: Screen) -> None:
 def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -> None:
     """The lines about document and plan."""
     device, tokens, limit = setup.device, len(book.ids), setup.limit
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     screen.say(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window, "
         f"{limit - tokens:,} left for questions and answers"

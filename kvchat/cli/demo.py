@@ -76,7 +76,7 @@ def sample_folder() -> Path:
 
 
 def compared(chat: Chat, questions: Sequence[str], screen: Screen) -> list[KVCache]:
-    """One more reading: the full cache, Ada-KV's, and Ada-KV's with each question in view."""
+    """One more prefill: the full cache, Ada-KV's, and Ada-KV's with each question in view."""
     in_view = [Compression(AdaKV(), probes=(i,)) for i in range(len(questions))]
     others = [Compression(Full()), Compression(AdaKV()), *in_view]
     session = chat.session

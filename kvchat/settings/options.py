@@ -140,7 +140,7 @@ class Options:
     budget: str | None = option(
         "--budget",
         CACHE,
-        "What is KEPT: 25%, 2048 (entries per KV head), 1.5GiB.",
+        "Cache budget: share of entries kept (25%), entries per KV head (2048), bytes (1.5GiB).",
         table=FILE,
         common=True,
     )

@@ -13,6 +13,7 @@ from kvchat.errors import KvchatError
 from kvchat.machine.plan import Plan, require_copy
 from kvchat.prompt_cache import files as library
 from kvchat.settings.options import INSTRUCTION, Options
+from tests.support.errors import refused
 from tests.support.scene import Place, shown, string_screen
 
 ADAKV = "adakv:budget=50%,window=8"
@@ -101,7 +102,7 @@ def test_json_and_memory_tell_device_host_and_disk_apart(place, capsys):
     assert host["host_bytes"] == disk["disk_bytes"] > entries
     place.opened(keep_full="disk")
     assert "disk, mapped" in place.run("/memory")
-    assert "anew for every question" in place.run("/show settings")
+    assert place.chat.session.by_question
 
 
 def test_a_copy_that_does_not_fit_is_refused_with_a_way_out():
@@ -115,18 +116,18 @@ def test_a_copy_that_does_not_fit_is_refused_with_a_way_out():
 
 
 def test_what_makes_no_sense_is_said(place):
-    with pytest.raises(KvchatError, match="--prompt-cache is off"):
+    with refused("usage", "--prompt-cache"):
         place.opened(keep_full="disk", prompt_cache="off")
     place.opened(keep_full="host", method="full")
-    assert "nothing to add" in shown(place.screen)
+    assert place.screen.warnings
     place.opened(keep_full="host", method="streamingllm")
-    assert "whatever is asked" in shown(place.screen)
+    assert len(place.screen.warnings) > 1
 
 
 def test_a_full_disk_ends_the_copy_and_not_the_reading(place, monkeypatch):
     monkeypatch.setattr(library, "LEAVE", 2**60)
     chat = place.opened(keep_full="disk")
-    assert "no full copy is kept" in " ".join(shown(place.screen).split())
+    assert any(str(place.root) in text for text in place.screen.warnings)
     assert list(chat.session.ask("Who?", max_tokens=2))[-1].completion_tokens == 2
 
 
@@ -155,7 +156,7 @@ def test_an_instruction_can_stand_for_the_questions(place):
 
 
 def test_a_chat_needs_a_copy_to_choose_by_questions(place):
-    with pytest.raises(KvchatError, match="--keep-full is off"):
+    with refused("usage", "--keep-full"):
         place.opened(select="question", keep_full="off")
     assert place.opened(select="question").cache.full_copy == "host"
 
@@ -164,10 +165,10 @@ def test_a_promise_chooses_the_budget(place):
     chat = place.opened(auto_loss=0.9, budget=None, method="snapkv:window=4")
     assert chat.promise is not None and chat.promise.holds
     assert chat.method == chat.promise.method
-    assert "of held-out tokens change, 90 % may" in shown(place.screen)
+    assert "90 %" in shown(place.screen)
     strict = place.opened(auto_loss=0.0, method="snapkv:window=4")
     said = " ".join(shown(place.screen).split())
-    assert strict.promise.holds or "no budget keeps the promise: at 50%" in said
+    assert strict.promise.holds or "50%" in said
     for given in ({"method": "full"}, {"budget": "10%"}, {"select": "question"}):
         with pytest.raises(KvchatError, match="auto-loss"):
             place.opened(auto_loss=0.1, **given)
