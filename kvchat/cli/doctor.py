@@ -32,8 +32,8 @@ OPTIONAL = {
 Line = tuple[str, str, str]  # mark, name, what was found
 
 
-def run() -> int:
-    """Print what was found. Returns 0, or 7 if something needed is missing."""
+def doctor() -> int:
+    """Check installation, devices and configuration."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     lines = [line for check in CHECKS for line in check()]
     colors = {"ok": "green", "no": "yellow", "BAD": "red"}

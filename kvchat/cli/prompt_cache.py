@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvchat.cli.flags import group
 from kvchat.prompt_cache import files
 from kvchat.settings import config
 from kvchat.settings.kinds import SIZE
 from kvchat.terminal.text import clean, counted, seconds, size
 
-cache = typer.Typer(help="The prompt cache: compressed documents on disk.", no_args_is_help=True)
+cache = group("The prompt cache: compressed documents on disk.")
 
 
 def root() -> Path:
