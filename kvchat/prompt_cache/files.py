@@ -128,6 +128,8 @@ def differences(root: Path, parts: dict[str, str], same: Sequence[str]) -> list[
     """How the last used one that agrees in the parts `same` differs; empty if there is none."""
     for entry in entries(root):
         its = entry.about.get("parts", {})
+        if its and its.get("document") == parts["document"] and its["kvchat"] != parts["kvchat"]:
+            return ["kvchat"]  # another version may write down everything else in another way
         if its and all(its.get(name) == parts.get(name) for name in same):
             return [name for name in parts if its.get(name) != parts[name]]
     return []

@@ -15,7 +15,7 @@ from kvchat.cli import oneshot
 from kvchat.cli.json_events import Reporter
 from kvchat.cli.main import app
 from kvchat.engine.events import drain
-from kvchat.engine.store import atomic
+from kvchat.engine.store import atomic, identity
 from kvchat.engine.store.tensors import Mapped, write
 from kvchat.engine.text import chat_template
 from kvchat.prompt_cache import documents as readings
@@ -105,6 +105,14 @@ def test_changed_weights_are_told(place, tmp_path):
     place.shown()
     assert place.opened().restored is None
     assert "weights" in place.shown()
+
+
+def test_a_document_of_another_version_is_told(place, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(identity, "__version__", "0.0.1")
+        place.opened()
+    assert place.opened(method="adakv:budget=30%,window=8").restored is None
+    assert "version" in place.shown()
 
 
 def test_a_full_disk_is_told_once_and_the_chat_goes_on(place, monkeypatch):
