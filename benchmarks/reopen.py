@@ -15,10 +15,10 @@ import torch
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
-from kvchat.engine.store.book import layers_of, load_book, save_book
+from kvchat.engine.store import cached_document
 from kvchat.engine.store.identity import fingerprint, reading_parts
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
@@ -50,12 +50,12 @@ def main() -> None:
             drain(session.prefill(ids, method))
             read = perf_counter()
             name = fingerprint(reading_parts(engine, folder, ids, method))
-            path, layers = Path(place) / name, layers_of(session.cache, len(ids))
+            path, layers = Path(place) / name, cached_document.layers_of(session.cache, len(ids))
             assert layers is not None
-            save_book(path, engine, layers, ids, name, {})
+            cached_document.save(path, engine, layers, ids, name, {})
             saved = perf_counter()
             name = fingerprint(reading_parts(engine, folder, ids, method))
-            cache = load_book(Path(place) / name, engine, ids, name)
+            cache = cached_document.load(Path(place) / name, engine, ids, name)
             took["read"].append(read - begin)
             took["save"].append(saved - read)
             took["reopen"].append(perf_counter() - saved)

@@ -7,7 +7,7 @@ from itertools import product
 from kvchat.bench.settings import Settings
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from kvchat.bench.cases import Test
 from kvchat.bench.measure import RESULTS, Record
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject
-from kvchat.engine.methods.naming import method_options, name_of, spec_of
+from kvchat.engine.methods.specs import method_options, name_of, spec_of
 from kvchat.hub.find import CHECKOUT
 from kvchat.machine import resources as machine
 

@@ -15,7 +15,7 @@ from kvchat.bench.record import record
 from kvchat.bench.settings import FORMATS, Settings
 from kvchat.bench.subject import Subject, load
 from kvchat.bench.table import writer
-from kvchat.engine.methods.naming import spec_of
+from kvchat.engine.methods.specs import spec_of
 from kvchat.errors import EXIT_CODES, KvchatError, is_out_of_memory
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload

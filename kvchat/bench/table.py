@@ -16,7 +16,7 @@ from kvchat.bench.measure import Record
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject
 from kvchat.engine.methods.base import Retrieves
-from kvchat.engine.methods.naming import spec_of
+from kvchat.engine.methods.specs import spec_of
 from kvchat.engine.methods.stage import plain
 from kvchat.machine import resources as machine
 from kvchat.terminal.text import clean, counted, size

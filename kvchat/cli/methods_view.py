@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.naming import load, method_name, options, presets
+from kvchat.engine.methods.specs import load, method_name, options, presets
 
 
 def table() -> Iterator[str]:

@@ -19,7 +19,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Progress:
-    """A reading: `done` and `total` count tokens times layers; KV bytes kept so far."""
+    """A prefill: `done` and `total` count tokens times layers; KV bytes kept so far."""
 
     layer: int
     layers: int
@@ -30,7 +30,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Restored:
-    """A document that was read before was mapped in `seconds`, with so many KV bytes."""
+    """A document that was cached was mapped in `seconds`, with so many KV bytes."""
 
     tokens: int
     layers: int
@@ -40,7 +40,7 @@ class Restored:
 
 @dataclass(frozen=True)
 class Smaller:
-    """Memory ran out at a chunk of a reading: it goes on with chunks of `chunk` tokens."""
+    """Memory ran out at a chunk of a prefill: it goes on with chunks of `chunk` tokens."""
 
     chunk: int
 

@@ -15,12 +15,12 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
 from kvchat.engine.methods.base import Method, Retrieves
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import spec_of
+from kvchat.engine.methods.specs import spec_of
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.session import Session
-from kvchat.engine.store import Refused, header
+from kvchat.engine.store import Refused, cached_document, header
 from kvchat.engine.store.archive import OnDisk, load_archives
-from kvchat.engine.store.book import layers_of, load_book, save_book
+from kvchat.engine.store.cached_document import layers_of
 from kvchat.engine.store.identity import Parts, fingerprint, reading_parts
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
@@ -136,7 +136,9 @@ class PromptCache:
             parts = reading_parts(engine, model.folder, ids, method, probes)
         except OSError:  # the model's folder is gone since it was loaded
             return None
-        opened = self._opened(parts, lambda path, name: load_book(path, engine, ids, name))
+        opened = self._opened(
+            parts, lambda path, name: cached_document.load(path, engine, ids, name)
+        )
         if self._copies(method) == "disk":
             opened = self._with_archives(engine, model, book, method, opened)
         if opened is None:
@@ -176,7 +178,9 @@ class PromptCache:
             parts = reading_parts(engine, model.folder, ids, method, probes)
             path = library.place(self._root, fingerprint(parts))
             library.require_space(self._root, held)
-            save_book(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)
+            cached_document.save(
+                path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped
+            )
             entries = library.place(
                 self._root, fingerprint(reading_parts(engine, model.folder, ids))
             )

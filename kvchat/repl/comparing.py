@@ -9,7 +9,7 @@ from kvchat.chat.prefill import Dropped, agreed, require_room, watched
 from kvchat.chat.shortage import out_of_memory
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.session import Session
 from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError

@@ -11,11 +11,11 @@ from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method, Moments, Prefilled
+from kvchat.engine.methods.build import method_class
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
-from kvchat.engine.methods.spec import method_class
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
 from tests.engine.tiny import torch_backend
@@ -72,7 +72,7 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
             covariance @ covariance.transpose(1, 2),
         ),
         told={
-            Telling(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
+            ReplayScore(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
             for tell, chunk in ((REPEAT, 512), (ASK, 2048))
             for weigh in WEIGHINGS
         },

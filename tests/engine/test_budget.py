@@ -8,8 +8,8 @@ import pytest
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.naming import load, method_options, name_of, parse_spec, spec_of
-from kvchat.engine.methods.spec import bits_of, options, parse_method, switched
+from kvchat.engine.methods.build import bits_of, options, parse_method, switched
+from kvchat.engine.methods.specs import load, method_options, name_of, parse_spec, spec_of
 from kvchat.errors import KvchatError
 
 
@@ -139,7 +139,7 @@ def test_options_are_declared_where_no_torch_is_needed(name):
     assert entry.options and issubclass(load(entry.path), entry.options)
     assert [f.name for f in fields(load(entry.path))] == list(options(name))
     assert all(option.help for option in options(name).values())
-    code = f"import sys; from kvchat.engine.methods.naming import *; parse_spec({name!r})"
+    code = f"import sys; from kvchat.engine.methods.specs import *; parse_spec({name!r})"
     code += "; assert 'torch' not in sys.modules"
     assert name != "adakv" or subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -7,8 +7,8 @@ import torch
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS, budgets
+from kvchat.engine.methods.build import options, parse_method
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import options, parse_method
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
 from tests.engine.scenes import EVICTING, KEEPING, RETRIEVING, kept_tokens, paired

@@ -7,8 +7,8 @@ from kvchat.engine import ops
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.events import drain
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.pqcache import PQCache, means, train
-from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose

@@ -12,8 +12,8 @@ from kvchat.engine.cache import quantized
 from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import drain
-from kvchat.engine.methods.naming import method_options, name_of
-from kvchat.engine.methods.spec import parse_method, with_budget
+from kvchat.engine.methods.build import parse_method, with_budget
+from kvchat.engine.methods.specs import method_options, name_of
 from kvchat.errors import KvchatError
 from kvchat.kernels import reference
 from kvchat.kernels.reference import dense_attention

@@ -13,7 +13,7 @@ from kvchat.engine.decode import graph
 from kvchat.engine.decode.loop import EAGER, GRAPH, LOG, Writer
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.errors import KvchatError
 from tests.engine import tiny
 from tests.engine.recorder import WARM, Recorder, Recording, begun, written

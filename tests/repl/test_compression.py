@@ -7,8 +7,8 @@ import pytest
 
 from kvchat.chat import chatlog
 from kvchat.cli.json_answer import report
-from kvchat.engine.methods.naming import name_of
-from kvchat.engine.methods.spec import bits_of, parse_method
+from kvchat.engine.methods.build import bits_of, parse_method
+from kvchat.engine.methods.specs import name_of
 from kvchat.errors import KvchatError
 from kvchat.repl import memory
 from kvchat.repl.commands.compression import method_of

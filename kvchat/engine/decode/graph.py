@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampler import Sampler
-from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.model.decoder import Decoder
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]
@@ -34,7 +34,7 @@ class Step:
     tails must have room. Whatever changes from step to step is in tensors that stay where they are.
     """
 
-    def __init__(self, model: CausalLM, cache: KVCache, token: int, sampler: Sampler):
+    def __init__(self, model: Decoder, cache: KVCache, token: int, sampler: Sampler):
         self.model, self.layers, self.sampler = model, cache.layers, sampler
         tail = cache.layers[0].tail
         device = tail.k.device

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Prefilled:
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
     log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]`
     entries. `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]`
-    fp32, summed over queries and query heads, `moments`, and the scores `told[telling] [H, T]` of
+    fp32, summed over queries and query heads, `moments`, and the scores `told[score] [H, T]` of
     replays, infinite for entries that no replay is about. `output [H*G, D, hidden]` is the output
     projection by query head.
 
@@ -57,7 +57,7 @@ class Prefilled:
     start: int = 0
     column_mass: Tensor | None = None
     moments: Moments | None = None
-    told: Mapping[Telling, Tensor] | None = None
+    told: Mapping[ReplayScore, Tensor] | None = None
     output: Tensor | None = None
     position: Tensor | None = None
     count: Tensor | None = None

@@ -11,7 +11,7 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import AskallOptions, KVzipOptions, KVzipPlusOptions
 from kvchat.engine.methods.scores import pooled_mass
 
@@ -31,14 +31,14 @@ class KVzip(KVzipOptions, Eviction):
     name: ClassVar[str] = "kvzip"
 
     @property
-    def telling(self) -> Telling:
+    def replay_score(self) -> ReplayScore:
         """Which scores it goes by."""
-        return Telling(self.tell, self.chunk, self.weigh)
+        return ReplayScore(self.tell, self.chunk, self.weigh)
 
     @property
     def needs(self) -> Needs:
         """Replays of the document."""
-        return Needs(tellings=frozenset({self.telling}))
+        return Needs(replay_scores=frozenset({self.replay_score}))
 
     @property
     def watches(self) -> Needs:
@@ -49,7 +49,7 @@ class KVzip(KVzipOptions, Eviction):
         """Old turns are scored by the newest queries: to replay them would be another prefill."""
         _, entries = prefilled.shape
         mass = pooled_mass(prefilled, entries, FOLD_KERNEL, "max", "mass")
-        given = replace(prefilled, told={self.telling: mass})
+        given = replace(prefilled, told={self.replay_score: mass})
         return self.reduce(given, self.budget.entries(given.geometry))
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
@@ -78,7 +78,7 @@ class KVzip(KVzipOptions, Eviction):
     def _scores(self, prefilled: Prefilled) -> Tensor:
         """The score of each entry by the replays, `[H, T]`."""
         assert prefilled.told is not None, "the prefill gives what `needs` names"
-        return prefilled.told[self.telling]
+        return prefilled.told[self.replay_score]
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
         """The best scores of all heads together."""

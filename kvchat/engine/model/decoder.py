@@ -58,10 +58,6 @@ class Decoder(nn.Module):
         return y
 
 
-CausalLM = Decoder
-"""What the engine asks for: every family is a `Decoder`."""
-
-
 def empty_decoder(family: type[Decoder], config: ModelConfig) -> Decoder:
     """A model of that family on the meta device: shapes and names, no memory."""
     with torch.device("meta"):

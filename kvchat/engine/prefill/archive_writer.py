@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 
 OBSERVED = Needs(queries=64, future=1)
 """What a prefill observes for methods that may choose later, beside what its own method needs.
@@ -17,23 +17,23 @@ Column sums and replays are too dear for a maybe: they multiply the time of the 
 """
 
 
-def recorded(observed: dict[str, Tensor], told: Mapping[Telling, Tensor]) -> dict[str, Tensor]:
+def recorded(observed: dict[str, Tensor], told: Mapping[ReplayScore, Tensor]) -> dict[str, Tensor]:
     """What a prefill has observed in a layer, all of it by name; `shown` is the inverse."""
-    return observed | {_name(telling): table for telling, table in told.items()}
+    return observed | {_name(score): table for score, table in told.items()}
 
 
-def shown(record: Mapping[str, Tensor], device: torch.device) -> dict[Telling, Tensor]:
+def shown(record: Mapping[str, Tensor], device: torch.device) -> dict[ReplayScore, Tensor]:
     """The scores by replays, as far as they were recorded."""
     told = {}
     for name, table in record.items():
         if name.startswith("told "):
             _, what, chunk, weigh = name.split()
-            told[Telling(what, int(chunk), weigh)] = table.to(device)
+            told[ReplayScore(what, int(chunk), weigh)] = table.to(device)
     return told
 
 
-def _name(telling: Telling) -> str:
-    return "told {} {} {}".format(*telling)
+def _name(score: ReplayScore) -> str:
+    return "told {} {} {}".format(*score)
 
 
 def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
@@ -42,7 +42,7 @@ def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
         (not needs.queries or len(record["queries"]) >= min(needs.queries, tokens))
         and (not needs.column_mass or "mass" in record)
         and (not needs.future or "sum" in record)
-        and all(_name(telling) in record for telling in needs.tellings)
+        and all(_name(score) in record for score in needs.replay_scores)
     )
 
 

@@ -13,11 +13,11 @@ from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods.base import Method, Prefilled, Retrieves
+from kvchat.engine.methods.build import with_budget
 from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import name_of
-from kvchat.engine.methods.spec import with_budget
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.methods.stage import plain
-from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.observation import Observation, moments
 from kvchat.errors import KvchatError
@@ -60,7 +60,7 @@ def watch(cache: KVCache, method: Method, since: int) -> None:
         layer.observer = Observation(needs, since) if needs else None
 
 
-def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) -> None:
+def fold(model: Decoder, cache: KVCache, method: Method, since: int, end: int) -> None:
     """Compress what stands between positions `since` and `end`, in every layer.
 
     The entries are those of segments that begin at `since` and the tail's up to `end`. Nothing has
@@ -79,7 +79,7 @@ def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) 
 
 
 def union(
-    layer: LayerCache, since: int, end: int, block: Block, model: CausalLM, place: tuple[int, int]
+    layer: LayerCache, since: int, end: int, block: Block, model: Decoder, place: tuple[int, int]
 ) -> Prefilled:
     """The entries to fold of one layer, old ones first; `place` is its number of all.
 

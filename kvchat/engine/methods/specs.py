@@ -1,7 +1,7 @@
-"""The text of a method: `adakv`, `adakv:window=16,floor=0.3`, `adakv@preset:budget=20%`.
+"""The text of a method (its spec): `adakv`, `adakv:window=16,floor=0.3`, `adakv@preset:budget=20%`.
 
 Reads it (`parse_spec`), checks it, and writes it (`spec_of`), all without torch: options are known
-from the table. `spec.parse_method` makes the method itself.
+from the table. `build.parse_method` makes the method itself.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Makes the method that a text names; `naming` reads the text."""
+"""Makes the method that a text names; `specs` reads the text."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.naming import load, method_name, name_of, options, parse_spec
+from kvchat.engine.methods.specs import load, method_name, name_of, options, parse_spec
 from kvchat.engine.methods.stage import Quantized
 
 __all__ = ["bits_of", "method_class", "options", "parse_method", "switched", "with_budget"]
