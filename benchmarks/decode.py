@@ -23,7 +23,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights.checkpoint import random_weights

@@ -2,10 +2,9 @@
 
 import re
 
-from kvchat.engine.methods.base import Method, Retrieves
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.base import Method, plain
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
-from kvchat.engine.methods.stage import plain
 from kvchat.engine.prefill.auto_budget import Kept
 from kvchat.errors import KvchatError
 from kvchat.settings.options import SAVED_CHAT, Options
@@ -29,7 +28,7 @@ def promised(options: Options, method: Method) -> float | None:
         "a budget of --method": any(map(INLINE.search, spec)),
         f"--select {options.select}": options.select in ("question", "instruction"),
         f"--keep-full {options.keep_full}": options.keep_full not in ("", "off"),
-        f"--method {name_of(method)}": isinstance(plain(method), Full | Retrieves),
+        f"--method {name_of(method)}": method.retrieves or isinstance(plain(method), Full),
     }
     for other, given in others.items():
         if given and by_flag:

@@ -19,7 +19,7 @@ from kvchat.engine.events import Loading
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import parse_method, with_budget
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session

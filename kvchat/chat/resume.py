@@ -12,7 +12,7 @@ from kvchat.chat.prefill import Dropped, timed, watched
 from kvchat.chat.prepare import Prepared, restored
 from kvchat.chat.sources import open_document
 from kvchat.documents.document_ids import compose
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.session import Session
 from kvchat.engine.store.tokens import tokenizer_digest
 from kvchat.errors import KvchatError

@@ -12,11 +12,10 @@ from torch import Tensor
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.base import Method, Prefilled, Retrieves
+from kvchat.engine.methods.base import Method, Prefilled, plain
 from kvchat.engine.methods.build import with_budget
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
-from kvchat.engine.methods.stage import plain
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.observation import Observation, moments
@@ -30,7 +29,7 @@ def folding(method: Method, budget: int) -> Method:
     precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
     """
     bare = plain(method)
-    if isinstance(bare, Full | Retrieves):
+    if bare.retrieves or isinstance(bare, Full):
         raise KvchatError(
             "usage",
             f"{name_of(bare)} keeps every entry, so --tail-budget has nothing to fold turns with",

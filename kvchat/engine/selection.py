@@ -12,7 +12,7 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Retrieves
+from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block
@@ -29,7 +29,7 @@ def can_choose(cache: KVCache, method: Method) -> bool:
         return False
     tokens = layer.archive.keys.shape[1]
     covers = not layer.segments or layer.segments[0].span == (0, tokens)
-    if isinstance(method, Retrieves) and len(layer.segments) > 1:
+    if method.retrieves and len(layer.segments) > 1:
         return False  # its window would stand behind compressed turns
     return covers and holds(layer.archive.observed, method.needs, tokens)
 

@@ -14,7 +14,7 @@ from kvchat.engine.compaction import folding, watch
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Delta, Progress, Smaller, TurnDone, drain
-from kvchat.engine.methods.base import Method, Retrieves
+from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Kind
 from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.prefill.observation import Observation
@@ -194,7 +194,7 @@ class Session:
 
     def require_window(self, method: Method) -> None:
         """Raise KvchatError("usage") where compressed turns would slide into the document."""
-        if self.tail_budget and isinstance(method, Retrieves):
+        if self.tail_budget and method.retrieves:
             folding(method, self.tail_budget)
 
     # The turns

@@ -15,7 +15,7 @@ from kvchat.documents.document_ids import FRONT
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue

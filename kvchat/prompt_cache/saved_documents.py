@@ -13,8 +13,8 @@ from kvchat.documents.document_ids import Book
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
-from kvchat.engine.methods.base import Method, Retrieves
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import spec_of
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.session import Session
@@ -233,7 +233,7 @@ class PromptCache:
 
     def _copies(self, method: Method) -> str:
         """Where all entries stay with a method: one that keeps them needs no copy."""
-        return "off" if isinstance(method, Full | Retrieves) else self.full_copy
+        return "off" if method.retrieves or isinstance(method, Full) else self.full_copy
 
     @staticmethod
     def _about(engine: Engine, model: Model, book: Book) -> dict[str, Any]:

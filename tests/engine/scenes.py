@@ -13,9 +13,9 @@ from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method, Moments, Prefilled
 from kvchat.engine.methods.build import method_class
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
 from tests.engine.tiny import torch_backend

@@ -37,11 +37,18 @@ def test_what_is_read_is_the_budget():
             method = parse_method("pqcache", Budget.parse(budget))
             wanted = method.budget.entries(geometry) // 2 * 2
             assert method.entries(geometry) == [2 * tokens] * 4
-            assert method.reads(geometry) == [wanted] * 4
-    quality = parse_method("pqcache@quality", Budget(fraction=0.1))
-    assert quality.reads(geometry) == [60000, 60000, 6000, 6000]
-    short = Geometry(1000, heads=2, layers=2, dim=16, itemsize=4)
-    assert parse_method("pqcache").reads(short) == [2000, 2000], "too little to choose from"
+            reads = method.shares(geometry)
+            assert 2 * (reads.sinks + reads.window + reads.count) == wanted
+
+
+@pytest.mark.parametrize(
+    "spec, kinds",
+    [(f"{SPEC},dense_layers=1", {"flat", "pq"}), ("pqcache", {"flat"}), (SPEC, {"pq"})],
+)
+def test_first_layers_and_short_documents_are_read_in_full(engine, spec, kinds):
+    cache, _ = read(engine, random_ids(300, seed=1), parse_method(spec, Budget(fraction=0.25)))
+    found = [segment.kind for segment in cache.segments()]
+    assert set(found) == kinds and found == sorted(found)
 
 
 def test_options_that_cannot_be():

@@ -10,12 +10,12 @@ import torch
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
-from kvchat.engine.methods.adakv import SnapKV
 from kvchat.engine.methods.build import parse_method, with_budget
-from kvchat.engine.methods.full import Full
 from kvchat.engine.methods.kvzip import Askall, KVzip, KVzipPlus
 from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.window import SnapKV
 from kvchat.engine.prefill import replay as replaying
 from kvchat.engine.prefill import replay_texts
 from kvchat.engine.prefill.auto_budget import open_within

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods.needs import Needs, ReplayScore
 
@@ -107,9 +108,13 @@ class Prefilled:
 
 
 class Method(ABC):
-    """One paper: a frozen dataclass whose fields are the hyper-parameters."""
+    """One paper: a frozen dataclass whose fields are the hyper-parameters.
 
-    name: ClassVar[str]  # for messages
+    One that `retrieves` keeps every entry; its budget is what one decoded token reads of them, and
+    several tokens at once read every entry.
+    """
+
+    retrieves: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -145,7 +150,7 @@ class Method(ABC):
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
         """What the entries of a layer's segment are worth beside those of other layers, `[R]`."""
-        raise NotImplementedError(f"the layers of {self.name} share no budget")
+        raise NotImplementedError("its layers share no budget")
 
     def stored(self, segment: Segment) -> Segment:
         """A segment of `compress` as it is stored, when no entry of it will be dropped."""
@@ -161,20 +166,54 @@ class Method(ABC):
         return self.compress(prefilled)
 
 
-class Retrieves(Method):
-    """A method that keeps every entry, where each decoded token chooses what it reads.
+@dataclass(frozen=True)
+class Quantized(Method):
+    """Stores the entries that `method` keeps in `bits` bits, 8 or 4.
 
-    Its budget is what one token reads; several tokens at once read every entry.
+    KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750:
+    keys per channel, values per token, in groups of 32. The conversation's tail is its residual
+    window. A budget in bytes keeps more entries; one in entries or as a share keeps as many in
+    less.
     """
 
-    @property
-    @abstractmethod
-    def code(self) -> tuple[int, int]:
-        """Parts of a key's code, and bits of a part."""
+    method: Method
+    bits: int
 
-    @abstractmethod
-    def reads(self, geometry: Geometry) -> list[int]:
-        """Entries of each layer that a decoded token reads, over all its heads."""
+    @property
+    def budget(self) -> Budget:
+        """The method's."""
+        return self.method.budget
+
+    @property
+    def needs(self) -> Needs:
+        """The method's."""
+        return self.method.needs
+
+    def entries(self, geometry: Geometry) -> list[int]:
+        """As many as the method keeps at this price of an entry."""
+        return self.method.entries(replace(geometry, bits=self.bits))
+
+    def compress(self, prefilled: Prefilled) -> Segment:
+        """The method's segment; `stored` quantizes it."""
+        return self.method.compress(replace(prefilled, bits=self.bits))
+
+    def together(self, geometry: Geometry) -> int | None:
+        """The method's, at this price of an entry."""
+        return self.method.together(replace(geometry, bits=self.bits))
+
+    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
+        """The method's."""
+        return self.method.worth(replace(prefilled, bits=self.bits), segment)
+
+    def stored(self, segment: Segment) -> Segment:
+        """The segment's entries in few bits."""
+        assert isinstance(segment, FlatSegment), f"{segment.kind} has no entries to quantize"
+        return QuantizedSegment.of(segment, self.bits)
+
+
+def plain(method: Method) -> Method:
+    """A method without what stores its entries in another way."""
+    return method.method if isinstance(method, Quantized) else method
 
 
 @lru_cache(maxsize=64)

@@ -6,9 +6,8 @@ from typing import Any
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.base import Method, Quantized
 from kvchat.engine.methods.specs import load, method_name, name_of, options, parse_spec
-from kvchat.engine.methods.stage import Quantized
 
 __all__ = ["bits_of", "method_class", "options", "parse_method", "switched", "with_budget"]
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import log
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +23,6 @@ class ExpectedAttention(ExpectedOptions, Eviction):
     before rotation are turned by the mean rotation of the next `future` positions. `epsilon` is
     added before the value norm.
     """
-
-    name: ClassVar[str] = "expected-attention"
 
     @property
     def needs(self) -> Needs:

@@ -6,7 +6,6 @@ becomes one slot. Everything is computed on all entries of a layer at once.
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,8 +37,6 @@ class KVMerger(KVMergerOptions, Method):
     its value by them. Different here: weights fall with the mean distance inside a run unless
     `sigma` is given (the paper's best is 5), since the printed sigma refers to itself.
     """
-
-    name: ClassVar[str] = "kvmerger"
 
     @property
     def needs(self) -> Needs:

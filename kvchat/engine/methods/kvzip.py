@@ -1,7 +1,6 @@
 """KVzip: KV pairs that are attended to while the context is reconstructed (query-agnostic)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,8 +26,6 @@ class KVzip(KVzipOptions, Eviction):
     what stands before the document. Different here: scores are computed layer by layer during the
     one prefill, with one layer's entries alive; fp32 scores, chosen by count.
     """
-
-    name: ClassVar[str] = "kvzip"
 
     @property
     def replay_score(self) -> ReplayScore:
@@ -93,8 +90,6 @@ class KVzipPlus(KVzipPlusOptions, KVzip):
     attention block's input.
     """
 
-    name: ClassVar[str] = "kvzip+"
-
 
 @dataclass(frozen=True)
 class Askall(AskallOptions, KVzip):
@@ -103,5 +98,3 @@ class Askall(AskallOptions, KVzip):
     Ours: KVzip's scores, but the beginning of a sentence is put as a first question and its end as
     the answer, each by itself; attention times the norm of the projected value.
     """
-
-    name: ClassVar[str] = "askall"

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.needs import Chosen
-from kvchat.engine.methods.options import EVERYTHING, Rule
+from kvchat.engine.methods.options import EVERYTHING
 from kvchat.errors import KvchatError
 
 BITS = {"16": None, "8": 8, "4": 4}  # an option of every method: how what it keeps is stored
@@ -47,18 +47,12 @@ class Spec:
         return found
 
 
-@dataclass(frozen=True)
-class Option:
-    """An option of a method: its default, and what it does where that is declared."""
+class Option(NamedTuple):
+    """An option of a method: its default, and what it does."""
 
     name: str
     default: Any
-    rule: Rule | None
-
-    @property
-    def help(self) -> str:
-        """What it does."""
-        return self.rule.help if self.rule else ""
+    help: str
 
 
 def split_spec(text: str) -> tuple[str, str, list[str]]:
@@ -95,7 +89,7 @@ def options_class(name: str) -> Any:
 def options(name: str) -> dict[str, Option]:
     """The options of a method by name."""
     return {
-        field.name: Option(field.name, field.default, field.metadata.get("rule"))
+        field.name: Option(field.name, field.default, field.metadata["rule"].help)
         for field in fields(options_class(name))
     }
 
