@@ -19,7 +19,7 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.store import cached_document
-from kvchat.engine.store.identity import fingerprint, reading_parts
+from kvchat.engine.store.identity import fingerprint, parts_of
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.eval.case import Draw
@@ -49,12 +49,12 @@ def main() -> None:
             begin = perf_counter()
             drain(session.prefill(ids, method))
             read = perf_counter()
-            name = fingerprint(reading_parts(engine, folder, ids, method))
+            name = fingerprint(parts_of(engine, folder, ids, method))
             path, layers = Path(place) / name, cached_document.layers_of(session.cache, len(ids))
             assert layers is not None
             cached_document.save(path, engine, layers, ids, name, {})
             saved = perf_counter()
-            name = fingerprint(reading_parts(engine, folder, ids, method))
+            name = fingerprint(parts_of(engine, folder, ids, method))
             cache = cached_document.load(Path(place) / name, engine, ids, name)
             took["read"].append(read - begin)
             took["save"].append(saved - read)

@@ -145,9 +145,7 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[
 
 @_on_card("pq")
 def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
-    """Codes `[H, N, m]` of `x [H, N, D]`; entries are taken in slices, so the workspace is
-    bounded.
-    """
+    """Codes `[H, N, m]` of `x [H, N, D]`, in slices, so that the workspace is bounded."""
     step = max(1, MASS_VALUES // centroids[..., 0].numel())
     return torch.cat([reference.pq_assign(part, centroids) for part in x.split(step, dim=1)], dim=1)
 

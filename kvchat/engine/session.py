@@ -13,7 +13,7 @@ from kvchat.engine.cache.memory import Memory
 from kvchat.engine.compaction import folding, watch
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Delta, Progress, Smaller, TurnDone, drain
+from kvchat.engine.events import Delta, Progress, Smaller, Turn, TurnDone, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Kind
 from kvchat.engine.prefill.archive_writer import Archiving
@@ -25,7 +25,6 @@ from kvchat.engine.sizes import MAX_TOKENS, reserve_of
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
 from kvchat.engine.text.tokenizer import TextStream
-from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 
 Work = Generator[Progress | Smaller, None, None]

@@ -21,7 +21,7 @@ from kvchat.engine.session import Session
 from kvchat.engine.store import Refused, cached_document, header
 from kvchat.engine.store.archive import OnDisk, load_archives
 from kvchat.engine.store.cached_document import layers_of
-from kvchat.engine.store.identity import Parts, fingerprint, reading_parts
+from kvchat.engine.store.identity import Parts, fingerprint, parts_of
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.machine import resources as machine
@@ -103,7 +103,7 @@ class PromptCache:
             return None
         if where == "host":
             return InMemory()
-        parts = reading_parts(engine, model.folder, book.ids)
+        parts = parts_of(engine, model.folder, book.ids)
         about = self._about(engine, model, book) | {"method": "all entries", "parts": parts}
         name, layers = fingerprint(parts), engine.config.num_layers
         path = library.place(self._root, name)
@@ -133,7 +133,7 @@ class PromptCache:
             return None  # a copy in memory comes from reading
         begin, ids = perf_counter(), book.ids
         try:
-            parts = reading_parts(engine, model.folder, ids, method, probes)
+            parts = parts_of(engine, model.folder, ids, method, probes)
         except OSError:  # the model's folder is gone since it was loaded
             return None
         opened = self._opened(
@@ -175,15 +175,13 @@ class PromptCache:
         held = session.memory().total
 
         def work(stopped: Callable[[], bool]) -> str:
-            parts = reading_parts(engine, model.folder, ids, method, probes)
+            parts = parts_of(engine, model.folder, ids, method, probes)
             path = library.place(self._root, fingerprint(parts))
             library.require_space(self._root, held)
             cached_document.save(
                 path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped
             )
-            entries = library.place(
-                self._root, fingerprint(reading_parts(engine, model.folder, ids))
-            )
+            entries = library.place(self._root, fingerprint(parts_of(engine, model.folder, ids)))
             library.prune(self._root, library.CAP, keep=(path, entries))
             return f"saved for the next time: {size(path.stat().st_size)} (kvchat cache list)"
 
@@ -215,7 +213,7 @@ class PromptCache:
         opened: tuple[KVCache, Any] | None,
     ) -> tuple[KVCache, Any] | None:
         """A cache with its archives beside it, chosen from them if there is none."""
-        parts, ids = reading_parts(engine, model.folder, book.ids), book.ids
+        parts, ids = parts_of(engine, model.folder, book.ids), book.ids
         found = self._opened(parts, lambda path, name: load_archives(path, ids, name))
         if found is None:
             return None

@@ -14,7 +14,7 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.store import FORMAT, Refused, cached_document
 from kvchat.engine.store.cached_document import KIND, layers_of
 from kvchat.engine.store.header import describe
-from kvchat.engine.store.identity import Identity, fingerprint
+from kvchat.engine.store.identity import fingerprint, parts_of
 from kvchat.engine.store.tensors import Mapped, write
 from tests.engine.tiny import load_engine, random_ids, read
 from tests.support.closeness import assert_close
@@ -174,7 +174,7 @@ def test_the_fingerprint_knows_what_a_document_depends_on(checkpoint, tmp_path):
     engine, method = load_engine(folder), parse_method("adakv")
 
     def name(engine=engine, ids=IDS, method=method, probes=()):
-        return fingerprint(Identity(engine, folder).parts(ids, method, probes))
+        return fingerprint(parts_of(engine, folder, ids, method, probes))
 
     names = [
         name(),

@@ -32,9 +32,7 @@ class TorchBackend:
         return f"takes no entries of {call.bits} bits" if call.bits < 16 else None
 
     def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all entries of `entries`. Returns `o [T, H*G, D]`, `lse [T,
-        H*G]`.
-        """
+        """`q [T, H*G, D]` over all `entries`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         if q.device.type != "cpu" or entries.bounds:
             return plain.attend(q, entries, scale)
         tokens, query_heads, dim = q.shape

@@ -29,9 +29,7 @@ class TritonBackend:
         return None
 
     def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all entries of `entries`. Returns `o [T, H*G, D]`, `lse [T,
-        H*G]`.
-        """
+        """`q [T, H*G, D]` over all `entries`. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         return kernels.ragged_attention(q, [entries], scale)
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

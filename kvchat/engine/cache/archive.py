@@ -1,6 +1,4 @@
-"""All entries of a document in one layer, as the prefill left them, beside the segments that were
-chosen of them.
-"""
+"""All entries of a document in one layer, beside the segments that were chosen of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -10,7 +10,8 @@ from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries, JointBackend
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Segment, Sliding
+from kvchat.engine.cache.pq import PQSegment
+from kvchat.engine.cache.segment import Segment
 from kvchat.engine.cache.tail import Tail
 
 
@@ -24,7 +25,6 @@ class Observer(Protocol):
 
         They were rotated by `cos, sin [T, D/2]`.
         """
-        ...
 
 
 class LayerCache:
@@ -139,10 +139,10 @@ class LayerCache:
             self.tail.prepend(keys, values)
 
     @property
-    def sliding(self) -> Sliding | None:
+    def sliding(self) -> PQSegment | None:
         """The segment in front of the tail, if entries of the tail slide into it."""
         last = self.segments[-1] if self.segments else None
-        return last if isinstance(last, Sliding) else None
+        return last if isinstance(last, PQSegment) else None
 
     @property
     def frozen(self) -> int:

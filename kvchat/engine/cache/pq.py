@@ -1,6 +1,4 @@
-"""A segment that keeps every entry and picks, for each decoded token, those that it reads: PQCache,
-arXiv 2407.12820.
-"""
+"""A segment of which each decoded token reads the entries it needs: PQCache, arXiv 2407.12820."""
 
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
@@ -14,7 +12,7 @@ from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache import AGGREGATES
 from kvchat.engine.cache.cells import Cells
 from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Sliding, even_entries
+from kvchat.engine.cache.segment import even_entries
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.sizes import LISTED
 
@@ -36,8 +34,10 @@ class Reads:
     aggregate: int = 0
 
 
-class PQSegment(Sliding):
+class PQSegment:
     """Entries of a document in a pool, with a product-quantized code of every key but the sinks'.
+
+    It slides: entries leave the window in front of which it stands, that of the tail, into it.
 
     `pool [H, N, 2D]` has key and value of an entry side by side; it may be in host memory and never
     changes. `centroids [H, m, C, d]` (fp32) and `codes [H, M, m]` (uint8) are where queries are;
@@ -95,7 +95,7 @@ class PQSegment(Sliding):
 
     @property
     def frozen(self) -> int:
-        """Where the window ended when the segment was made."""
+        """Where the window ended when the segment was made: nothing before is ever given back."""
         return self.late.start + self.reads.window
 
     @property

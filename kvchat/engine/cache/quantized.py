@@ -129,9 +129,7 @@ class QuantizedSegment:
         return here | {f"rest.{name}": t for name, t in self.rest.tensors().items()}
 
     def _slices(self) -> Iterator[Entries]:
-        """The packed entries as numbers, `SLICE` at a time; a head without entries there has
-        none.
-        """
+        """The packed entries as numbers, `SLICE` at a time; a head may have none there."""
         for start, length, spans, a, b in self._cuts:
             yield Entries(
                 k=self._keys(a, b),
@@ -144,9 +142,7 @@ class QuantizedSegment:
 
     @cached_property
     def _cuts(self) -> list[tuple[Tensor, Tensor, tuple[tuple[int, int], ...], int, int]]:
-        """Of each slice: starts and lengths of its heads, on the device and here, and its
-        entries.
-        """
+        """Of each slice: starts and lengths of its heads, on the device and here; its entries."""
         cuts = []
         for a in range(0, self.ends[-1], SLICE):
             b = min(a + SLICE, self.ends[-1])

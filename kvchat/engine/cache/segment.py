@@ -1,6 +1,5 @@
 """Frozen parts of the past that queries attend to."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,60 +21,23 @@ class Segment(Protocol):
     @property
     def span(self) -> tuple[int, int]:
         """The half-open range of positions that it stands for."""
-        ...
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Entries that each KV head has."""
-        ...
 
     @property
     def parts(self) -> tuple[Entries, ...] | None:
         """All entries as they are stored; None if queries choose among them."""
-        ...
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over the segment. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
-        ...
 
     def memory(self) -> Memory:
         """Exact bytes, metadata included."""
-        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything stored, by name; `load` of the class is the inverse."""
-        ...
-
-
-class Sliding(ABC):
-    """A segment in front of a window that stays in the tail: entries leave the window into it."""
-
-    @property
-    @abstractmethod
-    def frozen(self) -> int:
-        """Where the window ended when the segment was made: what is before is never given back."""
-
-    @property
-    @abstractmethod
-    def read_entries(self) -> int:
-        """Entries per head that one query reads of the segment and the window."""
-
-    @property
-    @abstractmethod
-    def captured(self) -> float | None:
-        """The mean share of attention that the entries which were read had, where that is known."""
-
-    @abstractmethod
-    def end(self, position: int) -> int:
-        """Where the segment has to end when `position` tokens have been seen."""
-
-    @abstractmethod
-    def extend(self, k: Tensor, v: Tensor) -> None:
-        """Take in the entries `k, v [H, n, D]` of the next n positions. Unchanged if it fails."""
-
-    @abstractmethod
-    def withdraw(self, end: int) -> tuple[Tensor, Tensor]:
-        """Forget the entries from position `end` on and return them, `[H, n, D]` each."""
 
 
 @dataclass(frozen=True)

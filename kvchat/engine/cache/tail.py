@@ -110,9 +110,7 @@ class Tail:
             self._resize(wanted)
 
     def drop(self, entries: int) -> None:
-        """Give up the oldest `entries` entries and their memory; the rest moves to a store of its
-        own.
-        """
+        """Give up the oldest `entries` entries and their memory; the rest moves to a new store."""
         assert 0 <= entries <= self.length, f"cannot drop {entries} of {self.length} entries"
         self._hold(self.keys[:, entries:].clone(), self.values[:, entries:].clone())
         self.start += entries

@@ -32,9 +32,7 @@ class Eviction(EvictionOptions, Method):
         return min(1, each)
 
     def require_room(self, total: int, geometry: Geometry) -> None:
-        """Raise KvchatError("usage") if `total` entries of a layer cannot hold what always
-        stays.
-        """
+        """Raise KvchatError("usage") if `total` entries of a layer cannot hold what stays."""
         return
 
     @abstractmethod
@@ -45,9 +43,7 @@ class Eviction(EvictionOptions, Method):
         """
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
-        """How many of the scored entries each head keeps, `total` in all: the same in every
-        head.
-        """
+        """How many of the scored entries each head keeps, `total` in all: equally many."""
         return budgets.uniform(total, (scores != budgets.ABSENT).sum(dim=1).tolist())
 
     def order(self, prefilled: Prefilled, scores: Tensor, counts: list[int]) -> Tensor:

@@ -91,9 +91,7 @@ class KVMerger(KVMergerOptions, Method):
         return slots.segment(heads, prefilled.span, self.value)
 
     def _protected(self, prefilled: Prefilled, mass: Tensor, total: int) -> Tensor:
-        """Sinks, heavy and recent entries `[H, T]`: shares of the entries that a head keeps
-        evenly.
-        """
+        """Sinks, heavy and recent entries `[H, T]`: shares of an even share of the budget."""
         heads, tokens = prefilled.shape
         each = total // heads
         recent, heavy = max(1, int(self.recent * each)), int(self.heavy * each)

@@ -62,9 +62,7 @@ class KVzip(KVzipOptions, Eviction):
         return geometry.layers * self.budget.entries(geometry)
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
-        """The scores of the entries that were kept: the newest entry first, then what is
-        protected.
-        """
+        """The scores of the kept entries: the newest entry first, then what is protected."""
         table = self._scores(prefilled).clamp(max=torch.finfo(torch.float32).max)
         table[:, : self.sinks] = torch.finfo(torch.float32).max
         table[:, -1] = float("inf")

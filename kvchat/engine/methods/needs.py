@@ -59,9 +59,7 @@ class Chosen(Protocol):
     @property
     def budget(self) -> Budget:
         """What it keeps."""
-        ...
 
     @property
     def needs(self) -> Needs:
         """What it wants to be shown."""
-        ...

@@ -36,9 +36,7 @@ def observed_mass(prefilled: Prefilled, entries: int, power: int = 1) -> Tensor:
 
 
 def group_mass(prefilled: Prefilled, entries: int) -> Tensor:
-    """Observed mass of the first `entries` keys, mean over a KV head's query heads, `[H,
-    entries]`.
-    """
+    """Observed mass of the first `entries` keys, mean over a group's heads, `[H, entries]`."""
     mass = ops.window_mass(
         prefilled.queries,
         prefilled.keys[:, :entries],
@@ -137,7 +135,5 @@ def pool(scores: Tensor, kernel: int, kind: str) -> Tensor:
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """Entry numbers by falling score, `[H, N]` int64; among equals the earlier token comes
-    first.
-    """
+    """Entry numbers by falling score, `[H, N]` int64; among equals the earlier entry first."""
     return torch.sort(scores, dim=1, descending=True, stable=True).indices

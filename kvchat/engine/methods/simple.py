@@ -84,9 +84,7 @@ class CaM(CaMOptions, StreamingLLM):
 
 
 def spill(values: Tensor, mass: Tensor, entry: int, targets: int) -> None:
-    """Add to the next `targets` entries of `values [H, T, D]` their part of entry `entry`, in
-    place.
-    """
+    """Add to the next `targets` entries of `values [H, T, D]` their part of `entry`, in place."""
     ref = mass[:, entry + 1 : entry + 1 + targets].mean(dim=1)
     part = (mass[:, entry] / ref).nan_to_num(0.0, posinf=1.0).clamp(0, 1) / targets  # [H]
     given = part[:, None] * values[:, entry].float()

@@ -171,9 +171,7 @@ class DefensiveKV(DefensiveOptions, Window):
     """
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        """Defensive mass times the head's share of the value norms; secured entries are
-        infinite.
-        """
+        """Defensive mass times the head's share of the value norms; secured entries: inf."""
         heads, _ = prefilled.shape
         norm = projected_norm(prefilled, entries)
         scores = defensive_mass(prefilled, entries, self.kernel)

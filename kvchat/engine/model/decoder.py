@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.layers import Block, RMSNorm, Rotation
-from kvchat.engine.model.rotary import angles, frequencies
+from kvchat.engine.model.layers import Block, RMSNorm, Rotation, frequencies
 from kvchat.engine.weights.linear import Embedding, Linear
 
 
@@ -50,7 +49,8 @@ class Decoder(nn.Module):
         """Cosine and sine `[T, D/2]` fp32 at `positions [T]`."""
         if self._inverse is None or self._inverse.device != positions.device:
             self._inverse = frequencies(self.config).to(positions.device)
-        return angles(self._inverse, positions)
+        phase = positions.float()[:, None] * self._inverse[None]
+        return phase.cos(), phase.sin()
 
     def logits(self, x: Tensor) -> Tensor:
         """Next-token logits `[T, vocab]` of final hidden states `x [T, hidden]`."""

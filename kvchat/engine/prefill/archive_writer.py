@@ -1,8 +1,8 @@
 """Keeps all entries of a document during the prefill, and what was observed of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Protocol
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -46,49 +46,38 @@ def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
     )
 
 
-class Archiving(Protocol):
+class Archiving(ABC):
     """A context around a prefill that gets every layer's entries, and what `needs` names."""
 
     needs: Needs
 
-    def __enter__(self) -> "Archiving": ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        return
 
+    @abstractmethod
     def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
         """Take in layer `number`: `keys, values [H, T, D]`, which the caller goes on to free."""
-        ...
 
+    @abstractmethod
     def archives(self) -> Sequence[Archive]:
         """One per layer, once the prefill has ended; none if they could not be kept."""
-        ...
 
 
-class InMemory:
+class InMemory(Archiving):
     """Archives in host memory, pinned beside a CUDA device."""
 
     def __init__(self, needs: Needs = OBSERVED) -> None:
         self.needs = needs
         self._kept: list[Archive] = []
 
-    def __enter__(self) -> "InMemory":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is open."""
-
     def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
-        """Copy a layer's entries into stores of their own."""
         seen = {name: tensor.cpu().clone() for name, tensor in observed.items()}
         self._kept.append(Archive(_host(keys), _host(values), seen))
 
     def archives(self) -> Sequence[Archive]:
-        """One per layer."""
         return self._kept
 
 

@@ -1,6 +1,4 @@
-"""Prefill: token ids walk the layers, one layer at a time, exactly. The only place where models
-and methods meet.
-"""
+"""Prefill: token ids walk the layers, one layer at a time. Here models and methods meet."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -10,57 +10,38 @@ import torch
 from kvchat import __version__
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.base import Method
-from kvchat.engine.store import FORMAT
-from kvchat.engine.store.tokens import tokenizer_digest
+from kvchat.engine.store import FORMAT, tokenizer_digest
 from kvchat.engine.weights.checkpoint import find_shards
 
 SAMPLES, BLOCK = 16, 2**12  # of every shard: blocks that are read, and their bytes
 Parts = dict[str, str]
 
 
-class Identity:
-    """What decides the entries of every document that a loaded model prefills, hashed once.
-
-    `folder` is the model's. Raises OSError if it is gone since it was loaded.
-    """
-
-    def __init__(self, engine: Engine, folder: Path):
-        self._model = {
-            "format": str(FORMAT),
-            "kvchat": __version__,
-            "weights": weights_digest(folder),
-            "config": _digest((folder / "config.json").read_bytes()),
-            "tokenizer": tokenizer_digest(folder),
-            "computation": computation(engine),
-        }
-
-    def parts(
-        self,
-        ids: Sequence[int],
-        method: Method | None = None,
-        probes: Sequence[Sequence[int]] = (),
-    ) -> Parts:
-        """What the entries of the document `ids` depend on, by name: alike if all parts are.
-
-        `probes` are the token lists that the method scores with. Without a method: what all
-        entries depend on.
-        """
-        parts = self._model | {"document": ids_digest(ids)}
-        if method is not None:
-            parts["method"] = repr(method)  # a dataclass: its class and every field
-            parts["questions"] = _digest(json.dumps([list(probe) for probe in probes]).encode())
-        return parts
-
-
-def reading_parts(
+def parts_of(
     engine: Engine,
     folder: Path,
     ids: Sequence[int],
     method: Method | None = None,
     probes: Sequence[Sequence[int]] = (),
 ) -> Parts:
-    """`Identity.parts`, for one document: hashes the model's files each time."""
-    return Identity(engine, folder).parts(ids, method, probes)
+    """What the entries of the document `ids` depend on, by name: alike if all parts are.
+
+    `folder` is the model's, `probes` are the token lists that the method scores with. Without a
+    method: what all entries depend on. Raises OSError if the folder is gone since it was loaded.
+    """
+    parts = {
+        "format": str(FORMAT),
+        "kvchat": __version__,
+        "weights": weights_digest(folder),
+        "config": _digest((folder / "config.json").read_bytes()),
+        "tokenizer": tokenizer_digest(folder),
+        "computation": computation(engine),
+        "document": ids_digest(ids),
+    }
+    if method is not None:
+        parts["method"] = repr(method)  # a dataclass: its class and every field
+        parts["questions"] = _digest(json.dumps([list(probe) for probe in probes]).encode())
+    return parts
 
 
 def fingerprint(parts: Parts) -> str:
