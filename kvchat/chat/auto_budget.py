@@ -2,7 +2,7 @@
 
 import re
 
-from kvchat.engine.methods.base import Method, plain
+from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.prefill.auto_budget import Kept
@@ -28,7 +28,7 @@ def promised(options: Options, method: Method) -> float | None:
         "a budget of --method": any(map(INLINE.search, spec)),
         f"--select {options.select}": options.select in ("question", "instruction"),
         f"--keep-full {options.keep_full}": options.keep_full not in ("", "off"),
-        f"--method {name_of(method)}": method.retrieves or isinstance(plain(method), Full),
+        f"--method {name_of(method)}": method.retrieves or isinstance(method, Full),
     }
     for other, given in others.items():
         if given and by_flag:

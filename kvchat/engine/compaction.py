@@ -5,6 +5,7 @@ before them, and lets the method choose among all of it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,8 +13,7 @@ from torch import Tensor
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.base import Method, Prefilled, plain
-from kvchat.engine.methods.build import with_budget
+from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.decoder import Decoder
@@ -28,15 +28,15 @@ def folding(method: Method, budget: int) -> Method:
     Half of them are the live tail's, half the compressed turns', whose entries keep the model's
     precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
     """
-    bare = plain(method)
-    if bare.retrieves or isinstance(bare, Full):
+    if method.retrieves or isinstance(method, Full):
         raise KvchatError(
             "usage",
-            f"{name_of(bare)} keeps every entry, so --tail-budget has nothing to fold turns with",
+            f"{name_of(method)} keeps every entry, so --tail-budget has nothing to fold turns with",
             "--method adakv",
             "no --tail-budget",
         )
-    folded = with_budget(bare, Budget(entries_per_head=max(1, budget // 2)))
+    half = Budget(entries_per_head=max(1, budget // 2))
+    folded: Method = replace(method, budget=half, bits=16)  # type: ignore[type-var]
     try:  # what the budget cannot hold shows on a conversation of any length
         folded.entries(Geometry(tokens=2**20, heads=1, layers=1, dim=2, itemsize=2))
     except KvchatError as error:

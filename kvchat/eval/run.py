@@ -113,7 +113,7 @@ def cells_of(settings: Settings) -> list[Cell]:
         for spec in settings.methods
         for budget in settings.budgets
     ]
-    known = {(cell.name, cell.seen): cell for cell in cells if not isinstance(cell.method, Full)}
+    known = {(cell.name, cell.seen): cell for cell in cells if cell.method != Full()}
     return list(known.values())
 
 

@@ -59,13 +59,13 @@ class Workload:
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits, or as they are. `told` tokens are replayed for each of
+    Kept entries are stored in `bits` bits (16: plain). `told` tokens are replayed for each of
     the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
     their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
     what a decoded token attends to.
     """
 
-    bits: int | None = None
+    bits: int = 16
     told: float = 0.0
     step: int = 0
     pool: bool = False
@@ -80,12 +80,13 @@ def planned(method: Chosen) -> Spec:
 def cost_of(spec: Spec) -> Cost:
     """What a method costs beside its budget."""
     entry, values = METHODS[spec.name], spec.values
+    bits = values.get("bits", 16)
     code = (values["m"], values["code_bits"]) if entry.retrieves else None
     if not entry.told:
-        return Cost(spec.bits, pool=entry.pools, code=code)
+        return Cost(bits, pool=entry.pools, code=code)
     asks, chunk = values["tell"] == ASK, values["chunk"]
     told, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
-    return Cost(spec.bits, told, step, entry.pools, code)
+    return Cost(bits, told, step, entry.pools, code)
 
 
 @dataclass(frozen=True)

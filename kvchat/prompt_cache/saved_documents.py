@@ -231,7 +231,7 @@ class PromptCache:
 
     def _copies(self, method: Method) -> str:
         """Where all entries stay with a method: one that keeps them needs no copy."""
-        return "off" if method.retrieves or isinstance(method, Full) else self.full_copy
+        return "off" if method.retrieves or method == Full() else self.full_copy
 
     @staticmethod
     def _about(engine: Engine, model: Model, book: Book) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def plan_copy(
     screen: Screen, where: str, method: Method, plan: Plan, device: machine.Device
 ) -> None:
     """Say what a full copy takes beside the plan. Raises KvchatError("memory")."""
-    if isinstance(method, Full):
+    if method == Full():
         screen.warn("full keeps every entry: a full copy has nothing to add")
         return
     screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")

@@ -9,8 +9,9 @@ import torch
 from kvchat.engine.budget import Budget
 from kvchat.engine.compaction import fold, folding, watch
 from kvchat.engine.events import drain
-from kvchat.engine.methods.build import options, parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import H2O, CaM, spill
+from kvchat.engine.methods.specs import options
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer

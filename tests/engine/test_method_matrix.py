@@ -7,8 +7,9 @@ import torch
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS, budgets
-from kvchat.engine.methods.build import options, parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import options
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
 from tests.engine.scenes import EVICTING, KEEPING, RETRIEVING, kept_tokens, paired

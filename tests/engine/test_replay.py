@@ -15,6 +15,7 @@ from kvchat.engine.methods.kvzip import Askall, KVzip, KVzipPlus
 from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
 from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.methods.window import SnapKV
 from kvchat.engine.prefill import replay as replaying
 from kvchat.engine.prefill import replay_texts
@@ -147,7 +148,7 @@ def test_the_best_entries_of_all_layers_stay(checkpoint, kind):
     assert [kept_tokens(segment) for segment in cache.segments()] == whole
     entry = 2 * 16 * 4 + 4
     assert max(event.kv_bytes for event in seen) <= total * entry + 4 * 3 * len(whole)
-    few = parse_method(f"{kind.name}:bits=8,sinks=0", Budget(fraction=0.3))
+    few = parse_method(f"{name_of(method)}:bits=8,sinks=0", Budget(fraction=0.3))
     cache = drain(engine.prefill(IDS, [Compression(few)])).caches[0]
     lengths = [segment.lengths for segment in cache.segments()]
     assert lengths == [tuple(map(len, layer)) for layer in whole]

@@ -7,7 +7,7 @@ import pytest
 
 from kvchat.chat import chatlog
 from kvchat.cli.json_answer import report
-from kvchat.engine.methods.build import bits_of, parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.specs import name_of
 from kvchat.errors import KvchatError
 from kvchat.repl import memory
@@ -42,13 +42,13 @@ def test_a_new_method_keeps_bits_and_options(folder):
     assert method_of(scene.chat, "adakv") == parse_method(
         "adakv:budget=50%,window=8,floor=0.3,kernel=5,bits=4"
     )
-    assert bits_of(method_of(scene.chat, "full")) == 4
-    assert bits_of(method_of(scene.chat, PQ)) is None
+    assert method_of(scene.chat, "full").bits == 4
+    assert method_of(scene.chat, PQ).bits == 16
     scene.run("/method snapkv:bits=16,window=16")
-    assert method_of(scene.chat, "snapkv").window == 8 and bits_of(scene.chat.method) is None
-    assert bits_of(method_of(scene.chat, "adakv")) is None, "the present method's, not the start's"
+    assert method_of(scene.chat, "snapkv").window == 8 and scene.chat.method.bits == 16
+    assert method_of(scene.chat, "adakv").bits == 16, "the present method's, not the start's"
     scene.run(f"/method {PQ}")
-    assert bits_of(method_of(scene.chat, "adakv")) == 4
+    assert method_of(scene.chat, "adakv").bits == 4
     object.__setattr__(scene.chat.options, "origins", {"method_options": SAVED_CHAT})
     assert method_of(scene.chat, "snapkv") == parse_method("snapkv:budget=25%,sinks=2")
 
@@ -133,7 +133,7 @@ def test_a_chat_that_folds_takes_no_pqcache(scene, command):
 
 @pytest.mark.parametrize("stored", ["", ",bits=8"])
 def test_heads_tell_how_many_tokens_merged_entries_stand_for(scene, stored):
-    scene.run(f"/method kvmerger:budget=40%,skip=0+0,window=8{stored}")
+    scene.run(f"/method kvmerger:budget=40%,skip=0+0{stored}")
     chat = scene.chat
     tokens, sets = len(chat.session.document), chat.merge_sets()
     for layer, entries in zip(sets, chat.document_entries(), strict=True):

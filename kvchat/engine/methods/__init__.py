@@ -55,7 +55,7 @@ def entry(
 
 # fmt: off
 METHODS = {
-    "full": entry("simple:Full", declared.Options, NOTHING, "",
+    "full": entry("simple:Full", declared.Stored, NOTHING, "",
         "keeps every entry of the KV cache"),
     "streamingllm": entry("simple:StreamingLLM", declared.EvictionOptions, NOTHING,
         "arXiv 2309.17453", "keeps the first tokens (sinks) and the most recent ones"),

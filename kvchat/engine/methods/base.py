@@ -43,8 +43,6 @@ class Prefilled:
     head to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how
     many tokens it stands for, the first `absent[h]` entries of head h do not exist, and all of them
     stand for the positions from `start` to `end`.
-
-    What is kept will be stored in `bits` bits, or as it is.
     """
 
     keys: Tensor
@@ -63,7 +61,6 @@ class Prefilled:
     position: Tensor | None = None
     count: Tensor | None = None
     absent: Tensor | None = None
-    bits: int | None = None
     end: int | None = None
 
     @property
@@ -81,7 +78,7 @@ class Prefilled:
         """What a budget is shared out over."""
         (start, end), (heads, _, dim) = self.span, self.keys.shape
         itemsize = self.keys.element_size()
-        return Geometry(end - start, heads, self.num_layers, dim, itemsize, self.bits)
+        return Geometry(end - start, heads, self.num_layers, dim, itemsize)
 
     @property
     def exists(self) -> Tensor:
@@ -122,6 +119,15 @@ class Method(ABC):
         """What it keeps, or what each decoded token reads."""
 
     @property
+    def bits(self) -> int:
+        """In how many bits a value of what it keeps is stored, 16 for as the model has it."""
+        return 16
+
+    def priced(self, geometry: Geometry) -> Geometry:
+        """The geometry with the price of an entry as it is stored."""
+        return replace(geometry, bits=self.bits)
+
+    @property
     def needs(self) -> Needs:
         """What `compress` wants to be shown: nothing but keys and values."""
         return Needs()
@@ -153,8 +159,11 @@ class Method(ABC):
         raise NotImplementedError("its layers share no budget")
 
     def stored(self, segment: Segment) -> Segment:
-        """A segment of `compress` as it is stored, when no entry of it will be dropped."""
-        return segment
+        """A segment of `compress` in its bits, when no entry of it will be dropped."""
+        if self.bits == 16:
+            return segment
+        assert isinstance(segment, FlatSegment), f"{segment.kind} has no entries to quantize"
+        return QuantizedSegment.of(segment, self.bits)
 
     @property
     def watches(self) -> Needs:
@@ -164,56 +173,6 @@ class Method(ABC):
     def extend(self, prefilled: Prefilled) -> Segment:
         """The segment that stands for a conversation's entries, old and new."""
         return self.compress(prefilled)
-
-
-@dataclass(frozen=True)
-class Quantized(Method):
-    """Stores the entries that `method` keeps in `bits` bits, 8 or 4.
-
-    KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750:
-    keys per channel, values per token, in groups of 32. The conversation's tail is its residual
-    window. A budget in bytes keeps more entries; one in entries or as a share keeps as many in
-    less.
-    """
-
-    method: Method
-    bits: int
-
-    @property
-    def budget(self) -> Budget:
-        """The method's."""
-        return self.method.budget
-
-    @property
-    def needs(self) -> Needs:
-        """The method's."""
-        return self.method.needs
-
-    def entries(self, geometry: Geometry) -> list[int]:
-        """As many as the method keeps at this price of an entry."""
-        return self.method.entries(replace(geometry, bits=self.bits))
-
-    def compress(self, prefilled: Prefilled) -> Segment:
-        """The method's segment; `stored` quantizes it."""
-        return self.method.compress(replace(prefilled, bits=self.bits))
-
-    def together(self, geometry: Geometry) -> int | None:
-        """The method's, at this price of an entry."""
-        return self.method.together(replace(geometry, bits=self.bits))
-
-    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
-        """The method's."""
-        return self.method.worth(replace(prefilled, bits=self.bits), segment)
-
-    def stored(self, segment: Segment) -> Segment:
-        """The segment's entries in few bits."""
-        assert isinstance(segment, FlatSegment), f"{segment.kind} has no entries to quantize"
-        return QuantizedSegment.of(segment, self.bits)
-
-
-def plain(method: Method) -> Method:
-    """A method without what stores its entries in another way."""
-    return method.method if isinstance(method, Quantized) else method
 
 
 @lru_cache(maxsize=64)

@@ -56,6 +56,7 @@ class Eviction(EvictionOptions, Method):
 
     def entries(self, geometry: Geometry) -> list[int]:
         """Entries that each layer keeps, over all its heads. Raises KvchatError("usage")."""
+        geometry = self.priced(geometry)
         total = self.budget.entries(geometry)
         self.require_room(total, geometry)
         return self.spread(total, geometry)
@@ -69,7 +70,7 @@ class Eviction(EvictionOptions, Method):
         heads, tokens = prefilled.shape
         if total >= prefilled.entries:
             return prefilled.keep_all()
-        recent = self.newest(self.budget.entries(prefilled.geometry) // heads)
+        recent = self.newest(self.budget.entries(self.priced(prefilled.geometry)) // heads)
         scorable, prefix = tokens - recent, total - heads * recent
         scores = self.score(prefilled, scorable, prefix // heads)
         if prefilled.position is None:  # a document, not a conversation

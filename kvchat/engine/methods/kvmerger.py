@@ -50,6 +50,7 @@ class KVMerger(KVMergerOptions, Method):
 
     def entries(self, geometry: Geometry) -> list[int]:
         """Entries of each layer; skipped layers keep all, the others share what is left."""
+        geometry = self.priced(geometry)
         total, layers = self.budget.entries(geometry, self.extra), geometry.layers
         first, last = self._skips(total, geometry)
         left = layers * total - (first + last) * geometry.full

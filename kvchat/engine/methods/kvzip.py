@@ -47,7 +47,7 @@ class KVzip(KVzipOptions, Eviction):
         _, entries = prefilled.shape
         mass = pooled_mass(prefilled, entries, FOLD_KERNEL, "max", "mass")
         given = replace(prefilled, told={self.replay_score: mass})
-        return self.reduce(given, self.budget.entries(given.geometry))
+        return self.reduce(given, self.budget.entries(self.priced(given.geometry)))
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The first entries' scores."""
@@ -59,7 +59,7 @@ class KVzip(KVzipOptions, Eviction):
 
     def together(self, geometry: Geometry) -> int:
         """The budget of all layers."""
-        return geometry.layers * self.budget.entries(geometry)
+        return geometry.layers * self.budget.entries(self.priced(geometry))
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
         """The scores of the kept entries: the newest entry first, then what is protected."""

@@ -16,15 +16,15 @@ from kvchat.engine.methods.options import (
     CaMOptions,
     H2OOptions,
     KnormOptions,
-    Options,
+    Stored,
     TOVAOptions,
 )
 from kvchat.engine.methods.scores import observed_mass, recency
 
 
 @dataclass(frozen=True)
-class Full(Options, Method):
-    """Keeps every entry. It has no options; its budget is always 100 %."""
+class Full(Stored, Method):
+    """Keeps every entry. Its budget is always 100 %."""
 
     @property
     def budget(self) -> Budget:

@@ -16,7 +16,6 @@ from kvchat.engine.methods.needs import Chosen
 from kvchat.engine.methods.options import EVERYTHING
 from kvchat.errors import KvchatError
 
-BITS = {"16": None, "8": 8, "4": 4}  # an option of every method: how what it keeps is stored
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # Chat logs of earlier versions name these options, at values that change nothing.
 RETIRED = {
@@ -29,16 +28,15 @@ RETIRED = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A method as a text names it: its options as they are set, and in how many bits it stores.
+    """A method as a text names it: its options as they are set.
 
     `values` has every option, defaults and presets included; `given` names those that the text
-    itself sets. `bits` is None for entries as the model has them.
+    itself sets.
     """
 
     name: str
     values: dict[str, Any]
     given: frozenset[str]
-    bits: int | None
 
     @property
     def budget(self) -> Budget:
@@ -87,10 +85,10 @@ def options_class(name: str) -> Any:
 
 
 def options(name: str) -> dict[str, Option]:
-    """The options of a method by name."""
+    """The options of a method by name, `bits` last."""
     return {
         field.name: Option(field.name, field.default, field.metadata["rule"].help)
-        for field in fields(options_class(name))
+        for field in sorted(fields(options_class(name)), key=lambda each: each.name == "bits")
     }
 
 
@@ -103,8 +101,7 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
 def parse_spec(text: str, budget: Budget | None = None, extra: Iterable[str] = ()) -> Spec:
     """The method that `text` names; `extra` are `key=value` options, inline ones win.
 
-    `budget` is used unless the text has its own. Every method that frees memory takes `bits=8` or
-    `bits=4`, which stores what it keeps quantized. Raises KvchatError("usage") for unknown names
+    `budget` is used unless the text has its own. Raises KvchatError("usage") for unknown names
     and for values that are not allowed.
     """
     name = method_name(text)
@@ -113,35 +110,21 @@ def parse_spec(text: str, budget: Budget | None = None, extra: Iterable[str] = (
     values = {key: option.default for key, option in known.items()} | _preset(name, preset)
     if budget is not None and "budget" in known:
         values["budget"] = budget
-    bits = "16"
     given = []
     for key, value in _pairs(name, [*extra, *inline], known):
         given.append(key)
-        if key == "bits":
-            bits = value
-        else:
-            values[key] = _converted(name, known[key], value)
-    if bits not in BITS:
-        tries = [f"{name}:bits={choice}" for choice in BITS]
-        raise KvchatError("usage", f"{name}: bits={bits} is none of {', '.join(BITS)}", *tries)
-    if BITS[bits] and METHODS[name].retrieves:
-        raise KvchatError(
-            "usage",
-            f"{name} keeps every entry as the model has it, so it takes no bits={bits}",
-            f"--method {name}",
-            f"--method adakv:bits={bits}",
-        )
+        values[key] = _converted(name, known[key], value)
     try:
         checked = options_class(name)(**values)
     except KvchatError as error:
         message = f"{name}: {error.message}"
         raise KvchatError(error.code, message, *error.tries, **error.details) from None
-    return Spec(name, {key: getattr(checked, key) for key in known}, frozenset(given), BITS[bits])
+    return Spec(name, {key: getattr(checked, key) for key in known}, frozenset(given))
 
 
 def name_of(method: Chosen) -> str:
     """The table key of a method."""
-    kind = type(_bare(method))
+    kind = type(method)
     path = f"{kind.__module__}:{kind.__name__}"
     return next(name for name, entry in METHODS.items() if entry.path == path)
 
@@ -159,14 +142,8 @@ def spec_of(method: Chosen) -> str:
 
 def method_options(method: Chosen) -> dict[str, Any]:
     """Options of a method as they are set, budget apart."""
-    bare = _bare(method)
-    found = {f.name: getattr(bare, f.name) for f in fields(bare) if f.name != "budget"}
-    return found | ({} if bare is method else {"bits": getattr(method, "bits", None)})
-
-
-def _bare(method: Chosen) -> Any:
-    """The method before what stores its entries in another way."""
-    return getattr(method, "method", method)
+    names = options(name_of(method))
+    return {name: getattr(method, name) for name in names if name != "budget"}
 
 
 def _pairs(name: str, texts: Iterable[str], known: dict[str, Option]) -> Iterator[tuple[str, str]]:
@@ -177,7 +154,16 @@ def _pairs(name: str, texts: Iterable[str], known: dict[str, Option]) -> Iterato
             raise KvchatError("usage", f"{pair!r} is not an option", f"{name}:{pair}=VALUE")
         if name in RETIRED.get(f"{key}={value}", ()):
             continue
-        if key not in known and key != "bits":
+        if key == "bits" and METHODS[name].retrieves:
+            if value == "16":
+                continue
+            raise KvchatError(
+                "usage",
+                f"{name} keeps every entry as the model has it, so it takes no bits={value}",
+                f"--method {name}",
+                f"--method adakv:bits={value}",
+            )
+        if key not in known:
             has = f"has {', '.join(known)}" if known else "takes no options"
             close = get_close_matches(key, known, n=1)
             raise KvchatError(
