@@ -89,7 +89,7 @@ def decode(rows: int, dtype: torch.dtype, repeat: int, spec: str, plain: bool) -
         q = torch.randn(1, HEADS * GROUP, DIM).to(dtype)
         new = torch.randn(2, HEADS, 1, DIM).to(dtype)
         for name, layer in (("full", full), ("pqcache", few)):
-            layer.append(*new)
+            layer.tail.append(*new)
             begin, working = perf_counter(), process_time()
             layer.attend(q, SCALE)
             took, worked = perf_counter() - begin, process_time() - working

@@ -25,7 +25,7 @@ def details(name: str) -> Iterator[str]:
     key = method_name(name)
     yield from _entry(key)
     yield ""
-    for line in (load(METHODS[key].path).__doc__ or "").strip().splitlines():
+    for line in (load(key).__doc__ or "").strip().splitlines():
         yield line.strip()
     if options(key):
         yield ""

@@ -11,16 +11,16 @@ from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method, Moments, Prefilled
-from kvchat.engine.methods.build import method_class
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
 from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import load
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
 from tests.engine.tiny import torch_backend
 
-EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
+EVICTING = [n for n in METHODS if issubclass(load(n), Eviction)]
 """Methods that keep entries as they are, or drop them."""
 RETRIEVING = [n for n, entry in METHODS.items() if entry.retrieves]
 """Methods that keep every entry, where each written token chooses what it reads."""

@@ -136,8 +136,8 @@ def test_a_wrong_spec_says_what_and_proposes(spec, said, proposed):
 def test_options_are_declared_where_no_torch_is_needed(name):
     """The class takes its options from the declaration; each says what it does."""
     entry = METHODS[name]
-    assert entry.options and issubclass(load(entry.path), entry.options)
-    assert {f.name for f in fields(load(entry.path))} == options(name).keys()
+    assert entry.options and issubclass(load(name), entry.options)
+    assert {f.name for f in fields(load(name))} == options(name).keys()
     assert all(option.help for option in options(name).values())
     code = f"import sys; from kvchat.engine.methods.specs import *; parse_spec({name!r})"
     code += "; assert 'torch' not in sys.modules"

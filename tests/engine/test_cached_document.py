@@ -70,7 +70,7 @@ def test_rows_of_a_live_end_come_back_too(engine, tmp_path):
         (whole,) = layer.segments
         k, v = whole.k.view(2, -1, 16), whole.v.view(2, -1, 16)
         layer.thaw(0)
-        layer.append(k, v)
+        layer.tail.append(k, v)
         kept = torch.ones(2, 100, dtype=torch.bool)
         layer.freeze(FlatSegment.keep(k[:, :100], v[:, :100], kept, 0))
     path = tmp_path / "book.safetensors"

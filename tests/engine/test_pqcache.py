@@ -13,6 +13,7 @@ from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose
 from kvchat.errors import KvchatError
+from kvchat.kernels import reference
 from tests.engine.scenes import random_scene
 from tests.engine.tiny import load_engine, random_ids, read
 from tests.support.closeness import assert_close, relative_rms
@@ -190,7 +191,7 @@ def test_an_interrupted_extension_leaves_the_window_as_it_was(engine):
 
 def squared_error(keys: torch.Tensor, centroids: torch.Tensor) -> float:
     """The mean squared distance of keys from what their codes stand for."""
-    decoded = ops.pq_decode(ops.pq_assign(keys, centroids), centroids)
+    decoded = reference.pq_decode(ops.pq_assign(keys, centroids), centroids)
     return float((keys - decoded).square().sum(dim=-1).mean())
 
 

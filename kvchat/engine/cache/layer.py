@@ -49,10 +49,6 @@ class LayerCache:
         """Whoever sees queries now."""
         return [seeing for seeing in (self.observer, self.asking) if seeing is not None]
 
-    def append(self, k: Tensor, v: Tensor) -> None:
-        """Add rotated keys and values `[H, T, D]` of new tokens to the tail."""
-        self.tail.append(k, v)
-
     def attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Exact causal attention of `q [T, H*G, D]`, the queries of the newest T tokens.
 

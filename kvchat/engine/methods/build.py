@@ -2,23 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.specs import load, method_name, name_of, options, parse_spec
-
-
-def method_class(name: str) -> Any:
-    """The dataclass of a method in the table."""
-    return load(METHODS[name].path)
 
 
 def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] = ()) -> Method:
     """The method that `spec` names; see `parse_spec`. Raises KvchatError("usage")."""
     found = parse_spec(spec, budget, extra)
-    method: Method = method_class(found.name)(**found.values)
+    method: Method = load(found.name)(**found.values)
     return method
 
 

@@ -26,7 +26,6 @@ class ExpectedAttention(ExpectedOptions, Eviction):
 
     @property
     def needs(self) -> Needs:
-        """Moments of the queries."""
         return Needs(future=self.future)
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:

@@ -40,7 +40,6 @@ class KVMerger(KVMergerOptions, Method):
 
     @property
     def needs(self) -> Needs:
-        """Column sums over all queries."""
         return Needs(column_mass=True)
 
     @property

@@ -34,7 +34,6 @@ class KVzip(KVzipOptions, Eviction):
 
     @property
     def needs(self) -> Needs:
-        """Replays of the document."""
         return Needs(replay_scores=frozenset({self.replay_score}))
 
     @property
@@ -50,7 +49,6 @@ class KVzip(KVzipOptions, Eviction):
         return self.reduce(given, self.budget.entries(self.priced(given.geometry)))
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        """The first entries' scores."""
         return self._scores(prefilled)[:, :entries].clone()
 
     def entries(self, geometry: Geometry) -> list[int]:
@@ -58,7 +56,6 @@ class KVzip(KVzipOptions, Eviction):
         return [min(self.together(geometry), geometry.full)] * geometry.layers
 
     def together(self, geometry: Geometry) -> int:
-        """The budget of all layers."""
         return geometry.layers * self.budget.entries(self.priced(geometry))
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:

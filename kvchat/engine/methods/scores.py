@@ -94,13 +94,6 @@ def defensive_mass(prefilled: Prefilled, entries: int, kernel: int) -> Tensor:
     return torch.stack(out)
 
 
-def recency(prefilled: Prefilled, entries: int) -> Tensor:
-    """The later an entry, the higher: `[H, entries]`."""
-    heads, _ = prefilled.shape
-    age = torch.arange(entries, dtype=torch.float32, device=prefilled.keys.device)
-    return age.repeat(heads, 1)
-
-
 def projected_norm(prefilled: Prefilled, entries: int) -> Tensor:
     """L1 norm of the value entries behind the output projection, `[H, entries]` fp32.
 

@@ -19,7 +19,7 @@ from kvchat.engine.methods.options import (
     Stored,
     TOVAOptions,
 )
-from kvchat.engine.methods.scores import observed_mass, recency
+from kvchat.engine.methods.scores import observed_mass
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,12 @@ class Full(Stored, Method):
 
     @property
     def budget(self) -> Budget:
-        """Everything."""
         return EVERYTHING
 
     def entries(self, geometry: Geometry) -> list[int]:
-        """All of them."""
         return [geometry.full] * geometry.layers
 
     def compress(self, prefilled: Prefilled) -> FlatSegment:
-        """All entries of the layer, flat."""
         return prefilled.keep_all()
 
 
@@ -50,8 +47,8 @@ class StreamingLLM(Eviction):
     """
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        """The later, the better."""
-        return recency(prefilled, entries)
+        age = torch.arange(entries, dtype=torch.float32, device=prefilled.keys.device)
+        return age.repeat(prefilled.shape[0], 1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,6 @@ class CaM(CaMOptions, StreamingLLM):
 
     @property
     def watches(self) -> Needs:
-        """The attention that entries of the conversation receive."""
         return Needs(column_mass=True)
 
     def extend(self, prefilled: Prefilled) -> FlatSegment:
@@ -100,7 +96,6 @@ class Knorm(KnormOptions, Eviction):
     """
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        """The shorter, the better."""
         norm: Tensor = prefilled.keys[:, :entries].float().norm(dim=-1)
         return -norm
 
@@ -115,7 +110,6 @@ class TOVA(TOVAOptions, Eviction):
 
     @property
     def needs(self) -> Needs:
-        """The last query."""
         return Needs(queries=1)
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
@@ -137,7 +131,6 @@ class H2O(H2OOptions, Eviction):
 
     @property
     def needs(self) -> Needs:
-        """Column sums over all queries."""
         return Needs(column_mass=True)
 
     def newest(self, each: int) -> int:

@@ -73,15 +73,15 @@ def method_name(text: str) -> str:
     return name
 
 
-def load(path: str) -> Any:
-    """What `module:name` of the table names."""
-    module, name = path.split(":")
-    return getattr(import_module(module), name)
+def load(name: str) -> Any:
+    """The class of a method in the table."""
+    module, cls = METHODS[name].path.split(":")
+    return getattr(import_module(module), cls)
 
 
 def options_class(name: str) -> Any:
     """The dataclass that declares a method's options: from the table, or the method's own."""
-    return METHODS[name].options or load(METHODS[name].path)
+    return METHODS[name].options or load(name)
 
 
 def options(name: str) -> dict[str, Option]:

@@ -44,7 +44,6 @@ class Window(WindowOptions, Eviction):
 
     @property
     def needs(self) -> Needs:
-        """The observation window W."""
         return Needs(queries=self.window)
 
     def newest(self, each: int) -> int:

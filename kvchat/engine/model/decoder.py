@@ -25,6 +25,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Stack(config)
+        self.blocks: list[Block] = list(self.model.layers)  # type: ignore[arg-type]
         self.lm_head: nn.Module = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.weights = "auto"  # how they are stored, see `bits.WEIGHTS`
         self._inverse: Tensor | None = None
@@ -34,11 +35,6 @@ class Decoder(nn.Module):
         """Let the output projection share the embedding where the config says so."""
         if self.config.tie_word_embeddings:
             self.lm_head = self.model.embed_tokens.tied(self.lm_head)
-
-    @property
-    def blocks(self) -> list[Block]:
-        """The layers, first to last."""
-        return list(self.model.layers)  # type: ignore[arg-type]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states `[T, hidden]` of `ids [T]`."""

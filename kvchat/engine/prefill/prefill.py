@@ -61,7 +61,7 @@ def step(block: Block, layer: LayerCache, x: Tensor, rotation: Rotation) -> Tens
     """Run hidden states `x [T, hidden]` of the newest tokens through one block and its cache."""
     q, k, v = block.project(x, rotation)
     scale = q.shape[-1] ** -0.5
-    layer.append(k, v)
+    layer.tail.append(k, v)
     o, lse = layer.attend(q, scale)
     for observer in layer.observers:
         observer.see(q, lse, layer, scale, *rotation)

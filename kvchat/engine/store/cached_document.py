@@ -128,7 +128,7 @@ def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
     for layer, kept in zip(cache.layers, layers, strict=True):
         layer.segments = [part.segment() for part in kept.parts]
         layer.tail.start = tokens - kept.keys.shape[1]
-        layer.append(kept.keys, kept.values)
+        layer.tail.append(kept.keys, kept.values)
     cache.position = tokens
     return cache
 

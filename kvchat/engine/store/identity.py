@@ -36,7 +36,7 @@ def parts_of(
         "config": _digest((folder / "config.json").read_bytes()),
         "tokenizer": tokenizer_digest(folder),
         "computation": computation(engine),
-        "document": ids_digest(ids),
+        "document": _digest(torch.tensor(ids, dtype=torch.int32).numpy().tobytes()),
     }
     if method is not None:
         parts["method"] = repr(method)  # a dataclass: its class and every field
@@ -72,11 +72,6 @@ def computation(engine: Engine) -> str:
     described = [f"{name} {type(t).__name__} {t.dtype} {tuple(t.shape)}" for name, t in tensors]
     about = [engine.device.type, type(engine.backend).__qualname__, str(engine.dtype)]
     return _digest("\n".join([*about, *kinds, *described]).encode())
-
-
-def ids_digest(ids: Sequence[int]) -> str:
-    """A digest of token ids."""
-    return _digest(torch.tensor(ids, dtype=torch.int32).numpy().tobytes())
 
 
 def _digest(data: bytes) -> str:
