@@ -20,7 +20,6 @@ class Exact:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The positions that it stands for."""
         return 0, self.keys.shape[1]
 
     @property
@@ -30,12 +29,10 @@ class Exact:
 
     @property
     def parts(self) -> tuple[Entries, ...]:
-        """All entries, for backends that take a whole layer."""
         heads, _, dim = self.keys.shape
         return (even_entries(self.keys.reshape(-1, dim), self.values.reshape(-1, dim), heads),)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all entries. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         return backend.attend(q, self.parts[0], scale)
 
 

@@ -85,7 +85,6 @@ class PQSegment:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The half-open range of positions that it stands for."""
         return self.start, self.late.start + self.late.length
 
     @property
@@ -170,7 +169,6 @@ class PQSegment:
         return pool + Memory.of(others) + self.late.memory()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything stored, by name."""
         named = {"pool": self.pool, "centroids": self.centroids, "codes": self.codes}
         named["reads"] = self._reads
         if self.cells is not None:

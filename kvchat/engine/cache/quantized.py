@@ -90,12 +90,10 @@ class QuantizedSegment:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The half-open range of positions that it stands for."""
         return self.rest.span
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Entries that each KV head has."""
         body = (b - a for a, b in pairwise(self.ends))
         return tuple(n + more for n, more in zip(body, self.rest.lengths, strict=True))
 
@@ -123,7 +121,6 @@ class QuantizedSegment:
         return Memory.of(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything stored, by name."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         here = {name: value for name, value in own.items() if isinstance(value, Tensor)}
         return here | {f"rest.{name}": t for name, t in self.rest.tensors().items()}

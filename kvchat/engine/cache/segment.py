@@ -130,7 +130,6 @@ class FlatSegment:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Entries that each KV head has."""
         return tuple(b - a for a, b in pairwise(self.ends))
 
     @cached_property
@@ -151,7 +150,6 @@ class FlatSegment:
         return (self.entries,)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all entries. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         return backend.attend(q, self.entries, scale)
 
     def memory(self) -> Memory:
@@ -159,7 +157,6 @@ class FlatSegment:
         return Memory.of(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything stored, by field name."""
         named = {
             name: getattr(self, name) for name in ("k", "v", "cu", "position", "bias", "count")
         }
