@@ -31,7 +31,7 @@ def folding(method: Method, budget: int) -> Method:
     if method.retrieves or isinstance(method, Full):
         raise KvchatError(
             "usage",
-            f"{name_of(method)} keeps every entry, so --tail-budget has nothing to fold turns with",
+            f"{name_of(method)} keeps every entry, so --tail-budget has no turns to compact",
             "--method adakv",
             "no --tail-budget",
         )
@@ -80,7 +80,7 @@ def fold(model: Decoder, cache: KVCache, method: Method, since: int, end: int) -
 def union(
     layer: LayerCache, since: int, end: int, block: Block, model: Decoder, place: tuple[int, int]
 ) -> Prefilled:
-    """The entries to fold of one layer, old ones first; `place` is its number of all.
+    """The entries to compact of one layer, old ones first; `place` is its number of all.
 
     Heads that kept fewer entries begin with entries that do not exist.
     """

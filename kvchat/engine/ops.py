@@ -87,11 +87,9 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return joined, torch.logaddexp(lse, other_lse)
 
 
-def _reachable(pool: Tensor, ids: Tensor) -> Tensor | None:
-    return ids if pool.device == ids.device or pool.is_pinned() else None
-
-
-@_on_card("gather", _reachable)
+@_on_card(
+    "gather", lambda pool, ids: ids if ids.device == pool.device or pool.is_pinned() else None
+)
 def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
     """Entries `ids [H, k]` of `pool [H, capacity, ...]`, where `ids` are; see the reference.
 

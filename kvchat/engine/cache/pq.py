@@ -170,7 +170,7 @@ class PQSegment:
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"pool": self.pool, "centroids": self.centroids, "codes": self.codes}
-        named["reads"] = self._reads
+        named["reads"] = torch.tensor(astuple(self.reads), dtype=torch.int32)
         if self.cells is not None:
             named |= {f"cell_{f.name}": getattr(self.cells, f.name) for f in fields(Cells)}
         if self.late.length:
@@ -207,11 +207,6 @@ class PQSegment:
         """Entry numbers of the sinks, `[H, S]` int32."""
         sinks = torch.arange(self.reads.sinks, dtype=torch.int32, device=self.codes.device)
         return sinks.expand(len(self.pool), -1)
-
-    @cached_property
-    def _reads(self) -> Tensor:
-        """`reads` as a tensor, to be saved."""
-        return torch.tensor(astuple(self.reads), dtype=torch.int32)
 
 
 def fused(entries: Tensor) -> Entries:
