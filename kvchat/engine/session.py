@@ -9,7 +9,7 @@ from time import perf_counter
 from torch import Tensor
 
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import Memory
 from kvchat.engine.compaction import folding, watch
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine

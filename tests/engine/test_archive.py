@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvchat.engine.budget import Budget
-from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import Memory
 from kvchat.engine.events import Delta, Smaller, drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.build import parse_method

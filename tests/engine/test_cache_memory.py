@@ -5,8 +5,7 @@ import torch
 
 from kvchat.engine.cache import SEGMENTS
 from kvchat.engine.cache.layer import LayerCache
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.cache.segment import FlatSegment, Memory
 from kvchat.engine.cache.tail import Tail
 from tests.engine.scenes import freeze
 from tests.engine.tiny import torch_backend

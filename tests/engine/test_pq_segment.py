@@ -5,8 +5,8 @@ import torch
 
 from kvchat.engine import ops
 from kvchat.engine.cache.cells import PENDING, Cells
-from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.pq import PQSegment, Reads
+from kvchat.engine.cache.segment import Memory
 from kvchat.kernels import reference
 from tests.engine.tiny import torch_backend
 from tests.kernels.naive import attention

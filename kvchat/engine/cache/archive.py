@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Backend, Entries
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import even_entries
+from kvchat.engine.cache.segment import Memory, even_entries
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache import AGGREGATES
 from kvchat.engine.cache.cells import Cells
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import even_entries
+from kvchat.engine.cache.segment import Memory, even_entries
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.sizes import LISTED
 

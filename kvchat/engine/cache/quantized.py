@@ -13,8 +13,7 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries, Packing
 from kvchat.engine.cache import GROUP
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.cache.segment import FlatSegment, Memory
 
 META = torch.float16  # of scales and zeros
 SLICE = 4096  # entries that attention turns back into numbers at a time

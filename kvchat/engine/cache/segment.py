@@ -1,6 +1,6 @@
-"""Frozen parts of the past that queries attend to."""
+"""Frozen parts of the past that queries attend to, and exact bytes of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -10,7 +10,29 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Backend, Entries
-from kvchat.engine.cache.memory import Memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a cache uses: on the compute device, in host memory beside it, on disk."""
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+    def __add__(self, other: "Memory") -> "Memory":
+        return Memory(self.device + other.device, self.host + other.host, self.disk + other.disk)
+
+    @property
+    def total(self) -> int:
+        """All bytes, wherever they are."""
+        return self.device + self.host + self.disk
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> "Memory":
+        """Device bytes behind `tensors`: each storage once, room to grow included."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return cls(device=sum(storages.values()))
 
 
 class Segment(Protocol):

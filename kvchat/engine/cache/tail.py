@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries
-from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import Memory
 
 
 class Tail:

@@ -52,7 +52,7 @@ class Step:
         for block, layer in zip(self.model.blocks, self.layers, strict=True):
             q, k, v = block.project(x, rotation)
             layer.tail.write(k, v, self.place)
-            o, _ = layer.attend_ahead(q, q.shape[-1] ** -0.5, self.length)
+            o, _ = layer.attend(q, q.shape[-1] ** -0.5, self.length)
             x = block.finish(x, o)
         self.token.copy_(self.sampler.choose(self.model.logits(x)[0]))
         self.position += 1
