@@ -120,7 +120,7 @@ class Tail:
         """Give up the oldest `entries` entries; nothing is copied, and the store keeps its size."""
         assert 0 <= entries <= self.length, f"cannot slide over {entries} of {self.length} entries"
         self._offset += entries
-        self._first = self._starts()
+        self._first = self._first + entries
         self.start += entries
         self.length -= entries
 
@@ -178,13 +178,9 @@ class Tail:
 
     def _hold(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v, self._offset = k, v, 0
-        self._first = self._starts()
-
-    def _starts(self) -> Tensor:
-        """Where each head's entries begin in the store seen as `[H * capacity, D]`, `[H]` int32."""
-        heads, capacity, _ = self.k.shape
-        heads_first = torch.arange(heads, dtype=torch.int32, device=self.k.device) * capacity
-        return heads_first + self._offset
+        # where each head's entries begin in the store seen as `[H * capacity, D]`
+        heads, capacity, _ = k.shape
+        self._first = torch.arange(heads, dtype=torch.int32, device=k.device) * capacity
 
     def _resize(self, capacity: int) -> None:
         heads, _, dim = self.k.shape
