@@ -14,6 +14,10 @@ class Tail:
     `start` is the position of the first of them, so live entry i belongs to token `start + i`.
     """
 
+    _first: (
+        Tensor  # where each head's entries begin in the store seen as `[H * capacity, D]`, `[H]`
+    )
+
     def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device):
         self.start = 0
         self.length = 0
@@ -178,7 +182,6 @@ class Tail:
 
     def _hold(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v, self._offset = k, v, 0
-        # where each head's entries begin in the store seen as `[H * capacity, D]`
         heads, capacity, _ = k.shape
         self._first = torch.arange(heads, dtype=torch.int32, device=k.device) * capacity
 
