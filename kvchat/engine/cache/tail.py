@@ -15,7 +15,7 @@ class Tail:
     """
 
     _first: (
-        Tensor  # where each head's entries begin in the store seen as `[H * capacity, D]`, `[H]`
+        Tensor  # where each head begins in the store seen as `[H * capacity, D]`
     )
 
     def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device):
