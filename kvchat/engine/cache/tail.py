@@ -14,9 +14,8 @@ class Tail:
     `start` is the position of the first of them, so live entry i belongs to token `start + i`.
     """
 
-    _first: (
-        Tensor  # where each head begins in the store seen as `[H * capacity, D]`
-    )
+    # where each head's entries begin in the store seen as `[H * capacity, D]`
+    _first: Tensor
 
     def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device):
         self.start = 0
