@@ -23,7 +23,7 @@ from rivals import Way
 from torch import Tensor
 
 from kvchat import __version__
-from kvchat.kernels import attention, gather, mass, merge, norm_rope, pq, reference
+from kvchat.kernels import attention, mass, merge, norm_rope, pq, reference
 from kvchat.kernels.entries import Entries
 
 FOLDER = Path(__file__).parent.parent / "docs" / "bench" / "cards"
@@ -121,9 +121,9 @@ def cells(device: torch.device, small: bool = False) -> list[Cell]:
     pool = random(heads, n, 2, dim)
     ids = torch.randint(n, (heads, n // 10), device=device, dtype=torch.int32).sort(1).values
     moved = 2 * ids.numel() * pool[0, 0].nbytes
-    add("", gather.gather_entries, pool, ids, moved=moved)
+    add("", merge.gather_entries, pool, ids, moved=moved)
     if device.type == "cuda":
-        add(", pinned host", gather.gather_entries, pool.cpu().pin_memory(), ids, moved=moved // 2)
+        add(", pinned host", merge.gather_entries, pool.cpu().pin_memory(), ids, moved=moved // 2)
     return made
 
 

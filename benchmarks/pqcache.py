@@ -24,8 +24,8 @@ from kvchat.engine.cache.tail import Tail
 from kvchat.engine.engine import DTYPES, Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights.checkpoint import random_weights
@@ -89,7 +89,7 @@ def decode(rows: int, dtype: torch.dtype, repeat: int, spec: str, plain: bool) -
         q = torch.randn(1, HEADS * GROUP, DIM).to(dtype)
         new = torch.randn(2, HEADS, 1, DIM).to(dtype)
         for name, layer in (("full", full), ("pqcache", few)):
-            layer.append(*new)
+            layer.tail.append(*new)
             begin, working = perf_counter(), process_time()
             layer.attend(q, SCALE)
             took, worked = perf_counter() - begin, process_time() - working

@@ -23,8 +23,8 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.session import Session

@@ -15,11 +15,11 @@ import torch
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
-from kvchat.engine.store.book import layers_of, load_book, save_book
-from kvchat.engine.store.identity import fingerprint, reading_parts
+from kvchat.engine.store import cached_document
+from kvchat.engine.store.identity import Identity, fingerprint
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.eval.case import Draw
@@ -49,13 +49,13 @@ def main() -> None:
             begin = perf_counter()
             drain(session.prefill(ids, method))
             read = perf_counter()
-            name = fingerprint(reading_parts(engine, folder, ids, method))
-            path, layers = Path(place) / name, layers_of(session.cache, len(ids))
+            name = fingerprint(Identity(engine, folder).parts(ids, method))
+            path, layers = Path(place) / name, cached_document.layers_of(session.cache, len(ids))
             assert layers is not None
-            save_book(path, engine, layers, ids, name, {})
+            cached_document.save(path, engine, layers, ids, name, {})
             saved = perf_counter()
-            name = fingerprint(reading_parts(engine, folder, ids, method))
-            cache = load_book(Path(place) / name, engine, ids, name)
+            name = fingerprint(Identity(engine, folder).parts(ids, method))
+            cache = cached_document.load(Path(place) / name, engine, ids, name)
             took["read"].append(read - begin)
             took["save"].append(saved - read)
             took["reopen"].append(perf_counter() - saved)

@@ -124,7 +124,7 @@ def measured(experiment: Experiment, number: int) -> float:
     from kvchat.engine.budget import Budget
     from kvchat.engine.engine import Engine
     from kvchat.engine.events import drain
-    from kvchat.engine.methods.spec import parse_method
+    from kvchat.engine.methods.build import parse_method
     from kvchat.engine.model.config import ModelConfig
     from kvchat.engine.session import Session
     from kvchat.engine.text.chat_template import Dialogue

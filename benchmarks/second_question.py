@@ -12,7 +12,7 @@ import torch
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import TurnDone, drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.session import Session

@@ -20,7 +20,7 @@ from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.machine import resources as machine
 

@@ -16,7 +16,7 @@ from kvchat.bench.measure import RESULTS, Note, Record, Test, cases_of, measure
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject, load
 from kvchat.bench.table import writer
-from kvchat.engine.methods.naming import method_options, name_of, spec_of
+from kvchat.engine.methods.specs import method_options, name_of, spec_of
 from kvchat.errors import EXIT_CODES, KvchatError, is_out_of_memory
 from kvchat.hub.find import CHECKOUT
 from kvchat.machine import resources as machine

@@ -9,7 +9,7 @@ import torch
 from kvchat import documents
 from kvchat.bench.settings import Settings
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
-from kvchat.engine.methods.naming import parse_spec
+from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.errors import KvchatError

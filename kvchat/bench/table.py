@@ -14,9 +14,7 @@ import torch
 from kvchat.bench.measure import Record, cases_of
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject
-from kvchat.engine.methods.base import Retrieves
-from kvchat.engine.methods.naming import spec_of
-from kvchat.engine.methods.stage import plain
+from kvchat.engine.methods.specs import spec_of
 from kvchat.machine import resources as machine
 from kvchat.terminal.text import clean, counted, size
 
@@ -194,7 +192,7 @@ def caveats(settings: Settings, subject: Subject) -> str:
     parts = [f"{CAVEATS}: {whose}."]
     parts.append(f"The tokens are those of {text}." if text else "The tokens are random.")
     parts.append("One warm-up before each test." if settings.warmup else "No warm-up.")
-    if any(isinstance(plain(test.method), Retrieves) for test in cases_of(settings)):
+    if any(test.method.retrieves for test in cases_of(settings)):
         parts.append("pqcache keeps every KV pair; its budget is what a decoded token attends to.")
     if (others := machine.others(engine.device)) > OTHERS:
         parts.append(f"OTHER PROCESSES use {size(others)} of the card.")

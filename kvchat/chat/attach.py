@@ -10,8 +10,8 @@ from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
 from kvchat.hub.find import longer_windows
 from kvchat.machine.loaded import workload
 from kvchat.machine.plan import make_plan

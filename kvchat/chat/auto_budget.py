@@ -2,10 +2,9 @@
 
 import re
 
-from kvchat.engine.methods.base import Method, Retrieves
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import name_of
-from kvchat.engine.methods.stage import plain
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.prefill.auto_budget import Kept
 from kvchat.errors import KvchatError
 from kvchat.settings.options import SAVED_CHAT, Options
@@ -29,7 +28,7 @@ def promised(options: Options, method: Method) -> float | None:
         "a budget of --method": any(map(INLINE.search, spec)),
         f"--select {options.select}": options.select in ("question", "instruction"),
         f"--keep-full {options.keep_full}": options.keep_full not in ("", "off"),
-        f"--method {name_of(method)}": isinstance(plain(method), Full | Retrieves),
+        f"--method {name_of(method)}": method.retrieves or isinstance(method, Full),
     }
     for other, given in others.items():
         if given and by_flag:
@@ -46,7 +45,7 @@ def promised(options: Options, method: Method) -> float | None:
 
 def tell(kept: Kept, screen: Screen) -> None:
     """Which budget keeps the promise, or that none does."""
-    budget, wanted = kept.method.budget, f"{100 * kept.promise:.3g} % may"
+    budget, wanted = kept.method.budget, f"{100 * kept.allowed:.3g} % may"
     if kept.loss is None:
         screen.warn(f"the document has no sentences to measure --auto-loss with: budget {budget}")
         return
@@ -54,4 +53,4 @@ def tell(kept: Kept, screen: Screen) -> None:
     if kept.holds:
         screen.say(f"budget {budget}: {held}, {wanted}")
     else:
-        screen.warn(f"no budget keeps the promise: at {budget} {held}, {wanted}")
+        screen.warn(f"no budget keeps what --auto-loss allows: at {budget} {held}, {wanted}")

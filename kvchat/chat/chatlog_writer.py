@@ -6,10 +6,9 @@ from typing import Any
 
 from kvchat.chat import chatlog as saved
 from kvchat.chat.chat import Chat
-from kvchat.engine.events import TurnDone
-from kvchat.engine.methods.naming import method_options, name_of
-from kvchat.engine.store.tokens import tokenizer_digest
-from kvchat.engine.turn import Turn
+from kvchat.engine.events import Turn, TurnDone
+from kvchat.engine.methods.specs import method_options, name_of
+from kvchat.engine.store import tokenizer_digest
 from kvchat.terminal.interrupt import shielded
 from kvchat.terminal.screen import Screen
 

@@ -13,14 +13,14 @@ from kvchat.chat.prefill import prefill_first, timed
 from kvchat.chat.prepare import Prepared
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.budget import Budget
+from kvchat.engine.compaction import folding
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading
-from kvchat.engine.fold import folding
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import name_of
-from kvchat.engine.methods.spec import parse_method, with_budget
+from kvchat.engine.methods.build import parse_method, with_budget
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of

@@ -12,8 +12,8 @@ from kvchat.chat.shortage import out_of_memory
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.errors import KvchatError
 from kvchat.machine import resources as machine

@@ -12,9 +12,9 @@ from kvchat.chat.prefill import Dropped, restore, run, timed
 from kvchat.chat.prepare import Prepared, restored
 from kvchat.chat.sources import open_document
 from kvchat.documents.document_ids import compose
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.session import Session
-from kvchat.engine.store.tokens import tokenizer_digest
+from kvchat.engine.store import tokenizer_digest
 from kvchat.errors import KvchatError
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.screen import Screen

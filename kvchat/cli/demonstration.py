@@ -14,8 +14,8 @@ from kvchat.chat.open import open_chat
 from kvchat.chat.prepare import prepare
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import TurnDone
-from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.window import AdaKV
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
 from kvchat.hub.find import CHECKOUT, PACKAGE

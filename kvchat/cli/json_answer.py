@@ -6,7 +6,7 @@ from typing import Any
 from kvchat import __version__
 from kvchat.chat.chat import Chat
 from kvchat.engine.events import TurnDone
-from kvchat.engine.methods.naming import method_options, name_of
+from kvchat.engine.methods.specs import method_options, name_of
 from kvchat.machine import resources as machine
 from kvchat.settings.options import INSTRUCTION
 

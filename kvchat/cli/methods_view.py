@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.naming import load, method_name, options, presets
+from kvchat.engine.methods.specs import load, method_name, options, presets
 
 
 def methods(
@@ -37,7 +37,7 @@ def details(name: str) -> Iterator[str]:
     key = method_name(name)
     yield from _entry(key)
     yield ""
-    for line in (load(METHODS[key].path).__doc__ or "").strip().splitlines():
+    for line in (load(key).__doc__ or "").strip().splitlines():
         yield line.strip()
     if options(key):
         yield ""

@@ -12,7 +12,7 @@ from rich.text import Text
 from kvchat.cli.flags import takes
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import DEFAULT
-from kvchat.engine.methods.naming import Spec, parse_spec
+from kvchat.engine.methods.specs import Spec, parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.engine.weights.bits import computes_in, require_shapes, weights_bytes

@@ -25,7 +25,7 @@ class Geometry:
     """What a budget is shared out over: the entries of a document and the bytes of storing one.
 
     `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model; entries are
-    stored in `bits` bits, or as the model has them.
+    stored in `bits` bits, 16 for as the model has them.
     """
 
     tokens: int
@@ -33,7 +33,7 @@ class Geometry:
     layers: int
     dim: int
     itemsize: int
-    bits: int | None = None
+    bits: int = 16
 
     @property
     def full(self) -> int:
@@ -52,7 +52,7 @@ class Geometry:
         Quantized: the codes, and a 16-bit scale and zero for every `GROUP` entries of a key's
         channel and for every group of a value's channels.
         """
-        if self.bits is None:
+        if self.bits == 16:
             return self.plain_bytes
         scales = self.dim / GROUP + self.dim / gcd(self.dim, GROUP)
         return 2 * self.dim * self.bits / 8 + 4 * scales + 4
@@ -66,7 +66,7 @@ class Geometry:
         own.
         """
         beside = 4 * (self.heads + 1) + 8 * self.heads
-        if self.bits is None:
+        if self.bits == 16:
             return beside
         more = ceil((GROUP - 1) * self.heads * (self.plain_bytes - self.entry_bytes))
         return beside + more + 4 * (self.heads + 1)

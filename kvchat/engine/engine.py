@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvchat.engine import fold as folding
-from kvchat.engine import selection
+from kvchat.engine import compaction, selection
 from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
@@ -18,9 +17,9 @@ from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
-from kvchat.engine.prefill import prefill as reading
+from kvchat.engine.prefill import prefill
 from kvchat.engine.prefill.archive_writer import Archiving
-from kvchat.engine.prefill.prefill import Compression, Reading
+from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.sizes import CHUNKS
 from kvchat.engine.sizes import DTYPES as NAMES
@@ -100,11 +99,11 @@ class Engine:
         probes: Sequence[Sequence[int]] = (),
         replays: Sequence[Replay] = (),
         archiving: Archiving | None = None,
-    ) -> Generator[Progress | Smaller, None, Reading]:
+    ) -> Generator[Progress | Smaller, None, Prefill]:
         """Read `ids` once into one cache per compression; see `prefill.prefill`."""
         assert ids, "an empty document has nothing to read"
         return (
-            yield from reading.prefill(
+            yield from prefill.prefill(
                 self.model, ids, compressions, self.backend, self.chunk, probes, replays, archiving
             )
         )
@@ -114,7 +113,7 @@ class Engine:
         self, cache: KVCache, ids: Sequence[int]
     ) -> Generator[Progress | Smaller, None, Tensor]:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
-        x = yield from reading.extend(self.model, cache, ids, self.chunk)
+        x = yield from prefill.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]
 
     @torch.inference_mode()
@@ -132,7 +131,7 @@ class Engine:
 
     @torch.inference_mode()
     def chosen(self, archives: Sequence[Archive], method: Method) -> KVCache | None:
-        """The cache of a document whose archives are there, as a reading would have left it.
+        """The cache of a document whose archives are there, as a prefill would have left it.
 
         None if they do not hold what the method wants to be shown.
         """
@@ -151,8 +150,8 @@ class Engine:
 
     @torch.inference_mode()
     def fold(self, cache: KVCache, method: Method, since: int, end: int) -> None:
-        """Compress the entries between positions `since` and `end`; see `fold.fold`."""
-        folding.fold(self.model, cache, method, since, end)
+        """Compress the entries between positions `since` and `end`; see `compaction.fold`."""
+        compaction.fold(self.model, cache, method, since, end)
 
     @torch.inference_mode()
     def score(self, cache: KVCache, ids: Sequence[int], written: int = 0) -> Tensor:
@@ -165,7 +164,7 @@ class Engine:
         singly = written if any(layer.sliding for layer in cache.layers) else 0
         together = len(ids) - singly
         parts = [ids[:together], *([i] for i in ids[together:])]
-        entries = [reading.extend(self.model, cache, part, self.chunk) for part in parts if part]
+        entries = [prefill.extend(self.model, cache, part, self.chunk) for part in parts if part]
         x = torch.cat([drain(entry) for entry in entries])
         cache.truncate(before)
         return self.model.logits(x)

@@ -1,5 +1,4 @@
-"""What happens while the engine works, as plain numbers and text: one stream for the REPL, JSON,
-tests and bench."""
+"""What happens while the engine works: one stream of numbers and text for all who show it."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Progress:
-    """A reading: `done` and `total` count tokens times layers; KV bytes kept so far."""
+    """A prefill: `done` and `total` count tokens times layers; KV bytes kept so far."""
 
     layer: int
     layers: int
@@ -30,7 +29,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Restored:
-    """A document that was read before was mapped in `seconds`, with so many KV bytes."""
+    """A document that was cached was mapped in `seconds`, with so many KV bytes."""
 
     tokens: int
     layers: int
@@ -40,7 +39,7 @@ class Restored:
 
 @dataclass(frozen=True)
 class Smaller:
-    """Memory ran out at a chunk of a reading: it goes on with chunks of `chunk` tokens."""
+    """Memory ran out at a chunk of a prefill: it goes on with chunks of `chunk` tokens."""
 
     chunk: int
 
@@ -74,6 +73,27 @@ class TurnDone:
         if self.completion_tokens < 2 or self.decode_seconds <= 0:
             return 0.0
         return (self.completion_tokens - 1) / self.decode_seconds
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer, with their tokens.
+
+    `ids` is what the turn put into the cache; the first `asked` of them end where the answer
+    begins. `pending` is the last sampled token, which the next turn feeds.
+    """
+
+    question: str
+    answer: str
+    finish_reason: str
+    ids: tuple[int, ...] = ()
+    asked: int = 0
+    pending: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The answer's tokens."""
+        return (*self.ids[self.asked :], *self.pending)
 
 
 def drain(events: Generator[E, None, R], show: Callable[[E], object] = lambda event: None) -> R:

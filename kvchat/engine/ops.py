@@ -16,39 +16,8 @@ from torch import Tensor
 
 from kvchat.engine.sizes import MASS_VALUES
 from kvchat.kernels import reference
-from kvchat.kernels.reference import (
-    dequantize,
-    pack,
-    pq_decode,
-    pq_table,
-    pq_worth,
-    quantize,
-    unpack,
-)
 
 SCORED = 4096  # entries that are scored at a time on the CPU
-
-__all__ = [
-    "add_rms_norm",
-    "column_mass",
-    "combine",
-    "dequantize",
-    "gather_entries",
-    "merge_entries",
-    "pack",
-    "pq_assign",
-    "pq_decode",
-    "pq_score",
-    "pq_select",
-    "pq_table",
-    "pq_worth",
-    "quantize",
-    "rms_norm",
-    "rope",
-    "swiglu",
-    "unpack",
-    "window_mass",
-]
 
 MAX_DIM = 256  # head size that the kernels of masses take
 P = ParamSpec("P")
@@ -94,6 +63,11 @@ def _on_card(
     return decorated
 
 
+# no kernels: attention reads packed entries by itself, and the others are small
+dequantize, quantize = reference.dequantize, reference.quantize
+pack, unpack = reference.pack, reference.unpack
+pq_table, pq_worth = reference.pq_table, reference.pq_worth
+
 merge_entries = _on_card("merge")(reference.merge_entries)
 rope = _on_card("norm_rope")(reference.rope)
 swiglu = _on_card("norm_rope")(reference.swiglu)
@@ -113,11 +87,9 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return joined, torch.logaddexp(lse, other_lse)
 
 
-def _reachable(pool: Tensor, ids: Tensor) -> Tensor | None:
-    return ids if pool.device == ids.device or pool.is_pinned() else None
-
-
-@_on_card("gather", _reachable)
+@_on_card(
+    "gather", lambda pool, ids: ids if ids.device == pool.device or pool.is_pinned() else None
+)
 def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
     """Entries `ids [H, k]` of `pool [H, capacity, ...]`, where `ids` are; see the reference.
 
@@ -145,9 +117,7 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[
 
 @_on_card("pq")
 def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
-    """Codes `[H, N, m]` of `x [H, N, D]`; entries are taken in slices, so the workspace is
-    bounded.
-    """
+    """Codes `[H, N, m]` of `x [H, N, D]`, in slices, so that the workspace is bounded."""
     step = max(1, MASS_VALUES // centroids[..., 0].numel())
     return torch.cat([reference.pq_assign(part, centroids) for part in x.split(step, dim=1)], dim=1)
 

@@ -12,9 +12,9 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.base import Method, Retrieves
+from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.archive_writer import holds, shown
 from kvchat.engine.prefill.global_budget import Pool
@@ -29,7 +29,7 @@ def can_choose(cache: KVCache, method: Method) -> bool:
         return False
     tokens = layer.archive.keys.shape[1]
     covers = not layer.segments or layer.segments[0].span == (0, tokens)
-    if isinstance(method, Retrieves) and len(layer.segments) > 1:
+    if method.retrieves and len(layer.segments) > 1:
         return False  # its window would stand behind compressed turns
     return covers and holds(layer.archive.observed, method.needs, tokens)
 
@@ -42,7 +42,7 @@ def is_asked(method: Method) -> bool:
 class Selection:
     """What a method keeps of an archived document: taken layer by layer, applied at the end."""
 
-    def __init__(self, model: CausalLM, cache: KVCache, method: Method):
+    def __init__(self, model: Decoder, cache: KVCache, method: Method):
         assert can_choose(cache, method), "an archive has what the method needs"
         self.cache, self.method = cache, method
         self.seconds = 0.0  # that compressing took
@@ -85,7 +85,7 @@ class Selection:
             layer.settle(self.cache.position)
 
 
-def choose(model: CausalLM, cache: KVCache, method: Method) -> float:
+def choose(model: Decoder, cache: KVCache, method: Method) -> float:
     """Choose again as at the prefill, with another method or budget. Returns the seconds it took.
 
     The conversation's entries stay as they are.
@@ -98,7 +98,7 @@ def choose(model: CausalLM, cache: KVCache, method: Method) -> float:
 
 
 def extend_choosing(
-    model: CausalLM, cache: KVCache, ids: Sequence[int], chunk: int, method: Method
+    model: Decoder, cache: KVCache, ids: Sequence[int], chunk: int, method: Method
 ) -> Generator[Progress | Smaller, None, tuple[Tensor, float]]:
     """Append a question's `ids`, which attend to all entries of the document; then keep what their
     queries want.

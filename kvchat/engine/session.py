@@ -9,23 +9,22 @@ from time import perf_counter
 from torch import Tensor
 
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import Memory
+from kvchat.engine.compaction import folding, watch
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Delta, Progress, Smaller, TurnDone, drain
-from kvchat.engine.fold import folding, watch
-from kvchat.engine.methods.base import Method, Retrieves
+from kvchat.engine.events import Delta, Progress, Smaller, Turn, TurnDone, drain
+from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Kind
 from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.prefill.observation import Observation
-from kvchat.engine.prefill.prefill import Compression, Reading
-from kvchat.engine.prefill.replay_texts import tellings
+from kvchat.engine.prefill.prefill import Compression, Prefill
+from kvchat.engine.prefill.replay_texts import replays_of
 from kvchat.engine.selection import can_choose, is_asked
 from kvchat.engine.sizes import MAX_TOKENS, reserve_of
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
 from kvchat.engine.text.tokenizer import TextStream
-from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 
 Work = Generator[Progress | Smaller, None, None]
@@ -90,7 +89,7 @@ class Session:
         compressions: Sequence[Compression],
         questions: Sequence[str] = (),
         archiving: Archiving | None = None,
-    ) -> Generator[Progress | Smaller, None, Reading]:
+    ) -> Generator[Progress | Smaller, None, Prefill]:
         """Prefill a document once into one cache per compression; `questions` are its probes.
 
         `archiving` is given all entries, and the caches get what it makes of them. The session
@@ -100,7 +99,7 @@ class Session:
         require_fit(len(ids), self.limit)
         probes = [self.dialogue.first(question) for question in questions]
         kinds = frozenset[Kind]().union(*(c.method.needs.kinds for c in compressions))
-        replays = tellings(self.dialogue, ids, kinds)
+        replays = replays_of(self.dialogue, ids, kinds)
         with archiving or nullcontext():
             work = self.engine.prefill(ids, compressions, probes, replays, archiving)
             return (yield from work)
@@ -194,7 +193,7 @@ class Session:
 
     def require_window(self, method: Method) -> None:
         """Raise KvchatError("usage") where compressed turns would slide into the document."""
-        if self.tail_budget and isinstance(method, Retrieves):
+        if self.tail_budget and method.retrieves:
             folding(method, self.tail_budget)
 
     # The turns

@@ -10,9 +10,8 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import name_of, spec_of
-from kvchat.engine.methods.spec import options
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of, options, spec_of
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.session import Session
 from kvchat.eval.case import LONGEST, Case, Question

@@ -13,8 +13,8 @@ import torch
 from kvchat import __version__, process
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
@@ -105,7 +105,7 @@ def cells_of(settings: Settings) -> list[Cell]:
         for spec in settings.methods
         for budget in settings.budgets
     ]
-    known = {(cell.name, cell.seen): cell for cell in cells if not isinstance(cell.method, Full)}
+    known = {(cell.name, cell.seen): cell for cell in cells if cell.method != Full()}
     return list(known.values())
 
 

@@ -50,9 +50,7 @@ def _fold(
     MASKED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """Fold entries `lo` to `hi` of a head into the running softmax; query m sees entries to
-    `last[m]`.
-    """
+    """Entries `lo` to `hi` of a head join the running softmax; query m sees those to `last[m]`."""
     for a in range(lo, hi, BLOCK_N):
         entry = a + tl.arange(0, BLOCK_N)
         live = entry < stop

@@ -145,9 +145,7 @@ def _select(worth, out, entries, count, BLOCK: tl.constexpr):
 
 
 def pq_select(worth: Tensor, count: int) -> Tensor:
-    """See the reference: the `count` best entries of `worth [H, N]`, `[H, count]` int32,
-    ascending.
-    """
+    """See the reference: the `count` best of `worth [H, N]`, `[H, count]` int32, ascending."""
     heads, entries = worth.shape
     assert worth.dtype == torch.float32, worth.dtype
     count = min(count, entries)

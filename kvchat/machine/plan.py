@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from kvchat.engine.budget import Geometry
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.naming import Spec, parse_spec, spec_of
 from kvchat.engine.methods.needs import Chosen
 from kvchat.engine.methods.options import ASK
+from kvchat.engine.methods.specs import Spec, parse_spec, spec_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (
     ASKED,
@@ -54,13 +54,13 @@ class Workload:
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits, or as they are. `replayed` tokens are fed again for each
-    of the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
+    Kept entries are stored in `bits` bits (16: plain). `replayed` tokens are replayed for each of
+    the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
     their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
     what a decoded token attends to.
     """
 
-    bits: int | None = None
+    bits: int = 16
     replayed: float = 0.0
     step: int = 0
     pool: bool = False
@@ -75,12 +75,13 @@ def planned(method: Chosen) -> Spec:
 def cost_of(spec: Spec) -> Cost:
     """What a method costs beside its budget."""
     entry, values = METHODS[spec.name], spec.values
+    bits = values.get("bits", 16)
     code = (values["m"], values["code_bits"]) if entry.retrieves else None
     if not entry.told:
-        return Cost(spec.bits, pool=entry.pools, code=code)
+        return Cost(bits, pool=entry.pools, code=code)
     asks, chunk = values["tell"] == ASK, values["chunk"]
     replayed, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
-    return Cost(spec.bits, replayed, step, entry.pools, code)
+    return Cost(bits, replayed, step, entry.pools, code)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ from kvchat.documents.document_ids import Book
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
-from kvchat.engine.methods.base import Method, Retrieves
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import spec_of
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import spec_of
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.session import Session
 from kvchat.engine.store import Refused, header
 from kvchat.engine.store.archive import OnDisk, load_archives
-from kvchat.engine.store.book import layers_of, load_book, save_book
+from kvchat.engine.store.cached_document import layers_of, load
+from kvchat.engine.store.cached_document import save as save_document
 from kvchat.engine.store.identity import Identity, Parts, fingerprint
 from kvchat.engine.store.tensors import Stopped
 from kvchat.errors import KvchatError
@@ -126,10 +127,10 @@ class PromptCache:
         except OSError:  # the model's folder is gone since it was loaded
             return None
 
-        def load(path: Path, name: str, dated: Book) -> KVCache:
-            return load_book(path, self._engine, dated.ids, name)
+        def mapped(path: Path, name: str, dated: Book) -> KVCache:
+            return load(path, self._engine, dated.ids, name)
 
-        opened = self._opened(parts, book, load)
+        opened = self._opened(parts, book, mapped)
         if self._copies(method) == "disk":
             opened = self._with_archives(book, method, opened)
         if opened is None:
@@ -190,7 +191,7 @@ class PromptCache:
             parts = self._parts(book, method, questions)
             path = files.place(self._root, fingerprint(parts))
             files.require_space(self._root, held)
-            save_book(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)
+            save_document(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)
             archive = files.place(self._root, fingerprint(self._parts(book)))
             files.prune(self._root, files.CAP, keep=(path, archive))
             return f"cached for the next time: {size(path.stat().st_size)} (kvchat cache list)"
@@ -263,7 +264,7 @@ class PromptCache:
 
     def _copies(self, method: Method) -> str:
         """Where all entries stay with a method: one that keeps them needs no copy."""
-        return "off" if isinstance(method, Full | Retrieves) else self.full_copy
+        return "off" if method.retrieves or method == Full() else self.full_copy
 
     def _about(self, book: Book) -> dict[str, Any]:
         """What a file notes for the person."""

@@ -7,11 +7,10 @@ from itertools import zip_longest
 from kvchat.chat.chat import Chat
 from kvchat.chat.prefill import Dropped, agreed, require_room
 from kvchat.chat.prefill import run as watched
-from kvchat.engine.events import drain
+from kvchat.engine.events import Turn, drain
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.session import Session
-from kvchat.engine.turn import Turn
 from kvchat.errors import KvchatError
 from kvchat.repl.turn import ask
 from kvchat.terminal.screen import Screen

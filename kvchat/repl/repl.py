@@ -10,7 +10,7 @@ from kvchat import process
 from kvchat.chat.prepare import Prepared
 from kvchat.chat.resume import open_or_resume
 from kvchat.chat.shortage import out_of_memory
-from kvchat.engine.methods.naming import name_of
+from kvchat.engine.methods.specs import name_of
 from kvchat.errors import KvchatError
 from kvchat.repl import commands, memory
 from kvchat.repl.completion import SlashCompleter

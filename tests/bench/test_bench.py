@@ -19,8 +19,8 @@ from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject
 from kvchat.bench.table import Table, figures, speed
 from kvchat.engine.events import Smaller
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.methods.simple import Full
 from kvchat.errors import KvchatError
 from kvchat.machine import dummy
 from kvchat.terminal.screen import Screen

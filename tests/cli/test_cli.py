@@ -13,7 +13,7 @@ import pytest
 
 from kvchat import __version__
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.spec import options
+from kvchat.engine.methods.specs import options
 from tests.support import program
 from tests.support.forked import kvchat
 from tests.support.program import SAMPLE

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from tests.engine import tiny
 
 DOCUMENT = tiny.random_ids(120)

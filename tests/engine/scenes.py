@@ -12,15 +12,15 @@ from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method, Moments, Prefilled
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
-from kvchat.engine.methods.spec import method_class
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import load
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
 from tests.engine.tiny import torch_backend
 
-EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
+EVICTING = [n for n in METHODS if issubclass(load(n), Eviction)]
 """Methods that keep entries as they are, or drop them."""
 RETRIEVING = [n for n, entry in METHODS.items() if entry.retrieves]
 """Methods that keep every entry, where each written token chooses what it reads."""
@@ -72,7 +72,7 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
             covariance @ covariance.transpose(1, 2),
         ),
         told={
-            Telling(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
+            ReplayScore(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
             for tell, chunk in ((REPEAT, 512), (ASK, 2048))
             for weigh in WEIGHINGS
         },

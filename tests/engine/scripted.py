@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Delta, TurnDone, drain
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer

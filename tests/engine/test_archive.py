@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from kvchat.engine.budget import Budget
-from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import Memory
 from kvchat.engine.events import Delta, Smaller, drain
 from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill import prefill
 from kvchat.engine.prefill.archive_writer import OBSERVED, InMemory
 from kvchat.engine.prefill.prefill import Compression

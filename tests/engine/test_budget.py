@@ -8,8 +8,8 @@ import pytest
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
 from kvchat.engine.methods import DEFAULT, METHODS
-from kvchat.engine.methods.naming import load, method_options, name_of, parse_spec, spec_of
-from kvchat.engine.methods.spec import bits_of, options, parse_method, switched
+from kvchat.engine.methods.build import parse_method, switched
+from kvchat.engine.methods.specs import load, method_options, name_of, options, parse_spec, spec_of
 from kvchat.errors import KvchatError
 
 
@@ -90,7 +90,7 @@ def test_a_spec_sets_options_of_their_types():
     assert method.budget == Budget(fraction=0.2)
     assert method_options(method) == {
         "window": 16, "kernel": 5, "pool": "avg", "sinks": 4, "floor": 0.3, "rule": "floor",
-        "score_by": "mass",
+        "score_by": "mass", "bits": 16,
     }  # fmt: skip
 
 
@@ -136,17 +136,17 @@ def test_a_wrong_spec_says_what_and_proposes(spec, said, proposed):
 def test_options_are_declared_where_no_torch_is_needed(name):
     """The class takes its options from the declaration; each says what it does."""
     entry = METHODS[name]
-    assert entry.options and issubclass(load(entry.path), entry.options)
-    assert [f.name for f in fields(load(entry.path))] == list(options(name))
+    assert entry.options and issubclass(load(name), entry.options)
+    assert {f.name for f in fields(load(name))} == options(name).keys()
     assert all(option.help for option in options(name).values())
-    code = f"import sys; from kvchat.engine.methods.naming import *; parse_spec({name!r})"
+    code = f"import sys; from kvchat.engine.methods.specs import *; parse_spec({name!r})"
     code += "; assert 'torch' not in sys.modules"
     assert name != "adakv" or subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_spec_has_every_option_and_says_which_were_given():
     spec = parse_spec("adakv@paper:window=16,bits=4", Budget(fraction=0.5), ["kernel=3"])
-    assert (spec.name, spec.bits, spec.budget) == ("adakv", 4, Budget(fraction=0.5))
+    assert (spec.name, spec.values["bits"], spec.budget) == ("adakv", 4, Budget(fraction=0.5))
     assert spec.given == {"window", "bits", "kernel"}
     assert spec.values["rule"] == "mix" and spec.values["floor"] == 0.2
     assert parse_spec("full").budget == Budget(fraction=1.0)
@@ -176,8 +176,8 @@ def test_a_method_in_the_place_of_another_keeps_bits_and_options():
     after = switched("snapkv", before, ["kernel=5"], given)
     assert spec_of(after) == "snapkv:window=16,kernel=5,bits=4"
     assert after.budget == before.budget
-    assert bits_of(switched("snapkv:bits=16,window=8", before, (), given)) is None
-    assert switched("snapkv:window=8,budget=64", before, (), given).method.window == 8
-    assert bits_of(switched("pqcache", before, (), given)) is None, "it keeps entries as they are"
+    assert switched("snapkv:bits=16,window=8", before, (), given).bits == 16
+    assert switched("snapkv:window=8,budget=64", before, (), given).window == 8
+    assert switched("pqcache", before, (), given).bits == 16, "it keeps entries as they are"
     full = parse_method("full")
     assert switched("kvzip", full).budget == DEFAULT_BUDGET, "full has no budget to keep"

@@ -5,8 +5,7 @@ import torch
 
 from kvchat.engine.cache import SEGMENTS
 from kvchat.engine.cache.layer import LayerCache
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.cache.segment import FlatSegment, Memory
 from kvchat.engine.cache.tail import Tail
 from tests.engine.scenes import freeze
 from tests.engine.tiny import torch_backend
@@ -50,14 +49,14 @@ def test_segments_pack_heads_one_after_another():
 
 def test_decoding_changes_no_entry_of_a_segment_and_one_column_of_the_tail():
     layer = LayerCache(Tail(3, DIM, torch.float32, CPU), torch_backend())
-    layer.append(numbered(3, 6), numbered(3, 6))
+    layer.tail.append(numbered(3, 6), numbered(3, 6))
     kept = mask(3, 6, [[0, 1, 2, 4, 5], [0, 4, 5], [1, 3, 4, 5]])
     freeze(layer, 6, kept)
-    layer.append(numbered(3, 2), numbered(3, 2))
+    layer.tail.append(numbered(3, 2), numbered(3, 2))
     segment = layer.segments[0]
     before = {name: t.clone() for name, t in segment.tensors().items()}
     store, k = layer.tail.k, layer.tail.k.clone()
-    layer.append(torch.full((3, 1, DIM), 5.0), torch.full((3, 1, DIM), 6.0))
+    layer.tail.append(torch.full((3, 1, DIM), 5.0), torch.full((3, 1, DIM), 6.0))
     assert layer.tail.k is store, "nothing is copied"
     assert all(torch.equal(t, before[name]) for name, t in segment.tensors().items())
     assert torch.equal(layer.tail.k[:, :2], k[:, :2])
@@ -118,7 +117,7 @@ def test_reserve_is_exact_and_never_shrinks():
 
 def test_freezing_gives_the_memory_back():
     layer = LayerCache(Tail(2, DIM, torch.float32, CPU), torch_backend())
-    layer.append(numbered(2, 60), numbered(2, 60))
+    layer.tail.append(numbered(2, 60), numbered(2, 60))
     kept = mask(2, 50, [[0, 1], [3]])
     freeze(layer, 50, kept)
     assert (layer.tail.start, layer.tail.length, layer.tail.capacity) == (50, 10, 10)

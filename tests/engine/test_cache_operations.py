@@ -59,7 +59,7 @@ def test_random_operations_agree_with_lists_of_entries(seed):
             k = torch.randn(HEADS, count, DIM, generator=generator)
             tokens = range(seen, seen + count)
             v = torch.stack([torch.stack([value_of(h, t) for t in tokens]) for h in range(HEADS)])
-            layer.append(k, v)
+            layer.tail.append(k, v)
             for h in range(HEADS):
                 model.tail[h] += list(zip(k[h], v[h], strict=True))
             seen += count
@@ -83,7 +83,7 @@ def test_random_operations_agree_with_lists_of_entries(seed):
             q = torch.randn(1, HEADS * GROUP, DIM, generator=generator)
             length = torch.full((HEADS,), live + count, dtype=torch.int32)
             want, want_lse = attention(q, model.parts(), 0.25)
-            for o, lse in (layer.attend(q, 0.25), layer.attend_ahead(q, 0.25, length)):
+            for o, lse in (layer.attend(q, 0.25), layer.attend(q, 0.25, length)):
                 assert_close("o", o, want, 1e-5)
                 assert_lse_close("lse", lse, want_lse, 1e-5)
         elif what == "freeze":
@@ -113,7 +113,7 @@ def test_preallocated_entries_of_the_tail_are_never_read():
     k, v = torch.randn(2, HEADS, 12, DIM, generator=generator).unbind()
     q = torch.randn(5, HEADS * GROUP, DIM, generator=generator)
     layer = new_layer()
-    layer.append(k, v)
+    layer.tail.append(k, v)
     want, _ = layer.attend(q, 0.25)
     assert layer.tail.capacity > 12
     layer.tail.k[:, 12:] = float("nan")
@@ -125,7 +125,7 @@ def test_a_cache_counts_tokens_seen_and_truncates_its_tail_only():
     cache = KVCache.empty(2, HEADS, DIM, torch.float32, CPU, torch_backend())
     entries = torch.randn(HEADS, 10, DIM, generator=torch.Generator().manual_seed(0))
     for layer in cache.layers:
-        layer.append(entries, entries)
+        layer.tail.append(entries, entries)
         kept = torch.zeros(HEADS, 6, dtype=torch.bool)
         kept[:, 0] = True
         freeze(layer, 6, kept)
@@ -144,7 +144,7 @@ def test_sums_over_parts_in_bf16_are_as_good_as_plain_torch_in_bf16():
     generator = torch.Generator().manual_seed(0)
     layer = LayerCache(Tail(HEADS, DIM, torch.bfloat16, CPU), torch_backend())
     k, v = torch.randn(2, HEADS, 120, DIM, generator=generator).bfloat16().unbind()
-    layer.append(k, v)
+    layer.tail.append(k, v)
     kept = torch.rand(2, HEADS, 50, generator=generator) < torch.tensor([0.2, 0.7])[:, None]
     for part in kept:
         freeze(layer, 50, part)

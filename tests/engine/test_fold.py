@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from kvchat.engine.budget import Budget
+from kvchat.engine.compaction import fold, folding, watch
 from kvchat.engine.events import drain
-from kvchat.engine.fold import fold, folding, watch
-from kvchat.engine.methods.cam import CaM, spill
-from kvchat.engine.methods.simple import H2O
-from kvchat.engine.methods.spec import options, parse_method
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.methods.simple import H2O, CaM, spill
+from kvchat.engine.methods.specs import options
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer

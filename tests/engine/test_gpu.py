@@ -10,7 +10,7 @@ from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights import lowbit

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.kvmerger import (
     KVMerger,
     best_links,
@@ -16,7 +17,6 @@ from kvchat.engine.methods.kvmerger import (
     similarity,
 )
 from kvchat.engine.methods.options import VALUES
-from kvchat.engine.methods.spec import parse_method
 from kvchat.errors import KvchatError
 from kvchat.kernels.reference import dense_attention
 from tests.engine.scenes import kept_tokens, prefilled, random_scene

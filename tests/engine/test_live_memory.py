@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import empty_decoder
-from kvchat.engine.model.llama import Llama
+from kvchat.engine.model.families import Llama
 from kvchat.engine.prefill.prefill import Compression
 from tests.engine.tiny import SHAPE, load_engine, random_ids
 

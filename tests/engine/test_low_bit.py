@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.store.identity import computation
 from kvchat.engine.weights import lowbit

@@ -9,7 +9,7 @@ import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import budgets, scores
-from kvchat.engine.methods.adakv import AdaKV, SnapKV
+from kvchat.engine.methods.window import AdaKV, SnapKV
 from tests.engine.scenes import kept_tokens, oracle_scene
 from tests.support.closeness import assert_close
 

@@ -7,8 +7,8 @@ import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS, budgets, scores
-from kvchat.engine.methods.adakv import AdaKV, SnapKV
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.methods.window import AdaKV, SnapKV
 from kvchat.errors import KvchatError
 from tests.engine.scenes import (
     EVICTING,

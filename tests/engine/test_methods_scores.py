@@ -9,14 +9,12 @@ import torch
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.events import drain
 from kvchat.engine.methods import budgets, scores
-from kvchat.engine.methods.adakv import PyramidKV, SnapKV
 from kvchat.engine.methods.base import Moments
-from kvchat.engine.methods.criticalkv import Critical
-from kvchat.engine.methods.defensivekv import DefensiveKV
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.expected_attention import ExpectedAttention
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.simple import H2O, TOVA, Knorm
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.window import Critical, DefensiveKV, PyramidKV, SnapKV
 from kvchat.engine.prefill.prefill import Compression
 from tests.engine.scenes import Recorder, kept_tokens, oracle_scene, prefilled, random_scene
 from tests.engine.tiny import load_engine, load_oracle, random_ids

@@ -5,8 +5,9 @@ import torch
 
 from kvchat.engine import ops
 from kvchat.engine.cache.cells import PENDING, Cells
-from kvchat.engine.cache.memory import Memory
 from kvchat.engine.cache.pq import PQSegment, Reads
+from kvchat.engine.cache.segment import Memory
+from kvchat.kernels import reference
 from tests.engine.tiny import torch_backend
 from tests.kernels.naive import attention
 from tests.kernels.test_pq import CENTROIDS, KEYS, QUERIES
@@ -58,7 +59,7 @@ def test_one_query_attends_to_sinks_and_to_what_its_codes_rank_first(subspaces, 
     assert (segment.cells is not None) == (size**subspaces <= 4096)
     o, lse = segment.attend(q, 0.25, torch_backend())
     scores = torch.einsum(
-        "hgd,hnd->hgn", q.view(2, 3, 16), ops.pq_decode(segment.codes, segment.centroids)
+        "hgd,hnd->hgn", q.view(2, 3, 16), reference.pq_decode(segment.codes, segment.centroids)
     )
     worth = torch.softmax(scores / 4, dim=-1).sum(dim=1)
     chosen = [[0, 1, 2, 3, *(4 + entry for entry in ops.pq_select(w[None], 40)[0])] for w in worth]

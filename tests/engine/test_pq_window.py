@@ -56,7 +56,7 @@ def numbered(entries, reads, layers=1):
 def step(cache, tokens):
     """Feed tokens as `prefill.extend` does."""
     for layer in cache.layers:
-        layer.append(key_of(tokens), -key_of(tokens))
+        layer.tail.append(key_of(tokens), -key_of(tokens))
         layer.attend(torch.ones(len(tokens), 4, 4), 0.01)
     cache.advance(len(tokens))
 
@@ -116,7 +116,7 @@ def test_a_tail_of_entries_that_slid_is_the_tail_of_what_is_left():
     tail.prepend(entries[:, 40:50], entries[:, 40:50])
     assert tail.start == 40 and torch.equal(tail.values, entries[:, 40:])
     layer = LayerCache(Tail(2, 8, torch.float32, CPU), torch_backend())
-    layer.append(entries[:, 40:], entries[:, 40:])
+    layer.tail.append(entries[:, 40:], entries[:, 40:])
     got, want = tail.attend(q, 0.3, torch_backend()), layer.attend(q, 0.3)
     assert_close("o", got[0], want[0], 1e-6)
     tail.slide(7)

@@ -7,12 +7,13 @@ from kvchat.engine import ops
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.events import drain
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.pqcache import PQCache, means, train
-from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose
 from kvchat.errors import KvchatError
+from kvchat.kernels import reference
 from tests.engine.scenes import random_scene
 from tests.engine.tiny import load_engine, random_ids, read
 from tests.support.closeness import assert_close, relative_rms
@@ -37,11 +38,18 @@ def test_what_is_read_is_the_budget():
             method = parse_method("pqcache", Budget.parse(budget))
             wanted = method.budget.entries(geometry) // 2 * 2
             assert method.entries(geometry) == [2 * tokens] * 4
-            assert method.reads(geometry) == [wanted] * 4
-    quality = parse_method("pqcache@quality", Budget(fraction=0.1))
-    assert quality.reads(geometry) == [60000, 60000, 6000, 6000]
-    short = Geometry(1000, heads=2, layers=2, dim=16, itemsize=4)
-    assert parse_method("pqcache").reads(short) == [2000, 2000], "too little to choose from"
+            reads = method.shares(geometry)
+            assert 2 * (reads.sinks + reads.window + reads.count) == wanted
+
+
+@pytest.mark.parametrize(
+    "spec, kinds",
+    [(f"{SPEC},dense_layers=1", {"flat", "pq"}), ("pqcache", {"flat"}), (SPEC, {"pq"})],
+)
+def test_first_layers_and_short_documents_are_read_in_full(engine, spec, kinds):
+    cache, _ = read(engine, random_ids(300, seed=1), parse_method(spec, Budget(fraction=0.25)))
+    found = [segment.kind for segment in cache.segments()]
+    assert set(found) == kinds and found == sorted(found)
 
 
 def test_options_that_cannot_be():
@@ -183,7 +191,7 @@ def test_an_interrupted_extension_leaves_the_window_as_it_was(engine):
 
 def squared_error(keys: torch.Tensor, centroids: torch.Tensor) -> float:
     """The mean squared distance of keys from what their codes stand for."""
-    decoded = ops.pq_decode(ops.pq_assign(keys, centroids), centroids)
+    decoded = reference.pq_decode(ops.pq_assign(keys, centroids), centroids)
     return float((keys - decoded).square().sum(dim=-1).mean())
 
 

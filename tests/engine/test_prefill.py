@@ -6,11 +6,11 @@ import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import Progress, drain
-from kvchat.engine.methods.adakv import AdaKV
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import by_head, observed_mass
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.window import AdaKV
 from kvchat.engine.prefill.prefill import Compression
 from tests.engine.scenes import Recorder, kept_tokens
 from tests.engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read

@@ -10,14 +10,15 @@ import torch
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
-from kvchat.engine.methods.adakv import SnapKV
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.build import parse_method, with_budget
 from kvchat.engine.methods.kvzip import Askall, KVzip, KVzipPlus
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
-from kvchat.engine.methods.spec import parse_method, with_budget
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
+from kvchat.engine.methods.window import SnapKV
 from kvchat.engine.prefill import replay as replaying
-from kvchat.engine.prefill import replay_texts as telling
+from kvchat.engine.prefill import replay_texts
 from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.replay import Replay, scores
@@ -33,7 +34,7 @@ IDS = random_ids(70, seed=9)
 SHOWN = [*product([REPEAT], [512], WEIGHINGS), *product([ASK], [2048], WEIGHINGS)]
 
 
-NEEDS = Needs(tellings=frozenset(Telling(*part) for part in SHOWN))
+NEEDS = Needs(replay_scores=frozenset(ReplayScore(*part) for part in SHOWN))
 
 
 def test_the_hand_worked_oracle():
@@ -135,7 +136,7 @@ def test_the_best_entries_of_all_layers_stay(checkpoint, kind):
     engine, recorder = load_engine(checkpoint()), Recorder(NEEDS)
     drain(engine.prefill(IDS, [Compression(recorder)]))
     method = kind(Budget(fraction=0.3), sinks=0)
-    scores = torch.stack([given.told[method.telling] for given in recorder.shown])  # [L, H, T]
+    scores = torch.stack([given.told[method.replay_score] for given in recorder.shown])  # [L, H, T]
     scores[:, :, -1] = float("inf")
     total = len(recorder.shown) * round(0.3 * 140)
     want = torch.zeros_like(scores, dtype=torch.bool).flatten()
@@ -147,7 +148,7 @@ def test_the_best_entries_of_all_layers_stay(checkpoint, kind):
     assert [kept_tokens(segment) for segment in cache.segments()] == whole
     entry = 2 * 16 * 4 + 4
     assert max(event.kv_bytes for event in seen) <= total * entry + 4 * 3 * len(whole)
-    few = parse_method(f"{kind.name}:bits=8,sinks=0", Budget(fraction=0.3))
+    few = parse_method(f"{name_of(method)}:bits=8,sinks=0", Budget(fraction=0.3))
     cache = drain(engine.prefill(IDS, [Compression(few)])).caches[0]
     lengths = [segment.lengths for segment in cache.segments()]
     assert lengths == [tuple(map(len, layer)) for layer in whole]
@@ -166,7 +167,7 @@ def test_a_session_repeats_the_document_in_parts(chat_folder):
     """Parts follow each other from the document's first token on, each after its instruction."""
     session = new_session(chat_folder("byte-level", "chatml"))
     ids = session.dialogue.document(BOOK)
-    replays = telling.tellings(session.dialogue, ids, {(REPEAT, 9)})
+    replays = replay_texts.replays_of(session.dialogue, ids, {(REPEAT, 9)})
     assert len(replays) > 2
     prefix = replays[0].start
     assert session.dialogue.tokenizer.decode(ids[prefix:]).startswith("The keeper")
@@ -189,7 +190,7 @@ def test_a_session_asks_the_sentences_of_a_document(chat_folder):
     """The beginning is the first question, the end its answer, in the form of the template."""
     session = new_session(chat_folder("byte-level", "chatml"))
     dialogue = session.dialogue
-    replays = telling.tellings(dialogue, dialogue.document(ASKED), {(ASK, 2048)})
+    replays = replay_texts.replays_of(dialogue, dialogue.document(ASKED), {(ASK, 2048)})
     texts = [dialogue.tokenizer.decode(text) for replay in replays for text in replay.texts]
     want = (
         ("The keeper of the light?", "is Ada."),
@@ -207,32 +208,32 @@ def test_a_session_asks_the_sentences_of_a_document(chat_folder):
 def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):
     dialogue = new_session(chat_folder("byte-level", "chatml")).dialogue
     ids = dialogue.document("no end of words " * 40 + ". x. y. And now it ends. z")
-    found = list(telling.sentences(dialogue, ids))
+    found = list(replay_texts.sentences(dialogue, ids))
     assert [a for a, _ in found] == [0, *(b for _, b in found[:-1])]
     assert found[-1][1] == len(ids)
-    assert all(b - a <= telling.LONGEST for a, b in found)
-    assert all(b - a >= telling.SHORTEST for a, b in found[:-1])
+    assert all(b - a <= replay_texts.LONGEST for a, b in found)
+    assert all(b - a >= replay_texts.SHORTEST for a, b in found[:-1])
 
 
 TEXT = "\n".join(f"{BOOK} Number {n} of the lamp is {n * n}." for n in range(6))
 
 
-def test_the_smallest_budget_within_the_promise(chat_folder):
+def test_the_smallest_budget_with_an_allowed_loss(chat_folder):
     """Losses are those of a cache of that budget, against a cache that has everything."""
     folder = chat_folder("byte-level", "chatml")
     session, other = new_session(folder), new_session(folder)
     ids = session.dialogue.document(TEXT)
-    passages = telling.held_out(session.dialogue, ids)
+    passages = replay_texts.held_out(session.dialogue, ids)
     assert len(passages) > 5
     method = SnapKV(window=4, sinks=1)
-    strict = drain(open_within(session, ids, method, promise=0.0))
+    strict = drain(open_within(session, ids, method, allowed=0.0))
     losses = list(strict.tried.values())
     assert [Budget.parse(b).fraction for b in strict.tried] == sorted(LADDER)[: len(losses)]
-    loose = drain(open_within(session, ids, method, promise=max(losses[1:])))
+    loose = drain(open_within(session, ids, method, allowed=max(losses[1:])))
     assert loose.holds
     assert loose.loss <= max(losses[1:])
     assert loose.method == with_budget(method, Budget.parse(list(loose.tried)[-1]))
-    assert all(loss > loose.promise for loss in list(loose.tried.values())[:-1])
+    assert all(loss > loose.allowed for loss in list(loose.tried.values())[:-1])
     drain(other.prefill(ids, loose.method))
     for one, two in zip(session.cache.segments(), other.cache.segments(), strict=True):
         assert torch.equal(one.position, two.position)
@@ -248,8 +249,8 @@ def test_the_smallest_budget_within_the_promise(chat_folder):
     assert loose.loss == changed / told
 
 
-def test_a_promise_that_no_budget_keeps_takes_the_largest(chat_folder):
+def test_without_sentences_the_largest_budget_is_taken(chat_folder):
     session = new_session(chat_folder("byte-level", "chatml"))
-    kept = drain(open_within(session, session.dialogue.document("x"), SnapKV(), promise=0.5))
+    kept = drain(open_within(session, session.dialogue.document("x"), SnapKV(), allowed=0.5))
     assert (kept.holds, kept.loss, kept.tried) == (False, None, {}), "there is nothing to hold out"
     assert kept.method.budget == Budget(fraction=max(LADDER))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kvchat.engine.events import Progress, Smaller
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError, is_out_of_memory

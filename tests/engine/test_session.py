@@ -5,7 +5,7 @@ import torch
 
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
 from tests.engine.scripted import BOOK, ask, new_session

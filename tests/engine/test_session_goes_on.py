@@ -6,7 +6,7 @@ import pytest
 
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.prefill.observation import Observation
 from tests.engine.scripted import ask, new_session
 

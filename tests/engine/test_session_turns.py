@@ -4,7 +4,7 @@ under a conversation."""
 import pytest
 
 from kvchat.engine.events import Delta, drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.errors import KvchatError
 from tests.engine.scripted import ask, new_session, say, scripted_session

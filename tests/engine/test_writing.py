@@ -7,13 +7,12 @@ from itertools import islice
 import pytest
 import torch
 
-from kvchat.engine.attention import plain
-from kvchat.engine.attention.torch_backend import TorchBackend
+from kvchat.engine.attention.torch_backend import TorchBackend, plain_attend
 from kvchat.engine.decode import graph
 from kvchat.engine.decode.loop import EAGER, GRAPH, LOG, Writer
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.errors import KvchatError
 from tests.engine import tiny
 from tests.engine.recorder import WARM, Recorder, Recording, begun, written
@@ -160,7 +159,7 @@ def test_a_plain_step_waits_for_its_token_alone(new_engine, monkeypatch, method)
     """As on a card without kernels: nothing but the id comes back to the host."""
     engine = new_engine()
     cache, logits = begun(engine, method)
-    monkeypatch.setattr(TorchBackend, "attend", lambda _, *given: plain.attend(*given))
+    monkeypatch.setattr(TorchBackend, "attend", lambda _, *given: plain_attend(*given))
     tokens = engine.decode(cache, logits, WARM)
     list(islice(tokens, 2))
     recording = Recording(refuse=False)

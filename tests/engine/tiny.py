@@ -16,7 +16,7 @@ from kvchat.engine.attention import backend
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
-from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.prefill.prefill import Compression
 

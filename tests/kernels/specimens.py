@@ -6,7 +6,7 @@ from math import gcd
 
 import torch
 
-from kvchat.kernels import attention, gather, mass, merge, norm_rope, pq
+from kvchat.kernels import attention, mass, merge, norm_rope, pq
 from kvchat.kernels.entries import Entries, Packing
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -138,7 +138,7 @@ def small() -> list[Specimen]:
             add(f"combine {dtype}", lambda p=pair: merge.combine([p, p, p]), sample)
             pool = torch.zeros(HEADS, 64, 2, dim, dtype=dtype)
             ids = torch.zeros(HEADS, 16, dtype=torch.int32)
-            add(f"gather {dtype}", lambda p=pool, i=ids: gather.gather_entries(p, i), sample)
+            add(f"gather {dtype}", lambda p=pool, i=ids: merge.gather_entries(p, i), sample)
             for parts, count in ((2, 64), (4, 256)):
                 keys = torch.zeros(HEADS, 200, dim, dtype=dtype)
                 table = torch.zeros(HEADS, parts, count, dim // parts)

@@ -2,11 +2,12 @@
 of NaN. The twin, torch's fused kernels, the plain path, and the Triton kernel."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kvchat.engine.attention import plain, torch_backend
+from kvchat.engine.attention import torch_backend
 from kvchat.engine.attention.entries import dense
 from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.engine.cache.quantized import QuantizedSegment
@@ -74,10 +75,11 @@ def one_by_one(way):
     return attend
 
 
+PLAIN = SimpleNamespace(attend=torch_backend.plain_attend, causal=torch_backend.plain_causal)
 WAYS = {
     "twin": reference.ragged_attention,
     "torch": one_by_one(TorchBackend()),
-    "plain": one_by_one(plain),
+    "plain": one_by_one(PLAIN),
     "triton": by_triton,
 }
 
@@ -96,7 +98,7 @@ def way(request, monkeypatch):
     """Some queries at a time on the plain path; no padding of short heads for `ragged`."""
     import tests.kernels.interpreted  # noqa: F401 - bfloat16 as a card has it
 
-    monkeypatch.setattr(plain, "QUERIES", 10)
+    monkeypatch.setattr(torch_backend, "QUERIES", 10)
     if request.param == "ragged":
         monkeypatch.setattr(torch_backend, "PADDED", 0)
         return WAYS["torch"]

@@ -184,7 +184,7 @@ def test_a_layer_in_one_call_is_the_layer_in_parts(tokens):
             Foreign(segment([9, 30], 2)),
             QuantizedSegment.of(segment([70, 33], 3), 4),
         ]
-        made.append(normal(2, 7, 16), normal(2, 7, 16, seed=1))
+        made.tail.append(normal(2, 7, 16), normal(2, 7, 16, seed=1))
         return made
 
     q = normal(tokens, 8, 16)

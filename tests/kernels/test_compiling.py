@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kvchat.kernels import attention, gather, mass, merge, norm_rope, pq
+from kvchat.kernels import attention, mass, merge, norm_rope, pq
 from tests.kernels import specimens
 
 
@@ -26,7 +26,7 @@ def test_every_kernel_has_a_specimen(monkeypatch):
     """What is launched by nobody is compiled by nobody."""
     launched = set()
     kernels = {}
-    for module in (attention, gather, mass, merge, norm_rope, pq):
+    for module in (attention, mass, merge, norm_rope, pq):
         source = Path(module.__file__).read_text("utf-8")
         for name, value in vars(module).items():
             if f"{name}[(" in source and hasattr(value, "fn"):

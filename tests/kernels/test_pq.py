@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kvchat.engine import ops
+from kvchat.kernels import reference
 from tests.support.closeness import assert_close
 
 # Oracle 8.1: H 1, G 2, D 4, m 2, C 2, scale 1/2
@@ -62,7 +63,7 @@ def test_centroids_that_are_the_rows_score_exactly():
         got = ops.pq_score(ops.pq_table(q, centroids, 0.25), codes)
         want = torch.einsum("hgd,hnd->hgn", q.view(3, 2, 16), keys) / 4
         assert_close("scores", got, want, 1e-6)
-        assert torch.equal(ops.pq_decode(codes, centroids), keys)
+        assert torch.equal(reference.pq_decode(codes, centroids), keys)
 
 
 def test_one_sub_space_per_channel_scores_a_grid_exactly():
@@ -80,7 +81,7 @@ def test_a_score_is_the_product_with_the_decoded_row(subspaces, count):
     """O4, with the bound of Cauchy and Schwarz; codes are the argmin of the distance."""
     keys, q, centroids = random_codes(2, 400, 32, subspaces, count)
     codes = ops.pq_assign(keys, centroids)
-    decoded = ops.pq_decode(codes, centroids)
+    decoded = reference.pq_decode(codes, centroids)
     scores = ops.pq_score(ops.pq_table(q, centroids, 32**-0.5), codes)
     grouped = q.view(2, 2, 32)
     assert_close("scores", scores, torch.einsum("hgd,hnd->hgn", grouped, decoded) / 32**0.5, 1e-5)
@@ -127,7 +128,7 @@ def test_faiss_agrees(subspaces, bits):
         theirs = torch.stack((word & 63, (word >> 6) & 63), dim=1)
     assert torch.equal(theirs.long(), codes.long())
     decoded = torch.from_numpy(quantizer.decode(packed))
-    assert torch.equal(decoded, ops.pq_decode(codes[None], centroids)[0])
+    assert torch.equal(decoded, reference.pq_decode(codes[None], centroids)[0])
     products = torch.zeros(2, subspaces, count)
     quantizer.compute_inner_prod_tables(
         2, faiss.swig_ptr(q.numpy()), faiss.swig_ptr(products.numpy())

@@ -11,7 +11,7 @@ from kvchat.engine.attention.triton_backend import TritonBackend
 from kvchat.engine.decode.loop import Writer
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.kernels import attention
 from tests.engine import tiny

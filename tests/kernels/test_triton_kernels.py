@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvchat.engine import ops
-from kvchat.kernels import gather, mass, merge, norm_rope, pq, reference
+from kvchat.kernels import mass, merge, norm_rope, pq, reference
 from tests.support.closeness import assert_close, relative_rms
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -130,17 +130,17 @@ def test_gathered_rows_are_copies(count, device):
     pool.copy_(normal(2, 50, 2, 48))
     ids = torch.randint(50, (2, count), dtype=torch.int32)
     want = reference.gather_entries(pool, ids)
-    assert torch.equal(run(gather.gather_entries, device, pool, ids), want)
+    assert torch.equal(run(merge.gather_entries, device, pool, ids), want)
     assert torch.equal(ops.gather_entries(pool, ids), want)
 
 
 @pytest.mark.gpu
 def test_rows_come_out_of_pinned_host_memory():
     pool, ids = normal(2, 50, 2, 64).pin_memory(), torch.randint(50, (2, 13), dtype=torch.int32)
-    got = gather.gather_entries(pool, ids.cuda())
+    got = merge.gather_entries(pool, ids.cuda())
     assert got.is_cuda and torch.equal(got.cpu(), reference.gather_entries(pool, ids))
     with pytest.raises(AssertionError, match="pinned"):
-        gather.gather_entries(normal(2, 50, 2, 64), ids.cuda())
+        merge.gather_entries(normal(2, 50, 2, 64), ids.cuda())
 
 
 @pytest.mark.parametrize("parts, count", [(2, 64), (4, 70), (16, 3)])

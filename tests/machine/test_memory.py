@@ -8,7 +8,7 @@ import pynvml
 import pytest
 import torch
 
-from kvchat.engine.methods.naming import parse_spec
+from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.errors import KvchatError

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from kvchat.engine.methods.naming import parse_spec
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.options import REPEAT
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.geometries import GEOMETRIES
-from kvchat.engine.prefill.replay_texts import tellings
+from kvchat.engine.prefill.replay_texts import replays_of
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
@@ -115,7 +115,7 @@ import torch
 from kvchat.machine import resources as machine
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.engine.prefill.prefill import Compression
@@ -208,6 +208,6 @@ def test_what_cannot_be_planned(arguments, code):
 def test_the_plan_counts_the_replays_of_a_document(chunk):
     dialogue = Dialogue(Tokenizer.load(DEMO))
     ids = dialogue.document(SAMPLE.read_text())
-    told = sum(len(replay.ids) for replay in tellings(dialogue, ids, {(REPEAT, chunk)}))
+    told = sum(len(replay.ids) for replay in replays_of(dialogue, ids, {(REPEAT, chunk)}))
     cost = cost_of(parse_spec(f"kvzip:chunk={chunk}"))
     assert cost.replayed * len(ids) == pytest.approx(told, rel=0.02)

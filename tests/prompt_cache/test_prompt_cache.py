@@ -135,14 +135,14 @@ def test_a_part_of_the_disk_stays_free(place, monkeypatch):
 
 def test_an_error_ends_a_save_and_a_clean_end_waits_for_it(place, monkeypatch):
     begun, go = threading.Event(), threading.Event()
-    save_book = readings.save_book
+    save = readings.save_document
 
     def slow(*arguments):
         begun.set()
         go.wait(10)
-        return save_book(*arguments)
+        return save(*arguments)
 
-    monkeypatch.setattr(readings, "save_book", slow)
+    monkeypatch.setattr(readings, "save_document", slow)
     for prompt_cache_dir, error, count in (
         (place.root / "a", True, 0),
         (place.root / "b", False, 1),

@@ -7,8 +7,8 @@ import pytest
 
 from kvchat.chat import chatlog
 from kvchat.cli.json_answer import report
-from kvchat.engine.methods.naming import name_of
-from kvchat.engine.methods.spec import bits_of, parse_method
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.methods.specs import name_of
 from kvchat.errors import KvchatError
 from kvchat.repl import memory
 from kvchat.repl.commands.compression import method_of
@@ -42,13 +42,13 @@ def test_a_new_method_keeps_bits_and_options(folder):
     assert method_of(scene.chat, "adakv") == parse_method(
         "adakv:budget=50%,window=8,floor=0.3,kernel=5,bits=4"
     )
-    assert bits_of(method_of(scene.chat, "full")) == 4
-    assert bits_of(method_of(scene.chat, PQ)) is None
+    assert method_of(scene.chat, "full").bits == 4
+    assert method_of(scene.chat, PQ).bits == 16
     scene.run("/method snapkv:bits=16,window=16")
-    assert method_of(scene.chat, "snapkv").window == 8 and bits_of(scene.chat.method) is None
-    assert bits_of(method_of(scene.chat, "adakv")) is None, "the present method's, not the start's"
+    assert method_of(scene.chat, "snapkv").window == 8 and scene.chat.method.bits == 16
+    assert method_of(scene.chat, "adakv").bits == 16, "the present method's, not the start's"
     scene.run(f"/method {PQ}")
-    assert bits_of(method_of(scene.chat, "adakv")) == 4
+    assert method_of(scene.chat, "adakv").bits == 4
     object.__setattr__(scene.chat.options, "origins", {"method_options": SAVED_CHAT})
     assert method_of(scene.chat, "snapkv") == parse_method("snapkv:budget=25%,sinks=2")
 

@@ -11,7 +11,7 @@ import pytest
 from kvchat.documents import read
 from kvchat.documents.document_ids import compose
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods.naming import parse_spec
+from kvchat.engine.methods.specs import parse_spec
 from kvchat.hub.find import Model
 from kvchat.hub.offer import with_text
 from kvchat.hub.tokenizer import load_tokenizer

@@ -15,8 +15,8 @@ from kvchat.chat.prepare import prepare
 from kvchat.documents import decode
 from kvchat.documents.document_ids import compose
 from kvchat.engine.events import drain
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.session import Session
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError

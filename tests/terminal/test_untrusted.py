@@ -16,7 +16,7 @@ from kvchat.cli import chats as saved_list
 from kvchat.cli import models as shelf
 from kvchat.cli import oneshot
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods.naming import parse_spec
+from kvchat.engine.methods.specs import parse_spec
 from kvchat.errors import KvchatError
 from kvchat.repl import views
 from kvchat.repl.commands import find

@@ -56,7 +56,6 @@ class Choice(JointBackend):
     def joint(
         self, q: Tensor, parts: Sequence[Entries], scale: float
     ) -> tuple[Tensor, Tensor] | None:
-        """See `JointBackend.joint`."""
         chosen: JointBackend | None = self._ask(Call.of("joint", q, parts))
         return None if chosen is None else chosen.joint(q, parts, scale)
 

@@ -20,15 +20,12 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """What it is called on the command line."""
-        ...
 
     def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
         """Rectangle: `q [T, H*G, D]` sees every entry. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
-        ...
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Square: `q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
-        ...
 
 
 class JointBackend(ABC):

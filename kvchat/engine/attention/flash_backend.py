@@ -32,7 +32,6 @@ class FlashBackend:
         return None
 
     def joint(self, q: Tensor, parts: Sequence[Entries], scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]`, the queries of the newest T entries of the only part."""
         stores, spans = (parts[0].k, parts[0].v), parts[0].spans
         k, v = (dense(store, spans).transpose(0, 1)[None] for store in stores)  # [1, N, H, D]
         o, lse, _ = flash_attn_func(

@@ -7,21 +7,21 @@ a batch over stride-0 keys (square). The fused CPU kernel returns the log-sum-ex
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention import plain
 from kvchat.engine.attention.entries import Call, Entries, dense, even
-from kvchat.kernels import reference
+from kvchat.kernels.reference import combine, dense_attention
 
 FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # Up to so many queries of a head, products are as fast as the fused kernel for wide heads and
 # faster for narrow ones; not in 16 bits, where they would round the logits.
 FEW = 16
 BLOCK = 32  # queries that the fused kernel takes in one block
+QUERIES = 256  # that the plain path takes at a time
 PIECE = 2**17  # values of keys that are worth a thread
 PADDED = 2**17  # values of keys that are sooner copied than attended to head by head
 
 
 class TorchBackend:
-    """Reaches every device; fused on the CPU, plain elsewhere."""
+    """A `Backend` that reaches every device; fused on the CPU, plain elsewhere."""
 
     name = "torch"
 
@@ -32,11 +32,8 @@ class TorchBackend:
         return f"takes no entries of {call.bits} bits" if call.bits < 16 else None
 
     def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all entries of `entries`. Returns `o [T, H*G, D]`, `lse [T,
-        H*G]`.
-        """
         if q.device.type != "cpu" or entries.bounds:
-            return plain.attend(q, entries, scale)
+            return plain_attend(q, entries, scale)
         tokens, query_heads, dim = q.shape
         heads = len(entries.spans)
         # [T, H*G, D] -> [H, G*T, D]: all queries of a KV head in one block of entries
@@ -48,12 +45,11 @@ class TorchBackend:
         return o.reshape(tokens, query_heads, dim), lse.reshape(tokens, query_heads)
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
         tokens, query_heads, dim = q.shape
         heads = k.shape[0]
         assert k.shape[1] == tokens, f"a square needs {tokens} entries, got {k.shape[1]}"
         if q.device.type != "cpu":
-            return plain.causal(q, k, v, scale)
+            return plain_causal(q, k, v, scale)
         group = query_heads // heads
         batched = q.view(tokens, heads, group, dim).permute(2, 1, 0, 3)  # [G, H, T, D]
         shape = (group, heads, tokens, dim)
@@ -141,10 +137,54 @@ def _one_head(
         parts += zip(o, lse, strict=True)
     if len(parts) == 1:
         return parts[0]
-    o, lse = reference.combine([(o[:, None], lse[:, None]) for o, lse in parts])
+    o, lse = combine([(o[:, None], lse[:, None]) for o, lse in parts])
     return o[:, 0].to(q.dtype), lse[:, 0]
 
 
 def _few(q: Tensor) -> bool:
     """Whether queries `[..., n, D]` of a head are better taken by products."""
     return q.dtype == torch.float32 and q.shape[-2] <= FEW
+
+
+def plain_attend(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
+    """`q [T, H*G, D]` over all of `entries`, the logits materialized in fp32, for any device.
+
+    The host waits for nothing: lengths that only the device knows become a mask. Heads of one
+    length go together, others one by one.
+    """
+    if entries.bias is None and even(entries.spans):
+        length = entries.length if entries.bounds else None
+        k, v = (dense(store, entries.spans) for store in (entries.k, entries.v))
+        return _visible(q, k, v, length, None, scale)
+    group = q.shape[1] // len(entries.spans)
+    parts = []
+    for head, (a, n) in enumerate(entries.spans):
+        own = q[:, head * group : (head + 1) * group]
+        k, v = entries.k[None, a : a + n], entries.v[None, a : a + n]
+        length = entries.length[head : head + 1] if entries.bounds else None
+        bias = None if entries.bias is None else entries.bias[None, a : a + n]
+        parts.append(_visible(own, k, v, length, bias, scale))
+    return torch.cat([o for o, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
+
+
+def plain_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
+    parts = []
+    for a in range(0, q.shape[0], QUERIES):
+        b = min(a + QUERIES, q.shape[0])
+        parts.append(dense_attention(q[a:b], k[:, :b], v[:, :b], scale, causal=True))
+    return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+
+
+def _visible(
+    q: Tensor, k: Tensor, v: Tensor, length: Tensor | None, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`q [T, H*G, D]` over the first `length [H]` entries of `k, v [H, N, D]`; None means all."""
+    if length is not None:
+        hidden = torch.arange(k.shape[1], device=k.device) >= length[:, None]  # [H, N]
+        # what was never written may be NaN
+        k, v = (store.masked_fill(hidden[..., None], 0.0) for store in (k, v))
+        every = torch.zeros_like(hidden, dtype=torch.float32) if bias is None else bias
+        bias = every.masked_fill(hidden, -torch.inf)
+    parts = [dense_attention(p, k, v, scale, causal=False, bias=bias) for p in q.split(QUERIES)]
+    return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])

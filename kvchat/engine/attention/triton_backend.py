@@ -12,7 +12,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class TritonBackend:
-    """One launch over all entries of a layer, and one that joins what it found."""
+    """A `JointBackend`: one launch over all entries of a layer, one that joins what it found."""
 
     name = "triton"
 
@@ -29,13 +29,9 @@ class TritonBackend:
         return None
 
     def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all entries of `entries`. Returns `o [T, H*G, D]`, `lse [T,
-        H*G]`.
-        """
         return kernels.ragged_attention(q, [entries], scale)
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
         heads, tokens, dim = k.shape
         spans = tuple((h * tokens, tokens) for h in range(heads))
         start = torch.arange(heads, dtype=torch.int32, device=q.device) * tokens
@@ -46,5 +42,4 @@ class TritonBackend:
         )
 
     def joint(self, q: Tensor, parts: Sequence[Entries], scale: float) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]`, the queries of the newest entries of the last part, over all parts."""
         return kernels.ragged_attention(q, parts, scale, causal=True)

@@ -1,6 +1,4 @@
-"""All entries of a document in one layer, as the prefill left them, beside the segments that were
-chosen of them.
-"""
+"""All entries of a document in one layer, beside the segments that were chosen of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,8 +7,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Backend, Entries
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import even_entries
+from kvchat.engine.cache.segment import Memory, even_entries
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,6 @@ class Exact:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The positions that it stands for."""
         return 0, self.keys.shape[1]
 
     @property
@@ -32,12 +28,10 @@ class Exact:
 
     @property
     def parts(self) -> tuple[Entries, ...]:
-        """All entries, for backends that take a whole layer."""
         heads, _, dim = self.keys.shape
         return (even_entries(self.keys.reshape(-1, dim), self.values.reshape(-1, dim), heads),)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all entries. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         return backend.attend(q, self.parts[0], scale)
 
 

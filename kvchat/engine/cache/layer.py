@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.entries import Backend, Entries, JointBackend
+from kvchat.engine.attention.entries import Backend, JointBackend
 from kvchat.engine.cache.archive import Archive, Exact
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Segment, Sliding
+from kvchat.engine.cache.pq import PQSegment
+from kvchat.engine.cache.segment import Memory, Segment
 from kvchat.engine.cache.tail import Tail
 
 
@@ -24,7 +24,6 @@ class Observer(Protocol):
 
         They were rotated by `cos, sin [T, D/2]`.
         """
-        ...
 
 
 class LayerCache:
@@ -49,54 +48,30 @@ class LayerCache:
         """Whoever sees queries now."""
         return [seeing for seeing in (self.observer, self.asking) if seeing is not None]
 
-    def append(self, k: Tensor, v: Tensor) -> None:
-        """Add rotated keys and values `[H, T, D]` of new tokens to the tail."""
-        self.tail.append(k, v)
-
-    def attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def attend(self, q: Tensor, scale: float, ahead: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Exact causal attention of `q [T, H*G, D]`, the queries of the newest T tokens.
 
-        Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible entry, both fp32.
+        Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible entry, both fp32. `ahead [H]`
+        (int32) says how many entries of the tail the one token of a recorded step attends to: a
+        number that the device alone knows, so the same calls serve every such token.
         """
-        past = self._past()
-        at_once = self._at_once(q, scale, past, self.tail.entries)
-        if at_once is not None:
-            return at_once
-        parts = [part.attend(q, scale, self.backend) for part in past]
-        parts.append(self.tail.attend(q, scale, self.backend))
-        return ops.combine(parts)
-
-    def attend_ahead(self, q: Tensor, scale: float, length: Tensor) -> tuple[Tensor, Tensor]:
-        """`attend` of the token `q [1, H*G, D]` to the segments and `length [H]` entries of the
-        tail.
-
-        The host does not know how many they are: the same calls serve every such token.
-        """
-        past, entries = self._past(), self.tail.entries_ahead(length)
-        at_once = self._at_once(q, scale, past, entries)
-        if at_once is not None:
-            return at_once
-        parts = [part.attend(q, scale, self.backend) for part in past]
-        return ops.combine([*parts, self.backend.attend(q, entries, scale)])
-
-    def _past(self) -> list[Segment | Exact]:
-        if self.exact is None:
-            return [*self.segments]
-        return [self.exact, *self.since(self.exact.span[1])]
-
-    def _at_once(
-        self, q: Tensor, scale: float, past: list[Segment | Exact], tail: Entries
-    ) -> tuple[Tensor, Tensor] | None:
-        """All stored entries in one call of a backend that takes them so; else None."""
-        if self._joint is None:
-            return None
-        parts = [(part, part.parts) for part in past]
-        entries = [each for _, stored in parts for each in stored or ()]
-        joint = self._joint.joint(q, [*entries, tail], scale)
-        if joint is None:
-            return None
-        others = [part.attend(q, scale, self.backend) for part, stored in parts if stored is None]
-        return ops.combine([joint, *others])
+        past: list[Segment | Exact] = [*self.segments]
+        if self.exact is not None:
+            past = [self.exact, *self.since(self.exact.span[1])]
+        tail = self.tail.entries if ahead is None else self.tail.entries_ahead(ahead)
+        if self._joint is not None:
+            stored = [(part, part.parts) for part in past]
+            entries = [each for _, own in stored for each in own or ()]
+            joint = self._joint.joint(q, [*entries, tail], scale)
+            if joint is not None:  # else the backend takes one set of entries at a time
+                others = [
+                    part.attend(q, scale, self.backend) for part, own in stored if own is None
+                ]
+                return ops.combine([joint, *others])
+        seen = [part.attend(q, scale, self.backend) for part in past]
+        if ahead is None:
+            return ops.combine([*seen, self.tail.attend(q, scale, self.backend)])
+        return ops.combine([*seen, self.backend.attend(q, tail, scale)])
 
     def since(self, position: int) -> list[Segment]:
         """Segments that begin at `position` or later."""
@@ -139,10 +114,10 @@ class LayerCache:
             self.tail.prepend(keys, values)
 
     @property
-    def sliding(self) -> Sliding | None:
+    def sliding(self) -> PQSegment | None:
         """The segment in front of the tail, if entries of the tail slide into it."""
         last = self.segments[-1] if self.segments else None
-        return last if isinstance(last, Sliding) else None
+        return last if isinstance(last, PQSegment) else None
 
     @property
     def frozen(self) -> int:

@@ -1,6 +1,4 @@
-"""A segment that keeps every entry and picks, for each decoded token, those that it reads: PQCache,
-arXiv 2407.12820.
-"""
+"""A segment of which each decoded token reads the entries it needs: PQCache, arXiv 2407.12820."""
 
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
@@ -13,8 +11,7 @@ from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache import AGGREGATES
 from kvchat.engine.cache.cells import Cells
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import Sliding, even_entries
+from kvchat.engine.cache.segment import Memory, even_entries
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.sizes import LISTED
 
@@ -36,8 +33,10 @@ class Reads:
     aggregate: int = 0
 
 
-class PQSegment(Sliding):
+class PQSegment:
     """Entries of a document in a pool, with a product-quantized code of every key but the sinks'.
+
+    It slides: entries leave the window in front of which it stands, that of the tail, into it.
 
     `pool [H, N, 2D]` has key and value of an entry side by side; it may be in host memory and never
     changes. `centroids [H, m, C, d]` (fp32) and `codes [H, M, m]` (uint8) are where queries are;
@@ -85,7 +84,6 @@ class PQSegment(Sliding):
 
     @property
     def span(self) -> tuple[int, int]:
-        """The half-open range of positions that it stands for."""
         return self.start, self.late.start + self.late.length
 
     @property
@@ -95,7 +93,7 @@ class PQSegment(Sliding):
 
     @property
     def frozen(self) -> int:
-        """Where the window ended when the segment was made."""
+        """Where the window ended when the segment was made: nothing before is ever given back."""
         return self.late.start + self.reads.window
 
     @property
@@ -170,9 +168,8 @@ class PQSegment(Sliding):
         return pool + Memory.of(others) + self.late.memory()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything stored, by name."""
         named = {"pool": self.pool, "centroids": self.centroids, "codes": self.codes}
-        named["reads"] = self._reads
+        named["reads"] = torch.tensor(astuple(self.reads), dtype=torch.int32)
         if self.cells is not None:
             named |= {f"cell_{f.name}": getattr(self.cells, f.name) for f in fields(Cells)}
         if self.late.length:
@@ -209,11 +206,6 @@ class PQSegment(Sliding):
         """Entry numbers of the sinks, `[H, S]` int32."""
         sinks = torch.arange(self.reads.sinks, dtype=torch.int32, device=self.codes.device)
         return sinks.expand(len(self.pool), -1)
-
-    @cached_property
-    def _reads(self) -> Tensor:
-        """`reads` as a tensor, to be saved."""
-        return torch.tensor(astuple(self.reads), dtype=torch.int32)
 
 
 def fused(entries: Tensor) -> Entries:

@@ -13,8 +13,7 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries, Packing
 from kvchat.engine.cache import GROUP
-from kvchat.engine.cache.memory import Memory
-from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.cache.segment import FlatSegment, Memory
 
 META = torch.float16  # of scales and zeros
 SLICE = 4096  # entries that attention turns back into numbers at a time
@@ -90,12 +89,10 @@ class QuantizedSegment:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The half-open range of positions that it stands for."""
         return self.rest.span
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Entries that each KV head has."""
         body = (b - a for a, b in pairwise(self.ends))
         return tuple(n + more for n, more in zip(body, self.rest.lengths, strict=True))
 
@@ -123,15 +120,12 @@ class QuantizedSegment:
         return Memory.of(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything stored, by name."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         here = {name: value for name, value in own.items() if isinstance(value, Tensor)}
         return here | {f"rest.{name}": t for name, t in self.rest.tensors().items()}
 
     def _slices(self) -> Iterator[Entries]:
-        """The packed entries as numbers, `SLICE` at a time; a head without entries there has
-        none.
-        """
+        """The packed entries as numbers, `SLICE` at a time; a head may have none there."""
         for start, length, spans, a, b in self._cuts:
             yield Entries(
                 k=self._keys(a, b),
@@ -144,9 +138,7 @@ class QuantizedSegment:
 
     @cached_property
     def _cuts(self) -> list[tuple[Tensor, Tensor, tuple[tuple[int, int], ...], int, int]]:
-        """Of each slice: starts and lengths of its heads, on the device and here, and its
-        entries.
-        """
+        """Of each slice: starts and lengths of its heads, on the device and here; its entries."""
         cuts = []
         for a in range(0, self.ends[-1], SLICE):
             b = min(a + SLICE, self.ends[-1])

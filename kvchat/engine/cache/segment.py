@@ -1,7 +1,6 @@
-"""Frozen parts of the past that queries attend to."""
+"""Frozen parts of the past that queries attend to, and exact bytes of tensors."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -11,7 +10,29 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Backend, Entries
-from kvchat.engine.cache.memory import Memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a cache uses: on the compute device, in host memory beside it, on disk."""
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+    def __add__(self, other: "Memory") -> "Memory":
+        return Memory(self.device + other.device, self.host + other.host, self.disk + other.disk)
+
+    @property
+    def total(self) -> int:
+        """All bytes, wherever they are."""
+        return self.device + self.host + self.disk
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> "Memory":
+        """Device bytes behind `tensors`: each storage once, room to grow included."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return cls(device=sum(storages.values()))
 
 
 class Segment(Protocol):
@@ -22,60 +43,23 @@ class Segment(Protocol):
     @property
     def span(self) -> tuple[int, int]:
         """The half-open range of positions that it stands for."""
-        ...
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Entries that each KV head has."""
-        ...
 
     @property
     def parts(self) -> tuple[Entries, ...] | None:
         """All entries as they are stored; None if queries choose among them."""
-        ...
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over the segment. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
-        ...
 
     def memory(self) -> Memory:
         """Exact bytes, metadata included."""
-        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything stored, by name; `load` of the class is the inverse."""
-        ...
-
-
-class Sliding(ABC):
-    """A segment in front of a window that stays in the tail: entries leave the window into it."""
-
-    @property
-    @abstractmethod
-    def frozen(self) -> int:
-        """Where the window ended when the segment was made: what is before is never given back."""
-
-    @property
-    @abstractmethod
-    def read_entries(self) -> int:
-        """Entries per head that one query reads of the segment and the window."""
-
-    @property
-    @abstractmethod
-    def captured(self) -> float | None:
-        """The mean share of attention that the entries which were read had, where that is known."""
-
-    @abstractmethod
-    def end(self, position: int) -> int:
-        """Where the segment has to end when `position` tokens have been seen."""
-
-    @abstractmethod
-    def extend(self, k: Tensor, v: Tensor) -> None:
-        """Take in the entries `k, v [H, n, D]` of the next n positions. Unchanged if it fails."""
-
-    @abstractmethod
-    def withdraw(self, end: int) -> tuple[Tensor, Tensor]:
-        """Forget the entries from position `end` on and return them, `[H, n, D]` each."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +152,6 @@ class FlatSegment:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Entries that each KV head has."""
         return tuple(b - a for a, b in pairwise(self.ends))
 
     @cached_property
@@ -189,7 +172,6 @@ class FlatSegment:
         return (self.entries,)
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-        """`q [T, H*G, D]` over all entries. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         return backend.attend(q, self.entries, scale)
 
     def memory(self) -> Memory:
@@ -197,7 +179,6 @@ class FlatSegment:
         return Memory.of(self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything stored, by field name."""
         named = {
             name: getattr(self, name) for name in ("k", "v", "cu", "position", "bias", "count")
         }

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries
-from kvchat.engine.cache.memory import Memory
+from kvchat.engine.cache.segment import Memory
 
 
 class Tail:
@@ -13,6 +13,9 @@ class Tail:
 
     `start` is the position of the first of them, so live entry i belongs to token `start + i`.
     """
+
+    # where each head's entries begin in the store seen as `[H * capacity, D]`
+    _first: Tensor
 
     def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device):
         self.start = 0
@@ -110,9 +113,7 @@ class Tail:
             self._resize(wanted)
 
     def drop(self, entries: int) -> None:
-        """Give up the oldest `entries` entries and their memory; the rest moves to a store of its
-        own.
-        """
+        """Give up the oldest `entries` entries and their memory; the rest moves to a new store."""
         assert 0 <= entries <= self.length, f"cannot drop {entries} of {self.length} entries"
         self._hold(self.keys[:, entries:].clone(), self.values[:, entries:].clone())
         self.start += entries
@@ -122,7 +123,7 @@ class Tail:
         """Give up the oldest `entries` entries; nothing is copied, and the store keeps its size."""
         assert 0 <= entries <= self.length, f"cannot slide over {entries} of {self.length} entries"
         self._offset += entries
-        self._first = self._starts()
+        self._first = self._first + entries
         self.start += entries
         self.length -= entries
 
@@ -180,13 +181,8 @@ class Tail:
 
     def _hold(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v, self._offset = k, v, 0
-        self._first = self._starts()
-
-    def _starts(self) -> Tensor:
-        """Where each head's entries begin in the store seen as `[H * capacity, D]`, `[H]` int32."""
-        heads, capacity, _ = self.k.shape
-        heads_first = torch.arange(heads, dtype=torch.int32, device=self.k.device) * capacity
-        return heads_first + self._offset
+        heads, capacity, _ = k.shape
+        self._first = torch.arange(heads, dtype=torch.int32, device=k.device) * capacity
 
     def _resize(self, capacity: int) -> None:
         heads, _, dim = self.k.shape

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampler import Sampler
-from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.model.decoder import Decoder
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]
@@ -34,7 +34,7 @@ class Step:
     tails must have room. Whatever changes from step to step is in tensors that stay where they are.
     """
 
-    def __init__(self, model: CausalLM, cache: KVCache, token: int, sampler: Sampler):
+    def __init__(self, model: Decoder, cache: KVCache, token: int, sampler: Sampler):
         self.model, self.layers, self.sampler = model, cache.layers, sampler
         tail = cache.layers[0].tail
         device = tail.k.device
@@ -52,7 +52,7 @@ class Step:
         for block, layer in zip(self.model.blocks, self.layers, strict=True):
             q, k, v = block.project(x, rotation)
             layer.tail.write(k, v, self.place)
-            o, _ = layer.attend_ahead(q, q.shape[-1] ** -0.5, self.length)
+            o, _ = layer.attend(q, q.shape[-1] ** -0.5, self.length)
             x = block.finish(x, o)
         self.token.copy_(self.sampler.choose(self.model.logits(x)[0]))
         self.position += 1

@@ -11,7 +11,7 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.decode.sampler import Sampler, checked
 from kvchat.engine.events import drain
-from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.prefill.prefill import extend
 
 LOG = logging.getLogger("kvchat.engine")
@@ -25,13 +25,13 @@ class Writer:
     `record` makes a step that is run again of one that has run; `refused` says why not.
     """
 
-    def __init__(self, model: CausalLM, record: Record = cuda_graph, refused: str = ""):
+    def __init__(self, model: Decoder, record: Record = cuda_graph, refused: str = ""):
         self.model, self.record, self.refused = model, record, refused
         self.way = f"{EAGER}: {refused}" if refused else ""
         self._said = ""
 
     @classmethod
-    def on(cls, model: CausalLM, device: torch.device) -> "Writer":
+    def on(cls, model: Decoder, device: torch.device) -> "Writer":
         """As the device can, and as `KVCHAT_GRAPH` in the environment allows."""
         if device.type != "cuda":
             return cls(model, refused=f"CUDA graphs run on cuda, not on {device.type}")

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Prefilled:
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
     log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]`
     entries. `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]`
-    fp32, summed over queries and query heads, `moments`, and the scores `told[telling] [H, T]` of
+    fp32, summed over queries and query heads, `moments`, and the scores `told[score] [H, T]` of
     replays, infinite for entries that no replay is about. `output [H*G, D, hidden]` is the output
     projection by query head.
 
@@ -42,8 +43,6 @@ class Prefilled:
     head to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how
     many tokens it stands for, the first `absent[h]` entries of head h do not exist, and all of them
     stand for the positions from `start` to `end`.
-
-    What is kept will be stored in `bits` bits, or as it is.
     """
 
     keys: Tensor
@@ -57,12 +56,11 @@ class Prefilled:
     start: int = 0
     column_mass: Tensor | None = None
     moments: Moments | None = None
-    told: Mapping[Telling, Tensor] | None = None
+    told: Mapping[ReplayScore, Tensor] | None = None
     output: Tensor | None = None
     position: Tensor | None = None
     count: Tensor | None = None
     absent: Tensor | None = None
-    bits: int | None = None
     end: int | None = None
 
     @property
@@ -80,7 +78,7 @@ class Prefilled:
         """What a budget is shared out over."""
         (start, end), (heads, _, dim) = self.span, self.keys.shape
         itemsize = self.keys.element_size()
-        return Geometry(end - start, heads, self.num_layers, dim, itemsize, self.bits)
+        return Geometry(end - start, heads, self.num_layers, dim, itemsize)
 
     @property
     def exists(self) -> Tensor:
@@ -107,14 +105,27 @@ class Prefilled:
 
 
 class Method(ABC):
-    """One paper: a frozen dataclass whose fields are the hyper-parameters."""
+    """One paper: a frozen dataclass whose fields are the hyper-parameters.
 
-    name: ClassVar[str]  # for messages
+    One that `retrieves` keeps every entry; its budget is what one decoded token reads of them, and
+    several tokens at once read every entry.
+    """
+
+    retrieves: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def budget(self) -> Budget:
         """What it keeps, or what each decoded token reads."""
+
+    @property
+    def bits(self) -> int:
+        """In how many bits a value of what it keeps is stored, 16 for as the model has it."""
+        return 16
+
+    def priced(self, geometry: Geometry) -> Geometry:
+        """The geometry with the price of an entry as it is stored."""
+        return replace(geometry, bits=self.bits)
 
     @property
     def needs(self) -> Needs:
@@ -145,11 +156,14 @@ class Method(ABC):
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
         """What the entries of a layer's segment are worth beside those of other layers, `[R]`."""
-        raise NotImplementedError(f"the layers of {self.name} share no budget")
+        raise NotImplementedError("its layers share no budget")
 
     def stored(self, segment: Segment) -> Segment:
-        """A segment of `compress` as it is stored, when no entry of it will be dropped."""
-        return segment
+        """A segment of `compress` in its bits, when no entry of it will be dropped."""
+        if self.bits == 16:
+            return segment
+        assert isinstance(segment, FlatSegment), f"{segment.kind} has no entries to quantize"
+        return QuantizedSegment.of(segment, self.bits)
 
     @property
     def watches(self) -> Needs:
@@ -159,22 +173,6 @@ class Method(ABC):
     def extend(self, prefilled: Prefilled) -> Segment:
         """The segment that stands for a conversation's entries, old and new."""
         return self.compress(prefilled)
-
-
-class Retrieves(Method):
-    """A method that keeps every entry, where each decoded token chooses what it reads.
-
-    Its budget is what one token reads; several tokens at once read every entry.
-    """
-
-    @property
-    @abstractmethod
-    def code(self) -> tuple[int, int]:
-        """Parts of a key's code, and bits of a part."""
-
-    @abstractmethod
-    def reads(self, geometry: Geometry) -> list[int]:
-        """Entries of each layer that a decoded token reads, over all its heads."""
 
 
 @lru_cache(maxsize=64)

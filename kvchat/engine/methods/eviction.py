@@ -32,9 +32,7 @@ class Eviction(EvictionOptions, Method):
         return min(1, each)
 
     def require_room(self, total: int, geometry: Geometry) -> None:
-        """Raise KvchatError("usage") if `total` entries of a layer cannot hold what always
-        stays.
-        """
+        """Raise KvchatError("usage") if `total` entries of a layer cannot hold what stays."""
         return
 
     @abstractmethod
@@ -45,9 +43,7 @@ class Eviction(EvictionOptions, Method):
         """
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
-        """How many of the scored entries each head keeps, `total` in all: the same in every
-        head.
-        """
+        """How many of the scored entries each head keeps, `total` in all: equally many."""
         return budgets.uniform(total, (scores != budgets.ABSENT).sum(dim=1).tolist())
 
     def order(self, prefilled: Prefilled, scores: Tensor, counts: list[int]) -> Tensor:
@@ -60,6 +56,7 @@ class Eviction(EvictionOptions, Method):
 
     def entries(self, geometry: Geometry) -> list[int]:
         """Entries that each layer keeps, over all its heads. Raises KvchatError("usage")."""
+        geometry = self.priced(geometry)
         total = self.budget.entries(geometry)
         self.require_room(total, geometry)
         return self.spread(total, geometry)
@@ -73,7 +70,7 @@ class Eviction(EvictionOptions, Method):
         heads, tokens = prefilled.shape
         if total >= prefilled.entries:
             return prefilled.keep_all()
-        recent = self.newest(self.budget.entries(prefilled.geometry) // heads)
+        recent = self.newest(self.budget.entries(self.priced(prefilled.geometry)) // heads)
         scorable, prefix = tokens - recent, total - heads * recent
         scores = self.score(prefilled, scorable, prefix // heads)
         if prefilled.position is None:  # a document, not a conversation

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import log
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,11 +24,8 @@ class ExpectedAttention(ExpectedOptions, Eviction):
     added before the value norm.
     """
 
-    name: ClassVar[str] = "expected-attention"
-
     @property
     def needs(self) -> Needs:
-        """Moments of the queries."""
         return Needs(future=self.future)
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:

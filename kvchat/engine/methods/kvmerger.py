@@ -6,7 +6,6 @@ becomes one slot. Everything is computed on all entries of a layer at once.
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,11 +38,8 @@ class KVMerger(KVMergerOptions, Method):
     `sigma` is given (the paper's best is 5), since the printed sigma refers to itself.
     """
 
-    name: ClassVar[str] = "kvmerger"
-
     @property
     def needs(self) -> Needs:
-        """Column sums over all queries."""
         return Needs(column_mass=True)
 
     @property
@@ -53,6 +49,7 @@ class KVMerger(KVMergerOptions, Method):
 
     def entries(self, geometry: Geometry) -> list[int]:
         """Entries of each layer; skipped layers keep all, the others share what is left."""
+        geometry = self.priced(geometry)
         total, layers = self.budget.entries(geometry, self.extra), geometry.layers
         first, last = self._skips(total, geometry)
         left = layers * total - (first + last) * geometry.full
@@ -94,9 +91,7 @@ class KVMerger(KVMergerOptions, Method):
         return slots.segment(heads, prefilled.span, self.value)
 
     def _protected(self, prefilled: Prefilled, mass: Tensor, total: int) -> Tensor:
-        """Sinks, heavy and recent entries `[H, T]`: shares of the entries that a head keeps
-        evenly.
-        """
+        """Sinks, heavy and recent entries `[H, T]`: shares of an even share of the budget."""
         heads, tokens = prefilled.shape
         each = total // heads
         recent, heavy = max(1, int(self.recent * each)), int(self.heavy * each)

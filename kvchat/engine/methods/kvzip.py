@@ -1,7 +1,6 @@
 """KVzip: KV pairs that are attended to while the context is reconstructed (query-agnostic)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import AskallOptions, KVzipOptions, KVzipPlusOptions
 from kvchat.engine.methods.scores import pooled_mass
 
@@ -28,17 +27,14 @@ class KVzip(KVzipOptions, Eviction):
     one prefill, with one layer's entries alive; fp32 scores, chosen by count.
     """
 
-    name: ClassVar[str] = "kvzip"
-
     @property
-    def telling(self) -> Telling:
+    def replay_score(self) -> ReplayScore:
         """Which scores it goes by."""
-        return Telling(self.tell, self.chunk, self.weigh)
+        return ReplayScore(self.tell, self.chunk, self.weigh)
 
     @property
     def needs(self) -> Needs:
-        """Replays of the document."""
-        return Needs(tellings=frozenset({self.telling}))
+        return Needs(replay_scores=frozenset({self.replay_score}))
 
     @property
     def watches(self) -> Needs:
@@ -49,11 +45,10 @@ class KVzip(KVzipOptions, Eviction):
         """Old turns are scored by the newest queries: to replay them would be another prefill."""
         _, entries = prefilled.shape
         mass = pooled_mass(prefilled, entries, FOLD_KERNEL, "max", "mass")
-        given = replace(prefilled, told={self.telling: mass})
-        return self.reduce(given, self.budget.entries(given.geometry))
+        given = replace(prefilled, told={self.replay_score: mass})
+        return self.reduce(given, self.budget.entries(self.priced(given.geometry)))
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        """The first entries' scores."""
         return self._scores(prefilled)[:, :entries].clone()
 
     def entries(self, geometry: Geometry) -> list[int]:
@@ -61,13 +56,10 @@ class KVzip(KVzipOptions, Eviction):
         return [min(self.together(geometry), geometry.full)] * geometry.layers
 
     def together(self, geometry: Geometry) -> int:
-        """The budget of all layers."""
-        return geometry.layers * self.budget.entries(geometry)
+        return geometry.layers * self.budget.entries(self.priced(geometry))
 
     def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
-        """The scores of the entries that were kept: the newest entry first, then what is
-        protected.
-        """
+        """The scores of the kept entries: the newest entry first, then what is protected."""
         table = self._scores(prefilled).clamp(max=torch.finfo(torch.float32).max)
         table[:, : self.sinks] = torch.finfo(torch.float32).max
         table[:, -1] = float("inf")
@@ -78,7 +70,7 @@ class KVzip(KVzipOptions, Eviction):
     def _scores(self, prefilled: Prefilled) -> Tensor:
         """The score of each entry by the replays, `[H, T]`."""
         assert prefilled.told is not None, "the prefill gives what `needs` names"
-        return prefilled.told[self.telling]
+        return prefilled.told[self.replay_score]
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
         """The best scores of all heads together."""
@@ -93,8 +85,6 @@ class KVzipPlus(KVzipPlusOptions, KVzip):
     attention block's input.
     """
 
-    name: ClassVar[str] = "kvzip+"
-
 
 @dataclass(frozen=True)
 class Askall(AskallOptions, KVzip):
@@ -103,5 +93,3 @@ class Askall(AskallOptions, KVzip):
     Ours: KVzip's scores, but the beginning of a sentence is put as a first question and its end as
     the answer, each by itself; attention times the norm of the projected value.
     """
-
-    name: ClassVar[str] = "askall"

@@ -8,7 +8,7 @@ from kvchat.engine.budget import Budget
 Kind = tuple[str, int]  # what a replay is, and how many tokens of the document it is about
 
 
-class Telling(NamedTuple):
+class ReplayScore(NamedTuple):
     """Scores by replays: what is replayed, how many tokens of the document at a time, and how its
     attention is weighed."""
 
@@ -23,20 +23,20 @@ class Needs:
 
     `queries`: how many of the last queries (W). `column_mass`: the attention that every entry gets
     from all queries. `future`: over how many coming positions the moments of the queries are to be
-    averaged; 0 for no moments. `tellings`: scores from replays of the document.
+    averaged; 0 for no moments. `replay_scores`: scores from replays of the document.
     """
 
     queries: int = 0
     column_mass: bool = False
     future: int = 0
-    tellings: frozenset[Telling] = frozenset()
+    replay_scores: frozenset[ReplayScore] = frozenset()
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             max(self.queries, other.queries),
             self.column_mass or other.column_mass,
             max(self.future, other.future),
-            self.tellings | other.tellings,
+            self.replay_scores | other.replay_scores,
         )
 
     def __bool__(self) -> bool:
@@ -50,7 +50,7 @@ class Needs:
     @property
     def kinds(self) -> frozenset[Kind]:
         """The replays that are needed."""
-        return frozenset((what, chunk) for what, chunk, _ in self.tellings)
+        return frozenset((what, chunk) for what, chunk, _ in self.replay_scores)
 
 
 class Chosen(Protocol):
@@ -59,9 +59,7 @@ class Chosen(Protocol):
     @property
     def budget(self) -> Budget:
         """What it keeps."""
-        ...
 
     @property
     def needs(self) -> Needs:
         """What it wants to be shown."""
-        ...

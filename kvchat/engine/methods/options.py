@@ -4,7 +4,7 @@ The one declaration of them. A method's class inherits its options; plans, compl
 `kvchat methods` read them from here, which needs no torch.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
@@ -22,6 +22,7 @@ MODES = ("budget", "eps")
 VALUES = ("votes", "paper")
 HOMES = ("auto", "device", "host")
 EVERYTHING = Budget(fraction=1.0)
+BITS = (16, 8, 4)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Rule:
     help: str
     least: float | None = None
     most: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[object, ...] = ()
 
     def check(self, name: str, value: Any, usual: Any) -> None:
         """Raise KvchatError("usage") unless `value` is allowed."""
@@ -54,7 +55,7 @@ def option(
     help: str,
     least: float | None = None,
     most: float | None = None,
-    choices: tuple[str, ...] = (),
+    choices: tuple[object, ...] = (),
 ) -> T:
     """A dataclass field that is an option: from `least` to `most`, or one of `choices`."""
     found: Any = field(default=default, metadata={"rule": Rule(help, least, most, choices)})
@@ -74,7 +75,21 @@ class Options:
 
 
 @dataclass(frozen=True)
-class EvictionOptions(Options):
+class Stored(Options):
+    """Of every method whose entries can be stored in few bits: all that keep them in one segment.
+
+    KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750:
+    keys per channel, values per token, in groups of 32. The conversation's tail is its residual
+    window. A budget in bytes keeps more entries then; one in entries or as a share keeps as many in
+    less.
+    """
+
+    _: KW_ONLY
+    bits: int = option(16, "bits of a stored value: 8 or 4, or 16 for the model's", choices=BITS)
+
+
+@dataclass(frozen=True)
+class EvictionOptions(Stored):
     """Of every method that keeps some entries and frees the others."""
 
     budget: Budget = option(DEFAULT_BUDGET, "what is kept")
@@ -216,7 +231,7 @@ AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "skip": "0+0", "value": "
 
 
 @dataclass(frozen=True)
-class KVMergerOptions(Options):
+class KVMergerOptions(Stored):
     """Of merging. `50` and `35` have the paper's shares, `paper` is its algorithm as printed."""
 
     budget: Budget = option(DEFAULT_BUDGET, "what is kept; the paper's mode finds its own size")

@@ -12,7 +12,7 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache import AGGREGATES
 from kvchat.engine.cache.pq import PQSegment, Reads
 from kvchat.engine.cache.segment import Segment
-from kvchat.engine.methods.base import Prefilled, Retrieves
+from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.options import PQCacheOptions
 from kvchat.engine.sizes import PER_CENTROID
 from kvchat.errors import KvchatError
@@ -21,7 +21,7 @@ SETTLED = 0.005  # K-means ends when fewer codes than this share change
 
 
 @dataclass(frozen=True)
-class PQCache(PQCacheOptions, Retrieves):
+class PQCache(PQCacheOptions, Method):
     """Keeps every entry, and lets a code of each key say which entries a decoded token reads.
 
     PQCache: Product Quantization-based KVCache for Long Context LLM Inference,
@@ -34,7 +34,7 @@ class PQCache(PQCacheOptions, Retrieves):
     fewer than `dense_below` entries to choose from are read in full.
     """
 
-    name: ClassVar[str] = "pqcache"
+    retrieves: ClassVar[bool] = True
 
     def entries(self, geometry: Geometry) -> list[int]:
         """All of them. Raises KvchatError("usage") if nothing could be read or coded."""
@@ -45,20 +45,6 @@ class PQCache(PQCacheOptions, Retrieves):
                 "usage", f"pqcache: m={self.m} parts of a head of {geometry.dim}", *fitting
             )
         return [geometry.full] * geometry.layers
-
-    @property
-    def code(self) -> tuple[int, int]:
-        """Parts of a key's code, and bits of a part."""
-        return self.m, self.code_bits
-
-    def reads(self, geometry: Geometry) -> list[int]:
-        """Entries of the document that a decoded token reads of each layer, over all its heads."""
-        if self._dense(geometry):
-            return [geometry.full] * geometry.layers
-        found = self.shares(geometry)
-        read = geometry.heads * (found.sinks + found.window + found.count)
-        dense = min(self.dense_layers, geometry.layers)
-        return [geometry.full] * dense + [read] * (geometry.layers - dense)
 
     def shares(self, geometry: Geometry) -> Reads:
         """How the entries that a token reads of a head are shared out."""

@@ -36,9 +36,7 @@ def observed_mass(prefilled: Prefilled, entries: int, power: int = 1) -> Tensor:
 
 
 def group_mass(prefilled: Prefilled, entries: int) -> Tensor:
-    """Observed mass of the first `entries` keys, mean over a KV head's query heads, `[H,
-    entries]`.
-    """
+    """Observed mass of the first `entries` keys, mean over a group's heads, `[H, entries]`."""
     mass = ops.window_mass(
         prefilled.queries,
         prefilled.keys[:, :entries],
@@ -96,13 +94,6 @@ def defensive_mass(prefilled: Prefilled, entries: int, kernel: int) -> Tensor:
     return torch.stack(out)
 
 
-def recency(prefilled: Prefilled, entries: int) -> Tensor:
-    """The later an entry, the higher: `[H, entries]`."""
-    heads, _ = prefilled.shape
-    age = torch.arange(entries, dtype=torch.float32, device=prefilled.keys.device)
-    return age.repeat(heads, 1)
-
-
 def projected_norm(prefilled: Prefilled, entries: int) -> Tensor:
     """L1 norm of the value entries behind the output projection, `[H, entries]` fp32.
 
@@ -137,7 +128,5 @@ def pool(scores: Tensor, kernel: int, kind: str) -> Tensor:
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """Entry numbers by falling score, `[H, N]` int64; among equals the earlier token comes
-    first.
-    """
+    """Entry numbers by falling score, `[H, N]` int64; among equals the earlier entry first."""
     return torch.sort(scores, dim=1, descending=True, stable=True).indices

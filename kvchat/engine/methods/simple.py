@@ -1,17 +1,40 @@
-"""Methods with one plain score: recency, the length of a key, the last query's attention, and the
-attention of all queries."""
+"""Methods with one plain score, or none: everything, recency, the length of a key, the last query's
+attention, and the attention of all queries."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.methods.options import H2OOptions, KnormOptions, TOVAOptions
-from kvchat.engine.methods.scores import observed_mass, recency
+from kvchat.engine.methods.options import (
+    EVERYTHING,
+    CaMOptions,
+    H2OOptions,
+    KnormOptions,
+    Stored,
+    TOVAOptions,
+)
+from kvchat.engine.methods.scores import observed_mass
+
+
+@dataclass(frozen=True)
+class Full(Stored, Method):
+    """Keeps every entry. Its budget is always 100 %."""
+
+    @property
+    def budget(self) -> Budget:
+        return EVERYTHING
+
+    def entries(self, geometry: Geometry) -> list[int]:
+        return [geometry.full] * geometry.layers
+
+    def compress(self, prefilled: Prefilled) -> FlatSegment:
+        return prefilled.keep_all()
 
 
 @dataclass(frozen=True)
@@ -23,11 +46,45 @@ class StreamingLLM(Eviction):
     since the document is read exactly and fits the window.
     """
 
-    name: ClassVar[str] = "streamingllm"
-
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        """The later, the better."""
-        return recency(prefilled, entries)
+        age = torch.arange(entries, dtype=torch.float32, device=prefilled.keys.device)
+        return age.repeat(prefilled.shape[0], 1)
+
+
+@dataclass(frozen=True)
+class CaM(CaMOptions, StreamingLLM):
+    """StreamingLLM's entries; of compacted turns, evicted values are merged into later entries.
+
+    CaM: Cache Merging for Memory-efficient LLMs Inference (ICML 2024). An entry that leaves gives
+    `p / targets` of its value to each of the next `targets` entries, with
+    `p = min(1, its attention / the mean attention of these entries)`. Different here: p is the
+    coefficient and not the chance of a coin, attention is what an entry received so far, and a
+    document is only evicted: merging all of it at once diverges. So it shows in conversations whose
+    old turns are compressed (`--tail-budget`).
+    """
+
+    @property
+    def watches(self) -> Needs:
+        return Needs(column_mass=True)
+
+    def extend(self, prefilled: Prefilled) -> FlatSegment:
+        """Spill the oldest entries' values one after the other, then let them go."""
+        assert prefilled.column_mass is not None, "the prefill gives what `needs` names"
+        total = min(self.share(prefilled), prefilled.entries)
+        values = prefilled.values.clone()
+        leaving = (prefilled.entries - total) // prefilled.shape[0]
+        first = 0 if prefilled.absent is None else int(prefilled.absent.max())
+        for entry in range(first, first + leaving):
+            spill(values, prefilled.column_mass, entry, self.targets)
+        return self.compress(replace(prefilled, values=values))
+
+
+def spill(values: Tensor, mass: Tensor, entry: int, targets: int) -> None:
+    """Add to the next `targets` entries of `values [H, T, D]` their part of `entry`, in place."""
+    ref = mass[:, entry + 1 : entry + 1 + targets].mean(dim=1)
+    part = (mass[:, entry] / ref).nan_to_num(0.0, posinf=1.0).clamp(0, 1) / targets  # [H]
+    given = part[:, None] * values[:, entry].float()
+    values[:, entry + 1 : entry + 1 + targets] += given[:, None].to(values.dtype)
 
 
 @dataclass(frozen=True)
@@ -38,10 +95,7 @@ class Knorm(KnormOptions, Eviction):
     https://arxiv.org/abs/2406.11430. Different here: sinks and the newest entry always stay.
     """
 
-    name: ClassVar[str] = "knorm"
-
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        """The shorter, the better."""
         norm: Tensor = prefilled.keys[:, :entries].float().norm(dim=-1)
         return -norm
 
@@ -54,11 +108,8 @@ class TOVA(TOVAOptions, Eviction):
     once, after the document; the authors drop an entry at every step.
     """
 
-    name: ClassVar[str] = "tova"
-
     @property
     def needs(self) -> Needs:
-        """The last query."""
         return Needs(queries=1)
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
@@ -78,11 +129,8 @@ class H2O(H2OOptions, Eviction):
     matrix; they are summed over the query heads of a KV head.
     """
 
-    name: ClassVar[str] = "h2o"
-
     @property
     def needs(self) -> Needs:
-        """Column sums over all queries."""
         return Needs(column_mass=True)
 
     def newest(self, each: int) -> int:

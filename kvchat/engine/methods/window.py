@@ -1,8 +1,12 @@
-"""Observing the last queries, and two ways to share entries out: over heads by need, over layers by
-depth. What SnapKV and its successors have in common."""
+"""Methods that observe the last queries: SnapKV and its successors.
+
+They differ in the score, and in how entries are shared out: evenly, over heads by need (Ada-KV),
+over layers by depth (PyramidKV).
+"""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Geometry
@@ -12,11 +16,22 @@ from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.options import (
     AdaptiveOptions,
+    AdaPyramidOptions,
+    CriticalAdaOptions,
+    CriticalOptions,
+    DefensiveOptions,
     PyramidOptions,
     SnapOptions,
     WindowOptions,
 )
-from kvchat.engine.methods.scores import pooled_mass
+from kvchat.engine.methods.scores import (
+    defensive_mass,
+    group_mass,
+    pooled_mass,
+    projected_norm,
+    ranked,
+)
+from kvchat.engine.methods.specs import name_of
 from kvchat.errors import KvchatError
 
 SHARES = {"floor": budgets.adaptive, "mix": budgets.mixed}
@@ -29,7 +44,6 @@ class Window(WindowOptions, Eviction):
 
     @property
     def needs(self) -> Needs:
-        """The observation window W."""
         return Needs(queries=self.window)
 
     def newest(self, each: int) -> int:
@@ -44,10 +58,11 @@ class Window(WindowOptions, Eviction):
         each, least = total // geometry.heads, self.window + self.sinks + 1
         if self.budget.fraction is not None or total == geometry.full or each >= least:
             return
-        fitting = [f"{self.name}:window={each - self.sinks - 1}"] if each > self.sinks + 1 else []
+        name = name_of(self)
+        fitting = [f"{name}:window={each - self.sinks - 1}"] if each > self.sinks + 1 else []
         raise KvchatError(
             "usage",
-            f"{self.name} always keeps the last {self.window} entries and the first "
+            f"{name} always keeps the last {self.window} entries and the first "
             f"{self.sinks} of every head; a budget of {self.budget} leaves {each} per head",
             f"--budget {self.budget.of_entries(least, geometry)} or more",
             *fitting,
@@ -57,11 +72,13 @@ class Window(WindowOptions, Eviction):
 
 
 @dataclass(frozen=True)
-class WindowEviction(SnapOptions, Window):
-    """Scores entries by what the observation queries attend to, smoothed by `pool`.
+class SnapKV(SnapOptions, Window):
+    """Scores every entry by the attention of the window queries, keeps the best of each head.
 
-    `score_by=squared` takes squared attention, pooled per query head (KV-Compress,
-    https://arxiv.org/abs/2410.00161).
+    SnapKV: LLM Knows What You are Looking for Before Generation, https://arxiv.org/abs/2404.14469.
+    Different here: one selection per KV head (mean over its query heads), fp32 scores with stable
+    ties, sinks kept explicitly. `paper` is the authors' LongBench setting. `score_by=squared` takes
+    squared attention, pooled per query head (KV-Compress, https://arxiv.org/abs/2410.00161).
     """
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
@@ -70,24 +87,13 @@ class WindowEviction(SnapOptions, Window):
 
 
 @dataclass(frozen=True)
-class Adaptive(AdaptiveOptions, WindowEviction):
-    """Ada-KV's shares (https://arxiv.org/abs/2407.11550): the best scores of all heads together.
+class PyramidKV(PyramidOptions, SnapKV):
+    """SnapKV's scores, with entries per layer that fall in a line with its depth.
 
-    Each head is sure of the fraction `floor` of an even share; `rule=mix` is the authors' own
-    safeguard.
-    """
-
-    def allocate(self, scores: Tensor, total: int) -> list[int]:
-        """Shares by the pooled ranking of all heads, above the safeguard."""
-        return SHARES[self.rule](scores, total, self.floor)
-
-
-@dataclass(frozen=True)
-class Pyramidal(PyramidOptions, WindowEviction):
-    """PyramidKV's layer budgets (https://arxiv.org/abs/2406.02069): a falling line.
-
-    The last layer gets 1/`beta` of an even share beside its window. All layers together keep
-    exactly the budget, where the authors' rounding keeps up to 15 % more.
+    PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling,
+    https://arxiv.org/abs/2406.02069. The last layer gets 1/`beta` of an even share beside its
+    window. Different here: an exact total, where the authors' rounding keeps up to 15 % more,
+    computed anew for every document; sinks are kept explicitly. `paper` keeps no sinks.
     """
 
     def spread(self, total: int, geometry: Geometry) -> list[int]:
@@ -96,3 +102,90 @@ class Pyramidal(PyramidOptions, WindowEviction):
         most = geometry.full - newest
         line = budgets.pyramid(total - newest, geometry.layers, most, self.beta)
         return [newest + entries for entries in line]
+
+
+@dataclass(frozen=True)
+class AdaKV(AdaptiveOptions, SnapKV):
+    """Pools a layer's budget over its heads: dispersed heads keep more entries than focused ones.
+
+    Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation,
+    https://arxiv.org/abs/2407.11550. Each head is sure of the fraction `floor` of an even share.
+    Different here: the safeguard is "floor first, then global", so the total is exact and the bound
+    is never worse than uniform. `rule=mix` is the authors' safeguard, `paper` all of their setting.
+    """
+
+    def allocate(self, scores: Tensor, total: int) -> list[int]:
+        """Shares by the pooled ranking of all heads, above the safeguard."""
+        return SHARES[self.rule](scores, total, self.floor)
+
+
+@dataclass(frozen=True)
+class AdaPyramid(AdaPyramidOptions, AdaKV, PyramidKV):
+    """Ada-KV's shares inside a layer, PyramidKV's over the layers.
+
+    Ada-Pyramid of https://arxiv.org/abs/2407.11550. Floors follow each layer's own budget.
+    """
+
+
+@dataclass(frozen=True)
+class Critical(CriticalOptions, SnapKV):
+    """Half of a head's entries by attention, the rest by attention times the projected value's
+    norm.
+
+    Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective,
+    https://arxiv.org/abs/2502.03805. `first` is the share that attention alone decides; it makes
+    the rest provably useful. `epsilon` is added to the attention before it is weighed.
+    """
+
+    def order(self, prefilled: Prefilled, scores: Tensor, counts: list[int]) -> Tensor:
+        """Entries that attention alone decides first, then by the weighed score."""
+        by_attention = ranked(scores)
+        sure = (torch.tensor(counts) * self.first).int().to(scores.device)
+        rank = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+        decided = torch.zeros_like(scores, dtype=torch.bool)
+        decided.scatter_(1, by_attention, rank < sure[:, None])
+        decided |= scores == float("inf")
+        weighed = (scores + self.epsilon) * projected_norm(prefilled, scores.shape[1])
+        weighed = weighed.masked_fill(decided, float("inf"))
+        return ranked(weighed.masked_fill(scores == budgets.ABSENT, budgets.ABSENT))
+
+
+@dataclass(frozen=True)
+class CriticalAda(CriticalAdaOptions, Critical, AdaKV):
+    """CriticalKV's two stages over Ada-KV's shares of the heads.
+
+    CriticalAdaKV of https://arxiv.org/abs/2502.03805.
+    """
+
+
+@dataclass(frozen=True)
+class DefensiveKV(DefensiveOptions, Window):
+    """Keeps entries that any observation query needs, weighed by the projected value's norm.
+
+    Taming the Fragility of KV Cache Eviction in LLM Inference (ICLR 2026),
+    https://arxiv.org/abs/2510.13334. Entries that carry a head's mean attention up to the share
+    `secure` stay in any case, the rest of the layer's entries goes to the best defensive scores of
+    all heads. Different here: what the window itself receives counts towards `secure`, where the
+    authors' code takes the entries before the window for it. Smoothing is by mean.
+    """
+
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
+        """Defensive mass times the head's share of the value norms; secured entries: inf."""
+        heads, _ = prefilled.shape
+        norm = projected_norm(prefilled, entries)
+        scores = defensive_mass(prefilled, entries, self.kernel)
+        scores *= norm / norm.sum(dim=0).clamp_min(1e-30)
+        mean = group_mass(prefilled, entries)
+        best, order = torch.sort(mean, dim=1, descending=True, stable=True)
+        missing = self.secure - (
+            1 - mean.sum(dim=1, keepdim=True)
+        )  # beyond the entries scored here
+        secured = (best.cumsum(dim=1) < missing).sum(dim=1).clamp(max=max(each - self.sinks, 0))
+        rank = torch.arange(entries, device=scores.device).expand(heads, entries)
+        certain = torch.zeros_like(scores, dtype=torch.bool)
+        certain.scatter_(1, order, rank < secured[:, None])
+        return scores.masked_fill(certain, float("inf"))
+
+    def allocate(self, scores: Tensor, total: int) -> list[int]:
+        """The best scores of all heads together; secured entries are the floor."""
+        return budgets.adaptive(scores, total, floor=0.0)

@@ -1,9 +1,9 @@
 """Model families by the `model_type` of their config.json. Reading the table imports nothing.
 
-A new family is one file and one entry here.
+A new family is a class and an entry here.
 """
 
 MODELS = {
-    "llama": "kvchat.engine.model.llama:Llama",
-    "mistral": "kvchat.engine.model.mistral:Mistral",
+    "llama": "kvchat.engine.model.families:Llama",
+    "mistral": "kvchat.engine.model.families:Mistral",
 }

@@ -1,5 +1,4 @@
-"""`ModelConfig` from config.json: the only reader of Hugging Face keys. Plans read it
-without torch."""
+"""`ModelConfig` from config.json: the only reader of Hugging Face keys. No torch."""
 
 import json
 from dataclasses import dataclass

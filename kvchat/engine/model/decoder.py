@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.layers import Block, RMSNorm, Rotation
-from kvchat.engine.model.rotary import angles, frequencies
+from kvchat.engine.model.layers import Block, RMSNorm, Rotation, frequencies
 from kvchat.engine.weights.linear import Embedding, Linear
 
 
@@ -26,6 +25,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Stack(config)
+        self.blocks: list[Block] = list(self.model.layers)  # type: ignore[arg-type]
         self.lm_head: nn.Module = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.weights = "auto"  # how they are stored, see `bits.WEIGHTS`
         self._inverse: Tensor | None = None
@@ -36,11 +36,6 @@ class Decoder(nn.Module):
         if self.config.tie_word_embeddings:
             self.lm_head = self.model.embed_tokens.tied(self.lm_head)
 
-    @property
-    def blocks(self) -> list[Block]:
-        """The layers, first to last."""
-        return list(self.model.layers)  # type: ignore[arg-type]
-
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states `[T, hidden]` of `ids [T]`."""
         x: Tensor = self.model.embed_tokens(ids)
@@ -50,16 +45,13 @@ class Decoder(nn.Module):
         """Cosine and sine `[T, D/2]` fp32 at `positions [T]`."""
         if self._inverse is None or self._inverse.device != positions.device:
             self._inverse = frequencies(self.config).to(positions.device)
-        return angles(self._inverse, positions)
+        phase = positions.float()[:, None] * self._inverse[None]
+        return phase.cos(), phase.sin()
 
     def logits(self, x: Tensor) -> Tensor:
         """Next-token logits `[T, vocab]` of final hidden states `x [T, hidden]`."""
         y: Tensor = self.lm_head(self.model.norm(x))
         return y
-
-
-CausalLM = Decoder
-"""What the engine asks for: every family is a `Decoder`."""
 
 
 def empty_decoder(family: type[Decoder], config: ModelConfig) -> Decoder:

@@ -12,6 +12,13 @@ LLAMA = {
     "dtype": "bfloat16",
 }
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
 # config.json of each, as far as it matters
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": LLAMA
@@ -19,13 +26,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
+        "rope_scaling": LLAMA3_ROPE | {"factor": 8.0},
     },
     "mistral-7b": LLAMA
     | {
@@ -46,12 +47,6 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 16,
         "head_dim": 64,
         "tie_word_embeddings": True,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
+        "rope_scaling": LLAMA3_ROPE | {"factor": 32.0},
     },
 }

@@ -1,14 +1,14 @@
 """Keeps all entries of a document during the prefill, and what was observed of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Protocol
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.methods.needs import Needs, Telling
+from kvchat.engine.methods.needs import Needs, ReplayScore
 
 OBSERVED = Needs(queries=64, future=1)
 """What a prefill observes for methods that may choose later, beside what its own method needs.
@@ -17,23 +17,23 @@ Column sums and replays are too dear for a maybe: they multiply the time of the 
 """
 
 
-def recorded(observed: dict[str, Tensor], told: Mapping[Telling, Tensor]) -> dict[str, Tensor]:
+def recorded(observed: dict[str, Tensor], told: Mapping[ReplayScore, Tensor]) -> dict[str, Tensor]:
     """What a prefill has observed in a layer, all of it by name; `shown` is the inverse."""
-    return observed | {_name(telling): table for telling, table in told.items()}
+    return observed | {_name(score): table for score, table in told.items()}
 
 
-def shown(record: Mapping[str, Tensor], device: torch.device) -> dict[Telling, Tensor]:
+def shown(record: Mapping[str, Tensor], device: torch.device) -> dict[ReplayScore, Tensor]:
     """The scores by replays, as far as they were recorded."""
     told = {}
     for name, table in record.items():
         if name.startswith("told "):
             _, what, chunk, weigh = name.split()
-            told[Telling(what, int(chunk), weigh)] = table.to(device)
+            told[ReplayScore(what, int(chunk), weigh)] = table.to(device)
     return told
 
 
-def _name(telling: Telling) -> str:
-    return "told {} {} {}".format(*telling)
+def _name(score: ReplayScore) -> str:
+    return "told {} {} {}".format(*score)
 
 
 def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
@@ -42,53 +42,42 @@ def holds(record: Mapping[str, Tensor], needs: Needs, tokens: int) -> bool:
         (not needs.queries or len(record["queries"]) >= min(needs.queries, tokens))
         and (not needs.column_mass or "mass" in record)
         and (not needs.future or "sum" in record)
-        and all(_name(telling) in record for telling in needs.tellings)
+        and all(_name(score) in record for score in needs.replay_scores)
     )
 
 
-class Archiving(Protocol):
+class Archiving(ABC):
     """A context around a prefill that gets every layer's entries, and what `needs` names."""
 
     needs: Needs
 
-    def __enter__(self) -> "Archiving": ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        return
 
+    @abstractmethod
     def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
         """Take in layer `number`: `keys, values [H, T, D]`, which the caller goes on to free."""
-        ...
 
+    @abstractmethod
     def archives(self) -> Sequence[Archive]:
         """One per layer, once the prefill has ended; none if they could not be kept."""
-        ...
 
 
-class InMemory:
+class InMemory(Archiving):
     """Archives in host memory, pinned beside a CUDA device."""
 
     def __init__(self, needs: Needs = OBSERVED) -> None:
         self.needs = needs
         self._kept: list[Archive] = []
 
-    def __enter__(self) -> "InMemory":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is open."""
-
     def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
-        """Copy a layer's entries into stores of their own."""
         seen = {name: tensor.cpu().clone() for name, tensor in observed.items()}
         self._kept.append(Archive(_host(keys), _host(values), seen))
 
     def archives(self) -> Sequence[Archive]:
-        """One per layer."""
         return self._kept
 
 

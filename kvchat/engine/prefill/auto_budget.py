@@ -10,16 +10,16 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.spec import with_budget
+from kvchat.engine.methods.build import with_budget
 from kvchat.engine.prefill.prefill import Compression
-from kvchat.engine.prefill.replay_texts import Passage, held_out, tellings
+from kvchat.engine.prefill.replay_texts import Passage, held_out, replays_of
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import LADDER
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What was chosen: a budget, its loss, and the loss that is allowed (`promise`).
+    """What was chosen: a budget, its loss, and the loss that is `allowed`.
 
     A loss is the share of the tokens of held-out passages after which another token is the
     likeliest than with the full cache, None where there are no passages. `tried` has the loss of
@@ -28,28 +28,28 @@ class Kept:
 
     method: Method
     loss: float | None
-    promise: float
+    allowed: float
     tried: dict[str, float]
 
     @property
     def holds(self) -> bool:
         """Whether the loss is within what is allowed; if not, the largest budget was taken."""
-        return self.loss is not None and self.loss <= self.promise
+        return self.loss is not None and self.loss <= self.allowed
 
     @property
     def figures(self) -> dict[str, Any]:
         """Both losses, and those of all budgets that were tried."""
-        return {"promise": self.promise, "loss": self.loss, "tried": self.tried}
+        return {"allowed": self.allowed, "loss": self.loss, "tried": self.tried}
 
 
 def open_within(
     session: Session,
     ids: Sequence[int],
     method: Method,
-    promise: float,
+    allowed: float,
     folds: Method | None = None,
 ) -> Generator[Progress | Smaller, None, Kept]:
-    """Prefill `ids` into the smallest cache with a loss of at most `promise` (0.02 for 2 %).
+    """Prefill `ids` into the smallest cache with a loss of at most `allowed` (0.02 for 2 %).
 
     One prefill makes a cache of every budget of `LADDER`; passages that no method has seen walk
     beside it, so what the full cache says is known. All but one of the caches are freed.
@@ -57,22 +57,22 @@ def open_within(
     passages = held_out(session.dialogue, ids)
     budgets = [Budget(fraction=share) for share in sorted(LADDER)]
     methods = [with_budget(method, budget) for budget in budgets]
-    replays = tellings(session.dialogue, ids, method.needs.kinds)
+    replays = replays_of(session.dialogue, ids, method.needs.kinds)
     probes = [passage.ids for passage in passages]
     compressions = [Compression(m) for m in methods]
-    reading = yield from session.engine.prefill(ids, compressions, probes, replays)
-    exact = [session.engine.likeliest(hidden) for hidden in reading.asides]
-    chosen, cache, loss = methods[-1], reading.caches[-1], None
+    found = yield from session.engine.prefill(ids, compressions, probes, replays)
+    exact = [session.engine.likeliest(hidden) for hidden in found.asides]
+    chosen, cache, loss = methods[-1], found.caches[-1], None
     tried: dict[str, float] = {}
-    for method, compressed in zip(methods, reading.caches, strict=True) if passages else ():
+    for method, compressed in zip(methods, found.caches, strict=True) if passages else ():
         chosen, cache = method, compressed
         loss = yield from _loss(session, cache, passages, exact)
         tried[str(chosen.budget)] = loss
-        if loss <= promise:
+        if loss <= allowed:
             break
     session.adopt(cache, ids, folds or chosen)
-    session.select_seconds, session.chooser = reading.select_seconds, chosen
-    return Kept(chosen, loss, promise, tried)
+    session.select_seconds, session.chooser = found.select_seconds, chosen
+    return Kept(chosen, loss, allowed, tried)
 
 
 def _loss(

@@ -1,6 +1,4 @@
-"""Prefill: token ids walk the layers, one layer at a time, exactly. The only place where models
-and methods meet.
-"""
+"""Prefill: token ids walk the layers, one layer at a time. Here models and methods meet."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,8 +17,8 @@ from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method, Prefilled
-from kvchat.engine.methods.needs import Needs, Telling
-from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.methods.needs import Needs, ReplayScore
+from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.prefill.archive_writer import Archiving, recorded
 from kvchat.engine.prefill.global_budget import Pool
@@ -44,7 +42,7 @@ class Compression:
 
 
 @dataclass
-class Reading:
+class Prefill:
     """What a prefill leaves: one cache per compression, the last token's logits `[vocab]`, the
     seconds that compressing took, and the final hidden states `[t, hidden]` of every probe."""
 
@@ -54,7 +52,7 @@ class Reading:
     asides: list[Tensor]
 
 
-def rotation_at(model: CausalLM, start: int, count: int) -> Rotation:
+def rotation_at(model: Decoder, start: int, count: int) -> Rotation:
     """Cosine and sine `[count, D/2]` of the positions from `start` on."""
     return model.rotation(torch.arange(start, start + count, device=_device(model)))
 
@@ -63,7 +61,7 @@ def step(block: Block, layer: LayerCache, x: Tensor, rotation: Rotation) -> Tens
     """Run hidden states `x [T, hidden]` of the newest tokens through one block and its cache."""
     q, k, v = block.project(x, rotation)
     scale = q.shape[-1] ** -0.5
-    layer.append(k, v)
+    layer.tail.append(k, v)
     o, lse = layer.attend(q, scale)
     for observer in layer.observers:
         observer.see(q, lse, layer, scale, *rotation)
@@ -138,7 +136,7 @@ def retell(
 
 
 def extend(
-    model: CausalLM,
+    model: Decoder,
     cache: KVCache,
     ids: Sequence[int],
     chunk: int,
@@ -171,7 +169,7 @@ def extend(
 
 
 def prefill(
-    model: CausalLM,
+    model: Decoder,
     ids: Sequence[int],
     compressions: Sequence[Compression],
     backend: Backend,
@@ -179,8 +177,8 @@ def prefill(
     probes: Sequence[Sequence[int]] = (),
     replays: Sequence[Replay] = (),
     archiving: Archiving | None = None,
-) -> Generator[Progress | Smaller, None, Reading]:
-    """Prefill one new cache per compression with `ids`; the generator's value is a `Reading`.
+) -> Generator[Progress | Smaller, None, Prefill]:
+    """Prefill one new cache per compression with `ids`; the generator's value is a `Prefill`.
 
     Layer-major and exact: for each layer all chunks attend to the layer's dense keys and values,
     every compression takes from them what it keeps, and they are freed before the next layer.
@@ -268,14 +266,14 @@ def prefill(
         for cache in caches:
             for layer, archive in zip(cache.layers, archiving.archives(), strict=False):
                 layer.archive = archive
-    return Reading(caches, model.logits(x[-1:])[0], select, asides)
+    return Prefill(caches, model.logits(x[-1:])[0], select, asides)
 
 
 def prefilled(
     tail: Tail | Exact,
     document: Observation,
     probes: list[Observation],
-    told: Mapping[Telling, Tensor],
+    told: Mapping[ReplayScore, Tensor],
     needs: Needs,
     coming: Rotation,
     block: Block,
@@ -307,11 +305,11 @@ def prefilled(
     )
 
 
-def _places(model: CausalLM, tokens: int, replay: Replay) -> Rotation:
+def _places(model: Decoder, tokens: int, replay: Replay) -> Rotation:
     """The rotation of a replay's lists: each of them follows `tokens` tokens."""
     places = [torch.arange(tokens, tokens + length) for length in replay.lengths]
     return model.rotation(torch.cat(places).to(_device(model)))
 
 
-def _device(model: CausalLM) -> torch.device:
+def _device(model: Decoder) -> torch.device:
     return model.blocks[0].input_layernorm.weight.device

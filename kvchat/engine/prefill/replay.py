@@ -16,7 +16,7 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.methods.needs import Kind, Needs, Telling
+from kvchat.engine.methods.needs import Kind, Needs, ReplayScore
 from kvchat.engine.model.layers import Block, Rotation
 
 SINKS = 4  # first entries that a replay may look at beside its own part
@@ -68,7 +68,7 @@ class Retelling:
         self.needs = needs
         self.tail = tail
         self.backend = backend
-        self.tables: dict[Telling, Tensor] = {}  # [H, T]
+        self.tables: dict[ReplayScore, Tensor] = {}  # [H, T]
 
     def tell(
         self, block: Block, x: Tensor, rotation: Rotation, replay: Replay, step: int
@@ -87,28 +87,28 @@ class Retelling:
             exact = self.backend.attend(q[some], self.tail.entries, scale)
             o, _ = ops.combine([exact, (own[0][some], own[1][some])])
             told.append(block.finish(x[some], o))
-        weighings = {how for *kind, how in self.needs.tellings if tuple(kind) == replay.kind}
+        weighings = {how for *kind, how in self.needs.replay_scores if tuple(kind) == replay.kind}
         if weighings:
             sizes = block.input_layernorm(x).float().norm(dim=-1)
             output = block.output if weighings != {"mass"} else None
             found = scores(self.tail, q, own[1], replay, weighings, scale, sizes, output)
             for how, part in found.items():
-                table = self._table(Telling(*replay.kind, how))[:, replay.start : replay.end]
+                table = self._table(ReplayScore(*replay.kind, how))[:, replay.start : replay.end]
                 torch.maximum(table, part, out=table)
         return torch.cat(told)
 
-    def told(self) -> dict[Telling, Tensor]:
+    def told(self) -> dict[ReplayScore, Tensor]:
         """The scores `[H, T]`, infinite for entries that no replay is about."""
         return {
-            telling: table.masked_fill(table < 0, float("inf"))
-            for telling, table in self.tables.items()
+            score: table.masked_fill(table < 0, float("inf"))
+            for score, table in self.tables.items()
         }
 
-    def _table(self, telling: Telling) -> Tensor:
-        if telling not in self.tables:
+    def _table(self, score: ReplayScore) -> Tensor:
+        if score not in self.tables:
             heads, entries, _ = self.tail.keys.shape
-            self.tables[telling] = torch.full((heads, entries), -1.0, device=self.tail.k.device)
-        return self.tables[telling]
+            self.tables[score] = torch.full((heads, entries), -1.0, device=self.tail.k.device)
+        return self.tables[score]
 
 
 def scores(

@@ -19,7 +19,7 @@ PASSAGES, HALF = 48, 0.5  # held out, and where they are cut
 PART = 0.7  # of a sentence's words are the question, the others the answer
 
 
-def tellings(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[Kind]) -> list[Replay]:
+def replays_of(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[Kind]) -> list[Replay]:
     """The replays of these kinds of a document's ids; what stands before its text is left out."""
     first = _first(dialogue, document)
     return [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.prefill.archive_writer import OBSERVED
+from kvchat.engine.prefill.archive_writer import OBSERVED, Archiving
 from kvchat.engine.store import Refused
 from kvchat.engine.store.atomic import NewFile
 from kvchat.engine.store.header import describe
@@ -23,7 +23,7 @@ from kvchat.errors import KvchatError
 KIND = "kvchat archive"
 
 
-class OnDisk:
+class OnDisk(Archiving):
     """A context around prefill that writes every layer's entries to a file.
 
     A disk that fails ends the archive, not the prefill: `problem` says so then.
@@ -46,9 +46,6 @@ class OnDisk:
         self._open = ExitStack()
         self._writer: Writer | None = None
         self._archives: Sequence[Archive] = ()
-
-    def __enter__(self) -> "OnDisk":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._open.__exit__(Stopped, Stopped(), None)  # of a file that is not whole nothing stays

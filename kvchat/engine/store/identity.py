@@ -10,8 +10,7 @@ import torch
 from kvchat import __version__
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.base import Method
-from kvchat.engine.store import FORMAT
-from kvchat.engine.store.tokens import tokenizer_digest
+from kvchat.engine.store import FORMAT, tokenizer_digest
 from kvchat.engine.weights.checkpoint import find_shards
 
 SAMPLES, BLOCK = 16, 2**12  # of every shard: blocks that are read, and their bytes
@@ -45,22 +44,12 @@ class Identity:
         `probes` are the token lists that the method scores with. Without a method: what all
         entries depend on.
         """
-        parts = self._model | {"document": ids_digest(ids)}
+        document = _digest(torch.tensor(ids, dtype=torch.int32).numpy().tobytes())
+        parts = self._model | {"document": document}
         if method is not None:
             parts["method"] = repr(method)  # a dataclass: its class and every field
             parts["questions"] = _digest(json.dumps([list(probe) for probe in probes]).encode())
         return parts
-
-
-def reading_parts(
-    engine: Engine,
-    folder: Path,
-    ids: Sequence[int],
-    method: Method | None = None,
-    probes: Sequence[Sequence[int]] = (),
-) -> Parts:
-    """`Identity.parts`, for one document: hashes the model's files each time."""
-    return Identity(engine, folder).parts(ids, method, probes)
 
 
 def fingerprint(parts: Parts) -> str:
@@ -91,11 +80,6 @@ def computation(engine: Engine) -> str:
     described = [f"{name} {type(t).__name__} {t.dtype} {tuple(t.shape)}" for name, t in tensors]
     about = [engine.device.type, type(engine.backend).__qualname__, str(engine.dtype)]
     return _digest("\n".join([*about, *kinds, *described]).encode())
-
-
-def ids_digest(ids: Sequence[int]) -> str:
-    """A digest of token ids."""
-    return _digest(torch.tensor(ids, dtype=torch.int32).numpy().tobytes())
 
 
 def _digest(data: bytes) -> str:

@@ -33,6 +33,10 @@ class Form:
     stop: tuple[str, ...] = ()
 
 
+# Question and Answer lines, for models without a chat template
+PLAIN = Form("", "\n\n", PLAIN_QUESTION, PLAIN_ANSWER, PLAIN_QUESTION, False, ("\nQuestion:",))
+
+
 class Dialogue:
     """Ids of a document and of turns in the form that the model was trained on."""
 
@@ -45,7 +49,7 @@ class Dialogue:
         self.tokenizer, self._has_document = tokenizer, has_document
         day = day or date.today()
         forms = [template_form(tokenizer, has_document, each) for each in (day, UNDATED)]
-        self.form = forms[0] or plain_form()
+        self.form = forms[0] or PLAIN
         self.day = day if forms[0] != forms[1] else None
 
     def on(self, day: date) -> "Dialogue":
@@ -82,11 +86,6 @@ class Dialogue:
         header = (self.form.header, True)
         pieces = [(before, True), (question, False), header, (answer, False)]
         return self.tokenizer.encode(pieces, continues=True)
-
-
-def plain_form() -> Form:
-    """Question and Answer lines, for models without a chat template."""
-    return Form("", "\n\n", PLAIN_QUESTION, PLAIN_ANSWER, PLAIN_QUESTION, False, ("\nQuestion:",))
 
 
 def template_form(tokenizer: Tokenizer, has_document: bool, day: date) -> Form | None:

@@ -114,7 +114,6 @@ class Embedding(nn.Embedding):
         """Nothing."""
 
     def tied(self, head: nn.Module) -> nn.Module:
-        """The output projection that shares this table."""
         head.weight = self.weight
         return head
 
@@ -133,7 +132,6 @@ class Int8Embedding(nn.Module):
         return self.codes[ids].to(self.dtype).mul_(self.scale[ids][:, None].to(self.dtype))
 
     def tied(self, head: nn.Module) -> nn.Module:
-        """The output projection that shares this table."""
         return Int8Linear(self.codes, self.scale)
 
 

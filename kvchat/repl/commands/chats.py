@@ -130,8 +130,6 @@ def export(context: Context, argument: str) -> None:
 
     Without a name it is called like the chat. A file that exists is not overwritten.
     """
-    if not context.chat.session.turns:
-        raise KvchatError("usage", "nothing has been asked: there is nothing to export")
     path = Path(argument or f"{context.keeper.title}.md").expanduser()
     shown = clean(str(path))
     if path.suffix not in FORMS:

@@ -7,8 +7,8 @@ from kvchat.chat.prefill import recompress
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.naming import method_options, name_of
-from kvchat.engine.methods.spec import options, switched, with_budget
+from kvchat.engine.methods.build import switched, with_budget
+from kvchat.engine.methods.specs import method_options, name_of, options
 from kvchat.errors import KvchatError
 from kvchat.repl import comparing
 from kvchat.repl.commands.context import Context

@@ -5,6 +5,7 @@ before them, and lets the method choose among all of it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,12 +13,10 @@ from torch import Tensor
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
-from kvchat.engine.methods.base import Method, Prefilled, Retrieves
-from kvchat.engine.methods.full import Full
-from kvchat.engine.methods.naming import name_of
-from kvchat.engine.methods.spec import with_budget
-from kvchat.engine.methods.stage import plain
-from kvchat.engine.model.decoder import CausalLM
+from kvchat.engine.methods.base import Method, Prefilled
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
+from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.observation import Observation, moments
 from kvchat.errors import KvchatError
@@ -29,15 +28,15 @@ def folding(method: Method, budget: int) -> Method:
     Half of them are the live tail's, half the compressed turns', whose entries keep the model's
     precision whatever the document's have. Raises KvchatError("usage") if the method cannot.
     """
-    bare = plain(method)
-    if isinstance(bare, Full | Retrieves):
+    if method.retrieves or isinstance(method, Full):
         raise KvchatError(
             "usage",
-            f"{name_of(bare)} keeps every entry, so --tail-budget has nothing to compress turns with",
+            f"{name_of(method)} keeps every entry, so --tail-budget has no turns to compact",
             "--method adakv",
             "no --tail-budget",
         )
-    folded = with_budget(bare, Budget(entries_per_head=max(1, budget // 2)))
+    half = Budget(entries_per_head=max(1, budget // 2))
+    folded: Method = replace(method, budget=half, bits=16)  # type: ignore[type-var]
     try:  # what the budget cannot hold shows on a conversation of any length
         folded.entries(Geometry(tokens=2**20, heads=1, layers=1, dim=2, itemsize=2))
     except KvchatError as error:
@@ -60,7 +59,7 @@ def watch(cache: KVCache, method: Method, since: int) -> None:
         layer.observer = Observation(needs, since) if needs else None
 
 
-def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) -> None:
+def fold(model: Decoder, cache: KVCache, method: Method, since: int, end: int) -> None:
     """Compress what stands between positions `since` and `end`, in every layer.
 
     The entries are those of segments that begin at `since` and the tail's up to `end`. Nothing has
@@ -79,9 +78,9 @@ def fold(model: CausalLM, cache: KVCache, method: Method, since: int, end: int) 
 
 
 def union(
-    layer: LayerCache, since: int, end: int, block: Block, model: CausalLM, place: tuple[int, int]
+    layer: LayerCache, since: int, end: int, block: Block, model: Decoder, place: tuple[int, int]
 ) -> Prefilled:
-    """The entries to fold of one layer, old ones first; `place` is its number of all.
+    """The entries to compact of one layer, old ones first; `place` is its number of all.
 
     Heads that kept fewer entries begin with entries that do not exist.
     """

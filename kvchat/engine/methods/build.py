@@ -1,28 +1,18 @@
-"""Makes the method that a text names; `naming` reads the text."""
+"""Makes the method that a text names; `specs` reads the text."""
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.naming import load, method_name, name_of, options, parse_spec
-from kvchat.engine.methods.stage import Quantized
-
-__all__ = ["bits_of", "method_class", "options", "parse_method", "switched", "with_budget"]
-
-
-def method_class(name: str) -> Any:
-    """The dataclass of a method in the table."""
-    return load(METHODS[name].path)
+from kvchat.engine.methods.specs import load, method_name, name_of, options, parse_spec
 
 
 def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] = ()) -> Method:
     """The method that `spec` names; see `parse_spec`. Raises KvchatError("usage")."""
     found = parse_spec(spec, budget, extra)
-    method: Method = method_class(found.name)(**found.values)
-    return Quantized(method, found.bits) if found.bits else method
+    method: Method = load(found.name)(**found.values)
+    return method
 
 
 def switched(
@@ -35,22 +25,15 @@ def switched(
     methods are left out; the spec's own win over all. Raises KvchatError("usage").
     """
     name = method_name(spec)
-    known = {*options(name), *(() if METHODS[name].retrieves else ("bits",))}
+    known = options(name)
     pairs = [pair for pair in given if pair.partition("=")[0].strip() in known]
-    if "bits" in known and (bits := bits_of(before)):
-        pairs.append(f"bits={bits}")
+    if "bits" in known and before.bits != 16:
+        pairs.append(f"bits={before.bits}")
     budget = before.budget if "budget" in options(name_of(before)) else None
     return parse_method(spec, budget, [*defaults, *pairs])
 
 
-def bits_of(method: Method) -> int | None:
-    """In how many bits a method stores what it keeps; None for as the model has it."""
-    return method.bits if isinstance(method, Quantized) else None
-
-
 def with_budget(method: Method, budget: Budget) -> Method:
     """The same method with another budget."""
-    if isinstance(method, Quantized):
-        return replace(method, method=with_budget(method.method, budget))
     changed: Method = replace(method, budget=budget)  # type: ignore[type-var]
     return changed

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import drain
-from kvchat.engine.methods.spec import parse_method
-from kvchat.engine.store import FORMAT, Refused
-from kvchat.engine.store.book import KIND, layers_of, load_book, save_book
+from kvchat.engine.methods.build import parse_method
+from kvchat.engine.store import FORMAT, Refused, cached_document
+from kvchat.engine.store.cached_document import KIND, layers_of
 from kvchat.engine.store.header import describe
 from kvchat.engine.store.identity import Identity, fingerprint
 from kvchat.engine.store.tensors import Mapped, write
@@ -25,7 +25,7 @@ KEY = "f" * 32
 
 def saved(engine, path, method="adakv:budget=40%,window=8", ids=IDS, key=KEY):
     cache, _ = read(engine, ids, parse_method(method))
-    save_book(path, engine, layers_of(cache, len(ids)), ids, key, {"title": "a book"})
+    cached_document.save(path, engine, layers_of(cache, len(ids)), ids, key, {"title": "a book"})
     return cache
 
 
@@ -51,7 +51,7 @@ def rewritten(path, **changes):
 def test_what_was_saved_comes_back(engine, tmp_path, method):
     path = tmp_path / "kv" / "book.safetensors"
     cache = saved(engine, path, method)
-    again = load_book(path, engine, IDS, KEY)
+    again = cached_document.load(path, engine, IDS, KEY)
     assert again.memory() == cache.memory() and again.position == cache.position == len(IDS)
     for old, new in zip(cache.segments(), again.segments(), strict=True):
         assert old.kind == new.kind and old.span == new.span and old.lengths == new.lengths
@@ -70,12 +70,12 @@ def test_rows_of_a_live_end_come_back_too(engine, tmp_path):
         (whole,) = layer.segments
         k, v = whole.k.view(2, -1, 16), whole.v.view(2, -1, 16)
         layer.thaw(0)
-        layer.append(k, v)
+        layer.tail.append(k, v)
         kept = torch.ones(2, 100, dtype=torch.bool)
         layer.freeze(FlatSegment.keep(k[:, :100], v[:, :100], kept, 0))
     path = tmp_path / "book.safetensors"
-    save_book(path, engine, layers_of(cache, len(IDS)), IDS, KEY, {})
-    again = load_book(path, engine, IDS, KEY)
+    cached_document.save(path, engine, layers_of(cache, len(IDS)), IDS, KEY, {})
+    again = cached_document.load(path, engine, IDS, KEY)
     assert again.frozen == 100 and again.position == len(IDS)
     got, want = (engine.score(each, [5, 6, 7]) for each in (again, cache))
     assert_close("logits", got, want)
@@ -86,9 +86,11 @@ def test_turns_change_nothing_of_what_is_being_saved(engine, tmp_path):
     layers = layers_of(cache, len(IDS))
     drain(engine.extend(cache, random_ids(300, seed=2)))
     path = tmp_path / "book.safetensors"
-    save_book(path, engine, layers, IDS, KEY, {})
+    cached_document.save(path, engine, layers, IDS, KEY, {})
     fresh, _ = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))
-    got, want = (engine.score(each, [5, 6]) for each in (load_book(path, engine, IDS, KEY), fresh))
+    got, want = (
+        engine.score(each, [5, 6]) for each in (cached_document.load(path, engine, IDS, KEY), fresh)
+    )
     assert torch.equal(got, want)
 
 
@@ -115,9 +117,9 @@ def test_every_damaged_byte_is_noticed(engine, copy):
         bad[place] ^= 1 << dice.randrange(8)
         copy.write_bytes(bad)
         with pytest.raises(Refused):
-            load_book(copy, engine, IDS, KEY)
+            cached_document.load(copy, engine, IDS, KEY)
     copy.write_bytes(data)
-    load_book(copy, engine, IDS, KEY)
+    cached_document.load(copy, engine, IDS, KEY)
 
 
 @pytest.mark.parametrize("left", [0, 5, 8, 100, 0.5, 0.999, -1])
@@ -126,7 +128,7 @@ def test_a_truncated_file_is_refused(engine, copy, left):
     end = int(left * len(data)) if isinstance(left, float) else left
     copy.write_bytes(data[:end])
     with pytest.raises(Refused):
-        load_book(copy, engine, IDS, KEY)
+        cached_document.load(copy, engine, IDS, KEY)
 
 
 @pytest.mark.parametrize(
@@ -147,23 +149,23 @@ def test_a_truncated_file_is_refused(engine, copy, left):
 def test_another_file_is_refused(engine, copy, changes, named):
     rewritten(copy, **changes)
     with pytest.raises(Refused, match=named or None):
-        load_book(copy, engine, IDS, KEY)
+        cached_document.load(copy, engine, IDS, KEY)
 
 
 @pytest.mark.parametrize("metadata", [{"kind": KIND}, describe(KIND, KEY, {})])
 def test_safetensors_of_somebody_else_are_refused(engine, copy, metadata):
     save_file({"k": torch.ones(3)}, copy, metadata)
     with pytest.raises(Refused):
-        load_book(copy, engine, IDS, KEY)
+        cached_document.load(copy, engine, IDS, KEY)
 
 
 def test_other_entries_and_other_weights_give_other_logits(engine, copy, checkpoint):
     with pytest.raises(Refused, match="%"):
-        load_book(copy, load_engine(checkpoint(seed=1)), IDS, KEY)
+        cached_document.load(copy, load_engine(checkpoint(seed=1)), IDS, KEY)
     values = Mapped(copy).tensors["0.0.v"]
     rewritten(copy, **{"0.0.v": values.flip(0).contiguous()})
     with pytest.raises(Refused, match="%"):
-        load_book(copy, engine, IDS, KEY)
+        cached_document.load(copy, engine, IDS, KEY)
 
 
 def test_the_fingerprint_knows_what_a_document_depends_on(checkpoint, tmp_path):

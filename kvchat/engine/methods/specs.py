@@ -1,22 +1,21 @@
-"""The text of a method: `adakv`, `adakv:window=16,floor=0.3`, `adakv@preset:budget=20%`.
+"""The text of a method (its spec): `adakv`, `adakv:window=16,floor=0.3`, `adakv@preset:budget=20%`.
 
 Reads it (`parse_spec`), checks it, and writes it (`spec_of`), all without torch: options are known
-from the table. `spec.parse_method` makes the method itself.
+from the table. `build.parse_method` makes the method itself.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.needs import Chosen
-from kvchat.engine.methods.options import EVERYTHING, Rule
+from kvchat.engine.methods.options import EVERYTHING
 from kvchat.errors import KvchatError
 
-BITS = {"16": None, "8": 8, "4": 4}  # an option of every method: how what it keeps is stored
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # Chat logs of earlier versions name these options, at values that change nothing.
 RETIRED = {
@@ -29,16 +28,15 @@ RETIRED = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A method as a text names it: its options as they are set, and in how many bits it stores.
+    """A method as a text names it: its options as they are set.
 
     `values` has every option, defaults and presets included; `given` names those that the text
-    itself sets. `bits` is None for entries as the model has them.
+    itself sets.
     """
 
     name: str
     values: dict[str, Any]
     given: frozenset[str]
-    bits: int | None
 
     @property
     def budget(self) -> Budget:
@@ -47,18 +45,12 @@ class Spec:
         return found
 
 
-@dataclass(frozen=True)
-class Option:
-    """An option of a method: its default, and what it does where that is declared."""
+class Option(NamedTuple):
+    """An option of a method: its default, and what it does."""
 
     name: str
     default: Any
-    rule: Rule | None
-
-    @property
-    def help(self) -> str:
-        """What it does."""
-        return self.rule.help if self.rule else ""
+    help: str
 
 
 def split_spec(text: str) -> tuple[str, str, list[str]]:
@@ -81,22 +73,22 @@ def method_name(text: str) -> str:
     return name
 
 
-def load(path: str) -> Any:
-    """What `module:name` of the table names."""
-    module, name = path.split(":")
-    return getattr(import_module(module), name)
+def load(name: str) -> Any:
+    """The class of a method in the table."""
+    module, cls = METHODS[name].path.split(":")
+    return getattr(import_module(module), cls)
 
 
 def options_class(name: str) -> Any:
     """The dataclass that declares a method's options: from the table, or the method's own."""
-    return METHODS[name].options or load(METHODS[name].path)
+    return METHODS[name].options or load(name)
 
 
 def options(name: str) -> dict[str, Option]:
-    """The options of a method by name."""
+    """The options of a method by name, `bits` last."""
     return {
-        field.name: Option(field.name, field.default, field.metadata.get("rule"))
-        for field in fields(options_class(name))
+        field.name: Option(field.name, field.default, field.metadata["rule"].help)
+        for field in sorted(fields(options_class(name)), key=lambda each: each.name == "bits")
     }
 
 
@@ -109,8 +101,7 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
 def parse_spec(text: str, budget: Budget | None = None, extra: Iterable[str] = ()) -> Spec:
     """The method that `text` names; `extra` are `key=value` options, inline ones win.
 
-    `budget` is used unless the text has its own. Every method that frees memory takes `bits=8` or
-    `bits=4`, which stores what it keeps quantized. Raises KvchatError("usage") for unknown names
+    `budget` is used unless the text has its own. Raises KvchatError("usage") for unknown names
     and for values that are not allowed.
     """
     name = method_name(text)
@@ -119,35 +110,21 @@ def parse_spec(text: str, budget: Budget | None = None, extra: Iterable[str] = (
     values = {key: option.default for key, option in known.items()} | _preset(name, preset)
     if budget is not None and "budget" in known:
         values["budget"] = budget
-    bits = "16"
     given = []
     for key, value in _pairs(name, [*extra, *inline], known):
         given.append(key)
-        if key == "bits":
-            bits = value
-        else:
-            values[key] = _converted(name, known[key], value)
-    if bits not in BITS:
-        tries = [f"{name}:bits={choice}" for choice in BITS]
-        raise KvchatError("usage", f"{name}: bits={bits} is none of {', '.join(BITS)}", *tries)
-    if BITS[bits] and METHODS[name].retrieves:
-        raise KvchatError(
-            "usage",
-            f"{name} keeps every entry as the model has it, so it takes no bits={bits}",
-            f"--method {name}",
-            f"--method adakv:bits={bits}",
-        )
+        values[key] = _converted(name, known[key], value)
     try:
         checked = options_class(name)(**values)
     except KvchatError as error:
         message = f"{name}: {error.message}"
         raise KvchatError(error.code, message, *error.tries, **error.details) from None
-    return Spec(name, {key: getattr(checked, key) for key in known}, frozenset(given), BITS[bits])
+    return Spec(name, {key: getattr(checked, key) for key in known}, frozenset(given))
 
 
 def name_of(method: Chosen) -> str:
     """The table key of a method."""
-    kind = type(_bare(method))
+    kind = type(method)
     path = f"{kind.__module__}:{kind.__name__}"
     return next(name for name, entry in METHODS.items() if entry.path == path)
 
@@ -165,14 +142,8 @@ def spec_of(method: Chosen) -> str:
 
 def method_options(method: Chosen) -> dict[str, Any]:
     """Options of a method as they are set, budget apart."""
-    bare = _bare(method)
-    found = {f.name: getattr(bare, f.name) for f in fields(bare) if f.name != "budget"}
-    return found | ({} if bare is method else {"bits": getattr(method, "bits", None)})
-
-
-def _bare(method: Chosen) -> Any:
-    """The method before what stores its entries in another way."""
-    return getattr(method, "method", method)
+    names = options(name_of(method))
+    return {name: getattr(method, name) for name in names if name != "budget"}
 
 
 def _pairs(name: str, texts: Iterable[str], known: dict[str, Option]) -> Iterator[tuple[str, str]]:
@@ -183,7 +154,16 @@ def _pairs(name: str, texts: Iterable[str], known: dict[str, Option]) -> Iterato
             raise KvchatError("usage", f"{pair!r} is not an option", f"{name}:{pair}=VALUE")
         if name in RETIRED.get(f"{key}={value}", ()):
             continue
-        if key not in known and key != "bits":
+        if key == "bits" and METHODS[name].retrieves:
+            if value == "16":
+                continue
+            raise KvchatError(
+                "usage",
+                f"{name} keeps every entry as the model has it, so it takes no bits={value}",
+                f"--method {name}",
+                f"--method adakv:bits={value}",
+            )
+        if key not in known:
             has = f"has {', '.join(known)}" if known else "takes no options"
             close = get_close_matches(key, known, n=1)
             raise KvchatError(

@@ -66,7 +66,7 @@ def layers_of(cache: KVCache, tokens: int) -> list[Layer] | None:
     return found
 
 
-def save_book(
+def save(
     path: Path,
     engine: Engine,
     layers: Sequence[Layer],
@@ -91,7 +91,7 @@ def save_book(
     write(path, tensors, describe(KIND, fingerprint, about, segments), stopped)
 
 
-def load_book(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KVCache:
+def load(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KVCache:
     """The cache of the document `ids` as it was saved; on a CPU its entries are mapped.
 
     Raises Refused with the reason if it is damaged, or is not what was saved for these ids and
@@ -128,7 +128,7 @@ def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
     for layer, kept in zip(cache.layers, layers, strict=True):
         layer.segments = [part.segment() for part in kept.parts]
         layer.tail.start = tokens - kept.keys.shape[1]
-        layer.append(kept.keys, kept.values)
+        layer.tail.append(kept.keys, kept.values)
     cache.position = tokens
     return cache
 
