@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from kvchat.chat.chat import Chat
-from kvchat.chat.chatlog_writer import Keeper
+from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.open import chosen_method, open_chat
 from kvchat.chat.prefill import recompress
 from kvchat.chat.prepare import prepare
@@ -116,9 +116,9 @@ class OpenChat:
         if place.exists() or not self._chat.session.turns:
             what = "exists already" if place.exists() else "would hold no turn"
             raise KvchatError("session", f"{place} {what}", "another file, after a question")
-        keeper = Keeper(self._screen, place)
-        keeper.turn(self._chat)
-        keeper.close()
+        writer = ChatLogWriter(self._screen, place)
+        writer.turn(self._chat)
+        writer.close()
 
     @property
     def warnings(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""`--auto-loss`: whether a promise chooses the budget, and what is said of it."""
+"""`--auto-loss`: whether an allowed loss chooses the budget, and what is said of it."""
 
 import re
 
@@ -13,10 +13,10 @@ from kvchat.terminal.screen import Screen
 INLINE = re.compile(r"(^|[:,])\s*budget\s*=")
 
 
-def promised(options: Options, method: Method) -> float | None:
+def allowed_loss(options: Options, method: Method) -> float | None:
     """The share of held-out tokens that may change, if that is what chooses the budget.
 
-    A flag that says otherwise goes before a promise of the config, and so does the budget of a
+    A flag that says otherwise goes before the loss of the config, and so does the budget of a
     saved chat. Raises KvchatError("usage") if both are flags.
     """
     if options.auto_loss is None:
@@ -44,7 +44,7 @@ def promised(options: Options, method: Method) -> float | None:
 
 
 def tell(kept: Kept, screen: Screen) -> None:
-    """Which budget keeps the promise, or that none does."""
+    """Which budget stays within the allowed loss, or that none does."""
     budget, wanted = kept.method.budget, f"{100 * kept.allowed:.3g} % may"
     if kept.loss is None:
         screen.warn(f"the document has no sentences to measure --auto-loss with: budget {budget}")

@@ -29,7 +29,7 @@ class Chat:
     timings: dict[str, float] = field(default_factory=dict)
     restored: Found | None = None  # where the document came from the prompt cache
     in_view: str = ""  # the question that the kept entries were selected for, if one was
-    promise: Kept | None = None  # how the budget was chosen, if it was
+    auto_budget: Kept | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
     interactive: bool = False  # a person can be asked, and presses Ctrl-C
 
@@ -79,7 +79,7 @@ class Chat:
         kept: int = sum(s.memory().total for s in segments)
         return windows + kept
 
-    def reads(self) -> str:
+    def attended_share(self) -> str:
         """What a written token reads of the document, if it is not all that is kept: `10 %`."""
         cache = self.session.cache
         return f"{100 * cache.read / cache.kept:.3g} %" if cache.read < cache.kept else ""

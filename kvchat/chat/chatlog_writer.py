@@ -13,7 +13,7 @@ from kvchat.terminal.interrupt import shielded
 from kvchat.terminal.screen import Screen
 
 
-class Keeper:
+class ChatLogWriter:
     """The file of one chat. It begins with the first turn; a disk that fails is said once."""
 
     def __init__(self, screen: Screen, path: Path | None, name: str = ""):
@@ -23,12 +23,12 @@ class Keeper:
         self._record: saved.Record | None = None
 
     @classmethod
-    def of(cls, screen: Screen, chat: saved.Saved) -> "Keeper":
+    def of(cls, screen: Screen, chat: saved.Saved) -> "ChatLogWriter":
         """Go on with a saved chat: its file is locked, a torn line is cut off."""
-        keeper = cls(screen, chat.path, chat.name)
-        keeper._record = saved.Record(chat.path)
-        keeper._record.cut(chat.whole)
-        return keeper
+        writer = cls(screen, chat.path, chat.name)
+        writer._record = saved.Record(chat.path)
+        writer._record.cut(chat.whole)
+        return writer
 
     @property
     def title(self) -> str:

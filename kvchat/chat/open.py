@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from kvchat import process
-from kvchat.chat.auto_budget import promised
+from kvchat.chat.auto_budget import allowed_loss
 from kvchat.chat.chat import Chat
 from kvchat.chat.generation import with_model_defaults
 from kvchat.chat.prefill import prefill_first, timed
@@ -136,7 +136,7 @@ def settle(prepared: Prepared) -> Setup:
             "--prompt-cache on",
             "--keep-full host",
         )
-    options = replace(options, auto_loss=promised(options, method))
+    options = replace(options, auto_loss=allowed_loss(options, method))
     if options.auto_loss is not None:
         method = with_budget(method, Budget(fraction=min(1.0, sum(LADDER))))  # while it is chosen
     if options.select == "question" and options.full_copy == "off" and not options.foreseen:

@@ -78,9 +78,9 @@ def prefill_first(chat: Chat, folds: Method) -> None:
         with timed(chat.timings, "prefill"):
             if allowed is not None:
                 work = open_within(session, chat.book.ids, method, allowed, folds)
-                chat.promise = run(chat, work, "prefill", tokens)
-                chat.method = chat.promise.method
-                auto.tell(chat.promise, screen)
+                chat.auto_budget = run(chat, work, "prefill", tokens)
+                chat.method = chat.auto_budget.method
+                auto.tell(chat.auto_budget, screen)
                 chat.cache.save(session, chat.book, chat.method, perf_counter() - begin)
             else:
                 restore(chat, method, folds, questions)
@@ -225,6 +225,6 @@ def prefill_line(chat: Chat, width: int = 1000) -> str:
 def kept_line(chat: Chat) -> str:
     """`kept 25 % of entries: 0.86 of 3.41 GiB`, or what is attended to of entries all kept."""
     held, full = chat.document_kept(), chat.document_full()
-    if share := chat.reads():
+    if share := chat.attended_share():
         return f"kept every entry, {size(held)} with codes; each decoded token attends to {share}"
     return f"kept {100 * chat.kept_share():.3g} % of entries: {sizes(held, full)}"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from kvchat import documents
 from kvchat.chat import chatlog
 from kvchat.chat.chat import Chat
-from kvchat.chat.chatlog_writer import Keeper, turn_of
+from kvchat.chat.chatlog_writer import ChatLogWriter, turn_of
 from kvchat.chat.open import chosen_method, context_limit, open_chat
 from kvchat.chat.prefill import Dropped, restore, run, timed
 from kvchat.chat.prepare import Prepared, restored
@@ -23,16 +23,16 @@ from kvchat.terminal.text import clean, first_line
 
 def open_or_resume(
     prepared: Prepared, screen: Screen, interactive: bool = True
-) -> tuple[Chat, Keeper]:
+) -> tuple[Chat, ChatLogWriter]:
     """The chat that was prepared, and its file. Raises KvchatError."""
     options, found = prepared.options, prepared.saved
     if found is None:
         keeps = options.save and (interactive or options.session is not None)
         path = chatlog.new_path() if keeps else None
         name = chatlog.checked_name(options.session) if options.session else ""
-        keeper = Keeper(screen, path, name)
-        return open_chat(prepared, screen, interactive), keeper
-    keeper = Keeper.of(screen, found)
+        writer = ChatLogWriter(screen, path, name)
+        return open_chat(prepared, screen, interactive), writer
+    writer = ChatLogWriter.of(screen, found)
     chat = open_chat(prepared, screen, interactive)
     same_tokens(chat, found)
     same_text(chat.book.files, found, screen, interactive)
@@ -41,7 +41,7 @@ def open_or_resume(
         recall(chat, found)
     except Dropped:
         raise KeyboardInterrupt from None
-    return chat, keeper
+    return chat, writer
 
 
 def same_tokens(chat: Chat, found: chatlog.Saved) -> None:
@@ -82,7 +82,7 @@ def recall(chat: Chat, found: chatlog.Saved) -> None:
     run(chat, chat.session.restore(turns), "restoring turns", count)
 
 
-def load(chat: Chat, screen: Screen, name: str) -> Keeper:
+def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
     """Turn `chat` into a saved one, with the same model. Raises KvchatError, Dropped.
 
     Until everything is there the present chat stays as it is.
@@ -96,7 +96,7 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
             f"kvchat --resume {found.title!r}",
         )
     options = restored(replace(chat.options, files=(), origins={}), found)
-    keeper = Keeper.of(screen, found)
+    writer = ChatLogWriter.of(screen, found)
     try:
         files = [open_document(path, options) for path in options.files]
         same_text(files, found, screen, interactive=False)
@@ -117,10 +117,10 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
             restore(other, method, present.method, questions)
         recall(other, found)
     except BaseException:
-        keeper.close()
+        writer.close()
         raise
     other.timings = chat.timings | other.timings
     other.in_view = " / ".join(questions)
     vars(chat).update(vars(other))
     say_chosen(found, chat.in_view, screen)
-    return keeper
+    return writer

@@ -66,7 +66,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "full_bytes": session.full_bytes(),
             "host_bytes": memory.host + archived.host,
             "disk_bytes": memory.disk + archived.disk,
-            "auto_loss": chat.promise and chat.promise.figures,
+            "auto_loss": chat.auto_budget and chat.auto_budget.figures,
             "select": chosen_by(chat),
             "keep_full": chat.cache.full_copy,
         },

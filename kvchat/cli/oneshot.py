@@ -1,7 +1,7 @@
 """`-p`: answers on stdout, one prefill for all questions, then the end."""
 
 from kvchat.chat.chat import Chat
-from kvchat.chat.chatlog_writer import Keeper
+from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.prepare import Prepared
 from kvchat.chat.resume import open_or_resume
 from kvchat.cli.json_answer import report
@@ -18,12 +18,12 @@ def run(prepared: Prepared, screen: Screen) -> int:
     In a chat that is gone on with (`--continue`, `--resume`, `--session`) the prompts are turns of
     it, and it is saved.
     """
-    chat, keeper = open_or_resume(prepared, screen, interactive=False)
+    chat, writer = open_or_resume(prepared, screen, interactive=False)
     with chat.cache:
-        return answered(chat, keeper, screen)
+        return answered(chat, writer, screen)
 
 
-def answered(chat: Chat, keeper: Keeper, screen: Screen) -> int:
+def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
     """Ask every prompt of the options. Returns the exit code."""
     options = chat.options
     talking = options.last or options.resume or options.session
@@ -36,7 +36,7 @@ def answered(chat: Chat, keeper: Keeper, screen: Screen) -> int:
         with Interrupt() as calm:
             done = ask(chat, screen, unicode(prompt), on_delta=on_delta)
             if talking:
-                keeper.turn(chat)
+                writer.turn(chat)
         if options.machine_readable:
             found = report(chat, done, screen.warnings)
             emit({"event": "done"} | found if options.jsonl else found)
@@ -48,7 +48,7 @@ def answered(chat: Chat, keeper: Keeper, screen: Screen) -> int:
             if done.finish_reason == "length":
                 limit = f"token limit {chat.options.longest:,} (--max-tokens)"
             screen.warn(f"the answer was cut: {limit}")
-    keeper.close()
+    writer.close()
     return 0
 
 

@@ -277,7 +277,7 @@ class Session:
         self.undo(len(self.turns))
 
     @property
-    def folded(self) -> int:
+    def compacted(self) -> int:
         """Tokens of the conversation whose turns are compressed."""
         return self.cache.frozen - len(self.document)
 

@@ -70,7 +70,7 @@ def breakdown(chat: Chat) -> Breakdown:
         full=session.full_bytes(),
         host=used.host + archived.host,
         disk=used.disk + archived.disk,
-        read=chat.reads(),
+        read=chat.attended_share(),
         captured=session.cache.captured,
     )
 

@@ -25,8 +25,8 @@ from kvchat.terminal.toolbar import State, toolbar
 
 def run(prepared: Prepared, screen: Screen) -> int:
     """Open the chat, say what there is to ask about, and talk. Returns the exit code."""
-    chat, keeper = open_or_resume(prepared, screen)
-    context = commands.Context(chat, screen, keeper)
+    chat, writer = open_or_resume(prepared, screen)
+    context = commands.Context(chat, screen, writer)
     with chat.cache:
         title = chat.book.title if chat.book.files else ""
         about = f"Ask about {title}." if title else "No document: ask anything."
@@ -38,7 +38,7 @@ def run(prepared: Prepared, screen: Screen) -> int:
         try:
             return talk(context, lines)
         finally:
-            context.keeper.close()
+            context.writer.close()
 
 
 def talk(context: commands.Context, lines: Lines) -> int:
@@ -118,7 +118,7 @@ def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
     session, method, last = chat.session, chat.method, chat.last
     state = State(
         model=clean(chat.model.name),
-        method=f"{name_of(method)} {'reads ' if chat.reads() else ''}{method.budget}",
+        method=f"{name_of(method)} {'reads ' if chat.attended_share() else ''}{method.budget}",
         used=session.cache.position,
         limit=session.limit,
         kv=session.memory().total,

@@ -278,8 +278,8 @@ def test_folded_turns_stay_behind_a_document_that_is_chosen_anew(chat_folder):
     drain(session.prefill(dialogue.document(BOOK), method, archiving=InMemory()))
     for number in range(6):
         ask(session, f"What about number {number}?", max_tokens=6)
-    assert session.folded > 0
+    assert session.compacted > 0
     for layer in session.cache.layers:
         first, chat = layer.segments
         assert first.span == (0, len(session.document)) and chat.span[0] == len(session.document)
-    assert session.choose(parse_method("snapkv:budget=20%,window=8")) and session.folded > 0
+    assert session.choose(parse_method("snapkv:budget=20%,window=8")) and session.compacted > 0

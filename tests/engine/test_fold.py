@@ -62,7 +62,7 @@ def test_eighty_turns_stay_within_the_budget(folder, name):
         entries = [sum(s.lengths) for layer in session.cache.layers for s in layer.since(begin)]
         assert sum(entries) <= 2 * 2 * 80  # layers, heads
         held.append(session.memory().total)
-    assert session.folded > 400 and session.cache.position > begin + 600
+    assert session.compacted > 400 and session.cache.position > begin + 600
     document = held[0]
     bound = 2 * 2 * (80 + 80 + 256) * entry  # layers, heads; tails grow by 256 entries
     assert max(held) <= document + bound
@@ -164,14 +164,14 @@ def test_undo_into_folded_turns_reads_the_others_again(folder):
     session = chat(folder, small("adakv"), tail_budget=160)
     for number in range(12):
         ask(session, f"And {number}?", max_tokens=3)
-    assert session.folded
+    assert session.compacted
     inside = next(
         n for n, _ in enumerate(session.turns)
-        if sum(len(t.ids) for t in session.turns[: n + 1]) > session.folded // 2
+        if sum(len(t.ids) for t in session.turns[: n + 1]) > session.compacted // 2
     )  # fmt: skip
     dropped = session.undo(12 - inside)
     assert len(dropped) == 12 - inside and len(session.turns) == inside
-    assert session.folded == 0, "the turns that stay were read again"
+    assert session.compacted == 0, "the turns that stay were read again"
     begin = len(session.document)
     talk = [i for turn in session.turns for i in turn.ids]
     assert session.cache.position == begin + len(talk)
@@ -186,12 +186,12 @@ def test_newest_turns_are_taken_back_without_reading(folder):
     session = chat(folder, small("snapkv"), tail_budget=160)
     for number in range(12):
         ask(session, f"And {number}?", max_tokens=3)
-    folded = session.folded
+    folded = session.compacted
     log = len(session.engine.log)
     session.undo()
-    assert session.folded == folded and len(session.engine.log) == log
+    assert session.compacted == folded and len(session.engine.log) == log
     session.clear()
-    assert session.folded == 0 and session.cache.position == len(session.document)
+    assert session.compacted == 0 and session.cache.position == len(session.document)
     assert all(len(layer.segments) == 1 for layer in session.cache.layers)
     ask(session, "So?", max_tokens=3)
 
@@ -202,12 +202,12 @@ def test_a_chat_that_is_read_again_is_folded_again(folder):
         ask(session, f"And {number}?", max_tokens=3)
     turns = session.turns
     drain(session.recompress(small("h2o")))
-    assert session.turns == turns and session.folded
+    assert session.turns == turns and session.compacted
     live = session.cache.position - session.cache.frozen
     assert live <= max(80, len(turns[-1].ids))
     other = chat(folder, small("adakv"), tail_budget=160)
     drain(other.restore(turns))
-    assert other.folded and other.cache.position == session.cache.position
+    assert other.compacted and other.cache.position == session.cache.position
 
 
 def test_what_cannot_fold_says_so(folder):
@@ -252,7 +252,7 @@ def test_a_chat_without_a_document_folds_with_a_method_of_its_own(folder):
     drain(session.prefill([], parse_method("full"), small("adakv")))
     for number in range(20):
         ask(session, f"And {number}?", max_tokens=3)
-    assert session.folded and session.document == []
+    assert session.compacted and session.document == []
     with pytest.raises(KvchatError, match="full"):
         drain(session.recompress(parse_method("full")))
-    assert session.folded
+    assert session.compacted

@@ -20,7 +20,7 @@ def loaded(scene, folder, **options):
     """Another chat that goes on with this one."""
     scene.ask("One?")
     scene.run("/save mine")
-    scene.context.keeper.close()
+    scene.context.writer.close()
     other = Scene(folder, **options)
     other.said = other.run("/load mine")
     return other
@@ -34,7 +34,7 @@ def test_saved_chats_come_back(scene, folder):
     scene.run("/undo")
     scene.ask("Three?", "Third.")
     scene.run("/set seed 7")
-    scene.context.keeper.close()
+    scene.context.writer.close()
     other = Scene(folder)
     assert "night watch" in other.run("/load")
     held = scene.chat.session.engine.tokens_in(scene.chat.session.cache)
@@ -52,17 +52,17 @@ def test_save_names_a_chat_or_goes_on_in_a_copy(scene):
     scene.run("/save empty")
     scene.run("/save a")  # a copy of a chat without turns
     scene.ask("One?", "First.")
-    assert scene.context.keeper.name == "a"
+    assert scene.context.writer.name == "a"
     scene.run("/save a")
     assert len(chatlog.listing()) == 2, "it is this chat"
     scene.run("/save b")
     scene.ask("Two?", "Second.")
     assert scene.code("/save a") == scene.code("/rename a") == "session"
     scene.run("/rename c")
-    scene.context.keeper.close()
+    scene.context.writer.close()
     counts = {chat.name: len(chat.turns) for chat in chatlog.listing()}
     assert counts == {"empty": 0, "a": 1, "c": 2}
-    scene.context.keeper.path = None
+    scene.context.writer.path = None
     assert scene.code("/save d") == "session"
 
 

@@ -115,7 +115,7 @@ def test_turns_are_removed_over_the_window_s_edge(scene):
     for number in range(4):
         scene.ask(f"And {number}? " * 5)
     moved = segments[0].late.length
-    assert session.folded == 0 and moved >= 8
+    assert session.compacted == 0 and moved >= 8
     scene.run("/undo")
     assert len(session.turns) == 3 and segments[0].late.length < moved
     scene.run("/clear")

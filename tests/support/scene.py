@@ -9,7 +9,7 @@ from rich.console import Console
 
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog import new_path
-from kvchat.chat.chatlog_writer import Keeper
+from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.open import open_chat
 from kvchat.chat.prepare import prepare
 from kvchat.documents import decode
@@ -77,7 +77,7 @@ class Scene:
         screen = string_screen(width)
         readings = PromptCache(screen, engine, model, self.options.prompt_cache)
         chat = Chat(self.options, model, session, method, book, readings, screen, timings)
-        self.context = Context(chat, screen, Keeper(screen, new_path()))
+        self.context = Context(chat, screen, ChatLogWriter(screen, new_path()))
 
     @property
     def chat(self) -> Chat:
@@ -137,7 +137,7 @@ class Place:
         self.chat = open_chat(prepare(self.options(**values), self.screen), self.screen)
         with self.chat.cache:
             pass
-        self.context = Context(self.chat, self.screen, Keeper(self.screen, None))
+        self.context = Context(self.chat, self.screen, ChatLogWriter(self.screen, None))
         return self.chat
 
     def run(self, line: str) -> str:

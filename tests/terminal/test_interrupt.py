@@ -56,7 +56,7 @@ def scene(tmp_path, monkeypatch, chat_folder):
 
 def at(monkeypatch, scene, moment, act):
     """Do `act` right before or after the keeper writes a turn."""
-    keeper = scene.context.keeper
+    keeper = scene.context.writer
     write = keeper.turn
 
     def turn(*arguments):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kvchat.chat import chatlog, resume
-from kvchat.chat.chatlog_writer import Keeper, turn_event
+from kvchat.chat.chatlog_writer import ChatLogWriter, turn_event
 from kvchat.chat.prefill import Dropped
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
@@ -21,27 +21,27 @@ def save(context: Context, argument: str) -> None:
     names a chat that has no name. One that has a name stays as it is, and you go on in a copy
     called NAME. Without NAME: where the chat is saved.
     """
-    chat, keeper = context.chat, context.keeper
+    chat, writer = context.chat, context.writer
     require_saved(context)
     if not argument:
         turns = len(chat.session.turns)
-        where = keeper.path if turns else "written with the first turn"
-        context.screen.tell(f"{keeper.title} · {counted(turns, 'turn')} · {where}")
+        where = writer.path if turns else "written with the first turn"
+        context.screen.tell(f"{writer.title} · {counted(turns, 'turn')} · {where}")
         return
-    if not keeper.name or argument == keeper.name:
+    if not writer.name or argument == writer.name:
         rename(context, argument)
         return
     name = free_name(context, argument)
-    copy_ = Keeper(context.screen, chatlog.new_path(), name)
+    copy_ = ChatLogWriter(context.screen, chatlog.new_path(), name)
     if chat.session.turns:
         copy_.turn(chat)  # a file begins with all the turns there are
     else:
         copy_.rename(chat, name)
     if copy_.path is None:  # the disk failed, which has been said
         return
-    keeper.close()
-    context.keeper = copy_
-    context.screen.tell(f"going on in {name!r}; {keeper.title!r} stays as it is")
+    writer.close()
+    context.writer = copy_
+    context.screen.tell(f"going on in {name!r}; {writer.title!r} stays as it is")
 
 
 def rename(context: Context, argument: str) -> None:
@@ -50,20 +50,20 @@ def rename(context: Context, argument: str) -> None:
     if not argument:
         raise KvchatError("usage", "/rename needs a name", "/rename night watch")
     name = free_name(context, argument)
-    context.keeper.rename(context.chat, name)
+    context.writer.rename(context.chat, name)
     context.screen.tell(f"saved as {name!r}")
 
 
 def require_saved(context: Context) -> None:
     """Raise KvchatError("session") if the chat has no file."""
-    if context.keeper.path is None:
+    if context.writer.path is None:
         raise KvchatError("session", "this chat is not saved (--no-save, or the disk failed)")
 
 
 def free_name(context: Context, text: str) -> str:
     """A name that no other chat has. Raises KvchatError."""
     name = chatlog.checked_name(text)
-    others = [chat for chat in chatlog.listing() if chat.path != context.keeper.path]
+    others = [chat for chat in chatlog.listing() if chat.path != context.writer.path]
     if any(chat.name == name for chat in others):
         raise KvchatError("session", f"a chat is called {name!r} already", f"/load {name}")
     return name
@@ -77,17 +77,17 @@ def load(context: Context, argument: str) -> None:
     if not argument:
         listing(context)
         return
-    if context.keeper.path and argument in (context.keeper.name, context.keeper.path.stem):
+    if context.writer.path and argument in (context.writer.name, context.writer.path.stem):
         raise KvchatError("usage", f"{argument} is this chat")
     try:
-        keeper = resume.load(context.chat, context.screen, argument)
+        writer = resume.load(context.chat, context.screen, argument)
     except Dropped:
         context.screen.tell("interrupted: nothing has changed")
         return
-    context.keeper.close()
-    context.keeper = keeper
+    context.writer.close()
+    context.writer = writer
     turns = context.chat.session.turns
-    context.screen.tell(f"going on with {keeper.title}: {counted(len(turns), 'turn')}")
+    context.screen.tell(f"going on with {writer.title}: {counted(len(turns), 'turn')}")
     if turns:
         context.screen.tell(f"  last question: {first_line(turns[-1].question)}")
 
@@ -96,7 +96,7 @@ def listing(context: Context) -> None:
     """The saved chats, with an arrow before this one."""
     chats = chatlog.listing()
     for chat in chats:
-        mark = "→" if chat.path == context.keeper.path else " "
+        mark = "→" if chat.path == context.writer.path else " "
         context.screen.tell(f"{mark} {chatlog.summary(chat)}")
     if not chats:
         context.screen.tell("no saved chats")
@@ -130,7 +130,7 @@ def export(context: Context, argument: str) -> None:
 
     Without a name it is called like the chat. A file that exists is not overwritten.
     """
-    path = Path(argument or f"{context.keeper.title}.md").expanduser()
+    path = Path(argument or f"{context.writer.title}.md").expanduser()
     shown = clean(str(path))
     if path.suffix not in FORMS:
         raise KvchatError("usage", f"{shown} ends with none of {', '.join(FORMS)}", "/export x.md")

@@ -32,7 +32,7 @@ def method(context: Context, argument: str) -> None:
         context.screen.columns(rows, indent=0, gap=1)
         context.screen.tell(f"now: {full_spec(chat)}")
     elif recompress(chat, method=method_of(chat, argument)):
-        context.keeper.changed(chat)
+        context.writer.changed(chat)
 
 
 def full_spec(chat: Chat) -> str:
@@ -67,7 +67,7 @@ def budget(context: Context, argument: str) -> None:
         of_bytes = ratio(chat.document_kept(), chat.document_full())
         line = f"budget {chat.method.budget} · of the documents {100 * chat.kept_share():.3g} % of "
         line += f"entries are kept, of bytes {of_bytes}"
-        if share := chat.reads():
+        if share := chat.attended_share():
             line += f" · each decoded token attends to {share} of them"
         context.screen.tell(line)
         context.screen.tell(f"/budget takes {FORMS}")
@@ -79,7 +79,7 @@ def budget(context: Context, argument: str) -> None:
         )
     changed = with_budget(chat.method, wanted)
     if recompress(chat, method=changed, questions=chat.chosen_for):
-        context.keeper.changed(chat)
+        context.writer.changed(chat)
 
 
 def select(context: Context, argument: str) -> None:
@@ -95,7 +95,7 @@ def select(context: Context, argument: str) -> None:
         raise KvchatError("usage", "there is no document to select of", "/file book.txt")
     if argument == "-":
         if recompress(chat, fresh=True):
-            context.keeper.changed(chat)
+            context.writer.changed(chat)
         return
     if not chat.method.needs.sees:
         raise KvchatError(
@@ -108,7 +108,7 @@ def select(context: Context, argument: str) -> None:
     if not question:
         raise KvchatError("usage", "nothing has been asked yet", "/select QUESTION", "/select -")
     if recompress(chat, questions=[question]):
-        context.keeper.changed(chat)
+        context.writer.changed(chat)
         context.screen.tell(f"selected for {first_line(question)!r}")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kvchat.chat.chat import Chat
-from kvchat.chat.chatlog_writer import Keeper
+from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.errors import KvchatError
 from kvchat.terminal.screen import Screen
 
@@ -19,7 +19,7 @@ class Context:
 
     chat: Chat
     screen: Screen
-    keeper: Keeper
+    writer: ChatLogWriter
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import count
 from kvchat import documents
 from kvchat.chat import attach as attaching
 from kvchat.chat.chatlog import new_path
-from kvchat.chat.chatlog_writer import Keeper
+from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.sources import open_document
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
@@ -62,7 +62,7 @@ def listing(context: Context) -> None:
 def attach(context: Context, added: Sequence[documents.Document]) -> None:
     """Process documents together with those that are there."""
     if attaching.attach(context.chat, added):
-        context.keeper.changed(context.chat)
+        context.writer.changed(context.chat)
 
 
 def attach_text(context: Context, text: str) -> None:
@@ -83,7 +83,7 @@ def drop(context: Context, argument: str) -> None:
     index = number("/drop", argument, 1, len(chat.book.files)) - 1
     gone = chat.book.files[index]
     if attaching.leave_out(chat, index):
-        context.keeper.changed(chat)
+        context.writer.changed(chat)
         context.screen.tell(f"removed {gone.title}")
 
 
@@ -100,7 +100,7 @@ def system(context: Context, argument: str) -> None:
     if text == chat.book.system:
         context.screen.tell("nothing has changed")
     elif attaching.instruct(chat, text):
-        context.keeper.changed(chat)
+        context.writer.changed(chat)
         context.screen.tell(f"system prompt {'changed' if text else 'removed'}")
 
 
@@ -116,7 +116,7 @@ def reset(context: Context, argument: str) -> None:
         context.screen.tell("nothing has changed")
         return
     attaching.forget(chat)
-    context.keeper.close()
+    context.writer.close()
     path = new_path() if chat.options.save else None
-    context.keeper = Keeper(context.screen, path)
+    context.writer = ChatLogWriter(context.screen, path)
     context.screen.tell("a new chat; /file PATH attaches a document")

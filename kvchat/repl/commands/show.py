@@ -64,7 +64,7 @@ def _heads(context: Context, argument: str) -> None:
     else:
         lines = views.heads(entries, tokens, screen.width, screen.glyphs)
     lines += views.merged([size for layer in sets for head in layer for size in head])
-    if share := chat.reads():
+    if share := chat.attended_share():
         captured = chat.session.cache.captured
         seen = f", {captured:.0%} of the attention by codes" if captured else ""
         lines.append(f"each decoded token attends to {share} of these entries{seen}")
@@ -163,7 +163,7 @@ def _settings(context: Context, argument: str) -> None:
             ("full copy", chat.cache.full_copy),
             ("overflow", chat.options.overflow),
             ("prefill chunk", f"{chat.session.engine.chunk:,} tokens"),
-            ("chat", context.keeper.title),
+            ("chat", context.writer.title),
             *([("cut", str(chat.book.cut))] if chat.book.cut else []),
             *setting_rows(context, LIVE),
         ]
@@ -211,7 +211,7 @@ def set_(context: Context, argument: str) -> None:
     key = live_option(name).name if name else ""
     if value:
         chat.options = chat.options.changed(key, value.strip(), "/set")
-        context.keeper.changed(chat)
+        context.writer.changed(chat)
     context.screen.columns(setting_rows(context, [key] if key else LIVE))
     if key and not value:
         context.screen.tell(f"  takes {LIVE[key].kind.meaning}")

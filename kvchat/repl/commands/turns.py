@@ -30,7 +30,7 @@ def answer(
     if not done.completion_tokens:
         screen.tell(f"interrupted: {otherwise}")
         return False
-    context.keeper.turn(chat, replaces)
+    context.writer.turn(chat, replaces)
     say_turn(done, chat, screen)
     return True
 
@@ -113,12 +113,12 @@ def undo(context: Context, argument: str) -> None:
     session = context.chat.session
     require_turns(context, "undo")
     count = number("/undo", argument, 1, len(session.turns)) if argument else 1
-    compressed = session.folded
+    compressed = session.compacted
     removed = session.undo(count)
-    if compressed and not session.folded and session.turns:
+    if compressed and not session.compacted and session.turns:
         tokens = sum(len(turn.ids) for turn in session.turns)
         context.screen.tell(f"the turns before were compressed: {tokens:,} tokens processed again")
-    context.keeper.undo(context.chat, count)
+    context.writer.undo(context.chat, count)
     first = first_line(removed[0].question)
     context.screen.tell(f"removed {counted(count, 'turn')}, from {first!r} on")
 
@@ -128,7 +128,7 @@ def clear(context: Context, argument: str) -> None:
     chat = context.chat
     count = len(chat.session.turns)
     chat.session.clear()
-    context.keeper.undo(chat, count)
+    context.writer.undo(chat, count)
     chat.last = None
     context.screen.tell(f"removed {counted(count, 'turn')}; the documents stay")
 
