@@ -153,7 +153,7 @@ def test_tables_of_models_and_of_the_command_line(tmp_path, capsys, monkeypatch)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     names = list(islice(strings(9), 2_000))
     found = [(name, tmp_path / "nowhere") for name in names]
-    monkeypatch.setattr(shelf, "at_hand", lambda: found)
+    monkeypatch.setattr(shelf, "_local", lambda: found)
     shelf.show()
     assert safe(capsys.readouterr().out)
     for name in names:
