@@ -21,6 +21,21 @@ from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean, counted, first_line
 
 SCHEMA = 1
+# Fields that an event cannot do without, and their types.
+FIELDS: dict[str, dict[str, type]] = {
+    "chat": {"schema": int},
+    "document": {"files": list},
+    "name": {"name": str},
+    "undo": {"count": int},
+    "turn": {
+        "question": str,
+        "answer": str,
+        "finish_reason": str,
+        "ids": list,
+        "asked": int,
+        "pending": list,
+    },
+}
 NAME = re.compile(r"[\w][\w .+-]{0,79}")
 
 
@@ -48,8 +63,14 @@ class Saved:
         return self.name or self.id
 
     def apply(self, event: dict[str, Any]) -> None:
-        """Take in one event; kinds that are not known are left out."""
+        """Take in one event; kinds that are not known are left out.
+
+        Raises KeyError or TypeError for one that is not as it was written.
+        """
         kind = event.get("event")
+        for key, wanted in FIELDS.get(str(kind), {}).items():
+            if not isinstance(event[key], wanted) or isinstance(event[key], bool):
+                raise TypeError(f"{key} is {event[key]!r:.40}")
         if kind == "chat":
             self.chat, self.name = event, event.get("name") or self.name
         elif kind in ("document", "method", "settings"):
@@ -71,15 +92,21 @@ def read(path: Path) -> Saved:
     """The chat of a file. Raises KvchatError("session") if it is none."""
     saved = Saved(path)
     try:
+        if not path.is_file():  # a pipe or a device would never answer
+            raise KvchatError("session", f"{path} is no file")
         data = path.read_bytes()
     except OSError as error:
         raise KvchatError("session", f"{path} cannot be read: {error.strerror}") from None
     for number, line in enumerate(data.splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break  # torn: the process died while writing
         try:
-            saved.apply(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            if not line.endswith(b"\n"):
+                break  # torn: the process died while writing
+            event = None
+        try:
+            saved.apply(event)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise KvchatError(
                 "session", f"{path}, line {number} is damaged: {error}", f"look at {path}"
             ) from None
@@ -89,15 +116,52 @@ def read(path: Path) -> Saved:
     return saved
 
 
-def listing() -> list[Saved]:
-    """All saved chats, the last used first; files that cannot be read are left out."""
-    found = []
+@dataclass(frozen=True)
+class Damaged:
+    """A file among the saved chats that cannot be read, and why."""
+
+    path: Path
+    problem: KvchatError
+
+
+def listing() -> list[Saved | Damaged]:
+    """All saved chats, the last used first, and files that cannot be read."""
+    found: list[Saved | Damaged] = []
     for path in sorted(folder().glob("*.jsonl"), key=_used, reverse=True):
         try:
             found.append(read(path))
-        except KvchatError:
-            continue
+        except KvchatError as problem:
+            found.append(Damaged(path, problem))
     return found
+
+
+def chats() -> list[Saved]:
+    """The saved chats that can be read, the last used first."""
+    return [chat for chat in listing() if isinstance(chat, Saved)]
+
+
+def named(name: str) -> Saved | None:
+    """The chat of exactly this name; None if there is none.
+
+    Raises KvchatError("session") if a damaged file may be it.
+    """
+    if exact := [chat for chat in chats() if chat.name == name]:
+        return exact[0]
+    _require_readable(name)
+    return None
+
+
+def _require_readable(name: str) -> None:
+    """Raise the problem of a damaged file that begins as the chat of this name or id."""
+    for each in listing():
+        if isinstance(each, Damaged):
+            try:
+                with each.path.open("rb") as file:
+                    its = json.loads(file.readline()).get("name")
+            except (OSError, ValueError, AttributeError, RecursionError):
+                its = None
+            if its == name or each.path.stem.startswith(name):
+                raise each.problem
 
 
 def find(name: str | None) -> Saved:
@@ -107,15 +171,19 @@ def find(name: str | None) -> Saved:
     """
     if name is not None and name.endswith(".jsonl") and Path(name).is_file():
         return read(Path(name).absolute())
-    chats = listing()
-    if not chats:
+    everything, readable = listing(), chats()
+    if not everything:
         raise KvchatError("session", f"there is no saved chat in {folder()}", "kvchat FILE")
     if name is None:
-        return chats[0]
-    exact = [chat for chat in chats if name in (chat.name, chat.id)]
-    found = exact or [chat for chat in chats if chat.id.startswith(name)]
+        last = everything[0]
+        if isinstance(last, Damaged):
+            raise last.problem
+        return last
+    exact = [chat for chat in readable if name in (chat.name, chat.id)]
+    found = exact or [chat for chat in readable if chat.id.startswith(name)]
     if len(found) != 1 and not exact:
-        close = get_close_matches(name, [chat.title for chat in chats], n=2)
+        _require_readable(name)
+        close = get_close_matches(name, [chat.title for chat in readable], n=2)
         what = f"{len(found)} saved chats begin with" if found else "no saved chat is called"
         raise KvchatError(
             "session",
@@ -126,8 +194,10 @@ def find(name: str | None) -> Saved:
     return found[0]
 
 
-def summary(chat: Saved) -> str:
-    """A line about a chat: name, turns, model, documents, last question."""
+def summary(chat: Saved | Damaged) -> str:
+    """A line about a chat: name, turns, model, documents, last question; or what is damaged."""
+    if isinstance(chat, Damaged):
+        return f"{chat.path.stem} · damaged: {chat.problem.message}"
     names = ", ".join(str(file.get("name")) for file in chat.document.get("files", ()))
     turns = counted(len(chat.turns), "turn")
     asked = first_line(str(chat.turns[-1]["question"])) if chat.turns else ""
@@ -170,7 +240,7 @@ class Record:
     def __init__(self, path: Path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
-        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -191,6 +261,8 @@ class Record:
         lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
         data = lines.encode("utf-8", "replace")
         before = os.fstat(self._file).st_size
+        if before and os.pread(self._file, 1, before - 1) != b"\n":
+            data = b"\n" + data  # somebody's editor left out the last line's end
         try:
             while data:
                 data = data[os.write(self._file, data) :]

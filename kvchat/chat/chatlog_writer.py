@@ -23,12 +23,21 @@ class ChatLogWriter:
         self._record: saved.Record | None = None
 
     @classmethod
-    def of(cls, screen: Screen, chat: saved.Saved) -> "ChatLogWriter":
-        """Go on with a saved chat: its file is locked, a torn line is cut off."""
+    def of(cls, screen: Screen, chat: saved.Saved) -> tuple["ChatLogWriter", saved.Saved]:
+        """Go on with a saved chat: its file is locked and read again, for another process may have
+        written to it; a torn line is cut off. Raises KvchatError("session")."""
         writer = cls(screen, chat.path, chat.name)
         writer._record = saved.Record(chat.path)
-        writer._record.cut(chat.whole)
-        return writer
+        try:
+            now = saved.read(chat.path)
+            writer.name = now.name
+            writer._record.cut(now.whole)
+        except BaseException:
+            writer.close()
+            raise
+        if more := len(now.turns) - len(chat.turns):
+            screen.warn(f"{now.title} was gone on with in the meantime: {more:+,} turns")
+        return writer, now
 
     @property
     def title(self) -> str:

@@ -69,8 +69,7 @@ def named(options: Options) -> chatlog.Saved | None:
     if options.last or options.resume:
         return chatlog.find(options.resume)
     if options.session:
-        exact = [chat for chat in chatlog.listing() if chat.name == options.session]
-        return exact[0] if exact else None
+        return chatlog.named(options.session)
     return None
 
 

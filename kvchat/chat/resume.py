@@ -32,7 +32,7 @@ def open_or_resume(
         name = chatlog.checked_name(options.session) if options.session else ""
         writer = ChatLogWriter(screen, path, name)
         return open_chat(prepared, screen, interactive), writer
-    writer = ChatLogWriter.of(screen, found)
+    writer, found = ChatLogWriter.of(screen, found)
     chat = open_chat(prepared, screen, interactive)
     same_tokens(chat, found)
     same_text(chat.book.files, found, screen, interactive)
@@ -96,7 +96,7 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
             f"kvchat --resume {found.title!r}",
         )
     options = restored(replace(chat.options, files=(), origins={}), found)
-    writer = ChatLogWriter.of(screen, found)
+    writer, found = ChatLogWriter.of(screen, found)
     try:
         files = [open_document(path, options) for path in options.files]
         same_text(files, found, screen, interactive=False)

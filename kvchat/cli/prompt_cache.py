@@ -49,8 +49,6 @@ def cells(entry: files.Entry) -> list[str]:
     """The columns of a document."""
     about = entry.about
     used = f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"
-    if entry.problem:
-        return [entry.id[:8], entry.problem, "", "", "", size(entry.size), used, ""]
     return [
         entry.id[:8],
         entry.title,
@@ -70,7 +68,6 @@ def show(
     """Everything that is noted about one."""
     entry = files.find(root(), name)
     facts: dict[str, Any] = {"file": entry.path, "size": size(entry.size)}
-    facts |= {"problem": entry.problem} if entry.problem else {}
     facts |= {key: value for key, value in entry.about.items() if key != "parts"}
     facts |= {f"of {key}": value for key, value in entry.about.get("parts", {}).items()}
     width = max(map(len, facts))

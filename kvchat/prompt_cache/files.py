@@ -3,6 +3,7 @@ torch.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -18,21 +19,19 @@ from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean, size
 
 CAP = 20 * 2**30  # bytes that cached documents may take; the least recently used go first
+NAME = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")  # a fingerprint
+KINDS = ("kvchat reading", "kvchat archive")  # what our headers say
 LEAVE = 5 * 2**30  # bytes that stay free on the disk
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A cached document: `about` is what was noted for the person, `used` the time of its last use.
-
-    One that cannot be read has a `problem` and nothing about it.
-    """
+    """A cached document: `about` is what was noted for the person, `used` its last use."""
 
     path: Path
     size: int
     used: float
     about: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""
 
     @property
     def id(self) -> str:
@@ -56,11 +55,17 @@ def place(root: Path, fingerprint: str) -> Path:
 
 
 def entries(root: Path) -> list[Entry]:
-    """All cached documents, the last used first."""
+    """All cached documents, the last used first: files with our name and our header.
+
+    Whatever else lies in the folder is not ours: it is neither counted nor removed.
+    """
     found = []
     for path in root.glob(f"*{SUFFIX}"):
-        with suppress(OSError):  # gone in the meantime
-            found.append(_entry(path))
+        with suppress(OSError, Refused):  # gone in the meantime, or not ours
+            if NAME.fullmatch(path.name) and path.is_file():
+                head, there = header.read(path), path.stat()
+                if head.metadata.get("kind") in KINDS:
+                    found.append(Entry(path, there.st_size, there.st_mtime, head.about))
     return sorted(found, key=lambda entry: -entry.used)
 
 
@@ -133,12 +138,3 @@ def differences(root: Path, parts: dict[str, str], same: Sequence[str]) -> list[
         if its and all(its.get(name) == parts.get(name) for name in same):
             return [name for name in parts if its.get(name) != parts[name]]
     return []
-
-
-def _entry(path: Path) -> Entry:
-    about = path.stat()
-    try:
-        what = header.read(path).about
-    except Refused as problem:
-        return Entry(path, about.st_size, about.st_mtime, {}, str(problem))
-    return Entry(path, about.st_size, about.st_mtime, what)

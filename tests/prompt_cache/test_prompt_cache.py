@@ -178,6 +178,43 @@ def test_the_least_lately_used_go_first(place):
     assert [entry.about["budget"] for entry in library.entries(place.root)] == ["50%"]
 
 
+def test_files_of_others_are_neither_counted_nor_removed(place):
+    """A folder may be anything: another program's weights and temporary files stay in it."""
+    place.opened()
+    (ours,) = place.files()
+    other = b'{"w":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}'
+    names = ("lora.safetensors", f"{'ab' * 16}.safetensors", ".draft.tmp", ".ab12-x.tmp")
+    for name in names:
+        path = place.root / name
+        path.write_bytes(len(other).to_bytes(8, "little") + other + b"123456789")
+        os.utime(path, (1, 1))
+    os.mkfifo(place.root / f"{'cd' * 16}.safetensors")
+    assert [entry.path for entry in library.entries(place.root)] == [ours]
+    assert [entry.path for entry in library.prune(place.root, 0)] == [ours]
+    assert all((place.root / name).exists() for name in names) and not ours.exists()
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"parts": [1]}, {"documents": 5}, {"documents": [5]}, {"tokens": "many"}, {"created": 3}, [],
+     {"parts": {"document": 1}}, {"read_seconds": "x"}, {"read_seconds": True}],
+)  # fmt: skip
+def test_one_file_with_a_mistyped_header_stops_no_other(place, about):
+    place.opened()
+    (ours,) = place.files()
+    data = ours.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    table = json.loads(data[8 : 8 + length])
+    noted = json.loads(table["__metadata__"]["about"])
+    table["__metadata__"]["about"] = json.dumps(noted | about if about else about)
+    head = json.dumps(table).encode()
+    bad = place.root / f"{'ab' * 16}.safetensors"
+    bad.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + length :])
+    assert [entry.path for entry in library.entries(place.root)] == [ours]
+    assert place.opened(method="adakv:budget=30%,window=8").restored is None
+    assert place.opened().restored
+
+
 @pytest.fixture
 def scene(chat_folder, tmp_path):
     """A chat whose readings are saved."""
@@ -235,11 +272,13 @@ def test_the_cache_commands(place, monkeypatch):
     (place.root / "foreign.safetensors").write_text("no")
     code, listed = said("list")
     assert code == 0 and "story.txt" in listed and "adakv:window=8 50%" in listed
-    assert "2 cached documents" in listed
+    assert "1 cached document," in listed
     assert "read_seconds" in said("show", path.stem[:6])[1]
     assert said("rm", "nothing")[0] and said("prune", "--max-size", "x")[0]
     assert said("rm", "story.txt")[1].startswith("removed") and not path.exists()
-    assert "removed 1" in said("prune", "--max-size", "0")[1] and not place.files()
+    place.opened()
+    assert "removed 1" in said("prune", "--max-size", "0")[1]
+    assert [file.name for file in place.files()] == ["foreign.safetensors"]
 
 
 DATED = """{{- bos_token }}{%- for m in messages %}{%- if m.role == 'system' %}

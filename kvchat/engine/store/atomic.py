@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-TEMPORARY = ".tmp"
+MARK, TEMPORARY = ".kvchat-", ".tmp"  # how a temporary file of ours begins and ends
 STALE = 60.0  # seconds without a write, before a temporary file may be taken for a dead one's
 STEP = 2**24  # bytes written at once: between two of them a save can be given up
 
@@ -26,7 +26,7 @@ class NewFile:
 
     def __enter__(self) -> "NewFile":
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(TEMPORARY, f".{self.path.stem[:8]}-", self.path.parent)
+        number, name = tempfile.mkstemp(TEMPORARY, MARK, self.path.parent)
         self._number, self.temporary = number, Path(name)  # mode 0600
         fcntl.flock(number, fcntl.LOCK_EX)
         return self
@@ -59,9 +59,9 @@ def sync_folder(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Take away what processes that died have left."""
-    for path in folder.glob(f".*{TEMPORARY}"):
+    for path in folder.glob(f"{MARK}*{TEMPORARY}"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime < STALE:
+            if time.time() - path.stat().st_mtime < STALE or not path.is_file():
                 continue
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while somebody writes

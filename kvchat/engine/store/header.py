@@ -18,6 +18,16 @@ from kvchat.engine.store import FORMAT, Refused
 CHECKS = "crc32"
 LENGTH = struct.Struct("<Q")
 LARGEST = 2**27  # bytes of a header that is worth reading
+NOTED: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "method": (str,),
+    "budget": (str,),
+    "created": (str,),
+    "day": (str,),
+    "tokens": (int,),
+    "full_bytes": (int,),
+    "read_seconds": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ def describe(kind: str, fingerprint: str, about: Any, segments: Any = ()) -> dic
 
 def read(path: Path) -> Header:
     """The header of a file. Raises Refused if it is damaged or not ours, OSError."""
+    if not path.is_file():  # a pipe or a device would never answer
+        raise FileNotFoundError(path)
     with path.open("rb") as file:
         start = file.read(LENGTH.size)
         length = LENGTH.unpack(start)[0] if len(start) == LENGTH.size else LARGEST
@@ -67,14 +79,29 @@ def read(path: Path) -> Header:
         table = json.loads(text)
         metadata = table.pop("__metadata__")
         names = sorted(table, key=lambda name: table[name]["data_offsets"])
-        about = dict(json.loads(metadata["about"]))
+        about = _noted(json.loads(metadata["about"]))
         segments = [
             [(str(part["kind"]), _span(part["span"])) for part in layer]
             for layer in json.loads(metadata.get("segments", "[]"))
         ]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Refused("it is no cached document, or its header is damaged") from None
     return Header(metadata, about, segments, tuple(names), zlib.crc32(start + text))
+
+
+def _noted(given: Any) -> dict[str, Any]:
+    """What was noted for the person, each value of its kind. Raises ValueError, TypeError."""
+    about: dict[str, Any] = given
+    parts, documents = about.get("parts", {}), about.get("documents", [])
+    if not isinstance(parts, dict) or not isinstance(documents, list):
+        raise TypeError("parts and documents")
+    texts = [*parts.items(), *zip(documents, documents, strict=True)]
+    if not all(isinstance(text, str) for pair in texts for text in pair):
+        raise TypeError("names are text")
+    for name, kind in NOTED.items():
+        if name in about and type(about[name]) not in kind:
+            raise TypeError(name)
+    return about
 
 
 def _span(given: Any) -> tuple[int, int]:

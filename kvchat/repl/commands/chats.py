@@ -63,7 +63,7 @@ def require_saved(context: Context) -> None:
 def free_name(context: Context, text: str) -> str:
     """A name that no other chat has. Raises KvchatError."""
     name = chatlog.checked_name(text)
-    others = [chat for chat in chatlog.listing() if chat.path != context.writer.path]
+    others = [chat for chat in chatlog.chats() if chat.path != context.writer.path]
     if any(chat.name == name for chat in others):
         raise KvchatError("session", f"a chat is called {name!r} already", f"/load {name}")
     return name
@@ -104,7 +104,7 @@ def listing(context: Context) -> None:
 
 def completes(context: Context, typed: str) -> Iterable[str]:
     """Names of saved chats."""
-    return [chat.title for chat in chatlog.listing()]
+    return [chat.title for chat in chatlog.chats()]
 
 
 def copy(context: Context, argument: str) -> None:
