@@ -80,8 +80,7 @@ def test_a_segment_owns_exactly_its_entries(heads, every):
 def test_tensors_and_load_are_inverse():
     segment = FlatSegment.keep(numbered(2, 5), numbered(2, 5), mask(2, 5, [[1, 2], [0]]), 3)
     rich = FlatSegment.load(
-        {**segment.tensors(), "bias": torch.rand(3), "count": torch.tensor([1, 2, 3])},
-        segment.span,
+        {**segment.tensors(), "bias": torch.rand(3), "count": torch.tensor([1, 2, 3])}, segment.span
     )
     for one in (segment, rich):
         again = FlatSegment.load(one.tensors(), one.span)

@@ -32,11 +32,7 @@ class Model:
     def parts(self):
         entries = [self.frozen[h] + self.tail[h] for h in range(HEADS)]
         return [
-            (
-                torch.stack([k for k, _ in head]),
-                torch.stack([v for _, v in head]),
-                None,
-            )
+            (torch.stack([k for k, _ in head]), torch.stack([v for _, v in head]), None)
             for head in entries
         ]
 

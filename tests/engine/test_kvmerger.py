@@ -105,11 +105,7 @@ def test_gaussian_merge(sigma):
 
 
 @pytest.mark.parametrize(
-    "value, want",
-    [
-        ("votes", (2.264649, 2.094708)),
-        ("paper", (3.648300, 3.374529)),
-    ],
+    "value, want", [("votes", (2.264649, 2.094708)), ("paper", (3.648300, 3.374529))]
 )
 def test_attention(value, want):
     q = torch.full((1, 1, 2), 0.5)

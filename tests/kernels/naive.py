@@ -30,12 +30,7 @@ def attention(q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]], scal
 
 
 def random_entries(
-    lengths: list[int],
-    dim: int,
-    dtype=torch.float32,
-    padding: int = 0,
-    bias=False,
-    seed: int = 0,
+    lengths: list[int], dim: int, dtype=torch.float32, padding: int = 0, bias=False, seed: int = 0
 ) -> Entries:
     """Entries of random heads with `padding` dead entries, filled with NaN, before, between and
     after.
