@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
@@ -19,6 +19,7 @@ from kvchat.engine.methods.spec import method_class
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
 from tests.engine.tiny import torch_backend
+from tests.support.closeness import assert_close
 
 EVICTING = [n for n in METHODS if issubclass(method_class(n), Eviction)]
 """Methods that keep entries as they are, or drop them."""
@@ -102,6 +103,21 @@ def kept_tokens(segment) -> list[list[int]]:
     """Entry numbers that each head keeps, in the order of the store."""
     entries = (segment.position - segment.span[0]).tolist()
     return [entries[a:b] for a, b in zip(segment.ends, segment.ends[1:], strict=False)]
+
+
+def assert_same_cache(got: KVCache, want: KVCache, tolerance: float = 0.0) -> None:
+    """Segments of the same kinds, tokens and entries; floating point within `tolerance`."""
+    assert got.position == want.position
+    for mine, other in zip(got.segments(), want.segments(), strict=True):
+        assert (mine.kind, mine.span, mine.lengths) == (other.kind, other.span, other.lengths)
+        tensors, wanted = mine.tensors(), other.tensors()
+        assert tensors.keys() == wanted.keys()
+        for name, tensor in tensors.items():
+            assert tensor.dtype == wanted[name].dtype
+            if tolerance and tensor.is_floating_point():
+                assert_close(name, tensor, wanted[name], tolerance)
+            else:
+                assert torch.equal(tensor, wanted[name]), name
 
 
 def window_of(method) -> int:

@@ -10,7 +10,7 @@ from kvchat.engine.cache.pq import PQSegment, Reads
 from tests.engine.tiny import torch_backend
 from tests.kernels.naive import attention
 from tests.kernels.test_pq import CENTROIDS, KEYS, QUERIES
-from tests.support.closeness import assert_close, assert_lse_close
+from tests.support.closeness import assert_attention, assert_close, assert_lse_close
 
 VALUES = torch.tensor([[[1.0, 0], [0, 1], [1, 1], [2, 0], [0, 2]]])
 
@@ -75,10 +75,11 @@ def test_entries_for_everything_or_several_queries_are_exact_with_any_code_book(
     """By hand, and the declared property of several queries."""
     segment, keys, values, q = random_segment(count=296)
     segment.centroids = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(9))
-    want, want_lse = over(q, keys, values, [range(300)] * 2, 0.25)
-    o, lse = segment.attend(q, 0.25, torch_backend())
-    assert_close("o", o, want, 1e-6)
-    assert_lse_close("lse", lse, want_lse, 1e-5)
+    assert_attention(
+        segment.attend(q, 0.25, torch_backend()),
+        over(q, keys, values, [range(300)] * 2, 0.25),
+        1e-6,
+    )
     segment.reads = Reads(4, 0, 10, 1)
     several = torch.cat((q, q.flip(1), q))
     o, _ = segment.attend(several, 0.25, torch_backend())

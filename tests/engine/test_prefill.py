@@ -12,20 +12,11 @@ from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import by_head, observed_mass
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill.prefill import Compression
-from tests.engine.scenes import Recorder, kept_tokens
+from tests.engine.scenes import Recorder, assert_same_cache, kept_tokens
 from tests.engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read
 from tests.support.closeness import assert_close
 
 IDS, PROBE = random_ids(90), random_ids(11, seed=2)
-
-
-def assert_same_cache(got, want, tolerance=0.0):
-    assert got.position == want.position
-    for mine, other in zip(got.segments(), want.segments(), strict=True):
-        assert mine.lengths == other.lengths and mine.span == other.span
-        assert torch.equal(mine.position, other.position)
-        for name in ("k", "v"):
-            assert_close(name, getattr(mine, name), getattr(other, name), tolerance)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 2048])

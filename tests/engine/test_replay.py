@@ -233,12 +233,12 @@ def test_the_smallest_budget_within_the_promise(chat_folder):
     assert loose.loss <= max(losses[1:])
     assert loose.method == with_budget(method, Budget.parse(list(loose.tried)[-1]))
     assert all(loss > loose.promise for loss in list(loose.tried.values())[:-1])
-    drain(other.open(ids, loose.method))
+    drain(other.prefill(ids, loose.method))
     for one, two in zip(session.cache.segments(), other.cache.segments(), strict=True):
         assert torch.equal(one.position, two.position)
     assert session.chooser == loose.method
 
-    drain(other.open(ids, Full()))
+    drain(other.prefill(ids, Full()))
     exact, kept = other.cache, session.cache
     changed = told = 0
     for passage in passages:

@@ -4,11 +4,13 @@ leaves the session as it was. And weights that compute no numbers."""
 import pytest
 import torch
 
-from kvchat.engine.events import Progress, Smaller
+from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError, is_out_of_memory
+from tests.engine.scenes import assert_same_cache
 from tests.engine.scripted import BOOK, ask, new_session
 from tests.engine.tiny import load_engine, random_ids
 
@@ -19,27 +21,24 @@ CPU = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memor
 def scarce(monkeypatch):
     """`scarce(calls)`: those calls of a block's second half find no memory."""
 
-    def install(calls):
+    def install(calls, error=CPU):
         made, finish = [0], Block.finish
 
         def failing(self, x, o):
             made[0] += 1
             if made[0] in calls:
-                raise RuntimeError(CPU)
+                raise RuntimeError(error)
             return finish(self, x, o)
 
         monkeypatch.setattr(Block, "finish", failing)
+        return made
 
     return install
 
 
 def events_of(work):
     events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            return events, stop.value
+    return events, drain(work, events.append)
 
 
 @pytest.mark.parametrize("call", [1, 2, 4, 5, 8])
@@ -52,8 +51,7 @@ def test_a_reading_goes_on_with_half_the_chunk(checkpoint, scarce, call):
     done = [e.done for e in events if isinstance(e, Progress)]
     assert done == sorted(done) and done[-1] == 400
     assert torch.allclose(got.logits, want.logits, atol=1e-5)
-    for a, b in zip(got.caches[0].segments(), want.caches[0].segments(), strict=True):
-        assert torch.equal(a.position, b.position) and torch.allclose(a.k, b.k, atol=1e-5)
+    assert_same_cache(got.caches[0], want.caches[0], 1e-5)
 
 
 def test_a_second_time_is_an_error_and_the_session_stays(chat_folder, scarce):
@@ -69,20 +67,16 @@ def test_a_second_time_is_an_error_and_the_session_stays(chat_folder, scarce):
     assert ask(session, "What?", max_tokens=4).answer == first
 
 
-def test_other_errors_are_not_tried_again(checkpoint, monkeypatch):
-    def broken(self, x, o):
-        raise RuntimeError("shapes do not match")
-
-    monkeypatch.setattr(Block, "finish", broken)
+def test_other_errors_are_not_tried_again(checkpoint, scarce):
+    made = scarce({1}, "shapes")
     work = load_engine(checkpoint()).prefill(random_ids(20), [Compression(parse_method("full"))])
     with pytest.raises(RuntimeError, match="shapes"):
-        events_of(work)
+        drain(work)
+    assert made == [1]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_weights_that_are_no_numbers_are_said_to_be(chat_folder, temperature):
-    from kvchat.engine.decode.sampling import Sampling
-
     session = new_session(chat_folder("byte-level", "chatml"))
     with torch.inference_mode():
         session.engine.model.model.norm.weight.fill_(float("nan"))
@@ -104,5 +98,4 @@ def test_a_replay_goes_on_with_half_the_chunk(chat_folder, scarce, spec, call):
     scarce({call})
     events, _ = events_of(got.recompress(method))
     assert [e.chunk for e in events if isinstance(e, Smaller)] == [25]
-    for a, b in zip(got.cache.segments(), want.cache.segments(), strict=True):
-        assert torch.equal(a.position, b.position) and torch.allclose(a.k, b.k, atol=1e-5)
+    assert_same_cache(got.cache, want.cache, 1e-5)

@@ -15,7 +15,7 @@ from kvchat.kernels import reference
 from kvchat.kernels.attention import ragged_attention, tiles
 from kvchat.kernels.entries import Entries
 from tests.kernels.naive import attention, per_head, random_entries
-from tests.support.closeness import assert_close, assert_lse_close, relative_rms
+from tests.support.closeness import assert_attention, assert_close, assert_lse_close, relative_rms
 
 LENGTHS = {
     "ragged with an empty head": [63, 0, 1, 100],
@@ -106,10 +106,7 @@ def way(request, monkeypatch):
 
 
 def assert_exact(way, q, parts, scale, causal=False):
-    o, lse = way(q, parts, scale, causal=causal)
-    want, want_lse = exact(q, parts, scale, causal)
-    assert_close("o", o, want, 2e-6)
-    assert_lse_close("lse", lse, want_lse, 1e-5)
+    assert_attention(way(q, parts, scale, causal=causal), exact(q, parts, scale, causal), 2e-6)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -223,10 +220,11 @@ def test_lengths_that_the_host_does_not_know(lengths, name, bias):
     entries = random_entries(lengths, dim=16, padding=5, bias=bias)
     q = queries(2, len(lengths) * 2, 16)
     bounds = tuple((a, n + 5) for a, n in entries.spans)
-    o, lse = WAYS[name](q, [replace(entries, spans=bounds, bounds=True)], 0.25)
-    want, want_lse = exact(q, [entries], 0.25)
-    assert_close("o", o, want, 2e-6)
-    assert_lse_close("lse", lse, want_lse, 1e-5)
+    assert_attention(
+        WAYS[name](q, [replace(entries, spans=bounds, bounds=True)], 0.25),
+        exact(q, [entries], 0.25),
+        2e-6,
+    )
 
 
 @pytest.mark.parametrize("bits, dim", [(8, 64), (4, 64), (8, 80), (4, 80), (4, 256)])
@@ -252,10 +250,11 @@ def test_keys_and_values_may_lie_side_by_side(tokens, device):
     both = torch.cat((entries.k, entries.v), dim=1)
     beside = replace(entries, k=both[:, :16], v=both[:, 16:])
     q = queries(tokens, 4, 16)
-    o, lse = by_triton(q, [beside, beside], 0.25, True, device)
-    want, want_lse = exact(q, [entries, entries], 0.25, causal=True)
-    assert_close("o", o, want, 2e-6)
-    assert_lse_close("lse", lse, want_lse, 1e-5)
+    assert_attention(
+        by_triton(q, [beside, beside], 0.25, True, device),
+        exact(q, [entries, entries], 0.25, causal=True),
+        2e-6,
+    )
 
 
 def test_queries_need_not_be_contiguous_over_heads(way):

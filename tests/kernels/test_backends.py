@@ -21,7 +21,7 @@ from kvchat.engine.cache.tail import Tail
 from kvchat.errors import KvchatError
 from kvchat.kernels import reference
 from tests.kernels.naive import random_entries
-from tests.support.closeness import assert_close, assert_lse_close
+from tests.support.closeness import assert_attention, assert_close
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HALF = torch.bfloat16
@@ -78,10 +78,11 @@ def test_flash_reads_and_nothing_else(flash):
 def test_flash_is_asked_for_what_it_offers(flash, entries):
     store = random_entries([entries] * 2, 16, padding=7)
     q = normal(5, 6, 16)
-    o, lse = flash.joint(q, [store], 0.25)
-    want, want_lse = reference.ragged_attention(q, [store], 0.25, causal=True)
-    assert_close("o", o, want, 1e-6)
-    assert_lse_close("lse", lse, want_lse, 1e-5)
+    assert_attention(
+        flash.joint(q, [store], 0.25),
+        reference.ragged_attention(q, [store], 0.25, causal=True),
+        1e-6,
+    )
 
 
 def test_a_missing_package_is_named():
@@ -189,8 +190,5 @@ def test_a_layer_in_one_call_is_the_layer_in_parts(tokens):
 
     q = normal(tokens, 8, 16)
     triton = Choice([TritonBackend()])
-    o, lse = layer(triton).attend(q, 0.25)
-    want, want_lse = layer(TorchBackend()).attend(q, 0.25)
-    assert_close("o", o, want, 1e-5)
-    assert_lse_close("lse", lse, want_lse, 1e-5)
+    assert_attention(layer(triton).attend(q, 0.25), layer(TorchBackend()).attend(q, 0.25), 1e-5)
     assert not triton.refused
