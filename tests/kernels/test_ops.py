@@ -1,55 +1,32 @@
-"""The operations that are not attention, against formulas and against their reference twins; the
-scoring oracle S of the Ada-KV specification among them."""
+"""Operations against formulas and their reference twins, the scoring oracle S of the Ada-KV
+specification among them; attention over parts put together."""
 
-import math
+import itertools
 
 import pytest
 import torch
 
 from kvchat.engine import ops
 from kvchat.kernels import reference
-from tests.support.closeness import assert_close
-
-# Oracle S: D 2, T 6, W 2. Keys are sqrt(2)·(ln a, ln b), query 4 is (1, 0), query 5 is (0, 1).
-A = [[1.0, 2, 4, 1, 2, 7], [14.0, 1, 1, 2, 2, 9]]
-B = [[3.0, 1, 1, 1, 2, 2], [28.0, 1, 3, 2, 4, 2]]
-MEAN = [[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]]
-SCALE = 2**-0.5
-
-
-def keys(a=A, b=B):
-    return math.sqrt(2) * torch.stack((torch.tensor(a).log(), torch.tensor(b).log()), dim=-1)
-
-
-def mass(q, k, entries=4):
-    """Mean column_mass of the last two queries, with the lse of their exact attention."""
-    _, lse = reference.dense_attention(q, k, k, SCALE, causal=True)
-    return ops.column_mass(q, k[:, :entries], lse, torch.tensor([5, 6]), SCALE) / 2
-
-
-def window(heads):
-    """Both queries, for each query head: `[2, heads, 2]`."""
-    return torch.eye(2)[:, None].expand(2, heads, 2).contiguous()
+from tests.engine.scenes import oracle_scene
+from tests.kernels.naive import attention, per_head, random_entries
+from tests.support.closeness import assert_attention, assert_close, assert_lse_close
 
 
 def test_column_mass_of_the_oracle():
-    assert_close("mass", mass(window(2), keys()), torch.tensor(MEAN), 1e-6)
-
-
-def test_a_key_after_the_query_counts_for_nothing():
-    a = [[*A[0][:5], 1000.0], [*A[1][:5], 1000.0]]
-    assert_close("mass", mass(window(2), keys(a)), torch.tensor(MEAN), 1e-6)
-
-
-def test_the_window_s_own_rows_are_causal_too():
-    got = mass(window(2), keys(), entries=6)
+    """Oracle S of the Ada-KV specification; keys after a query count for nothing."""
+    scene, mean = oracle_scene(), [[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]]
+    k, given = scene.keys, (scene.lse, scene.seen, scene.scale)
+    got = ops.column_mass(scene.queries, k, *given) / 2
+    assert_close("mass", got[:, :4], torch.tensor(mean), 1e-6)
     assert_close("query 5 alone sees key 5", got[:, 5], torch.tensor([0.10, 0.025]), 1e-6)
-
-
-def test_column_mass_of_grouped_queries():
-    q = window(2).clone()
-    q[:, 1] = q[:, 1].flip(0)
-    got = mass(q, keys()[:1])
+    louder = torch.cat((k[:, :5], 5 * k[:, 5:]), dim=1)
+    _, lse = reference.dense_attention(scene.queries, louder, louder, scene.scale, causal=True)
+    assert_close("query 4 sees no key 5", lse[0], scene.lse[0], 1e-6)
+    q = scene.queries.clone()
+    q[:, 1] = q[:, 1].flip(0)  # two query heads of one KV head
+    _, lse = reference.dense_attention(q, k[:1], k[:1], scene.scale, causal=True)
+    got = ops.column_mass(q, k[:1, :4], lse, *given[1:]) / 2
     mean = torch.tensor([0.2085, 0.1357, 0.2151, 0.0960])
     best = torch.tensor([0.2169, 0.15, 0.25, 0.10])
     assert float((got.mean(dim=0) - mean).abs().max()) < 6e-5
@@ -93,14 +70,9 @@ def test_rms_norm_is_its_formula_and_its_twin():
     want = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
     assert_close("ops", ops.rms_norm(x, weight, 1e-5), want, 1e-6)
     assert_close("twin", reference.rms_norm(x, weight, 1e-5), want, 1e-6)
-    half = x.bfloat16()
-    assert ops.rms_norm(half, weight.bfloat16(), 1e-5).dtype == torch.bfloat16
-    assert_close(
-        "bf16",
-        ops.rms_norm(half, weight.bfloat16(), 1e-5),
-        reference.rms_norm(half, weight.bfloat16(), 1e-5),
-        8e-3,
-    )
+    half = ops.rms_norm(x.bfloat16(), weight.bfloat16(), 1e-5)
+    assert half.dtype == torch.bfloat16
+    assert_close("bf16", half, want, 8e-3)
 
 
 def test_rope_turns_each_pair_by_its_angle():
@@ -116,3 +88,45 @@ def test_swiglu_is_its_formula():
     gate, up = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0)).unbind()
     want = gate.double() / (1 + torch.exp(-gate.double())) * up
     assert_close("swiglu", ops.swiglu(gate, up), want, 1e-6)
+
+
+BOTH = pytest.mark.parametrize("combine", [reference.combine, ops.combine], ids=["twin", "ops"])
+
+
+@BOTH
+@pytest.mark.parametrize("cuts", [1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_combine_of_any_split_is_the_whole(combine, seed, cuts):
+    generator = torch.Generator().manual_seed(seed)
+    store = random_entries([50] * 2, 16, seed=seed)
+    q = torch.randn(3, 4, 16, generator=generator)
+    k, v = store.k.view(2, 50, 16), store.v.view(2, 50, 16)
+    places = torch.randint(51, (cuts,), generator=generator).sort().values.tolist()
+    edges = [0, *places, *places[2:], 50]  # of three cuts one part is always empty
+    parts = [
+        reference.dense_attention(q, k[:, a:b], v[:, a:b], 0.25, causal=False)
+        for a, b in itertools.pairwise(edges)
+    ]
+    assert_attention(combine(parts), attention(q, per_head(store), 0.25), 1e-6)
+
+
+@BOTH
+def test_combine_survives_logits_far_beyond_the_range_of_exp(combine):
+    o = [torch.full((1, 1, 2), value) for value in (1.0, 3.0)]
+    lse = torch.full((1, 1), 500.0)
+    joined, total = combine([(o[0], lse), (o[1], lse)])
+    # a float32 near 500 has steps of 3e-5, and so has a weight that is a difference of two
+    assert_close("o", joined, torch.full((1, 1, 2), 2.0), 3e-5)
+    assert_lse_close("lse", total, lse + torch.log(torch.tensor(2.0)), 1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_a_part_without_entries_counts_for_nothing(combine, empty):
+    """The first, the second, or both."""
+    some = (torch.randn(2, 3, 4), torch.randn(2, 3))
+    nothing = (torch.zeros(2, 3, 4), torch.full((2, 3), float("-inf")))
+    parts = [(nothing, some), (some, nothing), (nothing, nothing)][empty]
+    o, lse = combine(list(parts))
+    want = nothing if empty == 2 else some
+    assert torch.equal(o, want[0]) and torch.equal(lse, want[1])
