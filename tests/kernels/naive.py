@@ -59,11 +59,8 @@ def random_entries(
 
 def per_head(entries: Entries) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """The live entries of each KV head, as `attention` takes them."""
+    stores = entries.k, entries.v, entries.bias
     return [
-        (
-            entries.k[a : a + n],
-            entries.v[a : a + n],
-            None if entries.bias is None else entries.bias[a : a + n],
-        )
+        tuple(None if store is None else store[a : a + n] for store in stores)
         for a, n in entries.spans
     ]
