@@ -53,33 +53,20 @@ def answer_ids(dialogue: Dialogue, text: str) -> list[int]:
     return dialogue.tokenizer.encode([(text, False)], continues=True)
 
 
-def test_a_template_is_taken_apart(case):
-    dialogue, _ = case
-    assert dialogue.form.is_template
-    assert dialogue.form.stop == ()
-
-
-def test_document_and_first_turn_are_the_template_s(case):
-    dialogue, in_front = case
-    got = dialogue.document(DOCUMENT, SYSTEM) + dialogue.first(FIRST)
-    assert got == rendered(dialogue, in_front, f"{SYSTEM}\n\n{DOCUMENT}")
-
-
-def test_without_a_system_text_the_document_stands_alone(case):
-    dialogue, in_front = case
-    got = dialogue.document(DOCUMENT) + dialogue.first(FIRST)
-    assert got == rendered(dialogue, in_front, DOCUMENT)
-
-
-def test_later_turns_are_the_template_s(case):
+def test_a_document_and_turns_are_the_template_s(case):
     """Two answered turns; the model itself writes a space that the template has there."""
     dialogue, in_front = case
+    assert dialogue.form.is_template and dialogue.form.stop == ()
+    got = dialogue.document(DOCUMENT) + dialogue.first(FIRST)
+    assert got == rendered(dialogue, in_front, DOCUMENT), "without a system text"
     spaced = dialogue.tokenizer.hf.chat_template.find("' ' + ") >= 0
     lead = " " if spaced else ""
     got = dialogue.document(DOCUMENT, SYSTEM) + dialogue.first(FIRST)
     got += answer_ids(dialogue, f"{lead}Ships.") + dialogue.following(SECOND)
     got += answer_ids(dialogue, f"{lead}Stars") + dialogue.following("Why?")
     head = f"{SYSTEM}\n\n{DOCUMENT}"
+    first = rendered(dialogue, in_front, head)
+    assert got[: len(first)] == first
     assert got == rendered(dialogue, in_front, head, "Ships.", SECOND, "Stars", "Why?")
 
 
@@ -92,10 +79,9 @@ def test_special_text_in_a_question_stays_text(case):
 
 
 def test_the_template_s_own_end_token_ends_an_answer(tokenizer_folder):
-    dialogue = Dialogue(Tokenizer.load(tokenizer_folder("byte-level", "chatml")))
-    assert dialogue.end_tokens == {dialogue.tokenizer.specials["<|im_end|>"]}
-    dialogue = Dialogue(Tokenizer.load(tokenizer_folder("sentencepiece-first", "chatml")))
-    assert dialogue.end_tokens == {dialogue.tokenizer.specials["</s>"]}
+    for kind, end in (("byte-level", "<|im_end|>"), ("sentencepiece-first", "</s>")):
+        dialogue = Dialogue(Tokenizer.load(tokenizer_folder(kind, "chatml")))
+        assert dialogue.end_tokens == {dialogue.tokenizer.specials[end]}
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "sentencepiece-first"])

@@ -10,62 +10,44 @@ import torch
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import budgets, scores
 from kvchat.engine.methods.adakv import AdaKV, SnapKV
+from kvchat.engine.methods.spec import parse_method
 from tests.engine.scenes import kept_tokens, oracle_scene
 from tests.support.closeness import assert_close
 
 S = torch.tensor([[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]])
-TOY = torch.tensor(
-    [
-        [0.32, 0.01, 0.18, 0.08, 0.22, 0.19],
-        [0.89, 0.01, 0.05, 0.02, 0.01, 0.02],
-        [0.68, 0.01, 0.08, 0.04, 0.09, 0.10],
-    ]
-)
+TOY = torch.tensor([[0.32, 0.01, 0.18, 0.08, 0.22, 0.19], [0.89, 0.01, 0.05, 0.02, 0.01, 0.02],
+                    [0.68, 0.01, 0.08, 0.04, 0.09, 0.10]])  # fmt: skip
 
 
 def retained(table, counts) -> float:
     """Mass that heads keep when each takes its best `counts[h]` entries."""
     best = table.sort(dim=1, descending=True).values
-    return float(
-        sum(entry[:n].sum() for entry, n in zip(best, [int(c) for c in counts], strict=True))
-    )
+    return float(sum(entry[: int(n)].sum() for entry, n in zip(best, counts, strict=True)))
 
 
-def test_observed_mass_of_the_oracle():
+def test_observed_mass_and_pooling_of_the_oracle():
     assert_close("mass", scores.by_head(scores.observed_mass(oracle_scene(), 4), 2), S, 1e-6)
-
-
-@pytest.mark.parametrize(
-    "kind, want",
-    [
+    for kind, want in (
         ("max", [[0.20, 0.25, 0.25, 0.25], [0.70, 0.70, 0.075, 0.075]]),
         ("avg", [[0.11667, 0.20, 0.16667, 0.11667], [0.24583, 0.26667, 0.05833, 0.04583]]),
-    ],
-)
-def test_pooling_of_the_oracle(kind, want):
-    assert float((scores.pool(S, 3, kind) - torch.tensor(want)).abs().max()) < 6e-6
-    assert torch.equal(scores.pool(S, 1, kind), S)
-
-
-def test_ranking_puts_the_earlier_of_equals_first():
+    ):
+        assert float((scores.pool(S, 3, kind) - torch.tensor(want)).abs().max()) < 6e-6
+        assert torch.equal(scores.pool(S, 1, kind), S)
     assert scores.ranked(torch.tensor([[1.0, 2, 2, 3, 2]])).tolist() == [[3, 1, 2, 4, 0]]
 
 
-def test_shares_of_the_oracle():
-    for floor, want in ((0.0, [3, 1]), (0.2, [3, 1]), (0.5, [3, 1]), (1.0, [2, 2])):
-        assert budgets.adaptive(S, 4, floor) == want
-    assert budgets.uniform(4, [4, 4]) == [2, 2]
-
-
-def test_kept_entries_of_the_oracle():
-    options = {"budget": Budget(entries_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
-    scene = oracle_scene()
-    ada = AdaKV(**options, floor=0.0).compress(scene)
-    assert ada.lengths == (5, 3)
-    assert kept_tokens(ada) == [[0, 1, 2, 4, 5], [0, 4, 5]]
-    snap = SnapKV(**options).compress(scene)
-    assert kept_tokens(snap) == [[0, 2, 4, 5], [0, 3, 4, 5]]
+def test_shares_and_kept_entries_of_the_oracle():
+    """Also by the authors' rule, with the largest remainder where their rounding loses entries."""
+    for share, want in ((0.0, [3, 1]), (0.2, [3, 1]), (0.5, [3, 1]), (1.0, [2, 2])):
+        assert budgets.adaptive(S, 4, share) == budgets.mixed(S, 4, share) == want
     assert retained(S, [3, 1]) - retained(S, [2, 2]) == pytest.approx(1.725 - 1.65)
+    budget, scene = Budget(entries_per_head=4), oracle_scene()
+    options = {"budget": budget, "window": 2, "kernel": 1, "sinks": 0}
+    ada, snap = [[0, 1, 2, 4, 5], [0, 4, 5]], [[0, 2, 4, 5], [0, 3, 4, 5]]
+    assert kept_tokens(AdaKV(**options, floor=0.0).compress(scene)) == ada
+    assert kept_tokens(SnapKV(**options).compress(scene)) == snap
+    paper = parse_method("adakv@paper:window=2,kernel=1,floor=0.5", budget)
+    assert kept_tokens(paper.compress(scene)) == ada
 
 
 def test_ties_after_pooling_fall_to_the_lower_head_and_the_earlier_token():
@@ -75,19 +57,23 @@ def test_ties_after_pooling_fall_to_the_lower_head_and_the_earlier_token():
 
 def test_the_toy_of_the_ada_kv_readme():
     even = budgets.uniform(6, [6, 6, 6])
-    assert even == [2, 2, 2]
-    assert retained(TOY, even) == pytest.approx(2.26)
+    assert even == [2, 2, 2] and retained(TOY, even) == pytest.approx(2.26)
     for floor in (0.0, 0.2, 0.5):
         shares = budgets.adaptive(TOY, 6, floor)
-        assert shares == [4, 1, 1]
-        assert retained(TOY, shares) == pytest.approx(2.48)
+        assert shares == [4, 1, 1] and retained(TOY, shares) == pytest.approx(2.48)
+    assert budgets.mixed(TOY, 6, 0.5) == [3, 2, 1] and budgets.mixed(TOY, 6, 0.2) == [4, 1, 1]
 
 
-def test_uniform_shares_add_up_and_differ_by_one_at_most():
-    for total, heads in itertools.product(range(25), (1, 3, 8)):
-        shares = budgets.uniform(total, [25] * heads)
-        assert sum(shares) == total
-        assert max(shares) - min(shares) <= 1
+def test_entries_that_do_not_exist_are_never_counted():
+    """Even shares: one entry a turn for each head that has one left, the first heads first."""
+    gone = float("-inf")
+    table = torch.tensor([[gone, gone, 0.1, 0.2], [0.5, 0.6, 0.7, 0.8], [gone, 0.1, 0.1, 0.1]])
+    turns = [0, 1, 2, 0, 1, 2, 1, 2, 1]  # heads of 2, 4 and 3 entries
+    for total in range(10):
+        assert budgets.uniform(total, [2, 4, 3]) == [turns[:total].count(h) for h in range(3)]
+        for floor in (0.0, 0.5, 1.0):
+            shares = budgets.adaptive(table, total, floor)
+            assert sum(shares) == total and shares[0] <= 2 and shares[2] <= 3
 
 
 def cases(count: int, heads: int, entries: int, seed: int):
