@@ -3,6 +3,8 @@ stream of tokens shows whole characters only."""
 
 import itertools
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -149,3 +151,15 @@ def test_the_short_way_to_a_tokenizer_ends_where_the_long_one_does(tokenizer_fol
     assert type(short) is type(long) and short.init_kwargs == long.init_kwargs
     assert short.backend_tokenizer.to_str() == long.backend_tokenizer.to_str()
     assert short.chat_template == long.chat_template
+
+
+def test_tokenizers_and_specs_need_no_torch(tokenizer_folder):
+    """Programs that only count tokens or list methods begin in a moment."""
+    code = (
+        "import sys; from pathlib import Path; from kvchat.engine.text.tokenizer import Tokenizer; "
+        "from kvchat.engine.methods.naming import parse_spec; parse_spec('adakv'); "
+        f"Tokenizer.load(Path({str(tokenizer_folder('byte-level'))!r})); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
