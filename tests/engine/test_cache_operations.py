@@ -12,7 +12,7 @@ from kvchat.engine.cache.tail import Tail
 from tests.engine.scenes import freeze
 from tests.engine.tiny import torch_backend
 from tests.kernels.naive import attention
-from tests.support.closeness import assert_attention, assert_close, assert_lse_close, relative_rms
+from tests.support.closeness import assert_attention, relative_rms
 
 HEADS, GROUP, DIM = 2, 2, 16
 CPU = torch.device("cpu")
@@ -77,10 +77,9 @@ def test_random_operations_agree_with_lists_of_entries(seed):
             seen += count
             q = torch.randn(1, HEADS * GROUP, DIM, generator=generator)
             length = torch.full((HEADS,), live + count, dtype=torch.int32)
-            want, want_lse = attention(q, model.parts(), 0.25)
-            for o, lse in (layer.attend(q, 0.25), layer.attend_ahead(q, 0.25, length)):
-                assert_close("o", o, want, 1e-5)
-                assert_lse_close("lse", lse, want_lse, 1e-5)
+            want = attention(q, model.parts(), 0.25)
+            for got in (layer.attend(q, 0.25), layer.attend_ahead(q, 0.25, length)):
+                assert_attention(got, want)
         elif what == "freeze":
             entries = dice.randint(1, live)
             kept = torch.rand(HEADS, entries, generator=generator) < 0.5
@@ -98,9 +97,8 @@ def test_random_operations_agree_with_lists_of_entries(seed):
         assert layer.tail.start + layer.tail.length == seen
         assert layer.tail.entries.length.tolist() == [layer.tail.length] * HEADS
         for h in range(HEADS):  # keys beside the values of the same token
-            assert [int(v[1]) for v in layer.tail.values[h]] == [
-                int(v[1]) for _, v in model.tail[h]
-            ]
+            tokens = [int(v[1]) for _, v in model.tail[h]]
+            assert layer.tail.values[h, :, 1].tolist() == tokens
 
 
 def test_preallocated_entries_of_the_tail_are_never_read():
@@ -128,10 +126,9 @@ def test_a_cache_counts_tokens_seen_and_truncates_its_tail_only():
     assert cache.frozen == 6
     cache.truncate(7)
     assert (cache.position, cache.layers[1].tail.length) == (7, 1)
-    with pytest.raises(AssertionError, match="6"):
-        cache.truncate(5)
-    with pytest.raises(AssertionError):
-        cache.truncate(8)
+    for position in (5, 8):
+        with pytest.raises(AssertionError):
+            cache.truncate(position)
 
 
 def test_sums_over_parts_in_bf16_are_as_good_as_plain_torch_in_bf16():
@@ -147,11 +144,7 @@ def test_sums_over_parts_in_bf16_are_as_good_as_plain_torch_in_bf16():
     alive = torch.cat([*kept, torch.ones(HEADS, 20, dtype=torch.bool)], dim=1)
     parts = [(k[h, alive[h]], v[h, alive[h]], None) for h in range(HEADS)]
     want, _ = attention(q, parts, 0.25)
-    plain = torch.stack(
-        [
-            torch.softmax(q[0, n] @ parts[n // GROUP][0].T * 0.25, -1) @ parts[n // GROUP][1]
-            for n in range(HEADS * GROUP)
-        ]
-    )
+    heads = [(q[0, n], *parts[n // GROUP][:2]) for n in range(HEADS * GROUP)]
+    plain = torch.stack([torch.softmax(one @ k.T * 0.25, -1) @ v for one, k, v in heads])
     o, _ = layer.attend(q, 0.25)
     assert relative_rms(o[0], want[0]) <= 2 * relative_rms(plain, want[0])

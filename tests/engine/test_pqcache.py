@@ -13,11 +13,13 @@ from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose
 from kvchat.errors import KvchatError
-from tests.engine.scenes import random_scene
+from tests.engine.scenes import assert_same_cache, random_scene
 from tests.engine.tiny import load_engine, random_ids, read
 from tests.support.closeness import assert_close, relative_rms
 
 SPEC = "pqcache:dense_below=0,code_bits=4,sinks=3,block=8"  # codes short documents too
+IDS = random_ids(460, seed=3)
+MORE = IDS[400:]
 
 
 @pytest.mark.parametrize(
@@ -46,22 +48,13 @@ def test_what_is_read_is_the_budget():
 
 def test_options_that_cannot_be():
     geometry = Geometry(5000, heads=2, layers=2, dim=20, itemsize=4)
-    for spec, text in (
-        ("pqcache:code_bits=9", "code_bits=9"),
-        ("pqcache:aggregate=mean", "aggregate=mean"),
-        ("pqcache:home=disk", "home=disk"),
-        ("pqcache:bits=4", "bits=4"),
-        ("pqcache:m=8", "m=8"),
-    ):
+    for text in ("code_bits=9", "aggregate=mean", "home=disk", "bits=4", "m=8"):
         with pytest.raises(KvchatError, match=text):
-            parse_method(spec).entries(geometry)
+            parse_method(f"pqcache:{text}").entries(geometry)
 
 
-def test_documents_are_coded_layer_by_layer(engine):
-    """The method makes what the oracles above are about."""
-    ids = random_ids(400)
-    method = parse_method(SPEC, Budget(fraction=0.25))
-    cache, _ = read(engine, ids, method)
+def test_documents_are_coded_layer_by_layer(coded):
+    method, cache = parse_method(SPEC, Budget(fraction=0.25)), coded
     reads = method.shares(Geometry(400, 2, 2, 16, 4))
     assert (reads.sinks, reads.window, reads.count) == (3, 48, 49)
     for layer in cache.layers:
@@ -91,44 +84,51 @@ def test_codes_find_more_attention_than_chance_or_the_newest_entries():
     assert segment.captured == pytest.approx(float(mass.mean()), abs=0.1)
 
 
-def test_undo_and_single_tokens_restore_every_answer(engine):
-    """Tokens one by one, entries over the window's edge, and back: the same logits, bit for bit."""
-    ids = random_ids(460, seed=3)
-    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
+@pytest.fixture
+def coded(engine):
+    """A document of 400 tokens in codes, and 60 tokens more."""
+    return read(engine, IDS[:400], parse_method(SPEC, Budget(fraction=0.25)))[0]
 
-    def answer(count):
-        return torch.stack([drain(engine.extend(cache, [i])) for i in ids[400 : 400 + count]])
 
-    want = answer(60)
-    assert cache.layers[0].tail.start > 352
+def one_by_one(engine, cache, ids):
+    return torch.stack([drain(engine.extend(cache, [i])) for i in ids])
+
+
+def test_undo_and_single_tokens_restore_every_answer(engine, coded):
+    """Tokens one by one, entries over the window's edge, and back: the same logits, bit for bit;
+    also after an extension that was interrupted."""
+    want = one_by_one(engine, coded, MORE)
+    assert coded.layers[0].tail.start > 352
     for position in (400, 417):
-        cache.truncate(position)
-        got = [drain(engine.extend(cache, [i])) for i in ids[position:460]]
-        assert_close("logits", torch.stack(got), want[position - 400 :], 1e-6)
-    cache.truncate(400)
-    full, _ = read(engine, ids[:400])
-    pair = [drain(engine.extend(c, ids[400:])) for c in (cache, full)]
+        coded.truncate(position)
+        got = one_by_one(engine, coded, IDS[position:])
+        assert_close("logits", got, want[position - 400 :], 1e-6)
+    coded.truncate(400)
+    reading = engine.extend(coded, MORE)
+    next(reading)
+    reading.close()
+    assert coded.position == 400
+    full, _ = read(engine, IDS[:400])
+    pair = [drain(engine.extend(c, MORE)) for c in (coded, full)]
     assert_close("several tokens read every entry", *pair, 1e-6)
     assert relative_rms(want[-1], pair[1]) > 1e-4, "one by one they did not"
-    cache.truncate(400)
-    assert_close("scores", engine.score(cache, ids[400:], 59)[1:], want[1:], 1e-6)
-    assert cache.position == 400
+    coded.truncate(400)
+    assert_close("scores", engine.score(coded, MORE, 59)[1:], want[1:], 1e-6)
+    assert coded.position == 400
 
 
 def test_a_question_reads_every_entry_whatever_the_chunk(checkpoint):
     """Also where its last chunk would be a single token."""
-    engine, ids = load_engine(checkpoint(), chunk=20), random_ids(441, seed=3)
-    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
-    full, _ = read(engine, ids[:400])
-    got, want = (drain(engine.extend(c, ids[400:])) for c in (cache, full))
+    engine = load_engine(checkpoint(), chunk=20)
+    methods = parse_method(SPEC, Budget(fraction=0.25)), None
+    caches = [read(engine, IDS[:400], method)[0] for method in methods]
+    got, want = (drain(engine.extend(cache, MORE[:41])) for cache in caches)
     assert_close("logits", got, want, 5e-6)  # chunks of other sizes sum in another order
 
 
-def test_memory_that_runs_out_while_entries_are_coded_loses_none(engine, monkeypatch):
-    ids = random_ids(460, seed=3)
-    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
-    want = torch.stack([drain(engine.extend(cache, [i])) for i in ids[400:420]])
-    cache.truncate(400)
+def test_memory_that_runs_out_while_entries_are_coded_loses_none(engine, coded, monkeypatch):
+    want = one_by_one(engine, coded, MORE[:20])
+    coded.truncate(400)
     assign, calls = ops.pq_assign, iter([True])
 
     def failing(*given):
@@ -136,49 +136,30 @@ def test_memory_that_runs_out_while_entries_are_coded_loses_none(engine, monkeyp
             return assign(*given)
         raise MemoryError
 
-    monkeypatch.setattr(ops, "pq_assign", failing)
-    with pytest.raises(MemoryError):
-        for token in ids[400:420]:
-            drain(engine.extend(cache, [token]))
-    monkeypatch.undo()
-    assert [layer.tail.start for layer in cache.layers] == [360, 352]
-    cache.truncate(403)
-    got = torch.stack([drain(engine.extend(cache, [i])) for i in ids[403:420]])
-    assert_close("logits", got, want[3:], 1e-6)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(ops, "pq_assign", failing)
+        one_by_one(engine, coded, MORE[:20])
+    assert [layer.tail.start for layer in coded.layers] == [360, 352]
+    coded.truncate(403)
+    assert_close("logits", one_by_one(engine, coded, MORE[3:20]), want[3:], 1e-6)
 
 
-def test_codes_can_be_made_of_an_archive_too(engine):
-    """Chosen in a conversation they equal those of a reading; turns slide on behind them."""
-    ids, method = random_ids(420, seed=3), parse_method(SPEC, Budget(fraction=0.25))
-    adakv = parse_method("adakv:window=8")
+def test_codes_can_be_made_of_an_archive_too(engine, coded):
+    """Chosen in a conversation they equal those of a prefill; turns slide on behind them."""
+    method, adakv = parse_method(SPEC, Budget(fraction=0.25)), parse_method("adakv:window=8")
     with InMemory() as archiving:
-        reading = engine.prefill(ids[:400], [Compression(adakv)], archiving=archiving)
+        reading = engine.prefill(IDS[:400], [Compression(adakv)], archiving=archiving)
         cache = drain(reading).caches[0]
-    drain(engine.extend(cache, ids[400:]))
+    drain(engine.extend(cache, MORE[:20]))
     assert can_choose(cache, method)
     engine.choose(cache, method)
     assert not can_choose(cache, adakv), "turns have slid into the document: it is read again"
     assert all(layer.segments[0].span == (0, 368) for layer in cache.layers)
     cache.truncate(400)
-    want, _ = read(engine, ids[:400], method)
-    for mine, other in zip(cache.layers, want.layers, strict=True):
-        assert torch.equal(mine.segments[0].codes, other.segments[0].codes)
-        assert torch.equal(mine.segments[0].pool, other.segments[0].pool)
-        assert torch.equal(mine.tail.keys, other.tail.keys)
-    single = [drain(engine.extend(c, ids[400:401])) for c in (cache, want)]
+    assert_same_cache(cache, coded)
+    assert torch.equal(*(c.layers[1].tail.keys for c in (cache, coded)))
+    single = [drain(engine.extend(c, MORE[:1])) for c in (cache, coded)]
     assert_close("logits", *single, 1e-6)
-
-
-def test_an_interrupted_extension_leaves_the_window_as_it_was(engine):
-    ids = random_ids(460, seed=3)
-    cache, _ = read(engine, ids[:400], parse_method(SPEC, Budget(fraction=0.25)))
-    want = drain(engine.extend(cache, ids[400:401]))
-    cache.truncate(400)
-    reading = engine.extend(cache, ids[400:])
-    next(reading)
-    reading.close()
-    assert cache.position == 400
-    assert_close("logits", drain(engine.extend(cache, ids[400:401])), want, 1e-6)
 
 
 def squared_error(keys: torch.Tensor, centroids: torch.Tensor) -> float:
@@ -187,36 +168,19 @@ def squared_error(keys: torch.Tensor, centroids: torch.Tensor) -> float:
     return float((keys - decoded).square().sum(dim=-1).mean())
 
 
-def test_k_means_by_hand():
-    entries = torch.tensor([[[0.0, 0], [0, 1], [4, 0], [4, 1]]])
-    for first, wanted, error in (
-        ([0, 2], [[0, 0.5], [4, 0.5]], 1.0),
-        ([0, 1], [[2, 0], [2, 1]], 16.0),  # a local minimum
-    ):
-        centroids = entries[:, None, first]
-        for _ in range(3):
-            codes = ops.pq_assign(entries, centroids)
-            centroids = means(entries[:, None], codes, centroids)
-        assert centroids[0, 0].tolist() == wanted
-        assert 4 * squared_error(entries, centroids) == error
-
-
 def test_k_means_is_lloyds():
     """The textbook in double precision, head by head and part by part."""
     keys = torch.randn(2, 300, 6, generator=torch.Generator().manual_seed(3))
     parts = keys.unflatten(2, (2, -1)).transpose(1, 2)  # [H, m, N, d]
     centroids = parts[:, :, ::37].clone()
-    plain = centroids.double()
+    plain = centroids.double().flatten(0, 1)
     for _ in range(10):
         centroids = means(parts, ops.pq_assign(keys, centroids), centroids)
-        for head in range(2):
-            for part in range(2):
-                entries, book = parts[head, part].double(), plain[head, part]
-                nearest = (entries[:, None] - book).square().sum(dim=2).argmin(dim=1)
-                found = [entries[nearest == c].mean(dim=0) for c in range(len(book))]
-                plain[head, part] = torch.stack(found)
+        for entries, book in zip(parts.double().flatten(0, 1), plain, strict=True):
+            nearest = (entries[:, None] - book).square().sum(dim=2).argmin(dim=1)
+            book.copy_(torch.stack([entries[nearest == c].mean(dim=0) for c in range(len(book))]))
     assert plain.isfinite().all(), "no cluster empties"
-    assert (centroids - plain).abs().max() < 1e-4
+    assert (centroids.flatten(0, 1) - plain).abs().max() < 1e-4
 
 
 def test_k_means_descends_and_repeats_itself():

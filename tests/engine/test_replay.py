@@ -22,7 +22,7 @@ from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.replay import Replay, scores
 from kvchat.engine.sizes import LADDER
-from tests.engine.scenes import Recorder, kept_tokens
+from tests.engine.scenes import Recorder, assert_same_cache, kept_tokens
 from tests.engine.scripted import BOOK, new_session
 from tests.engine.tiny import load_engine, load_oracle, random_ids
 from tests.support.closeness import assert_close
@@ -30,10 +30,8 @@ from tests.support.closeness import assert_close
 IDS = random_ids(70, seed=9)
 
 
-SHOWN = [*product([REPEAT], [512], WEIGHINGS), *product([ASK], [2048], WEIGHINGS)]
-
-
-NEEDS = Needs(tellings=frozenset(Telling(*part) for part in SHOWN))
+KINDS = [(REPEAT, 512), (ASK, 2048)]
+NEEDS = Needs(tellings=frozenset(Telling(*k, weigh) for k, weigh in product(KINDS, WEIGHINGS)))
 
 
 def test_the_hand_worked_oracle():
@@ -60,14 +58,11 @@ def materialised(folder, chunks, replays, weigh: str) -> list[torch.Tensor]:
         seen: list[dict] = [{} for _ in oracle.model.layers]
         hooks = []
         for store, layer in zip(seen, oracle.model.layers, strict=True):
-            names = (("q", layer.self_attn.q_proj), ("v", layer.self_attn.v_proj),
-                     ("x", layer.input_layernorm))  # fmt: skip
-            for name, module in names:
-                hooks.append(
-                    module.register_forward_hook(
-                        lambda _, __, out, s=store, n=name: s.__setitem__(n, out[0])
-                    )
-                )
+            attention = layer.self_attn
+            parts = {"q": attention.q_proj, "v": attention.v_proj, "x": layer.input_layernorm}
+            for name, module in parts.items():
+                note = lambda _, __, out, s=store, n=name: s.update({n: out[0]})  # noqa: E731
+                hooks.append(module.register_forward_hook(note))
         past = oracle(torch.tensor([IDS + replay]), use_cache=True).past_key_values
         for hook in hooks:
             hook.remove()
@@ -191,16 +186,12 @@ def test_a_session_asks_the_sentences_of_a_document(chat_folder):
     dialogue = session.dialogue
     replays = telling.tellings(dialogue, dialogue.document(ASKED), {(ASK, 2048)})
     texts = [dialogue.tokenizer.decode(text) for replay in replays for text in replay.texts]
-    want = (
-        ("The keeper of the light?", "is Ada."),
-        ("Is it?", "far?"),
-        ("ERROR 17: disk?", "full"),
-        ("灯台の守り人はア?", "ダです。"),
-    )
-    for question, answer in want:
+    for question, answer in (
+        ("The keeper of the light?", "is Ada."), ("Is it?", "far?"),
+        ("ERROR 17: disk?", "full"), ("灯台の守り人はア?", "ダです。"),
+    ):  # fmt: skip
         exact = dialogue.tokenizer.decode(dialogue.exchange(question, answer))
-        assert exact.endswith(answer)
-        assert exact in texts
+        assert exact.endswith(answer) and exact in texts
     assert all(replay.start == replays[0].start > 0 for replay in replays)
 
 
@@ -234,22 +225,19 @@ def test_the_smallest_budget_within_the_promise(chat_folder):
     assert loose.method == with_budget(method, Budget.parse(list(loose.tried)[-1]))
     assert all(loss > loose.promise for loss in list(loose.tried.values())[:-1])
     drain(other.prefill(ids, loose.method))
-    for one, two in zip(session.cache.segments(), other.cache.segments(), strict=True):
-        assert torch.equal(one.position, two.position)
+    assert_same_cache(session.cache, other.cache)
     assert session.chooser == loose.method
 
     drain(other.prefill(ids, Full()))
-    exact, kept = other.cache, session.cache
-    changed = told = 0
+    told = []
     for passage in passages:
-        want, got = (other.engine.score(c, passage.ids).argmax(-1).tolist() for c in (exact, kept))
-        pairs = list(zip(want, got, strict=True))[passage.asked - 1 : -1]
-        changed, told = changed + sum(a != b for a, b in pairs), told + len(pairs)
-    assert loose.loss == changed / told
+        given = [s.engine.score(s.cache, passage.ids).argmax(-1) for s in (other, session)]
+        told += (given[0] != given[1])[passage.asked - 1 : -1].tolist()
+    assert loose.loss == sum(told) / len(told)
 
 
 def test_a_promise_that_no_budget_keeps_takes_the_largest(chat_folder):
     session = new_session(chat_folder("byte-level", "chatml"))
     kept = drain(open_within(session, session.dialogue.document("x"), SnapKV(), promise=0.5))
-    assert (kept.holds, kept.loss, kept.tried) == (False, None, {}), "there is nothing to hold out"
+    assert (kept.holds, kept.loss, kept.tried) == (False, None, {})  # there is nothing to hold out
     assert kept.method.budget == Budget(fraction=max(LADDER))
