@@ -1,6 +1,7 @@
 """All entries of a document beside what is kept of them: choosing again equals reading again."""
 
 import os
+from itertools import count, islice
 
 import pytest
 
@@ -104,8 +105,7 @@ def test_a_question_that_is_stopped_changes_nothing(checkpoint):
     before = [list(layer.segments) for layer in cache.layers]
     for steps in (1, 3, 5):
         work = engine.extend_choosing(cache, QUESTION, ADAKV)
-        for _ in range(steps):
-            next(work)
+        list(islice(work, steps))
         work.close()
         assert cache.position == len(IDS) and cache.layers[0].tail.length == 0
         assert [layer.segments for layer in cache.layers] == before
@@ -162,29 +162,25 @@ def test_a_damaged_archive_is_noticed_when_it_is_used(engine, tmp_path):
 def test_a_disk_that_fails_ends_the_archive_and_not_the_reading(
     engine, tmp_path, monkeypatch, call
 ):
-    real, count = os.write, []
+    real, calls = os.write, count()
 
     def full(*arguments):
-        count.append(1)
-        if len(count) > call:
+        if next(calls) >= call:
             raise OSError(28, "No space left on device")
         return real(*arguments)
 
+    archiving = on_disk(engine, tmp_path / "a.safetensors")
+    with archiving:  # of a prefill that is stopped
+        work = engine.prefill(IDS, [Compression(ADAKV)], archiving=archiving)
+        next(work)
+        work.close()
+    assert os.listdir(tmp_path) == []
     monkeypatch.setattr(atomic.os, "write", full)
     archiving = on_disk(engine, tmp_path / "a.safetensors")
     cache = archived(engine, ADAKV, archiving)
     assert archiving.problem.errno == 28 and not can_choose(cache, ADAKV)
     assert_same_cache(cache, read(engine, IDS, ADAKV)[0])
     assert os.listdir(tmp_path) == []
-
-
-def test_a_reading_that_is_stopped_leaves_no_file(engine, tmp_path):
-    archiving = on_disk(engine, tmp_path / "a.safetensors")
-    with archiving:
-        work = engine.prefill(IDS, [Compression(ADAKV)], archiving=archiving)
-        next(work)
-        work.close()
-    assert list(tmp_path.iterdir()) == []
 
 
 BOOK = "The keeper counted ships. At night he counted the stars above the sea. " * 8
@@ -245,9 +241,7 @@ def test_choosing_changes_method_and_budget_and_keeps_the_turns(session):
     assert session.engine.log == log and session.turns == turns
     assert not session.choose(parse_method("kvzip"))
     ask(session, "And at night?", max_tokens=5)
-    assert session.question_seconds is None, (
-        "sinks and newest entries are the same for all questions"
-    )
+    assert session.question_seconds is None, "sinks and newest are the same for all questions"
     drain(session.recompress(ADAKV))
     assert not session.choose(ADAKV), "a reading without an archive has none"
 

@@ -1,5 +1,5 @@
-"""Scores and shares of a budget against formulas with materialised attention, hand-worked oracles of
-the papers, and their theory as properties of random cases in float64."""
+"""Scores and shares of a budget against formulas with materialised attention, hand-worked oracles
+of the papers, and their theory as properties of random cases in float64."""
 
 import itertools
 import random

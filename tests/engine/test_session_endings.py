@@ -19,16 +19,11 @@ def text_held(session) -> str:
     return session.dialogue.tokenizer.hf.decode(tokens_in(session))
 
 
-@pytest.mark.parametrize(
-    "kind, template",
-    [
-        ("byte-level", "chatml"),
-        ("byte-level", None),
-        ("sentencepiece-first", "mistral"),
-        ("sentencepiece", "llama2"),
-        ("sentencepiece", None),
-    ],
-)
+FORMS = [("byte-level", "chatml"), ("byte-level", None), ("sentencepiece-first", "mistral"),
+         ("sentencepiece", "llama2"), ("sentencepiece", None)]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, template", FORMS)
 def test_an_end_token_stands_between_turns_once(chat_folder, kind, template):
     session = scripted_session(chat_folder(kind, template))
     end = session.dialogue.tokenizer.specials[ENDS[kind]]
