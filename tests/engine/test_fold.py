@@ -174,8 +174,7 @@ def test_undo_into_folded_turns_reads_the_others_again(folder):
 
 def test_newest_turns_are_taken_back_without_reading(folder):
     session = chat(folder, small("snapkv"), turns=12)
-    folded = session.folded
-    log = len(session.engine.log)
+    folded, log = session.folded, len(session.engine.log)
     session.undo()
     assert session.folded == folded and len(session.engine.log) == log
     session.clear()

@@ -101,23 +101,23 @@ def test_numbers_that_break_are_noticed_one_token_late(new_engine, monkeypatch):
         next(tokens)
 
 
-@pytest.mark.parametrize("method, why", [("pqcache:budget=10%,dense_below=0", "pq"), ("full", "")])
-def test_what_cannot_be_recorded_is_decoded_eagerly(new_engine, method, why):
+def test_what_cannot_be_recorded_is_decoded_eagerly(new_engine, chat_folder, monkeypatch):
     engine = new_engine(Recorder())
-    cache, _ = begun(engine, method)
-    assert engine.writer.refusal(cache).partition(" ")[0] == why
-
-
-def test_observed_turns_are_decoded_eagerly(chat_folder):
+    for method, why in (("pqcache:budget=10%,dense_below=0", "pq"), ("full", "")):
+        assert engine.writer.refusal(begun(engine, method)[0]).partition(" ")[0] == why
     session = new_session(chat_folder("byte-level", "chatml"))
     session.tail_budget = 128
-    session.method = parse_method("adakv:budget=25%")
     session.engine.writer = Writer(session.engine.model, Recorder())
     assert session.engine.writer.refusal(session.cache) == ""
-    session.clear()
-    session.adopt(session.cache, session.document, session.method)
+    session.adopt(session.cache, session.document, parse_method("adakv:budget=25%"))
     ask(session, "What did he count?", max_tokens=3)
     assert session.engine.writer.way.startswith(f"{EAGER}: queries")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert Writer.on(engine.model, cpu).way.startswith(EAGER)
+    writer = Writer.on(engine.model, cuda)
+    assert writer.refused == "" and writer.record is graph.cuda_graph
+    monkeypatch.setenv("KVCHAT_GRAPH", "off")
+    assert Writer.on(engine.model, cuda).way == f"{EAGER}: KVCHAT_GRAPH=off"
 
 
 def test_a_recording_that_fails_is_said_and_not_tried_again(new_engine, monkeypatch):
@@ -137,16 +137,6 @@ def test_a_recording_that_fails_is_said_and_not_tried_again(new_engine, monkeypa
     assert len(tried) == 1
     way = engine.writer.way
     assert way.startswith(EAGER) and way.endswith(REASON) and said == [f"decoding: {way}"]
-
-
-def test_the_environment_and_the_device_decide(new_engine, monkeypatch):
-    model = new_engine().model
-    assert Writer.on(model, torch.device("cpu")).way.startswith(EAGER)
-    cuda = torch.device("cuda")
-    writer = Writer.on(model, cuda)
-    assert writer.refused == "" and writer.record is graph.cuda_graph
-    monkeypatch.setenv("KVCHAT_GRAPH", "off")
-    assert Writer.on(model, cuda).way == f"{EAGER}: KVCHAT_GRAPH=off"
 
 
 @pytest.mark.parametrize("method", CACHES)

@@ -123,12 +123,12 @@ def test_gathered_rows_are_copies(count, device):
 
 
 @pytest.mark.gpu
-def test_rows_come_out_of_pinned_host_memory():
-    pool, ids = normal(2, 50, 2, 64).pin_memory(), torch.randint(50, (2, 13), dtype=torch.int32)
-    got = gather.gather_entries(pool, ids.cuda())
+def test_entries_come_out_of_pinned_host_memory():
+    pool, ids = normal(2, 50, 2, 64), torch.randint(50, (2, 13), dtype=torch.int32)
+    got = gather.gather_entries(pool.pin_memory(), ids.cuda())
     assert got.is_cuda and torch.equal(got.cpu(), reference.gather_entries(pool, ids))
     with pytest.raises(AssertionError, match="pinned"):
-        gather.gather_entries(normal(2, 50, 2, 64), ids.cuda())
+        gather.gather_entries(pool, ids.cuda())
 
 
 @pytest.mark.parametrize("parts, count", [(2, 64), (4, 70), (16, 3)])
