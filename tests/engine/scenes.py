@@ -49,8 +49,7 @@ B = [[3.0, 1, 1, 1, 2, 2], [28.0, 1, 3, 2, 4, 2]]
 
 def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Prefilled:
     """`keys [H, T, D]` and the last W queries `[W, H*G, D]`; entry t of every value is full of
-    t.
-    """
+    t."""
     heads, tokens, dim = keys.shape
     values = torch.arange(tokens).float()[None, :, None].expand(heads, tokens, dim).contiguous()
     window = len(queries)
@@ -127,8 +126,7 @@ def window_of(method) -> int:
 
 def freeze(layer: LayerCache, entries: int, kept: Tensor) -> None:
     """Let the oldest `entries` entries of a layer's tail become a segment of those that are
-    `kept`.
-    """
+    `kept`."""
     tail = layer.tail
     layer.freeze(
         FlatSegment.keep(tail.keys[:, :entries], tail.values[:, :entries], kept, tail.start)

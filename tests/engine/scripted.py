@@ -55,8 +55,7 @@ class LoggedEngine(Engine):
 class ScriptedEngine(LoggedEngine):
     """The tokens of its answers come from `script`; they are fed to the cache as usual.
 
-    Where the script ends there are `spare` tokens.
-    """
+    Where the script ends there are `spare` tokens."""
 
     script: list[int]
     spare: int | None = None

@@ -187,8 +187,7 @@ BOOK = "The keeper counted ships. At night he counted the stars above the sea. "
 
 
 @pytest.fixture
-def session(chat_folder):
-    folder = chat_folder("byte-level", "chatml")
+def session(folder):
     return new_session(folder, book=BOOK, method=ADAKV, archiving=InMemory(), by_question=True)
 
 

@@ -34,11 +34,6 @@ def chat(folder, method, tail_budget: int = 160, turns: int = 0) -> Session:
     return talk(session, *(f"And {n}?" for n in range(turns)), max_tokens=3)
 
 
-@pytest.fixture
-def folder(chat_folder):
-    return chat_folder("byte-level", "chatml")
-
-
 @pytest.mark.parametrize("name", FOLDING)
 def test_eighty_turns_stay_within_the_budget(folder, name):
     """At every turn's end: folded entries and live ones, and the newest turn as it was read."""

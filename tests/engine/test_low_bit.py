@@ -53,8 +53,7 @@ def test_products_are_those_of_the_numbers(kind, shape, tokens, dtype):
 def test_eight_bits_take_any_number_of_outputs(outputs):
     """Within what bf16 rounds of `x`, the product and the sum: 2^-9 of the terms each.
 
-    A sum of three outputs may be small beside its terms, so the sum is no measure.
-    """
+    A sum of three outputs may be small beside its terms, so the sum is no measure."""
     linear = Int8Linear.of(weight(outputs, 48), torch.ones(outputs))
     x = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
     dense = linear.dense(torch.float32)

@@ -313,9 +313,7 @@ def test_documents_are_coded_layer_by_layer(coded):
 
 
 def test_codes_find_more_attention_than_chance_or_the_newest_entries():
-    """On made-up heads: mass of PQ's choice against random entries and against the last
-    entries.
-    """
+    """On made-up heads: mass of PQ's choice against random entries and against the last entries."""
     scene = random_scene(4, 2, 3000, 1, dim=32)
     method = PQCache(Budget(fraction=0.1), sinks=0, recent=0.0)
     segment = method.compress(scene)

@@ -173,8 +173,8 @@ def test_a_reading_goes_on_with_half_the_chunk(checkpoint, scarce, call):
     assert_same_cache(got.caches[0], want.caches[0], 1e-5)
 
 
-def test_a_second_time_is_an_error_and_the_session_stays(chat_folder, scarce):
-    session = new_session(chat_folder("byte-level", "chatml"), chunk=16)
+def test_a_second_time_is_an_error_and_the_session_stays(scarce, folder):
+    session = new_session(folder, chunk=16)
     first = ask(session, "What?", max_tokens=4).answer
     before = (session.cache, session.cache.position, session.turns)
     scarce({2, 3})
@@ -195,8 +195,8 @@ def test_other_errors_are_not_tried_again(checkpoint, scarce):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_weights_that_are_no_numbers_are_said_to_be(chat_folder, temperature):
-    session = new_session(chat_folder("byte-level", "chatml"))
+def test_weights_that_are_no_numbers_are_said_to_be(temperature, folder):
+    session = new_session(folder)
     with torch.inference_mode():
         session.engine.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(KvchatError, match="NaN") as caught:
@@ -208,9 +208,9 @@ KVZIP, ASKALL = "kvzip:budget=40%,chunk=40", "askall:budget=40%"
 
 
 @pytest.mark.parametrize(("spec", "call"), [(KVZIP, 3), (KVZIP, 5), (ASKALL, 3), (ASKALL, 6)])
-def test_a_replay_goes_on_with_half_the_chunk(chat_folder, scarce, spec, call):
+def test_a_replay_goes_on_with_half_the_chunk(scarce, spec, call, folder):
     """Calls 1 and 2 of a layer are the document's chunks, then come its replays: 3 and 1."""
-    folder, method = chat_folder("byte-level", "chatml"), parse_method(spec)
+    method = parse_method(spec)
     want, got = (new_session(folder, book=BOOK * 4, chunk=50) for _ in range(2))
     assert 60 < len(want.document) < 90
     events_of(want.recompress(method))

@@ -157,9 +157,9 @@ def test_replays_count_as_progress(checkpoint):
     assert {e.total for e in events} == {280}
 
 
-def test_a_session_repeats_the_document_in_parts(chat_folder):
+def test_a_session_repeats_the_document_in_parts(folder):
     """Parts follow each other from the document's first token on, each after its instruction."""
-    session = new_session(chat_folder("byte-level", "chatml"))
+    session = new_session(folder)
     ids = session.dialogue.document(BOOK)
     replays = telling.tellings(session.dialogue, ids, {(REPEAT, 9)})
     assert len(replays) > 2
@@ -180,9 +180,9 @@ ERROR 17: disk full
 灯台の守り人はアダです。"""
 
 
-def test_a_session_asks_the_sentences_of_a_document(chat_folder):
+def test_a_session_asks_the_sentences_of_a_document(folder):
     """The beginning is the first question, the end its answer, in the form of the template."""
-    session = new_session(chat_folder("byte-level", "chatml"))
+    session = new_session(folder)
     dialogue = session.dialogue
     replays = telling.tellings(dialogue, dialogue.document(ASKED), {(ASK, 2048)})
     texts = [dialogue.tokenizer.decode(text) for replay in replays for text in replay.texts]
@@ -195,8 +195,8 @@ def test_a_session_asks_the_sentences_of_a_document(chat_folder):
     assert all(replay.start == replays[0].start > 0 for replay in replays)
 
 
-def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):
-    dialogue = new_session(chat_folder("byte-level", "chatml")).dialogue
+def test_long_lines_are_cut_and_every_token_is_asked_once(folder):
+    dialogue = new_session(folder).dialogue
     ids = dialogue.document("no end of words " * 40 + ". x. y. And now it ends. z")
     found = list(telling.sentences(dialogue, ids))
     assert [a for a, _ in found] == [0, *(b for _, b in found[:-1])]
@@ -208,9 +208,8 @@ def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):
 TEXT = "\n".join(f"{BOOK} Number {n} of the lamp is {n * n}." for n in range(6))
 
 
-def test_the_smallest_budget_within_the_promise(chat_folder):
+def test_the_smallest_budget_within_the_promise(folder):
     """Losses are those of a cache of that budget, against a cache that has everything."""
-    folder = chat_folder("byte-level", "chatml")
     session, other = new_session(folder), new_session(folder)
     ids = session.dialogue.document(TEXT)
     passages = telling.held_out(session.dialogue, ids)
@@ -236,8 +235,8 @@ def test_the_smallest_budget_within_the_promise(chat_folder):
     assert loose.loss == sum(told) / len(told)
 
 
-def test_a_promise_that_no_budget_keeps_takes_the_largest(chat_folder):
-    session = new_session(chat_folder("byte-level", "chatml"))
+def test_a_promise_that_no_budget_keeps_takes_the_largest(folder):
+    session = new_session(folder)
     kept = drain(open_within(session, session.dialogue.document("x"), SnapKV(), promise=0.5))
     assert (kept.holds, kept.loss, kept.tried) == (False, None, {})  # there is nothing to hold out
     assert kept.method.budget == Budget(fraction=max(LADDER))

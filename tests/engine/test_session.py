@@ -15,11 +15,6 @@ CHATS = [("byte-level", "chatml"), ("byte-level", "user-only"), ("byte-level", N
 ADAKV = parse_method("adakv:budget=50%")
 
 
-@pytest.fixture
-def folder(chat_folder):
-    return chat_folder("byte-level", "chatml")
-
-
 @torch.inference_mode()
 def greedy(oracle, ids: list[int], count: int, ends: set[int]) -> list[int]:
     prompt = torch.tensor([ids])

@@ -10,8 +10,8 @@ ENDS = {"byte-level": "<|im_end|>", "sentencepiece-first": "</s>", "sentencepiec
 
 
 @pytest.fixture
-def session(chat_folder):
-    return scripted_session(chat_folder("byte-level", "chatml"))
+def session(folder):
+    return scripted_session(folder)
 
 
 def text_held(session) -> str:
@@ -109,8 +109,7 @@ def test_a_cancelled_answer_is_kept_and_the_chat_goes_on(session, after):
     assert tokens_in(session)[before:][: 1 + len(following)] == [pending, *following]
 
 
-def test_a_question_cancelled_while_it_is_read_was_never_asked(chat_folder):
-    folder = chat_folder("byte-level", "chatml")
+def test_a_question_cancelled_while_it_is_read_was_never_asked(folder):
     session, other = (talk(new_session(folder, chunk=8), "What?") for _ in range(2))
     position = session.cache.position
     ticks = iter([False, False, True])

@@ -15,11 +15,6 @@ QUESTIONS = ("What?", "And at night?", "Why?")
 FULL, ADAKV = parse_method("full"), parse_method("adakv:budget=40%")
 
 
-@pytest.fixture
-def folder(chat_folder):
-    return chat_folder("byte-level", "chatml")
-
-
 def assert_same_answer(session, other):
     """The same tokens in both caches, and the same answer to the next question."""
     assert tokens_in(session) == tokens_in(other) and session.turns == other.turns

@@ -162,8 +162,7 @@ def rendered(dialogue: Dialogue, in_front: bool, head: str, *later: str) -> list
     """Ids of the whole conversation by the template: `head` is document and system text.
 
     What looks like a special token inside of the document is cut out of the template's text first
-    and encoded as text.
-    """
+    and encoded as text."""
     mark = "\ue010"  # stands for the head
     first = [{"role": "user", "content": FIRST}]
     if in_front:

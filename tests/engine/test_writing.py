@@ -67,9 +67,9 @@ def test_eight_tokens_and_eight_more_are_sixteen(new_engine, recorded):
     assert first + more == want
 
 
-def test_the_late_token_leaves_no_trace_in_a_conversation(chat_folder):
+def test_the_late_token_leaves_no_trace_in_a_conversation(folder):
     """Answers end by count, by a stop string, by the reader; a turn is taken back."""
-    folder, turns = chat_folder("byte-level", "chatml"), []
+    turns = []
     for recorder in (Recorder(), None):
         session = new_session(folder)
         session.engine.writer = Writer(session.engine.model, recorder, "" if recorder else "a test")
@@ -101,11 +101,11 @@ def test_numbers_that_break_are_noticed_one_token_late(new_engine, monkeypatch):
         next(tokens)
 
 
-def test_what_cannot_be_recorded_is_decoded_eagerly(new_engine, chat_folder, monkeypatch):
+def test_what_cannot_be_recorded_is_decoded_eagerly(new_engine, monkeypatch, folder):
     engine = new_engine(Recorder())
     for method, why in (("pqcache:budget=10%,dense_below=0", "pq"), ("full", "")):
         assert engine.writer.refusal(begun(engine, method)[0]).partition(" ")[0] == why
-    session = new_session(chat_folder("byte-level", "chatml"))
+    session = new_session(folder)
     session.tail_budget = 128
     session.engine.writer = Writer(session.engine.model, Recorder())
     assert session.engine.writer.refusal(session.cache) == ""

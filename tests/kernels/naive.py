@@ -9,8 +9,7 @@ from kvchat.engine.attention.entries import Entries
 def attention(q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]], scale, causal=False):
     """`q [T, H*G, D]` over one `(k [N, D], v [N, D], bias [N])` per KV head; `o, lse` in float64.
 
-    `causal` is bottom-right: the last query sees every entry.
-    """
+    `causal` is bottom-right: the last query sees every entry."""
     tokens, query_heads, dim = q.shape
     group = query_heads // len(parts)
     o = torch.zeros(tokens, query_heads, dim, dtype=torch.float64)
@@ -33,8 +32,7 @@ def random_entries(
     lengths: list[int], dim: int, dtype=torch.float32, padding: int = 0, bias=False, seed: int = 0
 ) -> Entries:
     """Entries of random heads with `padding` dead entries, filled with NaN, before, between and
-    after.
-    """
+    after."""
     generator = torch.Generator().manual_seed(seed)
     starts, at = [], padding
     for n in lengths:
