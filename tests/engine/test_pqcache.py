@@ -23,7 +23,7 @@ from kvchat.errors import KvchatError
 from tests.engine.scenes import assert_same_cache, random_scene
 from tests.engine.tiny import load_engine, random_ids, read, torch_backend
 from tests.kernels.naive import attention
-from tests.kernels.test_pq import CENTROIDS, KEYS, QUERIES
+from tests.kernels.test_ops import CENTROIDS, KEYS, QUERIES
 from tests.support.closeness import assert_attention, assert_close, relative_rms
 
 CPU = torch.device("cpu")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill.prefill import Compression
@@ -91,12 +92,12 @@ def test_a_question_that_does_not_fit_leaves_the_session_as_it_was(folder):
 def test_a_document_longer_than_the_window_is_refused_with_numbers(folder):
     session = talk(new_session(folder, limit=200), "What?")
     before = session.cache, list(session.document), list(session.turns)
-    for work in (session.prefill, lambda ids, method: session.recompress(method, document=ids)):
+    full, ids, turns = parse_method("full"), [5] * 151, session.cache.position - len(before[1])
+    for work, more in ((session.prefill(ids, full), 0), (session.recompress(full, (), ids), turns)):
         with pytest.raises(KvchatError) as caught:
-            drain(work([5] * 151, parse_method("full")))
+            drain(work)
         assert caught.value.code == "too_long"
-        turns = session.cache.position - len(before[1]) if work != session.prefill else 0
-        assert caught.value.details == {"needed": 151 + turns, "limit": 200, "reserve": 50}
+        assert caught.value.details == {"needed": 151 + more, "limit": 200, "reserve": 50}
         assert (session.cache, session.document, session.turns) == before
     drain(session.prefill([5] * 150, parse_method("full")))
     assert session.cache.position == 150
@@ -114,6 +115,17 @@ def test_a_prefill_that_is_given_up_leaves_the_session_as_it_was(folder, stop):
         assert session.cache is cache and cache.position == position and session.turns == turns
         tails = [layer.tail.keys for layer in cache.layers]
         assert all(torch.equal(*pair) for pair in zip(tails, keys, strict=True))
+
+
+def test_answers_and_what_goes_on_with_them_are_sampled(folder):
+    def answer(seed):
+        session, sampling = new_session(folder), Sampling(temperature=1.0, seed=seed)
+        ask(session, "What?", sampling=sampling, max_tokens=8)
+        first = session.turns[-1].answer
+        return first, drain(session.more(sampling, 8)) or session.turns[-1].answer
+
+    assert answer(1) == answer(1)
+    assert all(one != other for one, other in zip(answer(1), answer(2), strict=True))
 
 
 def test_a_chat_needs_no_document(folder):
