@@ -1,4 +1,4 @@
-"""How much sooner a saved reading is ready than a new one: `python benchmarks/reopen.py`.
+"""How much sooner a cached document is ready than a new one: `python benchmarks/reopen.py`.
 
 Ready means that the next token of a question could be fed. Reopening is what the program does: the
 fingerprint, mapping, every check, the probe. Pairs are interleaved; a line of JSON comes last.

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from threading import Timer
 
 import typer
 
@@ -15,6 +16,7 @@ from kvchat.terminal.live import away
 from kvchat.terminal.log import LOG
 
 CLOSED_PIPE, CTRL_C = 141, 130
+MOMENT = 0.01  # seconds
 
 
 def run(invoke: Callable[[], int | None], verbose: bool, as_json: bool) -> int:
@@ -60,7 +62,17 @@ def _leave_at_once(*_: object) -> None:
 
 
 def _suspend(*_: object) -> None:
-    """Ctrl-Z: stop as by default, with a cursor, and be ready for the next time."""
+    """Ctrl-Z: stop as by default, with a cursor, and be ready for the next time.
+
+    In the midst of a write, which another one would break, it is put off for a moment.
+    """
+    try:
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:  # closed by whoever started us
+                stream.buffer.write(b"")
+    except RuntimeError:
+        Timer(MOMENT, os.kill, (os.getpid(), signal.SIGTSTP)).start()
+        return
     with away():
         show_cursor()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)

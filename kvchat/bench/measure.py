@@ -1,20 +1,26 @@
-"""Measures one test: nanoseconds of every repetition, bytes of the cache, peaks of the process.
+"""The tests that the options of `kvchat bench` ask for, and what is measured of each:
+nanoseconds of every repetition, bytes of the cache, peaks of the process.
 
 A clock is read when all work of the device is done; the peak begins anew before every repetition,
 with nothing alive but the weights and what the test stands on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
 
-from kvchat.bench.cases import Test
+from kvchat.bench.settings import Settings
+from kvchat.engine.budget import Budget
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.machine import resources as machine
 
@@ -29,6 +35,45 @@ RESULTS = (
 )  # fmt: skip
 """Keys of every record that are measured, None where there is nothing to say."""
 Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Test:
+    """Tokens to prefill with a method, or to decode after others were; 0 threads: any."""
+
+    method: Method
+    threads: int
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+
+    @property
+    def name(self) -> str:
+        """`pp512`, `tg128`, `tg128 @ d4096`, as in llama-bench."""
+        if self.n_prompt:
+            return f"pp{self.n_prompt}"
+        return f"tg{self.n_gen} @ d{self.n_depth}" if self.n_depth else f"tg{self.n_gen}"
+
+    @property
+    def read(self) -> int:
+        """Tokens of the prefill; a cache is never empty when something is decoded."""
+        return self.n_prompt or max(self.n_depth, 1)
+
+
+def methods_of(settings: Settings) -> list[Method]:
+    """The methods with every budget, each once. Raises KvchatError("usage")."""
+    budgets: list[Budget | None] = [Budget.parse(text) for text in settings.budgets]
+    found = (parse_method(m, b) for m in settings.methods for b in budgets or [None])
+    return list(dict.fromkeys(found))
+
+
+def cases_of(settings: Settings) -> Iterator[Test]:
+    """The cross product of threads, methods, and tokens to prefill or to decode; 0 is none."""
+    for threads, method in product(settings.threads or [0], methods_of(settings)):
+        for tokens in filter(None, settings.prompts):
+            yield Test(method, threads, tokens, 0, 0)
+        for depth, tokens in product(settings.depths, filter(None, settings.generates)):
+            yield Test(method, threads, 0, tokens, depth)
 
 
 class Peak(NamedTuple):

@@ -1,27 +1,29 @@
 """`kvchat bench`: speed and memory of prefill and decoding, method by method."""
 
+import platform
+import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
+from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from time import sleep
 
 import torch
 
-from kvchat import process
-from kvchat.bench.cases import Test, cases_of
-from kvchat.bench.measure import Note, Record, measure
-from kvchat.bench.record import record
-from kvchat.bench.settings import FORMATS, Settings
+from kvchat import __version__, process
+from kvchat.bench.measure import RESULTS, Note, Record, Test, cases_of, measure
+from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject, load
 from kvchat.bench.table import writer
-from kvchat.engine.methods.naming import spec_of
+from kvchat.engine.methods.naming import method_options, name_of, spec_of
 from kvchat.errors import EXIT_CODES, KvchatError, is_out_of_memory
+from kvchat.hub.find import CHECKOUT
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
-from kvchat.machine.plan import Plan, geometry_of, make_plan
+from kvchat.machine.plan import geometry_of, make_plan
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import clean, size
+from kvchat.terminal.text import size
 
 
 def run(settings: Settings) -> int:
@@ -77,12 +79,6 @@ def _titled(line: Note, title: str, text: str) -> None:
     line(f"{title}: {text}")
 
 
-def plan_of(subject: Subject, test: Test) -> Plan:
-    """What a test will need, estimated."""
-    tokens = test.read + test.n_gen
-    return make_plan(workload(subject.engine, test.method, test.read, tokens))
-
-
 def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Record:
     if settings.delay:
         note(f"resting {settings.delay:g} s")
@@ -90,8 +86,9 @@ def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Reco
     if test.threads:
         torch.set_num_threads(test.threads)
     engine, device = subject.engine, subject.engine.device
-    plan, used = plan_of(subject, test), machine.in_use(device)
-    beyond = max(plan.reading, plan.chatting) - plan.base - plan.weights  # not there yet
+    plan = make_plan(workload(engine, test.method, test.read, test.read + test.n_gen))
+    used = machine.in_use(device)
+    beyond = max(plan.prefill, plan.chat) - plan.base - plan.weights  # not there yet
     left = machine.left(device, settings.mem_limit)
     missing = {"error": "out of memory", "needed_bytes": used + beyond, "free_bytes": used + left}
     # A system without room ends a process in place of refusing; a card refuses.
@@ -110,10 +107,6 @@ def _found(settings: Settings, subject: Subject, test: Test, note: Note) -> Reco
 
 def _checked(settings: Settings) -> Path | None:
     """Refuse what cannot be, before anything is loaded. Returns where the picture goes, if any."""
-    for flag, name in (("-o", settings.output), ("-oe", settings.errput)):
-        if name is not None and name not in FORMATS:
-            ways = [f"{flag} {known}" for known in FORMATS]
-            raise KvchatError("usage", f"{flag} {clean(name)!r} is unknown", *ways)
     tests = list(cases_of(settings))
     if not tests:
         raise KvchatError("usage", "there is nothing to measure: -p 0 and -n 0", "-p 512", "-n 64")
@@ -137,3 +130,57 @@ def _render(path: Path, records: list[Record], screen: Screen) -> None:
         return
     render(path, decoded)
     screen.say(f"picture in {path}")
+
+
+def record(settings: Settings, subject: Subject, test: Test, found: Record) -> Record:
+    """A test and what was `found` of it, of RESULTS; the keys are always the same."""
+    engine = subject.engine
+    cpu = engine.device.type == "cpu"
+    options = method_options(test.method)
+    about = {
+        "schema": 2,
+        "build_commit": commit(),
+        "test_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": f"kvchat {__version__}, torch {torch.__version__}",
+        "platform": platform.platform(),
+        "cpu_info": machine.processor(),
+        "gpu_info": None if cpu else torch.cuda.get_device_name(engine.device),
+        "device": str(engine.device),
+        "load_before": round(subject.busy, 2),
+        "n_threads": torch.get_num_threads(),
+        "model": subject.name,
+        "model_type": engine.config.family,
+        "model_size": engine.weights_bytes,
+        "model_n_params": engine.config.parameters,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "weights": engine.weights,
+        "attention": engine.backend.name,
+        "prefill_chunk": engine.chunk,
+        "text": settings.text or "random",
+        "seed": settings.seed,
+        "delay": settings.delay,
+        "warmup": settings.warmup,
+        "method": name_of(test.method),
+        "spec": spec_of(test.method),
+        "options": ",".join(f"{name}={value}" for name, value in options.items()),
+        "budget": str(test.method.budget),
+        "select": "document",
+        "test": test.name,
+        "n_prompt": test.n_prompt,
+        "n_gen": test.n_gen,
+        "n_depth": test.n_depth,
+    }
+    return about | dict.fromkeys(RESULTS) | found
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that runs, `-dirty` if it was changed; None if it is installed."""
+    if not (CHECKOUT / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -49,7 +49,7 @@ class Settings:
     methods: Sequence[str] = option(
         "--method", CACHE, "Methods; a list.", METHOD_SPECS, default=METHODS
     )
-    budgets: Sequence[str] = option("--budget", CACHE, "What is KEPT: 25%,10%; a list.", WORDS)
+    budgets: Sequence[str] = option("--budget", CACHE, "Cache budgets: 25%,10%; a list.", WORDS)
     chunk: int | None = shared(Options, "prefill_chunk")
     threads: Sequence[int] = option(
         "-t --threads", MACHINE, "CPU threads: 1,2.", counts(1, MOST_THREADS)
@@ -69,7 +69,7 @@ class Settings:
         "-oe --output-err", SCREEN, "The same, on stderr as well.", one_of(*FORMATS)
     )
     plot: str | None = option(
-        "--plot", SCREEN, "Draw speed and KV against context: a PNG file.", PATH
+        "--plot", SCREEN, "Plot of speed and KV against context: a PNG file.", PATH
     )
 
     def resolved(self) -> "Settings":

@@ -11,8 +11,7 @@ from typing import NamedTuple, TextIO
 
 import torch
 
-from kvchat.bench.cases import cases_of
-from kvchat.bench.measure import Record
+from kvchat.bench.measure import Record, cases_of
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject
 from kvchat.engine.methods.base import Retrieves

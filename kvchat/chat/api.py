@@ -11,7 +11,7 @@ from typing import Any
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog_writer import Keeper
 from kvchat.chat.open import chosen_method, open_chat
-from kvchat.chat.prefill import read_again
+from kvchat.chat.prefill import recompress
 from kvchat.chat.prepare import prepare
 from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
 from kvchat.errors import KvchatError
@@ -102,7 +102,7 @@ class OpenChat:
             chat.options = before.changed("method", method, "flag").changed(
                 "budget", budget, "flag"
             )
-            read_again(chat, self._screen, chosen_method(chat.options))
+            recompress(chat, chosen_method(chat.options))
         except BaseException:
             chat.options = before
             raise

@@ -10,9 +10,9 @@ from kvchat.engine.methods.base import Method
 from kvchat.engine.prefill.auto_budget import Kept
 from kvchat.engine.session import Session
 from kvchat.hub.find import Model
-from kvchat.prompt_cache.found import Found
-from kvchat.prompt_cache.saved_documents import PromptCache
+from kvchat.prompt_cache.documents import Found, PromptCache
 from kvchat.settings.options import Options
+from kvchat.terminal.screen import Screen
 
 
 @dataclass
@@ -25,30 +25,29 @@ class Chat:
     method: Method
     book: Book
     cache: PromptCache
+    screen: Screen
     timings: dict[str, float] = field(default_factory=dict)
-    restored: Found | None = None  # where the document was read before
-    in_view: str = (
-        ""  # the question that the kept entries were chosen for; empty: the document's end
-    )
+    restored: Found | None = None  # where the document came from the prompt cache
+    in_view: str = ""  # the question that the kept entries were selected for, if one was
     promise: Kept | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
     interactive: bool = False  # a person can be asked, and presses Ctrl-C
 
     @property
     def chosen_for(self) -> list[str]:
-        """Questions that a reading of another document or budget chooses entries by, as before."""
+        """Questions that another document or budget selects entries by, as before."""
         return [self.in_view] if self.in_view else []
 
     @property
     def read_speed(self) -> float:
-        """Tokens per second of the reading, or of the one that was restored; 0 if not known."""
+        """Tokens per second of the prefill, or of the cached one; 0 if not known."""
         took = self.timings.get("prefill", 0.0)
         if self.restored is not None:
             took = self.restored.read_seconds
         return len(self.session.document) / took if took and self.book.files else 0.0
 
     def document_segments(self) -> list[list[Any]]:
-        """Per layer what is kept of the document; folded turns are apart."""
+        """Per layer what is kept of the document; compressed turns are apart."""
         end = len(self.session.document)
         layers = self.session.cache.layers
         return [[s for s in layer.segments if s.span[0] < end] for layer in layers]

@@ -10,7 +10,7 @@ from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.naming import method_options, name_of
 from kvchat.engine.store.tokens import tokenizer_digest
 from kvchat.engine.turn import Turn
-from kvchat.terminal.interrupt import unbroken
+from kvchat.terminal.interrupt import shielded
 from kvchat.terminal.screen import Screen
 
 
@@ -68,7 +68,7 @@ class Keeper:
         if self.path is None:
             return
         try:
-            with unbroken():
+            with shielded():
                 if self._record is None:
                     self._record = saved.Record(self.path)
                     turns = [turn_event(turn, None, 0) for turn in chat.session.turns[:-1]]

@@ -9,7 +9,7 @@ from kvchat import process
 from kvchat.chat.auto_budget import promised
 from kvchat.chat.chat import Chat
 from kvchat.chat.generation import with_model_defaults
-from kvchat.chat.prefill import read_first, timed
+from kvchat.chat.prefill import prefill_first, timed
 from kvchat.chat.prepare import Prepared
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.budget import Budget
@@ -27,7 +27,7 @@ from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of
 from kvchat.errors import KvchatError
 from kvchat.hub.find import longer_windows
 from kvchat.hub.tokenizer import load_tokenizer
-from kvchat.machine import gpu_processes as others
+from kvchat.machine import gpu_processes
 from kvchat.machine import resources as machine
 from kvchat.machine.plan import (
     Plan,
@@ -36,13 +36,14 @@ from kvchat.machine.plan import (
     longest,
     make_plan,
     planned,
+    require_copy,
     require_memory,
 )
-from kvchat.prompt_cache.library import folder
-from kvchat.prompt_cache.saved_documents import PromptCache, plan_copy
+from kvchat.prompt_cache.documents import PromptCache
+from kvchat.prompt_cache.files import folder
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import size, unicode
+from kvchat.terminal.text import counted, size, unicode
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         machine.place(device, options.mem_limit),
         name_of(setup.method),
         lambda: longest(setup.workload(0), free),
-        lambda: others.holders(device),
+        lambda: gpu_processes.other_processes(device),
     )
     if options.full_copy != "off" and book.files:
-        plan_copy(screen, options.full_copy, setup.method, plan, device)
+        _plan_copy(screen, options.full_copy, setup.method, plan, device)
     needs = wanted.needs
     if (options.by_question and not needs.queries) or (options.foreseen and not needs.sees):
         screen.warn(f"{name_of(wanted)} keeps the same entries whatever is asked")
@@ -113,10 +114,11 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
     )
     root = folder(options.prompt_cache_dir)
-    cache = PromptCache(screen, options.prompt_cache, root, options.full_copy)
-    chat = Chat(options, prepared.model, session, setup.method, book, cache, timings)
+    policy, full_copy = options.prompt_cache, options.full_copy
+    cache = PromptCache(screen, engine, prepared.model, policy, root, full_copy)
+    chat = Chat(options, prepared.model, session, setup.method, book, cache, screen, timings)
     chat.interactive = interactive
-    read_first(chat, screen, wanted)
+    prefill_first(chat, wanted)
     return chat
 
 
@@ -187,6 +189,18 @@ def context_limit(config: ModelConfig, options: Options) -> int:
     return options.ctx_size
 
 
+def _plan_copy(
+    screen: Screen, where: str, method: Method, plan: Plan, device: torch.device
+) -> None:
+    """Say what a full copy takes beside the plan. Raises KvchatError("memory")."""
+    if isinstance(method, Full):
+        screen.warn("full keeps every entry: a full copy has nothing to add")
+        return
+    screen.say(f"      and a full copy of the KV, {size(plan.kv_full)} on {where}")
+    if where == "host":
+        require_copy(plan, machine.free(machine.CPU), beside=device.type == "cpu")
+
+
 def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
     options, prepared = setup.options, setup.prepared
@@ -232,7 +246,7 @@ def _check(setup: Setup, book: Book, screen: Screen) -> None:
 def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -> None:
     """The lines about document and plan."""
     device, tokens, limit = setup.device, len(book.ids), setup.limit
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     screen.say(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window, "
         f"{limit - tokens:,} left for questions and answers"
@@ -242,7 +256,7 @@ def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) 
         f"{name_of(setup.method)} {setup.method.budget}{plan.reads} (estimated)"
     )
     screen.say(
-        f"      {size(plan.reading)} during the prefill, {size(plan.chatting)} with the window "
+        f"      {size(plan.prefill)} during the prefill, {size(plan.chat)} with the window "
         f"full; {size(free)} free on {device}{threads}, "
         f"{str(setup.dtype).removeprefix('torch.')}"
     )

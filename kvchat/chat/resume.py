@@ -8,7 +8,7 @@ from kvchat.chat import chatlog
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog_writer import Keeper, turn_of
 from kvchat.chat.open import chosen_method, context_limit, open_chat
-from kvchat.chat.prefill import Dropped, timed, watched
+from kvchat.chat.prefill import Dropped, restore, run, timed
 from kvchat.chat.prepare import Prepared, restored
 from kvchat.chat.sources import open_document
 from kvchat.documents.document_ids import compose
@@ -38,7 +38,7 @@ def open_or_resume(
     same_text(chat.book.files, found, screen, interactive)
     say_chosen(found, chat.in_view, screen)
     try:
-        recall(chat.session, found, screen)
+        recall(chat, found)
     except Dropped:
         raise KeyboardInterrupt from None
     return chat, keeper
@@ -75,11 +75,11 @@ def say_chosen(found: chatlog.Saved, in_view: str, screen: Screen) -> None:
         screen.tell(f"KV selection was conditioned on {first_line(question)!r}, now it is {now}")
 
 
-def recall(session: Session, found: chatlog.Saved, screen: Screen) -> None:
-    """Feed saved turns to a session, behind a bar. Raises `Dropped` if the person stops it."""
+def recall(chat: Chat, found: chatlog.Saved) -> None:
+    """Feed saved turns to a chat, behind a bar. Raises `Dropped` if the person stops it."""
     turns = [turn_of(event) for event in found.turns]
     count = sum(len(turn.ids) for turn in turns)
-    watched(session.restore(turns), screen, "restoring turns", count)
+    run(chat, chat.session.restore(turns), "restoring turns", count)
 
 
 def load(chat: Chat, screen: Screen, name: str) -> Keeper:
@@ -108,25 +108,19 @@ def load(chat: Chat, screen: Screen, name: str) -> Keeper:
             screen.warn(f"{book.title}: {book.cut}")
         ends, folds = tuple(present.ends), options.tail_budget
         session = Session(present.engine, book.dialogue, ends, limit, folds, present.by_question)
-        tokens = len(book.ids)
         known = options.select == "instruction" and files and method.needs.sees
         questions = [*options.foreseen] if known else []
-        with timed(chat.timings, "prefill"):
-            before = chat.cache.open(
-                session,
-                chat.model,
-                book,
-                method,
-                present.method,
-                lambda work: watched(work, screen, "prefill", tokens),
-                questions,
-            )
-        recall(session, found, screen)
+        other = replace(
+            chat, options=options, session=session, method=method, book=book, timings={}, last=None
+        )
+        with timed(other.timings, "prefill"):
+            restore(other, method, present.method, questions)
+        recall(other, found)
     except BaseException:
         keeper.close()
         raise
-    chat.options, chat.session, chat.method, chat.book = options, session, method, book
-    chat.last, chat.restored = None, before
-    chat.in_view = " / ".join(questions)
+    other.timings = chat.timings | other.timings
+    other.in_view = " / ".join(questions)
+    vars(chat).update(vars(other))
     say_chosen(found, chat.in_view, screen)
     return keeper

@@ -2,7 +2,7 @@
 
 from kvchat.chat.chat import Chat
 from kvchat.errors import KvchatError, is_out_of_memory
-from kvchat.machine import gpu_processes as others
+from kvchat.machine import gpu_processes
 from kvchat.machine import resources as machine
 from kvchat.terminal.text import size
 
@@ -12,7 +12,7 @@ def out_of_memory(chat: Chat, error: Exception) -> Exception:
     if not is_out_of_memory(error):
         return error
     device = chat.session.engine.device
-    elsewhere = f"; {held}" if (held := others.holders(device)) else ""
+    elsewhere = f"; {used}" if (used := gpu_processes.other_processes(device)) else ""
     return KvchatError(
         "memory",
         f"out of memory: {size(machine.free(device))} of {size(machine.total(device))} are free on "

@@ -1,21 +1,32 @@
-"""`kvchat sessions`: list and delete saved chats. Imports no torch."""
+"""`kvchat sessions`: list and delete saved chats."""
 
-from kvchat.chat import chatlog as saved
+from typing import Annotated
+
+import typer
+
+from kvchat.chat import chatlog
+from kvchat.cli.flags import group
 from kvchat.terminal.text import clean
 
+sessions = group("Saved chats.")
 
+
+@sessions.command("list")
 def show() -> int:
-    """A line per chat, the last used first."""
-    chats = saved.listing()
+    """Saved chats, the last used first."""
+    chats = chatlog.listing()
     for chat in chats:
-        print(clean(saved.summary(chat)))
+        print(clean(chatlog.summary(chat)))
     if not chats:
-        print(f"no saved chats in {saved.folder()}")
+        print(f"no saved chats in {chatlog.folder()}")
     return 0
 
 
-def remove(names: list[str]) -> int:
-    """Delete chats by name. Raises KvchatError("session") at the first that is not there."""
+@sessions.command("rm")
+def remove(
+    names: Annotated[list[str], typer.Argument(help="Names or beginnings of ids.")],
+) -> int:
+    """Delete saved chats."""
     for name in names:
-        print(f"removed {clean(saved.remove(name).title)}")
+        print(f"removed {clean(chatlog.remove(name).title)}")
     return 0

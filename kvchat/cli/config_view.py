@@ -1,8 +1,12 @@
-"""`kvchat config show`: effective settings without flags, and where they are from."""
+"""`kvchat config`: effective settings without flags, and where they are from."""
 
+from typing import Annotated
+
+import typer
 from rich.console import Console
 from rich.text import Text
 
+from kvchat.cli.flags import group
 from kvchat.settings import config
 from kvchat.settings.kinds import shown
 from kvchat.terminal.text import clean
@@ -10,8 +14,14 @@ from kvchat.terminal.text import clean
 USUAL = {"model": "demo", "budget": "25%", "max_tokens": 2048}
 
 
-def show(origin: bool) -> int:
-    """Every setting; those that nobody gave are built in or the model's."""
+config_file = group("The config file.")
+
+
+@config_file.command("show")
+def show(
+    origin: Annotated[bool, typer.Option("--origin", help="Where each value is from.")] = False,
+) -> int:
+    """Effective settings without any flags."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     found = config.load()
     options = config.settle({}, found)
@@ -28,4 +38,11 @@ def show(origin: bool) -> int:
         for name, table in getattr(found, kind).items():
             rest = ", ".join(f"{key} = {value!r}" for key, value in table.items())
             console.print(Text(clean(f"[{kind}.{name}] {rest}")))
+    return 0
+
+
+@config_file.command("path")
+def path() -> int:
+    """Where the config file is."""
+    print(config.config_path())
     return 0

@@ -24,7 +24,7 @@ from kvchat.terminal.text import clean, size
 NEEDED = ("torch", "transformers", "safetensors", "rich", "prompt_toolkit", "typer")
 OPTIONAL = {
     "triton": "CUDA kernels; without it CUDA runs plain torch, slowly",
-    "flash_attn": "faster reading on CUDA: pip install 'kvchat[flash]'",
+    "flash_attn": "faster prefill on CUDA: pip install 'kvchat[flash]'",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
     "pypdf": "PDF files that pypdfium2 cannot read",
     "matplotlib": "pictures of bench and eval: pip install 'kvchat[plot]'",
@@ -32,8 +32,8 @@ OPTIONAL = {
 Line = tuple[str, str, str]  # mark, name, what was found
 
 
-def run() -> int:
-    """Print what was found. Returns 0, or 7 if something needed is missing."""
+def doctor() -> int:
+    """Check installation, devices and configuration."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     lines = [line for check in CHECKS for line in check()]
     colors = {"ok": "green", "no": "yellow", "BAD": "red"}
@@ -55,7 +55,7 @@ def _versions() -> list[Line]:
 
 def _optional() -> list[Line]:
     return [
-        ("ok", name, "found") if find_spec(name) else ("no", name, f"not here ({what})")
+        ("ok", name, "found") if find_spec(name) else ("no", name, f"missing ({what})")
         for name, what in OPTIONAL.items()
     ]
 

@@ -51,3 +51,15 @@ def takes(
         return function
 
     return decorate
+
+
+def group(about: str) -> typer.Typer:
+    """A command with commands; without one of them it prints its help."""
+    app = typer.Typer(help=about, invoke_without_command=True)
+
+    @app.callback()
+    def alone(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            print(context.get_help())
+
+    return app

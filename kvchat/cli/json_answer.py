@@ -14,7 +14,7 @@ REASONS = {"stop": "stop", "length": "length", "window": "length", "cancelled": 
 
 
 def chosen_by(chat: Chat) -> str:
-    """What the kept rows were chosen by: the document, a question or an instruction."""
+    """What the kept entries were selected by: the document, a question or an instruction."""
     if chat.in_view == INSTRUCTION:
         return "instruction"
     asked = chat.in_view or chat.session.question_seconds is not None
@@ -29,7 +29,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
     chosen = session.question_seconds
     kept = session.cache.kept
     config = session.engine.config
-    rows = document * config.num_kv_heads * config.num_layers
+    entries = document * config.num_kv_heads * config.num_layers
     prefill = 0.0 if chat.restored else timings["prefill"]
     device = session.engine.device
     before = sum(len(turn.ids) for turn in session.turns[:-1])
@@ -59,8 +59,8 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
             "method": name_of(chat.method),
             "options": method_options(chat.method),
             "budget": str(chat.method.budget),
-            "kept_fraction": round(kept / rows, 6) if rows else 1.0,
-            "read_fraction": round(session.cache.read / rows, 6) if rows else 1.0,
+            "kept_fraction": round(kept / entries, 6) if entries else 1.0,
+            "read_fraction": round(session.cache.read / entries, 6) if entries else 1.0,
             "captured_mass": session.cache.captured,
             "bytes": memory.device,
             "full_bytes": session.full_bytes(),

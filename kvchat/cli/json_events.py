@@ -8,6 +8,8 @@ from typing import Any
 from kvchat.engine.events import Loading, Progress, Restored, Smaller
 from kvchat.terminal.screen import Work
 
+LOAD_SECONDS = 0.1  # between two events of loading
+
 
 def emit(event: dict[str, Any]) -> None:
     """A JSON object on a line of its own."""
@@ -21,15 +23,18 @@ class Reporter:
     def __init__(self) -> None:
         self._begin = perf_counter()
         self._reading = False
+        self._told = 0.0  # when loading was told of last
 
     def see(self, event: Work | Restored | str) -> None:
-        """Write down an event; a reading starts with one at 0 %."""
+        """Write down an event; a prefill starts with one at 0 %."""
         if isinstance(event, str):
             emit({"event": "warning", "message": event})
         elif isinstance(event, Smaller):
             emit({"event": "warning", "message": "out of memory", "chunk": event.chunk})
         elif isinstance(event, Loading):
-            emit({"event": "load", "done": event.done, "total": event.total})
+            if event.done == event.total or perf_counter() - self._told > LOAD_SECONDS:
+                self._told = perf_counter()
+                emit({"event": "load", "done": event.done, "total": event.total})
         elif isinstance(event, Restored):
             whole = event.tokens * event.layers
             self._begin = perf_counter() - event.seconds

@@ -4,6 +4,7 @@ answers at once and a chat says its first line before torch is there."""
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
@@ -13,8 +14,18 @@ import typer
 
 from kvchat import __version__, process
 from kvchat.chat.prepare import prepare
-from kvchat.cli import flags, shells, tools
+from kvchat.cli import flags, shells
+from kvchat.cli.bench import bench
+from kvchat.cli.chats import sessions
+from kvchat.cli.config_view import config_file
+from kvchat.cli.demo import demo
+from kvchat.cli.doctor import doctor
+from kvchat.cli.eval import evaluate
 from kvchat.cli.json_events import Reporter
+from kvchat.cli.methods_view import methods
+from kvchat.cli.models import models
+from kvchat.cli.plan import plan
+from kvchat.cli.prompt_cache import cache
 from kvchat.errors import KvchatError
 from kvchat.settings import config, text_files
 from kvchat.settings.options import Options
@@ -91,7 +102,20 @@ def chat(
         return code
 
 
-tools.add_to(app)
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "plan": plan,
+    "methods": methods,
+    "bench": bench,
+    "eval": evaluate,
+    "demo": demo,
+    "doctor": doctor,
+    "completion": shells.completion,
+}
+GROUPS = {"models": models, "sessions": sessions, "cache": cache, "config": config_file}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
 
 
 def main() -> None:
@@ -121,12 +145,10 @@ def with_command(arguments: list[str]) -> list[str]:
     A command that only knows its own options has those before its name left out: -v and -q speak
     to the program.
     """
-    names = {str(command.name or command.callback.__name__) for command in app.registered_commands}  # type: ignore[union-attr]
-    names |= {str(group.name) for group in app.registered_groups}
     first = next(
         (i for i, text in enumerate(arguments) if not ANYWHERE.fullmatch(text)), len(arguments)
     )
-    if arguments[first : first + 1] and arguments[first] in names - {"chat"}:
+    if arguments[first : first + 1] and arguments[first] in COMMANDS | GROUPS:
         return arguments[first:]
     if arguments and arguments[0] in {"chat", "--help", "-h", "--version"}:
         return arguments

@@ -1,9 +1,21 @@
 """`kvchat methods`: the compression methods and their options."""
 
 from collections.abc import Iterator
+from typing import Annotated
+
+import typer
 
 from kvchat.engine.methods import DEFAULT, METHODS
 from kvchat.engine.methods.naming import load, method_name, options, presets
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
+) -> int:
+    """The compression methods, or one of them with its options."""
+    for line in table() if name is None else details(name):
+        print(line)
+    return 0
 
 
 def table() -> Iterator[str]:

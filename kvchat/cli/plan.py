@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvchat.cli.flags import takes
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.naming import Spec, parse_spec
@@ -21,7 +23,7 @@ from kvchat.machine.plan import Plan, Workload, longest, make_plan, smaller_weig
 from kvchat.settings import config as config_file
 from kvchat.settings.kinds import SIZE
 from kvchat.settings.lists import METHOD_SPECS, counts
-from kvchat.settings.option import option, shared
+from kvchat.settings.option import option, read_all, shared
 from kvchat.settings.options import CACHE, DUMMY, MODEL, Options
 from kvchat.terminal.text import clean, size
 
@@ -62,8 +64,10 @@ class Frame:
         return make_plan(replace(self.work, method=method, tokens=tokens))
 
 
-def run(wanted: PlanOptions) -> int:
-    """Print a line per method and length, or the longest document that fits."""
+@takes(PlanOptions)
+def plan(**given: Any) -> int:
+    """What a prefill needs, by arithmetic from config.json alone: nothing is loaded."""
+    wanted = read_all(PlanOptions, given)
     frame = settle(wanted)
     budget = Budget.parse(wanted.budget) if wanted.budget else None
     methods = {spec: parse_spec(spec, budget) for spec in wanted.methods}
@@ -82,11 +86,11 @@ def run(wanted: PlanOptions) -> int:
         ]
     if wanted.json:
         plans = [
-            {"method": spec, "budget": str(methods[spec].budget), "tokens": tokens, **asdict(plan)}
-            | {"reading": plan.reading, "chatting": plan.chatting, "full_copy": plan.kv_full}
-            for spec, tokens, plan in rows
+            {"method": spec, "budget": str(methods[spec].budget), "tokens": tokens, **asdict(each)}
+            | {"prefill": each.prefill, "chat": each.chat, "full_copy": each.kv_full}
+            for spec, tokens, each in rows
         ]
-        told = {"schema": 1, "model": frame.name, "window": frame.work.limit, "plans": plans}
+        told = {"schema": 2, "model": frame.name, "window": frame.work.limit, "plans": plans}
         print(json.dumps(told))
         return 0
     labels = {
@@ -159,21 +163,21 @@ def show(
         console.print(f"the longest document that fits into {size(fit)}:")
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     last = f"+ {reserve_of(work.limit):,} tokens" if fit else "window full"
-    for column in ("method", "tokens", "KV full", "KV kept", "reading", last):
+    for column in ("method", "tokens", "KV full", "KV kept", "prefill", last):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for spec, tokens, plan in rows:
+    for spec, tokens, each in rows:
         table.add_row(
             Text(labels[spec]),
             f"{tokens:,}",
-            *map(size, (plan.kv_full, plan.kv_kept, plan.reading, plan.chatting)),
+            *map(size, (each.kv_full, each.kv_kept, each.prefill, each.chat)),
         )
     console.print(table)
     if fit and not any(tokens for _, tokens, _ in rows):
         for way in smaller_weights(rows[0][2], fit):
             console.print(f"nothing fits; try: {way}")
-    for spec, tokens, plan in rows:
-        if plan.read:
-            console.print(Text(f"{labels[spec]}, {tokens:,} tokens{plan.reads}"))
+    for spec, tokens, each in rows:
+        if each.read:
+            console.print(Text(f"{labels[spec]}, {tokens:,} tokens{each.reads}"))
     console.print("beside it --keep-full host holds KV full in RAM, --keep-full disk on disk")
     where = "the CUDA context" if work.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

@@ -9,23 +9,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvchat.prompt_cache import library
+from kvchat.cli.flags import group
+from kvchat.prompt_cache import files
 from kvchat.settings import config
 from kvchat.settings.kinds import SIZE
 from kvchat.terminal.text import clean, counted, seconds, size
 
-cache = typer.Typer(help="The prompt cache: compressed documents on disk.", no_args_is_help=True)
+cache = group("The prompt cache: compressed documents on disk.")
 
 
 def root() -> Path:
     """The folder that config and environment name."""
-    return library.folder(config.settle({}, config.load()).prompt_cache_dir)
+    return files.folder(config.settle({}, config.load()).prompt_cache_dir)
 
 
 @cache.command("list")
 def show_all() -> int:
     """Cached documents, the last used first, with the seconds that each saves."""
-    there = library.entries(root())
+    there = files.entries(root())
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for column in ("id", "document", "tokens", "model", "kept by", "size", "used", "saves"):
         right = column in ("tokens", "size", "saves")
@@ -37,14 +38,14 @@ def show_all() -> int:
         console.print(table)
     total = sum(entry.size for entry in there)
     console.print(
-        f"{counted(len(there), 'cached document')}, {size(total)} of at most {size(library.CAP)}, "
+        f"{counted(len(there), 'cached document')}, {size(total)} of at most {size(files.CAP)}, "
         f"in {clean(str(root()))}",
         soft_wrap=True,
     )
     return 0
 
 
-def cells(entry: library.Entry) -> list[str]:
+def cells(entry: files.Entry) -> list[str]:
     """The columns of a document."""
     about = entry.about
     used = f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"
@@ -67,7 +68,7 @@ def show(
     name: Annotated[str, typer.Argument(help="The beginning of an id, or a document's name.")],
 ) -> int:
     """Everything that is noted about one."""
-    entry = library.find(root(), name)
+    entry = files.find(root(), name)
     facts: dict[str, Any] = {"file": entry.path, "size": size(entry.size)}
     facts |= {"problem": entry.problem} if entry.problem else {}
     facts |= {key: value for key, value in entry.about.items() if key != "parts"}
@@ -85,8 +86,8 @@ def remove(
 ) -> int:
     """Delete cached documents."""
     for name in names:
-        entry = library.find(root(), name)
-        library.remove(entry)
+        entry = files.find(root(), name)
+        files.remove(entry)
         print(f"removed {entry.id[:8]} {clean(entry.title)}, {size(entry.size)}")
     return 0
 
@@ -98,8 +99,8 @@ def prune(
     ] = None,
 ) -> int:
     """Delete the least recently used documents until the rest fits."""
-    limit = library.CAP if max_size is None else SIZE.read("--max-size", max_size)
-    gone = library.prune(root(), limit)
+    limit = files.CAP if max_size is None else SIZE.read("--max-size", max_size)
+    gone = files.prune(root(), limit)
     freed = sum(entry.size for entry in gone)
     print(f"removed {counted(len(gone), 'cached document')}, {size(freed)}")
     return 0

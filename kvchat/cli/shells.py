@@ -1,5 +1,7 @@
 """`kvchat completion SHELL`: the script that a shell loads to complete kvchat."""
 
+from typing import Annotated
+
 import typer
 from typer.completion import (  # type: ignore[attr-defined]
     completion_init,
@@ -13,8 +15,10 @@ SHELLS = ("bash", "zsh", "fish", "powershell")
 VARIABLE = "_KVCHAT_COMPLETE"  # set by the script when it asks
 
 
-def run(shell: str) -> int:
-    """Print the script. Raises KvchatError("usage") for other shells."""
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell.")],
+) -> int:
+    """The completion script of a shell, for its startup file."""
     if shell not in SHELLS:
         raise KvchatError(
             "usage",

@@ -3,11 +3,12 @@ with numbers. Nothing is left out that was not asked for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any
 
 from kvchat.documents import Document
 from kvchat.engine.sizes import reserve_of
-from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.chat_template import UNDATED, Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
@@ -44,13 +45,29 @@ class Cut:
 
 @dataclass(frozen=True)
 class Book:
-    """Documents and system prompt with the ids that stand for them."""
+    """Documents and system prompt with the ids that stand for them.
+
+    `text` is that of the documents, as far as it is in the ids.
+    """
 
     dialogue: Dialogue
     files: tuple[Document, ...] = ()
     system: str = ""
+    text: str = ""
     ids: list[int] = field(default_factory=list)
     cut: Cut | None = None
+
+    def on(self, day: date) -> "Book":
+        """The same book on another day, where the chat template writes the date."""
+        if self.dialogue.day in (None, day):
+            return self
+        dialogue = self.dialogue.on(day)
+        return replace(self, dialogue=dialogue, ids=dialogue.document(self.text, self.system))
+
+    @property
+    def undated(self) -> "Book":
+        """The same book on no day, to be compared with that of another."""
+        return self.on(UNDATED)
 
     @property
     def title(self) -> str:
@@ -73,7 +90,7 @@ def compose(
     """
     dialogue = Dialogue(tokenizer, has_document=bool(files or system))
     text = joined(files)
-    book = Book(dialogue, tuple(files), system)
+    book = Book(dialogue, tuple(files), system, text)
     reserve = reserve_of(limit)
     beginning = text[: PROBE * limit]
     ids = dialogue.document(beginning, system)
@@ -109,7 +126,7 @@ def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
         ids = book.dialogue.document(shortened, book.system)
         if len(ids) <= room:
             dropped = max(needed - len(ids), 0)
-            return replace(book, ids=ids, cut=Cut(policy, dropped, left, needed))
+            return replace(book, text=shortened, ids=ids, cut=Cut(policy, dropped, left, needed))
         share *= 0.995 * room / len(ids)
     raise KvchatError(
         "too_long", f"the system prompt alone needs {fixed:,} tokens; {room:,} are there"
@@ -134,14 +151,15 @@ def _too_long(
     reserve = reserve_of(limit)
     over, share = needed + reserve - limit, (limit - reserve) / needed
     about = "about " if estimated else ""
+    until, pages = _parts(book.files, share)
     return KvchatError(
         "too_long",
         f"{book.title or 'the system prompt'} needs {about}{needed:,} tokens; the context "
         f"window has {limit:,} ({reserve:,} are kept for questions and answers)",
-        f"--overflow tail  (keeps the first {share:.0%}{_until(book.files, share)})",
+        f"--overflow tail  (keeps the first {share:.0%}{until})",
         f"--overflow middle  (cuts {about}{over:,} tokens from the middle)",
         f"--overflow head  (keeps the last {share:.0%})",
-        *_pages(book.files, share),
+        *pages,
         *ways,
         needed=needed,
         limit=limit,
@@ -149,19 +167,14 @@ def _too_long(
     )
 
 
-def _until(files: Sequence[Document], share: float) -> str:
-    """Where the part that fits ends, if the document has places with names."""
+def _parts(files: Sequence[Document], share: float) -> tuple[str, list[str]]:
+    """Where the share that fits ends, and `--pages` for it, if there are places with names."""
     if len(files) != 1 or len(files[0].places) < 2:
-        return ""
-    file = files[0]
-    reached = [place for place in file.places if place.start < share * len(file.text)]
-    return f", into {reached[-1].name}" if reached else ""
-
-
-def _pages(files: Sequence[Document], share: float) -> list[str]:
-    if len(files) != 1 or len(files[0].places) < 2:
-        return []
-    file = files[0]
-    ends_at = [*(place.start for place in file.places[1:]), len(file.text)]
-    fitting = sum(end <= share * len(file.text) for end in ends_at)
-    return [f"--pages 1-{fitting}  ({fitting} of {len(ends_at)} {file.unit})"] if fitting else []
+        return "", []
+    file, room = files[0], share * len(files[0].text)
+    starts = [place.start for place in file.places]
+    reached = sum(start < room for start in starts)
+    fitting = sum(end <= room for end in [*starts[1:], len(file.text)])
+    until = f", into {file.places[reached - 1].name}" if reached else ""
+    way = f"--pages 1-{fitting}  ({fitting} of {len(starts)} {file.unit})"
+    return until, [way] if fitting else []

@@ -33,7 +33,7 @@ def folding(method: Method, budget: int) -> Method:
     if isinstance(bare, Full | Retrieves):
         raise KvchatError(
             "usage",
-            f"{name_of(bare)} keeps every entry, so --tail-budget has nothing to fold turns with",
+            f"{name_of(bare)} keeps every entry, so --tail-budget has nothing to compress turns with",
             "--method adakv",
             "no --tail-budget",
         )

@@ -317,7 +317,8 @@ class Session:
             shown, most = len(begun.answer), min(room, max_tokens)
             first = last = started
             count, reason = 0, ""
-            for token in self.engine.decode(cache, logits, sampling):
+            drawn = [token for turn in self.turns for token in turn.tokens]
+            for token in self.engine.decode(cache, logits, sampling, drawn):
                 last = perf_counter()
                 count += 1
                 first = last if count == 1 else first

@@ -26,14 +26,14 @@ class Estimate:
     high: float
 
 
-def estimate(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+def estimate(groups: Sequence[Sequence[float]]) -> Estimate:
     """Mean of all values; whole groups (documents) are drawn with replacement.
 
     Questions about one document are not independent, so documents are the units.
     """
     totals = torch.tensor([sum(group) for group in groups], dtype=torch.float64)
     counts = torch.tensor([len(group) for group in groups], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(groups), (DRAWS, len(groups)), generator=generator)
     means = totals[drawn].sum(1) / counts[drawn].sum(1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

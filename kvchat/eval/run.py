@@ -11,7 +11,6 @@ from time import perf_counter
 import torch
 
 from kvchat import __version__, process
-from kvchat.documents.document_ids import FRONT
 from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.full import Full
@@ -24,7 +23,7 @@ from kvchat.errors import KvchatError
 from kvchat.eval.answers import Answers, default_folder
 from kvchat.eval.measure import Cell, measure
 from kvchat.eval.report import Record, rows, sized, tables
-from kvchat.eval.settings import OUTPUTS, Settings
+from kvchat.eval.settings import Settings
 from kvchat.eval.sources import Source, fitted, met, sources
 from kvchat.eval.tasks import TASKS
 from kvchat.hub.find import find_model
@@ -87,21 +86,14 @@ def run(settings: Settings) -> int:
 
 
 def check(settings: Settings) -> None:
-    """Raise KvchatError("usage") for unknown names, and for what is no depth or cell."""
-    given = (
+    """Raise KvchatError("usage") for unknown names, and for what is no cell."""
+    for flag, names, known in (
         ("--task", settings.tasks, TASKS),
         ("--view", settings.views, VIEWS),
-        ("-o", [settings.output], OUTPUTS),
-        ("--overflow", [settings.overflow], ("error", *FRONT)),
-    )
-    for flag, names, known in given:
-        for name in names:
-            if name not in known:
-                message = f"{flag} {name!r} is unknown; there are {', '.join(known)}"
-                raise KvchatError("usage", message, f"{flag} {next(iter(known))}")
-    for depth in settings.depths:
-        if depth > 100:
-            raise KvchatError("usage", f"--depth {depth} is beyond 100 %", "--depth 0,50,100")
+    ):
+        for name in set(names) - known.keys():
+            message = f"{flag} {name!r} is unknown; there are {', '.join(known)}"
+            raise KvchatError("usage", message, f"{flag} {next(iter(known))}")
     cells_of(settings)
 
 

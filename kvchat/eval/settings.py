@@ -39,7 +39,7 @@ class Settings:
         "--depth",
         CASES,
         "How deep needles and pass keys are, in per cent (0-100+10).",
-        counts(0),
+        counts(0, 100),
         default=tuple(range(0, 101, 10)),
     )
     questions: int = option(

@@ -35,7 +35,7 @@ class Model:
         return self.tokenizer or self.folder
 
 
-class NotHere(KvchatError):
+class Missing(KvchatError):
     """A repository that is not in the Hugging Face cache."""
 
     def __init__(self, repository: str, revision: str | None):
@@ -118,7 +118,7 @@ def longer_windows(needed: int) -> list[str]:
 
 def cached(repository: str, revision: str | None = None) -> Path:
     """The folder of a repository in the Hugging Face cache, at `main` or another branch, a tag, a
-    commit or its beginning. Raises NotHere."""
+    commit or its beginning. Raises Missing."""
     # heavy only in comparison with `--help`
     from huggingface_hub import try_to_load_from_cache
 
@@ -127,7 +127,7 @@ def cached(repository: str, revision: str | None = None) -> Path:
         return Path(found).parent
     commits = _snapshots(repository, revision) if revision else []
     if len(commits) != 1:
-        raise NotHere(repository, revision)
+        raise Missing(repository, revision)
     return commits[0]
 
 
@@ -139,7 +139,7 @@ def cache() -> Iterator[tuple[str, Path]]:
         repository = folder.name.removeprefix("models--").replace("--", "/")
         try:
             yield repository, cached(repository)
-        except NotHere:
+        except Missing:
             if there := _snapshots(repository):
                 yield repository, max(there, key=lambda snapshot: snapshot.stat().st_mtime)
 

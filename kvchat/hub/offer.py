@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvchat.errors import KvchatError
-from kvchat.hub.find import Model, NotHere, find_model
+from kvchat.hub.find import Missing, Model, find_model
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean
@@ -17,7 +17,7 @@ def model_of(options: Options, screen: Screen) -> Model:
     """
     try:
         return find_model(options.model, options.aliases, options.revision)
-    except NotHere as missing:
+    except Missing as missing:
         # the library is not needed where nothing is missing
         from kvchat.hub import pull
 

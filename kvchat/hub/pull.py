@@ -1,13 +1,12 @@
 """`kvchat models pull`: downloads a model's files through huggingface_hub into its cache."""
 
-import os
 import re
 import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -16,8 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.tqdm import tqdm
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from kvchat.engine.model.config import ModelConfig
 from kvchat.errors import KvchatError
@@ -56,21 +54,13 @@ def download(repository: str, revision: str | None, screen: Screen, yes: bool = 
     if not yes and not confirmed(f"download {size(total)}? [y/N]"):
         screen.tell("nothing was downloaded")
         return False
-    folder = Path()
-    with _progress(screen) as progress:
-        task = progress.add_task("downloading", total=total)
-
-        def fetch(file: str) -> Path:
-            bar = _reporting(lambda count: progress.advance(task, count))
-            return Path(hf_hub_download(repository, file, revision=revision, tqdm_class=bar))
-
-        done = 0
-        for file, count in files.items():
-            folder = explained(repository, partial(fetch, file)).parent
-            if file == "config.json":
-                ModelConfig.load(folder)  # refused before gigabytes are on their way
-            done += count
-            progress.update(task, completed=done)
+    if not screen.live:
+        disable_progress_bars()
+    for file in files:
+        fetch = partial(hf_hub_download, repository, file, revision=revision)
+        folder = Path(explained(repository, fetch)).parent
+        if file == "config.json":
+            ModelConfig.load(folder)  # refused before gigabytes are on their way
     screen.tell(f"{repository} is in {folder}")
     return True
 
@@ -159,30 +149,3 @@ def confirmed(question: str) -> bool:
     from kvchat.terminal.key_prompt import choose
 
     return choose(question, "yn", "n", "n") == "y"
-
-
-def _progress(screen: Screen) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        DownloadColumn(binary_units=True),
-        TimeRemainingColumn(compact=True),
-        console=screen.err,
-        transient=True,
-        disable=not screen.live or bool(os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")),
-    )
-
-
-def _reporting(advance: Callable[[int], object]) -> type[tqdm]:
-    """A progress bar for the library that shows nothing itself."""
-
-    class Bar(tqdm):
-        def __init__(self, *arguments: Any, **options: Any):
-            advance(options.get("initial") or 0)
-            super().__init__(*arguments, **(options | {"disable": True}))  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> bool | None:
-            advance(int(n or 0))
-            return None
-
-    return Bar

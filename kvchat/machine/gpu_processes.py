@@ -20,8 +20,8 @@ class Process:
     used: int
 
 
-def holders(device: machine.Device) -> str:
-    """`7.20 of 23.60 GiB are used by others (pid 4242 python, 6.60 GiB)`.
+def other_processes(device: machine.Device) -> str:
+    """`7.20 of 23.60 GiB are used by other processes (pid 4242 python, 6.60 GiB)`.
 
     Empty on a CPU, and where little more is in use than our own.
     """
@@ -32,14 +32,14 @@ def holders(device: machine.Device) -> str:
 
 
 def described(used: int, total: int, there: list[Process]) -> str:
-    """What others use, the largest by name."""
+    """What other processes use, the largest by name."""
     largest = sorted(there, key=lambda process: -process.used)[:NAMED]
     names = [
         f"pid {each.pid} {clean(each.name)}" + (f", {size(each.used)}" if each.used else "")
         for each in largest
     ]
     who = f" ({'; '.join(names)})" if names else ""
-    return f"{sizes(used, total)} are used by others{who}"
+    return f"{sizes(used, total)} are used by other processes{who}"
 
 
 def processes(identity: str) -> list[Process]:

@@ -49,24 +49,19 @@ class Workload:
     cuda: bool
     weights: str = "auto"
 
-    @property
-    def geometry(self) -> Geometry:
-        """What the method's budget is shared out over."""
-        return geometry_of(self.config, self.itemsize, self.tokens)
-
 
 @dataclass(frozen=True)
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits, or as they are. `told` tokens are replayed for each of
-    the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
+    Kept entries are stored in `bits` bits, or as they are. `replayed` tokens are fed again for each
+    of the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
     their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
     what a decoded token attends to.
     """
 
     bits: int | None = None
-    told: float = 0.0
+    replayed: float = 0.0
     step: int = 0
     pool: bool = False
     code: tuple[int, int] | None = None
@@ -84,8 +79,8 @@ def cost_of(spec: Spec) -> Cost:
     if not entry.told:
         return Cost(spec.bits, pool=entry.pools, code=code)
     asks, chunk = values["tell"] == ASK, values["chunk"]
-    told, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
-    return Cost(spec.bits, told, step, entry.pools, code)
+    replayed, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
+    return Cost(spec.bits, replayed, step, entry.pools, code)
 
 
 @dataclass(frozen=True)
@@ -105,13 +100,13 @@ class Plan:
     read: int = 0  # of the kept entries by a decoded token; 0: all of them
 
     @property
-    def reading(self) -> int:
+    def prefill(self) -> int:
         """At most, during prefill of the last layer."""
         parts = (self.weights, self.kv_kept, self.dense_layer, self.hidden, self.workspace)
         return self.base + sum(parts) + self.replays
 
     @property
-    def chatting(self) -> int:
+    def chat(self) -> int:
         """With the context window full."""
         return self.base + self.weights + self.kv_kept + self.tail
 
@@ -135,7 +130,7 @@ def make_plan(work: Workload) -> Plan:
     config, itemsize, tokens = work.config, work.itemsize, work.tokens
     cost, layers = cost_of(work.method), config.num_layers
     per_token = config.kv_values_per_token * itemsize
-    geometry = replace(work.geometry, bits=cost.bits)
+    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits)
     entries = work.method.budget.entries(geometry) if tokens else 0
     step = min(max(work.chunk, cost.step), max(tokens, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
@@ -159,7 +154,7 @@ def make_plan(work: Workload) -> Plan:
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
         tail=per_token * max(work.limit - tokens, 0),
         base=CONTEXT if work.cuda else PROCESS,
-        replays=round(cost.told * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
+        replays=round(cost.replayed * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
         read=read,
     )
@@ -172,7 +167,7 @@ def longest(work: Workload, free: int) -> int:
 
     def fits(tokens: int) -> bool:
         plan = make_plan(replace(work, tokens=tokens, limit=tokens + reserve))
-        return max(plan.reading, plan.chatting) <= free
+        return max(plan.prefill, plan.chat) <= free
 
     low, high = 0, work.limit - reserve
     while low < high:
@@ -194,28 +189,28 @@ def require_memory(
     `fitting()` is the longest document that would fit with the method, `others()` says who else
     uses memory.
     """
-    if plan.reading <= free:
+    if plan.prefill <= free:
         return
-    enough = plan.reading - plan.kv_kept + plan.kv_full // 4
+    enough = plan.prefill - plan.kv_kept + plan.kv_full // 4
     elsewhere = f"; {used}" if (used := others()) else ""
     compressed = [f"--method adakv --budget 25%  (needs {size(enough)})"] if enough <= free else []
     raise KvchatError(
         "memory",
-        f"prefill with {method} needs {size(plan.reading)}, {size(free)} are free on {where} "
+        f"prefill with {method} needs {size(plan.prefill)}, {size(free)} are free on {where} "
         f"(weights {size(plan.weights)}, KV {size(plan.kv_kept)}, one layer dense "
         f"{size(plan.dense_layer)}, hidden states {size(plan.hidden)}){elsewhere}",
         *compressed,
         *([f"a document of at most {most:,} tokens, with {method}"] if (most := fitting()) else []),
         *smaller_weights(plan, free),
         "a smaller model, or --dtype bf16 if the weights are f32",
-        needed=plan.reading,
+        needed=plan.prefill,
         free=free,
     )
 
 
 def smaller_weights(plan: Plan, free: int) -> list[str]:
     """`--weights int4` as a way out, if the plan then fits."""
-    needed = plan.reading - plan.weights + plan.weights_int4
+    needed = plan.prefill - plan.weights + plan.weights_int4
     fits = plan.weights_int4 and plan.weights_int4 < plan.weights and needed <= free
     return [f"--weights int4  (needs {size(needed)})"] if fits else []
 
@@ -225,7 +220,7 @@ def require_copy(plan: Plan, free: int, beside: bool) -> None:
 
     `beside`: what prefill needs is in the same memory.
     """
-    needed = plan.kv_full + (plan.reading if beside else 0)
+    needed = plan.kv_full + (plan.prefill if beside else 0)
     if needed > free:
         raise KvchatError(
             "memory",

@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from kvchat.chat.chat import Chat
-from kvchat.chat.prefill import Dropped, agreed, require_room, watched
-from kvchat.chat.shortage import out_of_memory
+from kvchat.chat.prefill import Dropped, agreed, require_room
+from kvchat.chat.prefill import run as watched
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.naming import name_of
@@ -45,7 +45,7 @@ def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
         theirs = trial(chat, screen, other, asked)
     finally:
         chat.session = session
-    screen.rows((name, numbers) for name, numbers, _ in (mine, theirs))
+    screen.columns((name, numbers) for name, numbers, _ in (mine, theirs))
     at = first_difference(mine[2], theirs[2])
     if at is None:
         screen.tell("  the answers are the same, token by token")
@@ -70,7 +70,7 @@ def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) ->
         screen.say(f"{name_of(other)} is selected from the full copy: nothing is processed again")
     else:
         require_room(chat, other, len(document))
-        if not agreed(chat, screen, talk + len(document)):
+        if not agreed(chat, talk + len(document)):
             return None
     if session.by_question and archives:
         screen.tell(f"{name_of(other)} selects by the documents' end, not by the question")
@@ -79,13 +79,11 @@ def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) ->
             beside.adopt(selected, document, session.method)
         else:
             work = beside.prefill(document, other, session.method)
-            watched(work, screen, "comparing", len(document))
-        watched(beside.restore(history), screen, "recalling", talk)
+            watched(chat, work, "comparing", len(document))
+        watched(chat, beside.restore(history), "restoring turns", talk)
     except Dropped:
         screen.tell("interrupted: nothing has changed")
         return None
-    except Exception as error:
-        raise out_of_memory(chat, error) from error
     return beside
 
 

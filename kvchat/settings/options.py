@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
+from kvchat.documents import FORMATS
 from kvchat.engine.attention import BACKENDS
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.methods import METHODS
@@ -85,7 +86,7 @@ class Options:
         "--loader",
         DOCUMENT,
         "Kind of the documents, where their names do not tell.",
-        one_of("auto", "text", "html", "epub", "docx", "pdf"),
+        one_of("auto", *FORMATS),
         default="auto",
     )
     encoding: str | None = option("--encoding", DOCUMENT, "Encoding of the documents.", table=FILE)
@@ -139,7 +140,7 @@ class Options:
     budget: str | None = option(
         "--budget",
         CACHE,
-        "What is KEPT: 25%, 2048 (entries per KV head), 1.5GiB.",
+        "Cache budget: share of entries kept (25%), entries per KV head (2048), bytes (1.5GiB).",
         table=FILE,
         common=True,
     )

@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,9 +12,8 @@ from rich.live import Live
 from rich.segment import Segment, Segments
 from rich.text import Text
 
-from kvchat.terminal.live import drawn
-from kvchat.terminal.markdown import rendered
-from kvchat.terminal.markdown_blocks import Blocks, Code, Prose
+from kvchat.terminal.live import shown
+from kvchat.terminal.markdown import Blocks, Code, Prose, rendered
 from kvchat.terminal.text import clean
 
 LIVE_LINES = 6
@@ -36,7 +34,7 @@ class LiveAnswer:
         self._markdown, self._theme = markdown, theme
         self._blocks = Blocks()
         self._printed = self._after_code = False
-        # rich's own thread could draw between a block's place being cleared and its being printed
+        # rich's own thread could render between a block's place being cleared and its being printed
         self._turn, self._ended = threading.Lock(), threading.Event()
         self._clock = threading.Thread(target=self._refresh, name="frames", daemon=True)
         self._live = Live(
@@ -48,7 +46,7 @@ class LiveAnswer:
         )
 
     def __enter__(self) -> "LiveAnswer":
-        self._area = drawn(self._live)
+        self._area = shown(self._live)
         self._area.__enter__()
         self._clock.start()
         return self
@@ -58,12 +56,7 @@ class LiveAnswer:
             with self._turn:
                 self._live.refresh()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         try:
             self._print(self._blocks.close())
         finally:
@@ -71,7 +64,7 @@ class LiveAnswer:
             try:
                 self._clock.join()
             finally:
-                self._area.__exit__(kind, error, trace)
+                self._area.__exit__(*error)
 
     def write(self, text: str) -> None:
         """Take in a piece of the answer."""

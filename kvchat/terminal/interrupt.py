@@ -111,7 +111,7 @@ def present() -> Interrupt | None:
 
 
 @contextmanager
-def unbroken() -> Iterator[None]:
+def shielded() -> Iterator[None]:
     """`Interrupt.shielded` of whatever context is open."""
     with owner.shielded() if (owner := present()) else nullcontext():
         yield

@@ -40,10 +40,10 @@ def choose(question: str, keys: str, default: str, refused: str) -> str:
     early = [key for key in (*get_typeahead(source), *source.read_keys()) if key.key not in REPLIES]
     bindings = KeyBindings()
 
-    def answers(key: str, reply: str, drawn: str = "") -> None:
+    def answers(key: str, reply: str, shown: str = "") -> None:
         @bindings.add(key)
         def _(event: KeyPressEvent) -> None:
-            event.current_buffer.insert_text(drawn)
+            event.current_buffer.insert_text(shown)
             event.app.exit(result=reply)
 
     for key in keys:

@@ -46,7 +46,7 @@ class Lines:
         )
 
     def read(self, toolbar: Callable[[], str] | None = None, changes: bool = False) -> str:
-        """The next message; a toolbar that `changes` is drawn every second.
+        """The next message; a toolbar that `changes` is rendered every second.
 
         Raises EOFError, KeyboardInterrupt.
         """

@@ -7,31 +7,31 @@ from rich.live import Live
 from rich.progress import Progress
 
 Area = Live | Progress  # that leaves nothing behind when it stops
-_drawn: list[Area] = []
+_areas: list[Area] = []
 
 
 @contextmanager
-def drawn(area: Area) -> Iterator[None]:
+def shown(area: Area) -> Iterator[None]:
     """The area is on the terminal."""
     area.start()
-    _drawn.append(area)
+    _areas.append(area)
     try:
         yield
     finally:
-        _drawn.remove(area)
+        _areas.remove(area)
         area.stop()
 
 
 @contextmanager
 def away() -> Iterator[None]:
-    """What is drawn is taken away, and drawn anew where the cursor is then."""
-    areas = list(_drawn)
+    """Live areas are taken away, and rendered anew where the cursor is then."""
+    areas = list(_areas)
     for area in areas:
         area.stop()
-    _drawn.clear()
+    _areas.clear()
     try:
         yield
     finally:
-        _drawn[:0] = areas
+        _areas[:0] = areas
     for area in areas:
         area.start()

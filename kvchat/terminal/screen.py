@@ -24,7 +24,7 @@ from rich.text import Text
 
 from kvchat.engine import events
 from kvchat.errors import KvchatError
-from kvchat.terminal.live import away, drawn
+from kvchat.terminal.live import away, shown
 from kvchat.terminal.log import LOG
 from kvchat.terminal.text import WORDS, clean, laid, size
 
@@ -76,7 +76,7 @@ class Screen:
         self.observer: Callable[[Work | events.Restored | str], object] = lambda event: None
 
     @property
-    def draws(self) -> bool:
+    def renders(self) -> bool:
         """Whether there are live lines."""
         return self.live and not self.quiet
 
@@ -108,7 +108,7 @@ class Screen:
             text = laid(text, self.width, indent)
         self.err.print(Text(text, style=style))
 
-    def rows(self, rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> None:
+    def columns(self, rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> None:
         """Lines in columns for the person; the last column wraps inside itself.
 
         Where it would be too narrow it stands below the others.
@@ -134,21 +134,21 @@ class Screen:
     def busy(self, label: str) -> Iterator[Callable[[], None]]:
         """A moving line while nothing can be counted; the given callable ends it early."""
         with ExitStack() as area:
-            self._draw(area, (SpinnerColumn(), LABEL), label)
+            self._live(area, (SpinnerColumn(), LABEL), label)
             yield area.close
 
     @contextmanager
     def still(self) -> Iterator[Callable[[str], None]]:
         """A line that changes only when it is told to: no thread runs beside what is measured."""
         with ExitStack() as area:
-            change = self._draw(area, (LABEL,), "", moving=False)
+            change = self._live(area, (LABEL,), "", moving=False)
             yield lambda text: change(description=clean(text), refresh=True)
 
-    def _draw(
+    def _live(
         self, area: ExitStack, columns: Iterable[ProgressColumn], label: str, moving: bool = True
     ) -> Callable[..., None]:
         """Show a live line until the area is closed; gives the way to change it."""
-        if not self.draws:
+        if not self.renders:
             return lambda **changes: None
         progress = Progress(
             *columns,
@@ -157,7 +157,7 @@ class Screen:
             auto_refresh=moving,
             refresh_per_second=FRAMES,
         )
-        area.enter_context(drawn(progress))
+        area.enter_context(shown(progress))
         return partial(progress.update, progress.add_task(clean(label), total=None, note=""))
 
     def warn(self, text: str, short: str = "") -> None:
@@ -199,7 +199,7 @@ class Screen:
         """
         begin = perf_counter()
         with ExitStack() as area:
-            move = self._draw(area, self._columns(), label) if self.draws else self._lines(label)
+            move = self._live(area, self._bar(), label) if self.renders else self._lines(label)
 
             def show(event: W) -> None:
                 self.observer(event)
@@ -219,7 +219,7 @@ class Screen:
             self.err.file.flush()
         return result
 
-    def _columns(self) -> list[ProgressColumn]:
+    def _bar(self) -> list[ProgressColumn]:
         """Of a bar: label, bar, percentage, numbers and, where there is room, the time left."""
         width = self.width
         return [

@@ -8,19 +8,17 @@ from rich.cells import cell_len
 # Where a line is broken rather than at any space: after statements, then after clauses.
 BREAKS = (re.compile(r" · | – "), re.compile(r"[,;:] | (?=\()| (?=→)| (?=\+ )"))
 
-# C0 but newline and tab, DEL, C1, bidirectional overrides: they could steer the terminal.
 # Words of an environment variable that is on or off.
 WORDS = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
 FIRST = 60  # characters of a first line
+# C0 but newline and tab, DEL, C1, bidirectional overrides: they could steer the terminal.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def clean(text: str) -> str:
     """Text of documents, file names and models with control characters made visible as `·`."""
     return CONTROL.sub("·", text.replace("\r\n", "\n"))
-
-
-UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
 
 
 def size(count: float) -> str:

@@ -1,28 +1,24 @@
-"""Keys that are typed while kvchat works: they wait for the next line and are not drawn."""
+"""Keys that are typed while kvchat works: they wait for the next line and are not shown."""
 
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 
-@contextmanager
-def unseen() -> Iterator[None]:
-    """No echo of keys in this context, so that typing ahead does not mix with what is drawn.
+def unseen() -> AbstractContextManager[None]:
+    """No echo of keys in this context, so that typing ahead does not mix with what is rendered.
 
     Each key waits as it was pressed: the terminal's own line editing would swallow Ctrl-D and
-    Backspace before the prompt comes that they are meant for. Who reads a line in between draws it
+    Backspace before the prompt comes that they are meant for. Who reads a line in between shows it
     by itself.
     """
-    with _lines(edited=False):
-        yield
+    return _lines(edited=False)
 
 
-@contextmanager
-def seen() -> Iterator[None]:
+def seen() -> AbstractContextManager[None]:
     """The terminal as most programs expect it, for one that is started from within `unseen`."""
-    with _lines(edited=True):
-        yield
+    return _lines(edited=True)
 
 
 @contextmanager

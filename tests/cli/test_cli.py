@@ -57,7 +57,7 @@ def test_answer_alone_is_on_stdout(story):
     done = program.kvchat(story, "-p", QUESTION, "-n", "8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(b"\n") == 1 and done.stdout.strip()
-    assert b"bundled demo model" in done.stderr
+    assert b"-m NAME" in done.stderr
 
 
 def test_json_is_one_object_per_question(story):
@@ -107,7 +107,7 @@ def test_long_document_is_refused_with_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["-f", "/no/such/file"], 4, "does not exist"),
+        (["-f", "/no/such/file"], 4, "/no/such/file"),
         (["-f", "/"], 4, "directory"),
         (["-m", "/no/such/model"], 3, "no model"),
         (["-m", "/"], 3, "config.json"),
@@ -136,9 +136,9 @@ def test_long_document_is_refused_with_numbers(tmp_path):
         (["--method", "adakv:kernel=99999999999999999999"], 2, "kernel"),
         (["--seed", "9" * 26], 2, "--seed"),
         (["--encoding", "undefined", "-f", str(SAMPLE)], 2, "encoding"),
-        (["-f", "~nobody-has-this-name/x"], 4, "cannot be read"),
+        (["-f", "~nobody-has-this-name/x"], 4, "nobody-has-this-name"),
         (["-m", "x" * 5000], 3, "not a model"),
-        (["-v", "-f", "/no/such/file"], 4, "does not exist"),
+        (["-v", "-f", "/no/such/file"], 4, "/no/such/file"),
     ],
 )
 def test_bad_input_has_one_message_and_its_exit_code(arguments, code, part):
@@ -259,3 +259,22 @@ def test_what_a_method_cannot_do_is_said_before_anything_is_read(story, argument
     done = kvchat(story, "-p", QUESTION, *arguments)
     assert done.returncode == 2 and said in done.stderr
     assert b"try: " in done.stderr and b"read " not in done.stderr and done.stdout == b""
+
+
+@pytest.mark.parametrize("flags", [["-v"], ["-qv"], ["--quiet", "-v"]])
+def test_flags_before_a_command_do_not_make_it_a_document(flags):
+    done = kvchat(*flags, "config", "path")
+    assert done.returncode == 0 and done.stdout.decode().strip().endswith("config.toml")
+
+
+def test_flags_before_chat_are_the_chat_s(story):
+    done = kvchat("-q", "chat", story, "-p", "Why?", "-n", "2")
+    assert done.returncode == 0 and done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "spec", ["adakv:nonsense=3", "nonsense", "adakv:window=0", "adakv:bits=3", "kvmerger@99"]
+)
+def test_a_plan_refuses_what_a_chat_refuses(spec):
+    done = kvchat("plan", "-m", "demo", "--method", spec)
+    assert done.returncode == 2 and done.stdout == b""

@@ -73,11 +73,11 @@ def test_named_chats_go_on_in_one_shot(story, tmp_path):
     assert kvchat("--resume", "yours", "-p", "x", **place).returncode == 8
     Path(story).write_text("Another text altogether. " * 10)
     changed = kvchat("--resume", "mine", "-p", "x", "-n", "2", **place)
-    assert changed.returncode == 0 and b"has changed since" in changed.stderr
+    assert changed.returncode == 0 and changed.stderr.count(b"story.txt") == 1
     assert kvchat("sessions", "rm", "mine", **place).returncode == 0
     assert kvchat("-C", "-p", "x", **place).returncode == 8
     assert kvchat(story, "-p", "x", "-n", "2", **place).returncode == 0
-    assert "no saved chats" in kvchat("sessions", "list", **place).stdout.decode()
+    assert kvchat("sessions", "list", **place).stdout.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_named_chats_go_on_in_one_shot(story, tmp_path):
         (["-c", "lots"], "--ctx-size"),
         (["--pages", "3"], "no pages"),
         (["-s", "x", "--system-file", "y"], "both"),
-        (["--resume", "no such chat"], "no saved chat"),
-        (["-r", "no such chat"], "no saved chat"),
+        (["--resume", "no such chat"], "sessions"),
+        (["-r", "no such chat"], "sessions"),
     ],
 )
 def test_more_bad_input(story, tmp_path, arguments, part):

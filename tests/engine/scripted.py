@@ -40,9 +40,9 @@ class LoggedEngine(Engine):
         self.log = self.log[:position] + list(ids)
         return result
 
-    def decode(self, cache, logits, sampling):
+    def decode(self, cache, logits, sampling, drawn=()):
         fed: list[int] = []
-        for token in super().decode(cache, logits, sampling):
+        for token in super().decode(cache, logits, sampling, drawn):
             self.log = self.log[: cache.position - len(fed)] + fed
             yield token
             fed.append(token)
@@ -60,7 +60,7 @@ class ScriptedEngine(LoggedEngine):
     script: list[int]
     spare: int | None = None
 
-    def decode(self, cache, logits, sampling):
+    def decode(self, cache, logits, sampling, drawn=()):
         while True:
             token = self.script.pop(0) if self.script or self.spare is None else self.spare
             yield token

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
 from kvchat.engine.methods.spec import parse_method
 from kvchat.engine.prefill.prefill import Compression
@@ -115,18 +114,6 @@ def test_a_prefill_that_is_given_up_leaves_the_session_as_it_was(folder, stop):
         assert session.cache is cache and cache.position == position and session.turns == turns
         tails = [layer.tail.keys for layer in cache.layers]
         assert all(torch.equal(*pair) for pair in zip(tails, keys, strict=True))
-
-
-def test_seeds_reproduce_answers_and_what_goes_on_with_them(folder):
-    def answers(seed):
-        sampling = Sampling(temperature=1.0, seed=seed)
-        sampled = ask(new_session(folder), "What?", sampling=sampling, max_tokens=20).answer
-        session = talk(new_session(folder), "What?")  # greedy
-        drain(session.more(sampling, 12))
-        return sampled, session.turns[-1].answer
-
-    assert answers(1) == answers(1)
-    assert all(one != other for one, other in zip(answers(1), answers(2), strict=True))
 
 
 def test_a_chat_needs_no_document(folder):

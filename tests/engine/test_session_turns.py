@@ -1,11 +1,14 @@
 """Turns that are taken back, gone on with, saved and restored; another document or method under a
-conversation."""
+conversation; what goes on from turn to turn."""
+
+from dataclasses import replace
 
 import pytest
 
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import Delta, drain
 from kvchat.engine.methods.spec import parse_method
+from kvchat.engine.prefill.observation import Observation
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.errors import KvchatError
 from tests.engine.scripted import ask, new_session, say, scripted_session, talk, tokens_in
@@ -115,3 +118,47 @@ def test_another_method_compresses_the_document_and_keeps_the_turns(folder):
     assert answer[:-1] == fed[len(said) + done.prompt_tokens :]
     session.clear()
     assert_same_answer(session, new_session(folder, method=ADAKV))
+
+
+WARM = Sampling(temperature=1.0, repeat_penalty=1.3, seed=5)
+
+
+def test_an_answer_in_two_parts_is_that_of_one(folder):
+    """/more goes on with the random stream and with the penalty of what was drawn before."""
+    whole, parts = new_session(folder), new_session(folder)
+    for session in (whole, parts):
+        session.ends = set()
+    ask(whole, "What?", sampling=WARM, max_tokens=16)
+    ask(parts, "What?", sampling=WARM, max_tokens=8)
+    drain(parts.more(WARM, 8))
+    assert parts.turns[-1].tokens == whole.turns[-1].tokens
+
+
+def test_a_second_question_does_not_begin_the_stream_anew(folder):
+    """The same question twice draws other tokens; a new chat begins with the seed."""
+    sampling, sessions = replace(WARM, repeat_penalty=1.0), [new_session(folder) for _ in range(2)]
+    for session in sessions:
+        session.ends = set()
+        for _ in range(2):
+            ask(session, "What?", sampling=sampling, max_tokens=12)
+    first, second = ([turn.tokens for turn in session.turns] for session in sessions)
+    assert first == second and first[0] != first[1]
+
+
+def test_a_cancelled_question_leaves_no_trace_in_the_observer(folder):
+    """Where layers observe queries, those of a cancelled question are forgotten."""
+    session = new_session(folder, chunk=16)
+    session.tail_budget = 64
+    drain(session.recompress(parse_method("adakv:window=4")))
+    ask(session, "And now?", max_tokens=3)
+
+    def observed():
+        observers = [layer.observer for layer in session.cache.layers]
+        assert all(isinstance(each, Observation) for each in observers)
+        return session.cache.position, [each.end for each in observers]
+
+    before = observed()
+    presses = iter([False, True])
+    done = ask(session, "x " * 40, cancelled=lambda: next(presses, True))
+    assert done.finish_reason == "cancelled" and not done.completion_tokens
+    assert observed() == before

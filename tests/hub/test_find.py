@@ -5,7 +5,7 @@ import os
 import pytest
 from huggingface_hub import constants
 
-from kvchat.hub.find import NotHere, cache, find_model
+from kvchat.hub.find import Missing, cache, find_model
 
 MAIN, NEWER, OTHER = "a" * 40, "b" * 40, "ab" + "c" * 38
 
@@ -38,7 +38,7 @@ def test_a_revision_is_what_its_name_says(revision, commit):
 
 @pytest.mark.parametrize("revision", ["v2", "a", "ffff"])
 def test_what_is_not_here_or_could_be_two_is_refused(revision):
-    with pytest.raises(NotHere) as caught:
+    with pytest.raises(Missing) as caught:
         find_model("org/tiny", revision=revision)
     assert caught.value.exit_code == 3 and f"--revision {revision}" in caught.value.tries[0]
 
@@ -52,5 +52,5 @@ def test_the_list_has_main_or_what_came_last(repository):
     assert [(name, folder.name) for name, folder in cache()] == [("org/tiny", MAIN)]
     (repository / "refs" / "main").unlink()
     assert [folder.name for _, folder in cache()] == [NEWER]
-    with pytest.raises(NotHere):
+    with pytest.raises(Missing):
         find_model("org/tiny")

@@ -62,7 +62,7 @@ def test_which_processes_use_a_card(monkeypatch):
 
 
 def test_a_machine_without_a_card(monkeypatch):
-    assert gpu_processes.holders(CPU) == ""
+    assert gpu_processes.other_processes(CPU) == ""
 
     def missing():
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)

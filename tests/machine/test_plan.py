@@ -22,22 +22,11 @@ from tests.engine.tiny import SHAPE, load_engine, random_ids, read
 from tests.support.forked import kvchat
 from tests.support.program import DEMO, SAMPLE
 
-LLAMA_8B = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-}
+LLAMA_8B = GEOMETRIES["llama-3.1-8b"]
 LLAMA_7B = LLAMA_8B | {
-    "vocab_size": 32000,
-    "intermediate_size": 11008,
-    "num_key_value_heads": 32,
+    "vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
-}
+}  # fmt: skip
 
 
 def work(shape, spec, tokens, limit=2**17, **others):
@@ -67,15 +56,15 @@ def test_plan_of_a_known_model():
     assert plan.kv_kept == pytest.approx(plan.kv_full / 4, rel=0.01)
     assert plan.weights == pytest.approx(8.03e9 * 2, rel=0.001)
     assert plan.tail == 128 * 1024 * 1024
-    require_memory(plan, plan.reading, "cpu", "adakv")
-    ways(plan, plan.reading - 1)
+    require_memory(plan, plan.prefill, "cpu", "adakv")
+    ways(plan, plan.prefill - 1)
     card = make_plan(work(LLAMA_8B, "adakv:budget=25%", 2**17 - 1024, cuda=True))
     assert card == replace(plan, base=card.base) and card.base != PROCESS
 
 
 def test_plan_of_a_full_cache_offers_compression():
     plan = make_plan(work(LLAMA_8B, "full", 100_000))
-    for free, offered in ((plan.reading - 2**30, True), (2**30, False)):  # if it is enough
+    for free, offered in ((plan.prefill - 2**30, True), (2**30, False)):  # if it is enough
         assert ("--method adakv" in ways(plan, free)) == offered
 
 
@@ -148,20 +137,12 @@ print(machine.peak(machine.CPU) - baseline)
 @pytest.mark.parametrize("spec", ["full", "adakv:budget=25%", "kvzip:budget=25%"])
 def test_planned_peak_is_within_ten_percent_of_what_is_measured(tmp_path, spec):
     """Over 1 GiB: wide hidden states and many KV heads, so that few tokens weigh much."""
-    shape = {
-        **SHAPE,
-        "model_type": "llama",
-        "vocab_size": 120_000,
-        "hidden_size": 1024,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 14,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-        "dtype": "float32",
-        "max_position_embeddings": 8192,
-    }
+    shape = SHAPE | {
+        "model_type": "llama", "vocab_size": 120_000, "hidden_size": 1024,
+        "intermediate_size": 1024, "num_hidden_layers": 14, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "head_dim": 64, "tie_word_embeddings": True,
+        "dtype": "float32", "max_position_embeddings": 8192,
+    }  # fmt: skip
     path, tokens = tmp_path / "config.json", 2600
     path.write_text(json.dumps(shape))
     command = [sys.executable, "-c", PEAK, str(path), str(tokens), spec]
@@ -169,7 +150,7 @@ def test_planned_peak_is_within_ten_percent_of_what_is_measured(tmp_path, spec):
     plan = make_plan(work(shape, spec, tokens, 8192, itemsize=4, chunk=512))
     measured = int(done.stdout)
     assert spec != "full" or measured > 2**30
-    assert plan.reading - PROCESS == pytest.approx(measured, rel=0.1)
+    assert plan.prefill - PROCESS == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("spec", ["full", "adakv:budget=25%"])
@@ -178,8 +159,8 @@ def test_the_longest_document_just_fits(spec):
     tokens = longest(wanted, free)
     fits = make_plan(replace(wanted, tokens=tokens, limit=tokens + 512))
     more = make_plan(replace(wanted, tokens=tokens + 1, limit=tokens + 513))
-    assert max(fits.reading, fits.chatting) <= free
-    assert tokens == 2**17 - 512 or max(more.reading, more.chatting) > free
+    assert max(fits.prefill, fits.chat) <= free
+    assert tokens == 2**17 - 512 or max(more.prefill, more.chat) > free
 
 
 def test_plan_as_a_command(tmp_path):
@@ -197,6 +178,7 @@ def test_plan_as_a_command(tmp_path):
     lengths = {plan["method"]: plan["tokens"] for plan in found["plans"]}
     assert lengths["full"] < lengths["kvzip"]
     assert "--weights int4" in shown("--fit", "8GB", "--device", "cuda")
+    assert kvchat("plan", "-m", str(DEMO), "--tokens", "4k").returncode == 0
     few = shown("--fit", "8GB", "--weights", "int4")
     assert "4.43 GiB" in few and "--weights" not in few
 
@@ -222,14 +204,10 @@ def test_what_cannot_be_planned(arguments, code):
     assert kvchat("plan", "--dummy", min(GEOMETRIES), *arguments).returncode == code
 
 
-def test_a_plan_of_the_bundled_model():
-    assert kvchat("plan", "-m", str(DEMO), "--tokens", "4k").returncode == 0
-
-
 @pytest.mark.parametrize("chunk", [32, 64, 512])
 def test_the_plan_counts_the_replays_of_a_document(chunk):
     dialogue = Dialogue(Tokenizer.load(DEMO))
     ids = dialogue.document(SAMPLE.read_text())
     told = sum(len(replay.ids) for replay in tellings(dialogue, ids, {(REPEAT, chunk)}))
     cost = cost_of(parse_spec(f"kvzip:chunk={chunk}"))
-    assert cost.told * len(ids) == pytest.approx(told, rel=0.02)
+    assert cost.replayed * len(ids) == pytest.approx(told, rel=0.02)

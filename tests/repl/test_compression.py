@@ -133,7 +133,7 @@ def test_a_chat_that_folds_takes_no_pqcache(scene, command):
 
 @pytest.mark.parametrize("stored", ["", ",bits=8"])
 def test_heads_tell_how_many_tokens_merged_entries_stand_for(scene, stored):
-    scene.run(f"/method kvmerger:budget=40%,skip=0+0,window=8{stored}")
+    scene.run(f"/method kvmerger:budget=40%,skip=0+0{stored}")
     chat = scene.chat
     tokens, sets = len(chat.session.document), chat.merge_sets()
     for layer, entries in zip(sets, chat.document_entries(), strict=True):

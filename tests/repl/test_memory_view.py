@@ -70,5 +70,5 @@ def test_the_view_fits_and_has_one_unit_in_a_line(width):
     amounts = [NUMBER.search(amount) for _, amount, _ in table]
     assert len(table) == 7 and all(amounts) and len(notes) == 3
     screen = string_screen(width)
-    screen.rows(table)
+    screen.columns(table)
     assert max(map(len, shown(screen).splitlines())) <= width

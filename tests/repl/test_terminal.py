@@ -107,26 +107,27 @@ def test_ctrl_c_while_answering_keeps_what_came(start, tmp_path):
     assert second == ("And now?", "Fine.")
 
 
-def reading(start, tmp_path):
+def interrupted(start):
     script = {"chunk_seconds": 0.05, "answers": YES}
     terminal = start(script, "--prefill-chunk", "32", until=r"prefill .*layer 1/2")
-    terminal.send("\x03", r"stop reading\? \[c\]ontinue / \[d\]rop")
+    terminal.send("\x03", r"\[c\]ontinue / \[d\]rop")
     return terminal
 
 
-def test_a_reading_goes_on_after_ctrl_c(start, tmp_path):
-    terminal = reading(start, tmp_path)
-    terminal.send("c", "read .* tokens in")
+@pytest.mark.parametrize("key", ["c", "\r"])
+def test_a_prefill_goes_on_after_ctrl_c(start, key):
+    terminal = interrupted(start)
+    terminal.send(key, r"prefill .* tokens in")
     terminal.wait(PROMPT)
     terminal.send("/file\r", "from 0 on")
 
 
-def test_a_reading_that_is_dropped_leaves_a_chat_without_document(start, tmp_path):
-    terminal = reading(start, tmp_path)
+def test_a_prefill_that_is_dropped_leaves_a_chat_without_document(start, tmp_path):
+    terminal = interrupted(start)
     terminal.send("d", "/file")
     terminal.wait(PROMPT)
     terminal.send("Are you there?\r", "Yes.")
-    terminal.send("/file " + str(tmp_path / "story.txt") + "\r", "read .* tokens in")
+    terminal.send("/file " + str(tmp_path / "story.txt") + "\r", "prefill .* tokens in")
     terminal.send("/reset\r", r"\[y/N\]")
     terminal.send("y", "attaches")
     terminal.send("/show window\r", "0 turns")
@@ -136,7 +137,7 @@ def test_a_reread_that_is_dropped_keeps_the_old_cache(start, tmp_path):
     script = {"chunk_seconds": 0.02, "answers": YES}
     terminal = start(script, "--prefill-chunk", "64", "-y")
     terminal.send("/budget 50%\r", "prefill .*layer 1/2")
-    terminal.send("\x03", "stop reading")
+    terminal.send("\x03", r"\[d\]rop")
     terminal.send("d")
     terminal.send("/budget\r", r"budget 25% ")
 

@@ -1,6 +1,7 @@
 """Options about the model's text, documents, memory and output: each does what its help says."""
 
 import json
+import re
 import shutil
 import stat
 import sys
@@ -11,7 +12,6 @@ from kvchat.documents import read
 from kvchat.documents.document_ids import compose
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.naming import parse_spec
-from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.hub.offer import with_text
 from kvchat.hub.tokenizer import load_tokenizer
@@ -21,6 +21,7 @@ from kvchat.settings.options import Options
 from kvchat.terminal import log, screen
 from kvchat.terminal.text import fitted
 from kvchat.terminal.toolbar import State, toolbar
+from tests.support.errors import refused
 from tests.support.forked import kvchat
 from tests.support.program import DEMO
 from tests.support.scene import Scene, shown, string_screen
@@ -50,9 +51,9 @@ def test_another_tokenizer_and_template(chat_folder, tmp_path):
         leads[given] = book.dialogue.form
     assert leads[None].is_template and not leads[""].is_template
     assert leads[None].lead != leads[str(template)].lead
-    with pytest.raises(KvchatError, match="not a folder"):
+    with refused("model", "nowhere"):
         with_text(model, Options(tokenizer="nowhere"))
-    with pytest.raises(KvchatError, match="cannot be read"):
+    with refused("input", "nowhere"):
         load_tokenizer(with_text(Model("tiny", folder), Options(chat_template="nowhere")))
 
 
@@ -67,7 +68,7 @@ def test_a_missing_tokenizer_names_the_way_out(tmp_path, story):
 
 def test_no_template_is_no_surprise_where_it_was_asked_for(story):
     done = kvchat(story, "-p", "Why?", "-n", "2", "--chat-template", "none")
-    assert done.returncode == 0 and b"no usable chat template" not in done.stderr
+    assert done.returncode == 0 and b"--chat-template" not in done.stderr
 
 
 def test_a_memory_limit_holds_in_the_plan(story, tmp_path, chat_folder):
@@ -75,7 +76,7 @@ def test_a_memory_limit_holds_in_the_plan(story, tmp_path, chat_folder):
     assert done.returncode == 6 and b"--mem-limit 64.00 MiB" in done.stderr
     assert kvchat(story, "-p", "Why?", "--mem-limit", "lots").returncode == 2
     scene = Scene(chat_folder("byte-level", "chatml"), mem_limit=machine.resident())
-    with pytest.raises(KvchatError, match="are free while the present"):
+    with refused("memory"):
         scene.run("/budget 25%")
 
 
@@ -85,10 +86,10 @@ def test_a_log_has_notices_and_errors_but_no_questions(story, tmp_path):
     assert done.returncode == 0
     assert kvchat("-f", "/no/such/file", "-p", "x", "--log-file", str(file)).returncode == 4
     text = file.read_text()
-    assert "WARNING" in text and "ERROR /no/such/file does not exist" in text
-    assert "read " in text and "secret" not in text
+    assert "WARNING" in text and "ERROR /no/such/file" in text
+    assert "tok/s" in text and "secret" not in text
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    with pytest.raises(KvchatError, match="cannot be written"):
+    with refused("input", "/no/such/folder/log"):
         log.open_log("/no/such/folder/log")
 
 
@@ -118,8 +119,7 @@ def test_clean_says_what_it_left_out(tmp_path):
     assert plain.text.count("MY BOOK") == 4 and "light-\nhouse" in plain.text
     assert "MY BOOK" not in clean.text and clean.text.count("lighthouse and counts ships.") == 4
     [notice] = clean.notices
-    assert "8 repeated header and footer lines (40 characters)" in notice
-    assert "4 broken words joined" in notice
+    assert {"8", "40", "4"} <= set(re.findall(r"\d+", notice))
     assert [place.name for place in clean.places] == [place.name for place in plain.places]
     path.write_text("MY BOOK\n\nOne page.\n\n1")
     assert read(str(path), clean_pages=True).text.startswith("MY BOOK"), "a page alone repeats none"
@@ -137,14 +137,14 @@ def test_a_loader_of_one_s_own(tmp_path, monkeypatch):
         (tmp_path / name).write_text("ships and $(stars)")
     found = read(str(tmp_path / "a.odd"), commands=commands)
     assert found.text.strip() == "SHIPS AND $(STARS)" and "python" in found.encoding
-    with pytest.raises(KvchatError, match="ended with 3 and said: nothing"):
+    with refused("input", "3"):
         read(str(tmp_path / "b.bad"), commands=commands)
-    with pytest.raises(KvchatError, match="cannot be run"):
+    with refused("input", "no-such-program"):
         read(str(tmp_path / "a.odd"), commands={".odd": ["no-such-program", "{}"]})
     assert read(str(tmp_path / "b.bad"), loader="text", commands=commands).text.startswith("ships")
     for wrong in ('".odd" = "cat"', '".odd" = ["cat"]', 'odd = ["cat", "{}"]'):
         toml.write_text(f"[loaders]\n{wrong}\n")
-        with pytest.raises(KvchatError, match="line 2: a loader looks like"):
+        with refused("usage", "line 2"):
             config.load()
 
 

@@ -21,7 +21,7 @@ from kvchat.engine.session import Session
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
-from kvchat.prompt_cache.saved_documents import PromptCache
+from kvchat.prompt_cache.documents import PromptCache
 from kvchat.repl import commands
 from kvchat.repl.commands import Context, run
 from kvchat.settings.options import Options
@@ -75,8 +75,8 @@ class Scene:
         model = Model("tiny", folder)
         timings = {"load": 0.1, "tokenize": 0.1, "prefill": 0.1}
         screen = string_screen(width)
-        readings = PromptCache(screen, self.options.prompt_cache)
-        chat = Chat(self.options, model, session, method, book, readings, timings)
+        readings = PromptCache(screen, engine, model, self.options.prompt_cache)
+        chat = Chat(self.options, model, session, method, book, readings, screen, timings)
         self.context = Context(chat, screen, Keeper(screen, new_path()))
 
     @property

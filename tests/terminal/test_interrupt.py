@@ -3,6 +3,8 @@ Each press is sent by the process to itself, at exactly the moment in question."
 
 import os
 import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -27,7 +29,7 @@ def press(count: int = 1, number: int = signal.SIGINT) -> None:
 
 
 class Typed:
-    """Lines that are typed one after the other; then Ctrl-D."""
+    """Lines that are typed one after the other, or what happens in place of one; then Ctrl-D."""
 
     sent, shows_memory, is_paste = 0.0, False, False
 
@@ -37,7 +39,8 @@ class Typed:
     def read(self, toolbar=None, changes=False):
         if not self.typed:
             raise EOFError
-        return self.typed.pop(0)
+        line = self.typed.pop(0)
+        return line() if callable(line) else line
 
     def stop_typed(self):
         return self.early
@@ -85,28 +88,17 @@ def on_disk():
 def test_two_presses_at_the_prompt_leave_wherever_the_second_falls(scene, monkeypatch):
     """In the prompt as a key, between two prompts or right before one as a signal."""
 
-    class Cleared(Typed):
-        def read(self, toolbar=None, changes=False):
-            raise KeyboardInterrupt
+    def cleared():
+        raise KeyboardInterrupt
 
-    class Early(Typed):
-        def read(self, toolbar=None, changes=False):
-            press()  # nothing was sent yet
-
-    with pytest.raises(KeyboardInterrupt):
-        repl.talk(scene.context, Cleared())
-    with pytest.raises(KeyboardInterrupt):
-        repl.talk(scene.context, Early())
+    for act in (cleared, press):  # nothing was sent yet
+        with pytest.raises(KeyboardInterrupt):
+            repl.talk(scene.context, Typed(act, act))
     press_with_every_line(scene, monkeypatch)
-    typed = iter([KeyboardInterrupt, EOFError])
-
-    class Between(Typed):
-        def read(self, toolbar=None, changes=False):
-            raise next(typed)
-
+    left = Typed(cleared, "never read")
     with pytest.raises(KeyboardInterrupt):
-        repl.talk(scene.context, Between())
-    assert next(typed) is EOFError, "it did not wait for another line"
+        repl.talk(scene.context, left)
+    assert left.typed == ["never read"], "it did not wait for another line"
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -154,6 +146,46 @@ def test_two_presses_break_off_and_a_third_does_not_end_the_chat(scene, monkeypa
     monkeypatch.setattr(repl.commands, "run", lambda line, context: press(2))
     assert repl.talk(scene.context, Typed("/show")) == 0
     assert "interrupted" in shown(scene.context.screen)
+
+
+# A live area, and a stream that is told to stop in the midst of a write. In a session of its own
+# nobody could continue the process, so the kernel does not stop it.
+STOPPED = """
+import io, os, signal, sys, time
+from rich.console import Console
+from rich.live import Live
+from kvchat import process
+from kvchat.terminal.live import shown
+
+class Raw(io.RawIOBase):
+    armed = False
+    def writable(self):
+        return True
+    def write(self, data):
+        if self.armed:
+            self.armed = False
+            os.kill(os.getpid(), signal.SIGTSTP)
+        return len(data)
+
+raw, stops = Raw(), []
+sys.stderr = sys.__stderr__ = io.TextIOWrapper(io.BufferedWriter(raw))
+process.prepare()
+process.show_cursor = lambda: stops.append(raw.armed)
+with shown(Live("x", console=Console(file=sys.stderr, force_terminal=True), auto_refresh=False)):
+    raw.armed = True
+    sys.stderr.write("y")
+    sys.stderr.flush()
+    end = time.monotonic() + 20
+    while not stops and time.monotonic() < end:
+        time.sleep(0.01)
+print(stops)
+"""
+
+
+def test_ctrl_z_in_the_midst_of_a_write_waits_for_its_end():
+    command = [sys.executable, "-c", STOPPED]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+    assert (done.stdout, done.returncode) == ("[False]\n", 0)
 
 
 def test_contexts_nest():

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import sys
+from contextlib import nullcontext
 from itertools import islice
 
 import pytest
@@ -68,7 +69,7 @@ def test_messages_errors_and_columns():
         screen.tell(text)
         screen.warn(text)
         screen.error(KvchatError("input", text, text))
-        screen.rows((text, text) for text in texts)
+        screen.columns((text, text) for text in texts)
     assert safe(shown(screen))
 
 
@@ -95,14 +96,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_answers_on_a_terminal(monkeypatch):
+def test_plain_answers_and_json_on_a_terminal(monkeypatch):
     target = Terminal()
     monkeypatch.setattr(sys, "stdout", target)
-    from contextlib import nullcontext
-
     with PlainAnswer(nullcontext(lambda: None)) as answer:
         for text in strings(4):
             answer.write(text)
+    for text in strings(11):
+        oneshot.emit({"event": "token", "text": text})
     assert safe(target.getvalue())
 
 
@@ -171,14 +172,6 @@ def test_errors_about_what_was_typed():
             except KvchatError as error:
                 screen.error(error)
     assert safe(shown(screen))
-
-
-def test_json_on_a_terminal(monkeypatch):
-    target = Terminal()
-    monkeypatch.setattr(sys, "stdout", target)
-    for text in strings(11):
-        oneshot.emit({"event": "token", "text": text})
-    assert safe(target.getvalue())
 
 
 @pytest.mark.parametrize("width", [40, 79, 121, 200])

@@ -114,6 +114,6 @@ def _check(path: Path, mapped: Mapped, prefix: str) -> Callable[[], None]:
         try:
             mapped.check(name for name in mapped.tensors if name.startswith(prefix))
         except Refused as problem:
-            raise KvchatError("session", f"{path} cannot be used: {problem}", "/reread -") from None
+            raise KvchatError("session", f"{path} cannot be used: {problem}", "/select -") from None
 
     return check

@@ -6,9 +6,8 @@ from random import Random
 
 from kvchat.eval import words
 from kvchat.eval.case import Case, Draw, Question
-from kvchat.eval.tasks.needles import codes
+from kvchat.eval.tasks.needles import codes, several
 
-LONG = 128  # tokens of an answer
 PAIR_TOKENS = 24  # of the demo tokenizer, which has a token per digit
 ITEM_TOKENS = 7  # of a list's item or a made-up word, which has a token per letter
 COMMON = 10  # words that stand in the list more often than all others
@@ -59,7 +58,7 @@ def common_words(draw: Draw) -> Case:
     rng.shuffle(listed)
     question = f"Which {common} words stand in the list most often? Answer with these words only."
     text = "\n".join(f"{number}. {word}" for number, word in enumerate(listed, 1))
-    return Case(text, (_asked(question, drawn[:common], "common-words"),))
+    return Case(text, (several(question, drawn[:common], "common-words"),))
 
 
 def frequent_words(draw: Draw) -> Case:
@@ -79,14 +78,10 @@ def frequent_words(draw: Draw) -> Case:
         f"Which {ASKED} of these made-up words stand there most often? "
         "Answer with these words only."
     )
-    return Case(" ".join(listed), (_asked(question, made[:ASKED], "frequent-words"),))
+    return Case(" ".join(listed), (several(question, made[:ASKED], "frequent-words"),))
 
 
 def _made_up(rng: Random, taken: list[str]) -> str:
     while (word := "".join(rng.choices(SYLLABLES, k=3))) in taken:
         pass
     return word
-
-
-def _asked(question: str, answers: list[str], kind: str) -> Question:
-    return Question(question, tuple(answers), kind, "part", longest=LONG)

@@ -63,7 +63,7 @@ def multi_value(draw: Draw) -> Case:
     rng.shuffle(needles)
     text, _ = hidden(rng, draw.tokens, needles)
     questions = (
-        _several(f"What are the {VALUES} magic numbers of {place}?", own, "multi-value")
+        several(f"What are the {VALUES} magic numbers of {place}?", own, "multi-value")
         for place, own in numbers.items()
     )
     return Case(text, tuple(questions))
@@ -79,7 +79,7 @@ def multi_query(draw: Draw) -> Case:
         asked = rng.sample(list(numbers), ASKED)
         question = f"What are the magic numbers of {', '.join(asked[:-1])} and {asked[-1]}?"
         answers = [numbers[place] for place in asked]
-        questions[tuple(sorted(asked))] = _several(question, answers, "multi-query")
+        questions[tuple(sorted(asked))] = several(question, answers, "multi-query")
     return Case(text, tuple(questions.values()))
 
 
@@ -94,7 +94,7 @@ def variables(draw: Draw) -> Case:
     values = codes(rng, count)
     text, _ = hidden(rng, draw.tokens, _interleaved(rng, chains, values))
     questions = (
-        _several(
+        several(
             f"Which variables have the value {value}? Name all {len(chain)} of them.",
             chain,
             "variable-tracking",
@@ -126,7 +126,8 @@ def _single(rng: Random, draw: Draw, sentence: str, question: Question) -> Case:
     return Case(text, (question,))
 
 
-def _several(text: str, answers: list[str], kind: str, longest: int = LONG) -> Question:
+def several(text: str, answers: list[str], kind: str, longest: int = LONG) -> Question:
+    """A question for all of the answers; each found is worth its share."""
     return Question(text, tuple(answers), kind, "part", longest=longest)
 
 

@@ -43,19 +43,19 @@ def help_(context: Context, argument: str) -> None:
     screen = context.screen
     if not argument:
         hidden = ("help", "quit")  # in the last line: the list is one screen of 24 lines
-        screen.rows(
+        screen.columns(
             (f"/{name} {command.argument}".rstrip(), command.summary)
             for name, command in COMMANDS.items()
             if name not in hidden
         )
         screen.tell("  /help NAME says more · /help keys · Ctrl-C interrupts · /quit or Ctrl-D")
     elif argument.lstrip("/") == "keys":
-        screen.rows(KEYS)
+        screen.columns(KEYS)
     else:
         name = find(argument.lstrip("/")).partition(" ")[0]
         command = COMMANDS[name]
         screen.tell(f"/{name} {command.argument}".rstrip())
-        screen.rows([line] for line in command.lines)
+        screen.columns([line] for line in command.lines)
 
 
 def quit_(context: Context, argument: str) -> None:

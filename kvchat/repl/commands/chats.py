@@ -10,7 +10,7 @@ from kvchat.chat.prefill import Dropped
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
 from kvchat.terminal import clipboard
-from kvchat.terminal.markdown_blocks import code_blocks
+from kvchat.terminal.markdown import code_blocks
 from kvchat.terminal.text import clean, counted, first_line
 
 
@@ -130,6 +130,8 @@ def export(context: Context, argument: str) -> None:
 
     Without a name it is called like the chat. A file that exists is not overwritten.
     """
+    if not context.chat.session.turns:
+        raise KvchatError("usage", "nothing has been asked: there is nothing to export")
     path = Path(argument or f"{context.keeper.title}.md").expanduser()
     shown = clean(str(path))
     if path.suffix not in FORMS:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from kvchat.chat.chat import Chat
-from kvchat.chat.prefill import read_again
+from kvchat.chat.prefill import recompress
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
@@ -29,9 +29,9 @@ def method(context: Context, argument: str) -> None:
     if not argument:
         now = name_of(chat.method)
         rows = ((f"{'→ '[name != now]} {name}", entry.idea) for name, entry in METHODS.items())
-        context.screen.rows(rows, indent=0, gap=1)
+        context.screen.columns(rows, indent=0, gap=1)
         context.screen.tell(f"now: {full_spec(chat)}")
-    elif read_again(chat, context.screen, method=method_of(chat, argument)):
+    elif recompress(chat, method=method_of(chat, argument)):
         context.keeper.changed(chat)
 
 
@@ -51,7 +51,8 @@ def method_of(chat: Chat, spec: str) -> Method:
     if asked.origin("method_options") != SAVED_CHAT:  # those are all of the saved method's
         usual = asked.usual_of(asked.method)
         given = [pair for pair in asked.method_options if pair not in usual]
-        given = [pair for pair in given if not pair.startswith("bits=")]
+        if not METHODS[name_of(chat.method)].retrieves:  # else it says nothing of bits
+            given = [pair for pair in given if not pair.startswith("bits=")]
     return switched(spec, chat.method, asked.usual_of(spec), given)
 
 
@@ -77,7 +78,7 @@ def budget(context: Context, argument: str) -> None:
             "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
         )
     changed = with_budget(chat.method, wanted)
-    if read_again(chat, context.screen, method=changed, questions=chat.chosen_for):
+    if recompress(chat, method=changed, questions=chat.chosen_for):
         context.keeper.changed(chat)
 
 
@@ -93,7 +94,7 @@ def select(context: Context, argument: str) -> None:
     if not chat.book.files:
         raise KvchatError("usage", "there is no document to select of", "/file book.txt")
     if argument == "-":
-        if read_again(chat, context.screen, fresh=True):
+        if recompress(chat, fresh=True):
             context.keeper.changed(chat)
         return
     if not chat.method.needs.sees:
@@ -106,7 +107,7 @@ def select(context: Context, argument: str) -> None:
     question = argument or (chat.session.turns[-1].question if chat.session.turns else "")
     if not question:
         raise KvchatError("usage", "nothing has been asked yet", "/select QUESTION", "/select -")
-    if read_again(chat, context.screen, questions=[question]):
+    if recompress(chat, questions=[question]):
         context.keeper.changed(chat)
         context.screen.tell(f"selected for {first_line(question)!r}")
 

@@ -61,7 +61,7 @@ def listing(context: Context) -> None:
 
 def attach(context: Context, added: Sequence[documents.Document]) -> None:
     """Process documents together with those that are there."""
-    if attaching.attach(context.chat, context.screen, added):
+    if attaching.attach(context.chat, added):
         context.keeper.changed(context.chat)
 
 
@@ -82,7 +82,7 @@ def drop(context: Context, argument: str) -> None:
         raise KvchatError("usage", "there is no document to remove", "/file book.txt")
     index = number("/drop", argument, 1, len(chat.book.files)) - 1
     gone = chat.book.files[index]
-    if attaching.leave_out(chat, context.screen, index):
+    if attaching.leave_out(chat, index):
         context.keeper.changed(chat)
         context.screen.tell(f"removed {gone.title}")
 
@@ -99,7 +99,7 @@ def system(context: Context, argument: str) -> None:
     text = "" if argument == "-" else argument
     if text == chat.book.system:
         context.screen.tell("nothing has changed")
-    elif attaching.instruct(chat, context.screen, text):
+    elif attaching.instruct(chat, text):
         context.keeper.changed(chat)
         context.screen.tell(f"system prompt {'changed' if text else 'removed'}")
 

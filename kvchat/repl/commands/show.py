@@ -38,7 +38,7 @@ def show(context: Context, argument: str) -> None:
 def _memory(context: Context, argument: str) -> None:
     screen, found = context.screen, memory.breakdown(context.chat)
     screen.tell(f"memory usage · {found.device}")
-    screen.rows(memory.table(found, screen.width, screen.glyphs))
+    screen.columns(memory.table(found, screen.width, screen.glyphs))
     for note in memory.notes(found):
         screen.tell(f"  {note}")
 
@@ -133,7 +133,7 @@ def _model(context: Context, argument: str) -> None:
     engine, config = chat.session.engine, chat.session.engine.config
     refusals = engine.backend.report() if hasattr(engine.backend, "report") else []
     heads = f"{config.num_heads} query heads over {config.num_kv_heads} KV heads"
-    context.screen.rows([
+    context.screen.columns([
         ("model", f"{chat.model.name} ({config.family}), {config.parameters / 1e6:,.1f} M "
          f"parameters, {size(engine.weights_bytes)} in {engine.weights}"),
         ("folder", str(chat.model.folder)),
@@ -156,7 +156,7 @@ def _settings(context: Context, argument: str) -> None:
         selection = "anew for every question"
     elif chat.method.needs.sees:
         selection = "by the end of the documents (/select QUESTION: by a question)"
-    context.screen.rows(
+    context.screen.columns(
         [
             ("method", full_spec(chat)),
             ("selection", selection),
@@ -174,7 +174,7 @@ def _template(context: Context, argument: str) -> None:
     form = context.chat.session.dialogue.form
     kind = "the model's chat template" if form.is_template else "plain Question / Answer form"
     parts = ("lead", "joint", "opening", "header", "between")
-    context.screen.rows([("form", kind), *((part, repr(getattr(form, part))) for part in parts)])
+    context.screen.columns([("form", kind), *((part, repr(getattr(form, part))) for part in parts)])
 
 
 def _prompt(context: Context, argument: str) -> None:
@@ -185,7 +185,7 @@ def _prompt(context: Context, argument: str) -> None:
     if len(text) > 2 * EXCERPT:
         parts = [text[:EXCERPT], "[…]", text[-EXCERPT:]]
     count = f"{len(ids):,} tokens, {len(text):,} characters"
-    context.screen.rows([part] for part in (count, *parts))
+    context.screen.columns([part] for part in (count, *parts))
 
 
 PARTS: dict[str, Callable[[Context, str], None]] = {
@@ -212,7 +212,7 @@ def set_(context: Context, argument: str) -> None:
     if value:
         chat.options = chat.options.changed(key, value.strip(), "/set")
         context.keeper.changed(chat)
-    context.screen.rows(setting_rows(context, [key] if key else LIVE))
+    context.screen.columns(setting_rows(context, [key] if key else LIVE))
     if key and not value:
         context.screen.tell(f"  takes {LIVE[key].kind.meaning}")
 

@@ -1,4 +1,4 @@
-"""Saved readings on disk: where they are, which there are, and how much they may take. Imports no
+"""Cached documents on disk: where they are, which there are, and how much they may take. Imports no
 torch.
 """
 
@@ -17,13 +17,13 @@ from kvchat.engine.store.atomic import sweep
 from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean, size
 
-CAP = 20 * 2**30  # bytes that saved readings may take; the least lately used go first
+CAP = 20 * 2**30  # bytes that cached documents may take; the least recently used go first
 LEAVE = 5 * 2**30  # bytes that stay free on the disk
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A saved reading: `about` is what was noted for the person, `used` the time of its last use.
+    """A cached document: `about` is what was noted for the person, `used` the time of its last use.
 
     One that cannot be read has a `problem` and nothing about it.
     """
@@ -46,22 +46,17 @@ class Entry:
 
 
 def folder(given: str | None = None) -> Path:
-    """Where readings are saved: `--kv-cache-dir`, or the user's cache folder."""
+    """Where documents are cached: `--prompt-cache-dir`, or the user's cache folder."""
     return Path(given).expanduser() if given else user_cache_path("kvchat") / "kv"
 
 
-def noted(head: header.Header) -> dict[str, Any]:
-    """What was noted about a reading for the person. Raises Refused if it is none."""
-    return head.about
-
-
 def place(root: Path, fingerprint: str) -> Path:
-    """The file of a reading."""
+    """The file of a document."""
     return root / f"{fingerprint}{SUFFIX}"
 
 
 def entries(root: Path) -> list[Entry]:
-    """All saved readings, the last used first."""
+    """All cached documents, the last used first."""
     found = []
     for path in root.glob(f"*{SUFFIX}"):
         with suppress(OSError):  # gone in the meantime
@@ -70,14 +65,14 @@ def entries(root: Path) -> list[Entry]:
 
 
 def find(root: Path, name: str) -> Entry:
-    """The reading whose id begins with `name`, or of a document of that name.
+    """The document whose id begins with `name`, or of a document of that name.
 
     Raises KvchatError("session") if there is none or more than one.
     """
     there = entries(root)
     found = [e for e in there if e.id.startswith(name) or e.title == name] if name else []
     if len(found) != 1:
-        what = f"{len(found)} saved readings are" if found else "no saved reading is"
+        what = f"{len(found)} cached documents are" if found else "no cached document is"
         raise KvchatError(
             "session",
             f"{what} called {clean(name)!r}",
@@ -88,7 +83,7 @@ def find(root: Path, name: str) -> Entry:
 
 
 def remove(entry: Entry) -> None:
-    """Delete a reading; who has it mapped keeps it. Raises KvchatError("session")."""
+    """Delete one; who has it mapped keeps it. Raises KvchatError("session")."""
     try:
         entry.path.unlink(missing_ok=True)
     except OSError as error:
@@ -96,7 +91,7 @@ def remove(entry: Entry) -> None:
 
 
 def prune(root: Path, most: int, keep: Collection[Path] = ()) -> list[Entry]:
-    """Delete the least lately used readings until the rest takes at most `most` bytes.
+    """Delete the least recently used ones until the rest takes at most `most` bytes.
 
     Those of `keep` stay. Left-overs of processes that died go too.
     """
@@ -114,7 +109,7 @@ def prune(root: Path, most: int, keep: Collection[Path] = ()) -> list[Entry]:
 
 
 def use(path: Path) -> None:
-    """Note that a reading was used now."""
+    """Note that one was used now."""
     with suppress(OSError):
         os.utime(path)
 
@@ -130,9 +125,11 @@ def require_space(root: Path, needed: int) -> None:
 
 
 def differences(root: Path, parts: dict[str, str], same: Sequence[str]) -> list[str]:
-    """How the last used reading that agrees in the parts `same` differs; empty if there is none."""
+    """How the last used one that agrees in the parts `same` differs; empty if there is none."""
     for entry in entries(root):
         its = entry.about.get("parts", {})
+        if its and its.get("document") == parts["document"] and its["kvchat"] != parts["kvchat"]:
+            return ["kvchat"]  # another version may write down everything else in another way
         if its and all(its.get(name) == parts.get(name) for name in same):
             return [name for name in parts if its.get(name) != parts[name]]
     return []
@@ -141,7 +138,7 @@ def differences(root: Path, parts: dict[str, str], same: Sequence[str]) -> list[
 def _entry(path: Path) -> Entry:
     about = path.stat()
     try:
-        what = noted(header.read(path))
+        what = header.read(path).about
     except Refused as problem:
         return Entry(path, about.st_size, about.st_mtime, {}, str(problem))
     return Entry(path, about.st_size, about.st_mtime, what)

@@ -1,0 +1,325 @@
+"""Cached documents: mapped from disk in place of a prefill, saved in the background after one. One
+that cannot be used or saved is told once and costs nothing else.
+"""
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, TypeVar
+
+from kvchat.documents.document_ids import Book
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.engine import Engine
+from kvchat.engine.events import Progress, Restored, Smaller
+from kvchat.engine.methods.base import Method, Retrieves
+from kvchat.engine.methods.full import Full
+from kvchat.engine.methods.naming import spec_of
+from kvchat.engine.prefill.archive_writer import InMemory
+from kvchat.engine.session import Session
+from kvchat.engine.store import Refused, header
+from kvchat.engine.store.archive import OnDisk, load_archives
+from kvchat.engine.store.book import layers_of, load_book, save_book
+from kvchat.engine.store.identity import Identity, Parts, fingerprint
+from kvchat.engine.store.tensors import Stopped
+from kvchat.errors import KvchatError
+from kvchat.hub.find import Model
+from kvchat.prompt_cache import files
+from kvchat.terminal.screen import Screen
+from kvchat.terminal.text import clean, size
+
+T = TypeVar("T")
+Run = Callable[[Generator[Progress | Smaller, None, None]], None]
+# Parts of an identity that say which document it is meant to be; if they agree, another difference
+# means that it was made obsolete.
+ASKED = ("document", "method", "questions")
+NAMES = {"weights": "the weights", "config": "config.json", "kvchat": "the version of kvchat"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A cached document: when it was made, how long its prefill took, and loading it (seconds).
+
+    `book` has the ids of the day on which it was made, if the template writes a date.
+    """
+
+    created: datetime
+    read_seconds: float
+    seconds: float
+    book: Book
+    cache: KVCache
+
+
+class PromptCache:
+    """The prompt cache of one loaded model. A context around a chat: at its end what is still
+    being saved is waited for.
+
+    `policy` is on, off or readonly; `full_copy` says where all entries of a document stay: off,
+    host or disk.
+    """
+
+    def __init__(
+        self,
+        screen: Screen,
+        engine: Engine,
+        model: Model,
+        policy: str = "off",
+        root: Path | None = None,
+        full_copy: str = "off",
+    ):
+        self._screen, self._engine, self._model = screen, engine, model
+        self._root, self.full_copy = root or files.folder(), full_copy
+        self.reads, self.saves = policy != "off", policy == "on"
+        self._running: list[_Save] = []
+
+    def __enter__(self) -> "PromptCache":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:  # the person or a signal wants to be gone
+            for save in self._running:
+                save.stop()
+        self._wait()
+
+    def open(
+        self,
+        session: Session,
+        book: Book,
+        method: Method,
+        folds: Method | None,
+        run: Run,
+        questions: Sequence[str] = (),
+    ) -> Found | None:
+        """Begin a conversation over a book: over a cached one, which is returned, or a new one.
+
+        `run` runs the prefill; `questions` choose what is kept. See `Session.prefill`.
+        """
+        session.require_window(method)
+        if found := self.find(book, method, questions):
+            session.dialogue = found.book.dialogue
+            session.adopt(found.cache, found.book.ids, folds or method)
+            session.chooser = method
+            return found
+        begin = perf_counter()
+        archiving = self.archiving(book, method)
+        run(session.prefill(book.ids, method, folds, archiving, questions))
+        self.kept(archiving)
+        self.save(session, book, method, perf_counter() - begin, questions)
+        return None
+
+    def find(self, book: Book, method: Method, questions: Sequence[str] = ()) -> Found | None:
+        """A book's cache, if there is one; says why one that is there is of no use."""
+        if not self.reads or not book.files or self._copies(method) == "host":
+            return None  # a copy in memory comes from a prefill
+        begin = perf_counter()
+        try:
+            parts = self._parts(book, method, questions)
+        except OSError:  # the model's folder is gone since it was loaded
+            return None
+
+        def load(path: Path, name: str, dated: Book) -> KVCache:
+            return load_book(path, self._engine, dated.ids, name)
+
+        opened = self._opened(parts, book, load)
+        if self._copies(method) == "disk":
+            opened = self._with_archives(book, method, opened)
+        if opened is None:
+            if others := files.differences(self._root, parts, ASKED):
+                names = ", ".join(NAMES.get(part, f"the {part}") for part in others)
+                self._screen.say(f"this document is cached, but since then {names} changed")
+            return None
+        cache, about, book = opened
+        created, seconds = datetime.fromisoformat(about["created"]), perf_counter() - begin
+        layers, held = self._engine.config.num_layers, cache.memory().total
+        self._screen.observer(Restored(len(book.ids), layers, held, seconds))
+        return Found(created, about.get("read_seconds", 0.0), seconds, book, cache)
+
+    def archiving(self, book: Book, method: Method) -> InMemory | OnDisk | None:
+        """What keeps all entries of a book during its prefill; None if nothing is to."""
+        where = self._copies(method)
+        if where == "off" or not book.files:
+            return None
+        if where == "host":
+            return InMemory()
+        parts = self._parts(book)
+        about = self._about(book) | {"method": "all entries", "parts": parts}
+        name, layers = fingerprint(parts), self._engine.config.num_layers
+        on_disk = OnDisk(files.place(self._root, name), layers, book.ids, name, about)
+        try:
+            files.require_space(self._root, about["full_bytes"])
+        except OSError as error:
+            on_disk.problem = error
+        return on_disk
+
+    def kept(self, archiving: InMemory | OnDisk | None) -> None:
+        """Say what became of a full copy, after the prefill."""
+        if isinstance(archiving, OnDisk) and (problem := archiving.problem):
+            reason = clean(problem.strerror or str(problem))
+            self._screen.warn(f"no full copy is kept in {self._root}: {reason}")
+
+    def save(
+        self,
+        session: Session,
+        book: Book,
+        method: Method,
+        read_seconds: float,
+        questions: Sequence[str] = (),
+    ) -> None:
+        """Save what the session has kept of a book after its prefill, in the background."""
+        ids, engine = book.ids, self._engine
+        layers = layers_of(session.cache, len(ids)) if self.saves and book.files else None
+        if layers is None:
+            return
+        about = self._about(book) | {
+            "method": spec_of(method),
+            "budget": str(method.budget),
+            "read_seconds": round(read_seconds, 3),
+        }
+        held = session.memory().total
+
+        def work(stopped: Callable[[], bool]) -> str:
+            parts = self._parts(book, method, questions)
+            path = files.place(self._root, fingerprint(parts))
+            files.require_space(self._root, held)
+            save_book(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)
+            archive = files.place(self._root, fingerprint(self._parts(book)))
+            files.prune(self._root, files.CAP, keep=(path, archive))
+            return f"cached for the next time: {size(path.stat().st_size)} (kvchat cache list)"
+
+        self._running.append(_Save(work))
+
+    def tell(self) -> None:
+        """Say which savings have ended since the last time, where a person may read it."""
+        for save in [save for save in self._running if not save.running]:
+            self._running.remove(save)
+            if isinstance(save.outcome, Exception):
+                reason = getattr(save.outcome, "strerror", None) or repr(save.outcome)
+                self._screen.warn(f"nothing can be cached in {self._root}: {clean(reason)}")
+                self.saves = False  # once is enough
+            elif save.outcome:
+                self._screen.say(save.outcome, "dim")
+
+    @cached_property
+    def _identity(self) -> Identity:
+        return Identity(self._engine, self._model.folder)
+
+    def _parts(
+        self, book: Book, method: Method | None = None, questions: Sequence[str] = ()
+    ) -> Parts:
+        """The identity of a book with a method, the same on every day."""
+        undated = book.undated
+        probes = [undated.dialogue.first(question) for question in questions]
+        return self._identity.parts(undated.ids, method, probes)
+
+    def _opened(
+        self, parts: Parts, book: Book, load: Callable[[Path, str, Book], T]
+    ) -> tuple[T, Any, Book] | None:
+        """What a file of these parts holds, what it notes, and the book on its day; None if it is
+        not there or bad."""
+        name = fingerprint(parts)
+        path = files.place(self._root, name)
+        try:
+            about = header.read(path).about
+            datetime.fromisoformat(about["created"])
+            dated = book.on(date.fromisoformat(about["day"])) if about.get("day") else book
+            found = load(path, name, dated)
+        except FileNotFoundError:
+            return None
+        except (Refused, OSError, KeyError, ValueError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or repr(error)
+            self._screen.warn(f"the cached document {path} is not used: {reason}")
+            return None
+        files.use(path)
+        return found, about, dated
+
+    def _with_archives(
+        self, book: Book, method: Method, opened: tuple[KVCache, Any, Book] | None
+    ) -> tuple[KVCache, Any, Book] | None:
+        """A cache with its archives beside it, chosen from them if there is none."""
+        parts = self._parts(book)
+        found = self._opened(parts, book, lambda path, name, on: load_archives(path, on.ids, name))
+        if found is None:
+            return None
+        archives, about, dated = found
+        if opened is None:
+            try:
+                cache = self._engine.chosen(archives, method)
+            except KvchatError as error:
+                self._screen.warn(f"{error.message}; the document is prefilled again")
+                return None
+            return None if cache is None else (cache, about, dated)
+        for layer, archive in zip(opened[0].layers, archives, strict=True):
+            layer.archive = archive
+        return opened
+
+    def _copies(self, method: Method) -> str:
+        """Where all entries stay with a method: one that keeps them needs no copy."""
+        return "off" if isinstance(method, Full | Retrieves) else self.full_copy
+
+    def _about(self, book: Book) -> dict[str, Any]:
+        """What a file notes for the person."""
+        return {
+            "model": self._model.name,
+            "documents": [file.title for file in book.files],
+            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "day": str(book.dialogue.day or ""),
+            "tokens": len(book.ids),
+            "full_bytes": len(book.ids) * self._engine.kv_bytes_per_token,
+        }
+
+    def _wait(self) -> None:
+        """Wait for what is being saved; Ctrl-C gives it up."""
+        try:
+            for save in self._running:
+                save.wait(0.2)
+            if any(save.running for save in self._running):
+                self._screen.say("caching the document for the next time · Ctrl-C gives it up")
+            for save in self._running:
+                save.wait()
+        except KeyboardInterrupt:
+            for save in self._running:
+                save.stop()
+            for save in self._running:
+                save.wait()
+        self.tell()
+
+
+class _Save:
+    """What a thread writes while the chat goes on; `outcome` says how it ended."""
+
+    def __init__(self, work: Callable[[Callable[[], bool]], str]):
+        self._stop = threading.Event()
+        self._work = work
+        self.outcome: str | Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="save")
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether it is still being written."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Give it up; nothing of it stays."""
+        self._stop.set()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it has ended, or for some seconds."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self._work(self._stop.is_set)
+        except Stopped:
+            return
+        except Exception as error:  # the chat goes on; whatever it is will be told
+            self.outcome = error
