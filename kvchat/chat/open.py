@@ -43,7 +43,7 @@ from kvchat.prompt_cache.documents import PromptCache
 from kvchat.prompt_cache.files import folder
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import counted, size, unicode
+from kvchat.terminal.text import size, unicode
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,7 @@ def _check(setup: Setup, book: Book, screen: Screen) -> None:
 
 def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -> None:
     """The lines about document and plan."""
-    device, tokens, limit = setup.device, len(book.ids), setup.limit
-    threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
+    tokens, limit = len(book.ids), setup.limit
     screen.say(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window, "
         f"{limit - tokens:,} left for questions and answers"
@@ -257,6 +256,5 @@ def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) 
     )
     screen.say(
         f"      {size(plan.prefill)} during the prefill, {size(plan.chat)} with the window "
-        f"full; {size(free)} free on {device}{threads}, "
-        f"{str(setup.dtype).removeprefix('torch.')}"
+        f"full; {size(free)} free on {setup.device}"
     )
