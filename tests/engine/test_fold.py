@@ -2,6 +2,7 @@
 turn that was folded can be taken back."""
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -13,11 +14,9 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import H2O, CaM, spill
 from kvchat.engine.methods.specs import options
 from kvchat.engine.session import Session
-from kvchat.engine.text.chat_template import Dialogue
-from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 from tests.engine.scenes import KEEPING, kept_tokens, prefilled
-from tests.engine.scripted import BOOK, LoggedEngine, ask
+from tests.engine.scripted import ask, new_session, talk
 from tests.engine.tiny import load_engine, random_ids, read
 from tests.support.closeness import assert_close
 
@@ -30,23 +29,15 @@ def small(name: str, **given):
     return parse_method(name, extra=[*short, *(f"{k}={v}" for k, v in given.items())])
 
 
-def chat(folder, method, tail_budget: int, chunk: int = 2048) -> Session:
-    engine = LoggedEngine(load_engine(folder, chunk=chunk))
-    session = Session(engine, Dialogue(Tokenizer.load(folder)), (), 100_000)
-    session.tail_budget = tail_budget
-    drain(session.prefill(session.dialogue.document(BOOK), method))
-    return session
-
-
-@pytest.fixture
-def folder(chat_folder):
-    return chat_folder("byte-level", "chatml")
+def chat(folder, method, tail_budget: int = 160, turns: int = 0) -> Session:
+    session = new_session(folder, 100_000, method=method, tail_budget=tail_budget)
+    return talk(session, *(f"And {n}?" for n in range(turns)), max_tokens=3)
 
 
 @pytest.mark.parametrize("name", FOLDING)
 def test_eighty_turns_stay_within_the_budget(folder, name):
     """At every turn's end: folded entries and live ones, and the newest turn as it was read."""
-    session = chat(folder, small(name), tail_budget=160)
+    session = chat(folder, small(name))
     begin = len(session.document)
     entry = 2 * 16 * 4 + 4 + 8  # key, value, position, and a merged entry's bias and count
     held = []
@@ -130,11 +121,9 @@ def test_h2o_s_next_step():
 def test_cam(mass, part):
     """m 2, targets .4 and .2: attention .15 gives a quarter of the value to each, .45 a half."""
     values = torch.tensor([[[8.0, 4.0], [1.0, 1.0], [0.0, 2.0], [5.0, 5.0]]])
+    want = values + part * values[:, :1] * torch.tensor([0.0, 1, 1, 0])[:, None]
     spill(values, torch.tensor([[mass, 0.4, 0.2, 9.0]]), entry=0, targets=2)
-    given = part * torch.tensor([8.0, 4.0])
-    want = torch.stack([torch.tensor([1.0, 1.0]) + given, torch.tensor([0.0, 2.0]) + given])
-    assert_close("targets", values[0, 1:3], want, 1e-6)
-    assert values[0, 0].tolist() == [8, 4] and values[0, 3].tolist() == [5, 5]
+    assert_close("values", values, want, 1e-6)
 
 
 def test_cam_spills_in_order_and_keeps_the_newest():
@@ -161,33 +150,26 @@ def test_cam_spills_in_order_and_keeps_the_newest():
 
 
 def test_undo_into_folded_turns_reads_the_others_again(folder):
-    session = chat(folder, small("adakv"), tail_budget=160)
-    for number in range(12):
-        ask(session, f"And {number}?", max_tokens=3)
+    session = chat(folder, small("adakv"), turns=12)
     assert session.compacted
-    inside = next(
-        n for n, _ in enumerate(session.turns)
-        if sum(len(t.ids) for t in session.turns[: n + 1]) > session.compacted // 2
-    )  # fmt: skip
+    lengths = accumulate(len(turn.ids) for turn in session.turns)
+    inside = next(n for n, length in enumerate(lengths) if length > session.compacted // 2)
     dropped = session.undo(12 - inside)
     assert len(dropped) == 12 - inside and len(session.turns) == inside
     assert session.compacted == 0, "the turns that stay were read again"
     begin = len(session.document)
-    talk = [i for turn in session.turns for i in turn.ids]
-    assert session.cache.position == begin + len(talk)
+    said = [i for turn in session.turns for i in turn.ids]
+    assert session.cache.position == begin + len(said)
     other = chat(folder, small("adakv"), tail_budget=0)
-    drain(other.engine.extend(other.cache, talk))
+    drain(other.engine.extend(other.cache, said))
     logits = [s.engine.score(s.cache, [1, 2, 3]) for s in (session, other)]
     assert_close("as if nothing had been folded", *logits, 1e-5)
     ask(session, "So?", max_tokens=3)
 
 
 def test_newest_turns_are_taken_back_without_reading(folder):
-    session = chat(folder, small("snapkv"), tail_budget=160)
-    for number in range(12):
-        ask(session, f"And {number}?", max_tokens=3)
-    folded = session.compacted
-    log = len(session.engine.log)
+    session = chat(folder, small("snapkv"), turns=12)
+    folded, log = session.compacted, len(session.engine.log)
     session.undo()
     assert session.compacted == folded and len(session.engine.log) == log
     session.clear()
@@ -197,31 +179,27 @@ def test_newest_turns_are_taken_back_without_reading(folder):
 
 
 def test_a_chat_that_is_read_again_is_folded_again(folder):
-    session = chat(folder, small("adakv"), tail_budget=160)
-    for number in range(12):
-        ask(session, f"And {number}?", max_tokens=3)
+    session = chat(folder, small("adakv"), turns=12)
     turns = session.turns
     drain(session.recompress(small("h2o")))
     assert session.turns == turns and session.compacted
     live = session.cache.position - session.cache.frozen
     assert live <= max(80, len(turns[-1].ids))
-    other = chat(folder, small("adakv"), tail_budget=160)
+    other = chat(folder, small("adakv"))
     drain(other.restore(turns))
     assert other.compacted and other.cache.position == session.cache.position
 
 
-def test_what_cannot_fold_says_so(folder):
-    for spec in ("full:bits=4", "pqcache"):
-        with pytest.raises(KvchatError, match=spec.partition(":")[0]):
+def test_what_cannot_fold_is_refused(folder):
+    for spec in ("full:bits=4", "pqcache", "kvmerger@paper"):
+        with pytest.raises(KvchatError, match="mode=eps" if "@" in spec else spec.split(":")[0]):
             folding(parse_method(spec), 500)
     with pytest.raises(KvchatError, match="pqcache"):
-        chat(folder, parse_method("pqcache"), tail_budget=160)
+        chat(folder, parse_method("pqcache"))
     with pytest.raises(KvchatError, match="37") as caught:
         folding(parse_method("adakv"), 40)
     assert caught.value.tries == ("--tail-budget 74",)
     assert folding(parse_method("adakv:bits=4"), 74).budget == Budget(entries_per_head=37)
-    with pytest.raises(KvchatError, match="mode=eps"):
-        folding(parse_method("kvmerger@paper"), 500)
 
 
 def test_a_fold_that_fails_changes_nothing(checkpoint, monkeypatch):
@@ -247,11 +225,9 @@ def test_a_fold_that_fails_changes_nothing(checkpoint, monkeypatch):
 
 
 def test_a_chat_without_a_document_folds_with_a_method_of_its_own(folder):
-    engine = LoggedEngine(load_engine(folder))
-    session = Session(engine, Dialogue(Tokenizer.load(folder)), (), 100_000, tail_budget=160)
+    session = chat(folder, parse_method("snapkv"))
     drain(session.prefill([], parse_method("full"), small("adakv")))
-    for number in range(20):
-        ask(session, f"And {number}?", max_tokens=3)
+    talk(session, *(f"And {number}?" for number in range(20)), max_tokens=3)
     assert session.compacted and session.document == []
     with pytest.raises(KvchatError, match="full"):
         drain(session.recompress(parse_method("full")))

@@ -16,16 +16,23 @@ from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.linear import Int4Linear
 from tests.engine import tiny
-from tests.engine.recorder import WARM, begun, written
+from tests.engine.recorder import CACHES, WARM, begun, written
 from tests.support.closeness import assert_close
 
+pytestmark = pytest.mark.gpu
+SHAPE = {"hidden_size": 64, "intermediate_size": 192, "head_dim": 32}
 
-@pytest.mark.gpu
+
+def loaded(folder, weights="auto", dtype="f32", attention="auto", where="cuda"):
+    config = ModelConfig.load(folder)
+    return drain(Engine.load(folder, config, dtype, where, weights, attention))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_reading_and_writing_equal_the_cpu(checkpoint, name):
     folder = checkpoint()
     cpu = tiny.load_engine(folder)
-    cuda = drain(Engine.load(folder, ModelConfig.load(folder), "f32", "cuda"))
+    cuda = loaded(folder)
     ids = tiny.random_ids(300)
     got = {}
     for where, engine in (("cpu", cpu), ("cuda", cuda)):
@@ -37,7 +44,6 @@ def test_reading_and_writing_equal_the_cpu(checkpoint, name):
     assert got["cuda"][2] == got["cpu"][2]
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 64, 65])
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_four_bits_on_the_card_are_the_numbers_they_stand_for(tokens, group):
@@ -50,27 +56,21 @@ def test_four_bits_on_the_card_are_the_numbers_they_stand_for(tokens, group):
     assert_close("product", linear(x), x @ numbers.T, 0.006)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_models_in_few_bits_equal_the_cpu(checkpoint, weights):
-    folder = checkpoint(hidden_size=64, intermediate_size=192, head_dim=32)
-    config, ids = ModelConfig.load(folder), tiny.random_ids(100)
-    got = []
-    for where in ("cpu", "cuda"):
-        engine = drain(Engine.load(folder, config, "f32", where, weights))
-        got.append(engine.score(engine.empty_cache(), ids).cpu())
-    assert_close("scores", got[1], got[0], 0.01)
+    folder = checkpoint(**SHAPE)
+    engines = [loaded(folder, weights, where=where) for where in ("cpu", "cuda")]
+    ids = tiny.random_ids(100)
+    want, got = (engine.score(engine.empty_cache(), ids).cpu() for engine in engines)
+    assert_close("scores", got, want, 0.01)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("attention", ["auto", "torch"])
 @pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("method", ["full", "adakv:budget=25%", "h2o:budget=80%,bits=4"])
+@pytest.mark.parametrize("method", CACHES)
 def test_a_graph_writes_what_single_steps_write(checkpoint, method, sampling, attention):
     """Past the end of the tail, which is recorded again."""
-    folder = checkpoint()
-    config = ModelConfig.load(folder)
-    engine = drain(Engine.load(folder, config, "f32", "cuda", "auto", attention))
+    engine = loaded(checkpoint(), attention=attention)
     tokens, counted, after = written(engine, method, sampling, 280)
     assert engine.writer.way == GRAPH
     engine.writer = Writer(engine.model, refused="a test")
@@ -79,11 +79,10 @@ def test_a_graph_writes_what_single_steps_write(checkpoint, method, sampling, at
     assert_close("logits", after, plain_after, 1e-5)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("weights", ["auto", "int8", "int4"])
 def test_a_graph_neither_waits_nor_allocates(checkpoint, weights):
-    folder = checkpoint(hidden_size=64, intermediate_size=192, head_dim=32)
-    engine = drain(Engine.load(folder, ModelConfig.load(folder), "bf16", "cuda", weights))
+    folder = checkpoint(**SHAPE)
+    engine = loaded(folder, weights, "bf16")
     cache, logits = begun(engine, "adakv:budget=25%")
     tokens = engine.decode(cache, logits, WARM)
     list(islice(tokens, 3))

@@ -21,11 +21,12 @@ from kvchat.errors import KvchatError
 from kvchat.kernels.reference import dense_attention
 from tests.engine.scenes import kept_tokens, prefilled, random_scene
 from tests.engine.tiny import torch_backend
-from tests.support.closeness import assert_close
+from tests.support.closeness import assert_attention, assert_close
 
 K = [[4, 0], [1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1], [-1, 0], [-0.6, -0.8], [-0.8, -0.6]]
 V = [[5, 5], [1, 0], [0, 1], [1, 1], [2, 0], [3, 3], [-1, 0], [0, -1]]
 A = [5, 0.3, 0.9, 0.4, 0.2, 0.5, 0.1, 0.2]
+HALF = Budget(fraction=0.5)
 PROTECTED = torch.tensor([[True, *[False] * 6, True]])  # heavy 0, recent 7
 
 
@@ -51,37 +52,22 @@ def by_threshold(eps: float) -> torch.Tensor:
     return links_above(similarity(oracle().keys), free_links(PROTECTED), eps, 0)
 
 
-def test_similarities():
-    want = torch.tensor([[-1, 1, 0.8, 0.96, 0.8, 0, 0.6, 0.96]])
-    assert_close("delta", similarity(oracle().keys), want, 1e-6)
+BY_EPS = {
+    0.75: [[0], [1, 2, 3, 4], [5], [6], [7]],
+    0.85: [[0], [1], [2, 3], [4], [5], [6], [7]],
+    0.59: [[0], [1, 2, 3, 4], [5, 6], [7]],
+    1.01: [[i] for i in range(8)],
+}
+ALL = [[0], [1, 2, 3, 4, 5, 6], [7]]  # 3 slots are the minimum: five eligible links
+BY_SLOTS = {7: BY_EPS[0.85], 5: BY_EPS[0.75], 4: BY_EPS[0.59], 3: ALL, 2: ALL}
 
 
-@pytest.mark.parametrize(
-    "eps, want",
-    [
-        (0.75, [[0], [1, 2, 3, 4], [5], [6], [7]]),
-        (0.85, [[0], [1], [2, 3], [4], [5], [6], [7]]),
-        (0.59, [[0], [1, 2, 3, 4], [5, 6], [7]]),
-        (1.01, [[i] for i in range(8)]),
-    ],
-)
-def test_sets_by_threshold(eps, want):
-    assert sets(by_threshold(eps)) == want
-
-
-@pytest.mark.parametrize(
-    "slots, want",
-    [
-        (7, [[0], [1], [2, 3], [4], [5], [6], [7]]),
-        (5, [[0], [1, 2, 3, 4], [5], [6], [7]]),
-        (4, [[0], [1, 2, 3, 4], [5, 6], [7]]),
-        (3, [[0], [1, 2, 3, 4, 5, 6], [7]]),
-        (2, [[0], [1, 2, 3, 4, 5, 6], [7]]),  # 3 is the minimum: five eligible links
-    ],
-)
-def test_sets_by_budget(slots, want):
-    links = best_links(similarity(oracle().keys), free_links(PROTECTED), 8 - slots, 0)
-    assert sets(links) == want
+def test_sets_by_threshold_and_by_budget():
+    delta = similarity(oracle().keys)
+    assert_close("delta", delta, torch.tensor([[-1, 1, 0.8, 0.96, 0.8, 0, 0.6, 0.96]]), 1e-6)
+    assert {eps: sets(by_threshold(eps)) for eps in BY_EPS} == BY_EPS
+    links = {n: best_links(delta, free_links(PROTECTED), 8 - n, 0) for n in BY_SLOTS}
+    assert {n: sets(found) for n, found in links.items()} == BY_SLOTS
 
 
 G = {
@@ -104,20 +90,13 @@ def test_gaussian_merge(sigma):
         assert float(segment.k[1].norm()) == pytest.approx(norm, abs=2e-6)
 
 
-@pytest.mark.parametrize(
-    "value, want",
-    [
-        ("votes", (2.264649, 2.094708)),
-        ("paper", (3.648300, 3.374529)),
-    ],
-)
-def test_attention(value, want):
-    q = torch.full((1, 1, 2), 0.5)
-    scene = oracle()
+def test_attention():
+    q, scene = torch.full((1, 1, 2), 0.5), oracle()
     full, _ = dense_attention(q, scene.keys, scene.values, 2**-0.5, causal=False)
     assert float((full[0, 0] - torch.tensor([2.299950, 2.083578])).abs().max()) < 2e-6
-    got, _ = merged(by_threshold(0.75), 1.0, value).attend(q, 2**-0.5, torch_backend())
-    assert float((got[0, 0] - torch.tensor(want)).abs().max()) < 2e-6
+    for value, want in (("votes", (2.264649, 2.094708)), ("paper", (3.648300, 3.374529))):
+        got, _ = merged(by_threshold(0.75), 1.0, value).attend(q, 2**-0.5, torch_backend())
+        assert float((got[0, 0] - torch.tensor(want)).abs().max()) < 2e-6
 
 
 def layer(seed: int, heads=2, tokens=120, dim=8):
@@ -141,33 +120,24 @@ def test_nothing_to_merge_is_the_identity():
         assert torch.equal(segment.k.view(2, 120, 8), scene.keys)
         assert torch.equal(segment.v.view(2, 120, 8), scene.values)
         q = torch.randn(3, 4, 8)
-        got = segment.attend(q, 0.3, torch_backend())
         want = dense_attention(q, scene.keys, scene.values, 0.3, causal=False)
-        for name, a, b in zip(("o", "lse"), got, want, strict=True):
-            assert_close(name, a, b, 1e-6)
+        assert_attention(segment.attend(q, 0.3, torch_backend()), want, 1e-6)
+
+
+HOW = [{"mode": "eps", "eps": 0.8}, *({"sigma": s, "budget": HALF} for s in (0.0, 0.3))]
 
 
 @pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("seed", range(4))
-def test_counts_positions_and_runs(seed, value):
-    scene, method = layer(seed), KVMerger(mode="eps", eps=0.8, value=value)
-    segment = method.compress(scene)
-    assert int(segment.count.sum()) == 240, "every token is in some entry"
-    for head, entries in enumerate(kept_tokens(segment)):
-        assert entries == sorted(set(entries))
-        assert int(segment.count[segment.ends[head] : segment.ends[head + 1]].sum()) == 120
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_every_token_is_in_one_run_and_its_key_within_it(how, value):
+    scene = layer(3)
+    segment = KVMerger(**how, value=value).compress(scene)
     assert (segment.bias is not None) == (value == "votes")
     if value == "votes":
         assert_close("bias", segment.bias, segment.count.float().log(), 1e-6)
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.3])
-@pytest.mark.parametrize("value", VALUES)
-def test_singles_are_bit_equal_and_keys_are_means(sigma, value):
-    scene = layer(3)
-    segment = KVMerger(Budget(fraction=0.4), sigma=sigma, value=value).compress(scene)
     start = 0
     for head, entries in enumerate(kept_tokens(segment)):
+        assert entries == sorted(set(entries))
         token = 0
         for at, pivot in enumerate(entries, start):
             count = int(segment.count[at])
@@ -181,6 +151,7 @@ def test_singles_are_bit_equal_and_keys_are_means(sigma, value):
                 assert torch.equal(segment.v[at], scene.values[head, pivot])
             token += count
         start += len(entries)
+        assert token == 120
 
 
 def test_scaling_keys_keeps_sets_and_relative_sigmas():
@@ -234,9 +205,7 @@ def test_duplicate_keys_with_votes_are_exact():
     options = {"mode": "eps", "eps": 0.9999, "recent": 0.0, "heavy": 0.0, "sinks": 0}
     votes = KVMerger(**options).compress(scene)
     assert votes.count.tolist() == [5] * 5 + [4, 1], "the newest entry stays by itself"
-    got, got_lse = votes.attend(q, 0.5, torch_backend())
-    assert_close("votes", got, dense, 1e-5)
-    assert_close("lse", got_lse, lse, 1e-5)
+    assert_attention(votes.attend(q, 0.5, torch_backend()), (dense, lse))
     paper, _ = KVMerger(**options, value="paper").compress(scene).attend(q, 0.5, torch_backend())
     ratio = paper / dense
     assert_close("one ratio", ratio, ratio[..., :1].expand_as(ratio), 1e-4)
@@ -252,24 +221,17 @@ def test_merging_in_two_steps_is_merging_at_once():
         values=torch.randn(1, 3, 4, generator=generator),
         column_mass=torch.tensor([[3.0, 2.0, 1.0]]),
     )
-    none = torch.zeros(1, 3, dtype=torch.bool)
+
+    def joined(scene, *links, value):
+        none = torch.zeros(1, len(links), dtype=torch.bool)
+        return merge(scene, torch.tensor([links]), scene.column_mass, none, 1.0, value)
+
     for value in VALUES:
-        all_links = torch.tensor([[False, True, True]])
-        once = merge(scene, all_links, scene.column_mass, none, 1.0, value)
-        first = merge(
-            scene, torch.tensor([[False, True, False]]), scene.column_mass, none, 1.0, value
-        )
-        again = replace(
-            scene,
-            keys=first.k[None],
-            values=first.v[None],
-            count=first.count[None],
-            position=first.position[None],
-            column_mass=first.mass[None],
-        )
-        twice = merge(
-            again, torch.tensor([[False, True]]), first.mass[None], none[:, :2], 1.0, value
-        )
+        once = joined(scene, False, True, True, value=value)
+        first = joined(scene, False, True, False, value=value)
+        parts = {n: getattr(first, n)[None] for n in ("count", "position")}
+        again = replace(scene, keys=first.k[None], values=first.v[None], **parts)
+        twice = joined(replace(again, column_mass=first.mass[None]), False, True, value=value)
         assert twice.count.tolist() == once.count.tolist() == [3]
         assert_close(value, twice.v, once.v, 1e-6)
 
@@ -281,8 +243,7 @@ def test_runs_have_a_longest(most):
         scene = layer(seed)
         delta, free = similarity(scene.keys), free_links(torch.zeros(2, 120, dtype=torch.bool))
         for links in (links_above(delta, free, 0.3, most), best_links(delta, free, 100, most)):
-            lengths = torch.bincount(run_of(links))
-            assert int(lengths.max()) <= most
+            assert int(torch.bincount(run_of(links)).max()) <= most
         if most > 2:
             assert int(best_links(delta, free, 100, most).sum()) == 100
     delta = torch.tensor([[-1, 0.9, 0.8, 0.7, 0.95]])
@@ -294,13 +255,13 @@ def test_budgets_are_pooled_over_heads():
     scene = layer(2)
     smooth = scene.keys.clone()
     smooth[1] = torch.linspace(1, 2, 120)[:, None] * torch.ones(8)  # all the same direction
-    segment = KVMerger(Budget(fraction=0.5)).compress(replace(scene, keys=smooth))
+    segment = KVMerger(HALF).compress(replace(scene, keys=smooth))
     assert segment.lengths[1] < segment.lengths[0], "the similar head merges more"
 
 
 def test_protected_entries_stay_as_they_are():
     scene = layer(4)
-    segment = KVMerger(Budget(fraction=0.5), recent=0.2, heavy=0.1, sinks=3).compress(scene)
+    segment = KVMerger(HALF, recent=0.2, heavy=0.1, sinks=3).compress(scene)
     for head, entries in enumerate(kept_tokens(segment)):
         counts = segment.count[segment.ends[head] : segment.ends[head + 1]].tolist()
         single = {token for token, count in zip(entries, counts, strict=True) if count == 1}
@@ -325,23 +286,15 @@ def test_skipped_layers_are_made_up_elsewhere():
     parse_method("kvmerger:skip=2+1", least).entries(replace(geometry, layers=4))
 
 
-@pytest.mark.parametrize(
-    "spec, named",
-    [
-        ("kvmerger:mode=eps,budget=40%", "40%"),
-        ("kvmerger:mode=ratio", "mode=ratio"),
-        ("kvmerger:sigma=-1", "sigma=-1"),
-        ("kvmerger:sigma=wide", "sigma=wide"),
-        ("kvmerger:value=mean", "value=mean"),
-        ("kvmerger:recent=0.8,heavy=0.3", "heavy=0.3"),
-        ("kvmerger:longest=1", "longest=1"),
-        ("kvmerger:skip=two", "skip=two"),
-        ("kvmerger@70", "'70'"),
-    ],
-)
-def test_wrong_options_are_refused(spec, named):
+WRONG = ["mode=ratio", "sigma=-1", "sigma=wide", "value=mean", "recent=0.8,heavy=0.3",
+         "longest=1", "skip=two", "mode=eps,budget=40%"]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", [*(f"kvmerger:{text}" for text in WRONG), "kvmerger@70"])
+def test_wrong_options_are_refused(spec):
     with pytest.raises(KvchatError, match="kvmerger") as caught:
         parse_method(spec)
+    named = spec.replace("@", "budget=").split(",")[-1].split("=", 1)[1]
     assert named in caught.value.message and caught.value.tries
 
 

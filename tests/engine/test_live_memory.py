@@ -89,15 +89,9 @@ def large(tmp_path_factory):
     """120 MB of fp32 weights: `(folder, bytes, bytes of the largest tensor)`."""
     folder = tmp_path_factory.mktemp("large")
     raw = {
-        **SHAPE,
-        "model_type": "llama",
-        "vocab_size": 6000,
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 8,
-        "head_dim": 64,
-        "dtype": "float32",
-    }
+        **SHAPE, "model_type": "llama", "vocab_size": 6000, "hidden_size": 512,
+        "intermediate_size": 1536, "num_hidden_layers": 8, "head_dim": 64, "dtype": "float32",
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(raw))
     model = empty_decoder(Llama, ModelConfig.load(folder))
     tensors = {name: torch.full(p.shape, 0.5) for name, p in model.named_parameters()}

@@ -1,5 +1,8 @@
-"""Scores against formulas written out with materialised attention, and hand-worked oracles."""
+"""Scores and shares of a budget against formulas with materialised attention, hand-worked oracles
+of the papers, and their theory as properties of random cases in float64."""
 
+import itertools
+import random
 from dataclasses import replace
 from fractions import Fraction
 
@@ -14,13 +17,123 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.expected_attention import ExpectedAttention
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.simple import H2O, TOVA, Knorm
-from kvchat.engine.methods.window import Critical, DefensiveKV, PyramidKV, SnapKV
+from kvchat.engine.methods.window import AdaKV, Critical, DefensiveKV, PyramidKV, SnapKV
 from kvchat.engine.prefill.prefill import Compression
 from tests.engine.scenes import Recorder, kept_tokens, oracle_scene, prefilled, random_scene
 from tests.engine.tiny import load_engine, load_oracle, random_ids
 from tests.support.closeness import assert_close
 
 S = torch.tensor([[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]])
+TOY = torch.tensor([[0.32, 0.01, 0.18, 0.08, 0.22, 0.19], [0.89, 0.01, 0.05, 0.02, 0.01, 0.02],
+                    [0.68, 0.01, 0.08, 0.04, 0.09, 0.10]])  # fmt: skip
+
+
+def retained(table, counts) -> float:
+    """Mass that heads keep when each takes its best `counts[h]` entries."""
+    best = table.sort(dim=1, descending=True).values
+    return float(sum(entry[: int(n)].sum() for entry, n in zip(best, counts, strict=True)))
+
+
+def test_observed_mass_and_pooling_of_the_oracle():
+    assert_close("mass", scores.by_head(scores.observed_mass(oracle_scene(), 4), 2), S, 1e-6)
+    for kind, want in (
+        ("max", [[0.20, 0.25, 0.25, 0.25], [0.70, 0.70, 0.075, 0.075]]),
+        ("avg", [[0.11667, 0.20, 0.16667, 0.11667], [0.24583, 0.26667, 0.05833, 0.04583]]),
+    ):
+        assert float((scores.pool(S, 3, kind) - torch.tensor(want)).abs().max()) < 6e-6
+        assert torch.equal(scores.pool(S, 1, kind), S)
+    assert scores.ranked(torch.tensor([[1.0, 2, 2, 3, 2]])).tolist() == [[3, 1, 2, 4, 0]]
+
+
+def test_shares_and_kept_entries_of_the_oracle():
+    """Also by the authors' rule, with the largest remainder where their rounding loses entries."""
+    for share, want in ((0.0, [3, 1]), (0.2, [3, 1]), (0.5, [3, 1]), (1.0, [2, 2])):
+        assert budgets.adaptive(S, 4, share) == budgets.mixed(S, 4, share) == want
+    assert retained(S, [3, 1]) - retained(S, [2, 2]) == pytest.approx(1.725 - 1.65)
+    budget, scene = Budget(entries_per_head=4), oracle_scene()
+    options = {"budget": budget, "window": 2, "kernel": 1, "sinks": 0}
+    ada, snap = [[0, 1, 2, 4, 5], [0, 4, 5]], [[0, 2, 4, 5], [0, 3, 4, 5]]
+    assert kept_tokens(AdaKV(**options, floor=0.0).compress(scene)) == ada
+    assert kept_tokens(SnapKV(**options).compress(scene)) == snap
+    paper = parse_method("adakv@paper:window=2,kernel=1,floor=0.5", budget)
+    assert kept_tokens(paper.compress(scene)) == ada
+
+
+def test_ties_after_pooling_fall_to_the_lower_head_and_the_earlier_token():
+    method = AdaKV(Budget(entries_per_head=4), window=2, kernel=3, sinks=0, floor=0.0)
+    assert kept_tokens(method.compress(oracle_scene())) == [[1, 2, 4, 5], [0, 1, 4, 5]]
+
+
+def test_the_toy_of_the_ada_kv_readme():
+    even = budgets.uniform(6, [6, 6, 6])
+    assert even == [2, 2, 2] and retained(TOY, even) == pytest.approx(2.26)
+    for floor in (0.0, 0.2, 0.5):
+        shares = budgets.adaptive(TOY, 6, floor)
+        assert shares == [4, 1, 1] and retained(TOY, shares) == pytest.approx(2.48)
+    assert budgets.mixed(TOY, 6, 0.5) == [3, 2, 1] and budgets.mixed(TOY, 6, 0.2) == [4, 1, 1]
+
+
+def test_entries_that_do_not_exist_are_never_counted():
+    """Even shares: one entry a turn for each head that has one left, the first heads first."""
+    gone = float("-inf")
+    table = torch.tensor([[gone, gone, 0.1, 0.2], [0.5, 0.6, 0.7, 0.8], [gone, 0.1, 0.1, 0.1]])
+    turns = [0, 1, 2, 0, 1, 2, 1, 2, 1]  # heads of 2, 4 and 3 entries
+    for total in range(10):
+        assert budgets.uniform(total, [2, 4, 3]) == [turns[:total].count(h) for h in range(3)]
+        for floor in (0.0, 0.5, 1.0):
+            shares = budgets.adaptive(table, total, floor)
+            assert sum(shares) == total and shares[0] <= 2 and shares[2] <= 3
+
+
+def cases(count: int, heads: int, entries: int, seed: int):
+    """Random attention tables `[H, N]` in float64 (entries sum to at most 1), totals and floors."""
+    dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        h, n = dice.randint(1, heads), dice.randint(1, entries)
+        sharp = torch.rand(h, 1, generator=generator, dtype=torch.float64) * 6
+        logits = torch.randn(h, n, generator=generator, dtype=torch.float64) * sharp
+        share = torch.rand(h, 1, generator=generator, dtype=torch.float64)
+        table = logits.softmax(1) * (0.3 + 0.7 * share)
+        yield table, dice.randint(0, h * n), dice.choice([0.0, 0.05, 0.2, 0.5, 0.9, 1.0])
+
+
+def test_adaptive_shares_are_exact_bounded_and_never_worse_than_uniform():
+    for table, total, floor in cases(2000, heads=8, entries=40, seed=0):
+        heads, entries = table.shape
+        shares = budgets.adaptive(table, total, floor)
+        sure = min(int(floor * (total // heads)), entries)
+        assert sum(shares) == total
+        assert sure <= min(shares) and max(shares) <= entries
+        even = budgets.uniform(total, [entries] * heads)
+        # eps = 2C·sum(1 - F): smaller where more mass is retained
+        assert retained(table, shares) >= retained(table, even) - 1e-12
+
+
+def test_adaptive_shares_are_the_best_of_all_by_brute_force():
+    for table, total, floor in cases(300, heads=3, entries=5, seed=1):
+        heads, entries = table.shape
+        sure = min(int(floor * (total // heads)), entries)
+        best = max(
+            retained(table, counts)
+            for counts in itertools.product(range(sure, entries + 1), repeat=heads)
+            if sum(counts) == total
+        )
+        assert retained(table, budgets.adaptive(table, total, floor)) == pytest.approx(best)
+
+
+def test_shares_follow_the_heads():
+    for table, total, floor in cases(300, heads=6, entries=20, seed=4):
+        heads, entries = table.shape
+        shares = budgets.adaptive(table, total, floor)
+        order = torch.randperm(heads, generator=torch.Generator().manual_seed(heads))
+        assert budgets.adaptive(table[order], total, floor) == [shares[i] for i in order]
+        louder = table.clone()
+        louder[0] *= 3
+        assert budgets.adaptive(louder, total, floor)[0] >= shares[0]
+        share = total // heads
+        same = budgets.adaptive(table[:1].expand(heads, entries), share * heads, floor)
+        assert same == [share] * heads
+        assert budgets.adaptive(table, share * heads, 1.0) == [share] * heads
 
 
 def attention(scene) -> torch.Tensor:
@@ -30,6 +143,10 @@ def attention(scene) -> torch.Tensor:
     logits = torch.einsum("whd,hnd->hwn", scene.queries, keys) * scene.scale
     unseen = torch.arange(keys.shape[1]) >= scene.seen[:, None]
     return logits.masked_fill(unseen, float("-inf")).softmax(-1)
+
+
+def best(scores: torch.Tensor, count: int) -> list[int]:
+    return scores.topk(count).indices.tolist()
 
 
 def grouped(table: torch.Tensor, heads: int) -> torch.Tensor:
@@ -43,16 +160,8 @@ def test_squared_attention_is_pooled_per_query_head(kernel, kind):
     squares = attention(scene).square().mean(dim=1)[:, :82]
     want = grouped(scores.pool(squares, kernel, kind), 2).mean(dim=1)
     assert_close("squared", scores.pooled_mass(scene, 82, kernel, kind, "squared"), want, 1e-5)
-
-
-def test_squares_change_what_is_kept():
-    scene = random_scene(2, 4, 90, 8)
-    budget = Budget(fraction=0.3)
-    by_mass, by_square = (
-        kept_tokens(SnapKV(budget, window=8, score_by=kind).compress(scene))
-        for kind in ("mass", "squared")
-    )
-    assert by_mass != by_square
+    ways = [SnapKV(Budget(fraction=0.3), window=8, score_by=by) for by in ("mass", "squared")]
+    assert kept_tokens(ways[0].compress(scene)) != kept_tokens(ways[1].compress(scene))
 
 
 @pytest.mark.parametrize("group", [1, 4])
@@ -82,21 +191,6 @@ def test_two_stages():
     assert kept_tokens(snap) != kept_tokens(method.compress(scene))
 
 
-def test_the_bound_holds():
-    """|y - y'| <= sum A n - (2 - 1/sigma) * sum over kept A n, for any kept set of mass sigma."""
-    generator = torch.Generator().manual_seed(7)
-    for _ in range(1000):
-        entries = int(torch.randint(2, 12, (1,), generator=generator))
-        share = (3 * torch.randn(entries, generator=generator, dtype=torch.float64)).softmax(0)
-        projected = torch.randn(entries, 5, generator=generator, dtype=torch.float64)
-        kept = torch.rand(entries, generator=generator) < 0.6
-        kept[int(share.argmax())] = True
-        norms, sigma = projected.abs().sum(1), share[kept].sum()
-        loss = (share @ projected - share[kept] @ projected[kept] / sigma).abs().sum()
-        weighed = share * norms
-        assert loss <= weighed.sum() - (2 - 1 / sigma) * weighed[kept].sum() + 1e-12
-
-
 def test_defensive_mass_is_the_worst_case():
     scene = random_scene(2, 2, 60, 6)
     table = attention(scene)[:, :, :54]  # [H*G, W, N]
@@ -113,27 +207,19 @@ def test_entries_that_carry_the_mass_are_secure():
     mean = grouped(attention(scene).mean(1), 2).mean(1)
     table = DefensiveKV(Budget(fraction=0.4), window=8, sinks=0).score(scene, 192, each=72)
     for head in range(2):
-        best = mean[head, :192].sort(descending=True, stable=True)
+        order = mean[head, :192].sort(descending=True, stable=True)
         beyond = 0.9 - float(mean[head, 192:].sum())
-        secured = min(int((best.values.cumsum(0) < beyond).sum()), 72)
+        secured = min(int((order.values.cumsum(0) < beyond).sum()), 72)
         infinite = table[head].isinf().nonzero().flatten().tolist()
-        assert infinite == sorted(best.indices[:secured].tolist())
+        assert infinite == sorted(order.indices[:secured].tolist())
     segment = DefensiveKV(Budget(fraction=0.4), window=8, sinks=0).compress(scene)
     assert sum(segment.lengths) == 160
 
 
 def test_h2o():
     """Sums 3.00 .57 .83 .30 .30; heavy 2, recent 2 keep 0, 2, 3, 4; and the averaged sums."""
-    entries = [
-        [1],
-        [0.6, 0.4],
-        [0.5, 0.1, 0.4],
-        [0.4, 0.05, 0.35, 0.2],
-        [0.5, 0.02, 0.08, 0.1, 0.3],
-    ]
-    table = torch.zeros(5, 5)
-    for t, entry in enumerate(entries):
-        table[t, : len(entry)] = torch.tensor(entry)
+    table = torch.tensor([[1, 0, 0, 0, 0], [0.6, 0.4, 0, 0, 0], [0.5, 0.1, 0.4, 0, 0],
+                          [0.4, 0.05, 0.35, 0.2, 0], [0.5, 0.02, 0.08, 0.1, 0.3]])  # fmt: skip
     keys = torch.zeros(1, 5, 2)
     scene = replace(prefilled(keys, torch.zeros(1, 1, 2), 1.0), column_mass=table.sum(0)[None])
     assert_close("sums", scene.column_mass[0], torch.tensor([3, 0.57, 0.83, 0.30, 0.30]), 1e-6)
@@ -144,20 +230,13 @@ def test_h2o():
     assert float((averaged - want).abs().max()) < 6e-5
 
 
-def test_tova_keeps_the_same_tokens_in_all_heads():
-    scene = random_scene(3, 2, 40, 1)
+def test_tova_and_knorm():
+    """TOVA keeps the same tokens in all heads, Knorm the shortest keys of each."""
+    scene, budget = random_scene(3, 2, 40, 1), Budget(entries_per_head=10)
     last = attention(scene)[:, 0].mean(0)[:39]
-    best = sorted([*last.topk(9).indices.tolist(), 39])
-    assert kept_tokens(TOVA(Budget(entries_per_head=10)).compress(scene)) == [best] * 3
-
-
-def test_knorm_keeps_the_shortest_keys():
-    scene = random_scene(2, 1, 40, 1)
-    for head, entries in enumerate(
-        kept_tokens(Knorm(Budget(entries_per_head=10), sinks=0).compress(scene))
-    ):
-        short = (-scene.keys[head, :39].norm(dim=-1)).topk(9).indices.tolist()
-        assert entries == sorted([*short, 39])
+    assert kept_tokens(TOVA(budget).compress(scene)) == [sorted([*best(last, 9), 39])] * 3
+    short = [sorted([*best(-row[:39], 9), 39]) for row in scene.keys.norm(dim=-1)]
+    assert kept_tokens(Knorm(budget, sinks=0).compress(scene)) == short
 
 
 def test_expected_attention():
@@ -208,44 +287,6 @@ def test_layers_of_a_model_keep_the_budget_together():
             assert sum(entries) == layers * method.budget.entries(geometry)
             assert max(entries) <= geometry.full
             assert min(entries) >= heads * method.newest(method.budget.entries(geometry) // heads)
-
-
-def test_shares_of_the_authors_rule():
-    """Largest remainder where the authors' rounding loses or adds entries."""
-    for alpha, want in ((0.0, [3, 1]), (0.2, [3, 1]), (0.5, [3, 1]), (1.0, [2, 2])):
-        assert budgets.mixed(S, 4, alpha) == want
-    toy = torch.tensor(
-        [
-            [0.32, 0.01, 0.18, 0.08, 0.22, 0.19],
-            [0.89, 0.01, 0.05, 0.02, 0.01, 0.02],
-            [0.68, 0.01, 0.08, 0.04, 0.09, 0.10],
-        ]
-    )
-    assert budgets.mixed(toy, 6, 0.5) == [3, 2, 1]
-    assert budgets.mixed(toy, 6, 0.2) == [4, 1, 1]
-
-
-def test_entries_that_do_not_exist_are_never_counted():
-    gone = float("-inf")
-    table = torch.tensor([[gone, gone, 0.1, 0.2], [0.5, 0.6, 0.7, 0.8], [gone, 0.1, 0.1, 0.1]])
-    for total in range(10):
-        assert budgets.uniform(total, [2, 4, 3]) == sorted_even(total)
-        for floor in (0.0, 0.5, 1.0):
-            shares = budgets.adaptive(table, total, floor)
-            assert sum(shares) == total and shares[0] <= 2 and shares[2] <= 3
-
-
-def sorted_even(total: int) -> list[int]:
-    """One entry a turn for each head that has one left, the first heads first."""
-    counts, left = [0, 0, 0], [2, 4, 3]
-    turn = 0
-    while total:
-        if left[turn % 3]:
-            counts[turn % 3] += 1
-            left[turn % 3] -= 1
-            total -= 1
-        turn += 1
-    return counts
 
 
 def test_absent_entries_change_nothing():
@@ -303,11 +344,3 @@ def test_sums_and_moments_are_those_of_transformers(checkpoint, chunk, probed):
         assert_close("mean", given.moments.mean, plain.mean(1) @ turn.T, 1e-4)
         spread = torch.stack([torch.cov(entries.T, correction=0) for entries in plain])
         assert_close("covariance", given.moments.covariance, turn @ spread @ turn.T, 1e-4)
-
-
-def test_oracle_s_is_kept_by_the_family():
-    """Oracle S, kernel 1, b 2: heads keep 0 and 2, 0 and 3; pooled 3 and 1."""
-    options = {"budget": Budget(entries_per_head=4), "window": 2, "kernel": 1, "sinks": 0}
-    assert kept_tokens(SnapKV(**options).compress(oracle_scene())) == [[0, 2, 4, 5], [0, 3, 4, 5]]
-    paper = parse_method("adakv@paper:window=2,kernel=1,floor=0.5", Budget(entries_per_head=4))
-    assert kept_tokens(paper.compress(oracle_scene())) == [[0, 1, 2, 4, 5], [0, 4, 5]]

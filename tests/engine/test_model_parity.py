@@ -13,21 +13,15 @@ from tests.engine.tiny import load_engine, load_oracle, oracle_logits, random_id
 from tests.support.closeness import assert_close
 
 LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+    "rope_type": "llama3", "rope_theta": 5000.0, "factor": 4.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
 CASES = {
     "llama": {},
     "mistral": {"family": "mistral", "sliding_window": None},
     "mistral inside its window": {"family": "mistral", "sliding_window": 128},
     "llama linear": {"rope_parameters": LINEAR},
-    "llama llama3": {"rope_parameters": LLAMA3},
-    "mistral linear": {"family": "mistral", "sliding_window": None, "rope_parameters": LINEAR},
     "mistral llama3": {"family": "mistral", "sliding_window": None, "rope_parameters": LLAMA3},
     "large base": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
     "groups of 1": {"num_attention_heads": 4, "num_key_value_heads": 4},
@@ -72,19 +66,17 @@ def test_shards_are_several_and_each_is_opened_once(checkpoint, monkeypatch):
     assert sorted(opened) == sorted(folder.glob("*.safetensors")) and len(opened) > 2
 
 
-@pytest.mark.parametrize("kind", ["default", "linear", "llama3"])
 @pytest.mark.parametrize("name", ["type", "rope_type"])
-def test_old_config_keys_mean_the_same(tmp_path, kind, name):
+@pytest.mark.parametrize("rope", [{"rope_theta": 3000.0, "rope_type": "default"}, LINEAR, LLAMA3])
+def test_old_config_keys_mean_the_same(tmp_path, rope, name):
     """Before transformers 5: rope_theta at the top level, rope_scaling beside it, torch_dtype."""
-    rope = {"default": {"rope_theta": 3000.0, "rope_type": "default"}, "linear": LINEAR,
-            "llama3": LLAMA3}[kind]  # fmt: skip
     folder = save_model(tmp_path, rope_parameters=rope)
     want = oracle_logits(load_oracle(folder), IDS[:70])[-1]
     config = json.loads((folder / "config.json").read_text())
     stored = config.pop("rope_parameters")
     config["rope_theta"] = stored.pop("rope_theta")
     stored[name] = stored.pop("rope_type")
-    config["rope_scaling"] = None if kind == "default" else stored
+    config["rope_scaling"] = None if stored[name] == "default" else stored
     config["torch_dtype"] = config.pop("dtype", "float32")
     (folder / "config.json").write_text(json.dumps(config))
     assert_close("logits", read(load_engine(folder), IDS[:70])[1], want, 1e-5)

@@ -18,12 +18,12 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.methods.window import SnapKV
 from kvchat.engine.prefill import replay as replaying
-from kvchat.engine.prefill import replay_texts
+from kvchat.engine.prefill import replay_texts as telling
 from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.replay import Replay, scores
 from kvchat.engine.sizes import LADDER
-from tests.engine.scenes import Recorder, kept_tokens
+from tests.engine.scenes import Recorder, assert_same_cache, kept_tokens
 from tests.engine.scripted import BOOK, new_session
 from tests.engine.tiny import load_engine, load_oracle, random_ids
 from tests.support.closeness import assert_close
@@ -31,10 +31,10 @@ from tests.support.closeness import assert_close
 IDS = random_ids(70, seed=9)
 
 
-SHOWN = [*product([REPEAT], [512], WEIGHINGS), *product([ASK], [2048], WEIGHINGS)]
-
-
-NEEDS = Needs(replay_scores=frozenset(ReplayScore(*part) for part in SHOWN))
+KINDS = [(REPEAT, 512), (ASK, 2048)]
+NEEDS = Needs(
+    replay_scores=frozenset(ReplayScore(*k, weigh) for k, weigh in product(KINDS, WEIGHINGS))
+)
 
 
 def test_the_hand_worked_oracle():
@@ -61,14 +61,11 @@ def materialised(folder, chunks, replays, weigh: str) -> list[torch.Tensor]:
         seen: list[dict] = [{} for _ in oracle.model.layers]
         hooks = []
         for store, layer in zip(seen, oracle.model.layers, strict=True):
-            names = (("q", layer.self_attn.q_proj), ("v", layer.self_attn.v_proj),
-                     ("x", layer.input_layernorm))  # fmt: skip
-            for name, module in names:
-                hooks.append(
-                    module.register_forward_hook(
-                        lambda _, __, out, s=store, n=name: s.__setitem__(n, out[0])
-                    )
-                )
+            attention = layer.self_attn
+            parts = {"q": attention.q_proj, "v": attention.v_proj, "x": layer.input_layernorm}
+            for name, module in parts.items():
+                note = lambda _, __, out, s=store, n=name: s.update({n: out[0]})  # noqa: E731
+                hooks.append(module.register_forward_hook(note))
         past = oracle(torch.tensor([IDS + replay]), use_cache=True).past_key_values
         for hook in hooks:
             hook.remove()
@@ -163,11 +160,11 @@ def test_replays_count_as_progress(checkpoint):
     assert {e.total for e in events} == {280}
 
 
-def test_a_session_repeats_the_document_in_parts(chat_folder):
+def test_a_session_repeats_the_document_in_parts(folder):
     """Parts follow each other from the document's first token on, each after its instruction."""
-    session = new_session(chat_folder("byte-level", "chatml"))
+    session = new_session(folder)
     ids = session.dialogue.document(BOOK)
-    replays = replay_texts.replays_of(session.dialogue, ids, {(REPEAT, 9)})
+    replays = telling.replays_of(session.dialogue, ids, {(REPEAT, 9)})
     assert len(replays) > 2
     prefix = replays[0].start
     assert session.dialogue.tokenizer.decode(ids[prefix:]).startswith("The keeper")
@@ -186,44 +183,39 @@ ERROR 17: disk full
 灯台の守り人はアダです。"""
 
 
-def test_a_session_asks_the_sentences_of_a_document(chat_folder):
+def test_a_session_asks_the_sentences_of_a_document(folder):
     """The beginning is the first question, the end its answer, in the form of the template."""
-    session = new_session(chat_folder("byte-level", "chatml"))
+    session = new_session(folder)
     dialogue = session.dialogue
-    replays = replay_texts.replays_of(dialogue, dialogue.document(ASKED), {(ASK, 2048)})
+    replays = telling.replays_of(dialogue, dialogue.document(ASKED), {(ASK, 2048)})
     texts = [dialogue.tokenizer.decode(text) for replay in replays for text in replay.texts]
-    want = (
-        ("The keeper of the light?", "is Ada."),
-        ("Is it?", "far?"),
-        ("ERROR 17: disk?", "full"),
-        ("灯台の守り人はア?", "ダです。"),
-    )
-    for question, answer in want:
+    for question, answer in (
+        ("The keeper of the light?", "is Ada."), ("Is it?", "far?"),
+        ("ERROR 17: disk?", "full"), ("灯台の守り人はア?", "ダです。"),
+    ):  # fmt: skip
         exact = dialogue.tokenizer.decode(dialogue.exchange(question, answer))
-        assert exact.endswith(answer)
-        assert exact in texts
+        assert exact.endswith(answer) and exact in texts
     assert all(replay.start == replays[0].start > 0 for replay in replays)
 
 
-def test_long_lines_are_cut_and_every_token_is_asked_once(chat_folder):
-    dialogue = new_session(chat_folder("byte-level", "chatml")).dialogue
+def test_long_lines_are_cut_and_every_token_is_asked_once(folder):
+    dialogue = new_session(folder).dialogue
     ids = dialogue.document("no end of words " * 40 + ". x. y. And now it ends. z")
-    found = list(replay_texts.sentences(dialogue, ids))
+    found = list(telling.sentences(dialogue, ids))
     assert [a for a, _ in found] == [0, *(b for _, b in found[:-1])]
     assert found[-1][1] == len(ids)
-    assert all(b - a <= replay_texts.LONGEST for a, b in found)
-    assert all(b - a >= replay_texts.SHORTEST for a, b in found[:-1])
+    assert all(b - a <= telling.LONGEST for a, b in found)
+    assert all(b - a >= telling.SHORTEST for a, b in found[:-1])
 
 
 TEXT = "\n".join(f"{BOOK} Number {n} of the lamp is {n * n}." for n in range(6))
 
 
-def test_the_smallest_budget_with_an_allowed_loss(chat_folder):
+def test_the_smallest_budget_within_the_promise(folder):
     """Losses are those of a cache of that budget, against a cache that has everything."""
-    folder = chat_folder("byte-level", "chatml")
     session, other = new_session(folder), new_session(folder)
     ids = session.dialogue.document(TEXT)
-    passages = replay_texts.held_out(session.dialogue, ids)
+    passages = telling.held_out(session.dialogue, ids)
     assert len(passages) > 5
     method = SnapKV(window=4, sinks=1)
     strict = drain(open_within(session, ids, method, allowed=0.0))
@@ -235,22 +227,19 @@ def test_the_smallest_budget_with_an_allowed_loss(chat_folder):
     assert loose.method == with_budget(method, Budget.parse(list(loose.tried)[-1]))
     assert all(loss > loose.allowed for loss in list(loose.tried.values())[:-1])
     drain(other.prefill(ids, loose.method))
-    for one, two in zip(session.cache.segments(), other.cache.segments(), strict=True):
-        assert torch.equal(one.position, two.position)
+    assert_same_cache(session.cache, other.cache)
     assert session.chooser == loose.method
 
     drain(other.prefill(ids, Full()))
-    exact, kept = other.cache, session.cache
-    changed = told = 0
+    told = []
     for passage in passages:
-        want, got = (other.engine.score(c, passage.ids).argmax(-1).tolist() for c in (exact, kept))
-        pairs = list(zip(want, got, strict=True))[passage.asked - 1 : -1]
-        changed, told = changed + sum(a != b for a, b in pairs), told + len(pairs)
-    assert loose.loss == changed / told
+        given = [s.engine.score(s.cache, passage.ids).argmax(-1) for s in (other, session)]
+        told += (given[0] != given[1])[passage.asked - 1 : -1].tolist()
+    assert loose.loss == sum(told) / len(told)
 
 
-def test_without_sentences_the_largest_budget_is_taken(chat_folder):
-    session = new_session(chat_folder("byte-level", "chatml"))
+def test_a_promise_that_no_budget_keeps_takes_the_largest(folder):
+    session = new_session(folder)
     kept = drain(open_within(session, session.dialogue.document("x"), SnapKV(), allowed=0.5))
-    assert (kept.holds, kept.loss, kept.tried) == (False, None, {}), "there is nothing to hold out"
+    assert (kept.holds, kept.loss, kept.tried) == (False, None, {})  # there is nothing to hold out
     assert kept.method.budget == Budget(fraction=max(LADDER))

@@ -15,7 +15,7 @@ from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
 from kvchat.errors import KvchatError
 from tests.engine import tiny
-from tests.engine.recorder import WARM, Recorder, Recording, begun, written
+from tests.engine.recorder import CACHES, WARM, Recorder, Recording, begun, written
 from tests.engine.scripted import ask, new_session
 from tests.support.closeness import assert_close
 
@@ -34,17 +34,22 @@ def new_engine(checkpoint):
     return make
 
 
+LATE = tiny.random_ids(248)  # the tail has room for 256: it grows, and is recorded again
+
+
+@pytest.mark.parametrize("talk", [(), LATE], ids=["", "late"])
 @pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("method", ["full", "adakv:budget=25%", "h2o:budget=80%,bits=4"])
-def test_recorded_tokens_are_the_plain_ones(new_engine, method, sampling):
+@pytest.mark.parametrize("method", CACHES)
+def test_recorded_tokens_are_the_plain_ones(new_engine, method, sampling, talk):
     """The recorder also refuses whatever would make the host wait for the device."""
     recorder = Recorder()
     engine = new_engine(recorder)
-    tokens, counted, after = written(engine, method, sampling, 30)
-    plain_tokens, plain_counted, plain_after = written(new_engine(), method, sampling, 30)
+    tokens, counted, after = written(engine, method, sampling, 30, talk)
+    plain_tokens, plain_counted, plain_after = written(new_engine(), method, sampling, 30, talk)
     assert tokens == plain_tokens and counted == plain_counted
     assert_close("logits", after, plain_after, 1e-5)
-    assert len(recorder.recordings) == 1 and recorder.replays == 28
+    again = bool(talk)
+    assert (len(recorder.recordings), recorder.replays) == (1 + again, 28 - 2 * again)
     assert engine.writer.way == GRAPH
 
 
@@ -61,19 +66,9 @@ def test_eight_tokens_and_eight_more_are_sixteen(new_engine, recorded):
     assert first + more == want
 
 
-def test_a_tail_that_grows_is_recorded_again(new_engine):
-    recorder = Recorder()
-    talk = tiny.random_ids(248)  # the tail has room for 256
-    tokens, counted, after = written(new_engine(recorder), "full", WARM, 20, talk)
-    plain_tokens, plain_counted, plain_after = written(new_engine(), "full", WARM, 20, talk)
-    assert tokens == plain_tokens and counted == plain_counted
-    assert_close("logits", after, plain_after, 1e-5)
-    assert len(recorder.recordings) == 2
-
-
-def test_the_late_token_leaves_no_trace_in_a_conversation(chat_folder):
+def test_the_late_token_leaves_no_trace_in_a_conversation(folder):
     """Answers end by count, by a stop string, by the reader; a turn is taken back."""
-    folder, turns = chat_folder("byte-level", "chatml"), []
+    turns = []
     for recorder in (Recorder(), None):
         session = new_session(folder)
         session.engine.writer = Writer(session.engine.model, recorder, "" if recorder else "a test")
@@ -105,23 +100,23 @@ def test_numbers_that_break_are_noticed_one_token_late(new_engine, monkeypatch):
         next(tokens)
 
 
-@pytest.mark.parametrize("method, why", [("pqcache:budget=10%,dense_below=0", "pq"), ("full", "")])
-def test_what_cannot_be_recorded_is_decoded_eagerly(new_engine, method, why):
+def test_what_cannot_be_recorded_is_decoded_eagerly(new_engine, monkeypatch, folder):
     engine = new_engine(Recorder())
-    cache, _ = begun(engine, method)
-    assert engine.writer.refusal(cache).partition(" ")[0] == why
-
-
-def test_observed_turns_are_decoded_eagerly(chat_folder):
-    session = new_session(chat_folder("byte-level", "chatml"))
+    for method, why in (("pqcache:budget=10%,dense_below=0", "pq"), ("full", "")):
+        assert engine.writer.refusal(begun(engine, method)[0]).partition(" ")[0] == why
+    session = new_session(folder)
     session.tail_budget = 128
-    session.method = parse_method("adakv:budget=25%")
     session.engine.writer = Writer(session.engine.model, Recorder())
     assert session.engine.writer.refusal(session.cache) == ""
-    session.clear()
-    session.adopt(session.cache, session.document, session.method)
+    session.adopt(session.cache, session.document, parse_method("adakv:budget=25%"))
     ask(session, "What did he count?", max_tokens=3)
     assert session.engine.writer.way.startswith(f"{EAGER}: queries")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert Writer.on(engine.model, cpu).way.startswith(EAGER)
+    writer = Writer.on(engine.model, cuda)
+    assert writer.refused == "" and writer.record is graph.cuda_graph
+    monkeypatch.setenv("KVCHAT_GRAPH", "off")
+    assert Writer.on(engine.model, cuda).way == f"{EAGER}: KVCHAT_GRAPH=off"
 
 
 def test_a_recording_that_fails_is_said_and_not_tried_again(new_engine, monkeypatch):
@@ -143,18 +138,7 @@ def test_a_recording_that_fails_is_said_and_not_tried_again(new_engine, monkeypa
     assert way.startswith(EAGER) and way.endswith(REASON) and said == [f"decoding: {way}"]
 
 
-def test_the_environment_and_the_device_decide(new_engine, monkeypatch):
-    model = new_engine().model
-    assert Writer.on(model, torch.device("cpu")).way.startswith(EAGER)
-    cuda = torch.device("cuda")
-    assert (
-        Writer.on(model, cuda).refused == "" and Writer.on(model, cuda).record is graph.cuda_graph
-    )
-    monkeypatch.setenv("KVCHAT_GRAPH", "off")
-    assert Writer.on(model, cuda).way == f"{EAGER}: KVCHAT_GRAPH=off"
-
-
-@pytest.mark.parametrize("method", ["full", "adakv:budget=25%", "h2o:budget=80%,bits=4"])
+@pytest.mark.parametrize("method", CACHES)
 def test_a_plain_step_waits_for_its_token_alone(new_engine, monkeypatch, method):
     """As on a card without kernels: nothing but the id comes back to the host."""
     engine = new_engine()

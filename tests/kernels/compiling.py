@@ -112,8 +112,7 @@ def compile_for(capability: int, sample: bool, verbose: bool, only: str = "") ->
             specimen.launch()
         except CompilationError as error:
             bad += 1
-            reason = str(error).strip().splitlines()[-1]
-            print(f"{specimen.name}: does not compile for {capability}: {reason}", flush=True)
+            print(f"{specimen.name}: does not compile for {capability}: {error}", flush=True)
         for kernel in list(compiled.values())[before:]:
             used = usage(kernel, capability)
             bad += bool(used.problem)

@@ -9,8 +9,7 @@ from kvchat.engine.attention.entries import Entries
 def attention(q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]], scale, causal=False):
     """`q [T, H*G, D]` over one `(k [N, D], v [N, D], bias [N])` per KV head; `o, lse` in float64.
 
-    `causal` is bottom-right: the last query sees every entry.
-    """
+    `causal` is bottom-right: the last query sees every entry."""
     tokens, query_heads, dim = q.shape
     group = query_heads // len(parts)
     o = torch.zeros(tokens, query_heads, dim, dtype=torch.float64)
@@ -30,16 +29,10 @@ def attention(q: Tensor, parts: list[tuple[Tensor, Tensor, Tensor | None]], scal
 
 
 def random_entries(
-    lengths: list[int],
-    dim: int,
-    dtype=torch.float32,
-    padding: int = 0,
-    bias=False,
-    seed: int = 0,
+    lengths: list[int], dim: int, dtype=torch.float32, padding: int = 0, bias=False, seed: int = 0
 ) -> Entries:
     """Entries of random heads with `padding` dead entries, filled with NaN, before, between and
-    after.
-    """
+    after."""
     generator = torch.Generator().manual_seed(seed)
     starts, at = [], padding
     for n in lengths:
@@ -64,11 +57,8 @@ def random_entries(
 
 def per_head(entries: Entries) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """The live entries of each KV head, as `attention` takes them."""
+    stores = entries.k, entries.v, entries.bias
     return [
-        (
-            entries.k[a : a + n],
-            entries.v[a : a + n],
-            None if entries.bias is None else entries.bias[a : a + n],
-        )
+        tuple(None if store is None else store[a : a + n] for store in stores)
         for a, n in entries.spans
     ]

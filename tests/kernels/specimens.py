@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from math import gcd
 
 import torch
 
-from kvchat.kernels import attention, mass, merge, norm_rope, pq
+from kvchat.kernels import mass, merge, norm_rope, pq
+from kvchat.kernels.attention import ragged_attention
 from kvchat.kernels.entries import Entries, Packing
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-HEADS = 2
+HEADS, DIMS, CODES = 2, (32, 64, 80, 128, 256), ((2, 64), (4, 256))
+RUNS = torch.full((16,), 4)
 
 
 @dataclass(frozen=True)
@@ -43,30 +47,17 @@ def attentions() -> list[Specimen]:
 
     def add(name, tokens, group, dim, dtype, *parts, sample=False):
         q = torch.zeros(tokens, HEADS * group, dim, dtype=dtype)
-        scale = dim**-0.5
-
-        def launch():
-            return attention.ragged_attention(q, parts, scale, causal=True)
-
         what = f"attention, {name}, T={tokens} G={group} D={dim} {dtype}"
-        made.append(Specimen(what, launch, sample))
+        made.append(Specimen(what, lambda: ragged_attention(q, parts, 0.1, causal=True), sample))
 
-    for dim in (32, 64, 80, 128, 256):
+    for dim in DIMS:
         for dtype in {64: (BF16, F32), 128: (BF16, F16, F32)}.get(dim, (BF16,)):
-            chat = entries(dim, dtype)
+            chat, kept = entries(dim, dtype), entries(dim, dtype, bias=True)
+            usual = (dim, dtype) == (128, BF16)
             for tokens in (1, 4, 64):
-                add(
-                    "reading",
-                    tokens,
-                    8,
-                    dim,
-                    dtype,
-                    chat,
-                    sample=(tokens, dim, dtype) == (64, 128, BF16),
-                )
+                add("reading", tokens, 8, dim, dtype, chat, sample=usual and tokens == 64)
             for tokens, group in ((1, 1), (1, 4), (4, 8), (64, 4)):
-                sample = (tokens, group, dim, dtype) == (1, 4, 128, BF16)
-                kept = entries(dim, dtype, bias=True)
+                sample = usual and (tokens, group) == (1, 4)
                 add("kept entries", tokens, group, dim, dtype, kept, chat, sample=sample)
         for bits in (8, 4):
             packed, rest = entries(dim, BF16, bits), entries(dim, BF16)
@@ -79,25 +70,14 @@ def attentions() -> list[Specimen]:
 def masses() -> list[Specimen]:
     """Scores of the last queries, and sums of a whole chunk's."""
     made = []
-
-    def add(dim, dtype, window, sample=False):
+    for dim, dtype, window in product(DIMS, (BF16, F16, F32), (1, 32)):
         q = torch.zeros(window, HEADS * 4, dim, dtype=dtype)
         k = torch.zeros(HEADS, 200, dim, dtype=dtype)
-        lse, seen = torch.zeros(window, HEADS * 4), torch.full((window,), 200)
-
-        def launch():
-            mass.window_mass(q, k, lse, seen, 0.1)
-            if sample:
-                return
-            mass.column_mass(q, k, lse, seen, 0.1)
-            mass.column_mass(q, k, lse, seen, 0.1, 2)
-
-        made.append(Specimen(f"mass, W={window} D={dim} {dtype}", launch, sample))
-
-    for dim in (32, 64, 80, 128, 256):
-        for dtype in (BF16, F16, F32):
-            add(dim, dtype, 1)
-            add(dim, dtype, 32, sample=(dim, dtype) == (128, BF16))
+        given = q, k, torch.zeros(window, HEADS * 4), torch.full((window,), 200), 0.1
+        what = f"mass, W={window} D={dim} {dtype}"
+        sample = (dim, dtype, window) == (128, BF16, 32)
+        made.append(Specimen(what, partial(mass.window_mass, *given), sample))
+        made += [Specimen(what, partial(mass.column_mass, *given, power)) for power in (1, 2)]
     return made
 
 
@@ -105,56 +85,35 @@ def small() -> list[Specimen]:
     """Everything else, by dtype."""
     made = []
 
-    def add(name, launch, sample=False):
-        made.append(Specimen(name, launch, sample))
+    def add(name, kernel, *given, sample=False):
+        made.append(Specimen(name, partial(kernel, *given), sample))
 
     for dtype in (BF16, F16, F32):
+        zeros = partial(torch.zeros, dtype=dtype)
         for hidden in (2048, 4096, 8192):
-            x, weight = torch.zeros(3, hidden, dtype=dtype), torch.zeros(hidden, dtype=dtype)
-            sample = (hidden, dtype) == (4096, BF16)
-            add(f"norm {dtype}", lambda x=x, w=weight: norm_rope.rms_norm(x, w, 1e-5))
-            add(
-                f"sum, norm {dtype}",
-                lambda x=x, w=weight: norm_rope.add_rms_norm(x, x, w, 1e-5),
-                sample,
-            )
-        gate = torch.zeros(3, 14336, dtype=dtype)
-        add(f"swiglu {dtype}", lambda x=gate: norm_rope.swiglu(x, x), dtype == BF16)
+            x, weight, sample = zeros(3, hidden), zeros(hidden), (hidden, dtype) == (4096, BF16)
+            add(f"norm {dtype}", norm_rope.rms_norm, x, weight, 1e-5)
+            add(f"sum, norm {dtype}", norm_rope.add_rms_norm, x, x, weight, 1e-5, sample=sample)
+        gate = zeros(3, 14336)
+        add(f"swiglu {dtype}", norm_rope.swiglu, gate, gate, sample=dtype == BF16)
         for dim in (64, 128, 256):
-            sample = (dim, dtype) == (128, BF16)
-            x, angle = torch.zeros(3, 32, dim, dtype=dtype), torch.zeros(3, dim // 2)
-            add(f"rope {dtype}", lambda x=x, a=angle: norm_rope.rope(x, a, a), sample)
-            flat, runs, weight = (
-                torch.zeros(64, dim, dtype=dtype),
-                torch.full((16,), 4),
-                torch.zeros(64),
-            )
-            add(
-                f"merge {dtype}",
-                lambda x=flat, w=weight, n=runs: merge.merge_entries(x, w, n),
-                sample,
-            )
-            pair = (torch.zeros(1, 32, dim, dtype=dtype), torch.zeros(1, 32))
-            add(f"combine {dtype}", lambda p=pair: merge.combine([p, p, p]), sample)
-            pool = torch.zeros(HEADS, 64, 2, dim, dtype=dtype)
-            ids = torch.zeros(HEADS, 16, dtype=torch.int32)
-            add(f"gather {dtype}", lambda p=pool, i=ids: merge.gather_entries(p, i), sample)
-            for parts, count in ((2, 64), (4, 256)):
-                keys = torch.zeros(HEADS, 200, dim, dtype=dtype)
-                table = torch.zeros(HEADS, parts, count, dim // parts)
-                add(
-                    f"assign {dtype}",
-                    lambda x=keys, c=table: pq.pq_assign(x, c),
-                    sample and parts == 2,
-                )
-    for group in (1, 4, 8):
-        for parts, count in ((2, 64), (4, 256)):
-            table = torch.zeros(HEADS, group, parts, count)
-            codes = torch.zeros(HEADS, 300, parts, dtype=torch.uint8)
-            sample = (group, parts) == (4, 2)
-            add("score", lambda t=table, c=codes: pq.pq_score(t, c), sample)
-    worth = torch.zeros(HEADS, 5000)
-    add("select", lambda: pq.pq_select(worth, 500), True)
+            sample, angle = (dim, dtype) == (128, BF16), torch.zeros(3, dim // 2)
+            pair, ids = (zeros(1, 32, dim), torch.zeros(1, 32)), torch.zeros(HEADS, 16).int()
+            for name, kernel, *given in (
+                ("rope", norm_rope.rope, zeros(3, 32, dim), angle, angle),
+                ("merge", merge.merge_entries, zeros(64, dim), torch.zeros(64), RUNS),
+                ("combine", merge.combine, [pair] * 3),
+                ("gather", merge.gather_entries, zeros(HEADS, 64, 2, dim), ids),
+            ):
+                add(f"{name} {dtype}", kernel, *given, sample=sample)
+            for parts, count in CODES:
+                keys, table = zeros(HEADS, 200, dim), torch.zeros(HEADS, parts, count, dim // parts)
+                add(f"assign {dtype}", pq.pq_assign, keys, table, sample=sample and parts == 2)
+    for group, (parts, count) in product((1, 4, 8), CODES):
+        table = torch.zeros(HEADS, group, parts, count)
+        codes = torch.zeros(HEADS, 300, parts, dtype=torch.uint8)
+        add("score", pq.pq_score, table, codes, sample=(group, parts) == (4, 2))
+    add("select", pq.pq_select, torch.zeros(HEADS, 5000), 500, sample=True)
     return made
 
 

@@ -12,35 +12,27 @@ from tests.kernels import specimens
 def test_a_sample_fits_its_cards():
     script = Path(__file__).with_name("compiling.py")
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script, "--sample"],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    command = [sys.executable, "-W", "ignore", script, "--sample"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 fail" in done.stdout
 
 
 def test_every_kernel_has_a_specimen(monkeypatch):
     """What is launched by nobody is compiled by nobody."""
-    launched = set()
-    kernels = {}
+    launched, kernels = set(), {}
     for module in (attention, mass, merge, norm_rope, pq):
         source = Path(module.__file__).read_text("utf-8")
         for name, value in vars(module).items():
             if f"{name}[(" in source and hasattr(value, "fn"):
                 kernels[f"{module.__name__}.{name}"] = module, name
+
+    class Noted(str):
+        def __getitem__(self, grid):
+            launched.add(str(self))
+            return lambda *args, **options: None
+
     for path, (module, name) in kernels.items():
-
-        class Noted:
-            def __init__(self, path):
-                self.path = path
-
-            def __getitem__(self, grid):
-                launched.add(self.path)
-                return lambda *args, **options: None
-
         monkeypatch.setattr(module, name, Noted(path))
     for specimen in specimens.SPECIMENS:
         specimen.launch()

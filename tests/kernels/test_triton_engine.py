@@ -67,8 +67,7 @@ def test_every_step_that_is_recorded_launches_the_same(checkpoint, monkeypatch):
 
 class Noted:
     """A kernel whose launches are written down: grids, numbers, and where the stored entries
-    are.
-    """
+    are."""
 
     def __init__(self, kernel, launches):
         self.kernel, self.launches = kernel, launches

@@ -30,3 +30,11 @@ def assert_lse_close(name: str, got: Tensor, want: Tensor, tolerance: float = 1e
     error = (got.double() - want.double())[~empty].abs()
     worst = float(error.max()) if error.numel() else 0.0
     assert worst <= tolerance, f"{name}: off by {worst:.2e}, more than {tolerance:.0e}"
+
+
+def assert_attention(
+    got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor], tolerance: float = 1e-5
+) -> None:
+    """Outputs and log-sum-exps of two ways of attending agree."""
+    assert_close("o", got[0], want[0], tolerance)
+    assert_lse_close("lse", got[1], want[1], 1e-5)
