@@ -133,7 +133,7 @@ class OpenChat:
 
 def open(
     model: str | None = None,
-    files: Sequence[str | PathLike[str]] = (),
+    files: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     method: str | None = None,
     budget: str | None = None,
     **options: Any,
@@ -148,7 +148,8 @@ def open(
     given = {"model": model, "method": method, "budget": budget, **options}
     if unknown := given.keys() - OPTIONS.keys():
         raise TypeError(f"open() has no option {', '.join(sorted(unknown))}")
-    names: builtins.list[str] = [fspath(file) for file in files]
+    several = [files] if isinstance(files, str | PathLike) else files
+    names: builtins.list[str] = [fspath(file) for file in several]
     asked = settle(given | {"files": names, "yes": True, "save": False}, Config(Path()), {})
     screen = Screen(quiet=True, plain=True)
     screen.err.quiet = True  # nothing is printed; notices are in `warnings`

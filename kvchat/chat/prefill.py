@@ -18,7 +18,7 @@ from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.errors import KvchatError
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
-from kvchat.machine.plan import make_plan
+from kvchat.machine.plan import geometry_of, make_plan
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.screen import Pause
@@ -49,7 +49,12 @@ def run(chat: Chat, work: Work[R], label: str, tokens: int) -> R:
                 if not interrupt.asked():
                     return
                 with pause(), interrupt.idle():
-                    key = choose(f"stop the {label}? [c]ontinue / [d]rop", "cd", "c", "d")
+                    key = choose(
+                        f"interrupted · [c]ontinue / [d]rop the {label} · Enter continues",
+                        "cd",
+                        "c",
+                        "d",
+                    )
                 interrupt.forget()
                 if key == "d":
                     raise Dropped
@@ -140,6 +145,9 @@ def recompress(
     book, talk = book or chat.book, sum(len(turn.ids) for turn in session.turns)
     found = chat.cache.find(book, method) if not questions and not fresh else None
     if found is None:
+        if book.ids:  # a budget that cannot be met is refused before anything is asked
+            config, itemsize = session.engine.config, session.engine.dtype.itemsize
+            method.entries(geometry_of(config, itemsize, len(book.ids)))
         require_room(chat, method, len(book.ids))
     tokens = talk + (0 if found else len(book.ids))
     if not agreed(chat, tokens):
@@ -213,10 +221,10 @@ def prefill_line(chat: Chat, width: int = 1000) -> str:
     kept = kept_line(chat)
     done = f"prefill {tokens:,} tokens in {seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s)"
     if found := chat.restored:
-        saved = f", saved {seconds(found.read_seconds)}" if found.read_seconds else ""
+        instead = f" instead of {seconds(found.read_seconds)}" if found.read_seconds else ""
         done = (
-            f"{tokens:,} tokens loaded from cache in {seconds(found.seconds)} "
-            f"({found.created:%Y-%m-%d %H:%M}{saved})"
+            f"{tokens:,} tokens loaded from cache in {seconds(found.seconds)}{instead} "
+            f"({found.created:%Y-%m-%d %H:%M})"
         )
     line = f"{done} · {name_of(chat.method)} {kept}"
     return line if len(line) <= width else f"{done} · {kept}"

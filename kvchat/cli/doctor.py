@@ -14,10 +14,13 @@ from rich.text import Text
 from kvchat import __version__
 from kvchat.chat import chatlog as saved
 from kvchat.engine.attention import BACKENDS
+from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model import MODELS
 from kvchat.engine.weights.bits import WEIGHTS
 from kvchat.errors import EXIT_CODES, KvchatError
+from kvchat.hub.find import find_model
 from kvchat.settings import config
 from kvchat.terminal.text import clean, size
 
@@ -114,7 +117,10 @@ def _places() -> list[Line]:
         found = config.load()
         there = str(found.path) if found.path.exists() else f"none ({found.path})"
         lines: list[Line] = [("ok", "config", there)]
-        config.settle({}, found)
+        options = config.settle({}, found)
+        budget = Budget.parse(options.budget) if options.budget else None
+        parse_spec(options.method, budget, options.method_options)
+        find_model(options.model, options.aliases)
     except KvchatError as error:
         lines = [("BAD", "config", error.message)]
     chats = len(list(saved.folder().glob("*.jsonl")))

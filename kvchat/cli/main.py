@@ -84,6 +84,8 @@ def chat(
         system=text_files.system_prompt(options),
         prompts=[*options.prompts, *text_files.prompts_of(options.prompt_file)],
     )
+    if not all(prompt.strip() for prompt in options.prompts):
+        raise KvchatError("usage", "-p has an empty question", '-p "QUESTION"')
     if not options.prompts and not (sys.stdin.isatty() or sys.stdout.isatty()):
         raise KvchatError(
             "usage",

@@ -172,12 +172,13 @@ def show(
             *map(size, (each.kv_full, each.kv_kept, each.prefill, each.chat)),
         )
     console.print(table)
+    where = "the CUDA context" if work.cuda else "the process"
     if fit and not any(tokens for _, tokens, _ in rows):
+        console.print(f"nothing fits: the weights and {where} alone take more")
         for way in smaller_weights(rows[0][2], fit):
-            console.print(f"nothing fits; try: {way}")
+            console.print(f"  try: {way}")
     for spec, tokens, each in rows:
         if each.read:
             console.print(Text(f"{labels[spec]}, {tokens:,} tokens{each.reads}"))
     console.print("beside it --keep-full host holds KV full in RAM, --keep-full disk on disk")
-    where = "the CUDA context" if work.cuda else "the process"
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

@@ -36,7 +36,7 @@ class Kind:
         except (ValueError, KeyError, OverflowError):
             raise KvchatError(
                 "usage",
-                f"{source} {clean(str(value))[:80]!r} is not {self.meaning}",
+                f"{source} {clean(shown(value))[:80]!r} is not {self.meaning}",
                 *(f"{source} {choice}" for choice in self.choices),
             ) from None
 

@@ -98,6 +98,11 @@ def test_errors_have_the_program_s_codes(story, options):
     assert caught.value.exit_code == 2
 
 
+def test_one_file_is_a_file(story):
+    with kvchat.open(str(DEMO), str(story), prompt_cache="off", max_tokens=2) as chat:
+        assert any(isinstance(event, kvchat.Delta) for event in chat.stream(QUESTION))
+
+
 def test_an_option_that_there_is_not(story):
     with pytest.raises(TypeError):
         opened(story, budgets="25%")

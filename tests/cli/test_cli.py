@@ -278,3 +278,16 @@ def test_flags_before_chat_are_the_chat_s(story):
 def test_a_plan_refuses_what_a_chat_refuses(spec):
     done = kvchat("plan", "-m", "demo", "--method", spec)
     assert done.returncode == 2 and done.stdout == b""
+
+
+def test_doctor_finds_what_a_chat_would_refuse(tmp_path):
+    (tmp_path / "kvchat").mkdir()
+    for text in ('budget = "abc"', 'method = "nope"', 'model = "/no/such/model"'):
+        (tmp_path / "kvchat" / "config.toml").write_text(f"[defaults]\n{text}\n")
+        assert kvchat("doctor", XDG_CONFIG_HOME=str(tmp_path)).returncode == 7, text
+
+
+def test_an_empty_question_and_a_plan_that_nothing_fits(story):
+    assert kvchat(story, "-p", " ").returncode == 2
+    said = kvchat("plan", "-m", "demo", "--fit", "1KiB").stdout.decode()
+    assert "nothing fits" in said

@@ -161,6 +161,8 @@ def test_a_method_in_the_place_of_another_keeps_bits_and_options():
     assert after.budget == before.budget
     assert switched("snapkv:bits=16,window=8", before, (), given).bits == 16
     assert switched("snapkv:window=8,budget=64", before, (), given).window == 8
+    assert switched("kvmerger@35", before, (), given).budget == Budget(fraction=0.35)
+    assert switched("kvmerger", before, (), given).budget == before.budget
     assert switched("pqcache", before, (), given).bits == 16, "it keeps entries as they are"
     full = parse_method("full")
     assert switched("kvzip", full).budget == DEFAULT_BUDGET, "full has no budget to keep"

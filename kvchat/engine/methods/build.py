@@ -5,7 +5,15 @@ from dataclasses import replace
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.specs import load, method_name, name_of, options, parse_spec
+from kvchat.engine.methods.specs import (
+    load,
+    method_name,
+    name_of,
+    options,
+    parse_spec,
+    presets,
+    split_spec,
+)
 
 
 def parse_method(spec: str, budget: Budget | None = None, extra: Iterable[str] = ()) -> Method:
@@ -29,7 +37,9 @@ def switched(
     pairs = [pair for pair in given if pair.partition("=")[0].strip() in known]
     if "bits" in known and before.bits != 16:
         pairs.append(f"bits={before.bits}")
-    budget = before.budget if "budget" in options(name_of(before)) else None
+    preset = presets(name).get(split_spec(spec)[1], {})
+    own = "budget" in preset or "budget" not in options(name_of(before))
+    budget = None if own else before.budget
     return parse_method(spec, budget, [*defaults, *pairs])
 
 

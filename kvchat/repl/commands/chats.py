@@ -51,7 +51,7 @@ def rename(context: Context, argument: str) -> None:
         raise KvchatError("usage", "/rename needs a name", "/rename night watch")
     name = free_name(context, argument)
     context.writer.rename(context.chat, name)
-    context.screen.tell(f"saved as {name!r}")
+    context.screen.tell(f"renamed to {name!r}")
 
 
 def require_saved(context: Context) -> None:
