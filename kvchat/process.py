@@ -12,6 +12,7 @@ from threading import Timer
 import typer
 
 from kvchat.errors import KvchatError, is_out_of_memory
+from kvchat.terminal import tty
 from kvchat.terminal.live import away
 from kvchat.terminal.log import LOG
 
@@ -58,6 +59,7 @@ def show_cursor() -> None:
 
 def _leave_at_once(*_: object) -> None:
     show_cursor()
+    tty.restore()
     os._exit(CTRL_C)
 
 

@@ -10,14 +10,21 @@ from typing import Any
 
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog_writer import ChatLogWriter
-from kvchat.chat.open import chosen_method, open_chat
+from kvchat.chat.open import open_chat
 from kvchat.chat.prefill import recompress
 from kvchat.chat.prepare import prepare
+from kvchat.engine.budget import Budget
 from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
+from kvchat.engine.methods.build import switched, with_budget
 from kvchat.errors import KvchatError
 from kvchat.settings.config import Config, settle
-from kvchat.settings.options import OPTIONS
+from kvchat.settings.options import CHATS, OPTIONS, SCREEN
 from kvchat.terminal.screen import Screen
+
+# Options of the program around a chat: its questions, saved chats and what it prints.
+PROGRAM = {name for name, each in OPTIONS.items() if each.panel in (CHATS, SCREEN)} | {
+    *("prompts", "prompt_file", "system_file")
+}
 
 
 @dataclass(frozen=True)
@@ -97,15 +104,8 @@ class OpenChat:
         Raises KvchatError; the chat is then as it was.
         """
         chat = self._chat
-        before = chat.options
-        try:
-            chat.options = before.changed("method", method, "flag").changed(
-                "budget", budget, "flag"
-            )
-            recompress(chat, chosen_method(chat.options))
-        except BaseException:
-            chat.options = before
-            raise
+        other = switched(method, chat.method, (), chat.options.method_options)
+        recompress(chat, with_budget(other, Budget.parse(str(budget))) if budget else other)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the chat to a new file (`.jsonl`); `kvchat --resume FILE` goes on with it.
@@ -135,7 +135,7 @@ def open(
     model: str | None = None,
     files: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     method: str | None = None,
-    budget: str | None = None,
+    budget: str | int | None = None,
     **options: Any,
 ) -> OpenChat:
     """Load a model, prefill documents, compress their KV cache.
@@ -145,8 +145,9 @@ def open(
     Raises KvchatError, with a code, for what the program says with an exit code; TypeError for an
     option that there is not.
     """
-    given = {"model": model, "method": method, "budget": budget, **options}
-    if unknown := given.keys() - OPTIONS.keys():
+    kept = None if budget is None else str(budget)
+    given = {"model": model, "method": method, "budget": kept, **options}
+    if unknown := given.keys() - (OPTIONS.keys() - PROGRAM):
         raise TypeError(f"open() has no option {', '.join(sorted(unknown))}")
     several = [files] if isinstance(files, str | PathLike) else files
     names: builtins.list[str] = [fspath(file) for file in several]

@@ -165,7 +165,7 @@ def settle(prepared: Prepared) -> Setup:
 def chosen_method(options: Options) -> Method:
     """The method of `--method`, `-O` and `--budget`. Raises KvchatError("usage")."""
     budget = Budget.parse(options.budget) if options.budget else None
-    method = parse_method(options.method or DEFAULT, budget, options.method_options)
+    method = parse_method(options.method or DEFAULT, budget, options.method_pairs)
     if budget is not None and isinstance(method, Full) and options.origin("budget") == "flag":
         raise KvchatError(
             "usage",

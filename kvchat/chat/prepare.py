@@ -8,6 +8,9 @@ from kvchat import __version__
 from kvchat.chat import chatlog
 from kvchat.chat.sources import SAVED, read_documents
 from kvchat.documents import Document
+from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.specs import method_name
+from kvchat.engine.methods.specs import options as options_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.weights.bits import INPUTS
 from kvchat.hub.find import Model
@@ -43,6 +46,9 @@ def prepare(options: Options, screen: Screen, piped: bool = True) -> Prepared:
     if saved is not None:
         screen.say(f"going on with {saved.title}: {counted(len(saved.turns), 'turn')}", "bold")
         options = restored(options, saved)
+        known, its = known_options(options.method), saved.method.get("options", {})
+        if gone := [f"{key}={value}" for key, value in its.items() if key not in known]:
+            screen.warn(f"{options.method} has no longer the option {', '.join(gone)}: left out")
     model = with_text(model_of(options, screen), options)
     if options.model is None:
         screen.warn(
@@ -83,12 +89,14 @@ def restored(options: Options, saved: chatlog.Saved) -> Options:
     values |= {name: saved.settings[name] for name in LIVE if name in saved.settings}
     if "method" not in by_flag:
         values["method"] = method.get("name")
-        values["method_options"] = [f"{k}={v}" for k, v in method.get("options", {}).items()]
+        known, its = known_options(str(method.get("name"))), method.get("options", {})
+        pairs = [f"{key}={value}" for key, value in its.items() if key in known]
+        values["method_options"] = [*pairs, *options.method_options]
         values["budget"] = method.get("budget") if method.get("name") != "full" else None
     taken: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in values.items()
-        if value is not None and name not in by_flag
+        if value is not None and name not in by_flag - {"method_options"}
     }
     if not options.files:
         files = document.get("files", ())
@@ -96,3 +104,8 @@ def restored(options: Options, saved: chatlog.Saved) -> Options:
         taken["texts"] = {SAVED + file["name"]: file["text"] for file in files if "text" in file}
     origins = {**options.origins, **dict.fromkeys(taken, SAVED_CHAT)}
     return replace(options, **taken, origins=origins)
+
+
+def known_options(spec: str) -> set[str]:
+    """Names of the options of a method; none for a method that there is not."""
+    return set(options_of(method_name(spec))) if spec.split(":")[0] in METHODS else set()

@@ -119,7 +119,7 @@ def _places() -> list[Line]:
         lines: list[Line] = [("ok", "config", there)]
         options = config.settle({}, found)
         budget = Budget.parse(options.budget) if options.budget else None
-        parse_spec(options.method, budget, options.method_options)
+        parse_spec(options.method, budget, options.method_pairs)
         find_model(options.model, options.aliases)
     except KvchatError as error:
         lines = [("BAD", "config", error.message)]

@@ -310,9 +310,10 @@ class Session:
                 yield TurnDone(begun.answer, "cancelled", len(ids), 0, seconds, 0.0)
                 return
             stops = tuple(filter(None, (*self.dialogue.form.stop, *stop)))
-            answer = Answer(TextStream(self.dialogue.tokenizer), stops)
+            answer = Answer(TextStream(self.dialogue.tokenizer), ())
             for token in earlier:  # text can depend on the tokens before it
                 answer.push(token, is_end=False)
+            answer.stops = stops  # of what comes now
             shown, most = len(begun.answer), min(room, max_tokens)
             first = last = started
             count, reason = 0, ""
@@ -378,7 +379,11 @@ class Session:
     def _record(self, begun: Turn, begin: int, answer: Answer, reason: str) -> None:
         """Note the end of a turn whose answer began at position `begin`."""
         if answer.stopped:  # what made the stop string is no part of the conversation
-            self._rewind(begin + answer.whole_tokens)
+            turns = self.turns[:-1] if self.turns and self.turns[-1] is begun else self.turns
+            whole = [*begun.ids[: begun.asked], *answer.tokens[: answer.whole_tokens]]
+            talk = [*(token for turn in turns for token in turn.ids), *whole]
+            if not self._rewind(begin + answer.whole_tokens):  # it had been compressed
+                drain(self.engine.extend(self.cache, talk))
         fed = self.cache.position - begin
         turn = replace(
             begun,

@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -101,17 +101,13 @@ def settle(
     take(f"[models.{model}] of {config.path}", own, "")
     take(f"[defaults] of {config.path}", config.defaults, "")
     take(f"[ui] of {config.path}", config.ui, "")
-    spec = read.setdefault("method", BY_QUESTION if _by_queries(read) else DEFAULT)
-    options = Options(
+    read.setdefault("method", BY_QUESTION if _by_queries(read) else DEFAULT)
+    return Options(
         **read,
         loaders=config.loaders,
         aliases=config.models,
         method_defaults=config.methods,
         origins=origins,
-    )
-    bits = [f"bits={options.kv_bits}"] if options.kv_bits else []
-    return replace(
-        options, method_options=[*options.usual_of(spec), *bits, *options.method_options]
     )
 
 

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from kvchat.engine.budget import UNITS
@@ -46,6 +47,8 @@ def number(least: float, most: float | None = None, above: bool = False) -> Kind
 
     def parse(text: str) -> float:
         found = float(text)
+        if not isfinite(found):
+            raise ValueError
         if not (found > least if above else found >= least) or (most is not None and found > most):
             raise ValueError
         return found
@@ -89,8 +92,8 @@ def _bytes(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%?)\s*", text)
-    part = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    percent = text.strip().endswith("%")
+    part = float(text.strip().removesuffix("%")) / (100 if percent else 1)
     if not 0 <= part < 1:
         raise ValueError
     return part
@@ -104,7 +107,7 @@ def one_of(*choices: str) -> Kind:
             raise ValueError
         return text
 
-    return Kind(f"one of {', '.join(choices)}", parse, "NAME", choices=choices)
+    return Kind(f"one of {', '.join(choices)}", parse, "NAME", (int,), choices)
 
 
 def _texts(text: str) -> tuple[str, ...]:
@@ -115,7 +118,7 @@ def _texts(text: str) -> tuple[str, ...]:
 TEXT = Kind("text", str)
 PATH = Kind("a path", str, "PATH")
 SIZE = Kind("a size (24GiB)", _bytes, "SIZE")
-SHARE = Kind("a share below 100% (2%)", _share, "SHARE", (float,))
+SHARE = Kind("a share below 100% (2%)", _share, "SHARE", (int, float))
 SWITCH = Kind("on or off", lambda text: WORDS[text.lower()], "", (bool,), ("on", "off"))
 TEXTS = Kind("texts with commas between, or off", _texts)
 

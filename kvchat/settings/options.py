@@ -341,6 +341,12 @@ class Options:
         name = spec.partition(":")[0].partition("@")[0]
         return [f"{key}={value}" for key, value in self.method_defaults.get(name, {}).items()]
 
+    @property
+    def method_pairs(self) -> list[str]:
+        """`key=value` of the method from config.toml, a saved chat and flags; later ones win."""
+        bits = [f"bits={self.kv_bits}"] if self.kv_bits else []
+        return [*self.usual_of(self.method), *self.method_options, *bits]
+
     def changed(self, name: str, value: Any, origin: str) -> "Options":
         """The same with one other value, that is read like a flag's. Raises KvchatError."""
         chosen = OPTIONS[name].kind.read(f"{name}:", value) if isinstance(value, str) else value

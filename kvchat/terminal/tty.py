@@ -4,6 +4,9 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+_changed: list[tuple[int, list[Any]]] = []  # terminals, with the modes that they had
 
 
 def unseen() -> AbstractContextManager[None]:
@@ -35,10 +38,19 @@ def _lines(edited: bool) -> Iterator[None]:
         modes[3] &= ~(termios.ECHO | termios.ICANON)
         modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
     termios.tcsetattr(terminal, termios.TCSANOW, modes)
+    _changed.append((terminal, before))
     try:
         yield
     finally:
+        _changed.pop()
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def restore() -> None:
+    """The terminal as it was before all of this, for a process that ends at once."""
+    if _changed:
+        terminal, before = _changed[0]
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _terminal() -> int | None:

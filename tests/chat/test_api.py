@@ -103,6 +103,13 @@ def test_one_file_is_a_file(story):
         assert any(isinstance(event, kvchat.Delta) for event in chat.stream(QUESTION))
 
 
-def test_an_option_that_there_is_not(story):
+@pytest.mark.parametrize("name", ["budgets", "resume", "last", "prompts", "json", "log_file"])
+def test_an_option_that_there_is_not(story, name):
     with pytest.raises(TypeError):
-        opened(story, budgets="25%")
+        opened(story, **{name: "x"})
+
+
+def test_options_of_a_method_stay_with_it(story):
+    with opened(story, method="snapkv", method_options=["window=8"], kv_bits=8) as chat:
+        chat.recompress("kvzip", "30%")
+        assert chat.kept_share == pytest.approx(0.3, abs=0.01)

@@ -140,3 +140,19 @@ def test_nan_weights_are_an_error(story, tmp_path, chat_folder):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     done = kvchat("-m", str(folder), story, "-p", "Why?")
     assert done.returncode == 3 and b"NaN" in done.stderr
+
+
+def test_a_saved_method_takes_no_other_method_s_defaults_and_drops_what_is_retired(tmp_path, story):
+    place = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    (tmp_path / "config" / "kvchat").mkdir(parents=True)
+    toml = tmp_path / "config" / "kvchat" / "config.toml"
+    toml.write_text("[methods.kvzip]\nchunk = 256\n")
+    first = ["--method", "snapkv", "-O", "window=16", "--session", "a", "-n", "2", "-p", "Who?"]
+    assert kvchat(story, *first, **place).returncode == 0
+    [file] = (tmp_path / "state").rglob("*.jsonl")
+    file.write_text(file.read_text().replace('"window": 16', '"window": 16, "refit": "bias"'))
+    asked = ["-r", "a", "-n", "2", "-p", "Why?", "--json"]
+    [found] = events(kvchat(*asked, **place))
+    assert found["kv"]["options"]["window"] == 16 and any("refit" in w for w in found["warnings"])
+    [found] = events(kvchat(*asked, "-O", "window=8", "--kv-bits", "4", **place))
+    assert (found["kv"]["options"]["window"], found["kv"]["options"]["bits"]) == (8, 4)

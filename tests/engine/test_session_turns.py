@@ -162,3 +162,35 @@ def test_a_cancelled_question_leaves_no_trace_in_the_observer(folder):
     done = ask(session, "x " * 40, cancelled=lambda: next(presses, True))
     assert done.finish_reason == "cancelled" and not done.completion_tokens
     assert observed() == before
+
+
+def test_more_looks_for_stop_strings_in_what_is_new(folder):
+    """What was answered before may hold one: it stays as it was shown."""
+    scripted = scripted_session(folder)
+    say(scripted, "A boat and")
+    assert ask(scripted, "What?", max_tokens=6).answer == "A boat"
+    say(scripted, " another boat, yes")
+    events = list(scripted.more(max_tokens=20, stop=("boat",)))
+    assert events[-1].answer == "A boat another "
+    assert scripted.turns[-1].answer == "A boat another "
+
+
+def test_a_stop_string_in_a_turn_that_was_compressed_loses_nothing(folder):
+    """After undo the last turn may be compressed; what stays of it is fed again."""
+    session = new_session(folder)
+    session.ends, session.tail_budget = set(), 16
+    drain(session.recompress(parse_method("cam")))
+    for question in ("One?", "Two?"):
+        ask(session, question, max_tokens=6)
+    session.undo()
+    answer = session.turns[-1].answer
+    more = list(session.more(max_tokens=20))[-1].answer[len(answer) :]
+    again = new_session(folder)
+    again.ends, again.tail_budget = set(), 16
+    drain(again.recompress(parse_method("cam")))
+    for question in ("One?", "Two?"):
+        ask(again, question, max_tokens=6)
+    again.undo()
+    list(again.more(max_tokens=20, stop=(more[3:5],)))
+    tokens = len(again.document) + sum(len(turn.ids) for turn in again.turns)
+    assert again.cache.position == tokens

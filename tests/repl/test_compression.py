@@ -33,10 +33,9 @@ def test_method_and_budget_keep_the_turns(scene):
 def test_a_new_method_keeps_bits_and_options(folder):
     """As `--kv-bits`, `-O` and `[methods.NAME]` say, unless the spec says otherwise."""
     usual = {"adakv": {"kernel": 5}, "snapkv": {"sinks": 2}}
-    # of the config for the method of the start, then what flags gave
-    given = ["kernel=5", "bits=4", "window=8", "floor=0.3"]
-    scene = Scene(folder, method_options=given, method_defaults=usual)
-    scene.chat.method = parse_method("adakv:budget=50%", None, given)
+    given = ["window=8", "floor=0.3"]
+    scene = Scene(folder, method_options=given, kv_bits="4", method_defaults=usual)
+    scene.chat.method = parse_method("adakv:budget=50%", None, scene.chat.options.method_pairs)
     scene.run("/method snapkv")
     assert scene.chat.method == parse_method("snapkv:budget=50%,window=8,sinks=2,bits=4")
     assert method_of(scene.chat, "adakv") == parse_method(

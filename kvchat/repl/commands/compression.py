@@ -49,10 +49,9 @@ def method_of(chat: Chat, spec: str) -> Method:
     """
     asked, given = chat.options, list[str]()
     if asked.origin("method_options") != SAVED_CHAT:  # those are all of the saved method's
-        usual = asked.usual_of(asked.method)
-        given = [pair for pair in asked.method_options if pair not in usual]
-        if not METHODS[name_of(chat.method)].retrieves:  # else it says nothing of bits
-            given = [pair for pair in given if not pair.startswith("bits=")]
+        given = [*asked.method_options]
+        if METHODS[name_of(chat.method)].retrieves and asked.kv_bits:  # it says nothing of bits
+            given.append(f"bits={asked.kv_bits}")
     return switched(spec, chat.method, asked.usual_of(spec), given)
 
 
