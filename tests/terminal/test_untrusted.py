@@ -6,6 +6,7 @@ import random
 import sys
 from contextlib import nullcontext
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -154,7 +155,7 @@ def test_tables_of_models_and_of_the_command_line(tmp_path, capsys, monkeypatch)
     names = list(islice(strings(9), 2_000))
     found = [(name, tmp_path / "nowhere") for name in names]
     monkeypatch.setattr(shelf, "_local", lambda: found)
-    shelf.show()
+    shelf.show(SimpleNamespace(invoked_subcommand=None))
     assert safe(capsys.readouterr().out)
     for name in names:
         with pytest.raises(KvchatError) as caught:
