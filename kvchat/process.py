@@ -15,6 +15,7 @@ from kvchat.errors import KvchatError, is_out_of_memory
 from kvchat.terminal import tty
 from kvchat.terminal.live import away
 from kvchat.terminal.log import LOG
+from kvchat.terminal.screen import Screen
 
 CLOSED_PIPE, CTRL_C = 141, 130
 MOMENT = 0.01  # seconds
@@ -93,7 +94,6 @@ def failed(error: KvchatError, as_json: bool) -> int:
         report = {"code": error.code, "message": error.message, "tries": list(error.tries)}
         print(json.dumps({"error": report | error.details}))
         return error.exit_code
-    from kvchat.terminal.screen import Screen  # rich takes a tenth of a second
 
     Screen().error(error)
     return error.exit_code

@@ -21,6 +21,7 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.errors import KvchatError
 from kvchat.hub.find import REPOSITORY
 from kvchat.settings import config
+from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size
 
@@ -145,7 +146,4 @@ def confirmed(question: str) -> bool:
     """Whether the person says yes. Raises KvchatError("usage") if there is nobody to ask."""
     if not somebody():
         raise KvchatError("usage", "nothing is downloaded unasked", "-y")
-    # not needed, and slow to import, where nobody is asked
-    from kvchat.terminal.key_prompt import choose
-
     return choose(question, "yn", "n", "n") == "y"

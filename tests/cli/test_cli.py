@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -291,3 +292,21 @@ def test_an_empty_question_and_a_plan_that_nothing_fits(story):
     assert kvchat(story, "-p", " ").returncode == 2
     said = kvchat("plan", "-m", "demo", "--fit", "1KiB").stdout.decode()
     assert "nothing fits" in said
+
+
+def test_ctrl_c_while_torch_loads_gives_the_terminal_back():
+    """The first line is there before torch: keys are not echoed by then, and must be afterwards."""
+    terminal, theirs = os.openpty()
+    before = termios.tcgetattr(theirs)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "kvchat", "-m", "demo", str(SAMPLE)],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    said = b""
+    while b"kvchat" not in said:
+        said += os.read(terminal, 4096)
+    assert termios.tcgetattr(theirs)[3] != before[3], "the press comes while echo is off"
+    child.send_signal(signal.SIGINT)
+    assert child.wait(30) == 130
+    assert termios.tcgetattr(theirs) == before
+    os.close(terminal), os.close(theirs)
