@@ -24,7 +24,8 @@ from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.hugging_face import interpret
+from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights.checkpoint import random_weights
 
@@ -46,7 +47,7 @@ Step = Callable[[], object]
 
 def ours(weights: str, shape: dict = SHAPE, device: torch.device = CPU) -> Engine:
     """A shape with random weights, the same for every way of storing them."""
-    config = ModelConfig.from_dict({**shape, "model_type": "llama", "dtype": "bfloat16"})
+    config = interpret({**shape, "model_type": "llama", "dtype": "bfloat16"})
     return Engine(random_weights(config, torch.bfloat16, device, weights=weights))
 
 
@@ -202,7 +203,7 @@ def few_and_few(pairs: int) -> dict:
 
 def demo(pairs: int) -> dict:
     """The demo model at 8k: a step, and a whole prefill."""
-    config = ModelConfig.load(DEMO)
+    config = load_config(DEMO)
     engine = drain(Engine.load(DEMO, config, "auto", "cpu"))
     model = AutoModelForCausalLM.from_pretrained(DEMO, attn_implementation="sdpa").eval()
     generator = torch.Generator().manual_seed(0)

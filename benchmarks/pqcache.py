@@ -26,7 +26,7 @@ from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.hugging_face import interpret
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.machine import resources as machine
@@ -121,7 +121,7 @@ def decode(rows: int, dtype: torch.dtype, repeat: int, spec: str, plain: bool) -
 
 def clusters(tokens: int, repeat: int, spec: str) -> dict:
     """Seconds of reading one layer, and of what comes on top of it."""
-    model = random_weights(ModelConfig.from_dict(LAYER, "8B"), torch.bfloat16, torch.device("cpu"))
+    model = random_weights(interpret(LAYER, "8B"), torch.bfloat16, torch.device("cpu"))
     engine = Engine(model)
     ids = torch.randint(LAYER["vocab_size"], (tokens,)).tolist()
     method = parse_method(spec, Budget(fraction=0.1))

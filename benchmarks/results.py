@@ -21,6 +21,7 @@ from typing import Any
 import results_page
 from claims import claims
 
+from kvchat.engine.model.read import load_config
 from kvchat.eval.pictures import Panel, panels, render_panels
 from kvchat.eval.report import Estimate, Row, rows
 from kvchat.machine.resources import processor
@@ -125,7 +126,6 @@ def measured(experiment: Experiment, number: int) -> float:
     from kvchat.engine.engine import Engine
     from kvchat.engine.events import drain
     from kvchat.engine.methods.build import parse_method
-    from kvchat.engine.model.config import ModelConfig
     from kvchat.engine.session import Session
     from kvchat.engine.text.chat_template import Dialogue
     from kvchat.engine.text.tokenizer import Tokenizer
@@ -136,7 +136,7 @@ def measured(experiment: Experiment, number: int) -> float:
 
     begin = time.perf_counter()
     folder = demo_model().folder
-    engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
+    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     source = Source("world", experiment.questions, SEED, task=TASKS["world"])
     case = source.case(session.dialogue, experiment.length, number)

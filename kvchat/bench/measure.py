@@ -141,7 +141,7 @@ def measure(
         "prefill_chunk": min(one.chunk for one in prefills),
         "kept_fraction": share_of(cache.kept, cache),
         "read_fraction": share_of(cache.read, cache),
-        "kv_full_bytes": cache.position * engine.kv_bytes_per_token,
+        "kv_full_bytes": engine.kv_bytes(cache.position),
         **sizes(engine, cache, [one.peak for one in prefills], decoding),
     }
 

@@ -10,7 +10,7 @@ from kvchat import documents
 from kvchat.bench.settings import Settings
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.methods.specs import parse_spec
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model, find_model
@@ -50,7 +50,7 @@ def load(settings: Settings, screen: Screen) -> Subject:
     else:
         given = user_config.settle({"model": settings.model}, user_config.load())
         model = find_model(given.model, given.aliases)
-        name, config = model.name, ModelConfig.load(model.folder)
+        name, config = model.name, load_config(model.folder)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, config, settings.weights)
     if settings.longest > config.context_limit:

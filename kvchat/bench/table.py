@@ -123,7 +123,7 @@ def writer(name: str, stream: TextIO, settings: Settings, subject: Subject) -> L
 def columns_of(settings: Settings, subject: Subject) -> list[Column]:
     """Method, test and results; threads only if there are several numbers of them."""
     tests, engine = list(cases_of(settings)), subject.engine
-    whole = engine.weights_bytes + engine.kv_bytes_per_token * settings.longest
+    whole = engine.weights_bytes + engine.kv_bytes(settings.longest)
     name, unit = ("MiB", 2**20) if whole < 2**30 else ("GiB", 2**30)
     threads = [Column("-t", 3, lambda r: str(r["n_threads"]))]
     return [

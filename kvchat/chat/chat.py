@@ -87,9 +87,9 @@ class Chat:
     def kept_share(self) -> float:
         """Share of the document's entries that is kept."""
         config = self.session.engine.config
-        whole = len(self.session.document) * config.num_kv_heads * config.num_layers
+        whole = len(self.session.document) * config.full_heads
         return sum(map(sum, self.document_entries())) / whole if whole else 1.0
 
     def document_full(self) -> int:
         """Bytes that the document would hold uncompressed."""
-        return len(self.session.document) * self.session.engine.kv_bytes_per_token
+        return self.session.engine.kv_bytes(len(self.session.document))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from kvchat.engine.model.config import read_json
+from kvchat.engine.model.hugging_face import read_json
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.settings.options import OPTIONS, SAMPLING, Options

@@ -176,15 +176,16 @@ def chosen_method(options: Options) -> Method:
 
 
 def context_limit(config: ModelConfig, options: Options) -> int:
-    """The model's window, or the smaller one of `--ctx-size`."""
+    """The model's window, or that of `--ctx-size`: a smaller one, or one that its scaled positions
+    reach."""
     if options.ctx_size is None:
         return config.context_limit
-    if not 1 <= options.ctx_size <= config.context_limit:
+    most = max(config.context_limit, config.stretched)
+    if not 1 <= options.ctx_size <= most:
         raise KvchatError(
             "usage",
-            f"--ctx-size {options.ctx_size:,} is outside 1–{config.context_limit:,}, "
-            "the model's window",
-            f"--ctx-size {config.context_limit}",
+            f"--ctx-size {options.ctx_size:,} is outside 1–{most:,}, the model's window",
+            f"--ctx-size {most}",
         )
     return options.ctx_size
 
@@ -205,7 +206,8 @@ def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
     options, prepared = setup.options, setup.prepared
     wanted = options.dtype, options.device, options.weights, options.attention
-    loading = Engine.load(prepared.model.folder, prepared.config, *wanted)
+    config = prepared.config.within(setup.limit)
+    loading = Engine.load(prepared.model.folder, config, *wanted)
     next(loading)
     return loading
 

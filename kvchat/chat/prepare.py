@@ -12,6 +12,7 @@ from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.specs import method_name
 from kvchat.engine.methods.specs import options as options_of
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.weights.bits import INPUTS
 from kvchat.hub.find import Model
 from kvchat.hub.offer import model_of, with_text
@@ -55,7 +56,7 @@ def prepare(options: Options, screen: Screen, piped: bool = True) -> Prepared:
             "no model given or configured: using the bundled demo model "
             "(small; -m NAME picks another)"
         )
-    config = ModelConfig.load(model.folder)
+    config = load_config(model.folder)
     stored = f", weights in {options.weights}" if options.weights in INPUTS else ""
     screen.say(
         f"kvchat {__version__} · {model.name} ({config.family}, "

@@ -29,7 +29,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
     chosen = session.question_seconds
     kept = session.cache.kept
     config = session.engine.config
-    entries = document * config.num_kv_heads * config.num_layers
+    entries = document * config.full_heads
     prefill = 0.0 if chat.restored else timings["prefill"]
     device = session.engine.device
     before = sum(len(turn.ids) for turn in session.turns[:-1])

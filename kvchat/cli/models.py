@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.errors import KvchatError
 from kvchat.hub.find import cache, demo_model, local_models
 from kvchat.settings import config
@@ -60,7 +60,7 @@ def described(folder: Path) -> tuple[str, str, str]:
         return "not there", "", ""
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     try:
-        model = ModelConfig.load(folder)
+        model = load_config(folder)
     except KvchatError as error:
         return clean(error.message.rpartition(": ")[2][:40]), "", size(weights)
     parameters = f"{model.family}, {model.parameters / 1e9:.1f} B"

@@ -13,7 +13,7 @@ from kvchat.cli.flags import takes
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import DEFAULT
 from kvchat.engine.methods.specs import Spec, parse_spec
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
 from kvchat.engine.weights.bits import computes_in, require_shapes, weights_bytes
 from kvchat.errors import KvchatError
@@ -110,13 +110,15 @@ def settle(wanted: PlanOptions) -> Frame:
         name, config = dummy(wanted.dummy)
     else:
         model = find_model(asked.model, asked.aliases)
-        name, config = model.name, ModelConfig.load(model.folder)
+        name, config = model.name, load_config(model.folder)
     kind = computes_in(wanted.dtype, wanted.weights)
     require_shapes(config, wanted.weights)
     dtype = config.dtype if kind == "auto" else DTYPES.get(kind, kind)
     if dtype not in ITEM_BYTES:
         raise KvchatError("usage", f"{clean(dtype)!r} is not a dtype", "--dtype bf16")
-    limit = min(wanted.ctx_size or config.context_limit, config.context_limit)
+    limit = min(
+        wanted.ctx_size or config.context_limit, max(config.context_limit, config.stretched)
+    )
     chunk, cuda = wanted.chunk or CHUNKS[wanted.device], wanted.device == "cuda"
     itemsize = ITEM_BYTES[dtype]
     return Frame(

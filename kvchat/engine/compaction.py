@@ -66,7 +66,7 @@ def fold(model: Decoder, cache: KVCache, method: Method, since: int, end: int) -
     changed if this fails.
     """
     segments = []
-    for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
+    for number, (block, layer) in enumerate(zip(model.full_blocks, cache.layers, strict=True)):
         given = union(layer, since, end, block, model, (number, len(cache.layers)))
         segment = method.extend(given)
         segments.append((segment, _carried(given, segment)))
@@ -75,6 +75,8 @@ def fold(model: Decoder, cache: KVCache, method: Method, since: int, end: int) -
         layer.freeze(segment)
         if (seen := _observation(layer)) is not None and seen.mass is not None:
             seen.mass, seen.frozen_mass = seen.mass[:, entries:], mass
+    for window in cache.windows.values():
+        window.compact(since, end)
 
 
 def union(
@@ -116,8 +118,8 @@ def union(
     expected = None
     if seen is not None and (future := seen.needs.future):
         after = tail.start + tail.length
-        coming = model.rotation(torch.arange(after, after + future, device=keys.device))
-        expected = moments([seen], coming, future)
+        coming = model.rotations(torch.arange(after, after + future, device=keys.device))
+        expected = moments([seen], coming[block.kind.rope], future)
     return Prefilled(
         keys=keys,
         values=values,
@@ -131,7 +133,8 @@ def union(
         end=end,
         column_mass=mass,
         moments=expected,
-        output=block.output,
+        output=block.output(keys.dtype),
+        cap=layer.backend.cap,
         position=position,
         count=count if old is not None and old.count is not None else None,
         absent=max(lengths) - torch.tensor(lengths, device=keys.device),

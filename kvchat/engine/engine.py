@@ -39,11 +39,10 @@ class Engine:
     def __init__(self, model: Decoder, attention: str = "auto"):
         self.model = model
         self.config = model.config
-        norm = model.model.norm.weight  # matrices may be stored in other dtypes
-        self.device, self.dtype = norm.device, norm.dtype
+        self.device, self.dtype = model.device, model.dtype
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels start and graphs record on the current one
-        self.backend = choose(attention, self.device)
+        self.backend = choose(attention, self.device, self.config.attention_cap)
         self.chunk = CHUNKS[self.device.type]
         self.writer = Writer.on(model, self.device)
 
@@ -59,7 +58,7 @@ class Engine:
     ) -> Generator[Loading, None, "Engine"]:
         """Stream a checkpoint in; the generator's value is the engine."""
         where, kind = resolve_device(device), resolve_dtype(dtype, config, weights)
-        choose(attention, where)  # refused now if it cannot run
+        choose(attention, where, config.attention_cap)  # refused now if it cannot run
         steps = load_weights(folder, config, kind, where, weights)
         for item in steps:
             if isinstance(item, tuple):
@@ -81,15 +80,16 @@ class Engine:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that a token costs in an uncompressed cache."""
+        """Bytes that a token costs in the layers that attend to all tokens, uncompressed."""
         return self.config.kv_values_per_token * self.dtype.itemsize
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes that so many tokens hold in an uncompressed cache."""
+        return self.config.kv_values(tokens) * self.dtype.itemsize
 
     def empty_cache(self) -> KVCache:
         """A cache that has seen nothing."""
-        c = self.config
-        return KVCache.empty(
-            c.num_layers, c.num_kv_heads, c.head_dim, self.dtype, self.device, self.backend
-        )
+        return prefill.empty_cache(self.model, self.backend)
 
     @torch.inference_mode()
     def prefill(
@@ -133,8 +133,11 @@ class Engine:
     def chosen(self, archives: Sequence[Archive], method: Method) -> KVCache | None:
         """The cache of a document whose archives are there, as a prefill would have left it.
 
-        None if they do not hold what the method wants to be shown.
+        None if they do not hold what the method wants to be shown, or if the model has sliding
+        layers: archives do not have their windows.
         """
+        if len(self.config.full_layers) < self.config.num_layers:
+            return None
         cache = self.empty_cache()
         for layer, archive in zip(cache.layers, archives, strict=True):
             layer.archive = archive

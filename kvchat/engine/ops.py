@@ -54,6 +54,9 @@ def _on_card(
 
         @wraps(plain)
         def op(*args: P.args, **kwargs: P.kwargs) -> R:
+            if kwargs.get("cap"):
+                return plain(*args, **kwargs)  # no kernel caps logits
+            kwargs.pop("cap", None)
             x = judge(*args)
             launch = None if x is None else kernel(path, x)
             return (launch or plain)(*args, **kwargs)
@@ -67,6 +70,7 @@ def _on_card(
 dequantize, quantize = reference.dequantize, reference.quantize
 pack, unpack = reference.pack, reference.unpack
 pq_table, pq_worth = reference.pq_table, reference.pq_worth
+geglu = reference.geglu
 
 merge_entries = _on_card("merge")(reference.merge_entries)
 rope = _on_card("norm_rope")(reference.rope)
@@ -165,15 +169,24 @@ def _narrow(q: Tensor, *_: object) -> Tensor | None:
 
 
 @_on_card("mass", _narrow)
-def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
+def window_mass(
+    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, *, cap: float = 0.0
+) -> Tensor:
     """Mean mass per key over queries and the heads of a group, `[H, N]`; see the reference."""
-    mass = column_mass(q, k, lse, seen, scale).div_(len(q))
+    mass = column_mass(q, k, lse, seen, scale, cap=cap).div_(len(q))
     return mass.view(len(k), -1, k.shape[1]).mean(dim=1)
 
 
 @_on_card("mass", _narrow)
 def column_mass(
-    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    seen: Tensor,
+    scale: float,
+    power: int = 1,
+    *,
+    cap: float = 0.0,
 ) -> Tensor:
     """Mass per key from all queries together, `[H*G, N]`; see the reference.
 
@@ -191,7 +204,11 @@ def column_mass(
     out = k.new_empty(heads, query_heads // heads, entries, dtype=torch.float32)
     for a in range(0, entries, step):
         part = k[:, a : a + step].float().transpose(1, 2)  # [H, D, n]
-        mass = torch.baddbmm(total, blocks, part)  # [H, G*W, n]
+        mass = (  # [H, G*W, n]
+            reference.capped(torch.bmm(blocks, part), cap).add_(total)
+            if cap
+            else torch.baddbmm(total, blocks, part)
+        )
         mass = (mass if power == 1 else mass.mul_(power)).exp_()
         mass = mass.view(heads, -1, window, part.shape[2])
         if a + step > first:

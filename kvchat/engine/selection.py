@@ -11,6 +11,7 @@ from torch import Tensor
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Needs
@@ -19,7 +20,7 @@ from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.archive_writer import holds, shown
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.engine.prefill.observation import Observation
-from kvchat.engine.prefill.prefill import extend, prefilled, rotation_at
+from kvchat.engine.prefill.prefill import AnyLayer, extend, prefilled, rotations_at
 
 
 def can_choose(cache: KVCache, method: Method) -> bool:
@@ -53,7 +54,7 @@ class Selection:
         backend = cache.layers[0].backend
         self._new = KVCache.empty(layers, heads, dim, keys.dtype, tail.device, backend)
         self._pool = Pool(method, self._new.layers, geometry)
-        self._coming = rotation_at(model, self.tokens, method.needs.future)
+        self._coming = rotations_at(model, self.tokens, method.needs.future)
 
     def take(
         self,
@@ -68,8 +69,9 @@ class Selection:
         record, device = _archive(layer).observed, exact.keys.device
         document = Observation.of(needs, record, device)
         place = number, len(self.cache.layers)
-        told = shown(record, device)
-        given = prefilled(exact, document, list(questions), told, needs, self._coming, block, place)
+        told, coming = shown(record, device), self._coming[block.kind.rope]
+        seen = list(questions)
+        given = prefilled(layer, exact, document, seen, told, needs, coming, block, place)
         self._pool.take(given)
         self.seconds += perf_counter() - begin
 
@@ -91,7 +93,7 @@ def choose(model: Decoder, cache: KVCache, method: Method) -> float:
     The conversation's entries stay as they are.
     """
     begin, selection = perf_counter(), Selection(model, cache, method)
-    for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
+    for number, (block, layer) in enumerate(zip(model.full_blocks, cache.layers, strict=True)):
         selection.take(number, block, layer, _archive(layer).on(layer.tail.k.device))
     selection.apply()
     return perf_counter() - begin
@@ -110,13 +112,17 @@ def extend_choosing(
     selection = Selection(model, cache, method)
 
     @contextmanager
-    def opened(number: int, block: Block, layer: LayerCache) -> Iterator[None]:
+    def opened(number: int, block: Block, layer: AnyLayer) -> Iterator[None]:
+        if isinstance(layer, WindowLayer):
+            yield
+            return
         layer.exact = _archive(layer).on(layer.tail.k.device)
         question = Observation(Needs(queries=method.needs.queries))
         layer.asking = question
         try:
             yield
-            selection.take(number, block, layer, layer.exact, [question])
+            place = model.config.full_layers.index(number)
+            selection.take(place, block, layer, layer.exact, [question])
         finally:
             layer.exact = layer.asking = None
 

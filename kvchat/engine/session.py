@@ -79,7 +79,7 @@ class Session:
 
     def full_bytes(self) -> int:
         """Bytes that the tokens seen would hold uncompressed."""
-        return self.cache.position * self.engine.kv_bytes_per_token
+        return self.engine.kv_bytes(self.cache.position)
 
     # The document
 
@@ -260,7 +260,7 @@ class Session:
         if not self._rewind(len(self.document) + len(talk)) and talk:
             drain(self.engine.extend(self.cache, talk))
         self.turns = kept
-        for layer in self.cache.layers:
+        for layer in self.cache.walked:
             layer.tail.trim()
         last = kept[-1] if dropped and kept else None
         if last is not None and last.finish_reason != "stop" and (method := self._choosing()):

@@ -15,7 +15,7 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def run(settings: Settings) -> int:
     digests = {source.name: source.digest for source in asked if source.name in settings.data}
     described = asdict(settings) | {"model": found.name, "out": "", "data": digests}
     answers = Answers(Path(settings.out) if settings.out else default_folder(described))
-    config = ModelConfig.load(found.folder)
+    config = load_config(found.folder)
     dialogue = Dialogue(Tokenizer.load(found.folder))
     loading = Engine.load(found.folder, config, settings.dtype, settings.device, settings.weights)
     session = Session(screen.watch(loading, "loading"), dialogue)

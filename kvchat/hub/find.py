@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import reserve_of
 from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean
@@ -108,7 +108,7 @@ def longer_windows(needed: int) -> list[str]:
     ways = []
     for name, folder in local_models().items():
         try:
-            limit = ModelConfig.load(folder).context_limit
+            limit = load_config(folder).context_limit
         except KvchatError:
             continue
         if name != DEMO and needed + reserve_of(limit) <= limit:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.errors import KvchatError
 from kvchat.hub.find import REPOSITORY
 from kvchat.settings import config
@@ -61,7 +61,7 @@ def download(repository: str, revision: str | None, screen: Screen, yes: bool = 
         fetch = partial(hf_hub_download, repository, file, revision=revision)
         folder = Path(explained(repository, fetch)).parent
         if file == "config.json":
-            ModelConfig.load(folder)  # refused before gigabytes are on their way
+            load_config(folder)  # refused before gigabytes are on their way
     screen.tell(f"{repository} is in {folder}")
     return True
 

@@ -17,19 +17,26 @@ NEGATIVE = float("-inf")
 
 
 def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    *,
+    causal: bool,
+    bias: Tensor | None = None,
+    cap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of `q [T, H*G, D]` over `k, v [H, N, D]`, with its log-sum-exp.
 
     `causal` aligns the last query with the last entry (bottom-right): query t sees the first
-    `N - T + t + 1` entries. `bias [H, N]` is added to the scaled logits.
+    `N - T + t + 1` entries. Scaled logits are capped, see `capped`; `bias [H, N]` is added to them.
     Returns `o [T, H*G, D]` and `lse [T, H*G]`, both fp32. A query that sees no entry gets o = 0 and
     lse = -inf, the neutral element of `combine`.
     """
     tokens, query_heads, dim = q.shape
     heads, entries, _ = k.shape
     grouped = q.float().view(tokens, heads, query_heads // heads, dim)
-    logits = torch.einsum("thgd,hnd->thgn", grouped, k.float()) * scale
+    logits = capped(torch.einsum("thgd,hnd->thgn", grouped, k.float()) * scale, cap)
     if bias is not None:
         logits = logits + bias[None, :, None, :]
     if causal:
@@ -40,6 +47,34 @@ def dense_attention(
     weights = torch.exp(logits - lse[..., None]).nan_to_num(0.0)
     o = torch.einsum("thgn,hnd->thgd", weights, v.float())
     return o.reshape(tokens, query_heads, dim), lse.reshape(tokens, query_heads)
+
+
+def capped(logits: Tensor, cap: float) -> Tensor:
+    """`cap * tanh(logits / cap)` (Gemma 2, arXiv 2408.00118); unchanged if the cap is 0."""
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def windowed_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, cap: float = 0.0
+) -> Tensor:
+    """Causal attention of `q [T, H*G, D]` over the newest `window` entries that each query sees.
+
+    `k, v [H, N, D]`; the last query belongs to the last entry. Returns `o [T, H*G, D]`.
+    """
+    tokens, entries = len(q), k.shape[1]
+    own = torch.arange(entries - tokens, entries, device=q.device)[:, None]
+    place = torch.arange(entries, device=q.device)[None]
+    seen = (place <= own) & (place > own - window)  # [T, N]
+    if not cap:
+        queries, keys, values = q.transpose(0, 1)[None], k[None], v[None]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        o = attend(queries, keys, values, seen, scale=scale, enable_gqa=True)
+        return o[0].transpose(0, 1)
+    heads, _, dim = k.shape
+    grouped = q.float().view(tokens, heads, -1, dim)
+    logits = capped(torch.einsum("thgd,hnd->thgn", grouped, k.float()) * scale, cap)
+    weights = logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
+    return torch.einsum("thgn,hnd->thgd", weights, v.float()).reshape(q.shape)
 
 
 def ragged_attention(
@@ -99,7 +134,13 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def column_mass(
-    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, power: int = 1
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    seen: Tensor,
+    scale: float,
+    power: int = 1,
+    cap: float = 0.0,
 ) -> Tensor:
     """Attention mass that each key gets from all queries together, per query head.
 
@@ -112,16 +153,18 @@ def column_mass(
     window, query_heads, dim = q.shape
     heads, entries, _ = k.shape
     grouped = q.float().view(window, heads, query_heads // heads, dim)
-    logits = torch.einsum("whgd,hnd->whgn", grouped, k.float()) * scale
+    logits = capped(torch.einsum("whgd,hnd->whgn", grouped, k.float()) * scale, cap)
     mass = torch.exp(power * (logits - lse.view(window, heads, -1, 1)))
     hidden = torch.arange(entries, device=k.device) >= seen[:, None]  # [W, N]
     mass.masked_fill_(hidden[:, None, None], 0.0)
     return mass.sum(dim=0).reshape(query_heads, entries)
 
 
-def window_mass(q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float) -> Tensor:
+def window_mass(
+    q: Tensor, k: Tensor, lse: Tensor, seen: Tensor, scale: float, cap: float = 0.0
+) -> Tensor:
     """Mean mass of each key over queries and over the query heads of a group, `[H, N]` fp32."""
-    mass = column_mass(q, k, lse, seen, scale)
+    mass = column_mass(q, k, lse, seen, scale, cap=cap)
     return mass.view(len(k), -1, k.shape[1]).mean(dim=1) / len(q)
 
 
@@ -276,3 +319,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`, element by element (arXiv 2002.05202)."""
     return torch.nn.functional.silu(gate) * up
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`gelu(gate) * up`, element by element, GELU by its tanh formula (arXiv 2002.05202)."""
+    return torch.nn.functional.gelu(gate, approximate="tanh") * up

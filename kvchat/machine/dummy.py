@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from kvchat.engine.model.config import ModelConfig, read_json
+from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.geometries import GEOMETRIES
+from kvchat.engine.model.hugging_face import interpret, read_json
 from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean
 
@@ -11,7 +12,7 @@ from kvchat.terminal.text import clean
 def dummy(text: str) -> tuple[str, ModelConfig]:
     """The name and the config of a shape. Raises KvchatError."""
     if text in GEOMETRIES:
-        return text, ModelConfig.from_dict(GEOMETRIES[text], text)
+        return text, interpret(GEOMETRIES[text], text)
     path = Path(text).expanduser()
     if not path.is_file():
         raise KvchatError(
@@ -20,4 +21,4 @@ def dummy(text: str) -> tuple[str, ModelConfig]:
             *(f"--dummy {name}" for name in GEOMETRIES),
             "--dummy FOLDER/config.json",
         )
-    return str(path), ModelConfig.from_dict(read_json(path), str(path))
+    return str(path), interpret(read_json(path), str(path))

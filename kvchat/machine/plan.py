@@ -120,7 +120,8 @@ class Plan:
 
 def geometry_of(config: ModelConfig, itemsize: int, tokens: int) -> Geometry:
     """What a method's budget is shared out over."""
-    return Geometry(tokens, config.num_kv_heads, config.num_layers, config.head_dim, itemsize)
+    layers = len(config.full_layers)
+    return Geometry(tokens, config.num_kv_heads, layers, config.head_dim, itemsize)
 
 
 def make_plan(work: Workload) -> Plan:
@@ -129,8 +130,10 @@ def make_plan(work: Workload) -> Plan:
     Raises KvchatError("usage") if the budget cannot keep an entry per head.
     """
     config, itemsize, tokens = work.config, work.itemsize, work.tokens
-    cost, layers = cost_of(work.method), config.num_layers
+    cost, layers = cost_of(work.method), len(config.full_layers)
     per_token = config.kv_values_per_token * itemsize
+    every = config.num_layers * config.layer_values_per_token * itemsize  # of turns, in the tails
+    windows = config.kv_values(tokens) * itemsize - per_token * tokens
     geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits)
     entries = work.method.budget.entries(geometry) if tokens else 0
     step = min(max(work.chunk, cost.step), max(tokens, 1))
@@ -144,16 +147,17 @@ def make_plan(work: Workload) -> Plan:
         heads, dim = config.num_kv_heads, config.head_dim
         coded = tokens - entries // heads > CODED  # or there is too little to choose from
         codes = code_bytes(tokens, heads, dim, *cost.code) if coded else 0
-        kept, read = per_token * tokens + layers * codes, kept if coded else 0
+        read = kept if coded else 0
+        kept = per_token * tokens + layers * codes
         training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice
     return Plan(
         weights=weights_bytes(config, itemsize, work.weights),
-        kv_full=per_token * tokens,
-        kv_kept=kept,
+        kv_full=per_token * tokens + windows,
+        kv_kept=kept + windows,
         dense_layer=per_token * tokens // layers,
         hidden=tokens * hidden,
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
-        tail=per_token * max(work.limit - tokens, 0),
+        tail=every * max(work.limit - tokens, 0),
         base=CONTEXT if work.cuda else PROCESS,
         replays=round(cost.replayed * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),

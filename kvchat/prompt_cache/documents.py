@@ -153,7 +153,7 @@ class PromptCache:
             return InMemory()
         parts = self._parts(book)
         about = self._about(book) | {"method": "all entries", "parts": parts}
-        name, layers = fingerprint(parts), self._engine.config.num_layers
+        name, layers = fingerprint(parts), len(self._engine.config.full_layers)
         on_disk = OnDisk(files.place(self._root, name), layers, book.ids, name, about)
         try:
             files.require_space(self._root, about["full_bytes"])
@@ -274,7 +274,7 @@ class PromptCache:
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "day": str(book.dialogue.day or ""),
             "tokens": len(book.ids),
-            "full_bytes": len(book.ids) * self._engine.kv_bytes_per_token,
+            "full_bytes": self._engine.kv_bytes(len(book.ids)),
         }
 
     def _wait(self) -> None:

@@ -11,7 +11,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.linear import Int4Linear
@@ -24,7 +24,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 192, "head_dim": 32}
 
 
 def loaded(folder, weights="auto", dtype="f32", attention="auto", where="cuda"):
-    config = ModelConfig.load(folder)
+    config = load_config(folder)
     return drain(Engine.load(folder, config, dtype, where, weights, attention))
 
 

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import empty_decoder
-from kvchat.engine.model.families import Llama
+from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
 from tests.engine.tiny import SHAPE, load_engine, random_ids
 
@@ -69,6 +68,7 @@ import sys
 from pathlib import Path
 from kvchat.engine.engine import Engine
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 
 def anonymous():
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -76,7 +76,7 @@ def anonymous():
             return int(line.split()[1]) * 1024
 
 folder, dtype, weights = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-config = ModelConfig.load(folder)
+config = load_config(folder)
 before = peak = anonymous()
 for event in Engine.load(folder, config, dtype, "cpu", weights):
     peak = max(peak, anonymous())
@@ -93,7 +93,7 @@ def large(tmp_path_factory):
         "intermediate_size": 1536, "num_hidden_layers": 8, "head_dim": 64, "dtype": "float32",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(raw))
-    model = empty_decoder(Llama, ModelConfig.load(folder))
+    model = empty_decoder(load_config(folder))
     tensors = {name: torch.full(p.shape, 0.5) for name, p in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors")
     sizes = [t.nbytes for t in tensors.values()]

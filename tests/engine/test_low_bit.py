@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.store.identity import computation
 from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.bits import require_shapes, weights_bytes
@@ -31,7 +31,7 @@ def weight(outputs, inputs, seed=0):
 
 
 def engine_of(folder, weights, dtype="f32"):
-    return drain(Engine.load(folder, ModelConfig.load(folder), dtype, "cpu", weights))
+    return drain(Engine.load(folder, load_config(folder), dtype, "cpu", weights))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -148,7 +148,7 @@ def test_planned_bytes_are_the_tensors(checkpoint, weights, tied):
 def test_methods_that_weigh_by_the_output_projection(checkpoint, weights, spec):
     engine = engine_of(checkpoint(**SHAPE), weights)
     for block in engine.model.blocks:
-        seen = block.output.permute(2, 0, 1).flatten(1)
+        seen = block.output(torch.float32).permute(2, 0, 1).flatten(1)
         assert torch.equal(seen, block.self_attn.o_proj.dense(torch.float32))
     cache, _ = read(engine, IDS, parse_method(spec))
     assert sum(sum(s.lengths) for s in cache.segments()) == pytest.approx(2 * 2 * 25, abs=4)
@@ -157,7 +157,7 @@ def test_methods_that_weigh_by_the_output_projection(checkpoint, weights, spec):
 def test_shapes_that_no_operator_takes_are_refused(checkpoint):
     folder = checkpoint(hidden_size=48)
     for weights in ("auto", "int8"):
-        require_shapes(ModelConfig.load(folder), weights)
+        require_shapes(load_config(folder), weights)
     with pytest.raises(KvchatError, match=r"q_proj \[64, 48\].*\[n \* 64, n \* 32\]") as caught:
         engine_of(folder, "int4")
     assert "--weights int8" in caught.value.tries and caught.value.code == "model"
@@ -172,7 +172,8 @@ def test_shapes_that_no_operator_takes_are_refused(checkpoint):
 def test_plain_weights_are_not_copied_to_be_seen(checkpoint):
     block = engine_of(checkpoint(), "auto").model.blocks[0]
     assert isinstance(block.self_attn.o_proj, Linear)
-    assert block.output.untyped_storage().data_ptr() == block.self_attn.o_proj.weight.data_ptr()
+    weight = block.self_attn.o_proj.weight
+    assert block.output(weight.dtype).untyped_storage().data_ptr() == weight.data_ptr()
 
 
 def test_saved_readings_of_other_formats_are_others(checkpoint):

@@ -8,7 +8,7 @@ import torch
 
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
-from kvchat.engine.weights import checkpoint as loading
+from kvchat.engine.weights import safetensors as loading
 from tests.engine.tiny import load_engine, load_oracle, oracle_logits, random_ids, read, save_model
 from tests.support.closeness import assert_close
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.weights.checkpoint import find_shards, load_weights
+from kvchat.engine.model.hugging_face import interpret
+from kvchat.engine.model.read import load_config
+from kvchat.engine.weights.checkpoint import load_weights
+from kvchat.engine.weights.safetensors import find_shards
 from kvchat.errors import KvchatError
 from tests.engine.tiny import load_engine
 
@@ -31,7 +33,7 @@ def sharded(checkpoint, tmp_path):
 def refused(folder, *named: str) -> KvchatError:
     """The error of loading, of the headers alone; `named` and the folder are in it."""
     with pytest.raises(KvchatError) as caught:
-        next(load_weights(folder, ModelConfig.load(folder), torch.float32, torch.device("cpu")))
+        next(load_weights(folder, load_config(folder), torch.float32, torch.device("cpu")))
     error = caught.value
     assert error.code == "model" and error.exit_code == 3
     text = " ".join([error.message, *error.tries])
@@ -47,7 +49,7 @@ def refused_config(folder, text: bytes | dict, *named: str) -> None:
     data = json.dumps(text).encode() if isinstance(text, dict) else text
     (folder / "config.json").write_bytes(data)
     with pytest.raises(KvchatError) as caught:
-        ModelConfig.load(folder)
+        load_config(folder)
     assert caught.value.code == "model"
     assert all(name in caught.value.message for name in [*named, "config.json"])
 
@@ -128,7 +130,7 @@ def test_a_config_must_be_a_json_object(folder, content):
     [
         *(({"model_type": name}, [repr(name), "llama, mistral"]) for name in ("gpt2", None)),
         *(({"rope_parameters": None, key: {"rope_type": kind, "factor": 2.0}}, [repr(kind)])
-          for key, kind in (("rope_parameters", "yarn"), ("rope_scaling", "dynamic"))),
+          for key, kind in (("rope_parameters", "mrope"), ("rope_scaling", "proportional"))),
         ({"quantization_config": {"quant_method": "gptq"}}, ["gptq"]),
         ({"quantization_config": {}}, ["None"]),
         ({"hidden_act": "gelu"}, ["gelu"]),
@@ -139,7 +141,9 @@ def test_a_config_must_be_a_json_object(folder, content):
         ({"num_hidden_layers": "many"}, ["many"]),
         ({"num_attention_heads": 0, "head_dim": "(gone)"}, []),
         ({"rope_parameters": {"rope_type": "linear"}}, ["factor"]),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["0.5"]),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.35}}, ["16"]),
+        ({"layer_types": ["full_attention", "linear_attention"]}, ["linear_attention"]),
+        ({"model_type": "gemma3"}, ["text_config"]),
         ({"rope_parameters": "fast"}, []),
     ],
 )  # fmt: skip
@@ -160,4 +164,4 @@ def test_the_context_is_the_smaller_of_window_and_positions(folder):
         ("llama", {}, 8192),
     ):
         config = {**raw, "model_type": family, "max_position_embeddings": 8192, **given}
-        assert ModelConfig.from_dict(config).context_limit == limit
+        assert interpret(config).context_limit == limit

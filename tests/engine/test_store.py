@@ -188,7 +188,7 @@ def test_the_fingerprint_knows_what_a_document_depends_on(checkpoint, tmp_path):
         (weights, data[:-1] + bytes([data[-1] ^ 1])),
     ):
         path.write_bytes(changed)
-        names.append(name())
+        names.append(name(engine=load_engine(folder)))
     assert len(set(names)) == len(names)
 
 

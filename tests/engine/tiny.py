@@ -4,26 +4,16 @@ the oracle's."""
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.engine.attention import backend
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.simple import Full
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
 
-FAMILIES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-}
 SHAPE = {
     "vocab_size": 96,
     "hidden_size": 48,
@@ -36,6 +26,7 @@ SHAPE = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+PADDING = {"pad_token_id": None}  # some families' own is beyond so small a vocabulary
 
 
 def save_model(
@@ -47,20 +38,21 @@ def save_model(
     **changes,
 ) -> Path:
     """A random checkpoint whose logits are far from flat; `changes` are config keys."""
-    make_config, make_model = FAMILIES[family]
-    model = make_model(make_config(**{**SHAPE, **changes}))
+    given = {**SHAPE, **PADDING, **changes}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **given))
     generator = torch.Generator().manual_seed(seed)
+    middle = 0.0 if family.startswith("gemma") else 1.0  # of norms: Gemma's files have them minus 1
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
-            p.copy_(1 + 0.2 * noise if name.endswith("norm.weight") else 0.2 * noise)
+            p.copy_(middle + 0.2 * noise if name.endswith("norm.weight") else 0.2 * noise)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
 def load_engine(folder: Path, dtype: str = "f32", chunk: int = 2048) -> Engine:
     """Our engine over a checkpoint, on the CPU."""
-    engine = drain(Engine.load(folder, ModelConfig.load(folder), dtype, "cpu"))
+    engine = drain(Engine.load(folder, load_config(folder), dtype, "cpu"))
     engine.chunk = chunk
     return engine
 

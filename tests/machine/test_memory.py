@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kvchat.engine.methods.specs import parse_spec
-from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.geometries import GEOMETRIES
+from kvchat.engine.model.hugging_face import interpret
 from kvchat.errors import KvchatError
 from kvchat.machine import gpu_processes
 from kvchat.machine import resources as machine
@@ -73,7 +73,7 @@ def test_a_machine_without_a_card(monkeypatch):
 
 def test_an_error_says_who_else_uses_the_card():
     method = parse_spec("full")
-    config = ModelConfig.from_dict(GEOMETRIES["llama-3.1-8b"])
+    config = interpret(GEOMETRIES["llama-3.1-8b"])
     plan = make_plan(Workload(config, 2, 32768, method, 131072, 2048, cuda=True))
     with pytest.raises(KvchatError, match="pid 4242"):
         require_memory(plan, 2**30, "cuda:0", "full", others=lambda: "pid 4242")

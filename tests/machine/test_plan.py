@@ -10,8 +10,8 @@ import pytest
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.options import REPEAT
 from kvchat.engine.methods.specs import parse_spec
-from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.geometries import GEOMETRIES
+from kvchat.engine.model.hugging_face import interpret
 from kvchat.engine.prefill.replay_texts import replays_of
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ LLAMA_7B = LLAMA_8B | {
 def work(shape, spec, tokens, limit=2**17, **others):
     """Prefill of `tokens` tokens with a model of that shape in bf16, 2,048 at a time."""
     given = {"itemsize": 2, "chunk": 2048, "cuda": False} | others
-    method, config = parse_spec(spec), ModelConfig.from_dict(shape)
+    method, config = parse_spec(spec), interpret(shape)
     return Workload(config=config, tokens=tokens, method=method, limit=limit, **given)
 
 
@@ -117,12 +117,13 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.hugging_face import interpret
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.engine.prefill.prefill import Compression
 
 torch.set_num_threads(1)
 path, tokens, spec = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-config = ModelConfig.from_dict(json.loads(Path(path).read_text()))
+config = interpret(json.loads(Path(path).read_text()))
 method = parse_method(spec)
 torch.randn(64, 64) @ torch.randn(64, 64)
 baseline = machine.resident()

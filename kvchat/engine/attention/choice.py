@@ -8,11 +8,14 @@ from torch import Tensor
 
 from kvchat.engine.attention import BACKENDS, backend, installed
 from kvchat.engine.attention.entries import Backend, Call, Entries, JointBackend
+from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.errors import KvchatError
 
 
-def choose(name: str, device: torch.device) -> Backend:
+def choose(name: str, device: torch.device, cap: float = 0.0) -> Backend:
     """The attention of a device by name: `auto` or one of `BACKENDS`.
+
+    Logits capped at `cap` (not 0) are torch's alone.
 
     `flash` only prefills, so whoever `auto` would ask does the rest. Raises KvchatError("usage")
     for an unknown name, KvchatError("device") for what cannot run here.
@@ -20,6 +23,14 @@ def choose(name: str, device: torch.device) -> Backend:
     if name != "auto" and name not in BACKENDS:
         tries = (f"--attention {known}" for known in ("auto", *BACKENDS))
         raise KvchatError("usage", f"{name!r} is not an attention backend", *tries)
+    if cap and name not in ("auto", "torch"):
+        raise KvchatError(
+            "usage",
+            f"--attention {name} does not cap logits, which this model needs",
+            "--attention auto",
+        )
+    if cap:
+        return TorchBackend(cap)
     names = installed() if name in ("auto", "flash") else [name]
     if device.type != "cuda" and name == "auto":
         names = ["torch"]

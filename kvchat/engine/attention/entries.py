@@ -21,6 +21,10 @@ class Backend(Protocol):
     def name(self) -> str:
         """What it is called on the command line."""
 
+    @property
+    def cap(self) -> float:
+        """What scaled logits are capped at; 0: they are not."""
+
     def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
         """Rectangle: `q [T, H*G, D]` sees every entry. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
 
@@ -33,6 +37,8 @@ class JointBackend(ABC):
 
     A class, not a protocol: layers ask for it at every token.
     """
+
+    cap = 0.0
 
     @abstractmethod
     def joint(

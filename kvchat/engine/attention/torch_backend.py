@@ -25,6 +25,9 @@ class TorchBackend:
 
     name = "torch"
 
+    def __init__(self, cap: float = 0.0):
+        self.cap = cap  # by the plain path: the fused kernels cap nothing
+
     def can(self, call: Call) -> str | None:
         """Why not, or None."""
         if call.kind == "joint":
@@ -32,8 +35,8 @@ class TorchBackend:
         return f"takes no entries of {call.bits} bits" if call.bits < 16 else None
 
     def attend(self, q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
-        if q.device.type != "cpu" or entries.bounds:
-            return plain_attend(q, entries, scale)
+        if q.device.type != "cpu" or entries.bounds or self.cap:
+            return plain_attend(q, entries, scale, self.cap)
         tokens, query_heads, dim = q.shape
         heads = len(entries.spans)
         # [T, H*G, D] -> [H, G*T, D]: all queries of a KV head in one block of entries
@@ -48,8 +51,8 @@ class TorchBackend:
         tokens, query_heads, dim = q.shape
         heads = k.shape[0]
         assert k.shape[1] == tokens, f"a square needs {tokens} entries, got {k.shape[1]}"
-        if q.device.type != "cpu":
-            return plain_causal(q, k, v, scale)
+        if q.device.type != "cpu" or self.cap:
+            return plain_causal(q, k, v, scale, self.cap)
         group = query_heads // heads
         batched = q.view(tokens, heads, group, dim).permute(2, 1, 0, 3)  # [G, H, T, D]
         shape = (group, heads, tokens, dim)
@@ -146,7 +149,9 @@ def _few(q: Tensor) -> bool:
     return q.dtype == torch.float32 and q.shape[-2] <= FEW
 
 
-def plain_attend(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
+def plain_attend(
+    q: Tensor, entries: Entries, scale: float, cap: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """`q [T, H*G, D]` over all of `entries`, the logits materialized in fp32, for any device.
 
     The host waits for nothing: lengths that only the device knows become a mask. Heads of one
@@ -155,7 +160,7 @@ def plain_attend(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Ten
     if entries.bias is None and even(entries.spans):
         length = entries.length if entries.bounds else None
         k, v = (dense(store, entries.spans) for store in (entries.k, entries.v))
-        return _visible(q, k, v, length, None, scale)
+        return _visible(q, k, v, length, None, scale, cap)
     group = q.shape[1] // len(entries.spans)
     parts = []
     for head, (a, n) in enumerate(entries.spans):
@@ -163,21 +168,29 @@ def plain_attend(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Ten
         k, v = entries.k[None, a : a + n], entries.v[None, a : a + n]
         length = entries.length[head : head + 1] if entries.bounds else None
         bias = None if entries.bias is None else entries.bias[None, a : a + n]
-        parts.append(_visible(own, k, v, length, bias, scale))
+        parts.append(_visible(own, k, v, length, bias, scale, cap))
     return torch.cat([o for o, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
 
 
-def plain_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def plain_causal(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
     parts = []
     for a in range(0, q.shape[0], QUERIES):
         b = min(a + QUERIES, q.shape[0])
-        parts.append(dense_attention(q[a:b], k[:, :b], v[:, :b], scale, causal=True))
+        parts.append(dense_attention(q[a:b], k[:, :b], v[:, :b], scale, causal=True, cap=cap))
     return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
 
 
 def _visible(
-    q: Tensor, k: Tensor, v: Tensor, length: Tensor | None, bias: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    cap: float,
 ) -> tuple[Tensor, Tensor]:
     """`q [T, H*G, D]` over the first `length [H]` entries of `k, v [H, N, D]`; None means all."""
     if length is not None:
@@ -186,5 +199,8 @@ def _visible(
         k, v = (store.masked_fill(hidden[..., None], 0.0) for store in (k, v))
         every = torch.zeros_like(hidden, dtype=torch.float32) if bias is None else bias
         bias = every.masked_fill(hidden, -torch.inf)
-    parts = [dense_attention(p, k, v, scale, causal=False, bias=bias) for p in q.split(QUERIES)]
+    parts = [
+        dense_attention(part, k, v, scale, causal=False, bias=bias, cap=cap)
+        for part in q.split(QUERIES)
+    ]
     return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])

@@ -15,6 +15,7 @@ class TritonBackend:
     """A `JointBackend`: one launch over all entries of a layer, one that joins what it found."""
 
     name = "triton"
+    cap = 0.0
 
     def can(self, call: Call) -> str | None:
         """Why not, or None."""

@@ -1,6 +1,6 @@
 """One layer's cache and the whole cache: all that a model attends to of the past."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -12,6 +12,7 @@ from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.segment import Memory, Segment
 from kvchat.engine.cache.tail import Tail
+from kvchat.engine.cache.window import WindowLayer
 
 
 class Observer(Protocol):
@@ -168,11 +169,19 @@ class LayerCache:
 class KVCache:
     """The cache of one conversation.
 
-    `position` counts tokens SEEN, whatever was evicted: it is the next token's rotary position.
+    `layers` attend to all tokens; methods compress them. `windows` are the sliding layers, by their
+    number in the model. `position` counts tokens SEEN, whatever was evicted: it is the next token's
+    rotary position.
     """
 
-    def __init__(self, layers: list[LayerCache], position: int = 0):
+    def __init__(
+        self,
+        layers: list[LayerCache],
+        position: int = 0,
+        windows: Mapping[int, WindowLayer] | None = None,
+    ):
         self.layers = layers
+        self.windows = dict(windows or {})
         self.position = position
 
     @classmethod
@@ -184,9 +193,29 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         backend: Backend,
+        windows: Mapping[int, int] | None = None,
     ) -> "KVCache":
-        """A cache of `layers` layers with `heads` KV heads of size `dim` and no entries."""
-        return cls([LayerCache(Tail(heads, dim, dtype, device), backend) for _ in range(layers)])
+        """A cache of `layers` layers with `heads` KV heads of size `dim` and no entries.
+
+        `windows` are the tokens that sliding layers see, by their number in the model; the `layers`
+        stand at the other numbers.
+        """
+
+        def tail() -> Tail:
+            return Tail(heads, dim, dtype, device)
+
+        sliding = {
+            number: WindowLayer(tail(), window, backend)
+            for number, window in (windows or {}).items()
+        }
+        return cls([LayerCache(tail(), backend) for _ in range(layers)], windows=sliding)
+
+    @property
+    def walked(self) -> list[LayerCache | WindowLayer]:
+        """All layers in the model's order."""
+        full = iter(self.layers)
+        every = range(len(self.layers) + len(self.windows))
+        return [self.windows[n] if n in self.windows else next(full) for n in every]
 
     @property
     def frozen(self) -> int:
@@ -224,7 +253,7 @@ class KVCache:
 
     def accept(self, tokens: int) -> None:
         """Count `tokens` more as seen whose entries are behind the live ones of every tail."""
-        for layer in self.layers:
+        for layer in self.walked:
             layer.tail.accept(tokens)
         self.advance(tokens)
 
@@ -233,13 +262,13 @@ class KVCache:
         assert self.frozen <= position <= self.position, (
             f"cannot truncate {self.position} tokens to {position}: {self.frozen} are frozen"
         )
-        for layer in self.layers:
+        for layer in self.walked:
             layer.truncate(position)
         self.position = position
 
     def thaw(self, position: int) -> None:
         """Forget every token from `position` on, frozen ones too; a segment must end there."""
-        for layer in self.layers:
+        for layer in self.walked:
             layer.thaw(position)
         self.position = position
 
@@ -256,8 +285,8 @@ class KVCache:
     @property
     def preallocated(self) -> int:
         """Bytes of the tails that hold no entries yet."""
-        return sum(layer.tail.preallocated for layer in self.layers)
+        return sum(layer.tail.preallocated for layer in self.walked)
 
     def memory(self) -> Memory:
         """Exact bytes of all layers."""
-        return sum((layer.memory() for layer in self.layers), Memory())
+        return sum((layer.memory() for layer in self.walked), Memory())

@@ -69,6 +69,18 @@ class Tail:
             bounds=True,
         )
 
+    def newest(self, entries: int) -> Entries:
+        """The newest `entries` live entries, for attention backends."""
+        heads, capacity, dim = self.k.shape
+        first = self.length - entries
+        return Entries(
+            k=self.k.view(-1, dim),
+            v=self.v.view(-1, dim),
+            start=self._first + first,
+            length=torch.full_like(self._lengths, entries),
+            spans=tuple((head * capacity + self._offset + first, entries) for head in range(heads)),
+        )
+
     def reserve(self, entries: int) -> None:
         """Make room for exactly `entries` entries per head, if there is less."""
         if entries > self.capacity:

@@ -48,9 +48,9 @@ class Step:
         """One token more."""
         self.length += 1
         x = self.model.embed(self.token.clamp(min=0))  # -1 is said to the host, and not looked up
-        rotation = self.model.rotation(self.position)
+        rotations = self.model.rotations(self.position)
         for block, layer in zip(self.model.blocks, self.layers, strict=True):
-            q, k, v = block.project(x, rotation)
+            q, k, v = block.project(x, rotations[block.kind.rope])
             layer.tail.write(k, v, self.place)
             o, _ = layer.attend(q, q.shape[-1] ** -0.5, self.length)
             x = block.finish(x, o)

@@ -44,6 +44,8 @@ class Writer:
         kinds = {part.kind for part in cache.segments() if part.parts is None}
         if kinds:
             return f"{', '.join(sorted(kinds))} segments choose entries for every token"
+        if cache.windows:
+            return "sliding layers"
         if any(layer.observers for layer in cache.layers):
             return "queries are observed, for turns will be compressed"
         if len({(layer.tail.place, layer.tail.length) for layer in cache.layers}) > 1:

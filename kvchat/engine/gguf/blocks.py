@@ -36,6 +36,9 @@ BLOCKS = {
     30: Block("BF16", 1, 2),
 }
 
+GROUPED = ("Q4_0", "Q4_1", "Q4_K")  # 4 bits, every 32 values with a scale and a minimum
+BYTES = "Q8_0"
+
 # formats that exist and are not read, for the sentence that refuses them
 OTHERS = {
     9: "Q8_1",

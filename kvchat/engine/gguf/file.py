@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvchat.engine.gguf import MAGIC
 from kvchat.engine.gguf.blocks import BLOCKS, OTHERS, Block
 from kvchat.errors import KvchatError
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+LFS_MARK = b"version https://git-lfs"
 MOST = 2**20  # tensors or fields; more are a damaged file
 # of a metadata value by its number: struct's letter; 8 is a string, 9 an array
 SCALARS = dict(enumerate("BbHhIif?", start=0)) | {10: "Q", 11: "q", 12: "d"}
@@ -100,6 +101,13 @@ def parts_of(path: Path, count: int | None = None) -> list[Path]:
     return paths
 
 
+def header_of(path: Path) -> bytes:
+    """The bytes of a file in front of its first tensor: all metadata, tokenizer included."""
+    places = [info.offset for info in GGUF(path).tensors.values() if info.path == path]
+    with path.open("rb") as file:
+        return file.read(min(places, default=path.stat().st_size))
+
+
 class _Array:
     """An array of metadata that has been walked over and not read."""
 
@@ -122,6 +130,12 @@ class _Part:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: it is empty
             raise KvchatError("model", f"{path} cannot be read as GGUF: {error}") from None
+        if self._data[: len(LFS_MARK)] == LFS_MARK:
+            raise KvchatError(
+                "model",
+                f"{path} is a {len(self._data)}-byte Git LFS pointer, not weights",
+                f"git -C {path.parent} lfs pull",
+            )
         if self._data[:4] != MAGIC:
             raise KvchatError(
                 "model", f"{path} is not a GGUF file: it begins with {self._data[:4]!r}"

@@ -34,7 +34,8 @@ class Prefilled:
     `keys, values [H, T, D]` after RoPE, entry 0 at position `start`. `queries [W, H*G, D]` are the
     observation queries, chosen by the engine (the document's last tokens, or probes), with the
     log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]`
-    entries. `scale` is the logit scale. Where the method's `needs` name them: `column_mass [H, T]`
+    entries. `scale` is the logit scale, `cap` what logits are capped at (0: they are not). Where
+    the method's `needs` name them: `column_mass [H, T]`
     fp32, summed over queries and query heads, `moments`, and the scores `told[score] [H, T]` of
     replays, infinite for entries that no replay is about. `output [H*G, D, hidden]` is the output
     projection by query head.
@@ -62,6 +63,7 @@ class Prefilled:
     count: Tensor | None = None
     absent: Tensor | None = None
     end: int | None = None
+    cap: float = 0.0
 
     @property
     def span(self) -> tuple[int, int]:

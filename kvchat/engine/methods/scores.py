@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.methods.base import Prefilled
+from kvchat.kernels.reference import capped
 
 # Values of the projected entries that `projected_norm` has alive at once.
 NORM_VALUES = 2**22
@@ -25,6 +26,7 @@ def observed_mass(prefilled: Prefilled, entries: int, power: int = 1) -> Tensor:
         prefilled.seen,
         prefilled.scale,
         power,
+        cap=prefilled.cap,
     )
     mass /= len(prefilled.queries)
     if prefilled.absent is not None:  # what is not there spreads nothing when it is pooled
@@ -43,6 +45,7 @@ def group_mass(prefilled: Prefilled, entries: int) -> Tensor:
         prefilled.lse,
         prefilled.seen,
         prefilled.scale,
+        cap=prefilled.cap,
     )
     return (
         mass if prefilled.absent is None else mass.masked_fill_(~prefilled.exists[:, :entries], 0.0)
@@ -82,7 +85,7 @@ def defensive_mass(prefilled: Prefilled, entries: int, kernel: int) -> Tensor:
         logits = torch.einsum(
             "wgd,nd->wgn", block.float(), prefilled.keys[head, :entries].float()
         )  # [W, G, N]
-        logits = logits * prefilled.scale
+        logits = capped(logits * prefilled.scale, prefilled.cap)
         mass = torch.exp(logits - prefilled.lse[:, head * group : (head + 1) * group, None])
         seen = torch.arange(entries, device=q.device) < prefilled.seen[:, None]
         mass.masked_fill_(~(seen & exists[head])[:, None], 0.0)

@@ -1,64 +1,129 @@
-"""`ModelConfig` from config.json: the only reader of Hugging Face keys. No torch."""
+"""`ModelConfig`: shapes and constants of a decoder, whatever its checkpoint calls them. No torch.
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+How families and layers differ is data here; one decoder reads it.
+"""
 
-from kvchat.engine.model import MODELS
-from kvchat.engine.sizes import ITEM_BYTES
-from kvchat.errors import KvchatError
-
-LFS_MARK = b"version https://git-lfs"
-ROPE_KINDS = ("default", "linear", "llama3")
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 
 @dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are scaled. `llama3` uses all five numbers, `linear` the factor."""
+class Rope:
+    """Rotary positions of one kind of layer (arXiv 2104.09864).
 
+    The first `dim` values of a head are rotated, in pairs, by `theta^(-2i/dim)` per position; 0:
+    none (NoPE). `kind` is how these frequencies are scaled, by `factor` and the numbers beside it;
+    `divisors` divide them pair by pair. `original` are the positions that were trained before
+    scaling. `divisors_by_length` are those of LongRoPE (2402.13753) up to `original` positions and
+    beyond; `base` is theta before `dynamic` scaling. `attention` multiplies rotated queries and
+    keys (YaRN); `beta` raises queries of positions beyond `original` by
+    `1 + beta * ln(1 + floor(position / original))`.
+    """
+
+    dim: int
+    theta: float = 10_000.0
     kind: str = "default"
     factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 1.0
-    original_max_position: int = 0
+    original: int = 0
+    low: float = 1.0
+    high: float = 1.0
+    truncate: bool = True
+    divisors: tuple[float, ...] = ()
+    divisors_by_length: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    base: float = 0.0
+    attention: float = 1.0
+    beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What a layer attends to: the newest `window` tokens (0: all), with which of the `ropes`."""
+
+    window: int = 0
+    rope: int = 0
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shapes and constants of a Llama-like decoder."""
+    """Shapes and constants of a decoder.
+
+    `max_position` tokens are the context window; `stretched` are the most that its scaled
+    positions can be asked for. Biases of query, key and value, of the output, and of the MLP.
+    `qk_norm`: queries and keys are normed by `head`, or as a `whole`, or not. `norms`: before
+    attention and MLP (`pre`), behind them (`post`), or `both`. `norm_plus_one`: checkpoints hold
+    the norms' weights minus one. Logits of attention are scaled by `query_scale * D^-0.5` and
+    capped at `attention_cap` by tanh (0: not), those of tokens are divided by `logit_divisor` and
+    capped at `logit_cap`. `interleaved`: checkpoints hold rotated pairs side by side.
+    `wide_norms`: norms' weights stay in fp32. `blocks` are the quantized matrices of a GGUF file:
+    format, shape `[out, in]`, whether it is a table of tokens, and how many.
+    """
 
     family: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
-    rope: RopeScaling
+    layers: tuple[LayerKind, ...]
+    ropes: tuple[Rope, ...]
     max_position: int
-    sliding_window: int | None
-    tie_word_embeddings: bool
-    attention_bias: bool
-    mlp_bias: bool
+    stretched: int
     dtype: str
-    end_tokens: tuple[int, ...]
+    end_tokens: tuple[int, ...] = ()
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: str = ""
+    norms: str = "pre"
+    norm_plus_one: bool = False
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    query_scale: float = 1.0
+    attention_cap: float = 0.0
+    logit_divisor: float = 1.0
+    logit_cap: float = 0.0
+    interleaved: bool = False
+    wide_norms: bool = False
+    blocks: tuple[tuple[str, tuple[int, int], bool, int], ...] = ()
+
+    @property
+    def num_layers(self) -> int:
+        """All layers."""
+        return len(self.layers)
+
+    @cached_property
+    def full_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that attend to all tokens: methods compress these."""
+        return tuple(n for n, kind in enumerate(self.layers) if not kind.window)
+
+    @property
+    def full_heads(self) -> int:
+        """KV heads of all layers that attend to all tokens."""
+        return self.num_kv_heads * len(self.full_layers)
 
     @property
     def context_limit(self) -> int:
-        """Tokens that the model can see: positions it was trained for, within its window.
+        """Tokens of the context window."""
+        return self.max_position
 
-        Inside its window a sliding-window checkpoint is exact; beyond it we refuse.
-        """
-        return min(self.max_position, self.sliding_window or self.max_position)
+    @property
+    def layer_values_per_token(self) -> int:
+        """Key and value numbers that one token leaves in a layer."""
+        return 2 * self.num_kv_heads * self.head_dim
 
     @property
     def kv_values_per_token(self) -> int:
-        """Key and value numbers that one token leaves in the whole cache."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+        """Key and value numbers that one token leaves in the layers that attend to all tokens."""
+        return len(self.full_layers) * self.layer_values_per_token
+
+    def kv_values(self, tokens: int) -> int:
+        """Key and value numbers of `tokens` tokens, uncompressed: sliding layers hold a window."""
+        held = sum(min(tokens, kind.window or tokens) for kind in self.layers)
+        return held * self.layer_values_per_token
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -82,141 +147,48 @@ class ModelConfig:
         kv = self.num_kv_heads * self.head_dim
         queries = self.num_heads * self.head_dim
         maps = sum(outputs * inputs for outputs, inputs in self.matrices.values())
-        biases = self.attention_bias * (queries + 2 * kv + self.hidden_size)
-        biases += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
-        block = maps + biases + 2 * self.hidden_size
+        vectors = self.qkv_bias * (queries + 2 * kv) + self.output_bias * self.hidden_size
+        vectors += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
+        vectors += {"": 0, "head": 2 * self.head_dim, "whole": queries + kv}[self.qk_norm]
+        vectors += (4 if self.norms == "both" else 2) * self.hidden_size
         tables = 1 if self.tie_word_embeddings else 2
         table = self.vocab_size * self.hidden_size
-        return self.num_layers * block + tables * table + self.hidden_size
+        return self.num_layers * (maps + vectors) + tables * table + self.hidden_size
 
-    @classmethod
-    def load(cls, folder: Path) -> "ModelConfig":
-        """Read `folder/config.json`. Raises KvchatError("model") naming what is not supported."""
-        path = folder / "config.json"
-        return cls.from_dict(read_json(path), str(path))
+    @cached_property
+    def head_order(self) -> tuple[int, ...] | None:
+        """Which value of a checkpoint's head stands at each place of ours; None: they are alike.
 
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> "ModelConfig":
-        """Interpret the keys of a config. Raises KvchatError("model")."""
-        family = raw.get("model_type")
-        if family not in MODELS:
-            raise KvchatError(
-                "model",
-                f"{source}: model type {family!r} is not supported "
-                f"(supported: {', '.join(MODELS)})",
-                supported=list(MODELS),
-            )
-        quantized = raw.get("quantization_config")
-        if quantized is not None:
-            kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-            raise KvchatError(
-                "model",
-                f"{source}: quantized checkpoint ({kind}) is not supported",
-                "use the original safetensors in bf16, f16 or f32",
-            )
-        activation = raw.get("hidden_act", "silu")
-        if activation != "silu":
-            raise KvchatError("model", f"{source}: activation {activation!r} is not supported")
-        try:
-            return cls._read(raw, source)
-        except KeyError as error:
-            raise KvchatError("model", f"{source} has no {error.args[0]!r}") from None
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise KvchatError(
-                "model", f"{source}: a value is out of range or has the wrong type ({error})"
-            ) from None
+        Ours rotates place i with i + D/2. A checkpoint may have pairs side by side, or rotate a
+        part of the head only: then the rest is shared out over both halves, and turns by nothing.
+        """
+        dim = max(rope.dim for rope in self.ropes)
+        if not dim or (dim == self.head_dim and not self.interleaved):
+            return None
+        rest, half = range(dim, self.head_dim), (self.head_dim - dim) // 2
+        first, second = (
+            (range(0, dim, 2), range(1, dim, 2))
+            if self.interleaved
+            else (range(dim // 2), range(dim // 2, dim))
+        )
+        return (*first, *rest[:half], *second, *rest[half:])
 
-    @classmethod
-    def _read(cls, raw: dict[str, Any], source: str) -> "ModelConfig":
-        heads = _size(raw["num_attention_heads"])
-        hidden = _size(raw["hidden_size"])
-        kv_heads = _size(raw.get("num_key_value_heads") or heads)
-        head_dim = _size(raw.get("head_dim") or hidden // heads)
-        if heads % kv_heads:
-            raise KvchatError(
-                "model", f"{source}: {heads} query heads do not divide into {kv_heads} KV heads"
-            )
-        if head_dim % 2:
-            raise KvchatError("model", f"{source}: head_dim {head_dim} is odd; RoPE needs pairs")
-        dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
-        end = raw.get("eos_token_id")
-        theta, rope = _rope(raw, source)
-        # transformers leaves this default of Mistral v0.1 out of the files it writes
-        window = raw.get("sliding_window", 4096 if raw["model_type"] == "mistral" else None)
-        return cls(
-            family=raw["model_type"],
-            vocab_size=_size(raw["vocab_size"]),
-            hidden_size=hidden,
-            intermediate_size=_size(raw["intermediate_size"]),
-            num_layers=_size(raw["num_hidden_layers"]),
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            rope_theta=theta,
-            rope=rope,
-            max_position=_size(raw.get("max_position_embeddings", 2048)),
-            sliding_window=_size(window) if window else None,
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=bool(raw.get("attention_bias", False)),
-            mlp_bias=bool(raw.get("mlp_bias", False)),
-            dtype=dtype if dtype in ITEM_BYTES else "float32",
-            end_tokens=tuple(end) if isinstance(end, list) else () if end is None else (int(end),),
+    def within(self, limit: int) -> "ModelConfig":
+        """The same model for contexts of up to `limit` tokens, where positions depend on that.
+
+        LongRoPE has other divisors beyond the original window; `dynamic` scaling raises the base
+        with the length.
+        """
+        longer = max(limit, self.max_position)
+        return replace(
+            self, max_position=longer, ropes=tuple(_within(rope, limit) for rope in self.ropes)
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a model's file. Raises KvchatError("model")."""
-    try:
-        data = path.read_bytes()
-        if data.startswith(LFS_MARK):
-            raise KvchatError(
-                "model",
-                f"{path} is a {len(data)}-byte Git LFS pointer",
-                f"git -C {path.parent} lfs pull",
-            )
-        raw = json.loads(data)
-    except (ValueError, RecursionError, OSError) as error:
-        raise KvchatError("model", f"{path} is not valid JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise KvchatError("model", f"{path} does not hold a JSON object")
-    return raw
-
-
-def _size(value: Any) -> int:
-    """A size that a tensor can have. Raises ValueError."""
-    number = int(value)
-    if not 0 < number < 2**31:
-        raise ValueError(f"{number} is not a size")
-    return number
-
-
-def _rope(raw: dict[str, Any], source: str) -> tuple[float, RopeScaling]:
-    """Base and scaling; transformers 5 writes both into `rope_parameters`, older files apart."""
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in ROPE_KINDS:
-        raise KvchatError(
-            "model",
-            f"{source}: RoPE kind {kind!r} is not supported (supported: {', '.join(ROPE_KINDS)})",
-            supported=list(ROPE_KINDS),
-        )
-    partial = scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
-    if float(partial) != 1.0:
-        raise KvchatError("model", f"{source}: partial RoPE ({partial}) is not supported")
-    if theta <= 0:
-        raise KvchatError("model", f"{source}: rope_theta {theta:g} is not above 0")
-    if kind == "default":
-        return theta, RopeScaling()
-    if float(scaling["factor"]) <= 0:
-        raise KvchatError("model", f"{source}: RoPE factor {scaling['factor']} is not above 0")
-    if kind == "linear":
-        return theta, RopeScaling(kind, factor=float(scaling["factor"]))
-    return theta, RopeScaling(
-        kind,
-        factor=float(scaling["factor"]),
-        low_freq_factor=float(scaling["low_freq_factor"]),
-        high_freq_factor=float(scaling["high_freq_factor"]),
-        original_max_position=int(scaling["original_max_position_embeddings"]),
-    )
+def _within(rope: Rope, limit: int) -> Rope:
+    if rope.divisors_by_length:
+        return replace(rope, divisors=rope.divisors_by_length[limit > rope.original])
+    if rope.kind == "dynamic":
+        stretch = rope.factor * max(limit, rope.original) / rope.original - (rope.factor - 1)
+        return replace(rope, theta=rope.base * stretch ** (rope.dim / (rope.dim - 2)))
+    return rope

@@ -1,10 +1,11 @@
-"""The decoder that Llama-like families share, taken apart: caching and observing happen outside."""
+"""The decoder that all families share, taken apart: caching and observing happen outside."""
 
 import torch
 from torch import Tensor, nn
 
-from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.layers import Block, RMSNorm, Rotation, frequencies
+from kvchat.engine.model.config import ModelConfig, Rope
+from kvchat.engine.model.layers import Block, RMSNorm, Rotation
+from kvchat.engine.model.rope import frequencies
 from kvchat.engine.weights.linear import Embedding, Linear
 
 
@@ -14,22 +15,35 @@ class Stack(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Block(config, n) for n in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Decoder(nn.Module):
-    """A decoder with pre-norm blocks, rotary positions and tied or untied embeddings."""
+    """A decoder with normed blocks, rotary positions and tied or untied embeddings.
 
-    def __init__(self, config: ModelConfig):
+    `dtype` is what is computed in; weights may be stored in others.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype
         self.model = Stack(config)
         self.blocks: list[Block] = list(self.model.layers)  # type: ignore[arg-type]
         self.lm_head: nn.Module = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.weights = "auto"  # how they are stored, see `bits.WEIGHTS`
-        self._inverse: Tensor | None = None
+        self._inverse: list[Tensor] = []
         self.tie()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.norm.weight.device
+
+    @property
+    def full_blocks(self) -> list[Block]:
+        """The blocks that attend to all tokens."""
+        return [self.blocks[number] for number in self.config.full_layers]
 
     def tie(self) -> None:
         """Let the output projection share the embedding where the config says so."""
@@ -39,22 +53,42 @@ class Decoder(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states `[T, hidden]` of `ids [T]`."""
         x: Tensor = self.model.embed_tokens(ids)
-        return x
+        scale = self.config.embedding_scale
+        # the scale is rounded as the model was trained with it
+        return x if scale == 1.0 else x * x.new_tensor(scale)
 
-    def rotation(self, positions: Tensor) -> Rotation:
-        """Cosine and sine `[T, D/2]` fp32 at `positions [T]`."""
-        if self._inverse is None or self._inverse.device != positions.device:
-            self._inverse = frequencies(self.config).to(positions.device)
-        phase = positions.float()[:, None] * self._inverse[None]
-        return phase.cos(), phase.sin()
+    def rotations(self, positions: Tensor) -> list[Rotation]:
+        """At `positions [T]`, for each of the config's `ropes`."""
+        if not self._inverse or self._inverse[0].device != positions.device:
+            dim = self.config.head_dim
+            every = [frequencies(rope, dim) for rope in self.config.ropes]
+            self._inverse = [inverse.to(positions.device) for inverse in every]
+        where = positions.float()
+        found = []
+        for rope, inverse in zip(self.config.ropes, self._inverse, strict=True):
+            phase = where[:, None] * inverse[None]
+            found.append(Rotation(phase.cos(), phase.sin(), _raised(rope, where)))
+        return found
 
     def logits(self, x: Tensor) -> Tensor:
         """Next-token logits `[T, vocab]` of final hidden states `x [T, hidden]`."""
         y: Tensor = self.lm_head(self.model.norm(x))
+        if self.config.logit_divisor != 1.0:
+            y = y / self.config.logit_divisor
+        if cap := self.config.logit_cap:
+            y = torch.tanh(y / cap) * cap
         return y
 
 
-def empty_decoder(family: type[Decoder], config: ModelConfig) -> Decoder:
-    """A model of that family on the meta device: shapes and names, no memory."""
+def _raised(rope: Rope, positions: Tensor) -> Tensor | None:
+    """What queries at `positions [T]` are multiplied by, `[T, 1, 1]`, or None."""
+    if not rope.beta:
+        return None
+    beyond = torch.log1p(torch.floor(positions / rope.original))
+    return (1 + rope.beta * beyond)[:, None, None]
+
+
+def empty_decoder(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A model on the meta device: shapes and names, no memory."""
     with torch.device("meta"):
-        return family(config)
+        return Decoder(config, dtype)

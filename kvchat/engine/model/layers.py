@@ -1,7 +1,7 @@
-"""The parts of a Llama-like decoder block. A block projects and finishes; whoever runs it stores
-the keys and attends in between."""
+"""The parts of a decoder block. A block projects and finishes; whoever runs it stores the keys and
+attends in between."""
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,25 @@ from kvchat.engine import ops
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.weights.linear import Linear
 
-Rotation = tuple[Tensor, Tensor]
+
+class Rotation(NamedTuple):
+    """Cosine and sine `[T, D/2]` fp32 of T positions, and what queries there are raised by
+    (`[T, 1, 1]`), if they are."""
+
+    cos: Tensor
+    sin: Tensor
+    raised: Tensor | None = None
+
+    def part(self, a: int, b: int | None = None) -> "Rotation":
+        """That of positions `a` to `b` of these."""
+        return Rotation(*(None if x is None else x[a:b] for x in self))  # type: ignore[arg-type]
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dim."""
+    """Root-mean-square norm over the last dim.
+
+    The weight may be in fp32 where hidden states are not: then it is applied before rounding.
+    """
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -23,26 +37,42 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape and dtype of `x`."""
+        if self.weight.dtype != x.dtype:
+            return ops.rms_norm(x.to(self.weight.dtype), self.weight, self.eps).to(x.dtype)
         return ops.rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
-    """The four projections of grouped-query attention."""
+    """The four projections of grouped-query attention, and the norms of queries and keys."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim = config.head_dim
         queries = config.num_heads * config.head_dim
         kv = config.num_kv_heads * config.head_dim
-        bias = config.attention_bias
-        self.q_proj = Linear(config.hidden_size, queries, bias=bias)
-        self.k_proj = Linear(config.hidden_size, kv, bias=bias)
-        self.v_proj = Linear(config.hidden_size, kv, bias=bias)
-        self.o_proj = Linear(queries, config.hidden_size, bias=bias)
+        self.q_proj = Linear(config.hidden_size, queries, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias)
+        self.o_proj = Linear(queries, config.hidden_size, bias=config.output_bias)
+        self.by_head = config.qk_norm == "head"
+        if config.qk_norm:
+            sizes = (config.head_dim,) * 2 if self.by_head else (queries, kv)
+            self.q_norm: nn.Module = RMSNorm(sizes[0], config.rms_norm_eps)
+            self.k_norm: nn.Module = RMSNorm(sizes[1], config.rms_norm_eps)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[T, H*G, D]`, keys and values `[T, H, D]` of normed `x [T, hidden]`."""
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        split = (len(x), -1, self.head_dim)
+        if self.by_head:
+            return self.q_norm(q.view(split)), self.k_norm(k.view(split)), v.view(split)
+        return self.q_norm(q).view(split), self.k_norm(k).view(split), v.view(split)
 
 
 class MLP(nn.Module):
-    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+    """A gated MLP: `down(f(gate(x)) * up(x))`, f is SiLU (SwiGLU) or GELU (GeGLU, 2002.05202)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -50,68 +80,87 @@ class MLP(nn.Module):
         self.gate_proj = Linear(hidden, inner, bias=bias)
         self.up_proj = Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias)
+        self.gated = ops.swiglu if config.activation == "silu" else ops.geglu
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
-        y: Tensor = self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+        y: Tensor = self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
         return y
 
 
 class Block(nn.Module):
-    """One decoder layer in two halves around attention."""
+    """One decoder layer in two halves around attention.
 
-    def __init__(self, config: ModelConfig):
+    `input_layernorm` stands before attention, `post_attention_layernorm` before the MLP,
+    `attention_output_norm` and `mlp_output_norm` behind them; where a family has none it is an
+    identity.
+    """
+
+    def __init__(self, config: ModelConfig, number: int):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.kind = config.layers[number]
+        before, behind = config.norms in ("pre", "both"), config.norms in ("post", "both")
+
+        def norm(there: bool) -> nn.Module:
+            return RMSNorm(config.hidden_size, config.rms_norm_eps) if there else nn.Identity()
+
+        self.input_layernorm = norm(before)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention_output_norm = norm(behind)
+        self.post_attention_layernorm = norm(before)
         self.mlp = MLP(config)
+        self.mlp_output_norm = norm(behind)
+        self.residual = config.residual_scale
+        self._factors = _query_factors(config, self.kind.rope)
+        self._query: float | Tensor | None = None
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries `[T, H*G, D]`, keys and values `[H, T, D]` of `x [T, hidden]`, rotated."""
-        attention, tokens = self.self_attn, x.shape[0]
-        normed = self.input_layernorm(x)
-        split = (tokens, -1, attention.head_dim)
-        q, k, v = (
-            projection(normed).view(split)
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        turned = ops.rope(torch.cat((q, k), dim=1), *rotation)  # in one go
+        """Queries `[T, H*G, D]`, keys and values `[H, T, D]` of `x [T, hidden]`, rotated.
+
+        All that scales logits beside `D^-0.5` is in the queries.
+        """
+        q, k, v = self.self_attn(self.input_layernorm(x))
+        turned = ops.rope(torch.cat((q, k), dim=1), rotation.cos, rotation.sin)  # in one go
         q, k = turned.split((q.shape[1], k.shape[1]), dim=1)
+        if self._factors is not None:
+            q = q * self._query_scale(q)
+        if rotation.raised is not None:
+            q = q * rotation.raised.to(q.dtype)
         return q, k.transpose(0, 1), v.transpose(0, 1)
 
-    @property
-    def output(self) -> Tensor:
+    def _query_scale(self, q: Tensor) -> float | Tensor:
+        """What queries are multiplied by: a number, or one for every value of a head."""
+        if self._query is None:
+            assert self._factors is not None
+            same = len(set(self._factors)) == 1
+            self._query = self._factors[0] if same else torch.tensor(self._factors).to(q)
+        return self._query
+
+    def output(self, dtype: torch.dtype) -> Tensor:
         """The output projection by query head, `[H*G, D, hidden]`; a view of plain weights."""
-        norm = self.input_layernorm.weight
-        weight: Tensor = self.self_attn.o_proj.dense(norm.dtype)  # [hidden, H*G*D]
+        weight: Tensor = self.self_attn.o_proj.dense(dtype)  # [hidden, H*G*D]
         return weight.t().view(-1, self.self_attn.head_dim, weight.shape[0])
 
     def finish(self, x: Tensor, o: Tensor) -> Tensor:
         """The layer's output `[T, hidden]` from its input `x` and the attended `o [T, H*G, D]`."""
-        delta = self.self_attn.o_proj(o.flatten(1).to(x.dtype))
+        delta = self.attention_output_norm(self.self_attn.o_proj(o.flatten(1).to(x.dtype)))
         norm = self.post_attention_layernorm
-        x, normed = ops.add_rms_norm(x, delta, norm.weight, norm.eps)
-        y: Tensor = x + self.mlp(normed)
+        if isinstance(norm, RMSNorm) and self.residual == 1.0 and norm.weight.dtype == x.dtype:
+            x, normed = ops.add_rms_norm(x, delta, norm.weight, norm.eps)
+        else:
+            x = x + delta * self.residual
+            normed = norm(x)
+        y: Tensor = x + self.mlp_output_norm(self.mlp(normed)) * self.residual
         return y
 
 
-def frequencies(config: ModelConfig) -> Tensor:
-    """Angle per position of each rotated pair, `[D/2]` fp32: `theta^(-2i/D)`, scaled.
+def _query_factors(config: ModelConfig, number: int) -> tuple[float, ...] | None:
+    """What the values of a query are multiplied by, or None.
 
-    `linear` divides positions by the factor (arXiv 2306.15595). `llama3` divides only wavelengths
-    longer than the original context / low_freq_factor, leaves those shorter than
-    original / high_freq_factor, and blends between (Llama 3.1 model card).
+    YaRN scales rotated queries and keys; only their products matter, so queries take both.
     """
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    plain = 1.0 / config.rope_theta**exponent
-    rope = config.rope
-    if rope.kind == "default":
-        return plain
-    if rope.kind == "linear":
-        return plain / rope.factor
-    assert rope.kind == "llama3", rope.kind
-    turns = rope.original_max_position * plain / (2 * math.pi)  # full turns in the original context
-    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = blend.clamp(0.0, 1.0)
-    return plain / rope.factor * (1 - blend) + plain * blend
+    rope, half = config.ropes[number], config.head_dim // 2
+    turned = rope.dim // 2
+    factors = [config.query_scale * rope.attention**2] * turned
+    factors += [config.query_scale] * (half - turned)
+    return (*factors, *factors) if any(factor != 1.0 for factor in factors) else None

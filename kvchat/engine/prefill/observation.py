@@ -71,11 +71,12 @@ class Observation:
             self.window = queries, torch.cat([mass, lse[-limit:]])[-limit:].clone()
             self.end = layer.tail.start + layer.tail.length
         if self.needs.column_mass:
-            self.mass = self._tail_mass(q, lse, layer.tail.keys, scale)
+            cap = layer.backend.cap
+            self.mass = self._tail_mass(q, lse, layer.tail.keys, scale, cap)
             if self.since is not None:
                 for segment in layer.since(self.since):
                     assert isinstance(segment, FlatSegment)
-                    self.frozen_mass = self._segment_mass(q, lse, segment, scale)
+                    self.frozen_mass = self._segment_mass(q, lse, segment, scale, cap)
         if self.needs.future:
             first = layer.tail.start + layer.tail.length - len(q)
             self._add_moments(q, first, cos, sin)
@@ -87,23 +88,26 @@ class Observation:
             self.window = self.window[0][:kept], self.window[1][:kept]
         self.end = min(self.end, position)
 
-    def _tail_mass(self, q: Tensor, lse: Tensor, keys: Tensor, scale: float) -> Tensor:
+    def _tail_mass(self, q: Tensor, lse: Tensor, keys: Tensor, scale: float, cap: float) -> Tensor:
         heads, entries, _ = keys.shape
         seen = torch.arange(entries - len(q), entries, device=q.device) + 1
-        mass = ops.column_mass(q, keys, lse, seen, scale).view(heads, -1, entries).sum(dim=1)
+        mass = ops.column_mass(q, keys, lse, seen, scale, cap=cap)
+        mass = mass.view(heads, -1, entries).sum(dim=1)
         if self.mass is not None:  # entries that were truncated since count no more
             before = self.mass[:, : entries - len(q)]
             mass[:, : before.shape[1]] += before
         return mass
 
-    def _segment_mass(self, q: Tensor, lse: Tensor, segment: FlatSegment, scale: float) -> Tensor:
+    def _segment_mass(
+        self, q: Tensor, lse: Tensor, segment: FlatSegment, scale: float, cap: float
+    ) -> Tensor:
         group = q.shape[1] // len(segment.lengths)
         parts = []
         for head, (a, b) in enumerate(pairwise(segment.ends)):
             own = slice(head * group, (head + 1) * group)
             seen = torch.full((len(q),), b - a, device=q.device)
             keys = segment.k[None, a:b]
-            mass = ops.column_mass(q[:, own], keys, lse[:, own], seen, scale).sum(dim=0)
+            mass = ops.column_mass(q[:, own], keys, lse[:, own], seen, scale, cap=cap).sum(dim=0)
             if segment.bias is not None:  # it raises the logit of its entry
                 mass *= segment.bias[a:b].exp()
             parts.append(mass)
@@ -136,7 +140,8 @@ def moments(parts: list[Observation], coming: Rotation, future: int) -> Moments 
     mean = torch.stack([total for _, total, _ in sums]).sum(0) / count
     square = torch.stack([products for _, _, products in sums]).sum(0) / count
     covariance = (square - mean[:, :, None] * mean[:, None]).float()  # [H*G, D, D]
-    cos, sin = (part[:future].mean(dim=0, keepdim=True) for part in coming)
+    turns = (coming.cos, coming.sin)
+    cos, sin = (part[:future].mean(dim=0, keepdim=True) for part in turns)
 
     def turn(entries: Tensor) -> Tensor:  # [..., D]
         flat = entries.reshape(1, -1, entries.shape[-1])

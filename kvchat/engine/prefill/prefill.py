@@ -15,6 +15,7 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Exact
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
+from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.needs import Needs, ReplayScore
@@ -26,7 +27,8 @@ from kvchat.engine.prefill.observation import Observation, column_mass, moments
 from kvchat.engine.prefill.replay import Replay, Retelling, bare_replays
 from kvchat.errors import is_out_of_memory
 
-Around = Callable[[int, Block, LayerCache], AbstractContextManager[None]]
+AnyLayer = LayerCache | WindowLayer
+Around = Callable[[int, Block, AnyLayer], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,35 @@ class Prefill:
     asides: list[Tensor]
 
 
-def rotation_at(model: Decoder, start: int, count: int) -> Rotation:
-    """Cosine and sine `[count, D/2]` of the positions from `start` on."""
-    return model.rotation(torch.arange(start, start + count, device=_device(model)))
+def rotations_at(model: Decoder, start: int, count: int) -> list[Rotation]:
+    """Of the `count` positions from `start` on, for each of the config's ropes."""
+    return model.rotations(torch.arange(start, start + count, device=model.device))
 
 
-def step(block: Block, layer: LayerCache, x: Tensor, rotation: Rotation) -> Tensor:
+def empty_cache(model: Decoder, backend: Backend) -> KVCache:
+    """A cache of the model that has seen nothing."""
+    config = model.config
+    windows = {n: kind.window for n, kind in enumerate(config.layers) if kind.window}
+    return KVCache.empty(
+        len(config.full_layers),
+        config.num_kv_heads,
+        config.head_dim,
+        model.dtype,
+        model.device,
+        backend,
+        windows,
+    )
+
+
+def step(block: Block, layer: AnyLayer, x: Tensor, rotation: Rotation) -> Tensor:
     """Run hidden states `x [T, hidden]` of the newest tokens through one block and its cache."""
     q, k, v = block.project(x, rotation)
     scale = q.shape[-1] ** -0.5
     layer.tail.append(k, v)
     o, lse = layer.attend(q, scale)
-    for observer in layer.observers:
-        observer.see(q, lse, layer, scale, *rotation)
+    if isinstance(layer, LayerCache):
+        for observer in layer.observers:
+            observer.see(q, lse, layer, scale, rotation.cos, rotation.sin)
     return block.finish(x, o)
 
 
@@ -85,7 +103,7 @@ class Pace:
 
 def walk(
     block: Block,
-    layer: LayerCache,
+    layer: AnyLayer,
     x: Tensor,
     rotation: Callable[[int, int], Rotation],
     pace: Pace,
@@ -147,21 +165,21 @@ def extend(
     The generator's value is their final hidden states `[T, hidden]`. If the consumer stops in
     between, the cache is as it was before.
     """
-    before, total = cache.position, len(ids) * len(cache.layers)
-    x = model.embed(torch.tensor(ids, device=_device(model)))  # [T, hidden]
-    cos, sin = rotation_at(model, before, len(ids))
+    before, total = cache.position, len(ids) * model.config.num_layers
+    x = model.embed(torch.tensor(ids, device=model.device))  # [T, hidden]
+    every, layers = rotations_at(model, before, len(ids)), cache.walked
     pace, done = Pace(chunk), 0
     try:
-        for number, (block, layer) in enumerate(zip(model.blocks, cache.layers, strict=True)):
+        for number, (block, layer) in enumerate(zip(model.blocks, layers, strict=True)):
             with around(number, block, layer):
-                for item in walk(block, layer, x, lambda a, b: (cos[a:b], sin[a:b]), pace):
+                for item in walk(block, layer, x, every[block.kind.rope].part, pace):
                     if isinstance(item, Smaller):
                         yield item
                         continue
                     done += item
-                    yield Progress(number, len(cache.layers), done, total, 0)
+                    yield Progress(number, len(layers), done, total, 0)
     except BaseException:
-        for layer in cache.layers:
+        for layer in layers:
             layer.tail.truncate(before - layer.tail.start)
         raise
     cache.advance(len(ids))
@@ -189,10 +207,10 @@ def prefill(
     is given all entries of every layer.
     Raises KvchatError("usage") before anything is computed if a budget cannot be met.
     """
-    config, device = model.config, _device(model)
-    tokens, layers = len(ids), config.num_layers
-    itemsize = model.blocks[0].input_layernorm.weight.element_size()
-    geometry = Geometry(tokens, config.num_kv_heads, layers, config.head_dim, itemsize)
+    config, device = model.config, model.device
+    tokens, layers, full = len(ids), config.num_layers, config.full_layers
+    heads, dim = config.num_kv_heads, config.head_dim
+    geometry = Geometry(tokens, heads, len(full), dim, model.dtype.itemsize)
     for compression in compressions:
         compression.method.entries(geometry)  # a budget that cannot be met is refused now
     asked = reduce(or_, (c.method.needs for c in compressions), Needs())
@@ -203,16 +221,13 @@ def prefill(
     repeats = [model.embed(torch.tensor(replay.ids, device=device)) for replay in told]
     told_tokens = sum(map(len, repeats))
     total = layers * (tokens + told_tokens)
-    caches = [
-        KVCache.empty(layers, config.num_kv_heads, config.head_dim, x.dtype, device, backend)
-        for _ in compressions
-    ]
+    caches = [empty_cache(model, backend) for _ in compressions]
     # the document's last queries matter to those only who do not score with a probe's
     window = max((c.method.needs.queries for c in compressions if not c.probes), default=0)
     own = replace(asked, queries=window)
     if archiving is not None:
         own |= archiving.needs
-    coming = rotation_at(model, tokens, asked.future)
+    coming = rotations_at(model, tokens, asked.future)
     scoring = {probe for compression in compressions for probe in compression.probes}
     room = tokens + max(map(len, asides), default=0)
     pace = Pace(chunk)
@@ -220,11 +235,19 @@ def prefill(
     kept = done = 0
     select = 0.0
     for number, block in enumerate(model.blocks):
-        tail = Tail(config.num_kv_heads, config.head_dim, x.dtype, device)
-        tail.reserve(room)
-        recent = Observation(own)
-        layer = LayerCache(tail, backend, recent)
-        for item in walk(block, layer, x, lambda a, b: rotation_at(model, a, b - a), pace):
+        kind, recent = block.kind, Observation(own)
+        tail = Tail(heads, dim, x.dtype, device)
+        tail.reserve(room if not kind.window else room + max(map(len, repeats), default=0))
+        layer: AnyLayer = (
+            WindowLayer(tail, kind.window, backend)
+            if kind.window
+            else LayerCache(tail, backend, recent)
+        )
+
+        def turns(a: int, b: int, rope: int = kind.rope) -> Rotation:
+            return rotations_at(model, a, b - a)[rope]
+
+        for item in walk(block, layer, x, turns, pace):
             if isinstance(item, Smaller):
                 yield item
                 continue
@@ -234,27 +257,34 @@ def prefill(
         observed = []
         for which, aside in enumerate(asides):
             observed.append(Observation(asked))
-            layer.observer = observed[-1] if which in scoring else None
-            aside[:] = step(block, layer, aside, rotation_at(model, tokens, len(aside)))
+            if isinstance(layer, LayerCache):
+                layer.observer = observed[-1] if which in scoring else None
+            aside[:] = step(block, layer, aside, turns(tokens, tokens + len(aside)))
             tail.truncate(tokens)
-        retelling = Retelling(asked, tail, backend)
+        retelling = Retelling(asked, layer, backend)
         for replay, repeat in zip(told, repeats, strict=True):
-            rotation = _places(model, tokens, replay)
+            rotation = _places(model, tokens, replay)[kind.rope]
             yield from retell(retelling, block, repeat, rotation, replay, pace)
             done += len(repeat)
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)
+        if isinstance(layer, WindowLayer):
+            for cache in caches:
+                cache.windows[number].take(tail)
+            yield Progress(number, layers, done, total, kept)
+            continue
         begin = perf_counter()
+        place = full.index(number), len(full)
         scores = retelling.told()
         for pool, compression in zip(pools, compressions, strict=True):
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
-            place = number, layers
-            pool.take(prefilled(tail, recent, probed, scores, needs, coming, block, place))
+            future = coming[kind.rope]
+            pool.take(prefilled(layer, tail, recent, probed, scores, needs, future, block, place))
         kept = sum(layer.kept_bytes for cache in caches for layer in cache.layers)
         select += perf_counter() - begin
         if archiving is not None:
-            archiving.keep(number, tail.keys, tail.values, recorded(recent.tensors(), scores))
+            archiving.keep(place[0], tail.keys, tail.values, recorded(recent.tensors(), scores))
         del tail, layer, retelling, scores  # this layer's dense K/V is free before anyone looks
         yield Progress(number, layers, done, total, kept)
     begin = perf_counter()
@@ -270,6 +300,7 @@ def prefill(
 
 
 def prefilled(
+    layer: LayerCache,
     tail: Tail | Exact,
     document: Observation,
     probes: list[Observation],
@@ -279,7 +310,10 @@ def prefilled(
     block: Block,
     place: tuple[int, int],
 ) -> Prefilled:
-    """The dense layer as a method sees it, with what it observes; `place` is its number of all."""
+    """The dense layer as a method sees it, with what it observes.
+
+    `place` is its number among the layers that are compressed, and theirs.
+    """
     keys = tail.keys
     last = slice(-needs.queries, None) if needs.queries else slice(0)
     windows = [part.window for part in (probes or [document]) if part.window is not None]
@@ -301,15 +335,12 @@ def prefilled(
         column_mass=column_mass([document, *probes], tail.length) if needs.column_mass else None,
         moments=moments([document, *probes], coming, needs.future) if needs.future else None,
         told=told,
-        output=block.output,
+        output=block.output(keys.dtype),
+        cap=layer.backend.cap,
     )
 
 
-def _places(model: Decoder, tokens: int, replay: Replay) -> Rotation:
-    """The rotation of a replay's lists: each of them follows `tokens` tokens."""
+def _places(model: Decoder, tokens: int, replay: Replay) -> list[Rotation]:
+    """The rotations of a replay's lists: each of them follows `tokens` tokens."""
     places = [torch.arange(tokens, tokens + length) for length in replay.lengths]
-    return model.rotation(torch.cat(places).to(_device(model)))
-
-
-def _device(model: Decoder) -> torch.device:
-    return model.blocks[0].input_layernorm.weight.device
+    return model.rotations(torch.cat(places).to(model.device))

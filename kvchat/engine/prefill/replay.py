@@ -15,9 +15,12 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.tail import Tail
+from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.methods.needs import Kind, Needs, ReplayScore
 from kvchat.engine.model.layers import Block, Rotation
+from kvchat.kernels.reference import capped
 
 SINKS = 4  # first entries that a replay may look at beside its own part
 LOGITS = 2**22  # attention values alive at once
@@ -61,12 +64,14 @@ class Retelling:
     An entry's score is the most that any query of a replay about it gives it: its attention
     (`mass`), that times the norm of the projected value (`value`), and that over the norm of the
     attention block's input (`change`, KVzip+). The softmax is over the first `SINKS` entries, the
-    part of the document that the replay is about, and what the query sees of its own list.
+    part of the document that the replay is about, and what the query sees of its own list. Entries
+    of a sliding layer have no scores: nothing is chosen of them.
     """
 
-    def __init__(self, needs: Needs, tail: Tail, backend: Backend):
+    def __init__(self, needs: Needs, layer: LayerCache | WindowLayer, backend: Backend):
         self.needs = needs
-        self.tail = tail
+        self.layer = layer
+        self.tail = layer.tail
         self.backend = backend
         self.tables: dict[ReplayScore, Tensor] = {}  # [H, T]
 
@@ -80,6 +85,8 @@ class Retelling:
         """
         q, k, v = block.project(x, rotation)
         scale = q.shape[-1] ** -0.5
+        if isinstance(self.layer, WindowLayer):
+            return block.finish(x, self._in_window(self.layer, q, k, v, replay, scale))
         own = squares(self.backend, q, k, v, replay.lengths, scale)
         told = []
         for a in range(0, len(x), step):
@@ -90,12 +97,28 @@ class Retelling:
         weighings = {how for *kind, how in self.needs.replay_scores if tuple(kind) == replay.kind}
         if weighings:
             sizes = block.input_layernorm(x).float().norm(dim=-1)
-            output = block.output if weighings != {"mass"} else None
-            found = scores(self.tail, q, own[1], replay, weighings, scale, sizes, output)
+            output = block.output(x.dtype) if weighings != {"mass"} else None
+            cap = self.backend.cap
+            found = scores(self.tail, q, own[1], replay, weighings, scale, sizes, output, cap)
             for how, part in found.items():
                 table = self._table(ReplayScore(*replay.kind, how))[:, replay.start : replay.end]
                 torch.maximum(table, part, out=table)
         return torch.cat(told)
+
+    def _in_window(
+        self, layer: WindowLayer, q: Tensor, k: Tensor, v: Tensor, replay: Replay, scale: float
+    ) -> Tensor:
+        """What the lists of a replay attend to, each by itself behind the document."""
+        tokens, parts, begin = self.tail.length, [], 0
+        for length in replay.lengths:
+            end = begin + length
+            try:
+                self.tail.append(k[:, begin:end], v[:, begin:end])
+                parts.append(layer.attend(q[begin:end], scale)[0])
+            finally:
+                self.tail.truncate(tokens)
+            begin = end
+        return torch.cat(parts)
 
     def told(self) -> dict[ReplayScore, Tensor]:
         """The scores `[H, T]`, infinite for entries that no replay is about."""
@@ -120,6 +143,7 @@ def scores(
     scale: float,
     sizes: Tensor,
     output: Tensor | None,
+    cap: float = 0.0,
 ) -> dict[str, Tensor]:
     """What the queries `q [t, H*G, D]` of a replay make of the entries that it is about.
 
@@ -140,7 +164,7 @@ def scores(
         sub = tail.keys[head, columns].float()
         for a in range(0, len(q), step):
             part = grouped[head, a : a + step].float()  # [s, G, D]
-            logits = torch.einsum("sgd,nd->sgn", part, sub) * scale
+            logits = capped(torch.einsum("sgd,nd->sgn", part, sub) * scale, cap)
             total = torch.logaddexp(logits.logsumexp(-1), beside[head, a : a + step].float())
             seen = torch.exp(logits[..., sinks:] - total[..., None])  # [s, G, n]
             if "mass" in best:

@@ -3,6 +3,9 @@
 import hashlib
 from pathlib import Path
 
+from kvchat.engine.gguf import is_gguf
+from kvchat.engine.gguf.file import header_of
+
 FORMAT = 1
 """Raise it when a cached document would be read differently: older files are then refused."""
 
@@ -22,8 +25,11 @@ class Refused(Exception):
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """A digest of what turns text into ids in a model's folder."""
+    """A digest of what turns text into ids in a model's folder, or in a GGUF file's header."""
     digest = hashlib.sha256()
+    if is_gguf(folder):
+        digest.update(header_of(folder))
+        return digest.hexdigest()
     for name in TOKENIZER_FILES:
         file = folder / name
         digest.update(name.encode() + (file.read_bytes() if file.exists() else b""))

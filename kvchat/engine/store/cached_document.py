@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache import SEGMENTS
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import Segment
+from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.engine import Engine
 from kvchat.engine.store import Refused
 from kvchat.engine.store.header import describe
@@ -43,7 +44,10 @@ class Part(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a layer keeps of a document: segments, and the entries `[H, n, D]` of a live end."""
+    """What a layer keeps of a document: segments, and the entries `[H, n, D]` of a live end.
+
+    Layers that methods compress come first, then sliding ones, which have a live end alone.
+    """
 
     parts: list[Part]
     keys: Tensor
@@ -55,7 +59,7 @@ def layers_of(cache: KVCache, tokens: int) -> list[Layer] | None:
 
     Turns to come change none of it: they add entries behind these.
     """
-    found = []
+    found: list[Layer] = []
     for layer in cache.layers:
         segments = [segment for segment in layer.segments if segment.span[1] <= tokens]
         live = tokens - (segments[-1].span[1] if segments else 0)
@@ -63,7 +67,7 @@ def layers_of(cache: KVCache, tokens: int) -> list[Layer] | None:
             return None
         parts = [Part(s.kind, s.span, s.tensors()) for s in segments]
         found.append(Layer(parts, layer.tail.keys[:, :live], layer.tail.values[:, :live]))
-    return found
+    return found + [Layer([], *window.until(tokens)) for window in cache.windows.values()]
 
 
 def save(
@@ -125,8 +129,10 @@ def probe(engine: Engine, layers: Sequence[Layer], ids: Sequence[int]) -> Tensor
 @torch.inference_mode()
 def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
     cache = engine.empty_cache()
-    for layer, kept in zip(cache.layers, layers, strict=True):
-        layer.segments = [part.segment() for part in kept.parts]
+    every: list[LayerCache | WindowLayer] = [*cache.layers, *cache.windows.values()]
+    for layer, kept in zip(every, layers, strict=True):
+        if isinstance(layer, LayerCache):
+            layer.segments = [part.segment() for part in kept.parts]
         layer.tail.start = tokens - kept.keys.shape[1]
         layer.tail.append(kept.keys, kept.values)
     cache.position = tokens
@@ -156,7 +162,13 @@ def _require_shape(layers: Sequence[Layer], engine: Engine, tokens: int) -> None
     config = engine.config
     if len(layers) != config.num_layers:
         raise Refused(f"it has {len(layers)} layers; the model has {config.num_layers}")
-    for layer in layers:
+    full = len(config.full_layers)
+    windows = [kind.window for kind in config.layers if kind.window]
+    for layer, window in zip(layers[full:], windows, strict=True):
+        shape = (config.num_kv_heads, min(tokens, window - 1), config.head_dim)
+        if layer.parts or {layer.keys.shape, layer.values.shape} != {shape}:
+            raise Refused(f"it lacks the window of {window:,} tokens")
+    for layer in layers[:full]:
         spans = [part.span for part in layer.parts]
         ends = [0, *(end for _, end in spans)]
         shape = (config.num_kv_heads, tokens - ends[-1], config.head_dim)

@@ -11,7 +11,7 @@ from kvchat import __version__
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.base import Method
 from kvchat.engine.store import FORMAT, tokenizer_digest
-from kvchat.engine.weights.checkpoint import find_shards
+from kvchat.engine.weights.checkpoint import find_files
 
 SAMPLES, BLOCK = 16, 2**12  # of every shard: blocks that are read, and their bytes
 Parts = dict[str, str]
@@ -28,7 +28,7 @@ class Identity:
             "format": str(FORMAT),
             "kvchat": __version__,
             "weights": weights_digest(folder),
-            "config": _digest((folder / "config.json").read_bytes()),
+            "config": _digest(repr(engine.config).encode()),
             "tokenizer": tokenizer_digest(folder),
             "computation": computation(engine),
         }
@@ -63,7 +63,7 @@ def weights_digest(folder: Path) -> str:
     A byte that changes between the blocks shows by the time alone.
     """
     digest = hashlib.sha256()
-    for shard in find_shards(folder):
+    for shard in find_files(folder):
         about = shard.stat()
         digest.update(f"{shard.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
         with shard.open("rb") as file:

@@ -1,11 +1,13 @@
 """How weights may be stored: names, allowed shapes and bytes. Settings read it without torch."""
 
+from kvchat.engine.gguf.blocks import BYTES, GROUPED
 from kvchat.engine.model.config import ModelConfig
 from kvchat.errors import KvchatError
 
 # `auto` and `bf16` are plain numbers, in the dtype that is computed in.
 WEIGHTS = ("auto", "bf16", "int8", "int4")
 SCALE = 2  # bytes of a scale, and of a zero
+BLOCK = 32  # of those that come so from a GGUF file
 GROUPS = (128, 64, 32)  # values that share a scale in 4 bits; the first that divides a row
 # Torch's CPU operators read past the end of rows that are no multiple of this.
 INPUTS = {"int8": 16, "int4": GROUPS[-1]}
@@ -38,6 +40,23 @@ def computes_in(dtype: str, weights: str) -> str:
             f"--dtype {dtype}",
         )
     return "bf16"
+
+
+def format_of(block: str, shape: tuple[int, int], weights: str, table: bool) -> str:
+    """How a matrix `[out, in]` is stored: `int4`, `int8`, or `plain`.
+
+    `block` is its format in a GGUF file, or empty; `table`: the embedding or the output projection,
+    of which 8 bits are the least. With `auto`, 4 bits by groups and 8 bits stay that small, where
+    operators take the shape.
+    """
+    if weights in INPUTS:
+        return weights
+    if weights != "auto" or not block:
+        return "plain"
+    fits = {name: shape[1] % INPUTS[name] == 0 and shape[0] % OUTPUTS[name] == 0 for name in INPUTS}
+    if block in GROUPED and not table and fits["int4"]:
+        return "int4"
+    return "int8" if (block == BYTES or (block in GROUPED and table)) and fits["int8"] else "plain"
 
 
 def refused(config: ModelConfig, weights: str) -> list[str]:
@@ -75,17 +94,23 @@ def weights_bytes(config: ModelConfig, itemsize: int, weights: str) -> int:
     In few bits the embedding and the output projection take 8 in either format.
     """
     if weights not in INPUTS:
-        return config.parameters * itemsize
+        whole = config.parameters * itemsize
+        for block, shape, is_table, count in config.blocks:
+            kind = format_of(block, shape, weights, is_table)
+            if kind in INPUTS:
+                small = _bytes(kind, *shape, group=BLOCK)
+                whole += count * (small - shape[0] * shape[1] * itemsize)
+        return whole
     layer = sum(_bytes(weights, *shape) for shape in config.matrices.values())
     tables = 1 if config.tie_word_embeddings else 2
     table = _bytes("int8", config.vocab_size, config.hidden_size)
     quantised = sum(outputs * inputs for outputs, inputs in config.matrices.values())
-    plain = config.parameters - tables * config.vocab_size * config.hidden_size
-    plain -= config.num_layers * quantised
-    return config.num_layers * layer + tables * table + plain * itemsize
+    plain_values = config.parameters - tables * config.vocab_size * config.hidden_size
+    plain_values -= config.num_layers * quantised
+    return config.num_layers * layer + tables * table + plain_values * itemsize
 
 
-def _bytes(weights: str, outputs: int, inputs: int) -> int:
+def _bytes(weights: str, outputs: int, inputs: int, group: int = 0) -> int:
     if weights == "int8":
         return outputs * (inputs + SCALE)
-    return outputs * inputs // 2 + outputs * (inputs // group_of(inputs)) * 2 * SCALE
+    return outputs * inputs // 2 + outputs * (inputs // (group or group_of(inputs))) * 2 * SCALE

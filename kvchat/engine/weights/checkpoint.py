@@ -1,76 +1,66 @@
-"""Checkpoints: finds the safetensors of a folder, checks them, streams them into a model.
+"""Checkpoints: their tensors checked, and streamed into a model one by one.
 
 Strict: missing, unexpected or misshapen tensors are errors. Nothing is read but headers until
-`load_weights`.
+then.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from importlib import import_module
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
-from kvchat.engine.model import MODELS
-from kvchat.engine.model.config import LFS_MARK, ModelConfig, read_json
+from kvchat.engine.gguf import is_gguf, tensors
+from kvchat.engine.gguf.file import GGUF
+from kvchat.engine.gguf.tensors import Packed
+from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder, empty_decoder
-from kvchat.engine.sizes import DTYPES, ITEM_BYTES
-from kvchat.engine.weights import lowbit
-from kvchat.engine.weights.bits import require_shapes
-from kvchat.engine.weights.linear import STORED, TABLES, in_few_bits
+from kvchat.engine.weights import lowbit, names, safetensors
+from kvchat.engine.weights.bits import format_of, require_shapes
+from kvchat.engine.weights.linear import STORED, TABLES, Embedding, in_few_bits
+from kvchat.engine.weights.names import Slot
+from kvchat.engine.weights.safetensors import Stored
 from kvchat.errors import KvchatError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-OTHER_FORMATS = {".bin": "pickle", ".pth": "pickle", ".pt": "pickle", ".gguf": "GGUF"}
+Places = list[tuple[Stored, list[Slot]]]
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, all present. Raises KvchatError("model")."""
-    if (folder / SINGLE).exists():
-        shards = [folder / SINGLE]
-    elif (folder / INDEX).exists():
-        shards = _indexed(folder)
-    else:
-        raise _no_weights(folder)
-    for shard in shards:
-        with shard.open("rb") as file:
-            if file.read(len(LFS_MARK)) == LFS_MARK:
-                raise KvchatError(
-                    "model",
-                    f"{shard} is a {shard.stat().st_size}-byte Git LFS pointer, not weights",
-                    f"git -C {folder} lfs pull",
-                )
-    return shards
+def find_files(path: Path) -> list[Path]:
+    """All files with weights of a checkpoint. Raises KvchatError("model")."""
+    return GGUF(path).paths if is_gguf(path) else safetensors.find_shards(path)
 
 
 def load_weights(
-    folder: Path,
+    path: Path,
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
     weights: str = "auto",
 ) -> Iterator[tuple[int, int] | Decoder]:
-    """Build the model and stream its tensors in, one at a time.
+    """Build the model and stream its tensors in, one at a time, from a folder or a GGUF file.
 
     Yields `(bytes done, bytes in all)` of the checkpoint, first with nothing done but every name
     and shape checked from the headers, then the model. On the CPU, tensors that already have the
     wanted dtype stay mapped to the file; others are converted, or stored in the few bits of
-    `weights`, one by one. Raises KvchatError("model") listing at most five names and the file, or
-    the shapes that cannot be stored as `weights`.
+    `weights`, one by one. Blocks of GGUF become what `bits.format_of` says. Raises
+    KvchatError("model") listing at most five names and the file, or the shapes that cannot be
+    stored as `weights`.
     """
-    model = _build(config, weights)
+    model = _build(config, dtype, weights)
     with ExitStack() as opened:
-        places, total = _checked(folder, model, opened)
-        done = 0
+        places = _checked(path, model, opened)
+        total, done = sum(stored.size for stored, _ in places), 0
         yield done, total
-        for name, file in places.items():
-            tensor = file.get_tensor(name)
-            _place(model, name, tensor.to(device), dtype)
-            done += tensor.nbytes
+        for stored, slots in places:
+            tensor = stored.read()
+            for slot in slots:
+                _place(model, slot.name, _own(config, slot, tensor), device)
+            if isinstance(tensor, Packed):
+                stored.forget()
+            del tensor
+            done += stored.size
             yield done, total
     yield _finished(model)
 
@@ -83,7 +73,7 @@ def random_weights(
     weights: str = "auto",
 ) -> Decoder:
     """The model of a config with random weights (std 0.02), for `bench --dummy`."""
-    model = _build(config, weights)
+    model = _build(config, dtype, weights)
     generator = torch.Generator(device=device).manual_seed(seed)
     for name, slot in list(model.named_parameters()):
         if name.endswith("norm.weight"):
@@ -91,59 +81,80 @@ def random_weights(
         else:
             tensor = torch.empty(slot.shape, dtype=dtype, device=device)
             tensor.normal_(0.0, 0.02, generator=generator)
-        _place(model, name, tensor, dtype)
+        _place(model, name, tensor, device)
     return _finished(model)
 
 
-def _build(config: ModelConfig, weights: str) -> Decoder:
+def _build(config: ModelConfig, dtype: torch.dtype, weights: str) -> Decoder:
     require_shapes(config, weights)
-    module, cls = MODELS[config.family].split(":")
-    model = empty_decoder(getattr(import_module(module), cls), config)
+    model = empty_decoder(config, dtype)
     model.weights = weights
     return model
 
 
-def _checked(folder: Path, model: Decoder, opened: ExitStack) -> tuple[dict[str, Any], int]:
-    """The open file of every tensor of the model, in the files' order, and the bytes of all."""
+def _checked(path: Path, model: Decoder, opened: ExitStack) -> Places:
+    """Every tensor of the checkpoint that the model has slots for, in the files' order."""
+    config = model.config
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    shapes: dict[str, tuple[tuple[int, ...], Path]] = {}
-    places: dict[str, Any] = {}
-    size = 0
-    ignored = _ignored(model.config)
-    for shard in find_shards(folder):
-        file = opened.enter_context(_opened(shard))
-        for name in file.keys():  # noqa: SIM118 - not a dict
-            header = file.get_slice(name)
-            shapes[name] = (tuple(header.get_shape()), shard)
-            if name.endswith(ignored):
-                continue
-            kind = header.get_dtype()
-            if (dtype := DTYPES.get(kind.lower())) is None:
-                raise KvchatError(
-                    "model",
-                    f"{shard}: {name} has dtype {kind}; weights are read as "
-                    f"{', '.join(DTYPES).upper()}",
-                    "use the original checkpoint in bf16, f16 or f32",
-                )
-            size += math.prod(shapes[name][0]) * ITEM_BYTES[dtype]
-            places[name] = file
-    missing = [name for name in wanted if name not in shapes]
-    unexpected = [name for name in places if name not in wanted]
-    wrong = [
-        f"{name} is {list(shapes[name][0])}, not {list(shape)} ({shapes[name][1].name})"
-        for name, shape in wanted.items()
-        if name in shapes and shapes[name][0] != shape
-    ]
-    for what, names in (("lacks", missing), ("has unknown", unexpected), ("misshapen:", wrong)):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    found: dict[str, str] = {}  # what is wrong with the shape of each slot, or nothing
+    places: Places = []
+    unexpected = []
+    for name, stored, slots in _tensors(path, config, opened):
+        for slot in slots:
+            rows = stored.shape[:1] if slot.rows is None else (slot.rows[1] - slot.rows[0],)
+            shape = (*rows, *stored.shape[1:])
+            joined = slot.rows is not None and slots[-1].rows[1:] != stored.shape[:1]  # type: ignore[index]
+            wrong = slot.name in wanted and (shape != wanted[slot.name] or joined)
+            found[slot.name] = (
+                f"{name} is {list(stored.shape)}, not {list(wanted[slot.name])} "
+                f"({stored.file.name})"
+                if wrong
+                else ""
+            )
+        unexpected += [name for slot in slots if slot.name not in wanted]
+        places.append((stored, slots))
+    missing = [name for name in wanted if name not in found]
+    misshapen = list(filter(None, found.values()))
+    for what, bad in (("lacks", missing), ("has unknown", unexpected), ("misshapen:", misshapen)):
+        if bad:
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             raise KvchatError(
                 "model",
-                f"{folder} {what} {len(names)} tensor{'s' * (len(names) > 1)}: "
-                f"{', '.join(names[:5])}{more}",
-                tensors=names[:5],
+                f"{path} {what} {len(bad)} tensor{'s' * (len(bad) > 1)}: "
+                f"{', '.join(bad[:5])}{more}",
+                tensors=bad[:5],
             )
-    return places, size
+    return places
+
+
+def _tensors(
+    path: Path, config: ModelConfig, opened: ExitStack
+) -> Iterator[tuple[str, Stored, list[Slot]]]:
+    """What a checkpoint calls each tensor, the tensor, and its slots."""
+    if is_gguf(path):
+        opened.callback(tensors.release)
+        for name, info in tensors.tensors_of(GGUF(path)).items():
+            read, forget = partial(tensors.read, info), partial(tensors.forget, info)
+            one = Stored(info.shape, info.size, info.path, read, forget)
+            yield info.name, one, names.apart(config, name)
+        return
+    for name, one in safetensors.stored(path, opened, lambda n: names.slots(config, n) is None):
+        if (slots := names.slots(config, name)) is not None:
+            yield name, one, slots
+
+
+def _own(config: ModelConfig, slot: Slot, tensor: Tensor | Packed) -> Tensor | Packed:
+    """What of a checkpoint's tensor belongs into a slot, in our order and meaning."""
+    if slot.rows is not None:
+        part = slice(*slot.rows)
+        tensor = tensor.taken(part) if isinstance(tensor, Packed) else tensor[part]
+    if (order := names.rows_of(config, slot.name, len(tensor))) is not None:
+        rows = torch.tensor(order)
+        tensor = tensor.taken(rows) if isinstance(tensor, Packed) else tensor[rows]
+    if config.norm_plus_one and slot.name.endswith("norm.weight"):
+        assert isinstance(tensor, Tensor), slot.name
+        return tensor.float() + 1
+    return tensor
 
 
 def _finished(model: Decoder) -> Decoder:
@@ -153,58 +164,20 @@ def _finished(model: Decoder) -> Decoder:
     return model.eval()
 
 
-def _place(model: Decoder, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+def _place(model: Decoder, name: str, tensor: Tensor | Packed, device: torch.device) -> None:
     """Give a tensor its place; a matrix in few bits takes the place of the module itself."""
     path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if model.weights in STORED and tensor.ndim == 2:
-        stored = TABLES if module is model.lm_head else model.weights
-        model.set_submodule(path, in_few_bits(module, tensor, stored, dtype))
-    else:
-        setattr(module, leaf, nn.Parameter(tensor.to(dtype), requires_grad=False))
-
-
-def _ignored(config: ModelConfig) -> tuple[str, ...]:
-    """Names that may stand in a file though the model has no slot for them."""
-    tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
-    return (*tied, "rotary_emb.inv_freq")
-
-
-def _opened(shard: Path) -> Any:
-    try:
-        return safe_open(shard, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise KvchatError(
-            "model",
-            f"{shard} is damaged or not safetensors ({shard.stat().st_size:,} bytes): {error}",
-            "download the file again",
-        ) from None
-
-
-def _indexed(folder: Path) -> list[Path]:
-    index = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-        raise KvchatError("model", f"{folder / INDEX} is not a valid index")
-    names = sorted(set(index.values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise KvchatError(
-            "model",
-            f"{folder}: missing {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}",
-            "download the missing files into the folder",
-            missing=missing,
-        )
-    return [folder / name for name in names]
-
-
-def _no_weights(folder: Path) -> KvchatError:
-    for file in sorted(folder.iterdir()):
-        if kind := OTHER_FORMATS.get(file.suffix):
-            return KvchatError(
-                "model",
-                f"{folder} has only {kind} weights ({file.name}), which kvchat does not load",
-                "use the checkpoint's safetensors, or convert it to safetensors",
-            )
-    return KvchatError(
-        "model", f"{folder} has no {SINGLE} and no {INDEX}", "download the weights into the folder"
-    )
+    module, dtype = model.get_submodule(path), model.dtype
+    if model.config.wide_norms and name.endswith("norm.weight"):
+        dtype = torch.float32
+    if leaf == "weight" and len(tensor.shape) == 2:
+        table = isinstance(module, Embedding) or module is model.lm_head
+        block = tensor.block.name if isinstance(tensor, Packed) else ""
+        stored = format_of(block, (tensor.shape[0], tensor.shape[1]), model.weights, table)
+        if stored in STORED:
+            stored = TABLES if table else stored
+            small = in_few_bits(module, tensor.to(device), stored, dtype)
+            model.set_submodule(path, small)
+            return
+    plain = lowbit.plain(tensor, dtype) if isinstance(tensor, Packed) else tensor
+    setattr(module, leaf, nn.Parameter(plain.to(device, dtype), requires_grad=False))

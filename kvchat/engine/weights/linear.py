@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from kvchat.engine.gguf.blocks import GROUPED
+from kvchat.engine.gguf.tensors import Packed
 from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.bits import group_of
 
@@ -44,7 +46,7 @@ class Int8Linear(nn.Module):
         self.codes, self.scale, self.bias = codes, scale, bias
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "Int8Linear":
+    def of(cls, weight: Tensor | Packed, bias: Tensor | None = None) -> "Int8Linear":
         """Quantize `weight [out, in]`."""
         codes, scale = lowbit.quantize_rows(weight)
         return cls(_kept(codes), _kept(scale), bias)
@@ -77,8 +79,11 @@ class Int4Linear(nn.Module):
         self.group = group
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "Int4Linear":
-        """Quantize `weight [out, in]`."""
+    def of(cls, weight: Tensor | Packed, bias: Tensor | None = None) -> "Int4Linear":
+        """Quantize `weight [out, in]`; one that comes in such groups is taken as it is."""
+        if isinstance(weight, Packed) and weight.block.name in GROUPED:
+            packed, scales = lowbit.pack_groups(weight)
+            return cls(_kept(packed), _kept(scales), lowbit.BLOCK, bias)
         group = group_of(weight.shape[1])
         packed, scales = lowbit.quantize_groups(weight, group)
         return cls(_kept(packed), _kept(scales), group, bias)
@@ -121,7 +126,7 @@ class Embedding(nn.Embedding):
 class Int8Embedding(nn.Module):
     """A table in 8 bits with a scale per row."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
+    def __init__(self, weight: Tensor | Packed, dtype: torch.dtype):
         super().__init__()
         self.dtype = dtype
         codes, scale = lowbit.quantize_rows(weight)
@@ -139,7 +144,9 @@ TABLES = "int8"  # embedding and output projection, whatever the rest is stored 
 STORED: dict[str, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
 
 
-def in_few_bits(module: nn.Module, weight: Tensor, weights: str, dtype: torch.dtype) -> nn.Module:
+def in_few_bits(
+    module: nn.Module, weight: Tensor | Packed, weights: str, dtype: torch.dtype
+) -> nn.Module:
     """What stands for `module`, a map or a table, when its weight is stored as `weights`."""
     if isinstance(module, Embedding):
         return Int8Embedding(weight, dtype)

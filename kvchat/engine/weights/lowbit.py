@@ -9,13 +9,16 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from kvchat.engine.gguf.tensors import Packed
+
 # What the operators compute with, and what scales and zeros are stored in.
 WIDE = torch.bfloat16
 SLICE = {"cpu": 2**20, "cuda": 2**25}  # values of a weight that are turned back at once
+BLOCK = 32  # values of a group in GGUF
 ROWS = 64  # of which a slice is a multiple: operators pack so many together, or a divisor of it
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor | Packed) -> tuple[Tensor, Tensor]:
     """8 bits: codes `[out, in]` int8 and a bf16 scale per row `[out]`; `w = codes * scale`.
 
     Codes are rounded with the scale as it is stored, so that rounding it costs nothing.
@@ -29,7 +32,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scale
 
 
-def quantize_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+def quantize_groups(weight: Tensor | Packed, group: int) -> tuple[Tensor, Tensor]:
     """4 bits: packed codes, and `scales [in/g, out, 2]` (bf16 scale and zero of each group).
 
     `w = (code - 8) * scale + zero`. The packing is that of the device's operator.
@@ -52,6 +55,26 @@ def quantize_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return packed, scales
 
 
+def pack_groups(weight: Packed) -> tuple[Tensor, Tensor]:
+    """The same of a matrix that is stored in 4 bits by groups of 32: its codes as they are."""
+    outputs, inputs = weight.shape
+    scales = torch.empty(inputs // BLOCK, outputs, 2, dtype=WIDE, device=weight.device)
+    parts = []
+    for a, b in slices(weight.shape, weight.device):
+        codes, scale, low = weight.groups(slice(a, b))
+        scales[:, a:b] = torch.stack((scale, low + 8 * scale), dim=2).transpose(0, 1)
+        parts.append(_pack(codes.int(), BLOCK))
+    return torch.cat(parts), scales
+
+
+def plain(weight: Packed, dtype: torch.dtype) -> Tensor:
+    """All numbers `[out, in]` of a matrix in blocks, a slice after the other."""
+    found = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    for a, b in slices(weight.shape, weight.device):
+        found[a:b] = weight[a:b]
+    return found
+
+
 @cache
 def unpacking(device: str) -> Callable[[Tensor, int, int], Tensor] | None:
     """What undoes the packing of a device's operator, found by trial; None if nothing does.
@@ -70,14 +93,14 @@ def unpacking(device: str) -> Callable[[Tensor, int, int], Tensor] | None:
     return None
 
 
-def _copied(weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+def _copied(weight: Tensor | Packed) -> Iterator[tuple[int, int, Tensor]]:
     """Slices `a, b` of rows with their numbers in f32, always in the same store."""
     wide = _store(weight, torch.float32)
     for a, b in slices(weight.shape, weight.device):
         yield a, b, wide[: b - a].copy_(weight[a:b])
 
 
-def _store(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _store(weight: Tensor | Packed, dtype: torch.dtype) -> Tensor:
     """Room for a slice of rows of `weight`."""
     rows, inputs = slices(weight.shape, weight.device)[0][1], weight.shape[1]
     values = max(SLICE[weight.device.type], ROWS * inputs)

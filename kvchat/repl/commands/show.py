@@ -88,7 +88,7 @@ def _coverage(context: Context, argument: str) -> None:
             for place in chain.from_iterable(t.tolist() for t in places):
                 kept[place] += 1
     cells = min(views.CELLS, screen.width - 2)
-    found = views.slices(kept, tokens, config.num_layers * config.num_kv_heads, cells)
+    found = views.slices(kept, tokens, config.full_heads, cells)
     decode = session.dialogue.tokenizer.decode
     words = [" ".join(decode(session.document[s.start :][:LOOK]).split()[:WORDS]) for s in found]
     for line in views.coverage(found, words, _places(context, tokens), screen.glyphs):
