@@ -44,7 +44,7 @@ def test_a_hybrid_s_own_switch(tokenizer_folder):
     dialogue = dialogue_of(tokenizer_folder, "hybrid")
     thoughts = dialogue.form.thoughts
     plain = "<|im_end|>\n<|im_start|>assistant\n"
-    assert thoughts.switch and not thoughts.leads
+    assert thoughts.switch and not thoughts.renews
     assert dialogue.header() == dialogue.header(True) == thoughts.past == plain
     assert dialogue.header(False) == plain + "<think>\n\n</think>\n\n"
     told = dialogue_of(tokenizer_folder, "hybrid", thinks=False)
@@ -55,7 +55,8 @@ def test_a_hybrid_s_own_switch(tokenizer_folder):
 def test_a_switch_that_the_system_message_names(tokenizer_folder):
     on, off = (dialogue_of(tokenizer_folder, "named", thinks=each) for each in (None, False))
     assert "/think" in on.form.lead and "/no_think" in off.form.lead
-    assert on.form.thoughts.leads and on.form.thoughts.past is None
+    assert on.form.thoughts.renews == (False,) and off.form.thoughts.renews == (True,)
+    assert on.form.thoughts.past is None
     assert on.header(False) == off.header() == on.header() + "<think>\n\n</think>\n"
     noon = date(2026, 11, 20)
     assert "20 November 2026" in off.on(noon).form.lead and "/no_think" in off.on(noon).form.lead
@@ -65,7 +66,8 @@ def test_thoughts_that_are_asked_for_in_a_system_message(tokenizer_folder):
     """Granite's default is none; told to think, the document must not replace what asks for it."""
     none, on = (dialogue_of(tokenizer_folder, "granite", thinks=each) for each in (None, True))
     assert "thought process" not in none.form.lead and none.header(False) == none.header()
-    assert "thought process" in on.form.lead and on.form.thoughts.leads
+    assert "thought process" in on.form.lead and on.form.thoughts.renews == (False,)
+    assert none.form.thoughts.renews == (True,)
 
 
 def test_a_template_without_thoughts_knows_none(tokenizer_folder):
@@ -162,7 +164,7 @@ def test_events_and_numbers_of_a_thought(chat_folder, kind):
     ids = script(session, "<think>\nAt sea.\n</think>\n\nShips 😀.")
     answer = session.dialogue.tokenizer.encode([("Ships 😀.", False)], continues=True)
     *events, done = session.ask("What?")
-    assert "".join(e.text for e in events if isinstance(e, Thought)) == "\nAt sea.\n"
+    assert "".join(e.text for e in events if isinstance(e, Thought)) == "At sea.\n"
     assert "".join(e.text for e in events if isinstance(e, Delta)) == done.answer == "Ships 😀."
     assert done.completion_tokens == len(ids)
     assert done.reasoning_tokens == len(ids) - len(answer) - 1

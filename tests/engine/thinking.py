@@ -33,7 +33,8 @@ NAMED = """
 {%- if enable_thinking is not defined %}{%- set enable_thinking = true %}{%- endif %}
 {%- set empty = '' if enable_thinking else '<think>\n\n</think>\n' %}
 {%- set form = "%d %B %Y" %}{%- set today = strftime_now(form) %}
-{{- '<|im_start|>system\nToday: ' ~ today ~ '\nMode: ' ~ ('/think' if enable_thinking else '/no_think') ~ '\n\n' }}
+{%- set mode = '/think' if enable_thinking else '/no_think' %}
+{{- '<|im_start|>system\nToday: ' ~ today ~ '\nMode: ' ~ mode ~ '\n\n' }}
 {%- if messages[0].role == "system" %}{{- messages[0].content }}{%- set messages = messages[1:] %}
 {%- endif %}{{- '<|im_end|>\n' }}
 {%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\n' }}
@@ -46,8 +47,10 @@ MAGISTRAL = (
 )
 # Granite 3.2: thoughts are asked for in a system message, but not beside one that is given.
 GRANITE = (
-    """{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nToday: ' + strftime_now('%B %d, %Y') }}
-{%- if thinking %}{{- "\nWrite 'Here is my thought process:' and 'Here is my response:'." }}{%- endif %}
+    """{%- if messages[0].role != 'system' %}
+{{- '<|im_start|>system\nToday: ' + strftime_now('%B %d, %Y') }}
+{%- if thinking %}{{- "\nWrite 'Here is my thought process:' and 'Here is my response:'." }}
+{%- endif %}
 {{- '<|im_end|>\n' }}{%- endif %}"""
     + TURNS
     + ASKED

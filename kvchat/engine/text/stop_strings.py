@@ -50,7 +50,7 @@ class Answer:
     @property
     def reasoning(self) -> str:
         """The thought, without white space around it."""
-        return self.thought.strip()
+        return self.thought.rstrip()
 
     def flush(self) -> str:
         """The rest of the text, once no more tokens come."""
@@ -58,7 +58,7 @@ class Answer:
 
     def _take(self, new: str, final: bool) -> str:
         thought, rest = self.splitter.push(new, final)
-        self.thought += thought
+        self.thought = (self.thought + thought).lstrip()
         return self._release(rest, final)
 
     def _release(self, new: str, final: bool) -> str:

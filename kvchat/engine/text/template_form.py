@@ -160,7 +160,7 @@ def _thoughts(
         past=past.answered if past is not None and drops else None,
         bare=header if alike else found.answered,
         switch=switch,
-        leads=on[:3] != off[:3],
+        renews=tuple(at for at, parts in ((True, on), (False, off)) if parts[:3] != found[:3]),
     )
 
 

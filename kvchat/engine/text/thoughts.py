@@ -22,7 +22,8 @@ class Thoughts:
     `wanted` and `closed` are headers (what follows a question) that ask for a thought and for none;
     `switch` says that the template itself has both. Where history drops thoughts, `past` stands
     there before an answer that had one and `bare` before one that had none; `past` None: history
-    keeps them. `lead` is what the switch writes before the document, if it writes there at all.
+    keeps them. `renews` are the positions of the switch for which something else would stand before
+    the document than stands there now.
     """
 
     open: str
@@ -32,7 +33,7 @@ class Thoughts:
     past: str | None = None
     bare: str = ""
     switch: bool = False
-    leads: bool = False
+    renews: tuple[bool, ...] = ()
 
     def is_open(self, header: str) -> bool:
         """Whether a header ends inside of a thought."""
