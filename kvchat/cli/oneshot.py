@@ -52,6 +52,8 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
                 limit = f"token limit {chat.options.longest:,} (--max-tokens)"
             what = "thought" if done.reasoning_tokens and not done.answer else "answer"
             screen.warn(f"the {what} was cut: {limit}")
+        elif done.reasoning_tokens and not done.answer and not options.machine_readable:
+            screen.warn("the model ended in its thought, without an answer (--think off)")
     writer.close()
     return 0
 

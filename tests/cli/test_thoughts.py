@@ -22,9 +22,9 @@ def ask(tmp_path, chat_folder):
     (tmp_path / "story.txt").write_text("The keeper counted ships. " * 10)
     folder = str(chat_folder("byte-level", "opens"))
 
-    def run(*arguments):
+    def run(*arguments, answer=THINKS):
         given = ["-m", folder, str(tmp_path / "story.txt"), "-p", "What?", *arguments]
-        return kvchat(*given, script={"answers": [THINKS]})
+        return kvchat(*given, script={"answers": [answer]})
 
     return run
 
@@ -54,6 +54,8 @@ def test_a_limit_inside_of_the_thought(ask):
     assert found["usage"]["reasoning_tokens"] == 3
     plain = ask("-n", "3")
     assert plain.stdout.strip() == b"" and b"thought was cut" in plain.stderr
+    never = ask(answer="At sea.<|im_end|>")
+    assert never.stdout.strip() == b"" and never.stderr.count(b"--think off") == 1
 
 
 def test_the_demo_model_takes_a_template_that_opens_a_thought(tmp_path):
