@@ -215,7 +215,7 @@ class Session:
         KvchatError("too_long") if the question does not fit into the window; the session is then
         as it was.
         """
-        turns = self._past(self.turns)
+        turns, thinks = self._past(self.turns), self.dialogue.meant(thinks)
         ids = self._turn_ids(question, turns, thinks)
         self._room(sum(len(turn.ids) for turn in turns) + len(self.document), len(ids))
         self._hold(turns)

@@ -5,8 +5,9 @@ from datetime import date
 
 import pytest
 
-from kvchat.engine.events import Delta, Thought, drain
+from kvchat.engine.events import Delta, Thought, Turn, drain
 from kvchat.engine.methods.build import parse_method
+from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
 from kvchat.engine.text.thoughts import Splitter, Thoughts
@@ -83,7 +84,7 @@ def test_dates_in_any_form(tokenizer_folder, template, lead):
     assert lead in dialogue.form.lead and dialogue.day == date(2026, 2, 1)
 
 
-def parted(text: str, size: int, inside: bool, stops=()) -> tuple[str, str]:
+def parted(text: str, size: int, inside: bool) -> tuple[str, str]:
     splitter = Splitter(MARKS, inside)
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     found = [*(splitter.push(piece) for piece in pieces), splitter.push("", final=True)]
@@ -193,8 +194,6 @@ def test_a_mark_that_shares_a_token_with_the_answer(tokenizer_folder):
     tokenizer.hf.add_tokens([">Ships"])
     made.push(last := len(tokenizer.hf) - 1, is_end=False)
     assert (made.thought, made.text) == ("At", "Ships") and made.tokens[-1] == last
-    from kvchat.engine.events import Turn
-
     ids = dialogue.first("What?")
     turn = Turn("What?", "Ships", "length", (*ids, *made.tokens[:-1]), len(ids), (last,),
                 "At", made.thought_tokens)  # fmt: skip
@@ -229,11 +228,8 @@ def test_a_thought_that_a_limit_cut_goes_on(chat_folder, template):
     session, whole = (session_of(chat_folder, template) for _ in range(2))
     want = thinks(whole, "What?", "At sea.", "Ships.")
     thinks(session, "What?", "At sea.", "Ships.", max_tokens=4)
-    left = session.engine.script
     turn = session.turns[-1]
     assert (turn.answer, turn.finish_reason, turn.thought) == ("", "length", 4)
-    session.engine.script = left[1:]  # one more was drawn than was asked for
-    session.engine.script = left
     *events, done = session.more()
     assert (done.answer, done.reasoning, done.finish_reason) == ("Ships.", "At sea.", "stop")
     assert "".join(e.text for e in events if isinstance(e, Delta)) == "Ships."
@@ -300,6 +296,21 @@ def test_undo_and_saved_turns(chat_folder, template, count):
     assert sessions[0].turns == sessions[1].turns == sessions[2].turns
 
 
+@pytest.mark.parametrize("template", ["opens", "hybrid"])
+@pytest.mark.parametrize("before, after", [(None, False), (False, None)])
+def test_saved_turns_under_another_position_of_the_switch(chat_folder, template, before, after):
+    """A chat that is resumed with another `--think` drops the thoughts of before all the same."""
+    first, second = (session_of(chat_folder, template) for _ in range(2))
+    for session, told in ((first, before), (second, after)):
+        session.dialogue = Dialogue(session.dialogue.tokenizer, thinks=told)
+    script(first, "<think>\nAt sea.\n</think>\n\nShips.")
+    ask(first, "What?")
+    drain(second.restore(first.turns))
+    script(second, "x", end=False)
+    ask(second, "And?", max_tokens=1)
+    assert "At sea" not in text_in(second) and "assistant\nShips." in text_in(second)
+
+
 def test_no_thought_where_none_is_wanted(chat_folder):
     """By the template's switch and by an empty thought; history has neither."""
     for template, closed in (("hybrid", "<think>\n\n</think>\n\n"),
@@ -322,14 +333,11 @@ def test_another_document_under_thoughts(chat_folder, method):
         thinks(each, "What?", "At sea.", "Ships.")
         thinks(each, "And?", "By night.", "Stars.")
     book = session.dialogue.document(BOOK + " He slept.")
-    drain(session.recompress(method, document=book, dialogue=dialogue_like(session)))
+    like = Dialogue(session.dialogue.tokenizer)
+    drain(session.recompress(method, document=book, dialogue=like))
     assert [t.ids for t in session.turns] == [t.ids for t in other.turns]
     thinks(session, "So?", "Hm.", "Yes.")
     assert "By night" not in text_in(session)
-
-
-def dialogue_like(session) -> Dialogue:
-    return Dialogue(session.dialogue.tokenizer)
 
 
 def test_a_tail_budget_folds_turns_without_their_thoughts(chat_folder):
@@ -350,8 +358,6 @@ def test_a_tail_budget_folds_turns_without_their_thoughts(chat_folder):
 
 def test_every_question_chooses_beside_thoughts(chat_folder):
     """With a full copy: the cache holds the template's history, and the answer its own choice."""
-    from kvchat.engine.prefill.archive_writer import InMemory
-
     sessions = [
         session_of(chat_folder, "opens", method=ADAKV, archiving=InMemory(), by_question=True)
         for _ in range(2)

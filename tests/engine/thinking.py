@@ -1,4 +1,4 @@
-"""The shapes of templates of models that think, and what they have in common with none."""
+"""The shapes of templates of models that think, and of those that write a date."""
 
 TURNS = """
 {%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}

@@ -78,12 +78,11 @@ def test_saved_chats_keep_thoughts_and_drop_them_from_history_again(scene, folde
             assert held(other) == held(scene)
 
 
-def test_a_thought_without_an_answer_says_so(scene, capsys):
+def test_a_thought_without_an_answer_says_so(scene):
     scene.run("/set max_tokens 3")
     scene.ask("What?", THINKS)
     assert scene.turns == [("What?", "")] and scene.chat.last.finish_reason == "length"
     scene.run("/set max_tokens 300")
-    scene.script("")
     scene.script(THINKS[3:])
     scene.run("/more")
     assert scene.turns == [("What?", "Ships.")] and scene.chat.last.reasoning == "At sea."

@@ -64,6 +64,14 @@ class Dialogue:
             return self.form.header
         return thoughts.wanted if thinks else thoughts.closed
 
+    def meant(self, thinks: bool | None) -> bool | None:
+        """What None comes to with this template, as another `Dialogue` would have to be told it."""
+        thoughts = self.form.thoughts
+        if thoughts is None or thinks is not None:
+            return thinks
+        same = (at for at in (True, False) if self.header(at) == self.form.header)
+        return next(same, None)
+
     def first(self, question: str, thinks: bool | None = None) -> list[int]:
         """The first turn: from the document's end to where the answer (or its thought) begins."""
         return self._turn(self.form.opening, question, self.header(thinks))
