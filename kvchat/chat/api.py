@@ -14,7 +14,7 @@ from kvchat.chat.open import open_chat
 from kvchat.chat.prefill import recompress
 from kvchat.chat.prepare import prepare
 from kvchat.engine.budget import Budget
-from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
+from kvchat.engine.events import Delta, Progress, Smaller, Thought, TurnDone
 from kvchat.engine.methods.build import switched, with_budget
 from kvchat.errors import KvchatError
 from kvchat.settings.config import Config, settle
@@ -33,7 +33,8 @@ class Answer:
 
     `finish_reason` is `stop`, `length` (`max_tokens`) or `window` (context window full); `ttft` is
     the time to the first token, `decode_seconds` from the first to the last. `kv_bytes` are kept,
-    `full_bytes` is what an uncompressed cache would hold.
+    `full_bytes` is what an uncompressed cache would hold. `reasoning` is what the model thought
+    before, in so many of the completion's tokens.
     """
 
     text: str
@@ -44,6 +45,8 @@ class Answer:
     decode_seconds: float
     kv_bytes: int
     full_bytes: int
+    reasoning: str = ""
+    reasoning_tokens: int = 0
 
 
 class OpenChat:
@@ -85,15 +88,21 @@ class OpenChat:
             done.decode_seconds,
             session.memory().total,
             session.full_bytes(),
+            done.reasoning,
+            done.reasoning_tokens,
         )
 
-    def stream(self, text: str) -> Generator[Progress | Smaller | Delta | TurnDone, None, None]:
-        """The events of an answer: `Delta` with pieces of its text, at last `TurnDone`.
+    def stream(
+        self, text: str
+    ) -> Generator[Progress | Smaller | Thought | Delta | TurnDone, None, None]:
+        """The events of an answer: `Delta` with pieces of its text, `Thought` with pieces of what
+        the model thinks before, at last `TurnDone`.
 
         Closing the generator takes the question back. Raises KvchatError("too_long").
         """
-        options = self._chat.options
-        for event in self._chat.session.ask(text, options.sampling, options.longest, options.stop):
+        options, session = self._chat.options, self._chat.session
+        asked = options.sampling, options.longest, options.stop
+        for event in session.ask(text, *asked, thinks=options.thinks):
             if isinstance(event, TurnDone):
                 self._chat.last = event
             yield event

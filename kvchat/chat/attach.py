@@ -48,7 +48,8 @@ def instruct(chat: Chat, system: str) -> bool:
 def forget(chat: Chat) -> None:
     """A chat without document, system prompt and turns."""
     session = chat.session
-    book = compose(session.dialogue.tokenizer, (), "", session.limit)
+    thinks = chat.options.thinks
+    book = compose(session.dialogue.tokenizer, (), "", session.limit, thinks=thinks)
     session.dialogue = book.dialogue
     drain(session.prefill(book.ids, Full(), session.method))
     chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
@@ -60,7 +61,15 @@ def _book(chat: Chat, files: Sequence[Document], system: str) -> Book:
     session = chat.session
     tokenizer, limit = session.dialogue.tokenizer, session.limit
     talk = sum(len(turn.ids) for turn in session.turns)
-    book = compose(tokenizer, files, system, limit - talk, chat.options.overflow, longer_windows)
+    book = compose(
+        tokenizer,
+        files,
+        system,
+        limit - talk,
+        chat.options.overflow,
+        longer_windows,
+        thinks=chat.options.thinks,
+    )
     if book.cut:
         chat.screen.warn(f"{book.title}: {book.cut}")
     return book

@@ -9,9 +9,10 @@ import os
 import re
 import secrets
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from platformdirs import user_state_path
@@ -35,6 +36,11 @@ FIELDS: dict[str, dict[str, type]] = {
         "asked": int,
         "pending": list,
     },
+}
+# Fields that came later, and their types: files of before do without.
+LATER: dict[str, dict[str, tuple[type, ...]]] = {
+    "document": {"day": (str, NoneType)},
+    "turn": {"reasoning": (str,), "thought": (int,), "thinks": (bool, NoneType)},
 }
 NAME = re.compile(r"[\w][\w .+-]{0,79}")
 
@@ -65,12 +71,17 @@ class Saved:
     def apply(self, event: dict[str, Any]) -> None:
         """Take in one event; kinds that are not known are left out.
 
-        Raises KeyError or TypeError for one that is not as it was written.
+        Raises KeyError, TypeError or ValueError for one that is not as it was written.
         """
         kind = event.get("event")
         for key, wanted in FIELDS.get(str(kind), {}).items():
             if not isinstance(event[key], wanted) or isinstance(event[key], bool):
                 raise TypeError(f"{key} is {event[key]!r:.40}")
+        for key, several in LATER.get(str(kind), {}).items():
+            if key in event and type(event[key]) not in several:
+                raise TypeError(f"{key} is {event[key]!r:.40}")
+        if kind == "document":
+            date.fromisoformat(event.get("day") or "2000-01-01")
         if kind == "chat":
             self.chat, self.name = event, event.get("name") or self.name
         elif kind in ("document", "method", "settings"):
@@ -192,6 +203,12 @@ def find(name: str | None) -> Saved:
             "kvchat sessions list",
         )
     return found[0]
+
+
+def saved_day(chat: Saved) -> date | None:
+    """The date that the template told the model in a chat; None if it told none."""
+    day = chat.document.get("day")
+    return date.fromisoformat(day) if day else None
 
 
 def summary(chat: Saved | Damaged) -> str:

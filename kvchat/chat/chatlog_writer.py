@@ -126,6 +126,7 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
             "clean": options.clean,
             "tokenizer": str(chat.model.tokenizer) if chat.model.tokenizer else None,
             "chat_template": chat.model.template,
+            "day": str(book.dialogue.day) if book.dialogue.day else None,
             "overflow": options.overflow,
             "ctx_size": options.ctx_size,
         },
@@ -142,9 +143,11 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
 
 
 def turn_event(turn: Turn, done: TurnDone | None, replaces: int) -> dict[str, Any]:
-    """A turn with its tokens."""
+    """A turn with its tokens, those of its thought too: whoever reads them drops it again."""
+    whole = asdict(turn.whole or turn)
+    del whole["whole"]
     stats = {"ttft": done.ttft, "tokens_per_second": done.tokens_per_second} if done else {}
-    return {"event": "turn", "replaces": replaces, **asdict(turn), "stats": stats}
+    return {"event": "turn", "replaces": replaces, **whole, "stats": stats}
 
 
 def turn_of(event: dict[str, Any]) -> Turn:
@@ -156,4 +159,7 @@ def turn_of(event: dict[str, Any]) -> Turn:
         tuple(event["ids"]),
         event["asked"],
         tuple(event["pending"]),
+        event.get("reasoning", ""),
+        event.get("thought", 0),
+        event.get("thinks"),
     )

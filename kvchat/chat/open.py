@@ -8,9 +8,11 @@ import torch
 from kvchat import process
 from kvchat.chat.auto_budget import allowed_loss
 from kvchat.chat.chat import Chat
+from kvchat.chat.chatlog import saved_day
 from kvchat.chat.generation import with_model_defaults
 from kvchat.chat.prefill import prefill_first, timed
 from kvchat.chat.prepare import Prepared
+from kvchat.chat.thinking import how
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.budget import Budget
 from kvchat.engine.compaction import folding
@@ -223,7 +225,17 @@ def _book(setup: Setup) -> Book:
         return longer_windows(needed)
 
     tokenizer, system = load_tokenizer(prepared.model), unicode(options.system)
-    return compose(tokenizer, prepared.files, system, setup.limit, options.overflow, ways)
+    day = saved_day(prepared.saved) if prepared.saved else None
+    return compose(
+        tokenizer,
+        prepared.files,
+        system,
+        setup.limit,
+        options.overflow,
+        ways,
+        day,
+        options.thinks,
+    )
 
 
 def _check(setup: Setup, book: Book, screen: Screen) -> None:
@@ -235,6 +247,10 @@ def _check(setup: Setup, book: Book, screen: Screen) -> None:
             "(--chat-template FILE gives it one)",
             "no template",
         )
+    if setup.options.think is not None:
+        said = how(book.dialogue, setup.options.think)
+        asked = setup.options.origin("think") == "flag"
+        (screen.warn if asked and book.dialogue.form.thoughts is None else screen.say)(said)
     if book.ids and max(book.ids) >= vocabulary:
         raise KvchatError(
             "model",

@@ -91,7 +91,8 @@ def prefill_first(chat: Chat, folds: Method) -> None:
                 restore(chat, method, folds, questions)
     except Dropped:
         tokenizer = session.dialogue.tokenizer
-        chat.book = compose(tokenizer, (), chat.book.system, session.limit)
+        system, thinks = chat.book.system, options.thinks
+        chat.book = compose(tokenizer, (), system, session.limit, thinks=thinks)
         chat.method, session.dialogue = Full(), chat.book.dialogue
         drain(session.prefill(chat.book.ids, Full(), folds))
         screen.tell("document dropped; /file PATH adds another")
@@ -99,6 +100,8 @@ def prefill_first(chat: Chat, folds: Method) -> None:
     machine.release(session.engine.device)
     if chat.book.files:
         screen.say(prefill_line(chat, screen.line))
+    if day := chat.book.dialogue.day:
+        screen.say(f"the chat template tells the model the date: {day}")
 
 
 def restore(chat: Chat, method: Method, folds: Method | None, questions: Sequence[str]) -> None:

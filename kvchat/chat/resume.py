@@ -103,7 +103,15 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
         method = chosen_method(options) if files else Full()
         present = chat.session
         tokenizer, limit = present.dialogue.tokenizer, context_limit(present.engine.config, options)
-        book = compose(tokenizer, files, options.system, limit, options.overflow)
+        book = compose(
+            tokenizer,
+            files,
+            options.system,
+            limit,
+            options.overflow,
+            day=chatlog.saved_day(found),
+            thinks=options.thinks,
+        )
         if book.cut:
             screen.warn(f"{book.title}: {book.cut}")
         ends, folds = tuple(present.ends), options.tail_budget

@@ -37,12 +37,14 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
         "schema": 1,
         "model": chat.model.name,
         "answer": done.answer,
+        "reasoning": done.reasoning or None,
         "finish_reason": REASONS[done.finish_reason],
         "usage": {
             "document_tokens": document,
             "prompt_tokens": document + before + done.prompt_tokens,
             "cached_tokens": before + (document if chat.restored else 0),
             "completion_tokens": done.completion_tokens,
+            "reasoning_tokens": done.reasoning_tokens,
         },
         "timings": {
             "load_ms": round(1000 * timings["load"]),

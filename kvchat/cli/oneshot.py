@@ -30,11 +30,14 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
     for prompt in options.prompts:
         if not talking:
             chat.session.clear()
-        on_delta = None
+        on_delta = on_thought = None
         if options.machine_readable:
-            on_delta = token if options.jsonl else lambda text: None
+            on_delta = on_thought = lambda text: None
+        if options.jsonl:
+            on_delta, on_thought = token, thought
         with Interrupt() as calm:
-            done = ask(chat, screen, unicode(prompt), on_delta=on_delta)
+            question = unicode(prompt)
+            done = ask(chat, screen, question, on_delta=on_delta, on_thought=on_thought)
             if talking:
                 writer.turn(chat)
         if options.machine_readable:
@@ -47,7 +50,10 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
             limit = f"the window of {chat.session.limit:,} tokens is full"
             if done.finish_reason == "length":
                 limit = f"token limit {chat.options.longest:,} (--max-tokens)"
-            screen.warn(f"the answer was cut: {limit}")
+            what = "thought" if done.reasoning_tokens and not done.answer else "answer"
+            screen.warn(f"the {what} was cut: {limit}")
+        elif done.reasoning_tokens and not done.answer and not options.machine_readable:
+            screen.warn("the model ended in its thought, without an answer (--think off)")
     writer.close()
     return 0
 
@@ -55,3 +61,8 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
 def token(text: str) -> None:
     """A piece of the answer for `--jsonl`."""
     emit({"event": "token", "text": text})
+
+
+def thought(text: str) -> None:
+    """A piece of what the model thinks before it answers."""
+    emit({"event": "thought", "text": text})

@@ -82,13 +82,16 @@ def compose(
     limit: int,
     overflow: str = "error",
     ways: Callable[[int], Sequence[str]] = lambda needed: (),
+    day: date | None = None,
+    thinks: bool | None = None,
 ) -> Book:
     """The book of files and a system prompt. Raises KvchatError("too_long").
 
-    `ways(needed)` are further ways out for the error. A text that is far too long is measured by
-    its beginning: tokenising a library takes minutes and gigabytes.
+    `ways(needed)` are further ways out for the error; `day` and `thinks` are for the `Dialogue`. A
+    text that is far too long is measured by its beginning: tokenising a library takes minutes and
+    gigabytes.
     """
-    dialogue = Dialogue(tokenizer, has_document=bool(files or system))
+    dialogue = Dialogue(tokenizer, has_document=bool(files or system), day=day, thinks=thinks)
     text = joined(files)
     book = Book(dialogue, tuple(files), system, text)
     reserve = reserve_of(limit)

@@ -53,11 +53,20 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Thought:
+    """A piece of what the model thinks before it answers; `tokens` have been drawn so far."""
+
+    text: str
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
 class TurnDone:
     """The end of an answer.
 
     `finish_reason`: `stop` (end of turn), `length` (token limit), `window` (context full) or
     `cancelled`. Seconds from the question's arrival to the first token, and from first to last.
+    `reasoning` is what the model thought before, in so many of all the tokens.
     """
 
     answer: str
@@ -66,6 +75,8 @@ class TurnDone:
     completion_tokens: int
     ttft: float
     decode_seconds: float
+    reasoning: str = ""
+    reasoning_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -80,7 +91,9 @@ class Turn:
     """A question and its answer, with their tokens.
 
     `ids` is what the turn put into the cache; the first `asked` of them end where the answer
-    begins. `pending` is the last sampled token, which the next turn feeds.
+    begins. `pending` is the last sampled token, which the next turn feeds. `reasoning` is what the
+    model thought, and the first `thought` of its `tokens` are that; `thinks` is what it was told.
+    Once history has dropped a thought, `whole` is the turn that still has its tokens.
     """
 
     question: str
@@ -89,10 +102,14 @@ class Turn:
     ids: tuple[int, ...] = ()
     asked: int = 0
     pending: tuple[int, ...] = ()
+    reasoning: str = ""
+    thought: int = 0
+    thinks: bool | None = None
+    whole: "Turn | None" = None
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The answer's tokens."""
+        """The answer's tokens, after those of its thought."""
         return (*self.ids[self.asked :], *self.pending)
 
 

@@ -13,7 +13,7 @@ from kvchat.engine.cache.segment import Memory
 from kvchat.engine.compaction import folding, watch
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Delta, Progress, Smaller, Turn, TurnDone, drain
+from kvchat.engine.events import Delta, Progress, Smaller, Thought, Turn, TurnDone, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Kind
 from kvchat.engine.prefill.archive_writer import Archiving
@@ -22,13 +22,14 @@ from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay_texts import replays_of
 from kvchat.engine.selection import can_choose, is_asked
 from kvchat.engine.sizes import MAX_TOKENS, reserve_of
-from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.chat_template import Dialogue, common
 from kvchat.engine.text.stop_strings import Answer
+from kvchat.engine.text.thoughts import Splitter
 from kvchat.engine.text.tokenizer import TextStream
 from kvchat.errors import KvchatError
 
 Work = Generator[Progress | Smaller, None, None]
-TurnEvents = Generator[Progress | Smaller | Delta | TurnDone, None, None]
+TurnEvents = Generator[Progress | Smaller | Thought | Delta | TurnDone, None, None]
 
 
 class Session:
@@ -205,14 +206,20 @@ class Session:
         max_tokens: int = MAX_TOKENS,
         stop: Sequence[str] = (),
         cancelled: Callable[[], bool] = lambda: False,
+        thinks: bool | None = None,
     ) -> TurnEvents:
         """Answer a question; ends with `TurnDone`. A cancelled answer is kept as far as it came.
 
-        Raises KvchatError("too_long") if the question does not fit into the window; the session
-        is then as it was.
+        The thought of the turn before goes now, if the template drops it. `thinks`: whether the
+        model is to think before it answers; None: as the template has it. Raises
+        KvchatError("too_long") if the question does not fit into the window; the session is then
+        as it was.
         """
-        ids = self._turn_ids(question)
-        begun = Turn(question, "", "", tuple(ids), len(ids))
+        turns, thinks = self._past(self.turns), self.dialogue.meant(thinks)
+        ids = self._turn_ids(question, turns, thinks)
+        self._room(sum(len(turn.ids) for turn in turns) + len(self.document), len(ids))
+        self._hold(turns)
+        begun = Turn(question, "", "", tuple(ids), len(ids), thinks=thinks)
         yield from self._answer(begun, ids, sampling or Sampling(), max_tokens, stop, cancelled)
 
     def more(
@@ -226,13 +233,14 @@ class Session:
 
         Raises KvchatError("usage") if it ended by itself.
         """
-        last = self.turns[-1] if self.turns else None
+        last = self.turns[-1].whole or self.turns[-1] if self.turns else None
         if last is None or last.finish_reason == "stop" or not last.pending:
             raise KvchatError(
                 "usage",
                 "there is no answer to go on with" if last is None else "the answer has ended",
                 "/retry  (answers again)" if last else "ask a question first",
             )
+        self._hold([*self.turns[:-1], last])  # a question that was given up has dropped its thought
         ids = list(last.pending)
         yield from self._answer(last, ids, sampling or Sampling(), max_tokens, stop, cancelled)
 
@@ -241,10 +249,14 @@ class Session:
 
         If the consumer stops in between, the session is as it was.
         """
-        if ids := [i for turn in turns for i in turn.ids]:
-            require_fit(self.cache.position + len(ids), self.limit, "the saved conversation")
+        there, every = len(self.turns), [*self.turns, *turns]
+        every = [*self._past(every[:-1]), *every[-1:]]
+        if ids := [i for turn in every[there:] for i in turn.ids]:
+            talk = sum(len(turn.ids) for turn in every)
+            require_fit(len(self.document) + talk, self.limit, "the saved conversation")
+            self._hold(every[:there])
             yield from self.engine.extend(self.cache, ids)
-        self.turns = [*self.turns, *turns]
+        self.turns = every
         self._fold()
 
     def undo(self, count: int = 1) -> list[Turn]:
@@ -256,13 +268,13 @@ class Session:
         """
         assert 0 <= count <= len(self.turns), f"cannot undo {count} of {len(self.turns)} turns"
         kept, dropped = self.turns[: len(self.turns) - count], self.turns[len(self.turns) - count :]
-        talk = [i for turn in kept for i in turn.ids]
-        if not self._rewind(len(self.document) + len(talk)) and talk:
-            drain(self.engine.extend(self.cache, talk))
-        self.turns = kept
+        last = kept[-1] if dropped and kept else None
+        if last is not None and last.finish_reason != "stop":  # it can go on from its thought
+            last = last.whole or last
+            kept[-1:] = [last]
+        self._hold(kept)
         for layer in self.cache.walked:
             layer.tail.trim()
-        last = kept[-1] if dropped and kept else None
         if last is not None and last.finish_reason != "stop" and (method := self._choosing()):
             start = self.cache.position - len(last.ids)
             if start >= self.cache.frozen:
@@ -297,9 +309,7 @@ class Session:
         cache = self.cache
         before, earlier = cache.position, begun.tokens
         chosen = [list(layer.segments) for layer in cache.layers]
-        room = self.limit - before - len(ids)
-        if room < 1:
-            raise self._window_full(len(ids))
+        room = self._room(before, len(ids))
         self._asked += 1
         asked = self._asked
         try:
@@ -309,12 +319,8 @@ class Session:
                 seconds = perf_counter() - started
                 yield TurnDone(begun.answer, "cancelled", len(ids), 0, seconds, 0.0)
                 return
-            stops = tuple(filter(None, (*self.dialogue.form.stop, *stop)))
-            answer = Answer(TextStream(self.dialogue.tokenizer), ())
-            for token in earlier:  # text can depend on the tokens before it
-                answer.push(token, is_end=False)
-            answer.stops = stops  # of what comes now
-            shown, most = len(begun.answer), min(room, max_tokens)
+            answer = self._begun(begun, stop)
+            shown, told, most = len(begun.answer), len(answer.thought), min(room, max_tokens)
             first = last = started
             count, reason = 0, ""
             drawn = [token for turn in self.turns for token in turn.tokens]
@@ -323,6 +329,9 @@ class Session:
                 count += 1
                 first = last if count == 1 else first
                 answer.push(token, is_end=token in self.ends)
+                if text := answer.thought[told:]:
+                    told = len(answer.thought)
+                    yield Thought(text, count)
                 if text := answer.text[shown:]:
                     shown = len(answer.text)
                     yield Delta(text, count)
@@ -335,6 +344,8 @@ class Session:
                 if reason:
                     break
             answer.flush()
+            if text := answer.thought[told:]:
+                yield Thought(text, count)
             if text := answer.text[shown:]:
                 yield Delta(text, count)
         except BaseException:  # nobody waited for the end: the question was not asked
@@ -344,7 +355,26 @@ class Session:
                     layer.segments = segments
             raise
         self._record(begun, before + len(ids) - len(earlier), answer, reason)
-        yield TurnDone(answer.text, reason, len(ids), count, first - started, last - first)
+        took = first - started, last - first
+        thought = answer.reasoning, answer.thought_tokens
+        yield TurnDone(answer.text, reason, len(ids), count, *took, *thought)
+
+    def _begun(self, turn: Turn, stop: Sequence[str]) -> Answer:
+        """What comes of a turn's tokens so far, and of those that will come."""
+        form, tokenizer = self.dialogue.form, self.dialogue.tokenizer
+        answer = Answer(TextStream(tokenizer), ())
+        if (thoughts := form.thoughts) is not None:
+            answer.splitter = Splitter(
+                thoughts, thoughts.is_open(self.dialogue.header(turn.thinks))
+            )
+            marks = (
+                (tokenizer.specials.get(mark), mark) for mark in (thoughts.open, thoughts.close)
+            )
+            answer.marks = {token: mark for token, mark in marks if token is not None}
+        for token in turn.tokens:  # text can depend on the tokens before it
+            answer.push(token, is_end=False)
+        answer.stops = tuple(filter(None, (*form.stop, *stop)))  # of what comes now
+        return answer
 
     def _fed(self, begun: Turn, ids: list[int]) -> Generator[Progress | Smaller, None, Tensor]:
         """Append `ids` to the cache; a new question may choose its entries. The last logits."""
@@ -362,11 +392,14 @@ class Session:
         able = method is not None and is_asked(method) and can_choose(self.cache, method)
         return method if able else None
 
-    def _turn_ids(self, question: str) -> list[int]:
-        if not self.turns:
-            return self.dialogue.first(question)
-        ids = self.dialogue.following(question)
-        pending = list(self.turns[-1].pending)
+    def _turn_ids(
+        self, question: str, turns: Sequence[Turn], thinks: bool | None = None
+    ) -> list[int]:
+        """What a question after these turns puts into the cache."""
+        if not turns:
+            return self.dialogue.first(question, thinks)
+        ids = self.dialogue.following(question, thinks)
+        pending = list(turns[-1].pending)
         if not pending or pending[0] not in self.ends:
             return pending + ids
         # The end token that was sampled is the template's own, or stands in its place; what the
@@ -391,6 +424,8 @@ class Session:
             finish_reason=reason,
             ids=(*begun.ids[: begun.asked], *answer.tokens[:fed]),
             pending=() if answer.stopped else tuple(answer.tokens[fed:]),
+            reasoning=answer.reasoning,
+            thought=answer.thought_tokens,
         )
         if self.turns and self.turns[-1] is begun:
             self.turns = self.turns[:-1]
@@ -402,9 +437,25 @@ class Session:
         if dialogue is self.dialogue or not self.turns:
             return self.turns
         first, *rest = self.turns
-        ids = dialogue.first(first.question)
-        changed = replace(first, ids=(*ids, *first.ids[first.asked :]), asked=len(ids))
-        return [changed, *rest]
+        changed = first.whole or first
+        ids = dialogue.first(changed.question, changed.thinks)
+        changed = replace(changed, ids=(*ids, *changed.ids[changed.asked :]), asked=len(ids))
+        return [dialogue.past(changed, is_first=True) if first.whole else changed, *rest]
+
+    def _past(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Turns as they are once others follow: without thoughts, if the template drops them."""
+        return [self.dialogue.past(turn, number == 0) for number, turn in enumerate(turns)]
+
+    def _hold(self, turns: list[Turn]) -> None:
+        """Let the cache hold these turns; what it has of them already is not fed again."""
+        held, wanted = ([i for turn in each for i in turn.ids] for each in (self.turns, turns))
+        same = common(held, wanted)
+        if same < max(len(held), len(wanted)):
+            if not self._rewind(len(self.document) + same):
+                same = 0
+            if wanted[same:]:
+                drain(self.engine.extend(self.cache, wanted[same:]))
+        self.turns = turns
 
     def _rewind(self, position: int) -> bool:
         """Forget the tokens from `position` on; False if all of the conversation had to go."""
@@ -442,8 +493,14 @@ class Session:
             method = folding(self.method, self.tail_budget)
             self.engine.fold(self.cache, method, len(self.document), end)
 
-    def _window_full(self, needed: int) -> KvchatError:
-        used = self.cache.position
+    def _room(self, used: int, needed: int) -> int:
+        """Tokens for an answer after a question that needs some. Raises KvchatError("too_long")."""
+        room = self.limit - used - needed
+        if room < 1:
+            raise self._window_full(used, needed)
+        return room
+
+    def _window_full(self, used: int, needed: int) -> KvchatError:
         ways = ["a shorter question or document"]
         if self.turns:
             ways = ["/undo  (forgets the last turn)", "/clear  (keeps only the document)"]

@@ -8,11 +8,11 @@ from time import perf_counter
 
 from kvchat.chat.chat import Chat
 from kvchat.engine.decode.sampling import Sampling
-from kvchat.engine.events import Delta, Progress, Smaller, TurnDone
+from kvchat.engine.events import Delta, Progress, Smaller, Thought, TurnDone
 from kvchat.terminal.answer_view import LiveAnswer, PlainAnswer
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import fitted, kept_of, seconds
+from kvchat.terminal.text import counted, fitted, kept_of, seconds
 
 QUESTION = "processing the question"
 
@@ -26,14 +26,24 @@ class Meter:
         self._first = self._last = 0.0
         self._tokens = 0
         self._layer = ""
+        self.thinks, self._thought = False, 0
 
-    def see(self, event: Progress | Delta) -> None:
+    def see(self, event: Progress | Thought | Delta) -> None:
         """Take in an event."""
         if isinstance(event, Progress):
             self._layer = f"layer {event.layer + 1}/{event.layers} · "
             return
         self._last, self._tokens = perf_counter(), event.tokens
         self._first = self._first or self._last
+        self.thinks = isinstance(event, Thought)
+        if self.thinks:
+            self._thought = event.tokens
+
+    @property
+    def thought(self) -> str:
+        """The line that stays of a thought."""
+        took = seconds(perf_counter() - self._first)
+        return f"thought for {took} ({counted(self._thought, 'token')})"
 
     def __str__(self) -> str:
         stop = "interrupting…" if self._interrupt.asked() else "Ctrl-C interrupts"
@@ -43,8 +53,9 @@ class Meter:
         session = self._chat.session
         speed = (self._tokens - 1) / max(self._last - self._first, 1e-6)
         kv = kept_of(session.memory().total, session.full_bytes())
+        doing = "thinking · " if self.thinks else ""
         return (
-            f"▌ {self._tokens:,} tok · {speed:.1f} tok/s · first "
+            f"▌ {doing}{self._tokens:,} tok · {speed:.1f} tok/s · first "
             f"{seconds(self._first - self._begin)} · KV {kv} · {stop}"
         )
 
@@ -55,13 +66,18 @@ def ask(
     question: str | None,
     sampling: Sampling | None = None,
     on_delta: Callable[[str], object] | None = None,
+    on_thought: Callable[[str], object] | None = None,
 ) -> TurnDone:
     """Ask and show the answer as it comes, or go on with the last one if `question` is None.
 
-    `on_delta` takes the text in place of stdout. Raises KvchatError.
+    `on_delta` takes the text in place of stdout, `on_thought` that of the model's thought, of which
+    a chat keeps one line. Raises KvchatError.
     """
     options, session, done, whole = chat.options, chat.session, None, ""
-    begin = session.more if question is None else partial(session.ask, question)
+    thinks = options.thinks
+    begin = session.more if question is None else partial(session.ask, question, thinks=thinks)
+    shows = options.stream and options.think != "hide"
+    leaves = on_delta is None and not options.prompts
     with Interrupt() as interrupt:
         meter = Meter(chat, interrupt)
         work = begin(sampling or options.sampling, options.longest, options.stop, interrupt.asked)
@@ -69,7 +85,8 @@ def ask(
         if on_delta is None and screen.live and sys.stdout.isatty():
             view = LiveAnswer(screen.out, lambda: str(meter), options.markdown, options.theme)
         else:
-            view = PlainAnswer(screen.busy(QUESTION), on_delta)
+            aside = screen.whisper if leaves else on_thought
+            view = PlainAnswer(screen.busy(QUESTION), on_delta, aside)
         with view, closing(work) as turn:
             for event in turn:
                 if isinstance(event, TurnDone):
@@ -80,11 +97,19 @@ def ask(
                         f"chunk {event.chunk}",
                     )
                 else:
+                    thought = meter.thinks
                     meter.see(event)
+                    if isinstance(event, Thought):
+                        if shows or on_thought:
+                            view.think(event.text)
+                    elif thought:
+                        view.fold(meter.thought if leaves else "")
                     if isinstance(event, Delta) and chat.options.stream:
                         view.write(event.text)
                     elif isinstance(event, Delta):
                         whole += event.text
+            if meter.thinks:  # and there is no answer
+                view.fold(meter.thought if leaves else "")
             if whole:  # not streamed
                 view.write(whole)
     assert done is not None, "every turn ends with TurnDone"
@@ -129,7 +154,10 @@ def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
 
 def ending(done: TurnDone, chat: Chat) -> str:
     """Why an answer was cut; empty for one that ended by itself."""
-    return {
+    only = "in the thought, " if done.reasoning_tokens and not done.answer else ""
+    if only and done.finish_reason == "stop":
+        return "the model thought and ended without an answer"
+    return only + {
         "window": f"context window full ({chat.session.limit:,} tokens) – /undo or /clear",
         "length": f"token limit {chat.options.longest:,} – /more continues",
         "cancelled": "interrupted – /more continues",

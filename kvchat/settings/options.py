@@ -119,6 +119,14 @@ class Options:
         FILE,
         live=True,
     )
+    think: str | None = option(
+        "--think",
+        ASK,
+        "Thoughts of a model that thinks: shown while they come (default), hidden, or none.",
+        one_of("show", "hide", "off"),
+        FILE,
+        live=True,
+    )
     stop: tuple[str, ...] = option(
         "--stop",
         ASK,
@@ -364,6 +372,11 @@ class Options:
         return self.max_tokens or MAX_TOKENS
 
     @property
+    def thinks(self) -> bool | None:
+        """Whether the model is told to think before it answers; None: as its template has it."""
+        return None if self.think is None else self.think != "off"
+
+    @property
     def foreseen(self) -> Sequence[str]:
         """Questions that are known before the prefill, and choose what is kept of the document."""
         if self.select == "instruction":
@@ -391,7 +404,7 @@ class Options:
 
     def live_values(self) -> dict[str, Any]:
         """What `/set` can change, as it is in effect."""
-        drawn = vars(self.sampling) | {"max_tokens": self.longest}
+        drawn = vars(self.sampling) | {"max_tokens": self.longest, "think": self.think or "show"}
         return {name: drawn.get(name, getattr(self, name)) for name in LIVE}
 
 

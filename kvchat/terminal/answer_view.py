@@ -32,7 +32,7 @@ class LiveAnswer:
     ):
         self._console, self._status = console, status
         self._markdown, self._theme = markdown, theme
-        self._blocks = Blocks()
+        self._blocks, self._thought = Blocks(), ""
         self._printed = self._after_code = False
         # rich's own thread could render between a block's place being cleared and its being printed
         self._turn, self._ended = threading.Lock(), threading.Event()
@@ -70,6 +70,18 @@ class LiveAnswer:
         """Take in a piece of the answer."""
         self._print(self._blocks.push(text))
 
+    def think(self, text: str) -> None:
+        """Take in a piece of what the model thinks: dim, and only its last lines."""
+        self._thought += text
+
+    def fold(self, line: str) -> None:
+        """A line, if there is one, takes the place of a thought that has ended."""
+        with self._turn:
+            self._thought = ""
+            if line:
+                self._console.print(Text(line, style="dim"))
+                self._printed = True
+
     def _print(self, blocks: list[Prose | Code]) -> None:
         for block in blocks:
             in_code = isinstance(block, Code)
@@ -86,13 +98,20 @@ class LiveAnswer:
     def _frame(self) -> Group:
         width = max(self._console.width, 1)
         # more than this cannot be in the last lines, however they are broken
-        rest = clean(self._blocks.rest[-2 * width * LIVE_LINES :]).strip("\n")
+        text, style = self._blocks.rest, ""
+        if self._thought:
+            text, style = self._thought, "dim"
+        rest = clean(text[-2 * width * LIVE_LINES :]).strip("\n")
         lines = [
             line[start : start + width]
             for line in rest.split("\n")
             for start in range(0, max(len(line), 1), width)
         ]
-        parts = [Text(line, no_wrap=True, overflow="crop") for line in lines[-LIVE_LINES:] if rest]
+        parts = [
+            Text(line, style=style, no_wrap=True, overflow="crop")
+            for line in lines[-LIVE_LINES:]
+            if rest
+        ]
         status = self._status()
         if len(status) > width:
             status = status[: width - 1] + "…"
@@ -103,14 +122,17 @@ class PlainAnswer:
     """The same without a live area: pieces go to `sink` (stdout, ended by a newline) as they come.
 
     `waiting` is a context that shows movement until the first piece; it gives the way to end it.
+    `aside` takes thoughts, which have no place beside answers otherwise.
     """
 
     def __init__(
         self,
         waiting: AbstractContextManager[Callable[[], None]],
         sink: Callable[[str], object] | None = None,
+        aside: Callable[[str], object] | None = None,
     ):
-        self._waiting, self._sink = waiting, sink
+        self._waiting, self._sink, self._aside = waiting, sink, aside
+        self._begun = False
 
     def __enter__(self) -> "PlainAnswer":
         self._answering = self._waiting.__enter__()
@@ -120,6 +142,19 @@ class PlainAnswer:
         self._waiting.__exit__(*error)
         if self._sink is None:
             self.write("\n")
+
+    def think(self, text: str) -> None:
+        """Pass on a piece of what the model thinks."""
+        if self._aside:
+            self._answering()
+            self._aside(text)
+            self._begun = True
+
+    def fold(self, line: str) -> None:
+        """End a thought, by a line if there is one."""
+        if self._aside and line:
+            self._answering()
+            self._aside(f"\n{line}\n" if self._begun else f"{line}\n")
 
     def write(self, text: str) -> None:
         """Pass on a piece; a terminal never sees its control characters."""

@@ -108,6 +108,10 @@ class Screen:
             text = laid(text, self.width, indent)
         self.err.print(Text(text, style=style))
 
+    def whisper(self, text: str) -> None:
+        """A piece of text beside the answer, as it comes: what the model thinks."""
+        self.err.print(Text(clean(text), style="dim"), end="", soft_wrap=True)
+
     def columns(self, rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> None:
         """Lines in columns for the person; the last column wraps inside itself.
 

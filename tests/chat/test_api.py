@@ -29,6 +29,23 @@ def opened(story, **options):
     return kvchat.open(str(DEMO), [story], **usual | options)
 
 
+def test_a_thought_is_beside_the_answer(story, tmp_path):
+    """A template that opens a thought, which the demo model does not close."""
+    template = tmp_path / "think.jinja"
+    opened_ = (DEMO / "chat_template.jinja").read_text()
+    template.write_text(opened_ + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}")
+    with opened(story, chat_template=str(template)) as chat:
+        *events, done = chat.stream(QUESTION)
+        thought = "".join(e.text for e in events if isinstance(e, kvchat.Thought))
+        assert done.answer == "" and thought.strip() == done.reasoning != ""
+        answer = chat.ask(QUESTION)
+        assert (answer.text, answer.reasoning) == ("", done.reasoning)
+        assert answer.reasoning_tokens and not chat.warnings
+    with opened(story, chat_template=str(template), think="off") as chat:
+        answer = chat.ask(QUESTION)
+        assert answer.text and answer.reasoning_tokens == 0
+
+
 def test_importing_kvchat_imports_nothing_heavy():
     code = "import sys, kvchat; print(*({'torch', 'rich', 'typer', 'numpy'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

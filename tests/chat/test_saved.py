@@ -84,11 +84,21 @@ def test_a_last_line_without_its_end_is_a_line():
     assert [t["question"] for t in saved.read(path).turns] == ["one", "two", "three"]
 
 
+LATER = (
+    '{"event": "turn", "question": "", "answer": "", "finish_reason": "stop", "ids": [], '
+    '"asked": 0, "pending": [], %s}'
+)
 WRONG = [
     '{"event": "turn"}',
     '{"event": "turn", "question": 3, "answer": "", "finish_reason": "stop", "ids": [], '
     '"asked": 0, "pending": []}',
     '{"event": "document", "files": 5}',
+    '{"event": "document", "files": [], "day": "yesterday"}',
+    '{"event": "document", "files": [], "day": 20261120}',
+    LATER % '"reasoning": null',
+    LATER % '"reasoning": "", "thought": "3"',
+    LATER % '"reasoning": "", "thought": true',
+    LATER % '"reasoning": "", "thinks": "off"',
     '{"event": "name", "name": -1}',
     '{"event": "undo", "count": "two"}',
     '{"event": "undo", "count": true}',

@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from tests.engine import thinking
+
 CORPUS = [
     "The old lighthouse keeper wrote the number of every ship into a thick green book.",
     "In the morning the keeper counted ships; at night he counted the stars above the sea.",
@@ -60,6 +62,7 @@ TEMPLATES = {
     "user-only": USER_ONLY,
     "mistral": MISTRAL,
     "llama2": LLAMA2,
+    **thinking.TEMPLATES,
 }
 BYTE_SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -68,10 +71,14 @@ def save_tokenizer(folder: Path, kind: str, template: str | None = None) -> int:
     """Write a tokenizer and a template by their names; returns the vocabulary's size."""
     raw, names = {
         "byte-level": _byte_level,
+        "byte-level-marks": _byte_level,
         "sentencepiece": lambda: _sentencepiece(legacy=True),
         "sentencepiece-first": lambda: _sentencepiece(legacy=False),
     }[kind]()
     hf = PreTrainedTokenizerFast(tokenizer_object=raw, **names)
+    if kind == "byte-level-marks":  # as in Qwen3 and DeepSeek, and as in Magistral
+        hf.add_tokens(["<think>", "</think>"])
+        hf.add_tokens(["[THINK]", "[/THINK]"], special_tokens=True)
     if template is not None:
         hf.chat_template = TEMPLATES[template]
     hf.save_pretrained(folder)

@@ -9,8 +9,10 @@ from datetime import date
 import pytest
 from typer.testing import CliRunner
 
+from kvchat.chat import chatlog
 from kvchat.chat.open import open_chat
 from kvchat.chat.prepare import prepare
+from kvchat.chat.resume import open_or_resume
 from kvchat.cli import oneshot
 from kvchat.cli.json_events import Reporter
 from kvchat.cli.main import app
@@ -302,6 +304,36 @@ def test_a_template_with_a_date_finds_its_document_the_next_day(place, tmp_path,
     second = place.opened(chat_template=str(template), keep_full="disk")
     assert second.restored and second.session.document == first.session.document
     assert second.book.dialogue.day == second.session.dialogue.day == date.today()
+    assert str(date.today()) in place.run("/show settings"), "of the day on which it was read"
     third = place.opened(chat_template=str(template), prompt_cache="off")
     assert third.session.document != first.session.document, "without a cache it is the day's"
     assert len(place.files()) == 2, "the document and its full copy, once"
+
+
+def test_a_chat_that_is_resumed_without_a_cache_keeps_its_day(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    template, today = tmp_path / "date.jinja", date.today()
+    template.write_text(DATED)
+    asked = {"chat_template": str(template), "prompt_cache": "off", "save": True}
+
+    def opened(**options):
+        prepared = prepare(place.options(**asked, **options), place.screen)
+        return open_or_resume(prepared, place.screen)
+
+    first, writer = opened()
+    list(first.session.ask("Who?", max_tokens=3))
+    writer.turn(first)
+    writer.close()
+    assert chatlog.saved_day(chatlog.find(None)) == today
+
+    class Tomorrow(date):
+        @classmethod
+        def today(cls):
+            return date.fromordinal(today.toordinal() + 1)
+
+    monkeypatch.setattr(chat_template, "date", Tomorrow)
+    second, writer = opened(last=True)
+    assert second.book.dialogue.day == today and second.session.document == first.session.document
+    assert second.session.turns == first.session.turns
+    writer.close()
+    assert opened()[0].book.dialogue.day == Tomorrow.today(), "a new chat has its own"

@@ -50,6 +50,7 @@ ALONE = {
     "compare": "usage",
     "show": "tiny",
     "set": "temperature",
+    "think": "no thoughts",
     "retry": "usage",
     "edit": "",
     "more": "usage",

@@ -25,6 +25,7 @@ from prompt_toolkit.output import create_output
 from kvchat.cli import main as cli
 from kvchat.cli import oneshot
 from kvchat.repl import repl
+from tests.support import scripted_program
 
 assert oneshot and repl, "imported once"
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
@@ -56,8 +57,15 @@ def become(arguments: list[str], environment: dict[str, str], prepare: Callable)
         os._exit(code)
 
 
-def kvchat(*arguments: str, stdin: bytes | None = None, **environment: str):
-    """Like `program.kvchat`, sooner."""
+def kvchat(
+    *arguments: str, stdin: bytes | None = None, script: dict | None = None, **environment: str
+):
+    """Like `program.kvchat`, sooner; with a `script` the answers are what it says."""
+
+    def prepare() -> None:
+        if script is not None:
+            scripted_program.play(script)
+
     given, out, err = os.pipe(), os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -66,7 +74,7 @@ def kvchat(*arguments: str, stdin: bytes | None = None, **environment: str):
         source = given[0] if stdin is not None else os.open(os.devnull, os.O_RDONLY)
         for target, file in enumerate((source, out[1], err[1])):
             os.dup2(file, target)
-        become(list(arguments), dict(os.environ) | environment, lambda: None)
+        become(list(arguments), dict(os.environ) | environment, prepare)
     for file in (given[0], out[1], err[1]):
         os.close(file)
     found: dict[int, bytes] = {}

@@ -69,6 +69,7 @@ def test_messages_errors_and_columns():
         screen.say(text)
         screen.tell(text)
         screen.warn(text)
+        screen.whisper(text)
         screen.error(KvchatError("input", text, text))
         screen.columns((text, text) for text in texts)
     assert safe(shown(screen))
@@ -87,6 +88,10 @@ def test_answers_while_they_are_written():
     console = Console(file=io.StringIO(), width=60, color_system=None, force_terminal=False)
     live = LiveAnswer(console, lambda: "status")
     for text in strings(3):
+        live.think(text)
+        for line in live._frame().renderables:
+            assert safe(line.plain)
+        live.fold("")
         live.write(text)
         for line in live._frame().renderables:
             assert safe(line.plain)

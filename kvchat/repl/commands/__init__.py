@@ -3,10 +3,11 @@
 from difflib import get_close_matches
 
 from kvchat.errors import KvchatError
-from kvchat.repl.commands import chats, compression, documents, show, turns
+from kvchat.repl.commands import chats, compression, documents, show, think, turns
 from kvchat.repl.commands.context import Command, Context, Quit
 from kvchat.repl.commands.documents import attach_text
 from kvchat.repl.commands.turns import answer
+from kvchat.settings.options import OPTIONS
 
 __all__ = [
     "ALIASES",
@@ -74,6 +75,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(compression.compare, "[SPEC] [QUESTION]", compression.completes),
     "show": Command(show.show, "[WHAT]", lambda context, typed: show.PARTS),
     "set": Command(show.set_, "[KEY [VALUE]]", show.completes),
+    "think": Command(think.think, "[show|hide|off]", lambda *_: OPTIONS["think"].kind.choices),
     "retry": Command(turns.retry),
     "edit": Command(turns.edit),
     "more": Command(turns.more),

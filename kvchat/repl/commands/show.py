@@ -149,7 +149,7 @@ def _model(context: Context, argument: str) -> None:
 
 def _settings(context: Context, argument: str) -> None:
     chat = context.chat
-    selection = "query-agnostic"
+    selection, day = "query-agnostic", chat.book.dialogue.day
     if chat.in_view:
         selection = f"for {chat.in_view!r}"
     elif chat.session.by_question and chat.method.needs.queries:
@@ -165,6 +165,7 @@ def _settings(context: Context, argument: str) -> None:
             ("prefill chunk", f"{chat.session.engine.chunk:,} tokens"),
             ("chat", context.writer.title),
             *([("cut", str(chat.book.cut))] if chat.book.cut else []),
+            *([("date", f"{day}, as the model is told")] if day else []),
             *setting_rows(context, LIVE),
         ]
     )
@@ -174,7 +175,11 @@ def _template(context: Context, argument: str) -> None:
     form = context.chat.session.dialogue.form
     kind = "the model's chat template" if form.is_template else "plain Question / Answer form"
     parts = ("lead", "joint", "opening", "header", "between")
-    context.screen.columns([("form", kind), *((part, repr(getattr(form, part))) for part in parts)])
+    rows = [("form", kind), *((part, repr(getattr(form, part))) for part in parts)]
+    if thoughts := form.thoughts:
+        past = "stay in history" if thoughts.past is None else "are dropped from history"
+        rows.append(("thoughts", f"between {thoughts.open} and {thoughts.close}; they {past}"))
+    context.screen.columns(rows)
 
 
 def _prompt(context: Context, argument: str) -> None:
