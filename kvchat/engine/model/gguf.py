@@ -188,7 +188,7 @@ def _rope(about: _About) -> Mapping[str, Any]:
             "short_factor": about.divisors("rope_factors_short.weight"),
             "long_factor": about.divisors("rope_factors_long.weight"),
             "original_max_position_embeddings": original,
-            "attention_factor": about.get("rope.scaling.attn_factor"),
+            "attention_factor": about.get("rope.scaling.attn_factor", 1.0),
         }
     kind = about.get("rope.scaling.type") or "default"
     if kind == "none":
