@@ -56,7 +56,7 @@ def prepare(options: Options, screen: Screen, piped: bool = True) -> Prepared:
             "no model given or configured: using the bundled demo model "
             "(small; -m NAME picks another)"
         )
-    config = load_config(model.folder)
+    config = ModelConfig.load(model.path)
     stored = f", weights in {options.weights}" if options.weights in INPUTS else ""
     screen.say(
         f"kvchat {__version__} · {model.name} ({config.family}, "

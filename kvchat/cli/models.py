@@ -38,9 +38,9 @@ def show(context: typer.Context) -> int:
 def _local() -> Iterator[tuple[str, Path]]:
     """Names and folders: bundled, under models/, aliases, the Hugging Face cache."""
     demo = demo_model()
-    yield demo.name, demo.folder
+    yield demo.name, demo.path
     for name, folder in local_models().items():
-        if folder.resolve() != demo.folder.resolve():
+        if folder.resolve() != demo.path.resolve():
             yield name, folder
     for name, place in config.load().models.items():
         yield name, aliased(place)

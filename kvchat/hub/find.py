@@ -22,17 +22,31 @@ Aliases = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Model:
-    """A model's folder and the name it goes by; another folder may have its tokenizer."""
+    """A model and the name it goes by: `path` is its folder or a GGUF file (of a split one any).
+
+    Another folder may have its tokenizer.
+    """
 
     name: str
-    folder: Path
+    path: Path
     tokenizer: Path | None = None
     template: str | None = None  # a file with a chat template; empty: none is used
 
     @property
-    def text_folder(self) -> Path:
-        """Where the tokenizer is."""
-        return self.tokenizer or self.folder
+    def text_path(self) -> Path:
+        """Where the tokenizer is: a folder, or the GGUF file that has one."""
+        return self.tokenizer or self.path
+
+    @property
+    def place(self) -> Path:
+        """The path, absolute.
+
+        A link to a file is not followed: in the Hugging Face cache it leads to a blob without the
+        name, and the parts of a split model lie beside each other by name only.
+        """
+        if self.path.is_dir():
+            return self.path.resolve()
+        return self.path.parent.resolve() / self.path.name
 
 
 class Missing(KvchatError):

@@ -125,7 +125,7 @@ def test_environment_of_the_wrong_type(path, name, text):
 def test_aliases_name_models(path, tmp_path):
     path.write_text(GOOD)
     aliases = config.load().models
-    assert find_model("tiny", aliases).folder == DEMO
+    assert find_model("tiny", aliases).path == DEMO
     assert find_model("tiny", aliases).name == "tiny"
     path.write_text("[models.gone]\npath = '/no/such/folder'")
     with pytest.raises(KvchatError, match="gone"):

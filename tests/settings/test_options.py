@@ -43,7 +43,7 @@ def test_another_tokenizer_and_template(chat_folder, tmp_path):
     model = Model("tiny", tmp_path / "no tokenizer here")
     options = Options(tokenizer=str(folder), chat_template=str(template))
     chosen = with_text(model, options)
-    assert chosen.text_folder == folder and load_tokenizer(chosen).hf.chat_template
+    assert chosen.text_path == folder and load_tokenizer(chosen).hf.chat_template
     leads = {}
     for given in (None, str(template), ""):
         tokenizer = load_tokenizer(with_text(Model("tiny", folder), Options(chat_template=given)))
