@@ -1,8 +1,10 @@
-"""`--dummy`: a model's shape without its weights, by name or from a config.json."""
+"""`--dummy`: a model's shape without its weights, by name or from a config.json
+or GGUF file."""
 
 from pathlib import Path
 
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.gguf import is_gguf
+from kvchat.engine.model.config import ModelConfig, read_json
 from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.engine.model.hugging_face import interpret, read_json
 from kvchat.errors import KvchatError
@@ -15,10 +17,14 @@ def dummy(text: str) -> tuple[str, ModelConfig]:
         return text, interpret(GEOMETRIES[text], text)
     path = Path(text).expanduser()
     if not path.is_file():
+        if (path / "config.json").is_file():
+            return str(path), ModelConfig.load(path)
         raise KvchatError(
             "input",
             f"{clean(text)} is neither a file nor one of {', '.join(GEOMETRIES)}",
             *(f"--dummy {name}" for name in GEOMETRIES),
-            "--dummy FOLDER/config.json",
+            "--dummy FOLDER/config.json, or model.gguf",
         )
-    return str(path), interpret(read_json(path), str(path))
+    if is_gguf(path):
+        return str(path), ModelConfig.load(path)
+    return str(path), ModelConfig.from_dict(read_json(path), str(path))

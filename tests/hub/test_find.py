@@ -5,7 +5,8 @@ import os
 import pytest
 from huggingface_hub import constants
 
-from kvchat.hub.find import Missing, cache, find_model
+from kvchat.hub.find import find_model
+from kvchat.hub.places import Missing, hub_cache
 
 MAIN, NEWER, OTHER = "a" * 40, "b" * 40, "ab" + "c" * 38
 
@@ -49,8 +50,8 @@ def test_an_alias_takes_main_too():
 
 
 def test_the_list_has_main_or_what_came_last(repository):
-    assert [(name, folder.name) for name, folder in cache()] == [("org/tiny", MAIN)]
+    assert [(found.name, found.path.name) for found in hub_cache()] == [("org/tiny", MAIN)]
     (repository / "refs" / "main").unlink()
-    assert [folder.name for _, folder in cache()] == [NEWER]
+    assert [found.path.name for found in hub_cache()] == [NEWER]
     with pytest.raises(Missing):
         find_model("org/tiny")
