@@ -92,7 +92,7 @@ def downloaded(options: Options, screen: Screen, why: str, tokens: int | None) -
         key = key_of(question, f"yn{KEYS[:count]}", "y", "n")
         if key == "n":
             raise choose.nothing(why, row)
-        row = able[int(key) - 1] if key in KEYS else row
+        row = able[int(key) - 1] if key.isdigit() else row
     from kvchat.hub import pull
 
     pull.download(row.entry.source, None, screen, yes=True)

@@ -82,7 +82,10 @@ def test_a_memory_limit_holds_in_the_plan(story, tmp_path, chat_folder):
 
 def test_a_log_has_notices_and_errors_but_no_questions(story, tmp_path):
     file = tmp_path / "log"
-    done = kvchat(story, "-p", "A secret?", "-n", "2", "--log-file", str(file))
+    asked = ("-p", "A secret?", "-n", "2", "--method", "full", "--keep-full", "host")
+    done = kvchat(
+        story, *asked, "--log-file", str(file)
+    )  # a copy that has nothing to add: a notice
     assert done.returncode == 0
     assert kvchat("-f", "/no/such/file", "-p", "x", "--log-file", str(file)).returncode == 4
     text = file.read_text()
