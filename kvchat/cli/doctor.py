@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -117,10 +118,17 @@ def _models() -> list[Line]:
     }
     lines: list[Line] = []
     for place, folders in places.items():
-        there = [str(folder.resolve()) for folder in folders if folder.is_dir()]
+        there = [str(folder.resolve()) for folder in folders if _is_there(folder)]
         told = f"{counted(counts[place], 'model')} in {', '.join(dict.fromkeys(there))}"
         lines.append(("ok", place, told) if there else ("no", place, "no such folder"))
     return lines
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:  # inside a folder of another user
+        return False
 
 
 def _terminal() -> list[Line]:

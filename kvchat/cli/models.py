@@ -32,8 +32,9 @@ def show(
     LM Studio, llama.cpp and ollama. The names are what -m takes."""
     if context.invoked_subcommand:
         return 0
-    here = room()
-    found = [described(each, here) for each in at_hand(config.load().models)]
+    options = config.settle({}, config.load())
+    here = room(options.device, options.mem_limit)
+    found = [described(each, here) for each in at_hand(options.aliases)]
     if as_json:
         print(json.dumps(report(found, here)))
     else:
@@ -135,7 +136,8 @@ def pull(
     models that are known, with their licences and what they need here.
     """
     if name is None:
-        here = room()
+        options = config.settle({}, config.load())
+        here = room(options.device, options.mem_limit)
         downloads(offered(here, None), here)
         return 0
     # the library behind it is heavy

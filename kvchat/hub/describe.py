@@ -115,7 +115,8 @@ def _judged(model: Described, config: ModelConfig, room: Room, tokens: int | Non
     held = model.held or weights_bytes(config, itemsize, "auto")
     wanted = needed(config, held, room, tokens)
     fits = "yes" if wanted <= room.free else "no"
-    if fits == "no" and not refused(config, "int4"):
+    # a GGUF file is held as it is stored; a folder can be stored in four bits while it loads
+    if fits == "no" and model.path.is_dir() and not refused(config, "int4"):
         small = wanted - held + weights_bytes(config, itemsize, "int4")
         fits = "int4" if small <= room.free else "no"
     return replace(

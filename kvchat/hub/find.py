@@ -94,7 +94,8 @@ def at(path: Path) -> Model:
     """
     shown = clean(str(path))
     if is_gguf(path):
-        return Model(gguf_files.stem(path.name), path)
+        of_ollama = ollama.name_of(path) if path.name.startswith("sha256-") else None
+        return Model(of_ollama or gguf_files.stem(path.name), path)
     if path.is_dir():
         name, files = path.resolve().name, gguf_files.models_in(path)
         if files and not any(path.glob("*.safetensors")):
@@ -145,7 +146,7 @@ def _by_name(name: str, aliases: Aliases, revision: str | None) -> Model:
         for found in catalog.matching(entry, here):
             if readable(found.path):
                 return Model(found.name, found.path)
-        raise Missing(entry.source, None)
+        raise Missing(entry.source, None, pull=entry.name)
     names = [found.name for found in here] + [entry.name for entry in catalog.entries()]
     close = get_close_matches(name, names, n=3)
     raise KvchatError(

@@ -7,6 +7,7 @@ has the chat template of its model in Jinja, which is the form that kvchat rende
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from kvchat.errors import KvchatError
@@ -54,6 +55,15 @@ def manifest_of(name: str) -> Path | None:
                 return file
         except (OSError, ValueError):  # another user's; a zero byte
             continue
+    return None
+
+
+def name_of(blob: Path) -> str | None:
+    """The model whose weights are that blob: a saved chat knows the file alone."""
+    for name, manifest in models():
+        with suppress(KvchatError):
+            if weights_of(manifest) == blob:
+                return name
     return None
 
 

@@ -3,7 +3,7 @@ found by looking at names; nothing is downloaded, and no checkpoint is opened.""
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -156,16 +156,22 @@ def snapshots(repository: str, commit: str = "") -> list[Path]:
 
 
 class Missing(KvchatError):
-    """A repository that is not in the Hugging Face cache."""
+    """A repository that is not in the Hugging Face cache; `pull` is its short name."""
 
-    def __init__(self, repository: str, revision: str | None, there: list[str] | None = None):
+    def __init__(
+        self,
+        repository: str,
+        revision: str | None,
+        there: Sequence[str] = (),
+        pull: str | None = None,
+    ):
         at, way = (f" at {revision}", f" --revision {revision}") if revision else ("", "")
         has = f"; there: {', '.join(there)}" if there else ""
         super().__init__(
             "model",
             f"{repository}{at} is not in the Hugging Face cache{has}; nothing is downloaded "
             "unasked",
-            f"kvchat models pull {repository}{way}",
+            f"kvchat models pull {pull or repository}{way}",
         )
         self.repository = repository
 

@@ -3,8 +3,6 @@
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 # Limits and use of control groups, version 2 and version 1: containers have no more.
 CGROUP = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -18,11 +16,16 @@ CGROUP_USED = (
 
 def total() -> int:
     """Bytes of the machine's RAM, or the control group's limit."""
+    # a start that asks for no memory is not slowed by it
+    import psutil
+
     return min([int(psutil.virtual_memory().total), *_limits(CGROUP)])
 
 
 def free() -> int:
     """Bytes that are free now; file pages that can be reclaimed are."""
+    import psutil
+
     memory = psutil.virtual_memory()
     available = int(memory.available)
     limits, used = _limits(CGROUP), _limits(CGROUP_USED)

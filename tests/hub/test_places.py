@@ -60,6 +60,7 @@ def test_a_model_of_ollama_is_its_blob(home, place, name, asked):
     blob = pulled(home, place, projector="sha256:00", template="sha256:11")
     assert find_model(asked).path == blob
     assert names()[f"ollama:{name}"].path == blob
+    assert find_model(str(blob)).name == name, "as a saved chat knows it"
 
 
 def test_where_ollama_keeps_its_models(home, monkeypatch):
@@ -196,6 +197,7 @@ def test_a_name_of_the_field_that_is_not_here_can_be_pulled(home):
     with pytest.raises(Missing) as caught:
         find_model("mistral-7b")
     assert caught.value.repository == catalog.entry("mistral-7b").source
+    assert caught.value.tries == ("kvchat models pull mistral-7b",)
     with pytest.raises(KvchatError) as close:
         find_model("mistral7b")
     assert "-m mistral-7b" in close.value.tries
