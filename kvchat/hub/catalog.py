@@ -67,10 +67,12 @@ class Entry:
             return 2 * config.parameters
         if self.format == "Q8_0":
             return round(1.07 * config.parameters)
-        # Q4_K_M: half of the value and down projections, and the tables, have six bits: held in 16
+        # Q4_K_M: half of the value and down projections, and the output's table, have six bits:
+        # they are held in 16; a table of four is held in 8
         outer = (each for name, each in config.matrices.items() if name in ("v_proj", "down_proj"))
         wide = config.num_layers * sum(rows * columns for rows, columns in outer) // 2
-        return 2 * (tables + wide) + round(0.63 * (maps - wide))
+        held = 2 * tables if self.tied else 3 * tables // 2
+        return held + 2 * wide + round(0.63 * (maps - wide))
 
 
 TABLE = (

@@ -25,6 +25,7 @@ from kvchat.hub.places import (
 from kvchat.terminal.text import clean
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+SHOWN = 8  # names in an error
 QUANTISED = re.compile(rf"({REPOSITORY.pattern}):[\w./-]+")  # org/repo:Q4_K_M
 
 
@@ -147,13 +148,14 @@ def _by_name(name: str, aliases: Aliases, revision: str | None) -> Model:
             if readable(found.path):
                 return Model(found.name, found.path)
         raise Missing(entry.source, None, pull=entry.name)
-    names = [found.name for found in here] + [entry.name for entry in catalog.entries()]
-    close = get_close_matches(name, names, n=3)
+    able = [clean(found.name) for found in here if readable(found.path)]
+    close = get_close_matches(name, [*able, *(each.name for each in catalog.entries())], n=3)
+    more = f" and {len(able) - SHOWN} more" if len(able) > SHOWN else ""
     raise KvchatError(
         "model",
         f"no model {clean(name)!r}: neither a path nor a name of `kvchat models` "
-        f"(there: {', '.join(clean(found.name) for found in here)})",
-        *(f"-m {clean(each)}" for each in close),
+        f"(there: {', '.join(able[:SHOWN])}{more})",
+        *(f"-m {each}" for each in close),
         "-m /path/to/folder, or model.gguf",
         "kvchat models",
     )

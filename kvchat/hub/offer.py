@@ -1,5 +1,6 @@
 """The model that is asked for, or chosen; one that must be downloaded is offered, never taken."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from kvchat.hub.places import Missing
 from kvchat.machine.fit import room
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import clean, size
+from kvchat.terminal.text import WORDS, clean, size
 from kvchat.terminal.tty import somebody
 
 KEYS = "123456789"
@@ -79,8 +80,8 @@ def downloaded(options: Options, screen: Screen, why: str, tokens: int | None) -
             (mark, entry.name, size(entry.bytes), size(each.needed), window, entry.licence)
         )
     screen.columns(lines)
-    left_out = len(rows) - len(able)
-    rest = f"; {left_out} larger ones do not fit" if left_out else ""
+    left_out = sum(not each.fits for each in rows)
+    rest = f"; {left_out} more would not fit" if left_out else ""
     screen.tell(f"{here}{rest}. * is recommended here.")
     if not options.yes:
         # prompt-toolkit is not needed where nothing is asked
@@ -101,8 +102,8 @@ def downloaded(options: Options, screen: Screen, why: str, tokens: int | None) -
 
 def askable(options: Options, screen: Screen) -> bool:
     """Whether there is a person to ask, who wants to be asked."""
-    silent = screen.quiet or options.machine_readable or options.offline
-    return not silent and somebody()
+    offline = options.offline or WORDS.get(os.environ.get("HF_HUB_OFFLINE", "").lower(), False)
+    return not (screen.quiet or options.machine_readable or offline) and somebody()
 
 
 def with_text(model: Model, options: Options) -> Model:

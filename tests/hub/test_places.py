@@ -222,6 +222,15 @@ def test_a_model_is_no_document(home, long):
     assert done.returncode == 4 and f"-m {file}".encode() in done.stderr
 
 
+def test_doctor_counts_the_models_of_each_place(home):
+    pulled(home, "registry.ollama.ai/library/tiny/latest")
+    made.llama(home / ".cache" / "llama.cpp" / "tiny.gguf")
+    text = kvchat("doctor").stdout.decode()
+    lines = {line[4:].split("  ")[0].strip(): line for line in text.splitlines()}
+    assert lines["ollama"].startswith("ok") and "1 model in" in lines["ollama"]
+    assert lines["llama.cpp"].startswith("ok") and lines["LM Studio"].startswith("no")
+
+
 def test_places_of_this_home(home):
     assert not [found for found in at_hand() if found.place in ("ollama", "LM Studio", "llama.cpp")]
     assert places.lm_studio()[0].is_relative_to(home)
