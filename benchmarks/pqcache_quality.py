@@ -112,8 +112,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    folder = find_model("demo").folder
-    config = load_config(folder)
+    folder = find_model("demo").path
+    config = ModelConfig.load(folder)
     engine = drain(Engine.load(folder, config, "auto", "cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     methods = {

@@ -35,8 +35,8 @@ def main() -> None:
     options.add_argument("--budgets", nargs="+", default=["10%", "5%"])
     options.add_argument("--seed", type=int, default=2 * 10**12)
     chosen = options.parse_args()
-    folder = demo_model().folder
-    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
+    folder = demo_model().path
+    engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
     dialogue = Dialogue(Tokenizer.load(folder))
     cases = [
         TASKS["world"](Draw(chosen.seed + number, chosen.tokens, chosen.questions))
