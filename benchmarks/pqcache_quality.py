@@ -25,7 +25,6 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
-from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
@@ -113,7 +112,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = find_model("demo").path
-    config = ModelConfig.load(folder)
+    config = load_config(folder)
     engine = drain(Engine.load(folder, config, "auto", "cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     methods = {

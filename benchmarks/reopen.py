@@ -16,7 +16,6 @@ import torch
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.model.read import load_config
 from kvchat.engine.session import Session
 from kvchat.engine.store import cached_document
 from kvchat.engine.store.identity import Identity, fingerprint
@@ -38,7 +37,7 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     folder = demo_model().path
-    engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
+    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     text = TASKS["world"](Draw(10**12, chosen.tokens)).document
     ids = session.dialogue.document(text)

@@ -21,7 +21,6 @@ from typing import Any
 import results_page
 from claims import claims
 
-from kvchat.engine.model.read import load_config
 from kvchat.eval.pictures import Panel, panels, render_panels
 from kvchat.eval.report import Estimate, Row, rows
 from kvchat.machine.resources import processor
@@ -136,7 +135,7 @@ def measured(experiment: Experiment, number: int) -> float:
 
     begin = time.perf_counter()
     folder = demo_model().path
-    engine = drain(Engine.load(folder, ModelConfig.load(folder), device="cpu"))
+    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     source = Source("world", experiment.questions, SEED, task=TASKS["world"])
     case = source.case(session.dialogue, experiment.length, number)

@@ -50,7 +50,7 @@ def load(settings: Settings, screen: Screen) -> Subject:
     else:
         given = user_config.settle({"model": settings.model}, user_config.load())
         model = find_model(given.model, given.aliases)
-        name, config = model.name, ModelConfig.load(model.path)
+        name, config = model.name, load_config(model.path)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, config, settings.weights)
     if settings.longest > config.context_limit:

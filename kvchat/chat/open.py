@@ -208,7 +208,8 @@ def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
     options, prepared = setup.options, setup.prepared
     wanted = options.dtype, options.device, options.weights, options.attention
-    loading = Engine.load(prepared.model.path, prepared.config, *wanted)
+    config = prepared.config.within(setup.limit)
+    loading = Engine.load(prepared.model.path, config, *wanted)
     next(loading)
     return loading
 

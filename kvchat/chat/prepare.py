@@ -56,7 +56,7 @@ def prepare(options: Options, screen: Screen, piped: bool = True) -> Prepared:
     else:
         model, files = model_of(options, screen), None
     model = with_text(model, options)
-    config = ModelConfig.load(model.path)
+    config = load_config(model.path)
     stored = f", weights in {options.weights}" if options.weights in INPUTS else ""
     screen.say(
         f"kvchat {__version__} · {model.name} ({config.family}, "

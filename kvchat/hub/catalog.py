@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kvchat.engine.model import MODELS
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.hugging_face import interpret
 from kvchat.hub.places import Found
 
 LLAMA, APACHE = "Llama community", "Apache-2.0"
@@ -50,7 +51,7 @@ class Entry:
             "tie_word_embeddings": self.tied,
             "dtype": "bfloat16",
         }
-        return ModelConfig.from_dict(raw, self.name)
+        return interpret(raw, self.name)
 
     @property
     def format(self) -> str:

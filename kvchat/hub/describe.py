@@ -9,7 +9,9 @@ from pathlib import Path
 
 from kvchat.engine.gguf import is_gguf
 from kvchat.engine.gguf.file import GGUF
-from kvchat.engine.model.config import ModelConfig, read_json
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.hugging_face import read_json
+from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import ITEM_BYTES
 from kvchat.engine.weights.bits import refused, weights_bytes
 from kvchat.errors import KvchatError
@@ -17,9 +19,6 @@ from kvchat.hub.gguf_files import tag
 from kvchat.hub.places import DEMO, Found
 from kvchat.machine.fit import Room, needed
 
-# Bytes of a value in memory, by the format in the file: what has no operator of its own is held
-# in 16 bits. Four bits have a scale and a zero for each 32 values.
-HELD = {"Q4_0": 0.63, "Q4_1": 0.63, "Q4_K": 0.63, "Q8_0": 1.07}
 # of `general.file_type`, for files whose names do not tell (blobs of ollama)
 FILE_TYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K"},
@@ -64,7 +63,7 @@ def described(found: Found, room: Room, tokens: int | None = None) -> Described:
         return model
     try:
         model = _file(model) if is_gguf(model.path) else _folder(model)
-        return _judged(model, ModelConfig.load(model.path), room, tokens)
+        return _judged(model, load_config(model.path), room, tokens)
     except KvchatError as error:
         return replace(model, reason=_short(error, model.path))
     except OSError as error:  # another user's, or a disk that fails
@@ -85,7 +84,6 @@ def _file(model: Described) -> Described:
         format=tag(model.path.name) or FILE_TYPES.get(gguf.get("general.file_type", -1), usual),
         bytes=gguf.size,
         chat="tokenizer.chat_template" in gguf,
-        held=round(sum(count * HELD.get(name, 2) for name, count in stored.items())),
     )
 
 
@@ -112,11 +110,10 @@ def _folder(model: Described) -> Described:
 def _judged(model: Described, config: ModelConfig, room: Room, tokens: int | None) -> Described:
     """With its window, and whether it fits."""
     itemsize = ITEM_BYTES[config.dtype]
-    held = model.held or weights_bytes(config, itemsize, "auto")
+    held = weights_bytes(config, itemsize, "auto")
     wanted = needed(config, held, room, tokens)
     fits = "yes" if wanted <= room.free else "no"
-    # a GGUF file is held as it is stored; a folder can be stored in four bits while it loads
-    if fits == "no" and model.path.is_dir() and not refused(config, "int4"):
+    if fits == "no" and not refused(config, "int4"):
         small = wanted - held + weights_bytes(config, itemsize, "int4")
         fits = "int4" if small <= room.free else "no"
     return replace(

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from kvchat.engine.gguf import is_gguf
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import reserve_of
 from kvchat.errors import KvchatError
 from kvchat.hub import catalog, gguf_files, ollama
@@ -169,7 +169,7 @@ def _listed(place: str, aliases: Aliases) -> str:
 def readable(path: Path) -> bool:
     """Whether kvchat reads the model at a path."""
     try:
-        ModelConfig.load(path)
+        load_config(path)
     except KvchatError:
         return False
     return True
@@ -180,7 +180,7 @@ def longer_windows(needed: int) -> list[str]:
     ways = []
     for found in under_models():
         try:
-            limit = ModelConfig.load(found.path).context_limit
+            limit = load_config(found.path).context_limit
         except KvchatError:
             continue
         if found.name != DEMO and needed + reserve_of(limit) <= limit:

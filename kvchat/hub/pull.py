@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from kvchat.engine.model import gguf
 from kvchat.engine.model.read import load_config
 from kvchat.errors import KvchatError
 from kvchat.hub import catalog, gguf_files
@@ -64,8 +65,16 @@ def download(
     """
     repository, _, wanted = source.partition(":")
     with screen.busy(f"looking up {repository}"):
-        there = explained(repository, lambda: contents(repository, revision))
+        there, architecture = explained(repository, lambda: contents(repository, revision))
     chosen = pick(repository, {name: each.size for name, each in there.items()}, wanted, file)
+    if chosen.gguf and architecture and architecture not in gguf.FAMILIES:
+        raise KvchatError(  # before gigabytes are on their way
+            "model",
+            f"{repository}: architecture {architecture!r} is not supported "
+            f"(supported: {', '.join(gguf.FAMILIES)})",
+            "kvchat models pull  (a table of models)",
+            supported=[*gguf.FAMILIES],
+        )
     files = {name: there[name] for name in chosen.files}
     total = sum(each.size for each in files.values())
     named = f" ({', '.join(files)})" if chosen.gguf and len(files) == 1 else ""
@@ -83,11 +92,11 @@ def download(
         fetch = partial(hf_hub_download, repository, name, revision=revision)
         place = Path(explained(repository, fetch))
         if name == "config.json":
-            ModelConfig.load(place.parent)  # refused before gigabytes are on their way
+            load_config(place.parent)  # refused before gigabytes are on their way
         check_sum(repository, place, about, screen)
         places.append(place)
     if chosen.gguf:
-        ModelConfig.load(places[0])
+        load_config(places[0])
     screen.tell(f"{source} is in {places[0] if chosen.gguf else places[0].parent}")
     return True
 
@@ -133,13 +142,14 @@ def source_of(name: str) -> str:
     return source
 
 
-def contents(repository: str, revision: str | None) -> dict[str, Remote]:
-    """The files of a repository."""
+def contents(repository: str, revision: str | None) -> tuple[dict[str, Remote], str]:
+    """The files of a repository, and the architecture of its GGUF files as the server read it."""
     found = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    return {
+    files = {
         file.rfilename: Remote(file.size or 0, file.lfs.sha256 if file.lfs else "")
         for file in found.siblings or ()
     }
+    return files, str((found.gguf or {}).get("architecture") or "")
 
 
 def explained(repository: str, work: Callable[[], T]) -> T:

@@ -9,7 +9,7 @@ import pexpect
 import pytest
 
 from kvchat.documents import decode, read
-from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.read import load_config
 from kvchat.hub import catalog, choose
 from kvchat.hub.describe import Described
 from kvchat.machine import fit
@@ -72,7 +72,7 @@ def test_which_download(monkeypatch, room, tokens, wanted):
 
 
 def test_what_is_needed_grows_with_the_document_and_is_within_the_window():
-    config, held = ModelConfig.load(DEMO), 10**6
+    config, held = load_config(DEMO), 10**6
     needs = [fit.needed(config, held, CPU, tokens) for tokens in (0, 4096, 16384, 10**9)]
     assert needs == sorted(needs) and len(set(needs)) == 4
     window = config.context_limit

@@ -65,6 +65,9 @@ def test_a_broken_line_is_gone_on_with(repository, place):
     assert found.read_bytes() == weights.read_bytes()
 
 
+PARTS = ["Tiny-Q2_K-00001-of-00002.gguf", "Tiny-Q2_K-00002-of-00002.gguf"]
+
+
 @pytest.fixture
 def formats(tmp_path):
     """A repository of GGUF files in several formats, one of them in parts."""
@@ -81,14 +84,14 @@ def formats(tmp_path):
     [
         (["org/tiny"], ["Tiny-Q4_K_M.gguf"]),
         (["org/tiny:Q8_0"], ["Tiny-Q8_0.gguf"]),
-        (["org/tiny:q2_k"], ["Tiny-Q2_K-00001-of-00002.gguf", "Tiny-Q2_K-00002-of-00002.gguf"]),
+        (["org/tiny:q2_k"], PARTS),
         (["org/tiny", "--file", "Tiny-Q8_0.gguf"], ["Tiny-Q8_0.gguf"]),
     ],
 )
 def test_one_format_of_a_repository_is_pulled(formats, place, asked, fetched):
     with serving(formats) as hub:
         done = kvchat("models", "pull", *asked, "-y", HF_ENDPOINT=hub.address, **place)
-        assert hub.fetched == fetched, done.stderr
+        assert done.returncode == 0 and hub.fetched == fetched, done.stderr
     assert (b"Q4_K_M of 3" in done.stderr) == (asked == ["org/tiny"])
 
 
@@ -97,6 +100,13 @@ def test_a_format_that_is_not_there_is_refused_with_those_that_are(formats, plac
         for asked in (["org/tiny:Q5_K_M"], ["org/tiny", "--file", "x.gguf"]):
             done = kvchat("models", "pull", *asked, "-y", HF_ENDPOINT=hub.address, **place)
             assert done.returncode == 3 and b"Q8_0" in done.stderr and not hub.fetched
+
+
+def test_an_architecture_that_is_not_read_is_refused_before_it_comes(formats, place):
+    with serving(formats) as hub:
+        hub.architecture = "gemma4"
+        done = kvchat("models", "pull", "org/tiny", "-y", HF_ENDPOINT=hub.address, **place)
+        assert done.returncode == 3 and b"gemma4" in done.stderr and not hub.fetched
 
 
 def test_a_sum_that_differs_removes_the_file(repository, place):
@@ -118,12 +128,20 @@ def test_the_table_as_json_and_at_80_columns(repository, place, tmp_path, monkey
     (tmp_path / "models" / "broken" / "config.json").write_text(
         json.dumps(raw | {"model_type": "gemma4"})
     )
+    gguf_files.llama(tmp_path / "models" / "Small-F16.gguf", layers=3, window=2048, chat=False)
+    cut = gguf_files.llama(tmp_path / "models" / "cut.gguf")
+    cut.write_bytes(cut.read_bytes()[:-40])
     here = place | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     found = json.loads(kvchat("models", "--json", **here).stdout)
     listed = {each["name"]: each for each in found["models"]}
     assert listed["mine"]["fits"] == "yes" and listed["mine"]["reason"] == ""
     assert listed["mine"]["bytes"] > 0 < listed["mine"]["needed"] < found["free"]
     assert "gemma4" in listed["broken"]["reason"] and listed["broken"]["fits"] == ""
+    small = listed["Small-F16"]
+    assert (small["family"], small["format"], small["window"]) == ("llama", "F16", 2048)
+    assert small["fits"] == "yes" and not small["chat"] and small["parameters"] > 80_000
+    assert small["held"] == 2 * small["parameters"]
+    assert "cut short" in listed["cut"]["reason"]
     assert len(found["downloads"]) >= 5
     assert all(each["licence"] and each["needed"] > 0 for each in found["downloads"])
     text = kvchat("models", COLUMNS="80", **here).stdout.decode()

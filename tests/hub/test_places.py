@@ -234,3 +234,13 @@ def test_doctor_counts_the_models_of_each_place(home):
 def test_places_of_this_home(home):
     assert not [found for found in at_hand() if found.place in ("ollama", "LM Studio", "llama.cpp")]
     assert places.lm_studio()[0].is_relative_to(home)
+
+
+@pytest.mark.parametrize("flag", ["-m", "--dummy"])
+def test_a_file_is_planned_from_its_header(home, flag):
+    file = made.llama(home / "tiny.gguf", window=2048)
+    done = kvchat("plan", flag, str(file), "--tokens", "1000", "--json")
+    found = json.loads(done.stdout)
+    assert found["window"] == 2048, done.stderr
+    # 2 layers of 2 KV heads of 16 values, keys and values, in bf16
+    assert found["plans"][0]["kv_full"] == 1000 * 2 * 2 * 16 * 2 * 2

@@ -21,7 +21,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, folder: Path, break_at: int | None = None, repository: str = "org/tiny"):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.break_at, self.repository = folder, break_at, repository
-        self.wrong = False
+        self.wrong, self.architecture = False, ""
         self.ranges: list[str] = []
         self.fetched: list[str] = []
 
@@ -54,6 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/api/models/"):
             files = [self._about(file) for file in sorted(self.server.folder.iterdir())]
             about = {"id": name, "modelId": name, "sha": COMMIT, "siblings": files}
+            if self.server.architecture:
+                about["gguf"] = {"architecture": self.server.architecture}
             return self._send(200, json.dumps(about).encode(), {}, with_body)
         data = (self.server.folder / path.rpartition("/")[2]).read_bytes()
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
