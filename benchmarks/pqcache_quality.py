@@ -25,6 +25,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
+from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue

@@ -16,6 +16,7 @@ import torch
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
+from kvchat.engine.model.read import load_config
 from kvchat.engine.session import Session
 from kvchat.engine.store import cached_document
 from kvchat.engine.store.identity import Identity, fingerprint

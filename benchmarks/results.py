@@ -21,6 +21,7 @@ from typing import Any
 import results_page
 from claims import claims
 
+from kvchat.engine.model.read import load_config
 from kvchat.eval.pictures import Panel, panels, render_panels
 from kvchat.eval.report import Estimate, Row, rows
 from kvchat.machine.resources import processor

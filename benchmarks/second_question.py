@@ -13,6 +13,7 @@ import torch
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import TurnDone, drain
 from kvchat.engine.methods.build import parse_method
+from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
