@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    folder = find_model("demo").folder
+    folder = find_model("demo").path
     config = load_config(folder)
     engine = drain(Engine.load(folder, config, "auto", "cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))

@@ -37,7 +37,7 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
-    folder = demo_model().folder
+    folder = demo_model().path
     engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     text = TASKS["world"](Draw(10**12, chosen.tokens)).document

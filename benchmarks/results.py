@@ -135,7 +135,7 @@ def measured(experiment: Experiment, number: int) -> float:
     from kvchat.hub.find import demo_model
 
     begin = time.perf_counter()
-    folder = demo_model().folder
+    folder = demo_model().path
     engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     source = Source("world", experiment.questions, SEED, task=TASKS["world"])

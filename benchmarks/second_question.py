@@ -35,7 +35,7 @@ def main() -> None:
     options.add_argument("--budgets", nargs="+", default=["10%", "5%"])
     options.add_argument("--seed", type=int, default=2 * 10**12)
     chosen = options.parse_args()
-    folder = demo_model().folder
+    folder = demo_model().path
     engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
     dialogue = Dialogue(Tokenizer.load(folder))
     cases = [

@@ -16,6 +16,9 @@ from tests.engine import texts, tiny
 torch.set_num_threads(1)
 # A document that one test has read must be read by the next one too; `on` is asked for by name.
 os.environ["KVCHAT_PROMPT_CACHE"] = "off"
+# Documents of the tests are not the samples: without this each would look for a model that can read
+# them. The tests of that choice take it away.
+os.environ["KVCHAT_MODEL"] = "demo"
 # A run in the background of a shell ignores Ctrl-C, and so would every program that it starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

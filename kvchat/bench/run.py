@@ -18,7 +18,7 @@ from kvchat.bench.subject import Subject, load
 from kvchat.bench.table import writer
 from kvchat.engine.methods.specs import method_options, name_of, spec_of
 from kvchat.errors import EXIT_CODES, KvchatError, is_out_of_memory
-from kvchat.hub.find import CHECKOUT
+from kvchat.hub.places import CHECKOUT
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
 from kvchat.machine.plan import geometry_of, make_plan

@@ -50,7 +50,7 @@ def load(settings: Settings, screen: Screen) -> Subject:
     else:
         given = user_config.settle({"model": settings.model}, user_config.load())
         model = find_model(given.model, given.aliases)
-        name, config = model.name, load_config(model.folder)
+        name, config = model.name, load_config(model.path)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, config, settings.weights)
     if settings.longest > config.context_limit:
@@ -75,7 +75,7 @@ def load(settings: Settings, screen: Screen) -> Subject:
         engine = Engine(weights, settings.attention)
     else:
         wanted = settings.dtype, settings.device, settings.weights, settings.attention
-        engine = screen.watch(Engine.load(model.folder, config, *wanted), "loading")
+        engine = screen.watch(Engine.load(model.path, config, *wanted), "loading")
         for tensor in chain(engine.model.parameters(), engine.model.buffers()):
             tensor.flatten()[::1024].sum()  # or the first test would read a mapped file
     engine.chunk = settings.chunk or engine.chunk
@@ -91,7 +91,7 @@ def _document(settings: Settings, model: Model | None) -> list[int] | None:
     # transformers behind it is heavy
     from kvchat.engine.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(model.text_folder)
+    tokenizer = Tokenizer.load(model.text_path)
     text = documents.read(settings.text).text
     ids = [*tokenizer.bos, *tokenizer.encode([(text, False)])]
     needed = max([1, *settings.prompts, *settings.depths])

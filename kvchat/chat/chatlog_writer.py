@@ -92,12 +92,11 @@ class ChatLogWriter:
 
 def head_event(chat: Chat, name: str) -> dict[str, Any]:
     """What stays the same in a chat."""
-    folder = chat.model.folder.resolve()
     return saved.first_event(
         name=name,
         model=chat.model.name,
-        folder=str(folder),
-        tokenizer=tokenizer_digest(chat.model.text_folder.resolve()),
+        folder=str(chat.model.place),
+        tokenizer=tokenizer_digest(chat.model.text_path.resolve()),
     )
 
 

@@ -16,7 +16,7 @@ def with_model_defaults(options: Options, model: Model) -> tuple[Options, list[i
 
     Raises KvchatError("model") for values there that are not of their kind.
     """
-    path = model.folder / FILE
+    path = model.path / FILE
     raw: dict[str, Any] = read_json(path) if path.exists() else {}
     # a checkpoint that does not sample by default is greedy, whatever else it says
     sampled = raw if raw.get("do_sample") else {}

@@ -209,7 +209,7 @@ def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     options, prepared = setup.options, setup.prepared
     wanted = options.dtype, options.device, options.weights, options.attention
     config = prepared.config.within(setup.limit)
-    loading = Engine.load(prepared.model.folder, config, *wanted)
+    loading = Engine.load(prepared.model.path, config, *wanted)
     next(loading)
     return loading
 
@@ -254,7 +254,7 @@ def _check(setup: Setup, book: Book, screen: Screen) -> None:
     if book.ids and max(book.ids) >= vocabulary:
         raise KvchatError(
             "model",
-            f"the tokenizer of {model.text_folder} makes token {max(book.ids):,}; the model has "
+            f"the tokenizer of {model.text_path} makes token {max(book.ids):,}; the model has "
             f"{vocabulary:,}",
         )
     if book.cut:

@@ -15,7 +15,7 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.read import load_config
 from kvchat.engine.weights.bits import INPUTS
 from kvchat.hub.find import Model
-from kvchat.hub.offer import model_of, with_text
+from kvchat.hub.offer import chosen_model, model_of, with_text
 from kvchat.settings.options import LIVE, SAVED_CHAT, Options
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import counted, size
@@ -50,25 +50,31 @@ def prepare(options: Options, screen: Screen, piped: bool = True) -> Prepared:
         known, its = known_options(options.method), saved.method.get("options", {})
         if gone := [f"{key}={value}" for key, value in its.items() if key not in known]:
             screen.warn(f"{options.method} has no longer the option {', '.join(gone)}: left out")
-    model = with_text(model_of(options, screen), options)
-    if options.model is None:
-        screen.warn(
-            "no model given or configured: using the bundled demo model "
-            "(small; -m NAME picks another)"
-        )
-    config = load_config(model.folder)
+    if options.model is None:  # which one depends on the documents
+        files = documents_of(options, screen, piped)
+        model, options = chosen_model(options, files, screen)
+    else:
+        model, files = model_of(options, screen), None
+    model = with_text(model, options)
+    config = load_config(model.path)
     stored = f", weights in {options.weights}" if options.weights in INPUTS else ""
     screen.say(
         f"kvchat {__version__} · {model.name} ({config.family}, "
         f"{config.parameters / 1e6:,.1f} M parameters{stored})",
         "bold",
     )
-    files = read_documents(options, screen) if options.files or piped else []
+    if files is None:
+        files = documents_of(options, screen, piped)
     for file in files:
         pages = f", {len(file.places):,} {file.unit}" if len(file.places) > 1 else ""
         characters = f"{len(file.text):,} characters"
         screen.say(f"{file.title} · {size(file.size)}, {file.encoding}{pages}, {characters}")
     return Prepared(options, model, config, files, saved)
+
+
+def documents_of(options: Options, screen: Screen, piped: bool) -> list[Document]:
+    """The documents of the options, and of standard input if it is `piped`. Raises KvchatError."""
+    return read_documents(options, screen) if options.files or piped else []
 
 
 def named(options: Options) -> chatlog.Saved | None:

@@ -46,7 +46,7 @@ def open_or_resume(
 
 def same_tokens(chat: Chat, found: chatlog.Saved) -> None:
     """Raise KvchatError("session") if the saved ids belong to another tokenizer."""
-    if tokenizer_digest(chat.model.text_folder.resolve()) != found.chat.get("tokenizer"):
+    if tokenizer_digest(chat.model.text_path.resolve()) != found.chat.get("tokenizer"):
         folder = clean(str(found.chat.get("folder")))
         raise KvchatError(
             "session",

@@ -18,7 +18,7 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.window import AdaKV
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
-from kvchat.hub.find import CHECKOUT, PACKAGE
+from kvchat.hub.places import CHECKOUT, PACKAGE
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size, sizes

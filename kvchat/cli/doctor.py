@@ -4,9 +4,11 @@ import locale
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -20,9 +22,11 @@ from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model import MODELS
 from kvchat.engine.weights.bits import WEIGHTS
 from kvchat.errors import EXIT_CODES, KvchatError
+from kvchat.hub import ollama
 from kvchat.hub.find import find_model
+from kvchat.hub.places import MODEL_FOLDERS, at_hand, hub_folder, llama_cpp, lm_studio
 from kvchat.settings import config
-from kvchat.terminal.text import clean, size
+from kvchat.terminal.text import clean, counted, size
 
 NEEDED = ("torch", "transformers", "safetensors", "rich", "prompt_toolkit", "typer")
 OPTIONAL = {
@@ -41,7 +45,7 @@ def doctor() -> int:
     lines = [line for check in CHECKS for line in check()]
     colors = {"ok": "green", "no": "yellow", "BAD": "red"}
     for mark, name, found in lines:
-        console.print(Text(f"{mark:<4}", colors[mark]), Text(clean(f"{name:<14} {found}")), sep="")
+        console.print(Text(f"{mark:<4}", colors[mark]), Text(clean(f"{name:<18} {found}")), sep="")
     bad = any(mark == "BAD" for mark, _, _ in lines)
     return EXIT_CODES["device"] if bad else 0
 
@@ -96,10 +100,35 @@ def _weights() -> list[Line]:
 
 def _tables() -> list[Line]:
     return [
-        ("ok", "models", ", ".join(MODELS)),
+        ("ok", "families", ", ".join(MODELS)),
         ("ok", "methods", ", ".join(METHODS)),
         ("ok", "attention", ", ".join(BACKENDS)),
     ]
+
+
+def _models() -> list[Line]:
+    """The folders in which models are looked for, as far as they exist."""
+    counts = Counter(found.place for found in at_hand() if not found.why)
+    places = {
+        "models/": MODEL_FOLDERS,
+        "Hugging Face cache": [hub_folder()],
+        "LM Studio": lm_studio(),
+        "llama.cpp": llama_cpp(),
+        "ollama": ollama.folders(),
+    }
+    lines: list[Line] = []
+    for place, folders in places.items():
+        there = [str(folder.resolve()) for folder in folders if _is_there(folder)]
+        told = f"{counted(counts[place], 'model')} in {', '.join(dict.fromkeys(there))}"
+        lines.append(("ok", place, told) if there else ("no", place, "no such folder"))
+    return lines
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:  # inside a folder of another user
+        return False
 
 
 def _terminal() -> list[Line]:
@@ -133,6 +162,7 @@ CHECKS: tuple[Callable[[], list[Line]], ...] = (
     _device,
     _weights,
     _tables,
+    _models,
     _terminal,
     _places,
 )

@@ -1,7 +1,7 @@
-"""`kvchat models`: local models, and the download of one."""
+"""`kvchat models`: the models of this machine, and the download of one."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -9,74 +9,161 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvchat.engine.model.read import load_config
-from kvchat.errors import KvchatError
-from kvchat.hub.find import cache, demo_model, local_models
+from kvchat.hub import catalog
+from kvchat.hub.choose import Offered, offered
+from kvchat.hub.describe import Described, described
+from kvchat.hub.places import at_hand
+from kvchat.machine.fit import USUAL, Room, room
 from kvchat.settings import config
 from kvchat.terminal.text import clean, size
+
+FITS = {"yes": "yes", "int4": "int4", "no": "no"}
+COLUMNS = ("family", "params", "format", "size", "window", "fits")
 
 models = typer.Typer(help="Local models; `pull` downloads one.", invoke_without_command=True)
 
 
 @models.callback()
-def show(context: typer.Context) -> int:
-    """Local models: bundled, under models/, aliases, in the Hugging Face cache."""
+def show(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, all fields.")] = False,
+) -> int:
+    """The models of this machine: bundled, under models/, aliases, in the Hugging Face cache, of
+    LM Studio, llama.cpp and ollama. The names are what -m takes."""
     if context.invoked_subcommand:
         return 0
-    console = Console(highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for column in ("name", "model", "window", "size"):
-        table.add_column(column, no_wrap=True, justify="right" if column == "size" else "left")
-    table.add_column("where", overflow="fold")
-    for name, folder in _local():
-        table.add_row(*map(Text, (clean(name), *described(folder), clean(str(folder)))))
-    console.print(table)
-    console.print("kvchat models pull org/repo downloads one from Hugging Face")
+    options = config.settle({}, config.load())
+    here = room(options.device, options.mem_limit)
+    found = [described(each, here) for each in at_hand(options.aliases)]
+    if as_json:
+        print(json.dumps(report(found, here)))
+    else:
+        table(found, here)
     return 0
 
 
-def _local() -> Iterator[tuple[str, Path]]:
-    """Names and folders: bundled, under models/, aliases, the Hugging Face cache."""
-    demo = demo_model()
-    yield demo.name, demo.folder
-    for name, folder in local_models().items():
-        if folder.resolve() != demo.folder.resolve():
-            yield name, folder
-    for name, place in config.load().models.items():
-        yield name, aliased(place)
-    yield from cache()
+def report(found: list[Described], here: Room) -> dict[str, Any]:
+    """Everything, for `--json`."""
+    return {
+        "schema": 1,
+        "device": here.device,
+        "free": here.free,
+        "tokens": USUAL,
+        "models": [asdict(each) | {"path": str(each.path)} for each in found],
+        "downloads": [
+            {
+                "name": each.entry.name,
+                "source": each.entry.source,
+                "bytes": each.entry.bytes,
+                "licence": each.entry.licence,
+                "window": each.entry.window,
+                "needed": each.needed,
+                "fits": each.fits,
+            }
+            for each in offered(here, None)
+        ],
+    }
 
 
-def aliased(place: Mapping[str, Any]) -> Path:
-    """The folder of an alias, there or not."""
-    if "path" in place:
-        return Path(place["path"]).expanduser()
-    return dict(cache()).get(place["repo"], Path(f"{place['repo']} (not downloaded)"))
+def table(found: list[Described], here: Room) -> None:
+    """The table for the eye: what can be loaded by place, below it what cannot, and why."""
+    console = Console(highlight=False, markup=False)
+    able = [each for each in found if not each.reason]
+    grid = Table(box=None, pad_edge=False, collapse_padding=True)
+    grid.add_column("name", overflow="fold")
+    for column in COLUMNS:
+        right = column in ("params", "size", "window")
+        grid.add_column(column, no_wrap=True, justify="right" if right else "left")
+    place = ""
+    for each in able:
+        if each.place != place:
+            place = each.place
+            grid.add_row(Text(place, "dim"))
+        grid.add_row(*map(Text, (f"  {clean(each.name)}", *cells(each))))
+    console.print(grid)
+    if refused := [each for each in found if each.reason]:
+        console.print("cannot be loaded:")
+        for each in refused:
+            line = f"  {clean(each.name)} ({each.place}): {clean(each.reason)}"
+            console.print(Text(line), overflow="fold")
+    console.print(
+        Text(f"fits: with a document of {USUAL:,} tokens, {here}; int4: with --weights int4", "dim")
+    )
+    if here.free and any(not each.chat and not each.toy for each in able):
+        bare = ", ".join(clean(each.name) for each in able if not each.chat and not each.toy)
+        console.print(Text(f"without a chat template: {bare}", "dim"))
+    names = ", ".join(entry.name for entry in catalog.entries())
+    console.print(f"kvchat models pull NAME downloads one: {names}, or ORG/REPO")
 
 
-def described(folder: Path) -> tuple[str, str, str]:
-    """Family and parameters, window, bytes of the weights; or why kvchat cannot read it."""
-    if not (folder / "config.json").exists():
-        return "not there", "", ""
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    try:
-        model = load_config(folder)
-    except KvchatError as error:
-        return clean(error.message.rpartition(": ")[2][:40]), "", size(weights)
-    parameters = f"{model.family}, {model.parameters / 1e9:.1f} B"
-    if model.parameters < 1e8:
-        parameters = f"{model.family}, {model.parameters / 1e6:.1f} M"
-    return parameters, f"{model.context_limit:,}", size(weights)
+def cells(model: Described) -> tuple[str, ...]:
+    """The columns behind the name."""
+    return (
+        clean(model.family),
+        parameters(model.parameters),
+        clean(model.format),
+        size(model.bytes),
+        window(model.window),
+        FITS[model.fits],
+    )
+
+
+def parameters(count: int) -> str:
+    """`1.1 M`, `135 M`, `8.0 B`."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} B"
+    return f"{count / 1e6:.{0 if count >= 1e7 else 1}f} M"
+
+
+def window(tokens: int) -> str:
+    """`128K` as `--ctx-size` takes it, or the number."""
+    return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"
 
 
 @models.command("pull")
 def pull(
-    name: Annotated[str, typer.Argument(help="org/repo, or an alias with `repo`.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A name of the table, org/repo, org/repo:Q5_K_M, or an alias."),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    file: Annotated[str | None, typer.Option(help="A GGUF file of the repository.")] = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> int:
-    """Download a model from Hugging Face; goes on where an earlier download ended."""
+    """Download a model from Hugging Face; goes on where an earlier download ended.
+
+    Of a repository of GGUF files Q4_K_M is taken, or what is named. Without a name: the table of
+    models that are known, with their licences and what they need here.
+    """
+    if name is None:
+        options = config.settle({}, config.load())
+        here = room(options.device, options.mem_limit)
+        downloads(offered(here, None), here)
+        return 0
     # the library behind it is heavy
     from kvchat.hub import pull
 
-    return pull.run(name, revision, yes)
+    return pull.run(name, revision, yes, file)
+
+
+def downloads(rows: list[Offered], here: Room) -> None:
+    """The table of what can be downloaded."""
+    console = Console(highlight=False, markup=False)
+    grid = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in ("name", "download", "format", "window", "needs", "fits", "licence"):
+        right = column in ("download", "window", "needs")
+        grid.add_column(column, no_wrap=True, justify="right" if right else "left")
+    for each in rows:
+        entry = each.entry
+        grid.add_row(
+            entry.name,
+            size(entry.bytes),
+            entry.format,
+            window(entry.window),
+            size(each.needed),
+            "yes" if each.fits else "no",
+            entry.licence,
+        )
+    console.print(grid)
+    console.print(Text(f"needs: with a document of {USUAL:,} tokens; {here}", "dim"))
+    console.print("kvchat models pull NAME, or ORG/REPO of Hugging Face")

@@ -110,7 +110,7 @@ def settle(wanted: PlanOptions) -> Frame:
         name, config = dummy(wanted.dummy)
     else:
         model = find_model(asked.model, asked.aliases)
-        name, config = model.name, load_config(model.folder)
+        name, config = model.name, load_config(model.path)
     kind = computes_in(wanted.dtype, wanted.weights)
     require_shapes(config, wanted.weights)
     dtype = config.dtype if kind == "auto" else DTYPES.get(kind, kind)

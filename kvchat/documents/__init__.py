@@ -44,7 +44,7 @@ FORMATS = {
 # First bytes of formats that are not documents, and what to do with them.
 OTHERS = (
     (b"\x1f\x8b", "gzip-compressed", "gunzip -c {path} | kvchat -p …"),
-    (b"GGUF", "a GGUF model", "--model takes a folder with safetensors"),
+    (b"GGUF", "a GGUF model", "-m {path}"),
     (b"PK\x03\x04", "a zip archive that is neither epub nor docx", "unpack it"),
     (b"\xd0\xcf\x11\xe0", "an old Word file", "save it as docx or plain text"),
 )
@@ -119,6 +119,7 @@ def capped(name: str, stream: BinaryIO) -> bytes:
     """All of a stream, unless it is longer than `SIZE_CAP`: then KvchatError("input")."""
     data = stream.read(SIZE_CAP + 1)
     if len(data) > SIZE_CAP:
+        require_document(name, data)  # a model is refused as one, however long it is
         raise KvchatError(
             "input",
             f"{name} has more than {SIZE_CAP:,} bytes, the most that is read",
@@ -192,11 +193,16 @@ def kind_of(name: str, data: bytes) -> str:
         begins = known.begins and re.match(known.begins, data[:4096], re.IGNORECASE | re.DOTALL)
         if begins and known.contains in data:
             return kind
+    require_document(name, data)
+    suffix = Path(name).suffix.lower()
+    return next((kind for kind, known in FORMATS.items() if suffix in known.suffixes), "text")
+
+
+def require_document(name: str, data: bytes) -> None:
+    """Raise KvchatError("input") for what begins like a format that is no document."""
     for magic, what, way in OTHERS:
         if data.startswith(magic):
             raise KvchatError("input", f"{name} is {what}, not text", way.format(path=name))
-    suffix = Path(name).suffix.lower()
-    return next((kind for kind, known in FORMATS.items() if suffix in known.suffixes), "text")
 
 
 def require_pages(files: Sequence[Document], pages: str | None) -> None:

@@ -60,9 +60,9 @@ def run(settings: Settings) -> int:
     digests = {source.name: source.digest for source in asked if source.name in settings.data}
     described = asdict(settings) | {"model": found.name, "out": "", "data": digests}
     answers = Answers(Path(settings.out) if settings.out else default_folder(described))
-    config = load_config(found.folder)
-    dialogue = Dialogue(Tokenizer.load(found.folder))
-    loading = Engine.load(found.folder, config, settings.dtype, settings.device, settings.weights)
+    config = load_config(found.path)
+    dialogue = Dialogue(Tokenizer.load(found.path))
+    loading = Engine.load(found.path, config, settings.dtype, settings.device, settings.weights)
     session = Session(screen.watch(loading, "loading"), dialogue)
     description = {"settings": described} | describe(session.engine)
     answers.resume(description)

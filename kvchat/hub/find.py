@@ -1,65 +1,72 @@
-"""Finds the folder of a model by name: a folder, models/NAME, an alias of the config, or a
-repository in the Hugging Face cache. Nothing is downloaded."""
+"""Finds a model by name: a folder, a GGUF file, a name of `kvchat models`, an alias, a repository
+in the Hugging Face cache, a model of ollama. Nothing is downloaded."""
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
+from kvchat.engine.gguf import is_gguf
 from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import reserve_of
 from kvchat.errors import KvchatError
+from kvchat.hub import catalog, gguf_files, ollama
+from kvchat.hub.places import (
+    DEMO,
+    MODEL_FOLDERS,
+    Aliases,
+    Missing,
+    at_hand,
+    demo_folder,
+    in_cache,
+    one_of,
+    under_models,
+)
 from kvchat.terminal.text import clean
 
-PACKAGE = Path(__file__).resolve().parent.parent
-CHECKOUT = PACKAGE.parent
-MODEL_FOLDERS = (Path("models"), CHECKOUT / "models")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-DEMO = "demo"  # reads documents of its own small world only
-Aliases = Mapping[str, Mapping[str, Any]]
+SHOWN = 8  # names in an error
+QUANTISED = re.compile(rf"({REPOSITORY.pattern}):[\w./-]+")  # org/repo:Q4_K_M
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's folder and the name it goes by; another folder may have its tokenizer."""
+    """A model and the name it goes by: `path` is its folder or a GGUF file (of a split one any).
+
+    Another folder may have its tokenizer.
+    """
 
     name: str
-    folder: Path
+    path: Path
     tokenizer: Path | None = None
     template: str | None = None  # a file with a chat template; empty: none is used
 
     @property
-    def text_folder(self) -> Path:
-        """Where the tokenizer is."""
-        return self.tokenizer or self.folder
+    def text_path(self) -> Path:
+        """Where the tokenizer is: a folder, or the GGUF file that has one."""
+        return self.tokenizer or self.path
 
+    @property
+    def place(self) -> Path:
+        """The path, absolute.
 
-class Missing(KvchatError):
-    """A repository that is not in the Hugging Face cache."""
-
-    def __init__(self, repository: str, revision: str | None):
-        at, way = (f" at {clean(revision)}", f" --revision {revision}") if revision else ("", "")
-        super().__init__(
-            "model",
-            f"{repository}{at} is not in the Hugging Face cache; nothing is downloaded unasked",
-            f"kvchat models pull {repository}{way}",
-        )
-        self.repository = repository
+        A link to a file is not followed: in the Hugging Face cache it leads to a blob without the
+        name, and the parts of a split model lie beside each other by name only.
+        """
+        if self.path.is_dir():
+            return self.path.resolve()
+        return self.path.parent.resolve() / self.path.name
 
 
 def demo_model() -> Model:
     """The bundled model: inside the installed package, or in the checkout."""
-    for folder in (PACKAGE / "demo_model", CHECKOUT / "models" / "demo"):
-        if (folder / "config.json").exists():
-            return Model(DEMO, folder)
-    raise KvchatError("model", "the bundled demo model is missing from this installation", "-m DIR")
+    return Model(DEMO, demo_folder())
 
 
 def find_model(
     name: str | None, aliases: Aliases | None = None, revision: str | None = None
 ) -> Model:
-    """The model for `--model`: a folder, a name, or the demo model for None.
+    """The model for `--model`: a path, a name, or the demo model for None.
 
     `revision` chooses among those in the Hugging Face cache. Raises KvchatError("model") if there
     is none of that name here.
@@ -68,97 +75,126 @@ def find_model(
     if name is None or (name == DEMO and name not in aliases):
         return demo_model()
     if name in aliases:
-        return _aliased(name, aliases[name], revision)
+        return _aliased(name, aliases, revision)
     try:
         given = Path(name).expanduser()
-        folders = [f for f in (given, *(parent / name for parent in MODEL_FOLDERS)) if f.is_dir()]
+        paths = [given, *(top / name for top in MODEL_FOLDERS)]
+        paths += [top / f"{name}.gguf" for top in MODEL_FOLDERS]
+        there = next((path for path in paths if path.exists()), None)
     except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, a zero byte
         raise KvchatError("model", f"{clean(name)[:80]} is not a model: {error}") from None
-    if folders:
-        if not (folders[0] / "config.json").is_file():
-            raise KvchatError("model", f"{clean(str(folders[0]))} has no config.json")
-        return Model(folders[0].resolve().name, folders[0])
-    if given.is_file():
-        raise KvchatError(
-            "model",
-            f"{clean(name)} is a file; a model is a folder with config.json and safetensors",
-            f"-m {given.parent}",
-            f"-f {clean(name)}  (if it is the document)",
-        )
-    if REPOSITORY.fullmatch(name):
-        return Model(name.split("/")[1], cached(name, revision))
+    if there is not None:
+        return at(there)
+    return _by_name(name, aliases, revision)
+
+
+def at(path: Path) -> Model:
+    """The model at a path: a folder with config.json, a GGUF file, or a folder with one.
+
+    Raises KvchatError("model").
+    """
+    shown = clean(str(path))
+    if is_gguf(path):
+        of_ollama = ollama.name_of(path) if path.name.startswith("sha256-") else None
+        return Model(of_ollama or gguf_files.stem(path.name), path)
+    if path.is_dir():
+        name, files = path.resolve().name, gguf_files.models_in(path)
+        if files and not any(path.glob("*.safetensors")):
+            return Model(
+                name, one_of(shown, {f"{shown}/{file.name}": file for file in files.values()})
+            )
+        if not (path / "config.json").is_file():
+            raise KvchatError(
+                "model", f"{shown} has neither config.json nor a GGUF file", "kvchat models"
+            )
+        return Model(name, path)
+    beside = (path.parent / "config.json").is_file()
     raise KvchatError(
         "model",
-        f"no model {clean(name)!r}: not a folder, not under models/, no alias in config.toml "
-        f"(there: {', '.join([*local_models(), *aliases]) or 'none'})",
-        "-m /path/to/folder",
-        "kvchat models",
-        "leave --model out to use the bundled demo model",
+        f"{shown} is no model: that is a GGUF file, or a folder with config.json and safetensors",
+        *([f"-m {clean(str(path.parent))}"] if beside else ["kvchat models"]),
+        f"-f {shown}  (if it is the document)",
     )
 
 
-def local_models() -> dict[str, Path]:
-    """Folders under models/ that hold a config.json, by name."""
-    found = [file.parent for parent in MODEL_FOLDERS for file in parent.glob("*/config.json")]
-    return {folder.name: folder for folder in sorted(found, reverse=True)}
+def _by_name(name: str, aliases: Aliases, revision: str | None) -> Model:
+    """A model that is no path. Raises KvchatError("model"), `Missing` for what can be pulled."""
+    if REPOSITORY.fullmatch(name) or QUANTISED.fullmatch(name):
+        try:
+            return Model(name.split("/")[1], in_cache(name, revision))
+        except Missing:
+            manifest = ollama.manifest_of(name)
+            if manifest is None:
+                raise
+            return Model(name, ollama.weights_of(manifest))
+    manifest = ollama.manifest_of(name.removeprefix(ollama.PREFIX))
+    if name.startswith(ollama.PREFIX):
+        if manifest is None:
+            raise KvchatError(
+                "model",
+                f"{clean(name)} is not among the models of ollama ({_listed('ollama', aliases)})",
+                f"ollama pull {clean(name.removeprefix(ollama.PREFIX))}",
+                "kvchat models",
+            )
+        return Model(name.removeprefix(ollama.PREFIX), ollama.weights_of(manifest))
+    here = [found for found in at_hand(aliases) if not found.why]
+    same = [found for found in here if found.name.lower() == name.lower()]
+    if same:
+        return Model(same[0].name, same[0].path)
+    if manifest is not None:
+        return Model(name, ollama.weights_of(manifest))
+    if entry := catalog.entry(name):
+        for found in catalog.matching(entry, here):
+            if readable(found.path):
+                return Model(found.name, found.path)
+        raise Missing(entry.source, None, pull=entry.name)
+    able = [clean(found.name) for found in here if readable(found.path)]
+    close = get_close_matches(name, [*able, *(each.name for each in catalog.entries())], n=3)
+    more = f" and {len(able) - SHOWN} more" if len(able) > SHOWN else ""
+    raise KvchatError(
+        "model",
+        f"no model {clean(name)!r}: neither a path nor a name of `kvchat models` "
+        f"(there: {', '.join(able[:SHOWN])}{more})",
+        *(f"-m {each}" for each in close),
+        "-m /path/to/folder, or model.gguf",
+        "kvchat models",
+    )
+
+
+def _listed(place: str, aliases: Aliases) -> str:
+    names = [clean(found.name) for found in at_hand(aliases) if found.place == place]
+    return f"there: {', '.join(names)}" if names else "none is here"
+
+
+def readable(path: Path) -> bool:
+    """Whether kvchat reads the model at a path."""
+    try:
+        load_config(path)
+    except KvchatError:
+        return False
+    return True
 
 
 def longer_windows(needed: int) -> list[str]:
     """Local models whose context window takes `needed` tokens, as ways out."""
     ways = []
-    for name, folder in local_models().items():
+    for found in under_models():
         try:
-            limit = load_config(folder).context_limit
+            limit = load_config(found.path).context_limit
         except KvchatError:
             continue
-        if name != DEMO and needed + reserve_of(limit) <= limit:
-            ways.append(f"-m {name}  (a context window of {limit:,} tokens)")
+        if found.name != DEMO and needed + reserve_of(limit) <= limit:
+            ways.append(f"-m {found.name}  (a context window of {limit:,} tokens)")
     return ways or ["a model with a longer context window: -m NAME"]
 
 
-def cached(repository: str, revision: str | None = None) -> Path:
-    """The folder of a repository in the Hugging Face cache, at `main` or another branch, a tag, a
-    commit or its beginning. Raises Missing."""
-    # heavy only in comparison with `--help`
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, "config.json", revision=revision)
-    if isinstance(found, str):
-        return Path(found).parent
-    commits = _snapshots(repository, revision) if revision else []
-    if len(commits) != 1:
-        raise Missing(repository, revision)
-    return commits[0]
-
-
-def cache() -> Iterator[tuple[str, Path]]:
-    """Models of the Hugging Face cache: `main` of each, else the one that came last."""
-    from huggingface_hub import constants
-
-    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
-        repository = folder.name.removeprefix("models--").replace("--", "/")
-        try:
-            yield repository, cached(repository)
-        except Missing:
-            if there := _snapshots(repository):
-                yield repository, max(there, key=lambda snapshot: snapshot.stat().st_mtime)
-
-
-def _snapshots(repository: str, commit: str = "") -> list[Path]:
-    """Commits of a repository in the Hugging Face cache that begin so and have a config.json."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
-    found = folder.iterdir() if folder.is_dir() else ()
-    return [s for s in found if s.name.startswith(commit) and (s / "config.json").exists()]
-
-
-def _aliased(name: str, place: Mapping[str, Any], revision: str | None) -> Model:
+def _aliased(name: str, aliases: Aliases, revision: str | None) -> Model:
+    place = aliases[name]
     if "repo" in place:
-        return Model(name, cached(place["repo"], revision))
-    folder = Path(place["path"]).expanduser()
-    if not (folder / "config.json").is_file():
+        return Model(name, in_cache(place["repo"], revision))
+    path = Path(place["path"]).expanduser()
+    if not path.exists():
         raise KvchatError(
-            "model", f"[models.{name}] of config.toml: {clean(str(folder))} has no config.json"
+            "model", f"[models.{name}] of config.toml: {clean(str(path))} does not exist"
         )
-    return Model(name, folder)
+    return Model(name, at(path).path)

@@ -12,19 +12,9 @@ from time import perf_counter_ns
 import psutil
 import torch
 
+from kvchat.machine import ram
 from kvchat.machine.plan import CONTEXT
 from kvchat.terminal.text import size
-
-# Limits and use of control groups, version 2 and version 1: containers have no more.
-CGROUP = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-CGROUP_USED = (
-    Path("/sys/fs/cgroup/memory.current"),
-    Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-
 
 Device = torch.device
 CPU = Device("cpu")
@@ -79,7 +69,7 @@ def total(device: Device) -> int:
     """Bytes of the device; on a CPU the machine's RAM or the control group's limit."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return min([int(psutil.virtual_memory().total), *_limits(CGROUP)])
+    return ram.total()
 
 
 def free(device: Device, limit: int | None = None) -> int:
@@ -107,20 +97,7 @@ def others(device: Device) -> int:
 def _free(device: Device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    memory = psutil.virtual_memory()
-    available = int(memory.available)
-    limits, used = _limits(CGROUP), _limits(CGROUP_USED)
-    if limits and used:  # file pages count as used there, and can be reclaimed
-        available = min(available, limits[0] - used[0] + int(getattr(memory, "cached", 0)))
-    return max(available, 0)
-
-
-def _limits(paths: tuple[Path, ...]) -> list[int]:
-    values = []
-    for path in paths:
-        with suppress(OSError, ValueError):  # "max", or no such control group
-            values.append(int(path.read_text()))
-    return values
+    return ram.free()
 
 
 def place(device: Device, limit: int | None = None) -> str:

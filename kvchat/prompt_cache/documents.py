@@ -211,7 +211,7 @@ class PromptCache:
 
     @cached_property
     def _identity(self) -> Identity:
-        return Identity(self._engine, self._model.folder)
+        return Identity(self._engine, self._model.path)
 
     def _parts(
         self, book: Book, method: Method | None = None, questions: Sequence[str] = ()

@@ -36,7 +36,9 @@ MODEL, DOCUMENT, ASK, CACHE = "Model", "Documents", "Questions", "KV cache"
 DRAW, MACHINE, CHATS, SCREEN = "Sampling", "Machine", "Chats", "Output"
 FILE, UI = "defaults", "ui"  # tables of config.toml
 
-DUMMY = f"No checkpoint, only a shape: {', '.join(GEOMETRIES)}, or a config.json."  # help
+DUMMY = (
+    f"No checkpoint, only a shape: {', '.join(GEOMETRIES)}, a config.json or a GGUF file."  # help
+)
 TEMPLATE = Kind("a file, or none", lambda text: "" if text == "none" else text, "FILE|none")
 
 
@@ -47,14 +49,16 @@ class Options:
     model: str | None = option(
         "-m --model",
         MODEL,
-        "Folder, name under models/, alias of config.toml, or org/repo.",
+        "Folder, GGUF file, name of `kvchat models`, ollama:NAME, org/repo[:Q4_K_M].",
         table=FILE,
         common=True,
     )
     revision: str | None = option(
         "--revision", MODEL, "Branch, tag or commit of a model in the cache."
     )
-    tokenizer: str | None = option("--tokenizer", MODEL, "Folder of another tokenizer.", PATH, FILE)
+    tokenizer: str | None = option(
+        "--tokenizer", MODEL, "Folder or GGUF file of another tokenizer.", PATH, FILE
+    )
     chat_template: str | None = option(
         "--chat-template",
         MODEL,

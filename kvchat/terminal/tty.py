@@ -9,6 +9,11 @@ from typing import Any
 _changed: list[tuple[int, list[Any]]] = []  # terminals, with the modes that they had
 
 
+def somebody() -> bool:
+    """Whether there is a person to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def unseen() -> AbstractContextManager[None]:
     """No echo of keys in this context, so that typing ahead does not mix with what is rendered.
 

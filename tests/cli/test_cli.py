@@ -58,7 +58,7 @@ def test_answer_alone_is_on_stdout(story):
     done = program.kvchat(story, "-p", QUESTION, "-n", "8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(b"\n") == 1 and done.stdout.strip()
-    assert b"-m NAME" in done.stderr
+    assert b"no model given" not in done.stderr
 
 
 def test_json_is_one_object_per_question(story):
@@ -112,7 +112,7 @@ def test_long_document_is_refused_with_numbers(tmp_path):
         (["-f", "/"], 4, "directory"),
         (["-m", "/no/such/model"], 3, "no model"),
         (["-m", "/"], 3, "config.json"),
-        (["-m", str(SAMPLE)], 3, "is a file"),
+        (["-m", str(SAMPLE)], 3, "is no model"),
         (["--method", "adakw"], 2, "adakv"),
         (["--method", "adakv:windo=3"], 2, "window"),
         (["--method", "adakv:window=x"], 2, "whole number"),
@@ -281,7 +281,8 @@ def test_a_plan_refuses_what_a_chat_refuses(spec):
     assert done.returncode == 2 and done.stdout == b""
 
 
-def test_doctor_finds_what_a_chat_would_refuse(tmp_path):
+def test_doctor_finds_what_a_chat_would_refuse(tmp_path, monkeypatch):
+    monkeypatch.delenv("KVCHAT_MODEL")
     (tmp_path / "kvchat").mkdir()
     for text in ('budget = "abc"', 'method = "nope"', 'model = "/no/such/model"'):
         (tmp_path / "kvchat" / "config.toml").write_text(f"[defaults]\n{text}\n")

@@ -33,6 +33,6 @@ def test_wheel_has_the_demo_model_and_answers(tmp_path):
         **away,
     )
     assert run.returncode == 0, run.stderr
-    find = "from kvchat.hub.find import demo_model; print(demo_model().folder)"
+    find = "from kvchat.hub.find import demo_model; print(demo_model().path)"
     where = subprocess.check_output([sys.executable, "-c", find], **away)
     assert where.strip() == str(site / "kvchat" / "demo_model")

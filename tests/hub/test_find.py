@@ -5,7 +5,8 @@ import os
 import pytest
 from huggingface_hub import constants
 
-from kvchat.hub.find import Missing, cache, find_model
+from kvchat.hub.find import find_model
+from kvchat.hub.places import Missing, hub_cache
 
 MAIN, NEWER, OTHER = "a" * 40, "b" * 40, "ab" + "c" * 38
 
@@ -33,7 +34,7 @@ def repository(tmp_path, monkeypatch):
     [(None, MAIN), ("main", MAIN), ("v1", OTHER), (NEWER, NEWER), ("bb", NEWER), ("ab", OTHER)],
 )
 def test_a_revision_is_what_its_name_says(revision, commit):
-    assert find_model("org/tiny", revision=revision).folder.name == commit
+    assert find_model("org/tiny", revision=revision).path.name == commit
 
 
 @pytest.mark.parametrize("revision", ["v2", "a", "ffff"])
@@ -45,12 +46,12 @@ def test_what_is_not_here_or_could_be_two_is_refused(revision):
 
 def test_an_alias_takes_main_too():
     aliases = {"mine": {"repo": "org/tiny"}}
-    assert find_model("mine", aliases).folder.name == MAIN
+    assert find_model("mine", aliases).path.name == MAIN
 
 
 def test_the_list_has_main_or_what_came_last(repository):
-    assert [(name, folder.name) for name, folder in cache()] == [("org/tiny", MAIN)]
+    assert [(found.name, found.path.name) for found in hub_cache()] == [("org/tiny", MAIN)]
     (repository / "refs" / "main").unlink()
-    assert [folder.name for _, folder in cache()] == [NEWER]
+    assert [found.path.name for found in hub_cache()] == [NEWER]
     with pytest.raises(Missing):
         find_model("org/tiny")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from tests.support import gguf_files
 from tests.support.hub import serving
 from tests.support.program import ONE_THREAD, ROOT, kvchat
 
@@ -62,6 +63,91 @@ def test_a_broken_line_is_gone_on_with(repository, place):
         assert hub.ranges and hub.ranges[0] != "bytes=0-", "the rest was asked for, not all"
     found = next((Path(place["HF_HOME"]) / "hub").glob("**/model.safetensors"))
     assert found.read_bytes() == weights.read_bytes()
+
+
+PARTS = ["Tiny-Q2_K-00001-of-00002.gguf", "Tiny-Q2_K-00002-of-00002.gguf"]
+
+
+@pytest.fixture
+def formats(tmp_path):
+    """A repository of GGUF files in several formats, one of them in parts."""
+    folder = tmp_path / "formats"
+    names = ("Q8_0", "Q4_K_M", "Q2_K-00001-of-00002", "Q2_K-00002-of-00002")
+    for layers, name in enumerate(names, 1):  # files alike would be fetched once
+        gguf_files.llama(folder / f"Tiny-{name}.gguf", layers=layers)
+    gguf_files.llama(folder / "mmproj-Tiny-F16.gguf")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "fetched"),
+    [
+        (["org/tiny"], ["Tiny-Q4_K_M.gguf"]),
+        (["org/tiny:Q8_0"], ["Tiny-Q8_0.gguf"]),
+        (["org/tiny:q2_k"], PARTS),
+        (["org/tiny", "--file", "Tiny-Q8_0.gguf"], ["Tiny-Q8_0.gguf"]),
+    ],
+)
+def test_one_format_of_a_repository_is_pulled(formats, place, asked, fetched):
+    with serving(formats) as hub:
+        done = kvchat("models", "pull", *asked, "-y", HF_ENDPOINT=hub.address, **place)
+        assert done.returncode == 0 and hub.fetched == fetched, done.stderr
+    assert (b"Q4_K_M of 3" in done.stderr) == (asked == ["org/tiny"])
+
+
+def test_a_format_that_is_not_there_is_refused_with_those_that_are(formats, place):
+    with serving(formats) as hub:
+        for asked in (["org/tiny:Q5_K_M"], ["org/tiny", "--file", "x.gguf"]):
+            done = kvchat("models", "pull", *asked, "-y", HF_ENDPOINT=hub.address, **place)
+            assert done.returncode == 3 and b"Q8_0" in done.stderr and not hub.fetched
+
+
+def test_an_architecture_that_is_not_read_is_refused_before_it_comes(formats, place):
+    with serving(formats) as hub:
+        hub.architecture = "gemma4"
+        done = kvchat("models", "pull", "org/tiny", "-y", HF_ENDPOINT=hub.address, **place)
+        assert done.returncode == 3 and b"gemma4" in done.stderr and not hub.fetched
+
+
+def test_a_sum_that_differs_removes_the_file(repository, place):
+    with serving(repository) as hub:
+        hub.wrong = True
+        done = kvchat("models", "pull", "org/tiny", "-y", HF_ENDPOINT=hub.address, **place)
+        assert done.returncode == 3 and b"sha256" in done.stderr, done.stderr
+        assert not list((Path(place["HF_HOME"]) / "hub").glob("**/model.safetensors"))
+        hub.wrong, count = False, hub.fetched.count("model.safetensors")
+        done = kvchat("models", "pull", "org/tiny", "-y", HF_ENDPOINT=hub.address, **place)
+        assert done.returncode == 0 and hub.fetched.count("model.safetensors") == count + 1
+
+
+def test_the_table_as_json_and_at_80_columns(repository, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(repository, tmp_path / "models" / "mine")
+    shutil.copytree(repository, tmp_path / "models" / "broken")
+    raw = json.loads((repository / "config.json").read_text())
+    (tmp_path / "models" / "broken" / "config.json").write_text(
+        json.dumps(raw | {"model_type": "gemma4"})
+    )
+    gguf_files.llama(tmp_path / "models" / "Small-F16.gguf", layers=3, window=2048, chat=False)
+    cut = gguf_files.llama(tmp_path / "models" / "cut.gguf")
+    cut.write_bytes(cut.read_bytes()[:-40])
+    here = place | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    found = json.loads(kvchat("models", "--json", **here).stdout)
+    listed = {each["name"]: each for each in found["models"]}
+    assert listed["mine"]["fits"] == "yes" and listed["mine"]["reason"] == ""
+    assert listed["mine"]["bytes"] > 0 < listed["mine"]["needed"] < found["free"]
+    assert "gemma4" in listed["broken"]["reason"] and listed["broken"]["fits"] == ""
+    small = listed["Small-F16"]
+    assert (small["family"], small["format"], small["window"]) == ("llama", "F16", 2048)
+    assert small["fits"] == "yes" and not small["chat"] and small["parameters"] > 80_000
+    assert small["held"] == 2 * small["parameters"]
+    assert "cut short" in listed["cut"]["reason"]
+    assert len(found["downloads"]) >= 5
+    assert all(each["licence"] and each["needed"] > 0 for each in found["downloads"])
+    text = kvchat("models", COLUMNS="80", **here).stdout.decode()
+    assert max(map(len, text.splitlines())) <= 80 and "gemma4" in text
+    text = kvchat("models", "pull", COLUMNS="80", **here).stdout.decode()
+    assert max(map(len, text.splitlines())) <= 80 and "Apache-2.0" in text
 
 
 @pytest.mark.parametrize(

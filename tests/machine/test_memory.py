@@ -12,7 +12,7 @@ from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.engine.model.hugging_face import interpret
 from kvchat.errors import KvchatError
-from kvchat.machine import gpu_processes
+from kvchat.machine import gpu_processes, ram
 from kvchat.machine import resources as machine
 from kvchat.machine.plan import Workload, make_plan, require_memory
 
@@ -31,11 +31,11 @@ def test_free_memory_is_what_the_system_says(monkeypatch):
     """Without `/proc` too, and not more than the control group leaves."""
     says = SimpleNamespace(total=16 * 2**30, available=2 * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: says)
-    monkeypatch.setattr(machine, "_limits", lambda paths: [])
+    monkeypatch.setattr(ram, "_limits", lambda paths: [])
     assert machine.free(CPU) == 2 * 2**30 and machine.total(CPU) == 16 * 2**30
     assert machine.free(CPU, 2**30) == 2**30
-    limits = {machine.CGROUP: [3 * 2**30], machine.CGROUP_USED: [2 * 2**30 + 5]}
-    monkeypatch.setattr(machine, "_limits", limits.__getitem__)
+    limits = {ram.CGROUP: [3 * 2**30], ram.CGROUP_USED: [2 * 2**30 + 5]}
+    monkeypatch.setattr(ram, "_limits", limits.__getitem__)
     assert machine.free(CPU) == 2**30 - 5 and machine.total(CPU) == 3 * 2**30
 
 

@@ -242,7 +242,7 @@ def test_a_method_that_was_used_before_needs_no_reading(scene):
     scene.run("/select -")
     assert scene.chat.restored is None
     scene.ask("And?")
-    other = Scene(scene.chat.model.folder)
+    other = Scene(scene.chat.model.path)
     drain(other.chat.session.recompress(scene.chat.method))
     kept = [s.lengths for s in other.chat.session.cache.segments()]
     assert kept == [s.lengths for s in scene.chat.session.cache.segments()]

@@ -125,7 +125,7 @@ def test_environment_of_the_wrong_type(path, name, text):
 def test_aliases_name_models(path, tmp_path):
     path.write_text(GOOD)
     aliases = config.load().models
-    assert find_model("tiny", aliases).folder == DEMO
+    assert find_model("tiny", aliases).path == DEMO
     assert find_model("tiny", aliases).name == "tiny"
     path.write_text("[models.gone]\npath = '/no/such/folder'")
     with pytest.raises(KvchatError, match="gone"):
@@ -135,7 +135,8 @@ def test_aliases_name_models(path, tmp_path):
     assert "kvchat models pull nobody/nothing" in caught.value.tries
 
 
-def test_the_program_obeys_and_shows(path, tmp_path):
+def test_the_program_obeys_and_shows(path, tmp_path, monkeypatch):
+    monkeypatch.delenv("KVCHAT_MODEL")
     path.write_text(GOOD)
     place = {"XDG_CONFIG_HOME": str(tmp_path)}
     text = kvchat("config", "show", "--origin", **place).stdout.decode()

@@ -43,7 +43,7 @@ def test_another_tokenizer_and_template(chat_folder, tmp_path):
     model = Model("tiny", tmp_path / "no tokenizer here")
     options = Options(tokenizer=str(folder), chat_template=str(template))
     chosen = with_text(model, options)
-    assert chosen.text_folder == folder and load_tokenizer(chosen).hf.chat_template
+    assert chosen.text_path == folder and load_tokenizer(chosen).hf.chat_template
     leads = {}
     for given in (None, str(template), ""):
         tokenizer = load_tokenizer(with_text(Model("tiny", folder), Options(chat_template=given)))
@@ -82,7 +82,10 @@ def test_a_memory_limit_holds_in_the_plan(story, tmp_path, chat_folder):
 
 def test_a_log_has_notices_and_errors_but_no_questions(story, tmp_path):
     file = tmp_path / "log"
-    done = kvchat(story, "-p", "A secret?", "-n", "2", "--log-file", str(file))
+    asked = ("-p", "A secret?", "-n", "2", "--method", "full", "--keep-full", "host")
+    done = kvchat(
+        story, *asked, "--log-file", str(file)
+    )  # a copy that has nothing to add: a notice
     assert done.returncode == 0
     assert kvchat("-f", "/no/such/file", "-p", "x", "--log-file", str(file)).returncode == 4
     text = file.read_text()

@@ -11,13 +11,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `folder` as `org/tiny`; `org/gated` and everything else are refused."""
+    """Serves `folder` as `repository`; `org/gated` and everything else are refused.
+
+    Of weights the sha256 is told, as Hugging Face does; `wrong` sums are those of other files.
+    """
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, break_at: int | None = None):
+    def __init__(self, folder: Path, break_at: int | None = None, repository: str = "org/tiny"):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.break_at = folder, break_at
+        self.folder, self.break_at, self.repository = folder, break_at, repository
+        self.wrong, self.architecture = False, ""
         self.ranges: list[str] = []
         self.fetched: list[str] = []
 
@@ -44,14 +48,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if "org/gated" in path:
             return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"}, with_body)
-        if "org/tiny" not in path:
+        name = self.server.repository
+        if name not in path:
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
         if path.startswith("/api/models/"):
-            files = [
-                {"rfilename": file.name, "size": file.stat().st_size}
-                for file in sorted(self.server.folder.iterdir())
-            ]
-            about = {"id": "org/tiny", "modelId": "org/tiny", "sha": COMMIT, "siblings": files}
+            files = [self._about(file) for file in sorted(self.server.folder.iterdir())]
+            about = {"id": name, "modelId": name, "sha": COMMIT, "siblings": files}
+            if self.server.architecture:
+                about["gguf"] = {"architecture": self.server.architecture}
             return self._send(200, json.dumps(about).encode(), {}, with_body)
         data = (self.server.folder / path.rpartition("/")[2]).read_bytes()
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
@@ -64,6 +68,14 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             return self._send(206, data[start:], headers, with_body)
         return self._send(200, data, headers, with_body)
+
+    def _about(self, file: Path) -> dict:
+        size = file.stat().st_size
+        about = {"rfilename": file.name, "size": size}
+        if file.suffix in (".gguf", ".safetensors"):
+            sha256 = hashlib.sha256(file.read_bytes() + b"!" * self.server.wrong).hexdigest()
+            about["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 134}
+        return about
 
     def _send(self, code: int, data: bytes, headers: dict[str, str], with_body: bool) -> None:
         self.send_response(code)
@@ -82,9 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path, break_at: int | None = None):
+def serving(folder: Path, break_at: int | None = None, repository: str = "org/tiny"):
     """A running hub."""
-    hub = Hub(folder, break_at)
+    hub = Hub(folder, break_at, repository)
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()
     try:

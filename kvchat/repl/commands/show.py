@@ -136,7 +136,7 @@ def _model(context: Context, argument: str) -> None:
     context.screen.columns([
         ("model", f"{chat.model.name} ({config.family}), {config.parameters / 1e6:,.1f} M "
          f"parameters, {size(engine.weights_bytes)} in {engine.weights}"),
-        ("folder", str(chat.model.folder)),
+        ("path", str(chat.model.path)),
         ("computes", f"{str(engine.dtype).removeprefix('torch.')} on {engine.device}"),
         ("attention", engine.backend.name),
         *(("", line) for line in refusals),
