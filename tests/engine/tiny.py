@@ -50,9 +50,11 @@ def save_model(
     return folder
 
 
-def load_engine(folder: Path, dtype: str = "f32", chunk: int = 2048) -> Engine:
+def load_engine(
+    folder: Path, dtype: str = "f32", chunk: int = 2048, weights: str = "auto"
+) -> Engine:
     """Our engine over a checkpoint, on the CPU."""
-    engine = drain(Engine.load(folder, load_config(folder), dtype, "cpu"))
+    engine = drain(Engine.load(folder, load_config(folder), dtype, "cpu", weights))
     engine.chunk = chunk
     return engine
 
