@@ -2,15 +2,19 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from kvchat.engine.gguf.file import GGUF
+from kvchat.engine.gguf.tokenizer import read_tokenizer
 from kvchat.errors import KvchatError
 
 FILES = ("tokenizer.json", "tokenizer.model")
+GGUF_SUFFIX = ".gguf"
 INCOMPLETE = "\ufffd"
 # Names of the class that reads tokenizer.json as it is.
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -19,8 +23,10 @@ GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 class Tokenizer:
     """Encodes trusted text (special tokens parsed) and foreign text (special tokens stay text)."""
 
-    def __init__(self, hf: Any):
+    def __init__(self, hf: Any, ends: Iterable[int] | None = None):
+        """`ends`: ids that end an answer, if the model names more than its end-of-text token."""
         self.hf = hf
+        self.ends = frozenset(ends if ends is not None else {hf.eos_token_id} - {None})
         self.specials = {t.content: i for i, t in hf.added_tokens_decoder.items() if t.special}
         names = sorted(self.specials, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
@@ -31,7 +37,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer of a model folder. Raises KvchatError("model")."""
+        """The tokenizer of a model folder or a GGUF file. Raises KvchatError("model")."""
+        if folder.suffix == GGUF_SUFFIX:
+            return cls._of_file(folder)
         if not any((folder / name).exists() for name in FILES):
             raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}", "--tokenizer FOLDER")
         try:
@@ -41,6 +49,15 @@ class Tokenizer:
             raise KvchatError(
                 "model", f"the tokenizer of {folder} cannot be read: {reason}"
             ) from error
+
+    @classmethod
+    def _of_file(cls, path: Path) -> "Tokenizer":
+        found = read_tokenizer(GGUF(path))
+        empty = tokenizers.Tokenizer(tokenizers.models.BPE())
+        hf = PreTrainedTokenizerFast(tokenizer_object=empty, **found.roles)
+        hf._tokenizer = found.backend  # the constructor would copy it: a second for large ones
+        hf.chat_template = found.chat_template
+        return cls(hf, found.ends)
 
     @property
     def bos(self) -> list[int]:
