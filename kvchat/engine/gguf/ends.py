@@ -39,10 +39,9 @@ ENDS = (
     "[EOT]", "[EOS]", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
     "<｜end▁of▁sentence｜>", "[e~[",
 )  # fmt: skip
-# In these company `<|end|>` ends a part of an answer, not the answer
-PARTS_END = ({"<|return|>", "<|call|>"}, {"<|call|>", "<|flush|>"}, {"<|calls|>", "<|flush|>"})
-# In this company `</s>` is a tag of HTML
-HTML_S = ("<|tool_response>", "<|plamo:eos|>")
+# Beside one of both, `<|end|>` ends a part of an answer, not the answer
+CALLS, RETURNS = {"<|call|>", "<|calls|>"}, {"<|return|>", "<|flush|>"}
+HTML_S = "<|tool_response>"  # beside it, `</s>` is a tag of HTML
 
 
 def fill_ids(numbers: Mapping[str, int], ids: Mapping[str, int]) -> dict[str, int]:
@@ -58,9 +57,9 @@ def fill_ids(numbers: Mapping[str, int], ids: Mapping[str, int]) -> dict[str, in
 def end_ids(numbers: Mapping[str, int], ids: Mapping[str, int]) -> frozenset[int]:
     """Ids of tokens that end an answer; `numbers` are ids by text, `ids` by role."""
     named = {name for name in ENDS if name in numbers}
-    if any(pair <= named for pair in PARTS_END):
+    if CALLS & named and RETURNS & named:
         named.discard("<|end|>")
-    if any(name in numbers for name in HTML_S):
+    if HTML_S in named:
         named.discard("</s>")
     roles = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
     return frozenset({numbers[n] for n in named} | {ids[role] for role in roles if role in ids})

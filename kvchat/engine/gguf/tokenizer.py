@@ -44,12 +44,13 @@ class FileTokenizer:
 def read_tokenizer(file: GGUF) -> FileTokenizer:
     """The tokenizer of a GGUF file. Raises KvchatError("model")."""
     vocabulary = Vocabulary(file)
-    if vocabulary.model not in BUILDERS:
+    build = BUILDERS.get(vocabulary.model or "")
+    if build is None:
         raise vocabulary.refusal(
             f"its kind is {vocabulary.model!r} (supported: {', '.join(BUILDERS)})",
             "choose another model",
         )
-    backend, begins = BUILDERS[vocabulary.model](vocabulary)
+    backend, begins = build(vocabulary)
     vocabulary.mark(backend)
     bos = vocabulary.ids.get("bos")
     if bos is not None and vocabulary.flag("add_bos_token", begins):
@@ -77,7 +78,11 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
             ignore_merges=rules.whole,
         )
     except Exception as error:  # the library raises plain ones
-        raise vocabulary.refusal(f"its merges do not fit its tokens: {error}") from None
+        whole = next((merge for merge in merges if " " not in merge), None)
+        why = str(error).splitlines()[0] if whole is None else f"{whole!r} is no pair"
+        raise vocabulary.refusal(
+            f"its merges do not fit its tokens: {why}", "download the file again"
+        ) from None
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -147,7 +152,7 @@ def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     ]
 
 
-BUILDERS: dict[str | None, Callable[[Vocabulary], tuple[Tokenizer, bool]]] = {
+BUILDERS: dict[str, Callable[[Vocabulary], tuple[Tokenizer, bool]]] = {
     "gpt2": _byte_level,
     "llama": _sentencepiece,
 }

@@ -80,7 +80,8 @@ class Vocabulary:
         """Tells `backend` which tokens are special and which are found in any text."""
         name = str(self._file.get("general.name", "")).lower()  # all that tells Phi-3
         strips = self.model == "llama" and ("phi-3" in name or "phi3" in name)
-        special, found = [], []
+        special: list[AddedToken] = []
+        found: list[AddedToken] = []
         for number, kind in self.marks.items():
             text, is_special = self.tokens[number], kind != USER_DEFINED
             token = AddedToken(
@@ -105,8 +106,10 @@ class Vocabulary:
             if kind in (UNKNOWN, CONTROL, USER_DEFINED)
         }
         special = {self.numbers[name] for name in ENDS if name in self.numbers}
-        kinds |= dict.fromkeys(special | {self.ids[role] for role in FIM if role in self.ids}, CONTROL)
-        if any(name in self.numbers for name in HTML_S):
+        kinds |= dict.fromkeys(
+            special | {self.ids[role] for role in FIM if role in self.ids}, CONTROL
+        )
+        if HTML_S in self.numbers:
             kinds.pop(self.numbers.get("</s>", -1), None)
         return kinds
 

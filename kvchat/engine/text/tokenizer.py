@@ -15,6 +15,7 @@ from kvchat.errors import KvchatError
 
 FILES = ("tokenizer.json", "tokenizer.model")
 GGUF_SUFFIX = ".gguf"
+ASCII_SPACES = " \t\n\v\f\r"
 INCOMPLETE = "\ufffd"
 # Names of the class that reads tokenizer.json as it is.
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -28,11 +29,13 @@ class Tokenizer:
         self.hf = hf
         self.ends = frozenset(ends if ends is not None else {hf.eos_token_id} - {None})
         self.specials = {t.content: i for i, t in hf.added_tokens_decoder.items() if t.special}
+        # Phi-3's tokens take the spaces behind them along
+        self._stripping = {i for i, t in hf.added_tokens_decoder.items() if t.special and t.rstrip}
         names = sorted(self.specials, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
         # SentencePiece-like tokenizers put a space before the text; inside a text that is wrong
-        first = hf.convert_ids_to_tokens(self._raw("x"))[0]
-        self._prefixes_space = first.startswith("\u2581")
+        first = hf.convert_ids_to_tokens(self._raw("x")[:1])
+        self._prefixes_space = "".join(first).startswith("\u2581")
         self._space_after_special = self._prefixes_space and self._prefixed_after_special()
 
     @classmethod
@@ -82,7 +85,7 @@ class Tokenizer:
                 run += plain
                 if special is not None:
                     ids += [*self._plain(run, after), special]
-                    run, after = "", "special"
+                    run, after = "", "stripping" if special in self._stripping else "special"
         return ids + self._plain(run, after)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -102,6 +105,8 @@ class Tokenizer:
         return [*atoms, (text[end:], None)]
 
     def _plain(self, text: str, after: str) -> list[int]:
+        if after == "stripping":
+            text, after = text.lstrip(ASCII_SPACES), "special"
         if not text:
             return []
         fresh = after == "start" or (after == "special" and self._space_after_special)
