@@ -54,9 +54,9 @@ def read_tokenizer(file: GGUF) -> FileTokenizer:
     vocabulary.mark(backend)
     bos = vocabulary.ids.get("bos")
     if bos is not None and vocabulary.flag("add_bos_token", begins):
-        text = vocabulary.tokens[bos]
+        begin = {"id": "bos", "ids": [bos], "tokens": [vocabulary.tokens[bos]]}
         backend.post_processor = processors.TemplateProcessing(
-            single=[text, "$A"], special_tokens=[(text, bos)]
+            single=["bos", "$A"], special_tokens=[begin]
         )
     template = file.get(TEMPLATE)
     return FileTokenizer(

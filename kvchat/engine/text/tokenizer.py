@@ -41,7 +41,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder or a GGUF file. Raises KvchatError("model")."""
-        if folder.suffix == GGUF_SUFFIX:
+        if folder.suffix.lower() == GGUF_SUFFIX and not folder.is_dir():
             return cls._of_file(folder)
         if not any((folder / name).exists() for name in FILES):
             raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}", "--tokenizer FOLDER")

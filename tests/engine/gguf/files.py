@@ -2,6 +2,7 @@
 
 import json
 import string
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from gguf import GGUFWriter
 
 # texts in many scripts, vocabularies that merge across words, and what llama.cpp made of them
 RECORDED = Path(__file__).with_name("recorded.json")
+MODELS = Path(__file__).with_name("models.json")  # the same of real models, as checksums
 LETTERS = string.ascii_letters + string.digits  # which of a text's lists of ids
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 WRITES = {str: "add_string", bool: "add_bool", int: "add_uint32", list: "add_array"}
@@ -32,6 +34,11 @@ def recorded_ids(recorded: dict[str, Any]) -> dict[str, list[list[int]]]:
         for names, letters in recorded["of"]
         for name in names
     }
+
+
+def checksum(value: Any) -> str:
+    """Eight hexadecimal digits of what JSON has for `value`."""
+    return f"{zlib.crc32(json.dumps(value).encode()):08x}"
 
 
 def write(path: Path, fields: dict[str, Any]) -> Path:

@@ -1,25 +1,59 @@
 """Records what llama.cpp makes of the texts and vocabularies in `recorded.json`.
 
     pip install llama-cpp-python gguf
-    python -m tests.engine.gguf.record
+    python -m tests.engine.gguf.record [MODEL.gguf ...]
 
 Ids of a text are written once for all cases that agree on it: `ids` has the different lists of
 each text; `of` has cases that agree on all texts, and a letter for each text: which list is theirs.
+Of real models, checksums of the ids are kept in `models.json`, by a checksum of their tokens.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
-from tests.engine.gguf.files import LETTERS, RECORDED, case_fields, ends_fields, load, write
+from kvchat.engine.gguf.file import GGUF
+from tests.engine.gguf.files import (
+    LETTERS,
+    MODELS,
+    RECORDED,
+    case_fields,
+    checksum,
+    ends_fields,
+    load,
+    write,
+)
 
 
 def model(folder: Path, fields: dict[str, Any]) -> llama_cpp.Llama:
     path = write(folder / "small.gguf", fields)
     return llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+
+
+def record_models(paths: list[Path]) -> None:
+    texts = [text.encode() for text in load()["texts"]]
+    found = {}
+    for path in paths:
+        llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+        found[checksum(GGUF(path)["tokenizer.ggml.tokens"])] = {
+            "name": path.stem,
+            "ends": [
+                number
+                for number in range(llama.n_vocab())
+                if llama_cpp.llama_vocab_is_eog(llama._model.vocab, number)
+            ],
+            "ids": [
+                checksum(
+                    [llama.tokenize(text, add_bos=False, special=how) for how in (False, True)]
+                )
+                for text in texts
+            ],
+        }
+    MODELS.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:
@@ -54,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    record_models([Path(path) for path in sys.argv[1:]]) if sys.argv[1:] else main()
