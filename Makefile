@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := kvchat tests benchmarks models/demo/recipe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test test-compile test-gpu check demo demo-model chat bench
+.PHONY: help setup fmt lint types test test-compile test-gpu test-model check demo demo-model chat bench
 .PHONY: bench-card bench-decode bench-kernels results clean
 
 help:  ## this list
@@ -32,10 +32,13 @@ types: setup  ## mypy
 	@$(BIN)/mypy
 
 test: setup  ## the tests (CPU, no network)
-	@$(BIN)/python -m pytest -m 'not gpu' -n auto
+	@$(BIN)/python -m pytest -m 'not gpu and not model' -n auto
 
 test-gpu: setup  ## the tests that need a CUDA device
 	@TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
+
+test-model: setup  ## the tests that need real checkpoints (KVCHAT_MODELS=FOLDER, or models/)
+	@$(BIN)/python -m pytest -m model
 
 test-compile: setup  ## compile every kernel for cards that are not here
 	@$(BIN)/python tests/kernels/compiling.py

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.engine import texts, tiny
+from tests.support.models import MODELS
 
 # Tensors here are tiny: threads would wait for each other longer than they work.
 torch.set_num_threads(1)
@@ -25,7 +26,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that need a card are skipped where there is none."""
+    """Tests that need a card are skipped where there is none; so are those of real models."""
+    if not MODELS.is_dir() or not any(MODELS.rglob("*.gguf")):
+        for item in items:
+            if item.get_closest_marker("model"):
+                item.add_marker(pytest.mark.skip(reason=f"no GGUF files in {MODELS}"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -2,15 +2,20 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from kvchat.engine.gguf.file import GGUF
+from kvchat.engine.gguf.tokenizer import read_tokenizer
 from kvchat.errors import KvchatError
 
 FILES = ("tokenizer.json", "tokenizer.model")
+GGUF_SUFFIX = ".gguf"
+ASCII_SPACES = " \t\n\v\f\r"
 INCOMPLETE = "\ufffd"
 # Names of the class that reads tokenizer.json as it is.
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -19,19 +24,25 @@ GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 class Tokenizer:
     """Encodes trusted text (special tokens parsed) and foreign text (special tokens stay text)."""
 
-    def __init__(self, hf: Any):
+    def __init__(self, hf: Any, ends: Iterable[int] | None = None):
+        """`ends`: ids that end an answer, if the model names more than its end-of-text token."""
         self.hf = hf
+        self.ends = frozenset(ends if ends is not None else {hf.eos_token_id} - {None})
         self.specials = {t.content: i for i, t in hf.added_tokens_decoder.items() if t.special}
+        # Phi-3's tokens take the spaces behind them along
+        self._stripping = {i for i, t in hf.added_tokens_decoder.items() if t.special and t.rstrip}
         names = sorted(self.specials, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
         # SentencePiece-like tokenizers put a space before the text; inside a text that is wrong
-        first = hf.convert_ids_to_tokens(self._raw("x"))[0]
-        self._prefixes_space = first.startswith("\u2581")
+        first = hf.convert_ids_to_tokens(self._raw("x")[:1])
+        self._prefixes_space = "".join(first).startswith("\u2581")
         self._space_after_special = self._prefixes_space and self._prefixed_after_special()
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer of a model folder. Raises KvchatError("model")."""
+        """The tokenizer of a model folder or a GGUF file. Raises KvchatError("model")."""
+        if folder.suffix.lower() == GGUF_SUFFIX and not folder.is_dir():
+            return cls._of_file(folder)
         if not any((folder / name).exists() for name in FILES):
             raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}", "--tokenizer FOLDER")
         try:
@@ -41,6 +52,15 @@ class Tokenizer:
             raise KvchatError(
                 "model", f"the tokenizer of {folder} cannot be read: {reason}"
             ) from error
+
+    @classmethod
+    def _of_file(cls, path: Path) -> "Tokenizer":
+        found = read_tokenizer(GGUF(path))
+        empty = tokenizers.Tokenizer(tokenizers.models.BPE())
+        hf = PreTrainedTokenizerFast(tokenizer_object=empty, **found.roles)
+        hf._tokenizer = found.backend  # the constructor would copy it: a second for large ones
+        hf.chat_template = found.chat_template
+        return cls(hf, found.ends)
 
     @property
     def bos(self) -> list[int]:
@@ -65,7 +85,7 @@ class Tokenizer:
                 run += plain
                 if special is not None:
                     ids += [*self._plain(run, after), special]
-                    run, after = "", "special"
+                    run, after = "", "stripping" if special in self._stripping else "special"
         return ids + self._plain(run, after)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -85,6 +105,8 @@ class Tokenizer:
         return [*atoms, (text[end:], None)]
 
     def _plain(self, text: str, after: str) -> list[int]:
+        if after == "stripping":
+            text, after = text.lstrip(ASCII_SPACES), "special"
         if not text:
             return []
         fresh = after == "start" or (after == "special" and self._space_after_special)
