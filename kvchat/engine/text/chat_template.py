@@ -45,7 +45,7 @@ class Dialogue:
     @property
     def end_tokens(self) -> set[int]:
         """Tokens that end an answer: the tokenizer's, and the one the template puts after it."""
-        ends = {self.tokenizer.hf.eos_token_id} - {None}
+        ends = set(self.tokenizer.ends)
         first = self.tokenizer.encode([(self.form.between, True)], continues=True)[:1]
         return ends | (set(first) & set(self.tokenizer.specials.values()))
 

@@ -9,12 +9,12 @@ from typing import Any
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from kvchat.engine.gguf import is_gguf
 from kvchat.engine.gguf.file import GGUF
 from kvchat.engine.gguf.tokenizer import read_tokenizer
 from kvchat.errors import KvchatError
 
 FILES = ("tokenizer.json", "tokenizer.model")
-GGUF_SUFFIX = ".gguf"
 ASCII_SPACES = " \t\n\v\f\r"
 INCOMPLETE = "\ufffd"
 # Names of the class that reads tokenizer.json as it is.
@@ -41,7 +41,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder or a GGUF file. Raises KvchatError("model")."""
-        if folder.suffix.lower() == GGUF_SUFFIX and not folder.is_dir():
+        if is_gguf(folder):
             return cls._of_file(folder)
         if not any((folder / name).exists() for name in FILES):
             raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}", "--tokenizer FOLDER")
