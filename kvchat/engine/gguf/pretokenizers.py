@@ -124,7 +124,7 @@ PRETOKENIZERS = {
     "bailingmoe": _BAILING,
     "bailingmoe2": _BAILING,
     "llada-moe": _BAILING,
-    "seed-coder": PreTokenizer((_words(signs=r" ?[^\s\p{L}\p{N}\r\n]+"),)),
+    "seed-coder": PreTokenizer((_words(signs=SIGNS),)),
     "exaone-moe": PreTokenizer(
         (
             _words(

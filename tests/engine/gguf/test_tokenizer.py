@@ -153,6 +153,12 @@ def test_what_does_not_fit_is_refused_in_one_line(made, what):
     assert all(part in message for part in parts)
 
 
+def test_of_two_equal_merges_the_first_counts(made):
+    merges = [*GPT2["merges"], *GPT2["merges"][:50]]
+    tokenizer = made("smollm", merges=merges)
+    assert [tokenizer.encode([(text, False)]) for text in TEXTS] == IDS["smollm"]
+
+
 def test_what_others_leave_out_is_taken_as_usual(made):
     """Empty texts, no kinds, padding of -1: files have them, and answers are right all the same."""
     tokens = [*GPT2["tokens"][:-1], ""]
