@@ -1,7 +1,8 @@
 """Which tokens end an answer: those that a GGUF file names, and those known by their texts.
 
 Files often name one token where the model writes several, so llama.cpp goes by texts too; so do
-we. Tokens known by their texts are special whatever the file says they are.
+we. Tokens known by their texts are special whatever the file says they are. Unlike there, `</s>` is
+an end only where the file names it: in Qwen's and Gemma's vocabularies it is a tag of HTML.
 """
 
 from collections.abc import Mapping
@@ -35,13 +36,12 @@ FIM = {
 }  # fmt: skip
 ENDS = (
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>",
-    "<|calls|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<EOT>", "_<EOT>",
+    "<|calls|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>",
     "[EOT]", "[EOS]", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
     "<｜end▁of▁sentence｜>", "[e~[",
 )  # fmt: skip
 # Beside one of both, `<|end|>` ends a part of an answer, not the answer
 CALLS, RETURNS = {"<|call|>", "<|calls|>"}, {"<|return|>", "<|flush|>"}
-HTML_S = "<|tool_response>"  # beside it, `</s>` is a tag of HTML
 
 
 def fill_ids(numbers: Mapping[str, int], ids: Mapping[str, int]) -> dict[str, int]:
@@ -59,7 +59,5 @@ def end_ids(numbers: Mapping[str, int], ids: Mapping[str, int]) -> frozenset[int
     named = {name for name in ENDS if name in numbers}
     if CALLS & named and RETURNS & named:
         named.discard("<|end|>")
-    if HTML_S in named:
-        named.discard("</s>")
     roles = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
     return frozenset({numbers[n] for n in named} | {ids[role] for role in roles if role in ids})

