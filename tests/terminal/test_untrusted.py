@@ -19,6 +19,7 @@ from kvchat.cli import oneshot
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.errors import KvchatError
+from kvchat.hub.places import Found
 from kvchat.repl import views
 from kvchat.repl.commands import find
 from kvchat.settings.options import live_option
@@ -158,8 +159,8 @@ def test_saved_chats_and_what_they_say(tmp_path, capsys, monkeypatch):
 def test_tables_of_models_and_of_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     names = list(islice(strings(9), 2_000))
-    found = [(name, tmp_path / "nowhere") for name in names]
-    monkeypatch.setattr(shelf, "_local", lambda: found)
+    found = [Found(name, tmp_path / "nowhere", "models/") for name in names]
+    monkeypatch.setattr(shelf, "at_hand", lambda aliases: found)
     shelf.show(SimpleNamespace(invoked_subcommand=None))
     assert safe(capsys.readouterr().out)
     for name in names:

@@ -31,7 +31,11 @@ def test_ids_and_ends_are_those_of_llama_cpp(known):
         files.checksum([tokenizer.encode([(text, trusted)]) for trusted in (False, True)])
         for text in TEXTS
     ]
-    assert ids == record["ids"] and len(ids) >= 200
+    # there `</s>` is special by its text, here only where the file says so
+    same = [
+        a == b for a, b, text in zip(ids, record["ids"], TEXTS, strict=True) if "</s>" not in text
+    ]
+    assert all(same) and len(same) >= 200
     tag = {tokenizer.hf.convert_tokens_to_ids("</s>")}  # an end there even where it is HTML
     assert set(record["ends"]) - tokenizer.ends <= tag and tokenizer.ends <= set(record["ends"])
 
