@@ -1,6 +1,11 @@
 """Where the program begins: `kvchat` and `python -m kvchat`."""
 
+import os
 import signal
+
+# Threads that wait for each other sleep. By default they spin, and where they share a core with
+# anybody else every product then takes a time slice (3 to 20 times slower, see docs/log.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Ctrl-C while the command line is imported ends the program without a traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
