@@ -71,15 +71,20 @@ class Tail:
 
     def newest(self, entries: int) -> Entries:
         """The newest `entries` live entries, for attention backends."""
-        heads, capacity, dim = self.k.shape
-        first = self.length - entries
+        dim = self.k.shape[2]
         return Entries(
             k=self.k.view(-1, dim),
             v=self.v.view(-1, dim),
-            start=self._first + first,
+            start=self._first + (self.length - entries),
             length=torch.full_like(self._lengths, entries),
-            spans=tuple((head * capacity + self._offset + first, entries) for head in range(heads)),
+            spans=self.newest_spans(entries),
         )
+
+    def newest_spans(self, entries: int) -> tuple[tuple[int, int], ...]:
+        """First place and number of every head's newest `entries` in the store `[H * capacity]`."""
+        heads, capacity, _ = self.k.shape
+        first = self._offset + self.length - entries
+        return tuple((head * capacity + first, entries) for head in range(heads))
 
     def reserve(self, entries: int) -> None:
         """Make room for exactly `entries` entries per head, if there is less."""

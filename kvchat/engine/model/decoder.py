@@ -72,7 +72,10 @@ class Decoder(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Next-token logits `[T, vocab]` of final hidden states `x [T, hidden]`."""
-        y: Tensor = self.lm_head(self.model.norm(x))
+        return self.bounded(self.lm_head(self.model.norm(x)))
+
+    def bounded(self, y: Tensor) -> Tensor:
+        """Logits `y` of the output projection, divided and capped where the model does so."""
         if self.config.logit_divisor != 1.0:
             y = y / self.config.logit_divisor
         if cap := self.config.logit_cap:

@@ -111,7 +111,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.mlp_output_norm = norm(behind)
         self.residual = config.residual_scale
-        self._factors = _query_factors(config, self.kind.rope)
+        self.factors = _query_factors(config, self.kind.rope)
         self._query: float | Tensor | None = None
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +122,7 @@ class Block(nn.Module):
         q, k, v = self.self_attn(self.input_layernorm(x))
         turned = ops.rope(torch.cat((q, k), dim=1), rotation.cos, rotation.sin)  # in one go
         q, k = turned.split((q.shape[1], k.shape[1]), dim=1)
-        if self._factors is not None:
+        if self.factors is not None:
             q = q * self._query_scale(q)
         if rotation.raised is not None:
             q = q * rotation.raised.to(q.dtype)
@@ -131,9 +131,9 @@ class Block(nn.Module):
     def _query_scale(self, q: Tensor) -> float | Tensor:
         """What queries are multiplied by: a number, or one for every value of a head."""
         if self._query is None:
-            assert self._factors is not None
-            same = len(set(self._factors)) == 1
-            self._query = self._factors[0] if same else torch.tensor(self._factors).to(q)
+            assert self.factors is not None
+            same = len(set(self.factors)) == 1
+            self._query = self.factors[0] if same else torch.tensor(self.factors).to(q)
         return self._query
 
     def output(self, dtype: torch.dtype) -> Tensor:
