@@ -58,6 +58,7 @@ class Settings:
     dtype: str = shared(Options, "dtype")
     weights: str = shared(Options, "weights")
     attention: str = shared(Options, "attention")
+    kernels: str = shared(Options, "kernels")
     mem_limit: int | None = shared(Options, "mem_limit")
     list_devices: bool = option(
         "--list-devices", MACHINE, "Say what --device can be, and stop.", SWITCH, default=False

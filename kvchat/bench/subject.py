@@ -72,10 +72,11 @@ def load(settings: Settings, screen: Screen) -> Subject:
     if model is None:
         with screen.busy(f"random weights for {name}"):
             weights = random_weights(config, dtype, device, weights=settings.weights)
-        engine = Engine(weights, settings.attention)
+        engine = Engine(weights, settings.attention, settings.kernels)
     else:
         wanted = settings.dtype, settings.device, settings.weights, settings.attention
-        engine = screen.watch(Engine.load(model.path, config, *wanted), "loading")
+        loading = Engine.load(model.path, config, *wanted, settings.kernels)
+        engine = screen.watch(loading, "loading")
         for tensor in chain(engine.model.parameters(), engine.model.buffers()):
             tensor.flatten()[::1024].sum()  # or the first test would read a mapped file
     engine.chunk = settings.chunk or engine.chunk

@@ -207,7 +207,7 @@ def _plan_copy(
 def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     """The loading of the weights, begun: their names and shapes are checked, nothing is read."""
     options, prepared = setup.options, setup.prepared
-    wanted = options.dtype, options.device, options.weights, options.attention
+    wanted = options.dtype, options.device, options.weights, options.attention, options.kernels
     config = prepared.config.within(setup.limit)
     loading = Engine.load(prepared.model.path, config, *wanted)
     next(loading)

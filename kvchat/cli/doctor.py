@@ -17,6 +17,7 @@ from kvchat import __version__
 from kvchat.chat import chatlog as saved
 from kvchat.engine.attention import BACKENDS
 from kvchat.engine.budget import Budget
+from kvchat.engine.kernels import kernels_on
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model import MODELS
@@ -103,6 +104,7 @@ def _tables() -> list[Line]:
         ("ok", "families", ", ".join(MODELS)),
         ("ok", "methods", ", ".join(METHODS)),
         ("ok", "attention", ", ".join(BACKENDS)),
+        ("ok", "kernels", f"{kernels_on('cpu')} on a CPU, {kernels_on('cuda')} on a card"),
     ]
 
 

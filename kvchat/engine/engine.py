@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvchat.engine import compaction, selection
+from kvchat.engine import compaction, ops, selection
 from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.decode.loop import Writer
+from kvchat.engine.decode.loop import Writer, compile_beside
 from kvchat.engine.decode.sampler import Sampler
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import Loading, Progress, Smaller, drain
+from kvchat.engine.kernels import kernels_on
 from kvchat.engine.methods.base import Method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
@@ -36,7 +37,7 @@ DTYPES: dict[str, torch.dtype] = {
 class Engine:
     """One model on one device. Every public entry runs in inference mode."""
 
-    def __init__(self, model: Decoder, attention: str = "auto"):
+    def __init__(self, model: Decoder, attention: str = "auto", kernels: str = "auto"):
         self.model = model
         self.config = model.config
         self.device, self.dtype = model.device, model.dtype
@@ -44,7 +45,9 @@ class Engine:
             torch.cuda.set_device(self.device)  # kernels start and graphs record on the current one
         self.backend = choose(attention, self.device, self.config.attention_cap)
         self.chunk = CHUNKS[self.device.type]
-        self.writer = Writer.on(model, self.device)
+        self.kernels = kernels_on(self.device.type, kernels)
+        ops.use(self.kernels)
+        self.writer = Writer.on(model, self.device, self.kernels)
 
     @classmethod
     def load(
@@ -55,16 +58,22 @@ class Engine:
         device: str = "auto",
         weights: str = "auto",
         attention: str = "auto",
+        kernels: str = "auto",
     ) -> Generator[Loading, None, "Engine"]:
-        """Stream a checkpoint in; the generator's value is the engine."""
+        """Stream a checkpoint in; the generator's value is the engine.
+
+        Kernels that have to be compiled are, beside it.
+        """
         where, kind = resolve_device(device), resolve_dtype(dtype, config, weights)
         choose(attention, where, config.attention_cap)  # refused now if it cannot run
+        if kernels_on(where.type, kernels) == "numba":
+            compile_beside(kind)
         steps = load_weights(folder, config, kind, where, weights)
         for item in steps:
             if isinstance(item, tuple):
                 yield Loading(*item)
             else:
-                return cls(item, attention)
+                return cls(item, attention, kernels)
         raise AssertionError("load_weights ends with the model")
 
     @property

@@ -4,7 +4,6 @@ Each has the name, signature and meaning of its twin in `kernels/reference.py`. 
 backends.
 """
 
-import os
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
@@ -24,17 +23,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def kernel(path: str, x: Tensor) -> Callable[..., Any] | None:
-    """The launcher at `module:name` of `kvchat.kernels` if `x` is on a card, else None.
+_without: set[str] = set()  # kernels that are not to be used, in this process
 
-    `KVCHAT_KERNELS=torch` in the environment does without.
-    """
-    return _loaded(path) if x.is_cuda else None
+
+def use(kernels: str) -> None:
+    """Take Triton's kernels on a card, or with `torch` do without; see `kernels.kernels_on`."""
+    _without.clear()
+    if kernels == "torch":
+        _without.add("triton")
+
+
+def kernel(path: str, x: Tensor) -> Callable[..., Any] | None:
+    """The launcher at `module:name` of `kvchat.kernels` if `x` is on a card, else None."""
+    return _loaded(path) if x.is_cuda and not _without else None
 
 
 @cache
 def _loaded(path: str) -> Callable[..., Any] | None:
-    if os.environ.get("KVCHAT_KERNELS") == "torch" or find_spec("triton") is None:
+    if find_spec("triton") is None:
         return None
     module, name = path.split(":")
     launcher: Callable[..., Any] = getattr(import_module(f"kvchat.kernels.{module}"), name)

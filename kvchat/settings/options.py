@@ -9,6 +9,7 @@ from typing import Any
 from kvchat.documents import FORMATS
 from kvchat.engine.attention import BACKENDS
 from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.kernels import KERNELS
 from kvchat.engine.methods import METHODS
 from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.engine.sizes import MAX_TOKENS
@@ -270,6 +271,14 @@ class Options:
         MACHINE,
         f"auto, {', '.join(BACKENDS)} (flash: prefill only).",
         table=FILE,
+        default="auto",
+    )
+    kernels: str = option(
+        "--kernels",
+        MACHINE,
+        "auto: numba on a CPU, triton on a card.",
+        one_of(*KERNELS),
+        FILE,
         default="auto",
     )
     threads: int | None = option("--threads", MACHINE, "CPU threads.", whole(1, MOST_THREADS), FILE)

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from kvchat.engine.attention.entries import Entries
+from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.cache.window import WindowLayer
+from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block, RMSNorm
+from kvchat.engine.prefill.prefill import empty_cache
 from kvchat.engine.weights import lowbit
+from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.engine.weights.linear import Int4Linear, Int8Linear, Linear
 from kvchat.kernels.cpu import products
 from kvchat.kernels.cpu.attention import (
@@ -74,11 +78,11 @@ class Product:
         wide, out = given.to(lowbit.WIDE), torch.from_numpy(y)
         for module in self._modules:
             if isinstance(module, Int4Linear):
-                part = lowbit.operator(wide, module.packed, module.scales, module.group)
+                found = lowbit.operator(wide, module.packed, module.scales, module.group)
             else:
-                part = unbiased(module, given)
-            begin, end = end, end + part.shape[1]
-            out[begin:end] = part[0]
+                found = unbiased(module, given)
+            begin, end = end, end + found.shape[1]
+            out[begin:end] = found[0]
 
 
 def unbiased(module: nn.Module, x: Tensor) -> Tensor:
@@ -165,10 +169,11 @@ class LayerStep:
         place(room.qkv, *self.about, *given)
         tail.accept(1)
         self._attend(layer)
-        for observer in layer.observers:
-            q = room.seen_q.clone()
-            turned = torch.from_numpy(cos)[None], torch.from_numpy(sin)[None]
-            observer.see(q, room.seen_lse.clone(), layer, float(self.scale), *turned)
+        if isinstance(layer, LayerCache):
+            for observer in layer.observers:
+                q, lse = room.seen_q.clone(), room.seen_lse.clone()
+                turned = torch.from_numpy(cos)[None], torch.from_numpy(sin)[None]
+                observer.see(q, lse, layer, float(self.scale), *turned)
         self.o(room.out, room.y)
         add(room.x, room.y, *self.attended, room.h)
         self.both(room.h, room.both)
@@ -282,12 +287,17 @@ class CompiledStep:
 
 
 def _norm(module: nn.Module) -> np.ndarray:
-    return view(module.weight) if isinstance(module, RMSNorm) else NONE
+    return _wide(module.weight) if isinstance(module, RMSNorm) else NONE
 
 
 def _bias(module: nn.Module) -> np.ndarray:
     bias = getattr(module, "bias", None)
-    return NONE if bias is None else view(bias)
+    return NONE if bias is None else _wide(bias)
+
+
+def _wide(vector: Tensor) -> np.ndarray:
+    """Small ones in f32, so that functions are compiled for one kind of them."""
+    return vector.detach().float().contiguous().numpy()
 
 
 def _factors(block: Block) -> np.ndarray:
@@ -296,3 +306,18 @@ def _factors(block: Block) -> np.ndarray:
 
 def _row(tensor: Tensor) -> np.ndarray:
     return tensor[0].float().contiguous().numpy()
+
+
+def warm(dtype: torch.dtype) -> None:
+    """Have everything compiled that a model of this dtype needs: a tiny one writes a token."""
+    rope = Rope(16)
+    config = ModelConfig(
+        family="llama", vocab_size=64, hidden_size=64, intermediate_size=64, num_heads=4,
+        num_kv_heads=2, head_dim=16, rms_norm_eps=1e-5, layers=(LayerKind(),), ropes=(rope,),
+        max_position=64, stretched=64, dtype="float32",
+    )  # fmt: skip
+    for weights in ("auto", "int8"):
+        model = random_weights(config, dtype, torch.device("cpu"), weights=weights)
+        with torch.inference_mode():
+            cache = empty_cache(model, TorchBackend())
+            CompiledStep(model)(cache, 0)

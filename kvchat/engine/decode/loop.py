@@ -2,7 +2,9 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from kvchat.engine.prefill.prefill import extend
 LOG = logging.getLogger("kvchat.engine")
 SWITCH = "KVCHAT_GRAPH"
 GRAPH, EAGER = "CUDA graph", "eager"  # how tokens are decoded
+COMPILED = "compiled functions (numba)"
 
 
 class Writer:
@@ -25,16 +28,25 @@ class Writer:
     `record` makes a step that is run again of one that has run; `refused` says why not.
     """
 
-    def __init__(self, model: Decoder, record: Record = cuda_graph, refused: str = ""):
+    def __init__(
+        self,
+        model: Decoder,
+        record: Record = cuda_graph,
+        refused: str = "",
+        compiled: bool = False,
+    ):
         self.model, self.record, self.refused = model, record, refused
-        self.way = f"{EAGER}: {refused}" if refused else ""
+        self.compiled = compiled
+        self.way = COMPILED if compiled else f"{EAGER}: {refused}" if refused else ""
+        self._step: Any = None  # made for the first token
         self._said = ""
 
     @classmethod
-    def on(cls, model: Decoder, device: torch.device) -> "Writer":
-        """As the device can, and as `KVCHAT_GRAPH` in the environment allows."""
+    def on(cls, model: Decoder, device: torch.device, kernels: str = "torch") -> "Writer":
+        """As the device can with these kernels, and as `KVCHAT_GRAPH` in the environment allows."""
         if device.type != "cuda":
-            return cls(model, refused=f"CUDA graphs run on cuda, not on {device.type}")
+            why = f"CUDA graphs run on cuda, not on {device.type}"
+            return cls(model, refused=why, compiled=kernels == "numba")
         return cls(model, refused=f"{SWITCH}=off" if os.environ.get(SWITCH) == "off" else "")
 
     def refusal(self, cache: KVCache) -> str:
@@ -65,11 +77,23 @@ class Writer:
             for token in ahead(step, room, self._recorded):
                 cache.accept(1)  # the token before; this one's entry does not count yet
                 yield checked(token)
-        self._say(f"{EAGER}: {reason}")
+        self._say(COMPILED if self.compiled else f"{EAGER}: {reason}")
         while True:
-            x = drain(extend(self.model, cache, [token], 1))
-            token = sampler.draw(self.model.logits(x)[0])
+            token = sampler.draw(self._after(cache, token))
             yield token
+
+    def _after(self, cache: KVCache, token: int) -> Tensor:
+        """Append a token to the cache; the logits `[vocab]` after it."""
+        if not self.compiled:
+            x = drain(extend(self.model, cache, [token], 1))
+            return self.model.logits(x)[0]
+        if self._step is None:
+            # takes numba in, which a card does not need
+            from kvchat.engine.decode.compiled import CompiledStep
+
+            self._step = CompiledStep(self.model)
+        logits: Tensor = self._step(cache, token)
+        return logits
 
     def _recorded(self, step: Work) -> Work:
         try:
@@ -85,3 +109,17 @@ class Writer:
         if way != self._said:
             LOG.info("decoding: %s", way)
         self.way = self._said = way
+
+
+def compile_beside(dtype: torch.dtype) -> None:
+    """Have the functions of a compiled step ready when they are wanted, in a thread of its own.
+
+    The first time on a machine they are compiled, which takes seconds; later they are read.
+    """
+
+    def work() -> None:
+        from kvchat.engine.decode.compiled import warm
+
+        warm(dtype)
+
+    threading.Thread(target=work, name="kvchat-compile", daemon=True).start()

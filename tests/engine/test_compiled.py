@@ -1,0 +1,152 @@
+"""The decode step of a CPU, compiled by numba, against the same step by torch's operators:
+families, weights, dtypes, methods, threads, and long pasts."""
+
+import pytest
+import torch
+
+from kvchat.engine.compaction import folding, watch
+from kvchat.engine.decode.compiled import CompiledStep
+from kvchat.engine.decode.loop import COMPILED, EAGER
+from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.engine import Engine
+from kvchat.engine.events import drain
+from kvchat.engine.methods.build import parse_method
+from tests.engine.test_families import CASES
+from tests.engine.test_low_bit import SHAPE as WIDE
+from tests.engine.test_model_parity import CASES as LLAMAS
+from tests.engine.tiny import load_engine, random_ids, read, save_model
+from tests.support.closeness import assert_close
+
+IDS, AFTER = random_ids(90), random_ids(6, seed=3)
+METHODS = (
+    "full", "adakv:budget=40%,window=8", "kvzip:budget=40%", "kvmerger:budget=50%",
+    "adakv:budget=40%,window=8,bits=8", "kvzip:budget=60%,bits=4", "streamingllm:budget=40%",
+)  # fmt: skip
+
+
+def assert_same_steps(engine, ids=IDS, method="full", tolerance=1e-5):
+    """The same logits token by token, and the same entries afterwards."""
+    step, method = CompiledStep(engine.model), parse_method(method)
+    ours, theirs = (read(engine, ids, method)[0] for _ in range(2))
+    for token in AFTER:
+        got = step(ours, token).clone()
+        want = drain(engine.extend(theirs, [token])).float()
+        assert_close("logits", got, want, tolerance)
+    assert ours.position == theirs.position == len(ids) + len(AFTER)
+    for mine, other in zip(ours.walked, theirs.walked, strict=True):
+        assert mine.tail.start == other.tail.start
+        assert_close("keys", mine.tail.keys.float(), other.tail.keys.float(), tolerance)
+        assert_close("values", mine.tail.values.float(), other.tail.values.float(), tolerance)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_families(tmp_path, case):
+    assert_same_steps(load_engine(save_model(tmp_path, **({"num_hidden_layers": 3} | case))))
+
+
+@pytest.mark.parametrize("case", LLAMAS.values(), ids=LLAMAS.keys())
+def test_shapes_of_llama(tmp_path, case):
+    """Groups of 1 to 8, heads of 16 to 128, biases, tied tables."""
+    assert_same_steps(load_engine(save_model(tmp_path, **case)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods(checkpoint, method):
+    assert_same_steps(load_engine(checkpoint()), random_ids(150), method)
+
+
+def test_entries_that_are_found_again_for_every_token(checkpoint):
+    method = "pqcache:budget=20%,block=16"
+    assert_same_steps(load_engine(checkpoint()), random_ids(900), method, 1e-3)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("bf16", 0.03), ("f16", 4e-3)])
+def test_16_bits(checkpoint, dtype, tolerance):
+    """Ours sums in fp32 throughout: what differs is torch's rounding."""
+    assert_same_steps(load_engine(checkpoint(), dtype), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_weights_in_few_bits(checkpoint, weights):
+    engine = load_engine(checkpoint(**WIDE, attention_bias=True), weights=weights)
+    assert_same_steps(engine, tolerance=0.02)
+
+
+def test_an_empty_past_and_a_growing_tail(checkpoint):
+    engine, ids = load_engine(checkpoint()), random_ids(600)
+    step, ours, theirs = CompiledStep(engine.model), engine.empty_cache(), engine.empty_cache()
+    for token in ids:
+        got = step(ours, token)
+    want = drain(engine.extend(theirs, ids))
+    assert_close("logits", got, want, 1e-5)
+
+
+def test_several_threads_make_the_same(checkpoint, monkeypatch):
+    """Heads are cut into pieces and joined; matrices are shared out."""
+    monkeypatch.setattr("kvchat.engine.decode.compiled.WORTH", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = load_engine(checkpoint(num_key_value_heads=1, attention_bias=True))
+        assert CompiledStep(engine.model).room.splits == 2
+        assert_same_steps(engine, random_ids(300), "adakv:budget=40%,window=8")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_queries_that_are_observed(checkpoint):
+    """What compressing turns will need is gathered by either step."""
+    engine = load_engine(checkpoint())
+    method = parse_method("h2o:budget=40%")
+    folds = folding(method, 64)
+    caches = [read(engine, IDS, method)[0] for _ in range(2)]
+    for cache in caches:
+        watch(cache, folds, len(IDS))
+    step = CompiledStep(engine.model)
+    for token in AFTER:
+        step(caches[0], token)
+        drain(engine.extend(caches[1], [token]))
+    for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert_close("mass", ours.observer.mass, theirs.observer.mass, 1e-5)
+
+
+def test_the_writer_takes_it_where_it_may(checkpoint):
+    folder = checkpoint()
+    model = load_engine(folder).model
+    ids, answers = random_ids(40), []
+    for kernels, way in (("auto", COMPILED), ("numba", COMPILED), ("torch", EAGER)):
+        engine = Engine(model, kernels=kernels)
+        assert engine.writer.way.startswith(way)
+        cache, logits = read(engine, ids)
+        tokens = engine.decode(cache, logits, Sampling())
+        answers.append([next(tokens) for _ in range(12)])
+        assert engine.writer.way.startswith(way)
+    assert answers[0] == answers[1] == answers[2] and len(set(answers[0])) > 3
+
+
+def test_calls_per_layer_stay_few(checkpoint, monkeypatch):
+    """A guard that counts calls, not time: what a token costs beside its arithmetic."""
+    import kvchat.engine.decode.compiled as module
+
+    engine, calls = load_engine(checkpoint(num_hidden_layers=4)), []
+    cache, _ = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))
+    for name in ("norm", "place", "attend", "add", "gate"):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real: calls.append(1) or real(*a))
+    real_product = module.Product.__call__
+    monkeypatch.setattr(module.Product, "__call__", lambda *a: calls.append(1) or real_product(*a))
+    step = module.CompiledStep(engine.model)
+    step(cache, 1)
+    calls.clear()
+    step(cache, 2)
+    assert len(calls) <= 4 * 11 + 2
+    operators = []
+
+    class Counting(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            operators.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Counting():
+        step(cache, 3)
+    assert len(operators) <= 40, [str(each) for each in operators]
