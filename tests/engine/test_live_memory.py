@@ -78,7 +78,7 @@ def anonymous():
 folder, dtype, weights = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 config = load_config(folder)
 before = peak = anonymous()
-for event in Engine.load(folder, config, dtype, "cpu", weights):
+for event in Engine.load(folder, config, dtype, "cpu", weights, kernels="torch"):
     peak = max(peak, anonymous())
 print(peak - before)
 """

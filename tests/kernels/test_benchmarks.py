@@ -69,7 +69,7 @@ def test_every_cell_s_ways_agree(script, monkeypatch):
 @pytest.mark.parametrize("weights, ways", [("auto", 5), ("int8", 4)])
 def test_every_way_of_decoding_leaves_its_cache_as_it_was(script, monkeypatch, weights, ways):
     bench, recorder = script("card"), Recorder()
-    monkeypatch.setattr(Writer, "on", lambda model, device: Writer(model, recorder))
+    monkeypatch.setattr(Writer, "on", lambda model, device, kernels: Writer(model, recorder))
     monkeypatch.setattr(bench, "TOKENS", 6)
     found = bench.cells(SMALL, 40, weights, torch.device("cpu"))
     assert len(found) == ways

@@ -122,4 +122,5 @@ def compile_beside(dtype: torch.dtype) -> None:
 
         warm(dtype)
 
-    threading.Thread(target=work, name="kvchat-compile", daemon=True).start()
+    # no daemon: LLVM ends the process when its thread is cut off
+    threading.Thread(target=work, name="kvchat-compile").start()

@@ -4,11 +4,16 @@ bf16 is seen as uint16 and f16 as int16, for numpy has no bf16 and numba no f16.
 """
 
 from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryFile
 from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
+import platformdirs
 import torch
 from llvmlite import ir
 from numba import types
@@ -27,6 +32,27 @@ SEEN_AS = {torch.bfloat16: np.uint16, torch.float16: np.int16}
 OPTIONS = {"fastmath": True, "nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 
+@cache
+def kept() -> str | None:
+    """The folder for machine code: beside the sources, else the user's cache; None: neither can be
+    written.
+
+    It belongs to these very sources: numba itself looks at the file of a function only, not at
+    those of the functions that are compiled into it.
+    """
+    here = Path(__file__).parent
+    digest = sha256(b"".join(file.read_bytes() for file in sorted(here.glob("*.py")))).hexdigest()
+    for parent in (here / "__pycache__", platformdirs.user_cache_path("kvchat") / "compiled"):
+        folder = parent / f"numba-{digest[:16]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                return str(folder)
+        except OSError:
+            continue
+    return None
+
+
 def jit(parallel: bool = False) -> Callable[[Any], Any]:
     """Compile a function at its first call, and keep the machine code for the next process.
 
@@ -34,10 +60,12 @@ def jit(parallel: bool = False) -> Callable[[Any], Any]:
     """
 
     def compiled(function: Any) -> Any:
+        before, folder = numba.config.CACHE_DIR, kept()
+        numba.config.CACHE_DIR = folder or before
         try:
-            return numba.njit(parallel=parallel, cache=True, **OPTIONS)(function)
-        except RuntimeError:  # no folder for the cache
-            return numba.njit(parallel=parallel, **OPTIONS)(function)
+            return numba.njit(parallel=parallel, cache=folder is not None, **OPTIONS)(function)
+        finally:
+            numba.config.CACHE_DIR = before
 
     return compiled
 
