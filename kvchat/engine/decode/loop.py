@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -111,7 +112,8 @@ class Writer:
         self.way = self._said = way
 
 
-def compile_beside(dtype: torch.dtype) -> None:
+@cache  # once in a process is enough
+def compile_beside(dtype: torch.dtype) -> threading.Thread:
     """Have the functions of a compiled step ready when they are wanted, in a thread of its own.
 
     The first time on a machine they are compiled, which takes seconds; later they are read.
@@ -123,4 +125,6 @@ def compile_beside(dtype: torch.dtype) -> None:
         warm(dtype)
 
     # no daemon: LLVM ends the process when its thread is cut off
-    threading.Thread(target=work, name="kvchat-compile").start()
+    thread = threading.Thread(target=work, name="kvchat-compile")
+    thread.start()
+    return thread
