@@ -8,11 +8,10 @@ query heads of a group go through the entries together: each entry is then turne
 import numpy as np
 from numba import prange
 
-from kvchat.kernels.cpu.numbers import F32, both, exp, fetch, jit, largest, tanh, up
+from kvchat.kernels.cpu.numbers import F32, LINE, both, exp, fetch, jit, largest, tanh, up
 
 NOTHING, EMPTY = F32(-1e30), F32(-np.inf)
 AHEAD = 32  # entries that are asked for before they are wanted
-LINE = 64  # bytes
 BLOCK = 1024  # entries whose logits are alive at once
 
 

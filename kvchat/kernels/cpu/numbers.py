@@ -22,6 +22,7 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 
 F32 = np.float32
+LINE = 64  # bytes of a cache line
 SIXTEEN = np.uint32(16)
 ROUND, ONE = np.uint32(0x7FFF), np.uint32(1)
 LOG2, LN2 = F32(1.4426950408889634), F32(0.6931471805599453)
