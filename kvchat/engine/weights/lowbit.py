@@ -26,7 +26,7 @@ def quantize_rows(weight: Tensor | Packed) -> tuple[Tensor, Tensor]:
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scale = torch.empty(len(weight), dtype=WIDE, device=weight.device)
     for a, b, part in _copied(weight):
-        scale[a:b] = torch.linalg.vector_norm(part, torch.inf, dim=1) / 127
+        scale[a:b] = torch.maximum(part.amax(dim=1), -part.amin(dim=1)) / 127
         step = scale[a:b].float().where(scale[a:b] > 0, 1.0)
         codes[a:b] = part.div_(step[:, None]).round_().clamp_(-127, 127)
     return codes, scale
