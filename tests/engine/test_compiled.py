@@ -67,9 +67,34 @@ def test_16_bits(checkpoint, dtype, tolerance):
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_weights_in_few_bits(checkpoint, weights):
+def test_weights_in_few_bits(checkpoint, weights, monkeypatch):
+    """torch's operators round inputs to bf16; 4 bits go through them here."""
+    monkeypatch.setattr("kvchat.engine.decode.compiled.four_bits.able", lambda: False)
     engine = load_engine(checkpoint(**WIDE, attention_bias=True), weights=weights)
     assert_same_steps(engine, tolerance=0.02)
+
+
+def test_4_bits_by_integers(checkpoint):
+    """The input of a product is rounded to 8 bits: 0.5 % of it, which a random model multiplies."""
+    model = load_engine(checkpoint(**WIDE, attention_bias=True), weights="int4").model
+    step = CompiledStep(model)
+    for own, block in zip(step.layers, model.blocks, strict=True):
+        mlp, attention = block.mlp, block.self_attn
+        for product, maps in (
+            (own.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (own.o, (attention.o_proj,)),
+            (own.both, (mlp.gate_proj, mlp.up_proj)),
+            (own.down, (mlp.down_proj,)),
+        ):
+            dense = torch.cat([each.dense(torch.float32) for each in maps])
+            x, y = torch.randn(dense.shape[1]), torch.empty(len(dense))
+            product(x.numpy(), y.numpy())
+            assert_close("product", y, dense @ x, 0.012)
+    assert step(engine_cache(model), 3).isfinite().all()
+
+
+def engine_cache(model):
+    return Engine(model).empty_cache()
 
 
 def test_an_empty_past_and_a_growing_tail(checkpoint):
@@ -133,8 +158,8 @@ def test_calls_per_layer_stay_few(checkpoint, monkeypatch):
     for name in ("norm", "place", "attend", "add", "gate"):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real: calls.append(1) or real(*a))
-    real_product = module.Product.__call__
-    monkeypatch.setattr(module.Product, "__call__", lambda *a: calls.append(1) or real_product(*a))
+    real_product = module.Shared.__call__
+    monkeypatch.setattr(module.Shared, "__call__", lambda *a: calls.append(1) or real_product(*a))
     step = module.CompiledStep(engine.model)
     step(cache, 1)
     calls.clear()

@@ -3,8 +3,8 @@
 About ten calls per layer, none of which allocates; weights and entries stay where the tensors are.
 """
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
 from typing import Any
 
 import numba
@@ -24,7 +24,7 @@ from kvchat.engine.prefill.prefill import empty_cache
 from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.engine.weights.linear import Int4Linear, Int8Linear, Linear
-from kvchat.kernels.cpu import products
+from kvchat.kernels.cpu import four_bits, products
 from kvchat.kernels.cpu.attention import (
     BLOCK,
     attend,
@@ -41,58 +41,89 @@ WORTH = 2**22
 NONE = np.empty(0, np.float32)
 
 
-class Product:
-    """Linear maps of one input: `y = [a; b; c] x`, by how their weights are stored."""
+Product = Callable[[np.ndarray, np.ndarray], None]
+"""Linear maps of one input: `x [in]` to `y [out]`, both f32, without biases; several maps put
+theirs one after the other."""
 
-    def __init__(self, modules: Sequence[nn.Module], threads: int):
-        self._modules = modules
-        self._calls: list[tuple[Any, tuple[Any, ...], slice | None]] = []
-        if all(isinstance(each, Linear) for each in modules):
-            arrays = [(view(each.weight),) for each in modules]  # type: ignore[arg-type]
-            one, many, joined = products.gemv, products.gemv_parallel, products.gemv_joined
-        elif all(isinstance(each, Int8Linear) for each in modules):
-            arrays = [(view(each.codes), view(each.scale)) for each in modules]  # type: ignore[arg-type,misc]
-            one, many = products.gemv_rows, products.gemv_rows_parallel
-            joined = products.gemv_rows_joined
-        else:
-            return
-        if threads > 1 and sum(each[0].size for each in arrays) >= WORTH:
-            end = 0
-            for each in arrays:
-                begin, end = end, end + len(each[0])
-                self._calls.append((many, each, slice(begin, end)))
-        elif len(arrays) == 1:
-            self._calls.append((one, arrays[0], None))
-        else:
-            missing = 3 - len(arrays)
-            lists = ([*each, *[each[0][:0]] * missing] for each in zip(*arrays, strict=True))
-            self._calls.append((joined, tuple(chain.from_iterable(lists)), None))
+
+def product(modules: Sequence[nn.Module], room: "Room", threads: int) -> Product:
+    """The product of maps of one input, by how their weights are stored."""
+    if all(isinstance(each, Linear) for each in modules):
+        weights = [(view(each.weight),) for each in modules]  # type: ignore[arg-type]
+        kernels = products.gemv, products.gemv_parallel, products.gemv_joined
+        return Shared(weights, *kernels, threads)
+    if all(isinstance(each, Int8Linear) for each in modules):
+        codes = [(view(each.codes), view(each.scale)) for each in modules]  # type: ignore[arg-type]
+        rows = products.gemv_rows, products.gemv_rows_parallel, products.gemv_rows_joined
+        return Shared(codes, *rows, threads)
+    known = four_bits.able() and lowbit.halves_of(four_bits.ROWS)
+    if known and all(isinstance(each, Int4Linear) for each in modules):
+        return Four(modules, room, threads)  # type: ignore[arg-type]
+    return Operators(modules)
+
+
+class Shared:
+    """By compiled functions that read the weights as they are."""
+
+    def __init__(self, weights: list[Any], one: Any, many: Any, joined: Any, threads: int):
+        self._calls: list[tuple[Any, tuple[Any, ...], slice]] = []
+        rows = [len(first) for first, *_ in weights]
+        if threads > 1 and sum(first.size for first, *_ in weights) >= WORTH:
+            for each, end in zip(weights, accumulate(rows), strict=True):
+                self._calls.append((many, each, slice(end - len(each[0]), end)))
+        elif len(weights) == 1:
+            self._calls.append((one, weights[0], slice(None)))
+        else:  # a call costs as much as a small product
+            missing = 3 - len(weights)
+            kinds = ([*each, *[each[0][:0]] * missing] for each in zip(*weights, strict=True))
+            self._calls.append((joined, tuple(chain.from_iterable(kinds)), slice(None)))
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
-        """`x [in]` to `y [out]`, both f32, without biases."""
         for call, weights, part in self._calls:
-            call(*weights, x, y if part is None else y[part])
-        if self._calls:
-            return
+            call(*weights, x, y[part])
+
+
+class Four:
+    """4 bits by integers: the input is rounded to 8 bits, see `kernels/cpu/four_bits.py`."""
+
+    def __init__(self, modules: Sequence[Int4Linear], room: "Room", threads: int):
+        self._sets, end = [], 0
+        for module in modules:
+            groups, outputs, _ = module.scales.shape
+            inputs = groups * module.group
+            packed = module.packed.numpy().reshape(outputs // four_bits.ROWS, inputs, 32)
+            scales = view(module.scales).view(np.uint32).reshape(groups, outputs)
+            self._sets.append((packed, scales, slice(end, end + outputs)))
+            end += outputs
+        self._rounded = room.rounded(inputs)
+        many = threads > 1 and end * inputs >= WORTH
+        self._call = four_bits.gemv_four_parallel if many else four_bits.gemv_four
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
+        four_bits.rounded(x, *self._rounded)
+        for packed, scales, part in self._sets:
+            self._call(packed, scales, *self._rounded, y[part])
+
+
+class Operators:
+    """By torch's operators, for what is stored in other ways."""
+
+    def __init__(self, modules: Sequence[nn.Module]):
+        self._modules = modules
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
         given, end = torch.from_numpy(x)[None], 0
         wide, out = given.to(lowbit.WIDE), torch.from_numpy(y)
         for module in self._modules:
             if isinstance(module, Int4Linear):
                 found = lowbit.operator(wide, module.packed, module.scales, module.group)
+            elif isinstance(module, Int8Linear):
+                found = Int8Linear(module.codes, module.scale)(given)
             else:
-                found = unbiased(module, given)
+                assert isinstance(module, Linear), module
+                found = nn.functional.linear(given.to(module.weight.dtype), module.weight)
             begin, end = end, end + found.shape[1]
             out[begin:end] = found[0]
-
-
-def unbiased(module: nn.Module, x: Tensor) -> Tensor:
-    """What a map makes of `x [1, in]` (f32) without its bias."""
-    assert isinstance(module, (Linear, Int8Linear)), module
-    if isinstance(module, Linear):
-        return nn.functional.linear(x.to(module.weight.dtype), module.weight)
-    bare = Int8Linear(module.codes, module.scale)
-    y: Tensor = bare(x)
-    return y
 
 
 class Set:
@@ -123,7 +154,7 @@ class LayerStep:
         self.eps = np.float32(config.rms_norm_eps)
         self.scale, self.cap = np.float32(config.head_dim**-0.5), np.float32(config.attention_cap)
         self.before = _norm(block.input_layernorm)
-        self.qkv = Product(maps, threads)
+        self.qkv = product(maps, room, threads)
         self.about = (
             *(_bias(each) for each in maps),
             _norm(attention.q_norm),
@@ -131,7 +162,7 @@ class LayerStep:
             self.eps,
         )
         self.factors = _factors(block)
-        self.o = Product([attention.o_proj], threads)
+        self.o = product([attention.o_proj], room, threads)
         residual = np.float32(config.residual_scale)
         self.attended = (
             _bias(attention.o_proj),
@@ -140,9 +171,9 @@ class LayerStep:
             _norm(block.post_attention_layernorm),
             self.eps,
         )
-        self.both = Product([mlp.gate_proj, mlp.up_proj], threads)
+        self.both = product([mlp.gate_proj, mlp.up_proj], room, threads)
         self.gating = _bias(mlp.gate_proj), _bias(mlp.up_proj), config.activation != "silu"
-        self.down = Product([mlp.down_proj], threads)
+        self.down = product([mlp.down_proj], room, threads)
         self.finished = (
             _bias(mlp.down_proj),
             _norm(block.mlp_output_norm),
@@ -245,9 +276,18 @@ class Room:
         self.asked, self._sums = np.empty((2, heads * splits, wide, self.dim), np.float32)
         self._tops, self._totals = np.empty((2, heads * splits, wide), np.float32)
         self._heads = heads
+        self._rounded: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         # the same memory for who wants tensors
         self.seen_q = torch.from_numpy(self.queries)[None]
         self.seen_lse = torch.from_numpy(self.lse)[None]
+
+    def rounded(self, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What 4-bit products need of an input; products of one size share it."""
+        if inputs not in self._rounded:
+            groups = inputs // four_bits.GROUP
+            steps, totals = np.empty((2, groups), np.float32)
+            self._rounded[inputs] = np.empty((inputs // 4, 64), np.int8), steps, totals
+        return self._rounded[inputs]
 
     def state(self, splits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sums, largest logits and weights of heads in so many pieces."""
@@ -264,7 +304,7 @@ class CompiledStep:
         splits = -(-threads // model.config.num_kv_heads)
         self.room = Room(model, splits)
         self.layers = [LayerStep(model, n, self.room, threads) for n in range(len(model.blocks))]
-        self.head = Product([model.lm_head], threads)
+        self.head = product([model.lm_head], self.room, threads)
         self.norm = _norm(model.model.norm)
         self.logits = torch.empty(model.config.vocab_size)
         self._logits = self.logits.numpy()
@@ -310,13 +350,13 @@ def _row(tensor: Tensor) -> np.ndarray:
 
 def warm(dtype: torch.dtype) -> None:
     """Have everything compiled that a model of this dtype needs: a tiny one writes a token."""
-    rope = Rope(16)
+    rope = Rope(32)
     config = ModelConfig(
         family="llama", vocab_size=64, hidden_size=64, intermediate_size=64, num_heads=4,
-        num_kv_heads=2, head_dim=16, rms_norm_eps=1e-5, layers=(LayerKind(),), ropes=(rope,),
+        num_kv_heads=2, head_dim=32, rms_norm_eps=1e-5, layers=(LayerKind(),), ropes=(rope,),
         max_position=64, stretched=64, dtype="float32",
     )  # fmt: skip
-    for weights in ("auto", "int8"):
+    for weights in ("auto", "int4"):  # tables are in 8 bits then
         model = random_weights(config, dtype, torch.device("cpu"), weights=weights)
         with torch.inference_mode():
             cache = empty_cache(model, TorchBackend())

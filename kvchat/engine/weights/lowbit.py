@@ -93,6 +93,12 @@ def unpacking(device: str) -> Callable[[Tensor, int, int], Tensor] | None:
     return None
 
 
+def halves_of(rows: int) -> bool:
+    """Whether the CPU's operator packs blocks of so many rows, half of them in each half byte."""
+    undo = unpacking("cpu")
+    return isinstance(undo, partial) and undo.func is _halves and undo.args == (rows,)
+
+
 def _copied(weight: Tensor | Packed) -> Iterator[tuple[int, int, Tensor]]:
     """Slices `a, b` of rows with their numbers in f32, always in the same store."""
     wide = _store(weight, torch.float32)

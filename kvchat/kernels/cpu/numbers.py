@@ -146,7 +146,7 @@ def _down(value, like):
 def exp(x):
     """e^x within 2e-7 of it, without a call, so that loops over it become vectors."""
     y = max(x, LOWEST) * LOG2
-    n = np.floor(y)
+    n = np.floor(y + F32(0.5))  # to the nearest, so that r is small
     r = (y - n) * LN2
     p = F32(1 / 24) + r * (F32(1 / 120) + r * F32(1 / 720))
     p = F32(1) + r * (F32(1) + r * (F32(0.5) + r * (F32(1 / 6) + r * p)))
