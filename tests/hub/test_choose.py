@@ -103,6 +103,7 @@ def test_the_sample_is_known_by_its_text(tmp_path):
     other = decode("x", SAMPLE.read_bytes() + b"!")
     assert choose.of_the_sample([sample, read(str(tmp_path / "copy.txt"))])
     assert not choose.of_the_sample([sample, other]) and not choose.of_the_sample([])
+    assert not choose.of_the_sample([read(str(SAMPLE.with_name("skerry.txt")))]), "it is prose"
 
 
 @pytest.fixture
