@@ -1,10 +1,10 @@
 # Every target sets itself up: the first one that needs it makes .venv and installs kvchat into it.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := kvchat tests benchmarks models/demo/recipe
+SOURCES := kvchat tests benchmarks models/demo/recipe models/fetch.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types test test-compile test-gpu test-model check demo demo-model chat bench
+.PHONY: help setup fmt lint types test test-compile test-gpu test-model check demo demo-model model chat bench
 .PHONY: bench-card bench-decode bench-kernels results clean
 
 help:  ## this list
@@ -45,8 +45,14 @@ test-compile: setup  ## compile every kernel for cards that are not here
 
 check: lint types test  ## lint, types and tests
 
+# The second act wants a model of 98 MB: where it cannot be had, a line says so and that is all.
 demo: setup  ## read a long document, compress it, answer questions, count the right ones
-	@$(BIN)/kvchat demo
+	@$(BIN)/kvchat demo --act 1
+	@$(BIN)/python models/fetch.py || [ $$? -eq 1 ]
+	@$(BIN)/kvchat demo --act 2
+
+model: setup  ## bring a small chat model, SmolLM2-135M-Instruct (98 MB), into models/
+	@$(BIN)/python models/fetch.py
 
 demo-model: setup  ## train the demo model again (hours on two cores; resumable)
 	@$(BIN)/python models/demo/recipe/train.py

@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Triton looks when it is imported: kernels are interpreted, unless the run is for a card.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# OpenMP too: threads that wait for each other sleep, as in the program (`kvchat/__main__.py`).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`kvchat demo`: the bundled model reads the sample, compresses it and answers its questions."""
+"""First act of `kvchat demo`: the bundled model reads a sample and answers its questions."""
 
 import json
 import os
@@ -36,9 +36,7 @@ MEANINGS = {
 
 def run(threads: int | None, weights: str = "auto") -> int:
     """Read, compress, ask, mark. Exit code 1 under `NEEDED` right answers with the full cache."""
-    document = Path(os.path.relpath(sample_folder() / f"{SAMPLE}.txt"))
-    lines = document.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
-    pairs = [json.loads(line) for line in lines]
+    document, pairs = sample(SAMPLE)
     questions = [pair["question"] for pair in pairs]
     screen = Screen(plain=False, verbose=True)
     options = Options(
@@ -55,7 +53,10 @@ def run(threads: int | None, weights: str = "auto") -> int:
     screen.out.print(Text("".join(f"{name:<8}" for name in MEANINGS) + "question", "bold"))
     for pair, seen in zip(pairs, in_view, strict=True):
         caches = dict(zip(MEANINGS, (exact, default, blind, seen), strict=True))
-        given = {name: answer(chat, pair["question"], cache) for name, cache in caches.items()}
+        given = {
+            name: asked(chat, pair["question"], cache).answer.strip()
+            for name, cache in caches.items()
+        }
         for name, text in given.items():
             right[name] += text == pair["answer"]
         show(screen, pair["question"], pair["answer"], given)
@@ -67,11 +68,13 @@ def run(threads: int | None, weights: str = "auto") -> int:
     return 0
 
 
-def sample_folder() -> Path:
-    """Where the sample document is: inside the installed package, or in the checkout."""
+def sample(name: str) -> tuple[Path, list[dict[str, str]]]:
+    """A sample document and its questions with their answers, of the package or the checkout."""
     for folder in (PACKAGE / "samples", CHECKOUT / "samples"):
-        if (folder / f"{SAMPLE}.txt").exists():
-            return folder
+        if (folder / f"{name}.txt").exists():
+            document = Path(os.path.relpath(folder / f"{name}.txt"))
+            lines = document.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+            return document, [json.loads(line) for line in lines]
     raise KvchatError("input", "the sample document is missing from this installation")
 
 
@@ -84,14 +87,14 @@ def compared(chat: Chat, questions: Sequence[str], screen: Screen) -> list[KVCac
     return screen.watch(work, "comparing", len(session.document)).caches
 
 
-def answer(chat: Chat, question: str, cache: KVCache) -> str:
+def asked(chat: Chat, question: str, cache: KVCache) -> TurnDone:
     """The greedy answer to a question over a cache, asked by itself."""
     session = chat.session
     cache.truncate(len(session.document))
     session.adopt(cache, session.document)
     greedy = replace(chat.options.sampling, temperature=0.0)
     done = [e for e in session.ask(question, greedy, LONGEST) if isinstance(e, TurnDone)]
-    return done[-1].answer.strip()
+    return done[-1]
 
 
 def show(screen: Screen, question: str, expected: str, given: dict[str, str]) -> None:

@@ -17,6 +17,8 @@ from kvchat.terminal.text import clean, counted, size
 PER_TOKEN = 3.5  # characters, of plain English prose about 4.5
 BRISK = 4_500_000_000  # parameters that a processor decodes at the speed of reading, about
 
+WORLD = ("valley", "county")  # samples; the others are for chat models
+
 
 @dataclass(frozen=True)
 class Offered:
@@ -28,11 +30,12 @@ class Offered:
 
 
 def of_the_sample(documents: Sequence[Document]) -> bool:
-    """Whether the documents are those that come with kvchat, which its bundled model can read."""
+    """Whether the documents are samples of the small world that the bundled model can read."""
     known = {
         hashlib.sha256(file.read_bytes()).hexdigest()
         for top in (PACKAGE, CHECKOUT)
-        for file in (top / "samples").glob("*.txt")
+        for name in WORLD
+        if (file := top / "samples" / f"{name}.txt").is_file()
     }
     return bool(documents) and all(document.digest in known for document in documents)
 

@@ -21,6 +21,7 @@ def test_wheel_has_the_demo_model_and_answers(tmp_path):
     (wheel,) = tmp_path.glob("kvchat-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "kvchat/demo_model/model.safetensors" in names
+    assert {"kvchat/samples/valley.txt", "kvchat/samples/skerry.jsonl"} <= {*names}
     assert not any("recipe" in name or name.startswith("tests/") for name in names)
 
     site = tmp_path / "site"

@@ -103,6 +103,7 @@ def test_the_sample_is_known_by_its_text(tmp_path):
     other = decode("x", SAMPLE.read_bytes() + b"!")
     assert choose.of_the_sample([sample, read(str(tmp_path / "copy.txt"))])
     assert not choose.of_the_sample([sample, other]) and not choose.of_the_sample([])
+    assert not choose.of_the_sample([read(str(SAMPLE.with_name("skerry.txt")))]), "it is prose"
 
 
 @pytest.fixture
@@ -113,7 +114,13 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "book.txt").write_text("The ferry leaves at nine. " * 40)
     here = {name: str(tmp_path / name) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME")}
     no = {"HF_TOKEN": "", "NO_PROXY": "*", "no_proxy": "*", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    # a checkout without what `make model` may have brought to this one
+    site = tmp_path / "site"
+    shutil.copytree(ROOT / "kvchat", site / "kvchat")
+    (site / "models").mkdir()
+    (site / "models" / "demo").symlink_to(DEMO)
+    (site / "samples").symlink_to(SAMPLE.parent)
+    path = f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return here | no | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "PYTHONPATH": path}
 
 

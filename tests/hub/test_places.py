@@ -1,12 +1,13 @@
 """Models of this machine by name: of ollama, LM Studio, llama.cpp, the Hugging Face cache."""
 
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from kvchat.errors import KvchatError
-from kvchat.hub import catalog, gguf_files, ollama, places
+from kvchat.hub import catalog, find, gguf_files, ollama, places
 from kvchat.hub.find import find_model
 from kvchat.hub.places import Found, Missing, at_hand
 from tests.support import gguf_files as made
@@ -24,6 +25,8 @@ def home(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ollama, "SERVICE", tmp_path / "service")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for module in (places, find):  # not those that `make model` may have brought to the checkout
+        monkeypatch.setattr(module, "MODEL_FOLDERS", (Path("models"),))
     return tmp_path
 
 
