@@ -1,6 +1,7 @@
 """Weights in 8 and 4 bits: products against the numbers that the codes stand for, errors against
 the step, whole models against transformers with the same rounded weights."""
 
+import threading
 from itertools import product
 
 import pytest
@@ -180,3 +181,24 @@ def test_saved_readings_of_other_formats_are_others(checkpoint):
     folder = checkpoint(**SHAPE)
     names = [computation(engine_of(folder, w, "auto")) for w in ("auto", "bf16", *KINDS)]
     assert len(set(names)) == 4
+
+
+def test_two_threads_that_quantize_do_not_share_a_workspace():
+    """A model is loaded while another one has functions compiled."""
+    weight, other = torch.randn(512, 2048), torch.randn(64, 64)
+    want, stopped = lowbit.quantize_rows(weight), threading.Event()
+
+    def beside():
+        while not stopped.is_set():
+            lowbit.quantize_rows(other)
+            lowbit.quantize_groups(other, 64)
+
+    thread = threading.Thread(target=beside)
+    thread.start()
+    try:
+        for _ in range(100):
+            codes, scale = lowbit.quantize_rows(weight)
+            assert torch.equal(codes, want[0]) and torch.equal(scale, want[1])
+    finally:
+        stopped.set()
+        thread.join()

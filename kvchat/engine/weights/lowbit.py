@@ -5,6 +5,7 @@ Letters: `[out, in]` a weight, T tokens, g values of a group.
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -110,13 +111,14 @@ def _store(weight: Tensor | Packed, dtype: torch.dtype) -> Tensor:
     """Room for a slice of rows of `weight`."""
     rows, inputs = slices(weight.shape, weight.device)[0][1], weight.shape[1]
     values = max(SLICE[weight.device.type], ROWS * inputs)
-    return room(values, dtype, weight.device)[: rows * inputs].view(rows, inputs)
+    own = room(values, dtype, weight.device, get_ident())
+    return own[: rows * inputs].view(rows, inputs)
 
 
 @cache
-def room(values: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A workspace, the same until `room.cache_clear()` when loading is over: new ones for every
-    matrix would leave holes in the heap between the codes that stay."""
+def room(values: int, dtype: torch.dtype, device: torch.device, thread: int) -> Tensor:
+    """A workspace of a thread, the same until `room.cache_clear()` when loading is over: new ones
+    for every matrix would leave holes in the heap between the codes that stay."""
     with torch.inference_mode(False):  # or it could not be written to outside of it
         return torch.empty(values, dtype=dtype, device=device)
 
