@@ -1,7 +1,6 @@
 """Models of this machine by name: of ollama, LM Studio, llama.cpp, the Hugging Face cache."""
 
 import json
-from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -26,7 +25,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(ollama, "SERVICE", tmp_path / "service")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for module in (places, find):  # not those that `make model` may have brought to the checkout
-        monkeypatch.setattr(module, "MODEL_FOLDERS", (Path("models"),))
+        monkeypatch.setattr(module, "MODEL_FOLDERS", (tmp_path / "models",))
     return tmp_path
 
 
