@@ -361,3 +361,7 @@ def warm(dtype: torch.dtype) -> None:
         with torch.inference_mode():
             cache = empty_cache(model, TorchBackend())
             CompiledStep(model)(cache, 0)
+    if torch.get_num_threads() > 1:
+        for one, many in (*products.PAIRS, *four_bits.PAIRS, (attend, attend_parallel)):
+            for signature in one.signatures:
+                many.compile(signature)

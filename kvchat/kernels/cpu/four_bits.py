@@ -165,3 +165,4 @@ def _gemv_four(packed, scales, patterns, steps, totals, y):
 
 
 gemv_four, gemv_four_parallel = both(_gemv_four)
+PAIRS = ((gemv_four, gemv_four_parallel),)

@@ -31,6 +31,7 @@ def _gemv_rows(w, scale, x, y):
 
 gemv, gemv_parallel = both(_gemv)
 gemv_rows, gemv_rows_parallel = both(_gemv_rows)
+PAIRS = (gemv, gemv_parallel), (gemv_rows, gemv_rows_parallel)
 
 
 @jit()
