@@ -165,3 +165,28 @@ def test_the_context_is_the_smaller_of_window_and_positions(folder):
     ):
         config = {**raw, "model_type": family, "max_position_embeddings": 8192, **given}
         assert interpret(config).context_limit == limit
+
+
+@pytest.mark.parametrize(
+    "scaling, more, window, most",
+    [
+        ({"type": "linear", "factor": 4.0}, {}, 4096, 16384),
+        ({"type": "linear", "factor": 4.0}, {"max_sequence_length": 16384}, 16384, 16384),
+        ({"type": "dynamic", "factor": 2.0}, {}, 4096, 8192),
+        (
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096},
+            {},
+            16384,
+            16384,
+        ),
+        (None, {}, 4096, 4096),
+    ],
+)
+def test_windows_of_scaled_positions(folder, scaling, more, window, most):
+    """What a config was trained for, and the most that --ctx-size may ask for."""
+    raw = json.loads((folder / "config.json").read_text())
+    raw.pop("rope_parameters", None)
+    raw |= {"max_position_embeddings": 4096, "rope_scaling": scaling} | more
+    config = interpret(raw)
+    assert (config.context_limit, config.stretched) == (window, most)
+    assert config.within(most).context_limit == most

@@ -120,6 +120,10 @@ class _Array:
         return struct.unpack_from(f"<{self.count}{SCALARS[self.kind]}", self.data, self.place)
 
 
+class _Short(Exception):
+    """The header goes on behind the end of the file."""
+
+
 class _Part:
     """One file: its fields and tensors."""
 
@@ -158,7 +162,14 @@ class _Part:
                 name = self._string()
                 self.fields[name] = self._value()
             infos = [self._tensor() for _ in range(tensors)]
-        except (struct.error, ValueError, KeyError, IndexError, OverflowError) as error:
+        except (_Short, struct.error) as error:
+            raise KvchatError(
+                "model",
+                f"{path} is cut short or damaged: its header does not end within the file's "
+                f"{len(self._data):,} bytes ({error})",
+                "download the file again",
+            ) from None
+        except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise KvchatError(
                 "model",
                 f"{path} is damaged: its header cannot be read at byte {self._place:,} ({error})",
@@ -213,7 +224,7 @@ class _Part:
     def _string(self) -> str:
         length = self._scalar("Q")
         if length > len(self._data) - self._place:
-            raise ValueError(f"a text of {length:,} bytes")
+            raise _Short(f"a text of {length:,} bytes")
         text = self._data[self._place : self._place + length]
         self._place += length
         return text.decode("utf-8", "replace")
@@ -227,14 +238,14 @@ class _Part:
         kind, count = self._scalar("I"), self._scalar("Q")
         place = self._place
         if count > len(self._data) - place:  # no value has less than a byte
-            raise ValueError(f"an array of {count:,} values")
+            raise _Short(f"an array of {count:,} values")
         self._place = (
             _walked(self._data, place, count)
             if kind == STRING
             else place + count * struct.calcsize(f"<{SCALARS[kind]}")
         )
         if self._place > len(self._data):
-            raise ValueError(f"an array of {count:,} values")
+            raise _Short(f"an array of {count:,} values")
         return _Array(self._data, kind, place, count)
 
     def _tensor(self) -> tuple[str, int, tuple[int, ...], int]:
