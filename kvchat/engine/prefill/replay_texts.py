@@ -40,7 +40,9 @@ def repeated(
         if start > first:
             lead = dialogue.tokenizer.decode(document[start - 8 : start])
             asked = f"Repeat the part of the previous context that begins with: {lead}"
-        yield Replay((REPEAT, chunk), ([*dialogue.first(asked), *document[start:end]],), start, end)
+        # as an answer without a thought, where the template has thoughts
+        told = [*dialogue.exchange(asked, ""), *document[start:end]]
+        yield Replay((REPEAT, chunk), (told,), start, end)
 
 
 def asked(dialogue: Dialogue, document: Sequence[int], first: int, chunk: int) -> Iterator[Replay]:

@@ -90,7 +90,7 @@ def test_counts_beyond_reason_take_no_memory(path):
     data = path.read_bytes()
     for place in (8, 16):  # tensors, fields
         path.write_bytes(data[:place] + struct.pack("<Q", 2**60) + data[place + 8 :])
-        with pytest.raises(KvchatError, match="damaged|cut short"):
+        with pytest.raises(KvchatError, match="damaged"):
             GGUF(path)
 
 
