@@ -165,3 +165,13 @@ def test_the_context_is_the_smaller_of_window_and_positions(folder):
     ):
         config = {**raw, "model_type": family, "max_position_embeddings": 8192, **given}
         assert interpret(config).context_limit == limit
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_scaled_positions_do_not_reach_beyond_the_window_of_all_layers(folder, kind):
+    scaling = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    own = {"model_type": "mistral", "rope_parameters": scaling, "max_position_embeddings": 8192}
+    wide = interpret(raw_config(folder) | own | {"sliding_window": None})
+    narrow = interpret(raw_config(folder) | own | {"sliding_window": 64})
+    assert wide.stretched == 32768
+    assert (narrow.max_position, narrow.stretched) == (64, 64)
