@@ -175,3 +175,16 @@ def test_scaled_positions_do_not_reach_beyond_the_window_of_all_layers(folder, k
     narrow = interpret(raw_config(folder) | own | {"sliding_window": 64})
     assert wide.stretched == 32768
     assert (narrow.max_position, narrow.stretched) == (64, 64)
+
+
+def test_scaling_under_its_older_name_counts_more_than_what_is_usual(folder):
+    """Ministral 3 has a scaling of its own, for configs that say nothing."""
+    scaling = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    own = {"model_type": "ministral3", "rope_theta": 500.0, "rope_scaling": scaling}
+    raw = {**raw_config(folder), **own}
+    del raw["rope_parameters"]
+    (rope,) = interpret(raw).ropes
+    assert (rope.factor, rope.original, rope.theta, rope.beta) == (2.0, 64, 500.0, 0.0)
+    del raw["rope_scaling"]
+    (rope,) = interpret(raw).ropes
+    assert (rope.factor, rope.original, rope.beta) == (16.0, 16384, 0.1)

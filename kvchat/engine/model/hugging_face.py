@@ -76,6 +76,8 @@ def interpret(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
 def _read(given: dict[str, Any], source: str) -> ModelConfig:
     name = given["model_type"]
     family = family_of(name)
+    if scaling := given.get("rope_scaling"):  # which a family's default must not hide
+        given.setdefault("rope_parameters", scaling)
     raw = {**family.defaults, **given}
     own: Fields = family.fields(raw)
     raw |= {
