@@ -21,6 +21,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
+MOST_LAYERS = 1000  # more are a damaged file, and would take all memory
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -75,6 +76,8 @@ def interpret(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
 
 def _read(given: dict[str, Any], source: str) -> ModelConfig:
     name = given["model_type"]
+    if (count := _size(given.get("num_hidden_layers") or 1)) > MOST_LAYERS:
+        raise ValueError(f"{count:,} layers")
     family = family_of(name)
     if scaling := given.get("rope_scaling"):  # which a family's default must not hide
         given.setdefault("rope_parameters", scaling)
