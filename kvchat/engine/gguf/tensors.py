@@ -90,12 +90,15 @@ def our_name(name: str, names: frozenset[str]) -> str | None:
 
 
 def read(info: TensorInfo) -> Tensor | Packed:
-    """A tensor, mapped: plain numbers in their shape, or a matrix in blocks."""
+    """A tensor, mapped: plain numbers in their shape, or a matrix in blocks; of a vector in blocks
+    the numbers."""
     data = torch.frombuffer(
         _mapped(info.path), dtype=torch.uint8, count=info.size, offset=info.offset
     )
     if info.block.name in PLAIN:
         return data.view(PLAIN[info.block.name]).view(info.shape)
+    if len(info.shape) == 1:  # no matrix: small, and wanted as numbers
+        return numbers(info.block.name, data.view(-1, info.block.size)).view(info.shape)
     return Packed(data.view(info.shape[0], -1), info.block)
 
 

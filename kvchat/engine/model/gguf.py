@@ -54,7 +54,7 @@ def config_of(gguf: GGUF) -> ModelConfig:
         raise KvchatError("model", f"{gguf.path} is an adapter, not a model")
     about = _About(gguf, architecture)
     try:
-        raw = _raw(about)
+        raw, divisors = _raw(about), about.divisors("rope_freqs.weight")
     except KeyError as error:
         raise KvchatError("model", f"{gguf.path} has no {error.args[0]!r}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -62,7 +62,11 @@ def config_of(gguf: GGUF) -> ModelConfig:
             "model", f"{gguf.path}: a value is out of range or has the wrong type ({error})"
         ) from None
     config = hugging_face.interpret(raw, str(gguf.path))
-    names = gguf.tensors
+    names, (rope, *others) = gguf.tensors, config.ropes
+    if divisors and len(divisors) != rope.dim // 2:
+        raise KvchatError(
+            "model", f"{gguf.path}: {len(divisors)} rope_freqs for {rope.dim // 2} rotated pairs"
+        )
     return replace(
         config,
         qkv_bias="blk.0.attn_q.bias" in names or "blk.0.attn_qkv.bias" in names,
@@ -71,12 +75,7 @@ def config_of(gguf: GGUF) -> ModelConfig:
         interleaved=architecture in INTERLEAVED,
         norm_plus_one=False,  # the file has them as they are used
         blocks=_blocks(gguf),
-        ropes=tuple(
-            replace(rope, divisors=about.divisors("rope_freqs.weight")) if n == 0 else rope
-            for n, rope in enumerate(config.ropes)
-        )
-        if "rope_freqs.weight" in names
-        else config.ropes,
+        ropes=(replace(rope, divisors=divisors or rope.divisors), *others),
     )
 
 
@@ -112,13 +111,19 @@ class _About:
         return self[name] if f"{self.architecture}.{name}" in self.gguf else default
 
     def divisors(self, tensor: str) -> tuple[float, ...]:
-        """The numbers of a small tensor in f32."""
-        info: TensorInfo = self.gguf.tensors[tensor]
-        if info.block.name != "F32" or len(info.shape) != 1:
+        """The numbers of a small tensor in f32 or f16, all above 0; none if it is not there."""
+        info: TensorInfo | None = self.gguf.tensors.get(tensor)
+        if info is None:
+            return ()
+        letter = {"F32": "f", "F16": "e"}.get(info.block.name)
+        if letter is None or len(info.shape) != 1:
             raise ValueError(f"{tensor} is {info.block.name} {list(info.shape)}")
         with info.path.open("rb") as file:
             file.seek(info.offset)
-            return struct.unpack(f"<{info.shape[0]}f", file.read(info.size))
+            found = struct.unpack(f"<{info.shape[0]}{letter}", file.read(info.size))
+        if not all(x > 0 for x in found):
+            raise ValueError(f"{tensor} has {min(found):g}")
+        return found
 
 
 def _raw(about: _About) -> dict[str, Any]:

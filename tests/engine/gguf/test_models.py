@@ -114,6 +114,26 @@ def test_shapes_that_no_operator_takes_are_held_plain(tmp_path):
     assert isinstance(engine.model.blocks[0].mlp.up_proj, Linear)
 
 
+@pytest.mark.parametrize("vectors, error", [("F16", 3e-3), ("BF16", 0.03), ("Q8_0", 0.03)])
+def test_norms_and_frequencies_of_any_format(tmp_path, vectors, error):
+    case = {"hidden_size": 64} | ({"rope_parameters": LLAMA3} if vectors == "F16" else {})
+    oracle = eager(save_model(tmp_path / "model", **case))
+    path = write(tmp_path / "model.gguf", oracle, vectors=vectors)
+    _, logits = read(load_engine(path), IDS[:50])
+    assert_close("logits", logits, oracle_logits(oracle, IDS[:50])[-1], error)
+
+
+@pytest.mark.parametrize("scale, count", [(0.0, None), (float("nan"), None), (1.0, -1)])
+def test_frequencies_that_cannot_be_used_are_refused(tmp_path, monkeypatch, scale, count):
+    from tests.engine.gguf import writing
+
+    real = writing._llama3
+    monkeypatch.setattr(writing, "_llama3", lambda *a: [scale * x for x in real(*a)[:count]])
+    oracle = eager(save_model(tmp_path / "model", rope_parameters=LLAMA3))
+    with refused("model", "rope_freqs"):
+        load_config(write(tmp_path / "model.gguf", oracle))
+
+
 @pytest.mark.parametrize("part", [0, 2])
 def test_a_split_file_is_one_model_whichever_part_is_named(tmp_path, part):
     oracle = eager(save_model(tmp_path / "model"))
