@@ -195,14 +195,14 @@ def _rope(about: _About) -> Mapping[str, Any]:
             "original_max_position_embeddings": original,
             "attention_factor": about.get("rope.scaling.attn_factor", 1.0),
         }
-    kind = about.get("rope.scaling.type") or "default"
-    if kind == "none":
+    kind, factor = about.get("rope.scaling.type") or "linear", about.get("rope.scaling.factor")
+    if kind == "none" or (kind == "linear" and not factor):
         kind = "default"
     weight = about.get("rope.scaling.yarn_log_multiplier")
     return {
         "rope_type": kind,
         "rope_theta": theta,
-        "factor": about.get("rope.scaling.factor"),
+        "factor": factor,
         "original_max_position_embeddings": original,
         "beta_fast": about.get("rope.scaling.yarn_beta_fast"),
         "beta_slow": about.get("rope.scaling.yarn_beta_slow"),

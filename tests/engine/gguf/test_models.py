@@ -123,6 +123,19 @@ def test_norms_and_frequencies_of_any_format(tmp_path, vectors, error):
     assert_close("logits", logits, oracle_logits(oracle, IDS[:50])[-1], error)
 
 
+def test_scaling_without_a_kind_is_linear(tmp_path):
+    """As llama.cpp reads it; `linear` without a factor, which it writes too, is none."""
+    oracle = eager(save_model(tmp_path / "model"))
+    for number, (about, kind, factor) in enumerate((
+        ({"rope.scaling.factor": 4.0}, "linear", 4.0),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, "default", 1.0),
+        ({"rope.scaling.type": "linear"}, "default", 1.0),
+        ({}, "default", 1.0),
+    )):  # fmt: skip
+        (rope,) = load_config(write(tmp_path / f"{number}.gguf", oracle, **about)).ropes
+        assert (rope.kind, rope.factor) == (kind, factor), about
+
+
 @pytest.mark.parametrize("scale, count", [(0.0, None), (float("nan"), None), (1.0, -1)])
 def test_frequencies_that_cannot_be_used_are_refused(tmp_path, monkeypatch, scale, count):
     from tests.engine.gguf import writing
