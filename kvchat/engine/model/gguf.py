@@ -173,13 +173,26 @@ def _own(about: _About, dim: int) -> dict[str, Any]:
     if about.architecture in LARGEST:
         large = about["block_count"] == LARGEST[about.architecture]
         width = about["embedding_length"] // about["attention.head_count"]
+        usual = (50.0, 30.0, 4096) if about.architecture == "gemma2" else (None, None, None)
+        attention, final, window = usual  # of the first files, which do not say
         return {
             "query_pre_attn_scalar": width if large else dim,
-            "final_logit_softcapping": about.get("final_logit_softcapping"),
-            "attn_logit_softcapping": about.get("attn_logit_softcapping"),
+            "attn_logit_softcapping": about.get("attn_logit_softcapping", attention),
+            "final_logit_softcapping": about.get("final_logit_softcapping", final),
+            "sliding_window": about.get("attention.sliding_window", window),
             "rope_local_base_freq": about.get("rope.freq_base_swa", 10_000.0),
-        }
+        } | _sliding(about)
     return {"sliding_window": None} if about.architecture in ("llama", "phi3") else {}
+
+
+def _sliding(about: _About) -> dict[str, Any]:
+    """Which layers slide, where a file says so: one of so many does not, or layer by layer."""
+    found = about.gguf.get(f"{about.architecture}.attention.sliding_window_pattern")
+    if found is None:
+        return {}
+    count = min(about["block_count"], hugging_face.MOST_LAYERS)
+    each = found if isinstance(found, tuple) else [(n + 1) % found for n in range(count)]
+    return {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in each]}
 
 
 def _rope(about: _About) -> Mapping[str, Any]:
