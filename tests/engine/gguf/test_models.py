@@ -123,6 +123,36 @@ def test_norms_and_frequencies_of_any_format(tmp_path, vectors, error):
     assert_close("logits", logits, oracle_logits(oracle, IDS[:50])[-1], error)
 
 
+def test_gemma_2_of_the_first_files_has_what_they_leave_out(tmp_path, monkeypatch):
+    import gguf
+
+    shape = {"family": "gemma2", "sliding_window": 4096, "query_pre_attn_scalar": 16}
+    oracle = eager(save_model(tmp_path / "model", **shape))
+    want = load_config(write(tmp_path / "new.gguf", oracle))
+    for name in ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
+        monkeypatch.setattr(gguf.GGUFWriter, f"add_{name}", lambda *_: None)
+    assert want.attention_cap and want.logit_cap and want.layers[0].window
+    assert load_config(write(tmp_path / "old.gguf", oracle)) == want
+
+
+@pytest.mark.parametrize("pattern", [3, [True, True, False] * 2])
+def test_a_file_says_which_layers_slide(tmp_path, pattern):
+    oracle = eager(save_model(tmp_path / "model", **FILES["gemma3"]))
+    path = write(tmp_path / "m.gguf", oracle, **{"attention.sliding_window_pattern": pattern})
+    assert load_config(path).full_layers == (2, 5)
+
+
+def test_stored_frequencies_of_old_files_are_ignored(tmp_path, monkeypatch):
+    from tests.engine.gguf import writing
+
+    real = writing._tensors
+    more = {f"blk.{n}.attn_rot_embd.weight": torch.zeros(8) for n in range(2)}
+    monkeypatch.setattr(writing, "_tensors", lambda *a: [*real(*a), *more.items()])
+    oracle = eager(save_model(tmp_path / "model"))
+    _, logits = read(load_engine(write(tmp_path / "model.gguf", oracle)), IDS[:50])
+    assert_close("logits", logits, oracle_logits(oracle, IDS[:50])[-1], 2e-5)
+
+
 def test_scaling_without_a_kind_is_linear(tmp_path):
     """As llama.cpp reads it; `linear` without a factor, which it writes too, is none."""
     oracle = eager(save_model(tmp_path / "model"))
