@@ -4,7 +4,6 @@ from numba import prange
 
 from kvchat.kernels.cpu.numbers import F32, LINE, both, fetch, jit, up
 
-
 AHEAD = 1  # rows that are asked for before they are wanted
 
 
