@@ -135,6 +135,14 @@ def test_gemma_2_of_the_first_files_has_what_they_leave_out(tmp_path, monkeypatc
     assert load_config(write(tmp_path / "old.gguf", oracle)) == want
 
 
+@pytest.mark.parametrize("family, kind", [("gemma2", "bfloat16"), ("llama", "float16")])
+def test_gemma_in_f16_is_computed_in_bf16(tmp_path, family, kind):
+    """Its hidden states are beyond f16: Gemma 3 270M computes NaN in it."""
+    oracle = eager(save_model(tmp_path / "model", family=family, dtype=torch.float16))
+    path = write(tmp_path / "model.gguf", oracle, "F16", **{"general.file_type": 1})
+    assert load_config(path).dtype == load_config(tmp_path / "model").dtype == kind
+
+
 @pytest.mark.parametrize("pattern", [3, [True, True, False] * 2])
 def test_a_file_says_which_layers_slide(tmp_path, pattern):
     oracle = eager(save_model(tmp_path / "model", **FILES["gemma3"]))
