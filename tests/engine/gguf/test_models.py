@@ -98,10 +98,11 @@ def dense(path, name):
     return numbers
 
 
+@pytest.mark.parametrize("file", ["Q5_1", "Q4_0"])
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_weights_wins_over_the_format_of_the_file(tmp_path, weights):
+def test_weights_wins_over_the_format_of_the_file(tmp_path, weights, file):
     oracle = eager(save_model(tmp_path / "model", **WIDE))
-    engine = load_engine(write(tmp_path / "model.gguf", oracle, "Q5_1"), weights=weights)
+    engine = load_engine(write(tmp_path / "model.gguf", oracle, file), weights=weights)
     kind = {"int8": Int8Linear, "int4": Int4Linear}[weights]
     assert isinstance(engine.model.blocks[0].mlp.up_proj, kind)
     assert engine.weights_bytes == weights_bytes(engine.config, 4, weights)
