@@ -1,9 +1,11 @@
 """The decode step of a CPU, compiled by numba, against the same step by torch's operators:
 families, weights, dtypes, methods, threads, and long pasts."""
 
+import numpy as np
 import pytest
 import torch
 
+from kvchat.engine import ops
 from kvchat.engine.compaction import folding, watch
 from kvchat.engine.decode.compiled import CompiledStep
 from kvchat.engine.decode.loop import COMPILED, EAGER
@@ -11,6 +13,7 @@ from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
+from kvchat.kernels.cpu.layer import gate
 from tests.engine.test_families import CASES
 from tests.engine.test_low_bit import SHAPE as WIDE
 from tests.engine.test_model_parity import CASES as LLAMAS
@@ -70,6 +73,18 @@ def test_16_bits(checkpoint, dtype, tolerance):
 def test_weights_in_few_bits(checkpoint, weights):
     engine = load_engine(checkpoint(**WIDE, attention_bias=True), weights=weights)
     assert_same_steps(engine, tolerance=0.02)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gates_of_any_size(gelu):
+    """Large models have some of many hundreds."""
+    gates = torch.tensor([-1e10, -500.0, -100.0, -89.0, -20.0, -1.0, 0.0, 1.0, 20.0, 500.0, 1e10])
+    ups = torch.linspace(-2, 3, len(gates))
+    got, none = torch.cat((gates, ups)), np.empty(0, np.float32)
+    gate(got.numpy(), none, none, gelu)
+    want = ops.geglu(gates, ups) if gelu else ops.swiglu(gates, ups)
+    size = gates.abs().clamp(min=1)
+    torch.testing.assert_close(got[: len(gates)] / size, want / size, rtol=1e-6, atol=1e-6)
 
 
 def test_an_empty_past_and_a_growing_tail(checkpoint):

@@ -27,6 +27,7 @@ SIXTEEN = np.uint32(16)
 ROUND, ONE = np.uint32(0x7FFF), np.uint32(1)
 LOG2, LN2 = F32(1.4426950408889634), F32(0.6931471805599453)
 LOWEST = F32(-87.0)  # e^x below it is no normal number
+HIGHEST = F32(88.0)  # e^x above it is none either; who may ask for more has to bound it
 # a float's bits, ordered as a signed integer: those of negative ones are turned round
 SIGN, POSITIVE, LEAST = np.int32(31), np.int32(0x7FFFFFFF), np.int32(-0x7FFFFFFF)
 SEEN_AS = {torch.bfloat16: np.uint16, torch.float16: np.int16}
@@ -144,7 +145,7 @@ def _down(value, like):
 
 @numba.njit(inline="always", **OPTIONS)
 def exp(x):
-    """e^x within 2e-7 of it, without a call, so that loops over it become vectors."""
+    """e^x within 2e-7 of it for x up to `HIGHEST`, without a call, so that loops become vectors."""
     y = max(x, LOWEST) * LOG2
     n = np.floor(y)
     r = (y - n) * LN2
