@@ -1,6 +1,9 @@
 """The decode step of a CPU, compiled by numba, against the same step by torch's operators:
 families, weights, dtypes, methods, threads, and long pasts."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +140,19 @@ def test_the_writer_takes_it_where_it_may(checkpoint):
         answers.append([next(tokens) for _ in range(12)])
         assert engine.writer.way.startswith(way)
     assert answers[0] == answers[1] == answers[2] and len(set(answers[0])) > 3
+
+
+def test_a_cache_that_is_dropped_frees_its_memory(checkpoint):
+    """Its arrays look into the cache, and the step stays for the next one."""
+    engine = load_engine(checkpoint())
+    cache, logits = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))
+    tokens = engine.decode(cache, logits, Sampling())
+    assert len([next(tokens) for _ in range(4)]) == 4 and engine.writer.way == COMPILED
+    parts = [part for layer in cache.layers for part in (layer.segments[0], layer.tail)]
+    held = [weakref.ref(part.k) for part in parts]
+    del cache, tokens, parts
+    gc.collect()
+    assert len(held) == 4 and not any(each() is not None for each in held)
 
 
 def test_calls_per_layer_stay_few(checkpoint, monkeypatch):
