@@ -1,9 +1,14 @@
 """The decode step of a CPU, compiled by numba, against the same step by torch's operators:
 families, weights, dtypes, methods, threads, and long pasts."""
 
+import gc
+import weakref
+
+import numpy as np
 import pytest
 import torch
 
+from kvchat.engine import ops
 from kvchat.engine.compaction import folding, watch
 from kvchat.engine.decode.compiled import CompiledStep
 from kvchat.engine.decode.loop import COMPILED, EAGER
@@ -11,6 +16,7 @@ from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
+from kvchat.kernels.cpu.layer import gate
 from tests.engine.test_families import CASES
 from tests.engine.test_low_bit import SHAPE as WIDE
 from tests.engine.test_model_parity import CASES as LLAMAS
@@ -74,6 +80,7 @@ def test_weights_in_few_bits(checkpoint, weights, monkeypatch):
     assert_same_steps(engine, tolerance=0.02)
 
 
+<<<<<<< HEAD
 def test_4_bits_by_integers(checkpoint):
     """The input of a product is rounded to 8 bits: 0.5 % of it, which a random model multiplies."""
     model = load_engine(checkpoint(**WIDE, attention_bias=True), weights="int4").model
@@ -95,6 +102,18 @@ def test_4_bits_by_integers(checkpoint):
 
 def engine_cache(model):
     return Engine(model).empty_cache()
+=======
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gates_of_any_size(gelu):
+    """Large models have some of many hundreds."""
+    gates = torch.tensor([-1e10, -500.0, -100.0, -89.0, -20.0, -1.0, 0.0, 1.0, 20.0, 500.0, 1e10])
+    ups = torch.linspace(-2, 3, len(gates))
+    got, none = torch.cat((gates, ups)), np.empty(0, np.float32)
+    gate(got.numpy(), none, none, gelu)
+    want = ops.geglu(gates, ups) if gelu else ops.swiglu(gates, ups)
+    size = gates.abs().clamp(min=1)
+    torch.testing.assert_close(got[: len(gates)] / size, want / size, rtol=1e-6, atol=1e-6)
+>>>>>>> h/breaker
 
 
 def test_an_empty_past_and_a_growing_tail(checkpoint):
@@ -147,6 +166,19 @@ def test_the_writer_takes_it_where_it_may(checkpoint):
         answers.append([next(tokens) for _ in range(12)])
         assert engine.writer.way.startswith(way)
     assert answers[0] == answers[1] == answers[2] and len(set(answers[0])) > 3
+
+
+def test_a_cache_that_is_dropped_frees_its_memory(checkpoint):
+    """Its arrays look into the cache, and the step stays for the next one."""
+    engine = load_engine(checkpoint())
+    cache, logits = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))
+    tokens = engine.decode(cache, logits, Sampling())
+    assert len([next(tokens) for _ in range(4)]) == 4 and engine.writer.way == COMPILED
+    parts = [part for layer in cache.layers for part in (layer.segments[0], layer.tail)]
+    held = [weakref.ref(part.k) for part in parts]
+    del cache, tokens, parts
+    gc.collect()
+    assert len(held) == 4 and not any(each() is not None for each in held)
 
 
 def test_calls_per_layer_stay_few(checkpoint, monkeypatch):

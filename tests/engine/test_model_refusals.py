@@ -139,6 +139,7 @@ def test_a_config_must_be_a_json_object(folder, content):
         ({"hidden_size": "(gone)"}, ["hidden_size"]),
         ({"vocab_size": "(gone)"}, ["vocab_size"]),
         ({"num_hidden_layers": "many"}, ["many"]),
+        ({"num_hidden_layers": 2**30}, [f"{2**30:,}"]),  # takes no time and no memory
         ({"num_attention_heads": 0, "head_dim": "(gone)"}, []),
         ({"rope_parameters": {"rope_type": "linear"}}, ["factor"]),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.35}}, ["16"]),
@@ -190,3 +191,26 @@ def test_windows_of_scaled_positions(folder, scaling, more, window, most):
     config = interpret(raw)
     assert (config.context_limit, config.stretched) == (window, most)
     assert config.within(most).context_limit == most
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_scaled_positions_do_not_reach_beyond_the_window_of_all_layers(folder, kind):
+    scaling = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    own = {"model_type": "mistral", "rope_parameters": scaling, "max_position_embeddings": 8192}
+    wide = interpret(raw_config(folder) | own | {"sliding_window": None})
+    narrow = interpret(raw_config(folder) | own | {"sliding_window": 64})
+    assert wide.stretched == 32768
+    assert (narrow.max_position, narrow.stretched) == (64, 64)
+
+
+def test_scaling_under_its_older_name_counts_more_than_what_is_usual(folder):
+    """Ministral 3 has a scaling of its own, for configs that say nothing."""
+    scaling = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    own = {"model_type": "ministral3", "rope_theta": 500.0, "rope_scaling": scaling}
+    raw = {**raw_config(folder), **own}
+    del raw["rope_parameters"]
+    (rope,) = interpret(raw).ropes
+    assert (rope.factor, rope.original, rope.theta, rope.beta) == (2.0, 64, 500.0, 0.0)
+    del raw["rope_scaling"]
+    (rope,) = interpret(raw).ropes
+    assert (rope.factor, rope.original, rope.beta) == (16.0, 16384, 0.1)

@@ -181,7 +181,13 @@ class LayerStep:
             NONE,
             self.eps,
         )
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the cache that was decoded over: its memory is kept by what looks into it."""
         self._store: Tensor | None = None  # of the tail, as the arrays below see it
+        self._keys = self._values = NONE
+        self._live: Set | None = None
         self._frozen: dict[int, tuple[Any, list[Set] | None]] = {}
 
     def __call__(
@@ -214,6 +220,7 @@ class LayerStep:
 
     def _attend(self, layer: LayerCache | WindowLayer) -> None:
         room, tail = self.room, layer.tail
+        assert self._live is not None
         newest = min(tail.length, self.window or tail.length)
         self._live.take(tail.newest_spans(newest))
         sets, others = [], []
@@ -308,6 +315,11 @@ class CompiledStep:
         self.norm = _norm(model.model.norm)
         self.logits = torch.empty(model.config.vocab_size)
         self._logits = self.logits.numpy()
+
+    def forget(self) -> None:
+        """Let go of the cache, once an answer has ended."""
+        for layer in self.layers:
+            layer.forget()
 
     @torch.inference_mode()
     def __call__(self, cache: KVCache, token: int) -> Tensor:

@@ -79,9 +79,13 @@ class Writer:
                 cache.accept(1)  # the token before; this one's entry does not count yet
                 yield checked(token)
         self._say(COMPILED if self.compiled else f"{EAGER}: {reason}")
-        while True:
-            token = sampler.draw(self._after(cache, token))
-            yield token
+        try:
+            while True:
+                token = sampler.draw(self._after(cache, token))
+                yield token
+        finally:
+            if self._step is not None:
+                self._step.forget()
 
     def _after(self, cache: KVCache, token: int) -> Tensor:
         """Append a token to the cache; the logits `[vocab]` after it."""

@@ -36,6 +36,7 @@ PARTS = {
     "post_ffw_norm": "mlp_output_norm",
 }
 POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+COMPUTED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")  # of old files: plain frequencies
 
 
 class Packed:
@@ -79,7 +80,7 @@ def our_name(name: str, names: frozenset[str]) -> str | None:
 
     Where a file has no gate, its `ffn_up` is both, as in Phi-3 and GLM-4.
     """
-    if name in POSITIONS:
+    if name in POSITIONS or COMPUTED.fullmatch(name):
         return None
     if (found := LAYER.fullmatch(name)) is None or found[2] not in PARTS:
         return NAMES.get(name, name)
@@ -90,12 +91,15 @@ def our_name(name: str, names: frozenset[str]) -> str | None:
 
 
 def read(info: TensorInfo) -> Tensor | Packed:
-    """A tensor, mapped: plain numbers in their shape, or a matrix in blocks."""
+    """A tensor, mapped: plain numbers in their shape, or a matrix in blocks; of a vector in blocks
+    the numbers."""
     data = torch.frombuffer(
         _mapped(info.path), dtype=torch.uint8, count=info.size, offset=info.offset
     )
     if info.block.name in PLAIN:
         return data.view(PLAIN[info.block.name]).view(info.shape)
+    if len(info.shape) == 1:  # no matrix: small, and wanted as numbers
+        return numbers(info.block.name, data.view(-1, info.block.size)).view(info.shape)
     return Packed(data.view(info.shape[0], -1), info.block)
 
 

@@ -54,7 +54,7 @@ def config_of(gguf: GGUF) -> ModelConfig:
         raise KvchatError("model", f"{gguf.path} is an adapter, not a model")
     about = _About(gguf, architecture)
     try:
-        raw = _raw(about)
+        raw, divisors = _raw(about), about.divisors("rope_freqs.weight")
     except KeyError as error:
         raise KvchatError("model", f"{gguf.path} has no {error.args[0]!r}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -62,7 +62,11 @@ def config_of(gguf: GGUF) -> ModelConfig:
             "model", f"{gguf.path}: a value is out of range or has the wrong type ({error})"
         ) from None
     config = hugging_face.interpret(raw, str(gguf.path))
-    names = gguf.tensors
+    names, (rope, *others) = gguf.tensors, config.ropes
+    if divisors and len(divisors) != rope.dim // 2:
+        raise KvchatError(
+            "model", f"{gguf.path}: {len(divisors)} rope_freqs for {rope.dim // 2} rotated pairs"
+        )
     return replace(
         config,
         qkv_bias="blk.0.attn_q.bias" in names or "blk.0.attn_qkv.bias" in names,
@@ -71,12 +75,7 @@ def config_of(gguf: GGUF) -> ModelConfig:
         interleaved=architecture in INTERLEAVED,
         norm_plus_one=False,  # the file has them as they are used
         blocks=_blocks(gguf),
-        ropes=tuple(
-            replace(rope, divisors=about.divisors("rope_freqs.weight")) if n == 0 else rope
-            for n, rope in enumerate(config.ropes)
-        )
-        if "rope_freqs.weight" in names
-        else config.ropes,
+        ropes=(replace(rope, divisors=divisors or rope.divisors), *others),
     )
 
 
@@ -112,13 +111,19 @@ class _About:
         return self[name] if f"{self.architecture}.{name}" in self.gguf else default
 
     def divisors(self, tensor: str) -> tuple[float, ...]:
-        """The numbers of a small tensor in f32."""
-        info: TensorInfo = self.gguf.tensors[tensor]
-        if info.block.name != "F32" or len(info.shape) != 1:
+        """The numbers of a small tensor in f32 or f16, all above 0; none if it is not there."""
+        info: TensorInfo | None = self.gguf.tensors.get(tensor)
+        if info is None:
+            return ()
+        letter = {"F32": "f", "F16": "e"}.get(info.block.name)
+        if letter is None or len(info.shape) != 1:
             raise ValueError(f"{tensor} is {info.block.name} {list(info.shape)}")
         with info.path.open("rb") as file:
             file.seek(info.offset)
-            return struct.unpack(f"<{info.shape[0]}f", file.read(info.size))
+            found = struct.unpack(f"<{info.shape[0]}{letter}", file.read(info.size))
+        if not all(x > 0 for x in found):
+            raise ValueError(f"{tensor} has {min(found):g}")
+        return found
 
 
 def _raw(about: _About) -> dict[str, Any]:
@@ -168,13 +173,26 @@ def _own(about: _About, dim: int) -> dict[str, Any]:
     if about.architecture in LARGEST:
         large = about["block_count"] == LARGEST[about.architecture]
         width = about["embedding_length"] // about["attention.head_count"]
+        usual = (50.0, 30.0, 4096) if about.architecture == "gemma2" else (None, None, None)
+        attention, final, window = usual  # of the first files, which do not say
         return {
             "query_pre_attn_scalar": width if large else dim,
-            "final_logit_softcapping": about.get("final_logit_softcapping"),
-            "attn_logit_softcapping": about.get("attn_logit_softcapping"),
+            "attn_logit_softcapping": about.get("attn_logit_softcapping", attention),
+            "final_logit_softcapping": about.get("final_logit_softcapping", final),
+            "sliding_window": about.get("attention.sliding_window", window),
             "rope_local_base_freq": about.get("rope.freq_base_swa", 10_000.0),
-        }
+        } | _sliding(about)
     return {"sliding_window": None} if about.architecture in ("llama", "phi3") else {}
+
+
+def _sliding(about: _About) -> dict[str, Any]:
+    """Which layers slide, where a file says so: one of so many does not, or layer by layer."""
+    found = about.gguf.get(f"{about.architecture}.attention.sliding_window_pattern")
+    if found is None:
+        return {}
+    count = min(about["block_count"], hugging_face.MOST_LAYERS)
+    each = found if isinstance(found, tuple) else [(n + 1) % found for n in range(count)]
+    return {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in each]}
 
 
 def _rope(about: _About) -> Mapping[str, Any]:
@@ -190,14 +208,14 @@ def _rope(about: _About) -> Mapping[str, Any]:
             "original_max_position_embeddings": original,
             "attention_factor": about.get("rope.scaling.attn_factor", 1.0),
         }
-    kind = about.get("rope.scaling.type") or "default"
-    if kind == "none":
+    kind, factor = about.get("rope.scaling.type") or "linear", about.get("rope.scaling.factor")
+    if kind == "none" or (kind == "linear" and not factor):
         kind = "default"
     weight = about.get("rope.scaling.yarn_log_multiplier")
     return {
         "rope_type": kind,
         "rope_theta": theta,
-        "factor": about.get("rope.scaling.factor"),
+        "factor": factor,
         "original_max_position_embeddings": original,
         "beta_fast": about.get("rope.scaling.yarn_beta_fast"),
         "beta_slow": about.get("rope.scaling.yarn_beta_slow"),

@@ -21,6 +21,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
+MOST_LAYERS = 1000  # more are a damaged file, and would take all memory
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -75,7 +76,11 @@ def interpret(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
 
 def _read(given: dict[str, Any], source: str) -> ModelConfig:
     name = given["model_type"]
+    if (count := _size(given.get("num_hidden_layers") or 1)) > MOST_LAYERS:
+        raise ValueError(f"{count:,} layers")
     family = family_of(name)
+    if scaling := given.get("rope_scaling"):  # which a family's default must not hide
+        given.setdefault("rope_parameters", scaling)
     raw = {**family.defaults, **given}
     own: Fields = family.fields(raw)
     raw |= {
@@ -99,9 +104,10 @@ def _read(given: dict[str, Any], source: str) -> ModelConfig:
     turned = own.pop("turned", None)
     ropes = _ropes(raw, own.pop("local_rope", None), head_dim, positions, source)
     layers, ropes = _layers(raw, ropes, turned, source)
-    window = raw.get("sliding_window")
+    reach, stretched = _reach(ropes, positions, raw)
     if all(kind.window for kind in layers):  # nothing to compress, nothing seen beyond
-        positions = min(positions, _size(window))
+        window = _size(raw["sliding_window"])
+        reach, stretched = min(reach, window), min(stretched, window)
         layers = tuple(LayerKind(rope=kind.rope) for kind in layers)
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
     end = raw.get("eos_token_id")
@@ -117,8 +123,8 @@ def _read(given: dict[str, Any], source: str) -> ModelConfig:
             "rms_norm_eps": float(raw.get("rms_norm_eps", 1e-6)),
             "layers": layers,
             "ropes": ropes,
-            "max_position": _reach(ropes, positions, raw),
-            "stretched": _stretched(ropes, positions, raw),
+            "max_position": reach,
+            "stretched": stretched,
             "dtype": dtype if dtype in ITEM_BYTES else "float32",
             "end_tokens": tuple(end) if isinstance(end, list) else () if end is None else (end,),
             "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
@@ -256,22 +262,16 @@ def _yarn_attention(scaling: Raw, factor: float) -> float:
     return scale(float(whole)) / scale(float(each)) if whole and each else scale(1.0)
 
 
-def _reach(ropes: tuple[Rope, ...], positions: int, raw: Raw) -> int:
-    """Tokens of the context window: those trained for, with scaling."""
-    rope = ropes[0]
+def _reach(ropes: tuple[Rope, ...], positions: int, raw: Raw) -> tuple[int, int]:
+    """Tokens of the context window: those trained for, with scaling; and the most to be asked."""
+    rope, reach = ropes[0], positions
     if rope.kind == "linear" and raw.get("max_sequence_length"):
-        return max(positions, _size(raw["max_sequence_length"]))
+        reach = max(positions, _size(raw["max_sequence_length"]))
     if rope.kind == "yarn":  # some files name the positions before scaling
-        return max(positions, round(rope.factor * rope.original))
-    return positions
-
-
-def _stretched(ropes: tuple[Rope, ...], positions: int, raw: Raw) -> int:
-    """Tokens that may be asked for at most."""
-    reach, rope = _reach(ropes, positions, raw), ropes[0]
+        reach = max(positions, round(rope.factor * rope.original))
     if rope.kind in ("linear", "dynamic"):
-        return max(reach, round(rope.factor * positions))
-    return reach
+        return reach, max(reach, round(rope.factor * positions))
+    return reach, reach
 
 
 def read_json(path: Path) -> dict[str, Any]:

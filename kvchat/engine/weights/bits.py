@@ -101,13 +101,16 @@ def weights_bytes(config: ModelConfig, itemsize: int, weights: str) -> int:
                 small = _bytes(kind, *shape, group=BLOCK)
                 whole += count * (small - shape[0] * shape[1] * itemsize)
         return whole
-    layer = sum(_bytes(weights, *shape) for shape in config.matrices.values())
+    whole = config.num_layers * sum(_bytes(weights, *shape) for shape in config.matrices.values())
+    for block, shape, is_table, count in config.blocks:
+        if weights == "int4" and block in GROUPED and not is_table:  # it keeps its own groups
+            whole += count * (_bytes(weights, *shape, group=BLOCK) - _bytes(weights, *shape))
     tables = 1 if config.tie_word_embeddings else 2
     table = _bytes("int8", config.vocab_size, config.hidden_size)
     quantised = sum(outputs * inputs for outputs, inputs in config.matrices.values())
     plain_values = config.parameters - tables * config.vocab_size * config.hidden_size
     plain_values -= config.num_layers * quantised
-    return config.num_layers * layer + tables * table + plain_values * itemsize
+    return whole + tables * table + plain_values * itemsize
 
 
 def _bytes(weights: str, outputs: int, inputs: int, group: int = 0) -> int:

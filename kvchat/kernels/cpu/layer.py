@@ -5,7 +5,7 @@ Arrays of length 0 stand for what a model does not have: biases, norms, factors.
 
 import numpy as np
 
-from kvchat.kernels.cpu.numbers import F32, down, exp, jit, tanh, up
+from kvchat.kernels.cpu.numbers import F32, HIGHEST, down, exp, jit, tanh, up
 
 TANH_GELU = F32(0.7978845608028654)  # sqrt(2 / pi)
 
@@ -103,4 +103,4 @@ def gate(both, gate_bias, up_bias, gelu):
             both[i] = F32(0.5) * g * (F32(1) + bent) * both[inner + i]
     else:
         for i in range(inner):
-            both[i] = both[i] / (F32(1) + exp(-both[i])) * both[inner + i]
+            both[i] = both[i] / (F32(1) + exp(min(-both[i], HIGHEST))) * both[inner + i]

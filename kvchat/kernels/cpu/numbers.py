@@ -3,7 +3,9 @@
 bf16 is seen as uint16 and f16 as int16, for numpy has no bf16 and numba no f16.
 """
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -18,15 +20,18 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+LOG = logging.getLogger("kvchat.engine")
 F32 = np.float32
 LINE = 64  # bytes of a cache line
 SIXTEEN = np.uint32(16)
 ROUND, ONE = np.uint32(0x7FFF), np.uint32(1)
 LOG2, LN2 = F32(1.4426950408889634), F32(0.6931471805599453)
 LOWEST = F32(-87.0)  # e^x below it is no normal number
+HIGHEST = F32(88.0)  # e^x above it is none either; who may ask for more has to bound it
 # a float's bits, ordered as a signed integer: those of negative ones are turned round
 SIGN, POSITIVE, LEAST = np.int32(31), np.int32(0x7FFFFFFF), np.int32(-0x7FFFFFFF)
 SEEN_AS = {torch.bfloat16: np.uint16, torch.float16: np.int16}
@@ -54,6 +59,30 @@ def kept() -> str | None:
     return None
 
 
+class Kept(FunctionCache):  # type: ignore[misc]
+    """The machine code of a function in a folder; compiled anew where it cannot be read."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was compiled for these types of arguments, or None."""
+        try:
+            found = super().load_overload(sig, target_context)
+            # two processes that write at once can exchange their files
+            if found is None or tuple(found.signature.args) == tuple(sig):
+                return found
+        except Exception:  # cut off by a full disk or a crash: unpickling raises anything
+            LOG.info("machine code of %s is damaged", self._name)
+        with suppress(OSError):
+            self.flush()
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled, if the folder takes it."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            LOG.info("machine code of %s is not kept: %s", self._name, error)
+
+
 def jit(parallel: bool = False) -> Callable[[Any], Any]:
     """Compile a function at its first call, and keep the machine code for the next process.
 
@@ -64,7 +93,10 @@ def jit(parallel: bool = False) -> Callable[[Any], Any]:
         before, folder = numba.config.CACHE_DIR, kept()
         numba.config.CACHE_DIR = folder or before
         try:
-            return numba.njit(parallel=parallel, cache=folder is not None, **OPTIONS)(function)
+            made = numba.njit(parallel=parallel, **OPTIONS)(function)
+            if folder is not None:
+                made._cache = Kept(function)
+            return made
         finally:
             numba.config.CACHE_DIR = before
 
@@ -144,7 +176,7 @@ def _down(value, like):
 
 @numba.njit(inline="always", **OPTIONS)
 def exp(x):
-    """e^x within 2e-7 of it, without a call, so that loops over it become vectors."""
+    """e^x within 2e-7 of it for x up to `HIGHEST`, without a call, so that loops become vectors."""
     y = max(x, LOWEST) * LOG2
     n = np.floor(y + F32(0.5))  # to the nearest, so that r is small
     r = (y - n) * LN2

@@ -98,10 +98,11 @@ def dense(path, name):
     return numbers
 
 
+@pytest.mark.parametrize("file", ["Q5_1", "Q4_0"])
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_weights_wins_over_the_format_of_the_file(tmp_path, weights):
+def test_weights_wins_over_the_format_of_the_file(tmp_path, weights, file):
     oracle = eager(save_model(tmp_path / "model", **WIDE))
-    engine = load_engine(write(tmp_path / "model.gguf", oracle, "Q5_1"), weights=weights)
+    engine = load_engine(write(tmp_path / "model.gguf", oracle, file), weights=weights)
     kind = {"int8": Int8Linear, "int4": Int4Linear}[weights]
     assert isinstance(engine.model.blocks[0].mlp.up_proj, kind)
     assert engine.weights_bytes == weights_bytes(engine.config, 4, weights)
@@ -112,6 +113,77 @@ def test_shapes_that_no_operator_takes_are_held_plain(tmp_path):
     oracle = eager(save_model(tmp_path / "model", intermediate_size=96, hidden_size=96))
     engine = load_engine(write(tmp_path / "model.gguf", oracle, "Q4_0"))
     assert isinstance(engine.model.blocks[0].mlp.up_proj, Linear)
+
+
+@pytest.mark.parametrize("vectors, error", [("F16", 3e-3), ("BF16", 0.03), ("Q8_0", 0.03)])
+def test_norms_and_frequencies_of_any_format(tmp_path, vectors, error):
+    case = {"hidden_size": 64} | ({"rope_parameters": LLAMA3} if vectors == "F16" else {})
+    oracle = eager(save_model(tmp_path / "model", **case))
+    path = write(tmp_path / "model.gguf", oracle, vectors=vectors)
+    _, logits = read(load_engine(path), IDS[:50])
+    assert_close("logits", logits, oracle_logits(oracle, IDS[:50])[-1], error)
+
+
+def test_gemma_2_of_the_first_files_has_what_they_leave_out(tmp_path, monkeypatch):
+    import gguf
+
+    shape = {"family": "gemma2", "sliding_window": 4096, "query_pre_attn_scalar": 16}
+    oracle = eager(save_model(tmp_path / "model", **shape))
+    want = load_config(write(tmp_path / "new.gguf", oracle))
+    for name in ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
+        monkeypatch.setattr(gguf.GGUFWriter, f"add_{name}", lambda *_: None)
+    assert want.attention_cap and want.logit_cap and want.layers[0].window
+    assert load_config(write(tmp_path / "old.gguf", oracle)) == want
+
+
+@pytest.mark.parametrize("family, kind", [("gemma2", "bfloat16"), ("llama", "float16")])
+def test_gemma_in_f16_is_computed_in_bf16(tmp_path, family, kind):
+    """Its hidden states are beyond f16: Gemma 3 270M computes NaN in it."""
+    oracle = eager(save_model(tmp_path / "model", family=family, dtype=torch.float16))
+    path = write(tmp_path / "model.gguf", oracle, "F16", **{"general.file_type": 1})
+    assert load_config(path).dtype == load_config(tmp_path / "model").dtype == kind
+
+
+@pytest.mark.parametrize("pattern", [3, [True, True, False] * 2])
+def test_a_file_says_which_layers_slide(tmp_path, pattern):
+    oracle = eager(save_model(tmp_path / "model", **FILES["gemma3"]))
+    path = write(tmp_path / "m.gguf", oracle, **{"attention.sliding_window_pattern": pattern})
+    assert load_config(path).full_layers == (2, 5)
+
+
+def test_stored_frequencies_of_old_files_are_ignored(tmp_path, monkeypatch):
+    from tests.engine.gguf import writing
+
+    real = writing._tensors
+    more = {f"blk.{n}.attn_rot_embd.weight": torch.zeros(8) for n in range(2)}
+    monkeypatch.setattr(writing, "_tensors", lambda *a: [*real(*a), *more.items()])
+    oracle = eager(save_model(tmp_path / "model"))
+    _, logits = read(load_engine(write(tmp_path / "model.gguf", oracle)), IDS[:50])
+    assert_close("logits", logits, oracle_logits(oracle, IDS[:50])[-1], 2e-5)
+
+
+def test_scaling_without_a_kind_is_linear(tmp_path):
+    """As llama.cpp reads it; `linear` without a factor, which it writes too, is none."""
+    oracle = eager(save_model(tmp_path / "model"))
+    for number, (about, kind, factor) in enumerate((
+        ({"rope.scaling.factor": 4.0}, "linear", 4.0),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, "default", 1.0),
+        ({"rope.scaling.type": "linear"}, "default", 1.0),
+        ({}, "default", 1.0),
+    )):  # fmt: skip
+        (rope,) = load_config(write(tmp_path / f"{number}.gguf", oracle, **about)).ropes
+        assert (rope.kind, rope.factor) == (kind, factor), about
+
+
+@pytest.mark.parametrize("scale, count", [(0.0, None), (float("nan"), None), (1.0, -1)])
+def test_frequencies_that_cannot_be_used_are_refused(tmp_path, monkeypatch, scale, count):
+    from tests.engine.gguf import writing
+
+    real = writing._llama3
+    monkeypatch.setattr(writing, "_llama3", lambda *a: [scale * x for x in real(*a)[:count]])
+    oracle = eager(save_model(tmp_path / "model", rope_parameters=LLAMA3))
+    with refused("model", "rope_freqs"):
+        load_config(write(tmp_path / "model.gguf", oracle))
 
 
 @pytest.mark.parametrize("part", [0, 2])

@@ -32,8 +32,13 @@ NORMS = {
 }
 
 
-def write(path: Path, oracle, kind: str = "F32", splits: int = 1, **more) -> Path:
-    """The weights and shapes of a transformers model; matrices as `kind`, `more` is metadata."""
+def write(
+    path: Path, oracle, kind: str = "F32", splits: int = 1, vectors: str = "F32", **more
+) -> Path:
+    """The weights and shapes of a transformers model; `more` is metadata.
+
+    Matrices are written as `kind`, norms and biases as `vectors`.
+    """
     config = oracle.config
     family = config.model_type
     architecture = ARCHITECTURES[family]
@@ -55,7 +60,8 @@ def write(path: Path, oracle, kind: str = "F32", splits: int = 1, **more) -> Pat
         if part == 0:
             _metadata(writer, config, architecture, about | more)
         for name in names[part::splits]:
-            _tensor(writer, name, tensors[name].detach().float().numpy(), kind)
+            data = tensors[name].detach().float().numpy()
+            _tensor(writer, name, data, vectors if data.ndim < 2 else kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -65,7 +71,7 @@ def write(path: Path, oracle, kind: str = "F32", splits: int = 1, **more) -> Pat
 
 def _tensor(writer, name: str, data: np.ndarray, kind: str) -> None:
     quant = gguf.GGMLQuantizationType[kind]
-    if data.ndim < 2 or kind == "F32":
+    if kind == "F32":
         writer.add_tensor(name, data)
     elif kind == "F16":
         writer.add_tensor(name, data.astype(np.float16))
