@@ -80,7 +80,6 @@ def test_weights_in_few_bits(checkpoint, weights, monkeypatch):
     assert_same_steps(engine, tolerance=0.02)
 
 
-<<<<<<< HEAD
 def test_4_bits_by_integers(checkpoint):
     """The input of a product is rounded to 8 bits: 0.5 % of it, which a random model multiplies."""
     model = load_engine(checkpoint(**WIDE, attention_bias=True), weights="int4").model
@@ -102,7 +101,8 @@ def test_4_bits_by_integers(checkpoint):
 
 def engine_cache(model):
     return Engine(model).empty_cache()
-=======
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 def test_gates_of_any_size(gelu):
     """Large models have some of many hundreds."""
@@ -113,7 +113,6 @@ def test_gates_of_any_size(gelu):
     want = ops.geglu(gates, ups) if gelu else ops.swiglu(gates, ups)
     size = gates.abs().clamp(min=1)
     torch.testing.assert_close(got[: len(gates)] / size, want / size, rtol=1e-6, atol=1e-6)
->>>>>>> h/breaker
 
 
 def test_an_empty_past_and_a_growing_tail(checkpoint):

@@ -34,25 +34,22 @@ def alternating(raw: Raw, every: int) -> Fields:
 
     Hidden states grow beyond what f16 holds, so files in f16 are computed in bf16.
     """
-    narrow = "float16"
+    stored = raw.get("dtype") or raw.get("torch_dtype")
     types = [
         "sliding_attention" if (n + 1) % every else "full_attention"
         for n in range(int(raw["num_hidden_layers"]))
     ]
-    return (
-        all_biases(raw)
-        | {
-            "norms": "both",
-            "norm_plus_one": True,
-            "wide_norms": True,
-            "embedding_scale": float(raw["hidden_size"]) ** 0.5,
-            "query_scale": (float(raw["head_dim"]) / float(raw["query_pre_attn_scalar"])) ** 0.5,
-            "attention_cap": float(raw["attn_logit_softcapping"] or 0.0),
-            "logit_cap": float(raw["final_logit_softcapping"] or 0.0),
-            "layer_types": raw.get("layer_types") or types,
-        }
-        | ({"dtype": "bfloat16"} if narrow in (raw.get("dtype"), raw.get("torch_dtype")) else {})
-    )
+    found = all_biases(raw) | {
+        "norms": "both",
+        "norm_plus_one": True,
+        "wide_norms": True,
+        "embedding_scale": float(raw["hidden_size"]) ** 0.5,
+        "query_scale": (float(raw["head_dim"]) / float(raw["query_pre_attn_scalar"])) ** 0.5,
+        "attention_cap": float(raw["attn_logit_softcapping"] or 0.0),
+        "logit_cap": float(raw["final_logit_softcapping"] or 0.0),
+        "layer_types": raw.get("layer_types") or types,
+    }
+    return found | ({"dtype": "bfloat16"} if stored == "float16" else {})
 
 
 def gemma3(raw: Raw) -> Fields:
