@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from kvchat.settings import config, text_files
 from kvchat.settings.options import Options
 from kvchat.terminal import log
 from kvchat.terminal.screen import Screen
+from kvchat.terminal.text import clean
 from kvchat.terminal.tty import unseen
 
 ABOUT = "Chat about long documents with a compressed KV cache."
@@ -154,6 +156,19 @@ def with_command(arguments: list[str]) -> list[str]:
         return arguments[first:]
     if arguments and arguments[0] in {"chat", "--help", "-h", "--version"}:
         return arguments
+    if len(arguments) == first + 1:  # `kvchat modles`: a word alone that is no file
+        require_no_command(arguments[first])
     if arguments[first : first + 1] == ["chat"]:
         arguments = [*arguments[:first], *arguments[first + 1 :]]
     return ["chat", *arguments]
+
+
+def require_no_command(word: str) -> None:
+    """Raise KvchatError("usage") for a mistyped command; a file of that name is a document."""
+    close = get_close_matches(word, [*COMMANDS, *GROUPS], n=2, cutoff=0.75)
+    if close and word.isalpha() and not os.path.lexists(word):
+        raise KvchatError(
+            "usage",
+            f"{clean(word)!r} is neither a command nor a file",
+            *(f"kvchat {name}" for name in close),
+        )

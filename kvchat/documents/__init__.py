@@ -232,5 +232,6 @@ def chosen(name: str, sections: Sections, pages: str) -> tuple[Section, ...]:
 
 
 def _similar(file: Path) -> list[str]:
-    names = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+    there = file.parent.iterdir() if file.parent.is_dir() else ()
+    names = [entry.name for entry in there if entry.is_file()]
     return [f"--file {file.parent / name}" for name in get_close_matches(file.name, names, n=2)]

@@ -133,6 +133,7 @@ def _by_name(name: str, aliases: Aliases, revision: str | None) -> Model:
             raise KvchatError(
                 "model",
                 f"{clean(name)} is not among the models of ollama ({_listed('ollama', aliases)})",
+                *(f"-m {each}" for each in _tags_of(name, aliases)),
                 f"ollama pull {clean(name.removeprefix(ollama.PREFIX))}",
                 "kvchat models",
             )
@@ -164,6 +165,13 @@ def _by_name(name: str, aliases: Aliases, revision: str | None) -> Model:
 def _listed(place: str, aliases: Aliases) -> str:
     names = [clean(found.name) for found in at_hand(aliases) if found.place == place]
     return f"there: {', '.join(names)}" if names else "none is here"
+
+
+def _tags_of(name: str, aliases: Aliases) -> list[str]:
+    """The models of ollama that differ from a name in their tag only (`qwen` and `qwen:0.5b`)."""
+    stem = ollama.PREFIX + name.removeprefix(ollama.PREFIX).partition(":")[0]
+    names = [clean(found.name) for found in at_hand(aliases) if found.place == "ollama"]
+    return [each for each in names if each.startswith(f"{stem}:")]
 
 
 def readable(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """`kvchat models pull`: downloads a model's files through huggingface_hub into its cache."""
 
+import errno
 import hashlib
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +32,7 @@ from kvchat.terminal.text import clean, counted, size
 from kvchat.terminal.tty import somebody
 
 T = TypeVar("T")
+UNREACHED = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH)
 BLOCK = 2**22  # bytes that are summed at a time
 
 
@@ -177,12 +180,30 @@ def explained(repository: str, work: Callable[[], T]) -> T:
     except OfflineModeIsEnabled:
         raise KvchatError("model", "HF_HUB_OFFLINE is set: nothing is downloaded") from None
     except Exception as error:  # the library passes on errors of whatever speaks HTTP for it
+        if not _reached(error):
+            raise KvchatError(
+                "model",
+                f"{repository} cannot be downloaded: no connection to {constants.ENDPOINT}",
+                "pull again when the network is there: what has come stays",
+                "-m model.gguf  (a file that was brought in another way)",
+            ) from error
         reason = clean(str(error).strip().split("\n")[0] or repr(error))[:200]
         raise KvchatError(
             "model",
             f"{repository} cannot be downloaded: {reason}",
             "pull again: what has come stays",
         ) from error
+
+
+def _reached(error: BaseException | None) -> bool:
+    """Whether a server answered: False for a name that was not found or a port that is closed."""
+    while error is not None:
+        if isinstance(error, OSError) and (
+            isinstance(error, socket.gaierror) or error.errno in UNREACHED
+        ):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
 
 
 def require_disk(repository: str, needed: int) -> None:

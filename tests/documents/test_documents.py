@@ -101,6 +101,13 @@ def test_missing_file_names_its_neighbour(tmp_path):
     assert any("report.txt" in way for way in caught.value.tries)
 
 
+def test_a_folder_is_no_neighbour(tmp_path):
+    (tmp_path / "models").mkdir()
+    with pytest.raises(KvchatError) as caught:
+        documents.read(str(tmp_path / "modles"))
+    assert not caught.value.tries
+
+
 def test_directory_and_size_cap(tmp_path, monkeypatch):
     with pytest.raises(KvchatError, match=str(tmp_path)):
         documents.read(str(tmp_path))

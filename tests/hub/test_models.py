@@ -165,6 +165,14 @@ def test_what_cannot_be_pulled(repository, place, name, part, code):
     assert done.returncode == code and part in text and "Traceback" not in text, text
 
 
+def test_no_connection_is_said_without_numbers_of_the_system(place):
+    closed = "http://127.0.0.1:9"  # discard: nobody listens
+    done = kvchat("models", "pull", "org/tiny", "-y", HF_ENDPOINT=closed, **place)
+    text = done.stderr.decode()
+    assert done.returncode == 3 and closed in text and "Errno" not in text, text
+    assert text.count("try:") == 2
+
+
 def test_nothing_is_downloaded_unasked(repository, place):
     with serving(repository) as hub:
         done = kvchat("models", "pull", "org/tiny", HF_ENDPOINT=hub.address, **place)

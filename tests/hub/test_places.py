@@ -246,3 +246,12 @@ def test_a_file_is_planned_from_its_header(home, flag):
     assert found["window"] == 2048, done.stderr
     # 2 layers of 2 KV heads of 16 values, keys and values, in bf16
     assert found["plans"][0]["kv_full"] == 1000 * 2 * 2 * 16 * 2 * 2
+
+
+def test_another_tag_of_ollama_is_a_way_out(home):
+    pulled(home, "registry.ollama.ai/library/qwen/0.5b", "sha256:a1")
+    pulled(home, "registry.ollama.ai/library/qwen3/1b", "sha256:b2")
+    with pytest.raises(KvchatError) as caught:
+        find_model("ollama:qwen")
+    assert caught.value.tries[0] == "-m ollama:qwen:0.5b"
+    assert not any("qwen3" in way for way in caught.value.tries)

@@ -19,6 +19,7 @@ from kvchat.errors import KvchatError
 
 VERSIONS = (2, 3)
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+AGAIN = "download the file again"
 LFS_MARK = b"version https://git-lfs"
 MOST = 2**20  # tensors or fields; more are a damaged file
 # of a metadata value by its number: struct's letter; 8 is a string, 9 an array
@@ -132,7 +133,9 @@ class _Part:
         try:
             with path.open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: it is empty
+        except ValueError:  # nothing can be mapped
+            raise KvchatError("model", f"{path} is empty (0 bytes)", AGAIN) from None
+        except OSError as error:
             raise KvchatError("model", f"{path} cannot be read as GGUF: {error}") from None
         if self._data[: len(LFS_MARK)] == LFS_MARK:
             raise KvchatError(
@@ -142,7 +145,10 @@ class _Part:
             )
         if self._data[:4] != MAGIC:
             raise KvchatError(
-                "model", f"{path} is not a GGUF file: it begins with {self._data[:4]!r}"
+                "model",
+                f"{path} is not a GGUF file: it begins with the bytes {self._data[:4].hex(' ')}, "
+                f"a GGUF file with {MAGIC.hex(' ')}",
+                AGAIN,
             )
         self._place = 4
         try:
@@ -167,13 +173,13 @@ class _Part:
                 "model",
                 f"{path} is cut short or damaged: its header does not end within the file's "
                 f"{len(self._data):,} bytes ({error})",
-                "download the file again",
+                AGAIN,
             ) from None
         except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise KvchatError(
                 "model",
                 f"{path} is damaged: its header cannot be read at byte {self._place:,} ({error})",
-                "download the file again",
+                AGAIN,
             ) from None
         self.tensors = self._placed(infos)
 
@@ -205,7 +211,7 @@ class _Part:
                     "model",
                     f"{self.path} is cut short: {name} ends at byte {begin + offset + size:,}, "
                     f"the file at {end:,}",
-                    "download the file again",
+                    AGAIN,
                 )
             placed.append(TensorInfo(name, block, shape, self.path, begin + offset, size))
         return placed

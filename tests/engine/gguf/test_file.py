@@ -99,3 +99,11 @@ def test_a_git_lfs_pointer(path):
     with pytest.raises(KvchatError) as caught:
         GGUF(path)
     assert "lfs pull" in caught.value.tries[0]
+
+
+@pytest.mark.parametrize("data, part", [(b"", "0 bytes"), (b"<htm", "3c 68 74 6d")])
+def test_what_is_no_gguf_has_a_way_out(path, data, part):
+    path.write_bytes(data)
+    with pytest.raises(KvchatError, match=part) as caught:
+        GGUF(path)
+    assert caught.value.code == "model" and caught.value.tries
