@@ -26,7 +26,7 @@ from kvchat.engine.sizes import CHUNKS
 from kvchat.engine.sizes import DTYPES as NAMES
 from kvchat.engine.weights.bits import computes_in
 from kvchat.engine.weights.checkpoint import load_weights
-from kvchat.engine.weights.linear import STORED
+from kvchat.engine.weights.linear import STORED, Embedding, Linear
 from kvchat.errors import KvchatError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -83,9 +83,16 @@ class Engine:
 
     @property
     def weights(self) -> str:
-        """How weights are stored: in few bits, or the dtype that is computed in."""
+        """How weights are stored: in few bits, the dtype that is computed in, or what of these a
+        GGUF file leads to, as in `int4 and bfloat16` (matrices; norms do not count)."""
         stored = self.model.weights
-        return stored if stored in STORED else str(self.dtype).removeprefix("torch.")
+        if stored in STORED:
+            return stored
+        kinds = {type(module) for module in self.model.modules()}
+        plain = str(self.dtype).removeprefix("torch.")
+        few = [name for name, kind in STORED.items() if kind in kinds]
+        dense = [plain] if kinds & {Linear, Embedding} or not few else []
+        return " and ".join([*few, *dense])
 
     @property
     def kv_bytes_per_token(self) -> int:

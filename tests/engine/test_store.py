@@ -23,8 +23,10 @@ from kvchat.engine.store.cached_document import KIND, layers_of, load, save
 from kvchat.engine.store.header import describe
 from kvchat.engine.store.identity import Identity, fingerprint
 from kvchat.engine.store.tensors import Mapped, Stopped, write
+from tests.engine.gguf.writing import write as write_gguf
 from tests.engine.scenes import assert_same_cache
-from tests.engine.tiny import load_engine, random_ids, read
+from tests.engine.test_families import eager
+from tests.engine.tiny import load_engine, random_ids, read, save_model
 from tests.support.closeness import assert_close
 
 IDS = random_ids(150)
@@ -190,6 +192,17 @@ def test_the_fingerprint_knows_what_a_document_depends_on(checkpoint, tmp_path):
         path.write_bytes(changed)
         names.append(name(engine=load_engine(folder)))
     assert len(set(names)) == len(names)
+
+
+def test_a_model_by_another_name_or_place_is_the_same(tmp_path):
+    path = write_gguf(tmp_path / "a.gguf", eager(save_model(tmp_path / "model")))
+    link = tmp_path / "store" / "sha256-12.gguf"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    same = [fingerprint(Identity(load_engine(file), file).parts(IDS)) for file in (path, link)]
+    assert same[0] == same[1]
+    os.utime(path, ns=(1, 1))
+    assert fingerprint(Identity(load_engine(path), path).parts(IDS)) != same[0]
 
 
 ABOUT = describe("numbers", "f", {})

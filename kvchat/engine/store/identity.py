@@ -58,14 +58,15 @@ def fingerprint(parts: Parts) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """Of every shard its name, size and time, and blocks spread over it.
+    """Of every shard its size and time, and blocks spread over it.
 
-    A byte that changes between the blocks shows by the time alone.
+    A model that is moved, or found by another name, stays the same. A byte that changes
+    between the blocks shows by the time alone.
     """
     digest = hashlib.sha256()
     for shard in find_files(folder):
         about = shard.stat()
-        digest.update(f"{shard.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+        digest.update(f"{about.st_size}\0{about.st_mtime_ns}\0".encode())
         with shard.open("rb") as file:
             for number in range(SAMPLES):
                 file.seek(max(about.st_size - BLOCK, 0) * number // (SAMPLES - 1))

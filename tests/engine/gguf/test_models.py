@@ -72,6 +72,9 @@ def test_weights_stay_as_small_as_the_file_has_them(tmp_path, kind):
     if table:
         assert isinstance(engine.model.model.embed_tokens, table)
     assert engine.weights_bytes == weights_bytes(engine.config, 4, "auto")
+    stored = "int4" if matrix is Int4Linear else "int8" if matrix is Int8Linear else "float32"
+    assert stored in engine.weights.split(" and "), "not what is computed in"
+    assert (plain.weights, plain.dtype) == ("bfloat16", torch.bfloat16)
     _, logits = read(engine, random_ids(60, 128))
     assert bool(logits.isfinite().all())
 
