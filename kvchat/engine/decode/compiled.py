@@ -3,6 +3,7 @@
 About ten calls per layer, none of which allocates; weights and entries stay where the tensors are.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from typing import Any
@@ -361,14 +362,20 @@ def _row(tensor: Tensor) -> np.ndarray:
 
 
 def warm(dtype: torch.dtype) -> None:
-    """Have everything compiled that a model of this dtype needs: a tiny one writes a token."""
+    """Have everything compiled that a model of this dtype needs: a tiny one writes a token.
+
+    The first time that takes seconds, so it stops between functions when the program ends.
+    """
     rope = Rope(32)
     config = ModelConfig(
         family="llama", vocab_size=64, hidden_size=64, intermediate_size=64, num_heads=4,
         num_kv_heads=2, head_dim=32, rms_norm_eps=1e-5, layers=(LayerKind(),), ropes=(rope,),
         max_position=64, stretched=64, dtype="float32",
     )  # fmt: skip
+    running = threading.main_thread().is_alive
     for weights in ("auto", "int4"):  # tables are in 8 bits then
+        if not running():
+            return
         model = random_weights(config, dtype, torch.device("cpu"), weights=weights)
         with torch.inference_mode():
             cache = empty_cache(model, TorchBackend())
@@ -376,4 +383,6 @@ def warm(dtype: torch.dtype) -> None:
     if torch.get_num_threads() > 1:
         for one, many in (*products.PAIRS, *four_bits.PAIRS, (attend, attend_parallel)):
             for signature in one.signatures:
+                if not running():
+                    return
                 many.compile(signature)
