@@ -2,18 +2,13 @@
 
 from numba import prange
 
-from kvchat.kernels.cpu.numbers import F32, LINE, both, fetch, jit, up
-
-AHEAD = 1  # rows that are asked for before they are wanted
-
+from kvchat.kernels.cpu.numbers import F32, both, jit, up
 
 def _gemv(w, x, y):
     """`y [out] = w [out, in] x [in]`, w in f32, bf16 or f16."""
     outputs, inputs = w.shape
     for o in prange(outputs):
         total = F32(0)
-        for line in range(0, inputs * w.itemsize, LINE):
-            fetch(w, o + AHEAD, line)
         for i in range(inputs):
             total += up(w[o, i]) * x[i]
         y[o] = total
