@@ -75,7 +75,7 @@ def test_16_bits(checkpoint, dtype, tolerance):
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_weights_in_few_bits(checkpoint, weights, monkeypatch):
     """torch's operators round inputs to bf16; 4 bits go through them here."""
-    monkeypatch.setattr("kvchat.engine.decode.compiled.four_bits.able", lambda: False)
+    monkeypatch.setattr("kvchat.engine.decode.maps.four_bits.able", lambda: False)
     engine = load_engine(checkpoint(**WIDE, attention_bias=True), weights=weights)
     assert_same_steps(engine, tolerance=0.02)
 
@@ -126,7 +126,7 @@ def test_an_empty_past_and_a_growing_tail(checkpoint):
 
 def test_several_threads_make_the_same(checkpoint, monkeypatch):
     """Heads are cut into pieces and joined; matrices are shared out."""
-    monkeypatch.setattr("kvchat.engine.decode.compiled.WORTH", 1)
+    monkeypatch.setattr("kvchat.engine.decode.maps.WORTH", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -183,14 +183,15 @@ def test_a_cache_that_is_dropped_frees_its_memory(checkpoint):
 def test_calls_per_layer_stay_few(checkpoint, monkeypatch):
     """A guard that counts calls, not time: what a token costs beside its arithmetic."""
     import kvchat.engine.decode.compiled as module
+    import kvchat.engine.decode.maps as maps
 
     engine, calls = load_engine(checkpoint(num_hidden_layers=4)), []
     cache, _ = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))
     for name in ("norm", "place", "attend", "add", "gate"):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real: calls.append(1) or real(*a))
-    real_product = module.Shared.__call__
-    monkeypatch.setattr(module.Shared, "__call__", lambda *a: calls.append(1) or real_product(*a))
+    real_product = maps.Shared.__call__
+    monkeypatch.setattr(maps.Shared, "__call__", lambda *a: calls.append(1) or real_product(*a))
     step = module.CompiledStep(engine.model)
     step(cache, 1)
     calls.clear()

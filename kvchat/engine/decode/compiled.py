@@ -4,8 +4,7 @@ About ten calls per layer, none of which allocates; weights and entries stay whe
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from itertools import accumulate, chain
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -18,13 +17,12 @@ from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.cache.window import WindowLayer
+from kvchat.engine.decode import maps
 from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block, RMSNorm
 from kvchat.engine.prefill.prefill import empty_cache
-from kvchat.engine.weights import lowbit
 from kvchat.engine.weights.checkpoint import random_weights
-from kvchat.engine.weights.linear import Int4Linear, Int8Linear, Linear
 from kvchat.kernels.cpu import four_bits, products
 from kvchat.kernels.cpu.attention import (
     BLOCK,
@@ -37,94 +35,7 @@ from kvchat.kernels.cpu.attention import (
 from kvchat.kernels.cpu.layer import add, gate, norm, place
 from kvchat.kernels.cpu.numbers import view
 
-# Values of a matrix, and of a layer's keys, that are worth waking other threads for.
-WORTH = 2**22
 NONE = np.empty(0, np.float32)
-
-
-Product = Callable[[np.ndarray, np.ndarray], None]
-"""Linear maps of one input: `x [in]` to `y [out]`, both f32, without biases; several maps put
-theirs one after the other."""
-
-
-def product(modules: Sequence[nn.Module], room: "Room", threads: int) -> Product:
-    """The product of maps of one input, by how their weights are stored."""
-    if all(isinstance(each, Linear) for each in modules):
-        weights = [(view(each.weight),) for each in modules]  # type: ignore[arg-type]
-        kernels = products.gemv, products.gemv_parallel, products.gemv_joined
-        return Shared(weights, *kernels, threads)
-    if all(isinstance(each, Int8Linear) for each in modules):
-        codes = [(view(each.codes), view(each.scale)) for each in modules]  # type: ignore[arg-type]
-        rows = products.gemv_rows, products.gemv_rows_parallel, products.gemv_rows_joined
-        return Shared(codes, *rows, threads)
-    known = four_bits.able() and lowbit.halves_of(four_bits.ROWS)
-    if known and all(isinstance(each, Int4Linear) for each in modules):
-        return Four(modules, room, threads)  # type: ignore[arg-type]
-    return Operators(modules)
-
-
-class Shared:
-    """By compiled functions that read the weights as they are."""
-
-    def __init__(self, weights: list[Any], one: Any, many: Any, joined: Any, threads: int):
-        self._calls: list[tuple[Any, tuple[Any, ...], slice]] = []
-        rows = [len(first) for first, *_ in weights]
-        if threads > 1 and sum(first.size for first, *_ in weights) >= WORTH:
-            for each, end in zip(weights, accumulate(rows), strict=True):
-                self._calls.append((many, each, slice(end - len(each[0]), end)))
-        elif len(weights) == 1:
-            self._calls.append((one, weights[0], slice(None)))
-        else:  # a call costs as much as a small product
-            missing = 3 - len(weights)
-            kinds = ([*each, *[each[0][:0]] * missing] for each in zip(*weights, strict=True))
-            self._calls.append((joined, tuple(chain.from_iterable(kinds)), slice(None)))
-
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
-        for call, weights, part in self._calls:
-            call(*weights, x, y[part])
-
-
-class Four:
-    """4 bits by integers: the input is rounded to 8 bits, see `kernels/cpu/four_bits.py`."""
-
-    def __init__(self, modules: Sequence[Int4Linear], room: "Room", threads: int):
-        self._sets, end = [], 0
-        for module in modules:
-            groups, outputs, _ = module.scales.shape
-            inputs = groups * module.group
-            packed = module.packed.numpy().reshape(outputs // four_bits.ROWS, inputs, 32)
-            scales = view(module.scales).view(np.uint32).reshape(groups, outputs)
-            self._sets.append((packed, scales, slice(end, end + outputs)))
-            end += outputs
-        self._rounded = room.rounded(inputs)
-        many = threads > 1 and end * inputs >= WORTH
-        self._call = four_bits.gemv_four_parallel if many else four_bits.gemv_four
-
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
-        four_bits.rounded(x, *self._rounded)
-        for packed, scales, part in self._sets:
-            self._call(packed, scales, *self._rounded, y[part])
-
-
-class Operators:
-    """By torch's operators, for what is stored in other ways."""
-
-    def __init__(self, modules: Sequence[nn.Module]):
-        self._modules = modules
-
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
-        given, end = torch.from_numpy(x)[None], 0
-        wide, out = given.to(lowbit.WIDE), torch.from_numpy(y)
-        for module in self._modules:
-            if isinstance(module, Int4Linear):
-                found = lowbit.operator(wide, module.packed, module.scales, module.group)
-            elif isinstance(module, Int8Linear):
-                found = Int8Linear(module.codes, module.scale)(given)
-            else:
-                assert isinstance(module, Linear), module
-                found = nn.functional.linear(given.to(module.weight.dtype), module.weight)
-            begin, end = end, end + found.shape[1]
-            out[begin:end] = found[0]
 
 
 class Set:
@@ -151,19 +62,19 @@ class LayerStep:
         attention, mlp = block.self_attn, block.mlp
         self.room, self.threads = room, threads
         self.rope, self.window = block.kind.rope, block.kind.window
-        maps = (attention.q_proj, attention.k_proj, attention.v_proj)
+        inner = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.eps = np.float32(config.rms_norm_eps)
         self.scale, self.cap = np.float32(config.head_dim**-0.5), np.float32(config.attention_cap)
         self.before = _norm(block.input_layernorm)
-        self.qkv = product(maps, room, threads)
+        self.qkv = maps.product(inner, room.rounded, threads)
         self.about = (
-            *(_bias(each) for each in maps),
+            *(_bias(each) for each in inner),
             _norm(attention.q_norm),
             _norm(attention.k_norm),
             self.eps,
         )
         self.factors = _factors(block)
-        self.o = product([attention.o_proj], room, threads)
+        self.o = maps.product([attention.o_proj], room.rounded, threads)
         residual = np.float32(config.residual_scale)
         self.attended = (
             _bias(attention.o_proj),
@@ -172,9 +83,9 @@ class LayerStep:
             _norm(block.post_attention_layernorm),
             self.eps,
         )
-        self.both = product([mlp.gate_proj, mlp.up_proj], room, threads)
+        self.both = maps.product([mlp.gate_proj, mlp.up_proj], room.rounded, threads)
         self.gating = _bias(mlp.gate_proj), _bias(mlp.up_proj), config.activation != "silu"
-        self.down = product([mlp.down_proj], room, threads)
+        self.down = maps.product([mlp.down_proj], room.rounded, threads)
         self.finished = (
             _bias(mlp.down_proj),
             _norm(block.mlp_output_norm),
@@ -234,7 +145,7 @@ class LayerStep:
                     sets += found
         sets.append(self._live)
         entries = sum(int(each.length.sum()) for each in sets)
-        many = self.threads > 1 and entries * room.dim >= WORTH
+        many = self.threads > 1 and entries * room.dim >= maps.WORTH
         splits = room.splits if many else 1
         state, fresh = room.state(splits), True
         q = room.queries
@@ -312,7 +223,7 @@ class CompiledStep:
         splits = -(-threads // model.config.num_kv_heads)
         self.room = Room(model, splits)
         self.layers = [LayerStep(model, n, self.room, threads) for n in range(len(model.blocks))]
-        self.head = product([model.lm_head], self.room, threads)
+        self.head = maps.product([model.lm_head], self.room.rounded, threads)
         self.norm = _norm(model.model.norm)
         self.logits = torch.empty(model.config.vocab_size)
         self._logits = self.logits.numpy()

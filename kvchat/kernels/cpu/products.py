@@ -4,6 +4,7 @@ from numba import prange
 
 from kvchat.kernels.cpu.numbers import F32, both, jit, up
 
+
 def _gemv(w, x, y):
     """`y [out] = w [out, in] x [in]`, w in f32, bf16 or f16."""
     outputs, inputs = w.shape
