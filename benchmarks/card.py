@@ -95,7 +95,7 @@ def cells(shape: dict, rows: int, weights: str, device: torch.device) -> dict[st
             found[name] = {"run": writing(engine, cache, recorded), "bytes": read}
     if weights == "auto":
         there = writing_there(theirs(engine, shape), dynamic_cache(engine, rows), device)
-        read = engine.weights_bytes + rows * engine.kv_bytes_per_token
+        read = engine.weights_bytes + rows * engine.kv_bytes(1)
         found["all, transformers"] = {"run": there, "bytes": read}
     return found
 

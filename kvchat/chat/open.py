@@ -182,7 +182,7 @@ def context_limit(config: ModelConfig, options: Options) -> int:
     reach."""
     if options.ctx_size is None:
         return config.context_limit
-    most = max(config.context_limit, config.stretched)
+    most = config.stretched  # the window, or more
     if not 1 <= options.ctx_size <= most:
         raise KvchatError(
             "usage",

@@ -94,11 +94,6 @@ class Engine:
         dense = [plain] if kinds & {Linear, Embedding} or not few else []
         return " and ".join([*few, *dense])
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes that a token costs in the layers that attend to all tokens, uncompressed."""
-        return self.config.kv_values_per_token * self.dtype.itemsize
-
     def kv_bytes(self, tokens: int) -> int:
         """Bytes that so many tokens hold in an uncompressed cache."""
         return self.config.kv_values(tokens) * self.dtype.itemsize

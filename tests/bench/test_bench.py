@@ -185,8 +185,8 @@ def test_bytes_are_those_of_the_tensors(engine, asked, subject, spec):
     for _ in range(4):
         next(decoded)
     assert decoding["kv_bytes"] == cache.memory().total
-    assert prefill["kv_full_bytes"] == 96 * engine.kv_bytes_per_token
-    assert decoding["kv_full_bytes"] == 99 * engine.kv_bytes_per_token
+    assert prefill["kv_full_bytes"] == 96 * engine.kv_bytes(1)
+    assert decoding["kv_full_bytes"] == 99 * engine.kv_bytes(1)
     assert prefill["kept_fraction"] == cache.kept / (96 * 2 * 2)
     assert prefill["model_size"] == engine.weights_bytes == prefill["peak_weights_bytes"]
 

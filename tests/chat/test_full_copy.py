@@ -98,7 +98,7 @@ def test_json_and_memory_tell_device_host_and_disk_apart(place, capsys):
     assert [each["select"] for each in found] == ["document", "question", "question"]
     assert off["bytes"] == host["bytes"] == disk["bytes"]
     assert off["host_bytes"] == off["disk_bytes"] == host["disk_bytes"] == disk["host_bytes"] == 0
-    entries = len(place.opened().session.document) * place.chat.session.engine.kv_bytes_per_token
+    entries = len(place.opened().session.document) * place.chat.session.engine.kv_bytes(1)
     assert host["host_bytes"] == disk["disk_bytes"] > entries
     place.opened(keep_full="disk")
     assert "disk, mapped" in place.run("/memory")

@@ -56,7 +56,7 @@ def test_choosing_again_equals_reading_again(engine, archive, name):
     assert can_choose(archive, method)
     engine.choose(archive, method)
     assert_same_cache(archive, read(engine, IDS, method)[0])
-    assert archive.archived().host >= len(IDS) * engine.kv_bytes_per_token
+    assert archive.archived().host >= len(IDS) * engine.kv_bytes(1)
 
 
 def test_what_is_dear_is_observed_for_a_method_that_needs_it_only(engine):
@@ -134,7 +134,7 @@ def test_memory_that_runs_out_does_not_count_queries_twice(checkpoint, monkeypat
 def test_archives_on_disk_choose_alike_and_are_found_again(engine, tmp_path):
     path = tmp_path / "kv" / "a.safetensors"
     cache = archived(engine, ADAKV, on_disk(engine, path))
-    entries = len(IDS) * engine.kv_bytes_per_token
+    entries = len(IDS) * engine.kv_bytes(1)
     assert cache.archived().host == 0 and cache.archived().disk > entries
     assert cache.memory() == read(engine, IDS, ADAKV)[0].memory()
     for name in ("snapkv", "expected-attention", "full"):

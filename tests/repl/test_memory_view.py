@@ -29,7 +29,7 @@ def test_the_breakdown_is_the_tensors(scene):
     live = sum(layer.tail.keys.nbytes + layer.tail.values.nbytes for layer in session.cache.layers)
     entries = sum(layer.tail.k.nbytes + layer.tail.v.nbytes for layer in session.cache.layers)
     assert found.preallocated == entries - live
-    assert found.full == session.cache.position * session.engine.kv_bytes_per_token
+    assert found.full == session.cache.position * session.engine.kv_bytes(1)
     assert found.index == 0
 
 
