@@ -42,6 +42,7 @@ FLOORS = {
     "kvchat.chat": 6,
     "kvchat.bench": 7,
     "kvchat.eval": 7,
+    "kvchat.calibrate": 7,
     "kvchat.repl": 8,
     "kvchat.cli": 9,
     "kvchat.__main__": 9,

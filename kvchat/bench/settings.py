@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kvchat.engine.methods import BY_QUESTION, DEFAULT
+from kvchat.engine.methods import BY_QUESTION, UNSEEN
 from kvchat.settings.kinds import PATH, SWITCH, number, one_of, whole
 from kvchat.settings.lists import METHOD_SPECS, WORDS, counts
 from kvchat.settings.option import option, shared
 from kvchat.settings.options import CACHE, DUMMY, MACHINE, MOST_THREADS, SCREEN, Options
 
 FORMATS = ("md", "csv", "jsonl")
-METHODS = ("full", BY_QUESTION, DEFAULT)
+METHODS = ("full", BY_QUESTION, UNSEEN)
 CURVE = (1024, 2048, 4096, 8192)  # depths of a picture
 # tokens to prefill, to decode, depth, repetitions: as usual, and in about ten seconds
 USUAL, QUICK = (4096, 64, 4096, 3), (1024, 32, 2048, 3)

@@ -2,7 +2,9 @@
 turns."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from kvchat.chat import auto
 from kvchat.chat.chat import Chat
 from kvchat.chat.open import chosen_method
 from kvchat.chat.prefill import recompress
@@ -13,8 +15,9 @@ from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.hub.find import longer_windows
+from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
-from kvchat.machine.plan import make_plan
+from kvchat.machine.plan import Plan, make_plan
 from kvchat.terminal.text import size
 
 
@@ -24,7 +27,7 @@ def attach(chat: Chat, added: Sequence[Document]) -> bool:
         chat.screen.warn(notice)
     book, method = _book(chat, (*chat.book.files, *added), chat.book.system), chat.method
     if not chat.book.files:
-        method = chosen_method(chat.options)
+        method = _method(chat, book)
         if chat.options.auto_loss is not None:
             chat.screen.warn(f"--auto-loss is for documents of the start: budget {method.budget}")
     _announce(chat, book, method)
@@ -73,6 +76,24 @@ def _book(chat: Chat, files: Sequence[Document], system: str) -> Book:
     if book.cut:
         chat.screen.warn(f"{book.title}: {book.cut}")
     return book
+
+
+def _method(chat: Chat, book: Book) -> Method:
+    """The method for the first documents of a chat."""
+    engine, options = chat.session.engine, chat.options
+    if not auto.is_open(options):
+        return chosen_method(options, engine.gate is not None)
+
+    def plan_of(method: Method) -> Plan:
+        plan = make_plan(workload(engine, method, len(book.ids), chat.session.limit))
+        return replace(plan, weights=0, base=0)  # these are there
+
+    host = machine.free(machine.CPU) if engine.device.type == "cuda" else 0
+    left = machine.left(engine.device, options.mem_limit)
+    space = auto.Space.beside(left, host, chat.cache.root)
+    method, why = auto.choose(options, engine.gate is not None, plan_of, space)
+    chat.screen.say(why)
+    return method
 
 
 def _announce(chat: Chat, book: Book, method: Method) -> None:

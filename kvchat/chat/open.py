@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from kvchat import process
+from kvchat.chat import auto
 from kvchat.chat.auto_budget import allowed_loss
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog import saved_day
@@ -14,11 +15,12 @@ from kvchat.chat.prefill import prefill_first, timed
 from kvchat.chat.prepare import Prepared
 from kvchat.chat.thinking import how
 from kvchat.documents.document_ids import Book, compose
+from kvchat.engine import gates
 from kvchat.engine.budget import Budget
 from kvchat.engine.compaction import folding
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading
-from kvchat.engine.methods import DEFAULT
+from kvchat.engine.methods import AUTO, UNSEEN
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import parse_method, with_budget
 from kvchat.engine.methods.simple import Full
@@ -87,14 +89,19 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
     with screen.busy("tokenising"), timed(timings, "tokenize"):
         book = _book(setup)
     _check(setup, book, screen)
+    why = ""
     if not book.files:  # a system prompt alone is not worth a choice
         setup = replace(setup, method=Full())
+    elif auto.is_open(options):
+        setup, why = _by_memory(setup, len(book.ids))
     config, device = prepared.config, setup.device
     if book.ids:  # a budget that cannot be met is refused before the weights load
         setup.method.entries(geometry_of(config, setup.dtype.itemsize, len(book.ids)))
     plan, free = make_plan(setup.workload(len(book.ids))), machine.free(device, options.mem_limit)
     if book.files:
         _introduce(setup, book, plan, free, screen)
+        if why:
+            screen.say(f"      {why}")
     require_memory(
         plan,
         free,
@@ -129,7 +136,7 @@ def settle(prepared: Prepared) -> Setup:
     options, config = prepared.options, prepared.config
     if options.threads:
         torch.set_num_threads(options.threads)
-    method = chosen_method(options)
+    method = chosen_method(options, gated(prepared))
     if options.full_copy == "disk" and options.prompt_cache != "on":
         raise KvchatError(
             "usage",
@@ -164,17 +171,40 @@ def settle(prepared: Prepared) -> Setup:
     )
 
 
-def chosen_method(options: Options) -> Method:
-    """The method of `--method`, `-O` and `--budget`. Raises KvchatError("usage")."""
+def chosen_method(options: Options, gated: bool) -> Method:
+    """The method of `--method`, `-O` and `--budget`; where memory decides, the one for questions
+    that are not known yet. `gated`: whether the model has a gate. Raises KvchatError("usage").
+    """
+    if options.method == AUTO:
+        return auto.unseen(options, gated)
     budget = Budget.parse(options.budget) if options.budget else None
-    method = parse_method(options.method or DEFAULT, budget, options.method_pairs)
+    method = parse_method(options.method, budget, options.method_pairs)
     if budget is not None and isinstance(method, Full) and options.origin("budget") == "flag":
         raise KvchatError(
             "usage",
             "full keeps everything and takes no budget",
-            f"--method {DEFAULT} --budget {budget}",
+            f"--method {UNSEEN} --budget {budget}",
         )
     return method
+
+
+def gated(prepared: Prepared) -> bool:
+    """Whether there is a gate for the model, as its checkpoint says."""
+    return gates.exists(prepared.model.path, prepared.config)
+
+
+def _by_memory(setup: Setup, tokens: int) -> tuple[Setup, str]:
+    """The setup with the method that memory allows for a document, and why it is that one."""
+    options, device = setup.options, setup.device
+    free = machine.free(device, options.mem_limit)
+    host = machine.free(machine.CPU) if device.type == "cuda" else 0
+    space = auto.Space.beside(free, host, folder(options.prompt_cache_dir))
+
+    def plan_of(method: Method) -> Plan:
+        return make_plan(replace(setup, method=method).workload(tokens))
+
+    method, why = auto.choose(options, gated(setup.prepared), plan_of, space)
+    return replace(setup, method=method), why
 
 
 def context_limit(config: ModelConfig, options: Options) -> int:

@@ -100,7 +100,7 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
     try:
         files = [open_document(path, options) for path in options.files]
         same_text(files, found, screen, interactive=False)
-        method = chosen_method(options) if files else Full()
+        method = chosen_method(options, chat.session.engine.gate is not None) if files else Full()
         present = chat.session
         tokenizer, limit = present.dialogue.tokenizer, context_limit(present.engine.config, options)
         book = compose(

@@ -28,7 +28,7 @@ LONGEST = 40  # tokens of an answer
 NEEDED = 10  # right answers with the full cache, or the demo has failed
 MEANINGS = {
     "full": "full cache",
-    "kvzip": "KVzip keeps 25 %, before any question is known (the default)",
+    "kvzip": "KVzip keeps 25 %, before any question is known",
     "adakv": "Ada-KV keeps 25 %, before any question is known",
     "in view": "Ada-KV keeps 25 %, with the question in view",
 }

@@ -61,11 +61,12 @@ def run(threads: int | None, weights: str = "auto") -> int:
         return 0
     document, pairs = sample(SAMPLE)
     options = Options(
-        model=MODEL, files=[str(document)], threads=threads, weights=weights, prompt_cache="off"
-    )
+        model=MODEL, files=[str(document)], threads=threads, weights=weights, prompt_cache="off",
+        budget="25%",
+    )  # fmt: skip
     chat = open_chat(prepare(options, screen), screen)
-    default = f"{name_of(chat.method)} {chat.method.budget}"
-    compressed = Column("default", default, chat.session.cache, chat.timings["prefill"])
+    what = f"{name_of(chat.method)} {chat.method.budget}"
+    compressed = Column(name_of(chat.method), what, chat.session.cache, chat.timings["prefill"])
     screen.say("for comparison one more prefill, with the full cache")
     columns = [whole(chat, screen), compressed]
 

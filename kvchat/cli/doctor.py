@@ -18,7 +18,7 @@ from kvchat.chat import chatlog as saved
 from kvchat.engine.attention import BACKENDS
 from kvchat.engine.budget import Budget
 from kvchat.engine.kernels import kernels_on
-from kvchat.engine.methods import METHODS
+from kvchat.engine.methods import AUTO, METHODS
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model import MODELS
 from kvchat.engine.weights.bits import WEIGHTS
@@ -150,7 +150,8 @@ def _places() -> list[Line]:
         lines: list[Line] = [("ok", "config", there)]
         options = config.settle({}, found)
         budget = Budget.parse(options.budget) if options.budget else None
-        parse_spec(options.method, budget, options.method_pairs)
+        if options.method != AUTO:
+            parse_spec(options.method, budget, options.method_pairs)
         find_model(options.model, options.aliases)
     except KvchatError as error:
         lines = [("BAD", "config", error.message)]

@@ -17,6 +17,7 @@ from kvchat import __version__, process
 from kvchat.chat.prepare import prepare
 from kvchat.cli import flags, shells
 from kvchat.cli.bench import bench
+from kvchat.cli.calibrate import calibrate
 from kvchat.cli.chats import sessions
 from kvchat.cli.config_view import config_file
 from kvchat.cli.demo import demo
@@ -111,6 +112,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "methods": methods,
     "bench": bench,
     "eval": evaluate,
+    "calibrate": calibrate,
     "demo": demo,
     "doctor": doctor,
     "completion": shells.completion,

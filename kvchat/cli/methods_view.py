@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kvchat.engine.methods import DEFAULT, METHODS
+from kvchat.engine.methods import AUTO, METHODS
 from kvchat.engine.methods.specs import load, method_name, options, presets
 
 
@@ -20,6 +20,9 @@ def methods(
 
 def table() -> Iterator[str]:
     """Lines about every method: idea, paper, what it looks at, what that costs, its options."""
+    yield f"{AUTO}  (default)"
+    yield "  what memory allows: every entry, every entry on disk, or the best ones"
+    yield ""
     for name in METHODS:
         yield from _entry(name)
         yield ""
@@ -53,7 +56,7 @@ def details(name: str) -> Iterator[str]:
 
 def _entry(name: str) -> Iterator[str]:
     entry = METHODS[name]
-    yield f"{name}{'  (default)' if name == DEFAULT else ''}"
+    yield name
     yield f"  {entry.idea}"
     if entry.paper:
         yield f"  {entry.paper}"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kvchat.cli.flags import takes
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods import DEFAULT
+from kvchat.engine.methods import UNSEEN
 from kvchat.engine.methods.specs import Spec, parse_spec
 from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
@@ -41,7 +41,7 @@ class PlanOptions:
         "--fit", CACHE, "Memory to fit into: 24GiB. The longest document then.", SIZE
     )
     methods: Sequence[str] = option(
-        "--method", CACHE, "Methods; a list.", METHOD_SPECS, default=("full", DEFAULT)
+        "--method", CACHE, "Methods; a list.", METHOD_SPECS, default=("full", UNSEEN)
     )
     budget: str | None = shared(Options, "budget")
     ctx_size: int | None = shared(Options, "ctx_size")

@@ -1,6 +1,7 @@
 """`Engine`: a loaded model that reads and writes token ids. Knows nothing of text."""
 
 from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from kvchat.engine.decode.loop import Writer, compile_beside
 from kvchat.engine.decode.sampler import Sampler
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import Loading, Progress, Smaller, drain
+from kvchat.engine.gates import Gate, Scorer, find
 from kvchat.engine.kernels import kernels_on
 from kvchat.engine.methods.base import Method
 from kvchat.engine.model.config import ModelConfig
@@ -81,6 +83,22 @@ class Engine:
         """Bytes of the weights, tied ones once."""
         return sum(p.nbytes for p in self.model.parameters())
 
+    @cached_property
+    def gate(self) -> Gate | None:
+        """The gate of the model, if there is one."""
+        return find(self.model)
+
+    def required_gate(self) -> Gate:
+        """The gate of the model. Raises KvchatError("usage") if there is none."""
+        if self.gate is None:
+            raise KvchatError(
+                "usage",
+                "there is no gate for this model, and kvzap needs one",
+                "kvchat calibrate MODEL  (fits one: some minutes)",
+                "--method kvzip  (reads the document twice)",
+            )
+        return self.gate
+
     @property
     def weights(self) -> str:
         """How weights are stored: in few bits, the dtype that is computed in, or what of these a
@@ -110,14 +128,21 @@ class Engine:
         probes: Sequence[Sequence[int]] = (),
         replays: Sequence[Replay] = (),
         archiving: Archiving | None = None,
+        gate: Scorer | None = None,
     ) -> Generator[Progress | Smaller, None, Prefill]:
-        """Read `ids` once into one cache per compression; see `prefill.prefill`."""
+        """Read `ids` once into one cache per compression; see `prefill.prefill`.
+
+        The `gate` is the model's own if none is given. Raises KvchatError("usage") for a method
+        that needs one where there is none.
+        """
         assert ids, "an empty document has nothing to read"
-        return (
-            yield from prefill.prefill(
-                self.model, ids, compressions, self.backend, self.chunk, probes, replays, archiving
-            )
-        )
+        needs = [each.method.needs for each in compressions]
+        if archiving is not None:
+            needs.append(archiving.needs)
+        if gate is None and any(each.gate for each in needs):
+            gate = self.required_gate()
+        given = (self.model, ids, compressions, self.backend, self.chunk, probes, replays)
+        return (yield from prefill.prefill(*given, archiving, gate))
 
     @torch.inference_mode()
     def extend(

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from kvchat.engine.methods import DEFAULT
+from kvchat.engine.methods import UNSEEN
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import CHUNKS, ITEM_BYTES, reserve_of
@@ -83,7 +83,7 @@ def needed(config: ModelConfig, held: int, room: Room, tokens: int | None = None
     itemsize = min(ITEM_BYTES.get(config.dtype, 2), 4)
     most = min(limit, tokens + reserve_of(limit))
     work = Workload(
-        config, itemsize, tokens, parse_spec(DEFAULT), most, CHUNKS[room.device], room.cuda
+        config, itemsize, tokens, parse_spec(UNSEEN), most, CHUNKS[room.device], room.cuda
     )
     plan = replace(make_plan(work), weights=held)
     return max(plan.prefill, plan.chat)

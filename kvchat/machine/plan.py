@@ -57,7 +57,7 @@ class Cost:
     Kept entries are stored in `bits` bits (16: plain). `replayed` tokens are replayed for each of
     the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
     their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
-    what a decoded token attends to.
+    what a decoded token attends to; `home` is where they are.
     """
 
     bits: int = 16
@@ -65,6 +65,7 @@ class Cost:
     step: int = 0
     pool: bool = False
     code: tuple[int, int] | None = None
+    home: str = "device"
 
 
 def planned(method: Chosen) -> Spec:
@@ -78,7 +79,7 @@ def cost_of(spec: Spec) -> Cost:
     bits = values.get("bits", 16)
     code = (values["m"], values["code_bits"]) if entry.retrieves else None
     if not entry.told:
-        return Cost(bits, pool=entry.pools, code=code)
+        return Cost(bits, pool=entry.pools, code=code, home=values.get("home", "device"))
     asks, chunk = values["tell"] == ASK, values["chunk"]
     replayed, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
     return Cost(bits, replayed, step, entry.pools, code)
@@ -148,7 +149,8 @@ def make_plan(work: Workload) -> Plan:
         coded = tokens - entries // heads > CODED  # or there is too little to choose from
         codes = code_bytes(tokens, heads, dim, *cost.code) if coded else 0
         read = kept if coded else 0
-        kept = per_token * tokens + layers * codes
+        outside = coded and (cost.home == "disk" or (cost.home == "host" and work.cuda))
+        kept = (read if outside else per_token * tokens) + layers * codes
         training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice
     return Plan(
         weights=weights_bytes(config, itemsize, work.weights),

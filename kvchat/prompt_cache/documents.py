@@ -19,7 +19,7 @@ from kvchat.engine.events import Progress, Restored, Smaller
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import spec_of
-from kvchat.engine.prefill.archive_writer import InMemory
+from kvchat.engine.prefill.archive_writer import GATED, OBSERVED, InMemory
 from kvchat.engine.session import Session
 from kvchat.engine.store import Refused, header
 from kvchat.engine.store.archive import OnDisk, load_archives
@@ -73,7 +73,7 @@ class PromptCache:
         full_copy: str = "off",
     ):
         self._screen, self._engine, self._model = screen, engine, model
-        self._root, self.full_copy = root or files.folder(), full_copy
+        self.root, self.full_copy = root or files.folder(), full_copy
         self.reads, self.saves = policy != "off", policy == "on"
         self._running: list[_Save] = []
 
@@ -134,7 +134,7 @@ class PromptCache:
         if self._copies(method) == "disk":
             opened = self._with_archives(book, method, opened)
         if opened is None:
-            if others := files.differences(self._root, parts, ASKED):
+            if others := files.differences(self.root, parts, ASKED):
                 names = ", ".join(NAMES.get(part, f"the {part}") for part in others)
                 self._screen.say(f"this document is cached, but since then {names} changed")
             return None
@@ -149,14 +149,15 @@ class PromptCache:
         where = self._copies(method)
         if where == "off" or not book.files:
             return None
+        needs = OBSERVED if self._engine.gate is None else GATED
         if where == "host":
-            return InMemory()
+            return InMemory(needs)
         parts = self._parts(book)
         about = self._about(book) | {"method": "all entries", "parts": parts}
         name, layers = fingerprint(parts), len(self._engine.config.full_layers)
-        on_disk = OnDisk(files.place(self._root, name), layers, book.ids, name, about)
+        on_disk = OnDisk(files.place(self.root, name), layers, book.ids, name, about, needs)
         try:
-            files.require_space(self._root, about["full_bytes"])
+            files.require_space(self.root, about["full_bytes"])
         except OSError as error:
             on_disk.problem = error
         return on_disk
@@ -165,7 +166,7 @@ class PromptCache:
         """Say what became of a full copy, after the prefill."""
         if isinstance(archiving, OnDisk) and (problem := archiving.problem):
             reason = clean(problem.strerror or str(problem))
-            self._screen.warn(f"no full copy is kept in {self._root}: {reason}")
+            self._screen.warn(f"no full copy is kept in {self.root}: {reason}")
 
     def save(
         self,
@@ -189,11 +190,11 @@ class PromptCache:
 
         def work(stopped: Callable[[], bool]) -> str:
             parts = self._parts(book, method, questions)
-            path = files.place(self._root, fingerprint(parts))
-            files.require_space(self._root, held)
+            path = files.place(self.root, fingerprint(parts))
+            files.require_space(self.root, held)
             save_document(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)
-            archive = files.place(self._root, fingerprint(self._parts(book)))
-            files.prune(self._root, files.CAP, keep=(path, archive))
+            archive = files.place(self.root, fingerprint(self._parts(book)))
+            files.prune(self.root, files.CAP, keep=(path, archive))
             return f"cached for the next time: {size(path.stat().st_size)} (kvchat cache list)"
 
         self._running.append(_Save(work))
@@ -204,7 +205,7 @@ class PromptCache:
             self._running.remove(save)
             if isinstance(save.outcome, Exception):
                 reason = getattr(save.outcome, "strerror", None) or repr(save.outcome)
-                self._screen.warn(f"nothing can be cached in {self._root}: {clean(reason)}")
+                self._screen.warn(f"nothing can be cached in {self.root}: {clean(reason)}")
                 self.saves = False  # once is enough
             elif save.outcome:
                 self._screen.say(save.outcome, "dim")
@@ -227,7 +228,7 @@ class PromptCache:
         """What a file of these parts holds, what it notes, and the book on its day; None if it is
         not there or bad."""
         name = fingerprint(parts)
-        path = files.place(self._root, name)
+        path = files.place(self.root, name)
         try:
             about = header.read(path).about
             datetime.fromisoformat(about["created"])

@@ -14,7 +14,6 @@ from typing import Any
 
 from platformdirs import user_config_path
 
-from kvchat.engine.methods import BY_QUESTION, DEFAULT
 from kvchat.errors import KvchatError
 from kvchat.settings.kinds import TEXT
 from kvchat.settings.option import Option
@@ -101,7 +100,6 @@ def settle(
     take(f"[models.{model}] of {config.path}", own, "")
     take(f"[defaults] of {config.path}", config.defaults, "")
     take(f"[ui] of {config.path}", config.ui, "")
-    read.setdefault("method", BY_QUESTION if _by_queries(read) else DEFAULT)
     return Options(
         **read,
         loaders=config.loaders,
@@ -109,10 +107,6 @@ def settle(
         method_defaults=config.methods,
         origins=origins,
     )
-
-
-def _by_queries(read: Mapping[str, Any]) -> bool:
-    return read.get("select") in ("question", "instruction")
 
 
 class _Checker:

@@ -10,7 +10,7 @@ from kvchat.documents import FORMATS
 from kvchat.engine.attention import BACKENDS
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.kernels import KERNELS
-from kvchat.engine.methods import METHODS
+from kvchat.engine.methods import AUTO, METHODS
 from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.engine.sizes import MAX_TOKENS
 from kvchat.engine.weights.bits import WEIGHTS
@@ -145,9 +145,9 @@ class Options:
     method: str = option(
         "--method",
         CACHE,
-        f"{', '.join(METHODS)}; options as NAME:key=value,…",
+        f"{AUTO} (by memory), {', '.join(METHODS)}; options as NAME:key=value,…",
         table=FILE,
-        default="",
+        default=AUTO,
         common=True,
     )
     budget: str | None = option(

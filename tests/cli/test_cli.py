@@ -62,7 +62,7 @@ def test_answer_alone_is_on_stdout(story):
 
 
 def test_json_is_one_object_per_question(story):
-    questions = ("-p", QUESTION, "-p", "Who?", "--weights", "int8")
+    questions = ("-p", QUESTION, "-p", "Who?", "--weights", "int8", "--method", "kvzip")
     done = kvchat("-m", "demo", "--file", story, *questions, "--json", "-n", "5")
     lines = done.stdout.decode().splitlines()
     assert len(lines) == 2

@@ -12,7 +12,7 @@ from kvchat.engine.cache.tail import Tail
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method, Moments, Prefilled
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.needs import Needs, ReplayScore
+from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import load
@@ -75,7 +75,8 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
             ReplayScore(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
             for tell, chunk in ((REPEAT, 512), (ASK, 2048))
             for weigh in WEIGHINGS
-        },
+        }
+        | {GATE: torch.rand(heads, tokens, generator=generator)},
         output=torch.randn(query_heads, dim, 2 * dim, generator=generator),
     )
 

@@ -22,11 +22,12 @@ class LoggedEngine(Engine):
     def __init__(self, engine: Engine):
         super().__init__(engine.model)
         self.chunk = engine.chunk
+        vars(self)["gate"] = engine.gate
         self.log: list[int] = []
 
-    def prefill(self, ids, *rest):
+    def prefill(self, ids, *rest, **more):
         self.log = list(ids)
-        return (yield from super().prefill(ids, *rest))
+        return (yield from super().prefill(ids, *rest, **more))
 
     def extend_choosing(self, cache, ids, method):
         position = cache.position

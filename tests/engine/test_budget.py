@@ -146,7 +146,7 @@ def test_a_spec_has_every_option_and_says_which_were_given():
 
 def test_options_of_earlier_chat_logs_are_read_and_change_nothing():
     old = ["tell=repeat", "chunk=512", "weigh=mass", "demote=1.0"]
-    assert parse_method("kvzip", extra=old) == parse_method("kvzip")
+    assert parse_method("kvzip", extra=old) == parse_method("kvzip:weigh=mass")
     with pytest.raises(KvchatError):
         parse_method("kvzip", extra=["demote=0.1"])
     old = ["sigma=mean_dist", "score=column", "window=64"]

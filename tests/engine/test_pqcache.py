@@ -302,7 +302,7 @@ def test_first_layers_and_short_documents_are_read_in_full(engine, spec, kinds):
 
 def test_options_that_cannot_be():
     geometry = Geometry(5000, heads=2, layers=2, dim=20, itemsize=4)
-    for text in ("code_bits=9", "aggregate=mean", "home=disk", "bits=4", "m=8"):
+    for text in ("code_bits=9", "aggregate=mean", "home=cloud", "bits=4", "m=8"):
         with pytest.raises(KvchatError, match=text):
             parse_method(f"pqcache:{text}").entries(geometry)
 
@@ -443,3 +443,19 @@ def test_k_means_descends_and_repeats_itself():
     book = torch.cat((keys[:, None, :4], far), dim=2)
     codes = ops.pq_assign(keys, book)
     assert torch.equal(means(keys[:, None], codes, book)[:, :, 4], far[:, :, 0])
+
+
+def test_entries_on_disk_are_found_as_in_memory(checkpoint):
+    """The same answers, and no bytes of entries in memory."""
+    engine, ids = load_engine(checkpoint()), random_ids(300, seed=2)
+    caches = []
+    for home in ("device", "disk"):
+        method = PQCache(Budget(fraction=0.2), home=home, dense_below=0, code_bits=4, sinks=4)
+        caches.append(drain(engine.prefill(ids, [Compression(method)])).caches[0])
+    for token in (5, 9, 11):
+        here, there = (drain(engine.extend(cache, [token])) for cache in caches)
+        assert torch.equal(here, there)
+    held, mapped = (cache.memory() for cache in caches)
+    entries = sum(segment.pool.nbytes for segment in caches[1].segments())
+    assert mapped.disk == entries > 0 and held.disk == 0
+    assert mapped.device == held.device - entries

@@ -127,28 +127,53 @@ def test_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
                 assert bool(got[*kind, weigh][:, :3].isinf().all()), "the prefix is protected"
 
 
+def whole(given: list, method: KVzip) -> torch.Tensor:
+    """Worth `[L, H, T]` of all entries: attention, what it changes, or both."""
+    tables = [torch.stack([g.told[score] for g in given]) for score in method.scores]
+    means = [table.mean(dim=(1, 2), keepdim=True) for table in tables]
+    return sum(table * (means[0] / mean) for table, mean in zip(tables, means, strict=True))
+
+
+def around(worth: torch.Tensor) -> torch.Tensor:
+    """The mean of the 5 entries around each, with nothing beyond the ends."""
+    layers, heads, tokens = worth.shape
+    wide = torch.nn.functional.pad(worth, (2, 2))
+    return torch.stack([wide[:, :, n : n + 5].sum(-1) / 5 for n in range(tokens)], dim=2)
+
+
+@pytest.mark.parametrize(("even", "near"), [(0.0, 0.0), (0.2, 0.5), (1.0, 0.0), (0.35, 2.0)])
 @pytest.mark.parametrize("kind", [KVzip, KVzipPlus, Askall])
-def test_the_best_entries_of_all_layers_stay(checkpoint, kind):
+def test_the_best_entries_of_all_layers_stay(checkpoint, kind, even, near):
     """As if all layers' scores had been there at once, and never more entries than the budget."""
     engine, recorder = load_engine(checkpoint()), Recorder(NEEDS)
     drain(engine.prefill(IDS, [Compression(recorder)]))
-    method = kind(Budget(fraction=0.3), sinks=0)
-    scores = torch.stack([given.told[method.replay_score] for given in recorder.shown])  # [L, H, T]
-    scores[:, :, -1] = float("inf")
-    total = len(recorder.shown) * round(0.3 * 140)
-    want = torch.zeros_like(scores, dtype=torch.bool).flatten()
-    want[scores.flatten().sort(descending=True, stable=True).indices[:total]] = True
-    whole = [[r.nonzero().flatten().tolist() for r in layer] for layer in want.view_as(scores)]
+    method = kind(Budget(fraction=0.3), sinks=0, even=even, near=near)
+    worth = whole(recorder.shown, method)
+    within = worth + near * around(worth)
+    worth[:, :, -1] = within[:, :, -1] = float("inf")
+    layers, heads, tokens = worth.shape
+    total = layers * round(0.3 * heads * tokens)
+    among = torch.zeros_like(worth, dtype=torch.bool).flatten()
+    among[worth.flatten().sort(descending=True, stable=True).indices[:total]] = True
+    pooled = among.view_as(worth).sum(dim=2).flatten()
+    exact = even * total / (layers * heads) + (1 - even) * pooled
+    order = within.sort(dim=2, descending=True, stable=True).indices
     seen = []
     reading = drain(engine.prefill(IDS, [Compression(method)]), lambda event: seen.append(event))
-    cache = reading.caches[0]
-    assert [kept_tokens(segment) for segment in cache.segments()] == whole
-    entry = 2 * 16 * 4 + 4
-    assert max(event.kv_bytes for event in seen) <= total * entry + 4 * 3 * len(whole)
-    few = parse_method(f"{name_of(method)}:bits=8,sinks=0", Budget(fraction=0.3))
+    kept = [kept_tokens(segment) for segment in reading.caches[0].segments()]
+    lengths = torch.tensor([[len(head) for head in layer] for layer in kept])
+    assert int(lengths.sum()) == total
+    assert bool(((lengths.flatten() - exact).abs() < 1).all()), "shares are rounded, no more"
+    for number, layer in enumerate(kept):
+        for head, chosen in enumerate(layer):
+            assert chosen == sorted(order[number, head, : len(chosen)].tolist())
+    entry, rounding = 2 * 16 * 4 + 4, layers * heads * (even > 0)
+    bound = (total + rounding) * entry + 4 * 3 * layers
+    assert max(event.kv_bytes for event in seen) <= bound
+    spec = f"{name_of(method)}:bits=8,sinks=0,even={even},near={near}"
+    few = parse_method(spec, Budget(fraction=0.3))
     cache = drain(engine.prefill(IDS, [Compression(few)])).caches[0]
-    lengths = [segment.lengths for segment in cache.segments()]
-    assert lengths == [tuple(map(len, layer)) for layer in whole]
+    assert [list(segment.lengths) for segment in cache.segments()] == lengths.tolist()
     assert all(segment.kind == "quantized" for segment in cache.segments())
 
 

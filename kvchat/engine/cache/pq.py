@@ -11,6 +11,7 @@ from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache import AGGREGATES
 from kvchat.engine.cache.cells import Cells
+from kvchat.engine.cache.scratch import in_file
 from kvchat.engine.cache.segment import Memory, even_entries
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.sizes import LISTED
@@ -164,7 +165,10 @@ class PQSegment:
         apart = ("pool", "late_k", "late_v")
         others = [tensor for name, tensor in self.tensors().items() if name not in apart]
         entries, here = self.pool.untyped_storage().nbytes(), self.pool.device == self.codes.device
-        pool = Memory(device=entries) if here else Memory(host=entries)
+        if in_file(self.pool):
+            pool = Memory(disk=entries)
+        else:
+            pool = Memory(device=entries) if here else Memory(host=entries)
         return pool + Memory.of(others) + self.late.memory()
 
     def tensors(self) -> dict[str, Tensor]:

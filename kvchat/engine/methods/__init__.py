@@ -22,6 +22,7 @@ CHAT = ("the attention that entries of the conversation receive",
         "a second pass over the conversation's entries per token")  # fmt: skip
 REPLAYS = ("replays: the document is repeated by the model",
            "a second prefill with three times the attention FLOPs")  # fmt: skip
+GATED = ("a gate: a linear map per layer, fitted to the model", "next to nothing")
 ASKING = ("replays: every sentence is put to the model as a question",
           "1.5 to 2 more prefills with twice the attention FLOPs")  # fmt: skip
 CODES = (NOTHING[0], "K-means of the keys; no memory is saved, the budget is what is read")
@@ -89,6 +90,8 @@ METHODS = {
         "keeps what is attended to while the document is repeated", told=1.0, pools=True),
     "kvzip+": entry("kvzip:KVzipPlus", declared.KVzipPlusOptions, REPLAYS, "arXiv 2505.23416",
         "KVzip, weighed by what an entry can change in the output", told=1.0, pools=True),
+    "kvzap": entry("kvzip:KVzap", declared.KVzapOptions, GATED, "arXiv 2601.07891",
+        "keeps what a gate foretells that kvzip would keep", pools=True),
     "askall": entry("kvzip:Askall", declared.AskallOptions, ASKING, "ours, after arXiv 2505.23416",
         "keeps what the document's sentences, put as questions, need", told=ASKED, pools=True),
     "pqcache": entry("pqcache:PQCache", declared.PQCacheOptions, CODES, "arXiv 2407.12820",
@@ -96,5 +99,7 @@ METHODS = {
 }
 # fmt: on
 
-DEFAULT = "kvzip"  # the question is not known yet (docs/results.md)
-BY_QUESTION = "adakv"  # where questions choose
+AUTO = "auto"  # no method: memory decides
+UNSEEN = "kvzip"  # the question is not known yet (docs/results.md)
+UNSEEN_AT_ONCE = "kvzap"  # and the model has a gate
+BY_QUESTION = "adakv"  # where questions alone choose

@@ -32,11 +32,10 @@ class Prefilled:
     """Entries of one layer after their exact prefill: exactly what a method may use.
 
     `keys, values [H, T, D]` after RoPE, entry 0 at position `start`. `queries [W, H*G, D]` are the
-    observation queries, chosen by the engine (the document's last tokens, or probes), with the
-    log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees the first `seen[w]`
-    entries. `scale` is the logit scale, `cap` what logits are capped at (0: they are not). Where
-    the method's `needs` name them: `column_mass [H, T]`
-    fp32, summed over queries and query heads, `moments`, and the scores `told[score] [H, T]` of
+    observation queries, chosen by the engine (the document's last tokens, or those of a question
+    that is `asked`), with the log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees
+    the first `seen[w]` entries. `scale` is the logit scale, `cap` what logits are capped at (0:
+    they are not). Where the method's `needs` name them: `column_mass [H, T]` fp32, summed over queries and query heads, `moments`, and the scores `told[score] [H, T]` of
     replays, infinite for entries that no replay is about. `output [H*G, D, hidden]` is the output
     projection by query head.
 
@@ -64,6 +63,7 @@ class Prefilled:
     absent: Tensor | None = None
     end: int | None = None
     cap: float = 0.0
+    asked: bool = False
 
     @property
     def span(self) -> tuple[int, int]:
@@ -156,8 +156,14 @@ class Method(ABC):
         """
         return None
 
-    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
-        """What the entries of a layer's segment are worth beside those of other layers, `[R]`."""
+    @property
+    def even(self) -> float:
+        """The fraction of an even share that every head is sure of, where layers share a budget."""
+        return 0.0
+
+    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> tuple[Tensor, Tensor]:
+        """What the entries of a layer's segment are worth beside those of other heads and layers,
+        and beside those of their own head, `[R]` each."""
         raise NotImplementedError("its layers share no budget")
 
     def stored(self, segment: Segment) -> Segment:

@@ -6,6 +6,7 @@ An entry of score -inf does not exist: it is never counted.
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -49,6 +50,18 @@ def adaptive(scores: Tensor, total: int, floor: float) -> list[int]:
     best = best.masked_fill(rank < sure[:, None], float("inf"))
     chosen = torch.sort(best.flatten(), descending=True, stable=True).indices[:total]
     return torch.bincount(chosen // max(entries, 1), minlength=heads).tolist()
+
+
+def shared(pooled: Sequence[int], total: int, heads: int, even: float) -> list[int]:
+    """Shares of heads that have `pooled[h]` of the best entries of all `heads` heads together.
+
+    Each gets the fraction `even` of an even share of `total`, and the rest by what it has among the
+    best. Shares are rounded up as long as there are heads to come; then they add up to `total`.
+    """
+    part = Fraction(even).limit_denominator(10**6)
+    sure = part * Fraction(total, heads)
+    shares = [(1 - part) * count + sure for count in pooled]
+    return largest_remainder(shares) if len(pooled) == heads else [ceil(each) for each in shares]
 
 
 def mixed(scores: Tensor, total: int, alpha: float) -> list[int]:

@@ -1,5 +1,8 @@
-"""KVzip: KV pairs that are attended to while the context is reconstructed (query-agnostic)."""
+"""KVzip: KV pairs that are attended to while the context is reconstructed (query-agnostic), and
+KVzap, which foretells them."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,46 +13,58 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
-from kvchat.engine.methods.needs import Needs, ReplayScore
-from kvchat.engine.methods.options import AskallOptions, KVzipOptions, KVzipPlusOptions
-from kvchat.engine.methods.scores import pooled_mass
+from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
+from kvchat.engine.methods.options import (
+    AskallOptions,
+    KVzapOptions,
+    KVzipOptions,
+    KVzipPlusOptions,
+    ToldOptions,
+)
+from kvchat.engine.methods.scores import group_mass, pool, pooled_mass
 
+BOTH = "mass", "change"  # the scores that are added
 FOLD_WINDOW, FOLD_KERNEL = 32, 7  # of a conversation's newest queries
+QUESTION = 64  # queries of a question that choose
+NEAR = 5  # entries that an entry is among
 
 
 @dataclass(frozen=True)
-class KVzip(KVzipOptions, Eviction):
-    """Keeps what the model attends to while it repeats the document, whatever will be asked.
+class Told(ToldOptions, Eviction):
+    """Keeps the entries that something tells are worth most, of all layers and heads together.
 
-    KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction,
-    https://arxiv.org/abs/2505.23416. The best entries of all layers and heads together stay, and
-    what stands before the document. Different here: scores are computed layer by layer during the
-    one prefill, with one layer's entries alive; fp32 scores, chosen by count.
+    Every head is sure of the fraction `even` of an even share. What stands before the document
+    stays. Not a method itself: a member says where the scores come from.
     """
 
     @property
-    def replay_score(self) -> ReplayScore:
-        """Which scores it goes by."""
-        return ReplayScore(self.tell, self.chunk, self.weigh)
+    @abstractmethod
+    def scores(self) -> tuple[ReplayScore, ...]:
+        """Which scores it goes by: of several the sum."""
 
     @property
     def needs(self) -> Needs:
-        return Needs(replay_scores=frozenset({self.replay_score}))
+        """The scores, and a question if there is one."""
+        return Needs(queries=QUESTION, replay_scores=frozenset(self.scores))
 
     @property
     def watches(self) -> Needs:
         """The newest queries of the conversation."""
         return Needs(queries=FOLD_WINDOW)
 
+    def compress(self, prefilled: Prefilled) -> FlatSegment:
+        """Every entry, until other layers compete with it."""
+        return prefilled.keep_all()
+
     def extend(self, prefilled: Prefilled) -> FlatSegment:
-        """Old turns are scored by the newest queries: to replay them would be another prefill."""
+        """Old turns are scored by the newest queries: a replay would be another prefill."""
         _, entries = prefilled.shape
         mass = pooled_mass(prefilled, entries, FOLD_KERNEL, "max", "mass")
-        given = replace(prefilled, told={self.replay_score: mass})
+        given = replace(prefilled, told=dict.fromkeys(self.scores, mass))
         return self.reduce(given, self.budget.entries(self.priced(given.geometry)))
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        return self._scores(prefilled)[:, :entries].clone()
+        return self._table(prefilled)[:, :entries].clone()
 
     def entries(self, geometry: Geometry) -> list[int]:
         """What each layer may keep: the whole budget, until other layers compete for it."""
@@ -58,23 +73,84 @@ class KVzip(KVzipOptions, Eviction):
     def together(self, geometry: Geometry) -> int:
         return geometry.layers * self.budget.entries(self.priced(geometry))
 
-    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> Tensor:
-        """The scores of the kept entries: the newest entry first, then what is protected."""
-        table = self._scores(prefilled).clamp(max=torch.finfo(torch.float32).max)
-        table[:, : self.sinks] = torch.finfo(torch.float32).max
-        table[:, -1] = float("inf")
+    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> tuple[Tensor, Tensor]:
+        """The scores of the kept entries: the newest entry first, then what is protected.
+
+        Within a head what stands around an entry counts too: `near` times the mean score of
+        the `NEAR` entries around it; and, if a question is asked, the attention that it gives,
+        times the norm of the value, as much in all as the document's scores.
+        """
+        table, most = self._table(prefilled), torch.finfo(torch.float32).max
+        finite = table.masked_fill(table.isinf(), 0.0)
+        within = table + self.near * pool(finite, NEAR, "avg")
+        if prefilled.asked:
+            wanted = group_mass(prefilled, table.shape[1])
+            wanted *= prefilled.values.float().norm(dim=-1)
+            share = finite.mean(dim=1) / wanted.mean(dim=1).clamp_min(1e-30)
+            within = within + wanted * share[:, None]
         at = (segment.position - prefilled.start).long()
         head = torch.arange(len(segment.lengths), device=at.device)
-        return table[head.repeat_interleave(torch.tensor(segment.lengths, device=at.device)), at]
+        head = head.repeat_interleave(torch.tensor(segment.lengths, device=at.device))
 
-    def _scores(self, prefilled: Prefilled) -> Tensor:
-        """The score of each entry by the replays, `[H, T]`."""
+        def of(table: Tensor) -> Tensor:
+            table = table.clamp(max=most)
+            table[:, : self.sinks] = most
+            table[:, -1] = float("inf")
+            return table[head, at]
+
+        return of(table), of(within)
+
+    def _table(self, prefilled: Prefilled) -> Tensor:
+        """The score of each entry, `[H, T]`; infinite before the document."""
         assert prefilled.told is not None, "the prefill gives what `needs` names"
-        return prefilled.told[self.replay_score]
+        return together([prefilled.told[each] for each in self.scores])
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
-        """The best scores of all heads together."""
-        return budgets.adaptive(scores, total, floor=0.0)
+        """As the layers of a document share: partly even, the rest to the best scores."""
+        return budgets.mixed(scores, total, self.even)
+
+
+def together(tables: Sequence[Tensor]) -> Tensor:
+    """The sum of score tables `[H, T]` of a layer, all brought to the mean of the first one.
+
+    What is infinite in the first stays so.
+    """
+    first, *more = tables
+    told = first.isfinite()
+    for other in more:
+        first = first + other * (first[told].mean() / other[told].mean().clamp_min(1e-30))
+    return first
+
+
+@dataclass(frozen=True)
+class KVzip(KVzipOptions, Told):
+    """Keeps what the model attends to while it repeats the document, whatever will be asked.
+
+    KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction,
+    https://arxiv.org/abs/2505.23416. Different here: every head is sure of a part of an even share
+    (`even`); attention is added to what KVzip+ makes of it (`weigh=both`); scores are computed
+    layer by layer during the one prefill, with one layer's entries alive; fp32 scores, chosen by
+    count. `paper` shares and weighs as the paper does.
+    """
+
+    @property
+    def scores(self) -> tuple[ReplayScore, ...]:
+        ways = BOTH if self.weigh == "both" else (self.weigh,)
+        return tuple(ReplayScore(self.tell, self.chunk, way) for way in ways)
+
+
+@dataclass(frozen=True)
+class KVzap(KVzapOptions, Told):
+    """Keeps what a gate tells that kvzip would keep, in one prefill.
+
+    KVzap, https://arxiv.org/abs/2601.07891: a linear map per layer from the attention block's
+    normed input to the logarithm of the score, fitted to the model (`kvchat calibrate`). Different
+    here: the scores are kvzip's of this program, and the budget is shared out as kvzip's is.
+    """
+
+    @property
+    def scores(self) -> tuple[ReplayScore, ...]:
+        return (GATE,)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ Kind = tuple[str, int]  # what a replay is, and how many tokens of the document 
 
 class ReplayScore(NamedTuple):
     """Scores by replays: what is replayed, how many tokens of the document at a time, and how its
-    attention is weighed."""
+    attention is weighed. `GATE` stands for what a gate tells without any."""
 
     what: str
     chunk: int
     weigh: str
+
+
+GATE = ReplayScore("gate", 0, "linear")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,12 @@ class Needs:
     @property
     def kinds(self) -> frozenset[Kind]:
         """The replays that are needed."""
-        return frozenset((what, chunk) for what, chunk, _ in self.replay_scores)
+        return frozenset((what, chunk) for what, chunk, _ in self.replay_scores - {GATE})
+
+    @property
+    def gate(self) -> bool:
+        """Whether a gate is to tell what entries are worth."""
+        return GATE in self.replay_scores
 
 
 class Chosen(Protocol):

@@ -18,9 +18,10 @@ POOLS = ("max", "avg")
 SCORES = ("mass", "squared")
 RULES = ("floor", "mix")
 WEIGHINGS = ("mass", "value", "change")
+WEIGH = "attention; times value norm; over input norm; the first and the last added"
 MODES = ("budget", "eps")
 VALUES = ("votes", "paper")
-HOMES = ("auto", "device", "host")
+HOMES = ("auto", "device", "host", "disk")
 EVERYTHING = Budget(fraction=1.0)
 BITS = (16, 8, 4)
 
@@ -203,19 +204,34 @@ class DefensiveOptions(WindowOptions):
 
 
 @dataclass(frozen=True)
-class KVzipOptions(EvictionOptions):
+class ToldOptions(EvictionOptions):
+    """Of methods whose layers share one budget."""
+
+    even: float = option(0.2, "share of an even budget that every head is sure of", 0, 1)
+    near: float = option(0.5, "weight of the mean score around an entry, within a head", 0)
+
+
+@dataclass(frozen=True)
+class KVzapOptions(ToldOptions):
+    """Of what a gate tells."""
+
+
+@dataclass(frozen=True)
+class KVzipOptions(ToldOptions):
     """Of methods that replay the document."""
 
     tell: str = option(REPEAT, "replays: the text again, or its sentences", choices=(REPEAT, ASK))
     chunk: int = option(CHUNK, "tokens of the document that one replay is about", 32, REPLAY)
-    weigh: str = option("mass", "attention; times value norm; over input norm", choices=WEIGHINGS)
+    weigh: str = option("both", WEIGH, choices=(*WEIGHINGS, "both"))
+    PRESETS: ClassVar = {"paper": {"weigh": "mass", "even": 0.0, "near": 0.0}}
 
 
 @dataclass(frozen=True)
 class KVzipPlusOptions(KVzipOptions):
     """Weighed by what an entry can change."""
 
-    weigh: str = option("change", "attention; times value norm; over input norm", choices=WEIGHINGS)
+    weigh: str = option("change", WEIGH, choices=(*WEIGHINGS, "both"))
+    PRESETS: ClassVar = {"paper": {"even": 0.0, "near": 0.0}}
 
 
 @dataclass(frozen=True)
@@ -224,7 +240,8 @@ class AskallOptions(KVzipOptions):
 
     tell: str = option(ASK, "replays: the text again, or its sentences", choices=(REPEAT, ASK))
     chunk: int = option(REPLAY, "tokens of the document that one replay is about", 32, REPLAY)
-    weigh: str = option("value", "attention; times value norm; over input norm", choices=WEIGHINGS)
+    weigh: str = option("value", WEIGH, choices=(*WEIGHINGS, "both"))
+    PRESETS: ClassVar = {}
 
 
 AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "skip": "0+0", "value": "paper"}

@@ -11,6 +11,7 @@ from kvchat.engine import ops
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache import AGGREGATES
 from kvchat.engine.cache.pq import PQSegment, Reads
+from kvchat.engine.cache.scratch import scratch
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.options import PQCacheOptions
@@ -83,12 +84,15 @@ class PQCache(PQCacheOptions, Method):
         return middle < max(self.dense_below, 2**self.code_bits) or reads.count >= middle
 
     def _pool(self, keys: Tensor, values: Tensor, layers: int) -> Tensor:
-        """Keys and values `[H, N, D]` side by side, on the device or in pinned host memory.
+        """Keys and values `[H, N, D]` side by side, on the device, in pinned host memory or in a
+        file that is mapped.
 
         `auto`: on the device as long as it has room for the `layers` that are left.
         """
         heads, entries, dim = keys.shape
         device, pinned = keys.device, False
+        if self.home == "disk":
+            return put(scratch((heads, entries, 2 * dim), keys.dtype), keys, values)
         if device.type == "cuda" and self.home != "device":
             free = torch.cuda.mem_get_info(device)[0]
             pinned = self.home == "host" or free < 2 * keys.nbytes * layers
@@ -96,9 +100,15 @@ class PQCache(PQCacheOptions, Method):
         pool = torch.empty(
             heads, entries, 2 * dim, dtype=keys.dtype, device=place, pin_memory=pinned
         )
-        pool[..., :dim] = keys
-        pool[..., dim:] = values
-        return pool
+        return put(pool, keys, values)
+
+
+def put(pool: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Write keys and values `[H, N, D]` into a pool `[H, N, 2D]`."""
+    dim = keys.shape[2]
+    pool[..., :dim] = keys
+    pool[..., dim:] = values
+    return pool
 
 
 def train(keys: Tensor, subspaces: int, centroids: int, iters: int, seed: int) -> Tensor:

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.methods.needs import Needs, ReplayScore
+from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
 
 OBSERVED = Needs(queries=64, future=1)
 """What a prefill observes for methods that may choose later, beside what its own method needs.
 
 Column sums and replays are too dear for a maybe: they multiply the time of the prefill.
 """
+
+
+GATED = OBSERVED | Needs(replay_scores=frozenset({GATE}))
+"""Where the model has a gate: what it tells costs next to nothing."""
 
 
 def recorded(observed: dict[str, Tensor], told: Mapping[ReplayScore, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """One budget for all layers, while the prefill goes through them one by one."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,22 +9,46 @@ from torch import Tensor
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Method, Prefilled
 
 
-class Pool:
-    """The layers of a cache, of which only the best entries stay, however far the prefill is.
+@dataclass
+class Known:
+    """Entries of a layer that still matter, head after head: those that are kept so far, and those
+    that raise the share of their head.
 
-    An entry that is not among the best of the layers so far cannot be among the best of all: so the
-    choice is the same as if all layers had been there at once, and never more than the budget and
-    one layer is alive. Of equal entries those of an earlier layer stay.
+    `worth, rank, head, held [n]`: what each is worth beside those of other heads, how many entries
+    of its own head go before it, whose it is, and whether it is kept.
+    """
+
+    worth: Tensor
+    rank: Tensor
+    head: Tensor
+    held: Tensor
+
+    def where(self, chosen: Tensor) -> "Known":
+        """The entries for which `chosen [n]` is true."""
+        return Known(self.worth[chosen], self.rank[chosen], self.head[chosen], self.held[chosen])
+
+
+class Pool:
+    """The layers of a cache that share one budget, however far the prefill is.
+
+    Of the budget each head has the fraction `method.even` in any case, and as much of the rest as
+    it has entries among the best of all layers. Which of its entries it keeps is its own affair. An
+    entry that is not among the best of the layers so far cannot be among the best of all, and a
+    head's share never grows: so the choice is the same as if all layers had been there at once, and
+    never more than the budget and one layer is alive. Of equal entries those of an earlier layer
+    stay.
     """
 
     def __init__(self, method: Method, layers: Sequence[LayerCache], geometry: Geometry):
         self.method = method
         self.layers = layers
+        self.heads = geometry.heads
         self.entries = method.together(geometry)
-        self.worth: list[Tensor] = []
+        self.known: list[Known] = []
 
     def take(self, prefilled: Prefilled) -> None:
         """Compress the next layer and let it compete with those before."""
@@ -36,8 +61,12 @@ class Pool:
         if self.entries is None:
             return
         assert isinstance(segment, FlatSegment), segment.kind
-        self.worth.append(self.method.worth(prefilled, segment))
-        if sum(map(len, self.worth)) > self.entries:
+        worth, within = self.method.worth(prefilled, segment)
+        heads = torch.arange(self.heads, device=worth.device)
+        owner = heads.repeat_interleave(torch.tensor(segment.lengths, device=worth.device))
+        held = torch.ones_like(worth, dtype=torch.bool)
+        self.known.append(Known(worth, _ranks(within, owner), owner, held))
+        if sum(len(each.worth) for each in self.known) > self.entries:
             self._drop(self.entries)
 
     def finish(self) -> None:
@@ -47,14 +76,41 @@ class Pool:
                 layer.segments = [self.method.stored(layer.segments[0])]
 
     def _drop(self, entries: int) -> None:
-        every = torch.cat(self.worth)
-        kept = torch.zeros_like(every, dtype=torch.bool)
-        kept[torch.sort(every, descending=True, stable=True).indices[:entries]] = True
-        parts = torch.split(kept, [len(part) for part in self.worth])
-        for number, chosen in enumerate(parts):
-            layer, (segment,) = self.layers[number], self.layers[number].segments
-            if bool(chosen.all()):
-                continue
-            assert isinstance(segment, FlatSegment), segment.kind
-            layer.segments = [segment.where(chosen)]
-            self.worth[number] = self.worth[number][chosen]
+        every = torch.cat([each.worth for each in self.known])
+        best = torch.zeros_like(every, dtype=torch.bool)
+        best[torch.sort(every, descending=True, stable=True).indices[:entries]] = True
+        pooled = torch.split(best, [len(each.worth) for each in self.known])
+        counts = [
+            torch.bincount(each.head[among], minlength=self.heads).tolist()
+            for each, among in zip(self.known, pooled, strict=True)
+        ]
+        shares = self._shares([count for layer in counts for count in layer], entries)
+        for number, among in enumerate(pooled):
+            known = self.known[number]
+            own = shares[number * self.heads : (number + 1) * self.heads]
+            kept = known.held & (known.rank < torch.tensor(own, device=among.device)[known.head])
+            if not bool(kept[known.held].all()):
+                (segment,) = self.layers[number].segments
+                assert isinstance(segment, FlatSegment), segment.kind
+                self.layers[number].segments = [segment.where(kept[known.held])]
+            known.held = kept
+            self.known[number] = known.where(kept | among)
+
+    def _shares(self, pooled: list[int], entries: int) -> list[int]:
+        """What each head of the layers so far may keep, `pooled` of it being among the best.
+
+        Layers to come have their even share too, so it is rounded up until the last one is there.
+        """
+        heads = self.heads * len(self.layers)
+        return budgets.shared(pooled, entries, heads, self.method.even)
+
+
+def _ranks(worth: Tensor, head: Tensor) -> Tensor:
+    """How many entries of the same head are worth more, or as much and come before, `[n]`."""
+    order = torch.sort(worth, descending=True, stable=True).indices
+    order = order[torch.sort(head[order], stable=True).indices]  # head after head, the best first
+    counts = torch.bincount(head)
+    start = counts.cumsum(0) - counts
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=order.device) - start[head[order]]
+    return ranks

@@ -17,8 +17,9 @@ from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.events import Progress, Smaller
+from kvchat.engine.gates import Scorer
 from kvchat.engine.methods.base import Method, Prefilled
-from kvchat.engine.methods.needs import Needs, ReplayScore
+from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.prefill.archive_writer import Archiving, recorded
@@ -195,6 +196,7 @@ def prefill(
     probes: Sequence[Sequence[int]] = (),
     replays: Sequence[Replay] = (),
     archiving: Archiving | None = None,
+    gate: Scorer | None = None,
 ) -> Generator[Progress | Smaller, None, Prefill]:
     """Prefill one new cache per compression with `ids`; the generator's value is a `Prefill`.
 
@@ -204,7 +206,8 @@ def prefill(
     and what is kept. Probes are token lists that follow the document, each by itself: they walk
     the layers beside it, are observed, and leave no trace. So do replays, for methods that need
     them (for a kind that is not given, the bare text); they count in the progress. `archiving`
-    is given all entries of every layer.
+    is given all entries of every layer. A `gate` tells what entries are worth before they are
+    there, for methods that need that.
     Raises KvchatError("usage") before anything is computed if a budget cannot be met.
     """
     config, device = model.config, model.device
@@ -247,6 +250,10 @@ def prefill(
         def turns(a: int, b: int, rope: int = kind.rope) -> Rotation:
             return rotations_at(model, a, b - a)[rope]
 
+        scores = {}
+        if own.gate and not kind.window:
+            assert gate is not None, "the engine has refused the method without a gate"
+            scores[GATE] = _gated(gate, full.index(number), block, x, chunk)
         for item in walk(block, layer, x, turns, pace):
             if isinstance(item, Smaller):
                 yield item
@@ -275,7 +282,7 @@ def prefill(
             continue
         begin = perf_counter()
         place = full.index(number), len(full)
-        scores = retelling.told()
+        scores |= retelling.told()
         for pool, compression in zip(pools, compressions, strict=True):
             probed = [observed[p] for p in compression.probes]
             needs = compression.method.needs
@@ -337,6 +344,14 @@ def prefilled(
         told=told,
         output=block.output(keys.dtype),
         cap=layer.backend.cap,
+        asked=bool(probes),
+    )
+
+
+def _gated(gate: Scorer, layer: int, block: Block, x: Tensor, chunk: int) -> Tensor:
+    """What a gate makes of the inputs `x [T, hidden]` of a layer, `[H, T]`."""
+    return torch.cat(
+        [gate.scores(layer, block.input_layernorm(part)) for part in torch.split(x, chunk)], dim=1
     )
 
 

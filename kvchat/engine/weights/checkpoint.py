@@ -24,6 +24,7 @@ from kvchat.engine.weights.names import Slot
 from kvchat.engine.weights.safetensors import Stored
 from kvchat.errors import KvchatError
 
+NORM = "norm.weight"  # how the names of norms end
 Places = list[tuple[Stored, list[Slot]]]
 
 
@@ -63,6 +64,19 @@ def load_weights(
             done += stored.size
             yield done, total
     yield _finished(model)
+
+
+def norms(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The norms of a checkpoint by our names: a few kilobytes. Raises KvchatError("model")."""
+    found: dict[str, Tensor] = {}
+    with ExitStack() as opened:
+        for _, stored, slots in _tensors(path, config, opened):
+            for slot in slots:
+                if slot.name.endswith(NORM):
+                    tensor = _own(config, slot, stored.read())
+                    assert isinstance(tensor, Tensor), slot.name
+                    found[slot.name] = tensor.clone()
+    return found
 
 
 def random_weights(

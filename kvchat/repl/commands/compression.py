@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from kvchat.chat import auto
 from kvchat.chat.chat import Chat
 from kvchat.chat.prefill import recompress
 from kvchat.engine.budget import FORMS, Budget
@@ -72,11 +73,10 @@ def budget(context: Context, argument: str) -> None:
         context.screen.tell(f"/budget takes {FORMS}")
         return
     wanted = Budget.parse(argument)
-    if "budget" not in options(name_of(chat.method)):
-        raise KvchatError(
-            "usage", f"{name_of(chat.method)} keeps everything and takes no budget", "/method adakv"
-        )
-    changed = with_budget(chat.method, wanted)
+    method = chat.method
+    if "budget" not in options(name_of(method)):  # it keeps everything
+        method = auto.unseen(chat.options, chat.session.engine.gate is not None)
+    changed = with_budget(method, wanted)
     if recompress(chat, method=changed, questions=chat.chosen_for):
         context.writer.changed(chat)
 

@@ -1,0 +1,97 @@
+"""`--method auto`: what memory allows decides how much of a document is kept, and how."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvchat.engine.budget import Budget
+from kvchat.engine.methods import AUTO, UNSEEN, UNSEEN_AT_ONCE
+from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.build import parse_method, with_budget
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
+from kvchat.engine.sizes import LADDER
+from kvchat.machine.plan import Plan
+from kvchat.settings.options import Options
+from kvchat.terminal.text import size
+
+ROOM = 0.85  # of the free memory that a plan may take: other programs want some too
+READ = Budget(fraction=0.1)  # of entries outside of the device, by a decoded token
+
+
+@dataclass(frozen=True)
+class Space:
+    """Bytes that are free: on the device, in host memory beside it (0 on a CPU), on the disk."""
+
+    device: int
+    host: int
+    disk: int
+
+    @classmethod
+    def beside(cls, device: int, host: int, folder: Path) -> "Space":
+        """With what the disk of a folder, which may not exist yet, has."""
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        return cls(device, host, shutil.disk_usage(there).free)
+
+
+def unseen(options: Options, gated: bool) -> Method:
+    """The method that needs no question, and makes use of one, with the budget of the options.
+
+    Where the model has a gate it takes one prefill, else two.
+    """
+    budget = Budget.parse(options.budget) if options.budget else None
+    name = UNSEEN_AT_ONCE if gated else UNSEEN
+    pairs = [*options.usual_of(name), *options.method_options, *bits_of(options)]
+    return parse_method(name, budget, pairs)
+
+
+def bits_of(options: Options) -> list[str]:
+    """`bits=8` if the options ask for that."""
+    return [f"bits={options.kv_bits}"] if options.kv_bits else []
+
+
+def is_open(options: Options) -> bool:
+    """Whether memory is to decide: nobody named a method, a budget, a loss or what selects."""
+    by_hand = options.budget, options.auto_loss, options.select or None
+    return options.method == AUTO and by_hand == (None, None, None)
+
+
+def choose(
+    options: Options, gated: bool, plan_of: Callable[[Method], Plan], space: Space
+) -> tuple[Method, str]:
+    """The method that keeps most of the document in the memory that is there, and why it is so.
+
+    Everything if that fits with room to spare; else every KV pair outside of the device, found
+    again for each token; else the best ones, as many as fit. If nothing fits, the smallest.
+    """
+    most = int(ROOM * space.device)
+
+    def fits(method: Method) -> bool:
+        plan = plan_of(method)
+        return max(plan.prefill, plan.chat) <= most
+
+    bits = bits_of(options)
+    full = parse_method("full", extra=bits)
+    plan = plan_of(Full())
+    if fits(full):
+        held = plan_of(full).kv_kept
+        return full, f"every KV pair fits: {size(held)} of {size(space.device)} free"
+    short = f"KV in full takes {size(plan.kv_full)}, {size(space.device)} are free"
+    for method, room in _outside(space):
+        if not options.kv_bits and plan.kv_full <= ROOM * room and fits(method):
+            where = "host memory" if room == space.host else "the disk"
+            return method, f"{short}: every KV pair stays in {where}, each token reads {READ}"
+    best = unseen(options, gated)
+    for share in LADDER:
+        method = with_budget(best, Budget(fraction=share))
+        if fits(method):
+            break
+    return method, f"{short}: {name_of(method)} keeps the best {method.budget}"
+
+
+def _outside(space: Space) -> Iterator[tuple[Method, int]]:
+    """Methods that keep every entry elsewhere, and the bytes that are free there."""
+    if space.host:
+        yield parse_method("pqcache:home=host", READ), space.host
+    yield parse_method("pqcache:home=disk", READ), space.disk

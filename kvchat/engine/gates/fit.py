@@ -1,0 +1,162 @@
+"""Fitting a gate: ridge regression over documents that are read with kvzip's replays."""
+
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.budget import Geometry
+from kvchat.engine.cache.segment import FlatSegment
+from kvchat.engine.engine import Engine
+from kvchat.engine.events import Progress, Smaller
+from kvchat.engine.gates import Gate
+from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.kvzip import KVzip, together
+from kvchat.engine.methods.needs import GATE, Needs
+from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.prefill.replay_texts import replays_of
+from kvchat.engine.text.chat_template import Dialogue
+
+RIDGE = 0.03  # of the mean square of an input: what is added to each of them
+LEAST = 1e-8  # of a score, whose logarithm is fitted
+
+
+@dataclass
+class Sums:
+    """What a layer's regression needs of the entries so far, in float64.
+
+    `square [I, I]` and `product [I, H]` of the inputs with a constant, `total [H]` and `squares
+    [H]` of the targets, over `count` entries.
+    """
+
+    square: Tensor
+    product: Tensor
+    total: Tensor
+    squares: Tensor
+    count: int = 0
+
+    @classmethod
+    def empty(cls, inputs: int, heads: int) -> "Sums":
+        """Of no entries."""
+        wide = torch.float64
+        square, product = torch.zeros(inputs, inputs, dtype=wide), torch.zeros(inputs, heads)
+        return cls(square, product.to(wide), *torch.zeros(2, heads, dtype=wide))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in inputs `x [n, I]` and their targets `y [n, H]`."""
+        x, y = x.float(), y.float()
+        self.square += x.T @ x  # of one document at a time: float32 suffices, and takes a quarter
+        self.product += x.T @ y
+        self.total += y.double().sum(0)
+        self.squares += (y.double() ** 2).sum(0)
+        self.count += len(x)
+
+    def solve(self) -> Tensor:
+        """The map `[H, I]`."""
+        inner = self.square[:-1, :-1].diagonal().mean()
+        ridge = torch.full((len(self.square),), RIDGE * float(inner), dtype=torch.float64)
+        ridge[-1] = 0.0  # the constant is free
+        solved: Tensor = torch.linalg.solve(self.square + ridge.diag(), self.product)
+        return solved.T
+
+    def explained(self, weight: Tensor) -> float:
+        """R² of a map `[H, I]` within heads, over the entries of these sums."""
+        weight = weight.double()
+        crossed = (weight.T * self.product).sum(0)
+        own = ((self.square @ weight.T) * weight.T).sum(0)
+        wrong = self.squares - 2 * crossed + own
+        spread = self.squares - self.total**2 / self.count
+        return float(1 - wrong.sum() / spread.sum())
+
+
+@dataclass(frozen=True)
+class Lesson(KVzip):
+    """kvzip that keeps nothing, and gives inputs and scores of every layer to the sums."""
+
+    sums: Any = None
+    inputs: Any = None
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(replay_scores=frozenset({*self.scores, GATE}))
+
+    def together(self, geometry: Geometry) -> None:  # type: ignore[override]
+        """Its layers share nothing."""
+
+    def entries(self, geometry: Geometry) -> list[int]:
+        return [0] * geometry.layers
+
+    def compress(self, prefilled: Prefilled) -> FlatSegment:
+        """Nothing is kept."""
+        assert prefilled.told is not None
+        table = together([prefilled.told[each] for each in self.scores])
+        told = table.isfinite().all(dim=0)
+        told[-1] = False
+        x = self.inputs.pop(prefilled.layer)[told]
+        x = torch.cat([x.float(), torch.ones(len(x), 1, device=x.device)], dim=1)
+        target = table[:, told].clamp_min(LEAST).log().T
+        self.sums[prefilled.layer].add(x.cpu(), target.cpu())
+        return prefilled.keep(torch.zeros_like(prefilled.exists))
+
+
+class Inputs(dict[int, Tensor]):
+    """Keeps the inputs of layers; a gate that foretells nothing."""
+
+    def scores(self, layer: int, x: Tensor) -> Tensor:
+        """See `Scorer.scores`."""
+        before = self.get(layer)
+        self[layer] = x.clone() if before is None else torch.cat([before, x])
+        return x.new_zeros(1, len(x))
+
+
+class Fit:
+    """A gate in the making: documents are given to `learn`, held-out ones to `check`."""
+
+    def __init__(self, engine: Engine, dialogue: Dialogue, method: KVzip):
+        config = engine.config
+        self.engine, self.dialogue, self.method = engine, dialogue, method
+        shape = config.hidden_size + 1, config.num_kv_heads
+        layers = len(config.full_layers)
+        self.sums = [Sums.empty(*shape) for _ in range(layers)]
+        self.held_out = [Sums.empty(*shape) for _ in range(layers)]
+        self.done: set[str] = set()
+
+    def read(
+        self, ids: Sequence[int], held_out: bool = False
+    ) -> Generator[Progress | Smaller, None, None]:
+        """Take in a document as ids: one that the gate is fitted to, or is judged by."""
+        inputs, sums = Inputs(), self.held_out if held_out else self.sums
+        known = {each.name: getattr(self.method, each.name) for each in fields(KVzip)}
+        lesson = Lesson(**known, sums=sums, inputs=inputs)
+        replays = replays_of(self.dialogue, ids, lesson.needs.kinds)
+        yield from self.engine.prefill(ids, [Compression(lesson)], (), replays, gate=inputs)
+
+    def resume(self, path: Path) -> set[str]:
+        """Go on with what `note` has left; the marks of the documents that are in it."""
+        with suppress(OSError, RuntimeError, KeyError, ValueError):
+            left = torch.load(path, weights_only=True)
+            self.sums = [Sums(**each) for each in left["sums"]]
+            self.held_out = [Sums(**each) for each in left["held_out"]]
+            self.done = set(left["done"])
+        return self.done
+
+    def note(self, mark: str, path: Path) -> None:
+        """Keep what was taken in so far, the document `mark` last, so that another run goes on."""
+        self.done.add(mark)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = {name: list(map(vars, getattr(self, name))) for name in ("sums", "held_out")}
+        torch.save(state | {"done": sorted(self.done)}, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def gate(self, **about: Any) -> Gate:
+        """The gate as fitted so far."""
+        maps = [each.solve() for each in self.sums]
+        if all(each.count for each in self.held_out):
+            pairs = zip(self.held_out, maps, strict=True)
+            about["r2"] = " ".join(f"{sums.explained(weight):.3f}" for sums, weight in pairs)
+        about["entries"] = self.sums[0].count
+        return Gate(torch.stack(maps).float(), about)
