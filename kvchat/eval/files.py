@@ -1,7 +1,7 @@
 """Files of public benchmarks that a user has on disk. Nothing is ever downloaded.
 
-`ruler`, `longbench` and `leval` give documents as they are; `niah` is a task whose documents are
-made to a length and a depth. docs/eval.md says what has to be in the files.
+`ruler`, `longbench`, `leval` and `references` give documents as they are; `niah` and `facts` are
+tasks whose documents are made to a length. docs/eval.md says what has to be in the files.
 """
 
 import re
@@ -13,6 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from kvchat.errors import KvchatError
+from kvchat.eval import own
 from kvchat.eval.case import Case, Draw, Given, Question, Task
 from kvchat.eval.lines import Line, content, lines, parsed
 from kvchat.eval.tasks.needles import joined
@@ -248,6 +249,11 @@ LOADERS: dict[str, tuple[Callable[[Path], Given | Task], str]] = {
         niah,
         "a JSON file with `needle` or `needles`, `retrieval_question`, `answers`, `haystack_dir` "
         "(its .txt files)",
+    ),
+    "facts": (own.hidden, "a text, or lines (.jsonl) with `text`: facts are hidden in it"),
+    "references": (
+        own.referenced,
+        "every line has `text` and `questions`, each with `question` and `references`",
     ),
 }
 """What reads a kind of file, and what the file has to hold."""

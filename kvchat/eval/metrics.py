@@ -91,6 +91,11 @@ def code(given: str, answers: Strings, choices: Strings) -> float:
     return max(SequenceMatcher(None, line, answer).ratio() for answer in answers)
 
 
+def rouge_l(given: str, answers: Strings, choices: Strings) -> float:
+    """F1 of the longest common subsequence of words, with the best of the answers (ROUGE-L)."""
+    return max(_rouge(normalised(given).split(), normalised(answer).split()) for answer in answers)
+
+
 METRICS: dict[str, Callable[[str, Strings, Strings], float]] = {
     "verbatim": verbatim,
     "all": every,
@@ -103,6 +108,7 @@ METRICS: dict[str, Callable[[str, Strings, Strings], float]] = {
     "choice": choice,
     "letters": letters,
     "code": code,
+    "rouge-l": rouge_l,
 }
 
 
@@ -115,6 +121,16 @@ def normalised(text: str) -> str:
 def _f1(given: Strings, right: Strings) -> float:
     common = sum((Counter(given) & Counter(right)).values())
     return 2 * common / (len(given) + len(right)) if common else 0.0
+
+
+def _rouge(given: Strings, right: Strings) -> float:
+    row = [0] * (len(right) + 1)  # longest common subsequences with the first words of `right`
+    for word in given:
+        before = 0  # of the row above, one word earlier
+        for at, other in enumerate(right, start=1):
+            above, row[at] = row[at], before + 1 if word == other else max(row[at], row[at - 1])
+            before = above
+    return 2 * row[-1] / (len(given) + len(right)) if row[-1] else 0.0
 
 
 def _first_line(text: str) -> str:

@@ -28,7 +28,8 @@ class Settings:
     data: Sequence[str] = option(
         "--data",
         CASES,
-        "KIND:FILE, a benchmark's file on disk; kinds: ruler, longbench, leval, niah. Repeatable.",
+        "KIND:FILE, a benchmark's file on disk; kinds: ruler, longbench, leval, niah, "
+        "facts, references. Repeatable.",
         many=True,
         default=(),
     )

@@ -35,9 +35,10 @@ class Prefilled:
     observation queries, chosen by the engine (the document's last tokens, or those of a question
     that is `asked`), with the log-sum-exp `lse [W, H*G]` of everything they attend to; query w sees
     the first `seen[w]` entries. `scale` is the logit scale, `cap` what logits are capped at (0:
-    they are not). Where the method's `needs` name them: `column_mass [H, T]` fp32, summed over queries and query heads, `moments`, and the scores `told[score] [H, T]` of
-    replays, infinite for entries that no replay is about. `output [H*G, D, hidden]` is the output
-    projection by query head.
+    they are not). Where the method's `needs` name them: `column_mass [H, T]` fp32, summed over
+    queries and query heads, `moments`, and the scores `told[score] [H, T]` of replays or of a gate,
+    infinite for entries that no replay is about. `output [H*G, D, hidden]` is the output projection
+    by query head.
 
     Entries of a conversation that were kept before and entries that join them differ in number from
     head to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how
