@@ -126,13 +126,10 @@ def referenced(path: Path) -> Given:
         for each in asked:
             given = each if isinstance(each, dict) else {}
             text, references = given.get("question"), given.get("references")
-            good = isinstance(references, list) and all(
-                isinstance(r, str) and r for r in references
-            )
-            if not isinstance(text, str) or not good or not references:
+            listed = references if isinstance(references, list) else []
+            good = listed and all(isinstance(each, str) and each for each in listed)
+            if not isinstance(text, str) or not good:
                 raise line.error("a question without 'question' or 'references'")
-            questions.append(
-                Question(text, tuple(references), "references", "rouge-l", longest=LONG)
-            )
+            questions.append(Question(text, tuple(listed), "references", "rouge-l", longest=LONG))
         cases.append(Case(line.text("text"), tuple(questions)))
     return Given(tuple(cases))

@@ -136,7 +136,7 @@ def whole(given: list, method: KVzip) -> torch.Tensor:
 
 def around(worth: torch.Tensor) -> torch.Tensor:
     """The mean of the 5 entries around each, with nothing beyond the ends."""
-    layers, heads, tokens = worth.shape
+    tokens = worth.shape[2]
     wide = torch.nn.functional.pad(worth, (2, 2))
     return torch.stack([wide[:, :, n : n + 5].sum(-1) / 5 for n in range(tokens)], dim=2)
 

@@ -1,0 +1,168 @@
+"""Answers and KL of real chat models by method and budget: what docs/results.md shows.
+
+    python benchmarks/real_models.py --texts FOLDER MODEL…
+
+FOLDER has stories.jsonl and meetings.jsonl: lines with `text` and `questions` with `references`
+(SQuALITY and QMSum in this form; docs/eval.md says more). Facts are hidden in pieces of these texts
+by a seed on which nothing was tuned. A document is a piece of work of its own, kept under
+`.results/`; a run that was stopped goes on with what is missing. `--page` writes the page alone.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import real_models_page
+
+from kvchat.eval.report import Record, rows
+from kvchat.machine.resources import processor
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / ".results"
+STORE = ROOT / "docs" / "results"
+SEED = 23
+LENGTH = 2000
+HEAD = ("kvzap", "kvzip", "kvzip@paper", "pqcache", "adakv")
+REST = ("snapkv", "streamingllm", "h2o", "kvmerger", "expected-attention", "knorm")
+SEEN = ("kvzap", "adakv", "snapkv", "pyramidkv")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Documents of one kind, questions about each, and what answers them."""
+
+    name: str
+    source: str  # KIND:FILE in the folder of texts
+    documents: int
+    questions: int  # about each document
+    seen: bool
+    cells: tuple[tuple[str, str], ...]  # method spec, budget
+
+
+def cells(methods: tuple[str, ...], *budgets: str) -> tuple[tuple[str, str], ...]:
+    """The cross product."""
+    return tuple((method, budget) for method in methods for budget in budgets)
+
+
+EXPERIMENTS = (
+    Experiment("facts", "facts:stories.jsonl", 15, 10, False, cells(HEAD, "25%", "10%", "5%")),
+    Experiment("facts-seen", "facts:meetings.jsonl", 6, 10, True, cells(SEEN, "10%", "5%")),
+    Experiment("facts-rest", "facts:stories.jsonl", 8, 10, False, cells(REST, "50%", "25%")),
+    Experiment("stories", "references:stories.jsonl", 6, 3, False, cells(HEAD, "25%", "10%")),
+    Experiment("meetings", "references:meetings.jsonl", 6, 3, False, cells(HEAD, "25%", "10%")),
+)
+
+
+def measured(model: str, texts: str, experiment: Experiment, number: int, place: str) -> float:
+    """Measure one document and keep its records. Returns the seconds that took."""
+    import torch
+
+    from kvchat.engine.budget import Budget
+    from kvchat.engine.engine import Engine
+    from kvchat.engine.events import drain
+    from kvchat.engine.methods.build import parse_method
+    from kvchat.engine.model.read import load_config
+    from kvchat.engine.session import Session
+    from kvchat.engine.text.chat_template import Dialogue
+    from kvchat.engine.text.tokenizer import Tokenizer
+    from kvchat.eval.case import Case
+    from kvchat.eval.measure import Cell, measure
+    from kvchat.eval.sources import Source, sources
+
+    torch.set_num_threads(1)
+    begin, folder = time.perf_counter(), Path(model)
+    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
+    session = Session(engine, Dialogue(Tokenizer.load(folder)))
+    kind, _, file = experiment.source.partition(":")
+    made = Source("", experiment.questions, SEED, (LENGTH,))
+    (source,) = sources([], [f"{kind}:{Path(texts) / file}"], made)
+    case = source.case(session.dialogue, LENGTH, number)
+    assert case is not None, f"{file} has fewer than {experiment.documents} texts"
+    if source.task is None:  # the beginning of the text, in whole words
+        words, ids = case.document.split(), session.dialogue.document(case.document)
+        case = Case(" ".join(words[: len(words) * LENGTH // len(ids)]), case.questions)
+    asked = [
+        Cell(parse_method(spec, Budget.parse(budget)), experiment.seen)
+        for spec, budget in experiment.cells
+    ]
+    where = {"task": experiment.name, "length": LENGTH, "document": number}
+    records = [where | record for record in measure(session, case, asked)]
+    took = time.perf_counter() - begin
+    write(Path(place), {"seconds": took, "records": records})
+    return took
+
+
+def piece(model: str, experiment: Experiment, number: int) -> Path:
+    """The file of one document's records."""
+    return WORK / f"real-{Path(model).name}-{experiment.name}" / f"{number}.json"
+
+
+def write(path: Path, found: Any) -> None:
+    """As JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def missing(models: list[str]) -> Iterator[tuple[str, Experiment, int]]:
+    """The documents that no finished piece of work holds."""
+    for experiment in EXPERIMENTS:
+        for model in models:
+            for number in range(experiment.documents):
+                if not piece(model, experiment, number).exists():
+                    yield model, experiment, number
+
+
+def store(model: str) -> None:
+    """The tables of a model, of the documents that are done, for the repository."""
+    name, found = Path(model).name, list[dict[str, Any]]()
+    for experiment in EXPERIMENTS:
+        paths = [piece(model, experiment, n) for n in range(experiment.documents)]
+        pieces = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
+        records: list[Record] = [record for each in pieces for record in each["records"]]
+        found.append(
+            {
+                "experiment": asdict(experiment),
+                "seconds": [each["seconds"] for each in pieces],
+                "table": [asdict(row) for row in rows(records)],
+            }
+        )
+    about = {"model": name, "seed": SEED, "length": LENGTH, "machine": processor()}
+    write(STORE / f"real-{name}.json", about | {"experiments": found})
+
+
+def main() -> None:
+    """Measure what is missing, store it, write the page."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("models", nargs="*")
+    options.add_argument("--texts", default="")
+    options.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options.add_argument("--page", action="store_true", help="write the page of what is stored")
+    chosen = options.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    begin, work = time.perf_counter(), [] if chosen.page else list(missing(chosen.models))
+    with ProcessPoolExecutor(chosen.processes, get_context("spawn")) as pool:
+        running = {
+            pool.submit(measured, model, chosen.texts, experiment, number, str(place)): place
+            for model, experiment, number in work
+            for place in [piece(model, experiment, number)]
+        }
+        for number, future in enumerate(as_completed(running), 1):
+            place = running[future].relative_to(WORK)
+            minutes = (time.perf_counter() - begin) / 60
+            print(f"{number} of {len(work)}: {place}, {future.result():.0f} s; {minutes:.1f} min")
+    for model in chosen.models:
+        store(model)
+    real_models_page.write()
+
+
+if __name__ == "__main__":
+    main()
