@@ -1,4 +1,78 @@
-"""Writes the tables of docs/results.md from docs/results/real-*.json."""
+"""Writes docs/results.md from its prose (real_models_page.md) and docs/results/real-*.json."""
+
+import json
+import re
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from kvchat.terminal.text import size
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
+PROSE = Path(__file__).with_suffix(".md")
+PLACE = re.compile(r"\{(table|right) ([\w.-]+) ([\w-]+)(?: ([^{}]+))?\}")
+
+Found = dict[str, Any]
+
+
+def page(prose: str, store: Path = STORE) -> str:
+    """The prose with every `{table MODEL EXPERIMENT}` and `{right MODEL EXPERIMENT CELL}` put in.
+
+    Raises KeyError for a figure that was not measured.
+    """
+
+    def put(match: re.Match[str]) -> str:
+        what, model, experiment, cell = match.groups()
+        table = of(json.loads((store / f"real-{model}.json").read_text("utf-8")), experiment)
+        if what == "table":
+            return "\n".join(_table(table))
+        return f"{100 * row(table, cell)['score']['mean']:.0f}"
+
+    return "\n\n".join(_filled(part) for part in PLACE.sub(put, prose).split("\n\n"))
+
+
+def of(found: Found, experiment: str) -> list[Found]:
+    """The rows of an experiment."""
+    for each in found["experiments"]:
+        if each["experiment"]["name"] == experiment:
+            rows: list[Found] = each["table"]
+            return rows
+    raise KeyError(experiment)
+
+
+def row(table: list[Found], cell: str) -> Found:
+    """The row of a cell. Raises KeyError."""
+    for each in table:
+        if each["cell"] == cell:
+            return each
+    raise KeyError(cell)
+
+
+def _table(table: list[Found]) -> list[str]:
+    """A line per cell, in the order in which they were asked for."""
+    scored = "right, %" if table[0]["metric"] == "all" else "ROUGE-L, %"
+    first = row(table, "full")
+    asked = f"{first['questions']} questions about {first['documents']} documents"
+    lines = [f"| {asked} | kept | KV | {scored} | KL |", "|---|---:|---:|---:|---:|"]
+    for each in table:
+        score = each["score"]
+        told = f"{100 * score['mean']:.0f} ({100 * score['low']:.0f}–{100 * score['high']:.0f})"
+        cells = f"{each['kept']:.1%}", size(each["bytes"]), told, f"{each['kl']['mean']:.3f}"
+        lines.append(f"| {each['cell']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _filled(part: str) -> str:
+    """A paragraph of prose in lines of 100 characters; tables, headings, pictures as they are."""
+    return part if part[0] in "|#!" else fill(part, 100, break_on_hyphens=False)
+
 
 def write() -> None:
-    """Later."""
+    """Write the page."""
+    PAGE.write_text(page(PROSE.read_text("utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

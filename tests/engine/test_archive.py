@@ -12,7 +12,7 @@ from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.prefill import prefill
-from kvchat.engine.prefill.archive_writer import OBSERVED, InMemory
+from kvchat.engine.prefill.archive_writer import GATED, InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose
 from kvchat.engine.store import atomic
@@ -47,7 +47,7 @@ def on_disk(engine, path):
 @pytest.fixture(scope="module")
 def archive(engine):
     """A cache that every test of this file may choose anew, and none may extend for good."""
-    return archived(engine, archiving=InMemory(OBSERVED | Needs(column_mass=True)))
+    return archived(engine, archiving=InMemory(GATED | Needs(column_mass=True)))
 
 
 @pytest.mark.parametrize("name", [*CHOOSING, "snapkv:bits=4", "adakv:window=60"])

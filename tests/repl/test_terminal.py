@@ -139,7 +139,7 @@ def test_a_reread_that_is_dropped_keeps_the_old_cache(start, tmp_path):
     terminal.send("/budget 50%\r", "prefill .*layer 1/2")
     terminal.send("\x03", r"\[d\]rop")
     terminal.send("d")
-    terminal.send("/budget\r", r"budget 25% ")
+    terminal.send("/budget\r", r"budget 100% ")
 
 
 def test_twice_ctrl_c_while_answering_breaks_off(start):
@@ -242,7 +242,7 @@ def test_out_of_memory_twice_is_an_error_and_the_chat_goes_on(start, tmp_path):
     text = terminal.send("/budget 50%\r", "try: /budget 10%")
     assert "--prefill-chunk 128" in text
     terminal.send("Fine?\r", "Yes.")
-    terminal.send("/budget\r", "budget 25% ")
+    terminal.send("/budget\r", "budget 100% ")
 
 
 def test_plain_mode_draws_nothing_twice(start, tmp_path):

@@ -1,6 +1,7 @@
 """Commands about what is kept of the KV cache: method, budget, selection, comparison."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from kvchat.chat import auto
 from kvchat.chat.chat import Chat
@@ -75,7 +76,8 @@ def budget(context: Context, argument: str) -> None:
     wanted = Budget.parse(argument)
     method = chat.method
     if "budget" not in options(name_of(method)):  # it keeps everything
-        method = auto.unseen(chat.options, chat.session.engine.gate is not None)
+        plain = replace(chat.options, budget=None, method_options=())
+        method = auto.unseen(plain, chat.session.engine.gate is not None)
     changed = with_budget(method, wanted)
     if recompress(chat, method=changed, questions=chat.chosen_for):
         context.writer.changed(chat)
