@@ -65,7 +65,7 @@ class Pool:
         heads = torch.arange(self.heads, device=worth.device)
         owner = heads.repeat_interleave(torch.tensor(segment.lengths, device=worth.device))
         held = torch.ones_like(worth, dtype=torch.bool)
-        self.known.append(Known(worth, _ranks(within, owner), owner, held))
+        self.known.append(Known(worth, _ranks(within, segment.lengths), owner, held))
         if sum(len(each.worth) for each in self.known) > self.entries:
             self._drop(self.entries)
 
@@ -77,9 +77,7 @@ class Pool:
 
     def _drop(self, entries: int) -> None:
         every = torch.cat([each.worth for each in self.known])
-        best = torch.zeros_like(every, dtype=torch.bool)
-        best[torch.sort(every, descending=True, stable=True).indices[:entries]] = True
-        pooled = torch.split(best, [len(each.worth) for each in self.known])
+        pooled = torch.split(_best(every, entries), [len(each.worth) for each in self.known])
         counts = [
             torch.bincount(each.head[among], minlength=self.heads).tolist()
             for each, among in zip(self.known, pooled, strict=True)
@@ -105,12 +103,24 @@ class Pool:
         return budgets.shared(pooled, entries, heads, self.method.even)
 
 
-def _ranks(worth: Tensor, head: Tensor) -> Tensor:
-    """How many entries of the same head are worth more, or as much and come before, `[n]`."""
-    order = torch.sort(worth, descending=True, stable=True).indices
-    order = order[torch.sort(head[order], stable=True).indices]  # head after head, the best first
-    counts = torch.bincount(head)
-    start = counts.cumsum(0) - counts
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order), device=order.device) - start[head[order]]
-    return ranks
+def _best(worth: Tensor, count: int) -> Tensor:
+    """Where the `count` largest of `worth [n]` stand (bool); of equal ones the first ones."""
+    least = worth.kthvalue(len(worth) - count + 1).values
+    best = worth > least
+    level = (worth == least).nonzero()[:, 0]
+    best[level[: count - int(best.sum())]] = True
+    return best
+
+
+def _ranks(worth: Tensor, lengths: Sequence[int]) -> Tensor:
+    """How many entries of the same head are worth more, or as much and come before, `[n]`.
+
+    Head after head, of so many entries each.
+    """
+    found = []
+    for own in torch.split(worth, list(lengths)):
+        order = torch.sort(own, descending=True, stable=True).indices
+        ranks = torch.empty_like(order)
+        ranks[order] = torch.arange(len(order), device=order.device)
+        found.append(ranks)
+    return torch.cat(found)
