@@ -5,7 +5,7 @@ SOURCES := kvchat tests benchmarks models/demo/recipe models/fetch.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types test test-compile test-gpu test-model check demo demo-model model chat bench
-.PHONY: bench-card bench-decode bench-kernels results clean
+.PHONY: bench-card bench-decode bench-kernels results results-demo clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,7 +63,11 @@ chat: setup  ## chat about the sample document
 bench: setup  ## quick memory and latency check of this machine
 	@$(BIN)/kvchat bench --quick
 
-results: setup  ## measure docs/results.md again (under an hour on two cores; goes on if stopped)
+results: setup  ## measure docs/results.md again (MODELS and TEXTS are folders; hours; goes on if stopped)
+	@$(BIN)/python benchmarks/real_models.py --texts $(TEXTS) \
+	  $(MODELS)/qwen2.5-coder-0.5b $(MODELS)/smollm2-135m
+
+results-demo: setup  ## measure docs/results-demo.md again (under an hour on two cores; goes on if stopped)
 	@$(BIN)/python benchmarks/results.py
 
 bench-kernels: setup  ## every kernel against its twin and the card's limits (CUDA device)

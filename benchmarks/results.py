@@ -1,4 +1,4 @@
-"""Measures everything that docs/results.md shows, and writes it: `make results`.
+"""Measures everything that docs/results-demo.md shows, and writes it: `make results-demo`.
 
 Each document of each experiment is a piece of work of its own, measured in a process with one
 thread and kept under `.results/`; a run that was stopped goes on with what is missing. What the

@@ -1,4 +1,4 @@
-"""Writes docs/results.md from its prose (results_page.md) and docs/results/*.json."""
+"""Writes docs/results-demo.md from its prose (results_page.md) and docs/results/*.json."""
 
 import json
 import re
@@ -142,7 +142,7 @@ def _descending(budgets: set[str]) -> list[str]:
 def write() -> None:
     """Write the page."""
     made = page(PROSE.read_text(encoding="utf-8"))
-    (ROOT / "docs" / "results.md").write_text(made, encoding="utf-8")
+    (ROOT / "docs" / "results-demo.md").write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -100,6 +100,6 @@ METHODS = {
 # fmt: on
 
 AUTO = "auto"  # no method: memory decides
-UNSEEN = "kvzip"  # the question is not known yet (docs/results.md)
+UNSEEN = "kvzip"  # the question is not known yet
 UNSEEN_AT_ONCE = "kvzap"  # and the model has a gate
 BY_QUESTION = "adakv"  # where questions alone choose
