@@ -32,7 +32,9 @@ class Format(NamedTuple):
     contains: bytes = b""
 
 
-HTML = rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)\b"
+# A comment ends at its first end: were that open, the comments before a text could be parted in
+# 2^n ways.
+HTML = rb"\s*(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*<(!doctype\s+html|html)\b"
 ZIP = rb"PK\x03\x04"  # names stand uncompressed in a zip file
 FORMATS = {
     "text": Format("kvchat.documents.plain"),
@@ -50,8 +52,7 @@ OTHERS = (
 )
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a page or chapter begins, in characters of the text."""
 
     name: str
@@ -216,7 +217,7 @@ def chosen(name: str, sections: Sections, pages: str) -> tuple[Section, ...]:
     """The parts that `pages` names: `3`, `1-40`, `1-3,7,90-`. Raises KvchatError."""
     total, picked = len(sections.parts), set()
     for piece in pages.split(","):
-        match = re.fullmatch(r"\s*(\d+)?\s*(-)?\s*(\d+)?\s*", piece)
+        match = re.fullmatch(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?", piece.strip())
         if match is None or not (match[1] or match[3]):
             raise KvchatError("usage", f"{clean(piece)!r} is no range of pages", "--pages 1-40,60")
         first = int(match[1] or 1)

@@ -1,14 +1,20 @@
-"""Zip files that came from anywhere: members with caps on their size, XML without entities."""
+"""Zip files that came from anywhere: caps on each member, on all that is read, and on its XML."""
 
 import io
+import re
 import zipfile
-import zlib
-from xml.etree import ElementTree
+from typing import NoReturn
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
 from kvchat.errors import KvchatError
 
 MEMBER_CAP = 100 * 10**6  # bytes of one member
+TOTAL_CAP = 200 * 10**6  # bytes of all members that are read
 RATIO_CAP = 200  # times that a member may grow
+ENTRIES_CAP = 65_535  # members; each takes half a kilobyte before anything is read
+ELEMENTS_CAP, DEPTH_CAP = 5 * 10**6, 200  # of an XML file; an element takes some hundred bytes
+DIRECTORY = b"PK\x01\x02"  # what stands before each member's entry in the archive's directory
 
 
 class Archive:
@@ -16,20 +22,24 @@ class Archive:
 
     def __init__(self, name: str, data: bytes):
         self.name = name
+        self._read = 0
+        if (count := data.count(DIRECTORY)) > ENTRIES_CAP:
+            raise KvchatError(
+                "input", f"{name} has {count:,} members; at most {ENTRIES_CAP:,} are read"
+            )
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
-            raise self._damaged(str(error)) from None
+        except Exception as error:  # the library raises many kinds for damaged files
+            self.damaged(error)
 
     def __contains__(self, member: str) -> bool:
         return member in self._zip.NameToInfo
 
     def read(self, member: str) -> bytes:
         """The bytes of a member."""
-        try:
-            entry = self._zip.getinfo(member)
-        except KeyError:
-            raise self._damaged(f"{member} is missing") from None
+        entry = self._zip.NameToInfo.get(member)
+        if entry is None:
+            self.damaged(f"{member} is missing")
         if entry.flag_bits & 1:
             raise KvchatError("input", f"{self.name} is encrypted", "save it without a password")
         grown = entry.file_size > RATIO_CAP * max(entry.compress_size, 1024)
@@ -39,22 +49,72 @@ class Archive:
                 f"{self.name}: {member} has {entry.file_size:,} bytes, packed into "
                 f"{entry.compress_size:,}; at most {MEMBER_CAP:,} and {RATIO_CAP}-fold are read",
             )
+        self._read += entry.file_size
+        if self._read > TOTAL_CAP:
+            raise KvchatError(
+                "input",
+                f"{self.name}: what is packed in it has more than {TOTAL_CAP:,} bytes, the most "
+                "that is read",
+            )
         try:
             with self._zip.open(entry) as stream:
-                data = stream.read(MEMBER_CAP + 1)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
-            raise self._damaged(f"{member}: {error}") from None
-        return data
+                return stream.read(MEMBER_CAP + 1)
+        except Exception as error:  # as above
+            self.damaged(error, member)
 
-    def xml(self, member: str) -> ElementTree.Element:
-        """A member as XML; a document type of its own is refused, for it can define entities."""
+    def xml(self, member: str) -> Element:
+        """A member as XML, without entities of its own: they could stand for anything."""
         data = self.read(member)
-        if b"<!ENTITY" in data:
-            raise self._damaged(f"{member} defines entities, which are not read")
         try:
-            return ElementTree.fromstring(data)
-        except (ElementTree.ParseError, LookupError, ValueError) as error:
-            raise self._damaged(f"{member}: {error}") from None
+            return _parsed(data)
+        except Exception as error:  # any codec of Python's may be at work
+            self.damaged(error, member)
 
-    def _damaged(self, why: str) -> KvchatError:
-        return KvchatError("input", f"{self.name} is damaged: {why}", "save it as plain text")
+    def damaged(self, why: object, member: str = "") -> NoReturn:
+        """Raise what such a file deserves."""
+        if isinstance(why, MemoryError):
+            raise why
+        text = re.sub(r"\s+", " ", str(why)) or type(why).__name__
+        where = f"{member}: " * bool(member)
+        raise KvchatError(
+            "input", f"{self.name} is damaged: {where}{text}", "save it as plain text"
+        ) from None
+
+
+def _parsed(data: bytes) -> Element:
+    """The root of an XML document, names of elements as `{namespace}name`.
+
+    Raises ValueError for what is no part of a document, and whatever the parser does.
+    """
+    parser = expat.ParserCreate(namespace_separator="}")
+    parser.buffer_text = True
+    parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
+    builder = TreeBuilder()
+    depth = count = 0
+
+    def full(name: str) -> str:
+        return f"{{{name}" if "}" in name else name
+
+    def begin(name: str, attributes: dict[str, str]) -> None:
+        nonlocal depth, count
+        depth, count = depth + 1, count + 1
+        if depth > DEPTH_CAP or count > ELEMENTS_CAP:
+            raise ValueError(
+                f"more than {DEPTH_CAP} elements inside each other, or {ELEMENTS_CAP:,} in all"
+            )
+        builder.start(full(name), {full(key): value for key, value in attributes.items()})
+
+    def end(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(full(name))
+
+    def entity(name: str, *_: object) -> None:
+        raise ValueError(f"it defines entities ({name}), which are not read")
+
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.CharacterDataHandler = builder.data
+    parser.EntityDeclHandler = entity
+    parser.Parse(data, True)
+    root: Element = builder.close()
+    return root

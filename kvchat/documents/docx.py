@@ -1,5 +1,6 @@
 """DOCX: paragraphs, headings and table cells of the main text."""
 
+import re
 from xml.etree.ElementTree import Element
 
 from kvchat.documents.archive import Archive
@@ -8,6 +9,7 @@ from kvchat.errors import KvchatError
 
 MAIN = "word/document.xml"
 W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+HEADING = re.compile(r"Heading([1-9])")  # Word has nine levels
 BREAKS = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n"}
 
 
@@ -44,8 +46,7 @@ def _paragraph(paragraph: Element) -> str:
     text = "".join(pieces).strip()
     style = paragraph.find(f"{W}pPr/{W}pStyle")
     kind = style.get(f"{W}val", "") if style is not None else ""
-    level = kind.removeprefix("Heading")
-    if text and kind != level and level.isdecimal():
-        return f"{'#' * min(int(level), 6)} {text}"
+    if text and (heading := HEADING.fullmatch(kind)):
+        return f"{'#' * min(int(heading[1]), 6)} {text}"
     listed = paragraph.find(f"{W}pPr/{W}numPr") is not None
     return f"- {text}" if text and listed else text

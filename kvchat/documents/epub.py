@@ -4,7 +4,7 @@ import posixpath
 from urllib.parse import unquote
 
 from kvchat.documents.archive import Archive
-from kvchat.documents.html import text_of
+from kvchat.documents.html import declared, text_of
 from kvchat.documents.plain import decoded
 from kvchat.documents.section import Section, Sections
 from kvchat.errors import KvchatError
@@ -22,16 +22,21 @@ def load(name: str, data: bytes, encoding: str | None) -> Sections:
     items = {item.get("id"): item for item in book.iterfind(".//{*}manifest/{*}item")}
     parts: list[Section] = []
     missing: list[str] = []
+    seen: set[str] = set()
     for reference in book.iterfind(".//{*}spine/{*}itemref"):
         item = items.get(reference.get("idref"))
         if item is None or item.get("media-type") not in PAGES:
             continue
         folder = posixpath.dirname(package)
         member = posixpath.normpath(posixpath.join(folder, unquote(item.get("href", ""))))
+        if member in seen:  # an item may stand in the spine once
+            continue
+        seen.add(member)
         if member not in archive:
             missing.append(member)
             continue
-        text = text_of(decoded(member, archive.read(member), None)[0])
+        data = archive.read(member)
+        text = text_of(decoded(f"{name}: {member}", data, declared(data))[0])
         if text:
             parts.append(Section(_title(text, len(parts) + 1), text))
     if not parts:

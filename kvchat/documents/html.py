@@ -2,10 +2,10 @@
 
 import codecs
 import re
-from html.parser import HTMLParser
 
-from kvchat.documents.plain import decoded
+from kvchat.documents.plain import BOMS, decoded
 from kvchat.documents.section import WHOLE, Section, Sections
+from kvchat.documents.tags import tokens
 
 SILENT = {"script", "style", "template", "noscript", "svg", "math", "head"}
 BREAKS = {"br", "hr"}
@@ -16,6 +16,14 @@ BLOCKS = {
 }  # fmt: skip
 HEADING = re.compile(r"h([1-6])")
 CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+# The encodings of the web, and what is meant by names of others; bytes that say in ASCII that they
+# are UTF-16 are not.
+AS = {"ascii": "cp1252", "iso8859-1": "cp1252", "gb2312": "gb18030", "shift_jis": "cp932",
+      "euc_kr": "cp949"}  # fmt: skip
+ENCODINGS = re.compile(
+    r"utf-8|cp(125[0-8]|866|874|932|949)|iso8859-\d+|koi8-[ru]|mac-(roman|cyrillic)|gbk|gb18030|"
+    "big5(hkscs)?|euc_jp|iso2022_jp"
+)
 
 
 def load(name: str, data: bytes, encoding: str | None) -> Sections:
@@ -25,30 +33,42 @@ def load(name: str, data: bytes, encoding: str | None) -> Sections:
 
 
 def declared(data: bytes) -> str | None:
-    """The charset that a page claims to be in, if there is such a one."""
+    """The encoding that a page claims to be in, if browsers know it and no byte-order mark does.
+
+    Python knows more: some decode in quadratic time, some are no encodings of text.
+    """
+    if data.startswith(tuple(mark for mark, _ in BOMS)):
+        return None
     claim = CHARSET.search(data[:2048])
     try:
-        return codecs.lookup(claim[1].decode("ascii")).name if claim else None
+        known = codecs.lookup(claim[1].decode("ascii")).name if claim else ""
     except (LookupError, UnicodeError):
         return None
+    known = AS.get(known, known)
+    return known if ENCODINGS.fullmatch(known) else None
 
 
 def text_of(source: str) -> str:
     """The readable text of HTML."""
     reader = _Reader()
-    reader.feed(source)
-    reader.close()
+    for token in tokens(source):
+        if isinstance(token, str):
+            reader.data(token)
+            continue
+        if token.opens:
+            reader.begin(token.name)
+        if token.closes or not token.opens:
+            reader.end(token.name)
     return reader.text()
 
 
-class _Reader(HTMLParser):
+class _Reader:
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
         self._parts: list[str] = []
         self._silent: list[str] = []
         self._pre = 0
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def begin(self, tag: str) -> None:
         if tag == "body":
             self._silent.clear()  # a head that was never closed ends here
         if tag in SILENT:
@@ -67,7 +87,7 @@ class _Reader(HTMLParser):
         elif tag in BLOCKS:
             self._parts.append("\n\n" if tag != "tr" else "\n")
 
-    def handle_endtag(self, tag: str) -> None:
+    def end(self, tag: str) -> None:
         if self._silent:
             if tag == self._silent[-1]:
                 self._silent.pop()
@@ -76,7 +96,7 @@ class _Reader(HTMLParser):
         if HEADING.fullmatch(tag) or (tag in BLOCKS and tag != "tr"):
             self._parts.append("\n\n")
 
-    def handle_data(self, data: str) -> None:
+    def data(self, data: str) -> None:
         if not self._silent:
             self._parts.append(data if self._pre else re.sub(r"[ \t\r\n\f]+", " ", data))
 

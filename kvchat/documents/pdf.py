@@ -3,7 +3,7 @@
 Optional: `pip install 'kvchat[pdf]'`.
 """
 
-import pickle
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,20 +14,20 @@ from kvchat.errors import KvchatError
 SECONDS = 300
 LEAST_PER_PAGE = 20  # characters; below that it is a scan
 
-# stdin: the file. stdout: a pickled list of page texts, or a message.
+# stdin: the file. stdout: a list of page texts as JSON, or a message.
 CHILDREN = {
     "pypdfium2": """
-import pickle, sys
+import json, sys
 import pypdfium2
 try:
     pdf = pypdfium2.PdfDocument(sys.stdin.buffer.read())
     found = [page.get_textpage().get_text_bounded() for page in pdf]
 except pypdfium2.PdfiumError as error:
     found = str(error)
-sys.stdout.buffer.write(pickle.dumps(found))
+print(json.dumps(found))
 """,
     "pypdf": """
-import io, logging, pickle, sys
+import io, json, logging, sys
 import pypdf
 logging.disable()
 try:
@@ -35,7 +35,7 @@ try:
     found = [page.extract_text() for page in pdf.pages]
 except Exception as error:
     found = f"password: {error}" if "ecrypt" in str(error) else f"{type(error).__name__}: {error}"
-sys.stdout.buffer.write(pickle.dumps(found))
+print(json.dumps(found))
 """,
 }
 
@@ -87,7 +87,10 @@ def pages_of(name: str, data: bytes, reader: str) -> list[str]:
         raise KvchatError("input", f"{name}: reading took more than {SECONDS} s") from None
     if done.returncode:
         raise KvchatError("input", f"{name} is damaged: {reader} died on it")
-    found: list[str] | str = pickle.loads(done.stdout)
+    try:
+        found: list[str] | str = json.loads(done.stdout)
+    except ValueError:
+        raise KvchatError("input", f"{name} is damaged: {reader} stumbled over it") from None
     if isinstance(found, str):
         locked = "password" in found.lower()
         why = "is locked with a password" if locked else f"cannot be read by {reader}: {found}"

@@ -18,6 +18,7 @@ BOMS = (
 JAPANESE = ("cp932", "euc_jp")
 FOREIGN = ("cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "cp874", "gb18030", "big5", "cp949")
 SAMPLE = 2**18  # bytes that an encoding is guessed from
+SURROGATE = re.compile("[\ud800-\udfff]")  # halves of a character, which some encodings let pass
 HIRAGANA = re.compile("[ぁ-ゖ]")
 
 
@@ -60,6 +61,7 @@ def decoded(name: str, data: bytes, encoding: str | None) -> tuple[str, str, tup
         raise KvchatError(
             "usage", f"{used!r} is not an encoding", "--encoding utf-8", "--encoding cp1252"
         ) from None
+    text = SURROGATE.sub("\ufffd", text.removeprefix("\ufeff"))
     return text.replace("\r\n", "\n").replace("\r", "\n"), used, tuple(notices)
 
 

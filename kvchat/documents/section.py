@@ -1,12 +1,12 @@
 """What every loader gives: sections of a document, each with a name and a text."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 WHOLE = "files"
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A page, a chapter or a whole file."""
 
     name: str

@@ -1,0 +1,73 @@
+"""Documents that somebody made to break us: text that patterns stumble over, and damaged files."""
+
+import random
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+
+MEGABYTE = 10**6
+
+
+def repeated(piece: str, before: str = "", after: str = "") -> bytes:
+    """A megabyte of one piece."""
+    return (before + piece * (MEGABYTE // len(piece)) + after).encode()
+
+
+# What a pattern with two ways to match the same text, or a search that begins again and again,
+# needs quadratic or exponential time for.
+STUBBORN = {
+    "comments": repeated("<!-- x -->\n", after="text"),
+    "open comments": repeated("<!-- x"),
+    "a comment that ends late": repeated("<!-", "<!--", "->"),
+    "open tags": repeated("<a ", "<html>"),
+    "tags in an open quote": repeated('<a b="', "<html>"),
+    "quotes by turns": repeated("""<a b="'" c='""", "<html>"),
+    "open attributes": repeated("a=", "<html><p "),
+    "spaces in a tag": repeated(" ", "<html><p a="),
+    "open end tags": repeated("</p ", "<html>"),
+    "open scripts": repeated("<script>", "<html>"),
+    "silent ones": repeated("<svg>", "<html>"),
+    "declarations": repeated("<!a", "<html>"),
+    "instructions": repeated("<?a", "<html>"),
+    "open cdata": repeated("<![CDATA[", "<html>"),
+    "angles": repeated("<", "<html>"),
+    "references": repeated("&#x", "<html>"),
+    "a number of a character": repeated("9", "<html>&#"),
+    "named references": repeated("&amp", "<html>"),
+    "white space": repeated(" \t", "<html>"),
+    "a claim": repeated(" ", "<html charset"),
+    "an xml declaration": repeated("<?xml ", " "),
+    "line ends": repeated("\r\n\n\r"),
+    "hyphens": repeated("a-\n "),
+    "digits": repeated("1"),
+    "numbers": repeated("1 ", after="\fb" * 9),
+    "pages": repeated("1\n2\n3\n4\n\f"),
+    "letters of the east": "\u3042\n".encode("cp932") * (MEGABYTE // 3),
+    "form feeds": repeated("\f", after="text"),
+}
+
+
+def flipped(data: bytes, count: int, seed: int, bits: int = 3) -> Iterator[bytes]:
+    """`count` copies, each with up to `bits` bits changed, or cut, or a stretch repeated."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        copy = bytearray(data)
+        for _ in range(draw.randint(1, bits)):
+            copy[draw.randrange(len(copy))] ^= 1 << draw.randrange(8)
+        fate = draw.random()
+        if fate < 0.05:
+            del copy[draw.randrange(len(copy)) :]
+        elif fate < 0.1:
+            at = draw.randrange(len(copy))
+            copy[at:at] = copy[at : at + draw.randrange(64)]
+        yield bytes(copy)
+
+
+def zipped(members: dict[str, bytes], stored: bool = False) -> bytes:
+    """An archive; `stored`: as they are, so that damage reaches what is inside."""
+    data = BytesIO()
+    how = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(data, "w", how) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return data.getvalue()
