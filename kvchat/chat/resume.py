@@ -98,7 +98,7 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
     options = restored(replace(chat.options, files=(), origins={}), found)
     writer, found = ChatLogWriter.of(screen, found)
     try:
-        files = [open_document(path, options) for path in options.files]
+        files = [open_document(path, options, screen) for path in options.files]
         same_text(files, found, screen, interactive=False)
         method = chosen_method(options, chat.session.engine.gate is not None) if files else Full()
         present = chat.session

@@ -3,12 +3,16 @@
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from select import select
+from threading import Timer
 
 from kvchat import documents
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import unicode
+from kvchat.terminal.text import clean, unicode
 
 SOON = 1.0  # seconds in which something should come through a pipe
 SAVED = "-:"  # before the name of a text that a saved chat has
@@ -24,7 +28,7 @@ def read_documents(options: Options, screen: Screen) -> list[documents.Document]
     piped = _piped()
     if piped and not paths:
         paths = [documents.STDIN]
-    files = [open_document(path, options) for path in paths]
+    files = [open_document(path, options, screen) for path in paths]
     # what a saved chat remembers is complete
     if piped and documents.STDIN not in paths and "files" not in options.origins:
         if not select([sys.stdin], [], [], SOON)[0]:
@@ -48,7 +52,7 @@ def _piped() -> bool:
         return False
 
 
-def open_document(path: str, options: Options) -> documents.Document:
+def open_document(path: str, options: Options, screen: Screen) -> documents.Document:
     """One document; what was piped or pasted into a saved chat comes from there.
 
     Raises KvchatError.
@@ -56,6 +60,25 @@ def open_document(path: str, options: Options) -> documents.Document:
     if path in options.texts:
         name, text = path.removeprefix(SAVED), options.texts[path]
         return documents.decode(name, text.encode("utf-8", "replace"))
-    return documents.read(
-        path, options.encoding, options.pages, options.loader, options.loaders, options.clean
-    )
+    how = (options.encoding, options.pages, options.loader, options.loaders, options.clean)
+    with _patiently(path, screen):
+        return documents.read(path, *how)
+
+
+@contextmanager
+def _patiently(path: str, screen: Screen) -> Iterator[None]:
+    """Say so if what is no plain file keeps us waiting: a named pipe may never get a writer."""
+    try:
+        mode = os.stat(Path(path).expanduser()).st_mode
+        waits = not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    except (OSError, RuntimeError, ValueError):  # reading it says what is wrong
+        waits = False
+    line = f"waiting for what will be written to {clean(path)} (Ctrl-C: leave)"
+    timer = Timer(SOON, screen.say, (line,))
+    timer.daemon = True
+    if waits:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

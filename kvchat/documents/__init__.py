@@ -112,7 +112,7 @@ def read(
         raise KvchatError("input", f"{name} does not exist", *close) from None
     except OSError as error:
         raise KvchatError("input", f"{name} cannot be read: {error.strerror}") from None
-    except RuntimeError as error:  # ~nobody
+    except (RuntimeError, ValueError) as error:  # ~nobody; a zero byte in a saved chat
         raise KvchatError("input", f"{name} cannot be read: {error}") from None
 
 
@@ -233,6 +233,8 @@ def chosen(name: str, sections: Sections, pages: str) -> tuple[Section, ...]:
 
 
 def _similar(file: Path) -> list[str]:
-    there = file.parent.iterdir() if file.parent.is_dir() else ()
-    names = [entry.name for entry in there if entry.is_file()]
+    try:
+        names = [entry.name for entry in file.parent.iterdir() if entry.is_file()]
+    except OSError:  # there is no such folder, or it cannot be listed
+        return []
     return [f"--file {file.parent / name}" for name in get_close_matches(file.name, names, n=2)]

@@ -1,13 +1,16 @@
 """Documents of a chat: named files together with what is piped in."""
 
 import os
+import threading
+import time
 
 import pytest
 
-from kvchat.chat.sources import read_documents
+from kvchat.chat.sources import open_document, read_documents
 from kvchat.errors import KvchatError
 from kvchat.settings.options import Options
-from tests.support.scene import string_screen
+from tests.support.errors import refused
+from tests.support.scene import shown, string_screen
 
 
 @pytest.fixture
@@ -61,3 +64,43 @@ def test_pages_are_for_the_documents_that_have_them(piped, files):
     with pytest.raises(KvchatError) as caught:
         texts(files[1], pages="2")
     assert caught.value.exit_code == 2
+
+
+def test_a_named_pipe_without_a_writer_says_that_it_waits(monkeypatch, tmp_path):
+    monkeypatch.setattr("kvchat.chat.sources.SOON", 0.05)
+    pipe, screen, found = tmp_path / "pipe.txt", string_screen(), []
+    os.mkfifo(pipe)
+    reader = threading.Thread(
+        target=lambda: found.append(open_document(str(pipe), Options(), screen)), daemon=True
+    )
+    reader.start()
+    end = time.monotonic() + 10
+    while "pipe.txt" not in (said := shown(screen)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert "pipe.txt" in said and not found
+    pipe.write_text("it has come")
+    reader.join(10)
+    assert [file.text for file in found] == ["it has come"]
+
+
+def test_a_file_does_not_say_that_it_waits(monkeypatch, files):
+    monkeypatch.setattr("kvchat.chat.sources.SOON", 0.0)
+    screen = string_screen()
+    open_document(files[1], Options(), screen)
+    time.sleep(0.05)
+    assert shown(screen) == ""
+
+
+@pytest.mark.parametrize("name", ["a\0b", "~nobody-here/a.txt", "n" * 5000, "/dev/null/a"])
+def test_names_that_no_file_can_have(name):
+    with refused("input"):
+        open_document(name, Options(), string_screen())
+
+
+def test_neighbours_in_a_folder_that_cannot_be_listed(monkeypatch, tmp_path):
+    def unreadable(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", unreadable)
+    with refused("input", "gone.txt"):
+        open_document(str(tmp_path / "gone.txt"), Options(), string_screen())

@@ -16,7 +16,7 @@ from kvchat.repl import repl
 from kvchat.repl.commands import COMMANDS, MOVED, Quit, documents, find
 from kvchat.repl.completion import SlashCompleter
 from kvchat.settings.options import Options
-from tests.support.scene import STORY, Scene, shown
+from tests.support.scene import STORY, Scene, shown, string_screen
 
 MORE = "The harbour has a number: 4711. " * 4
 
@@ -248,7 +248,7 @@ def test_a_pasted_text_is_a_document_and_comes_back(scene, monkeypatch):
     assert document(scene).count("4711") == 2
     scene.ask("One?")
     options = restored(Options(), chatlog.find(None))
-    last = open_document(options.files[2], options)
+    last = open_document(options.files[2], options, string_screen())
     assert (last.title, last.text) == ("pasted 2", "The harbour has 4711 boats.")
 
 

@@ -37,7 +37,7 @@ def file(context: Context, argument: str) -> None:
         paths = shlex.split(argument)
     except ValueError as error:
         raise KvchatError("usage", f"/file: {error}", "/file 'a name.txt'") from None
-    attach(context, [open_document(path, context.chat.options) for path in paths])
+    attach(context, [open_document(path, context.chat.options, context.screen) for path in paths])
 
 
 def listing(context: Context) -> None:
