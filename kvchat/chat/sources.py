@@ -74,7 +74,8 @@ def _patiently(path: str, screen: Screen) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError):  # reading it says what is wrong
         waits = False
     line = f"waiting for what will be written to {clean(path)} (Ctrl-C: leave)"
-    timer = Timer(SOON, screen.say, (line,))
+    # a script that stands still says why too
+    timer = Timer(SOON, screen.say if screen.quiet else screen.tell, (line,))
     timer.daemon = True
     if waits:
         timer.start()
