@@ -19,6 +19,7 @@ from platformdirs import user_state_path
 
 from kvchat import __version__
 from kvchat.errors import KvchatError
+from kvchat.files import private_folder
 from kvchat.terminal.text import clean, counted, first_line
 
 SCHEMA = 1
@@ -255,7 +256,7 @@ class Record:
     """A chat's file, open for appending and locked; private to the user."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(path.parent)
         self.path = path
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
         try:

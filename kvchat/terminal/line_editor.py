@@ -17,6 +17,8 @@ from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
+from kvchat.files import private_folder
+
 BLOCK = '"""'
 PASTE = 2000  # characters above which a paste is shown as its size
 
@@ -118,7 +120,7 @@ def private_history() -> History:
     """Questions of earlier chats, readable by the user alone; in memory if that cannot be."""
     path = user_state_path("kvchat") / "history"
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(path.parent)
         os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
         path.chmod(0o600)
     except OSError:

@@ -2,18 +2,22 @@
 of another kind."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kvchat.engine.gguf import is_gguf
 from kvchat.engine.model.hugging_face import interpret
 from kvchat.engine.model.read import load_config
+from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.engine.weights.checkpoint import load_weights
 from kvchat.engine.weights.safetensors import find_shards
 from kvchat.errors import KvchatError
 from tests.engine.tiny import load_engine
+from tests.support.intime import in_time
 
 UP, BIAS = "model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias"
 NORM = {"model.norm.weight": torch.ones(49)}
@@ -214,3 +218,55 @@ def test_scaling_under_its_older_name_counts_more_than_what_is_usual(folder):
     del raw["rope_scaling"]
     (rope,) = interpret(raw).ropes
     assert (rope.factor, rope.original, rope.beta) == (16.0, 16384, 0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/hostname", "a/../../b.safetensors", "", "n" * 5000, "."]
+)
+def test_shards_are_files_of_the_folder(sharded, name):
+    """Whatever an index names, nothing outside is opened."""
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][UP] = name
+    path.write_text(json.dumps(index))
+    (sharded.parent / "model.safetensors").write_bytes(b"secret")
+    error = refused(sharded)
+    assert len(error.message) < 1000 and "damaged" not in error.message
+
+
+def test_shards_in_a_folder_inside_and_behind_links_are_found(sharded, tmp_path):
+    """As the hub's cache has them."""
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    first = index["weight_map"][UP]
+    (sharded / "inner").mkdir()
+    (sharded / first).rename(tmp_path / "blob")
+    (sharded / "inner" / first).symlink_to(tmp_path / "blob")
+    index["weight_map"] = {
+        name: f"inner/{file}" if file == first else file
+        for name, file in index["weight_map"].items()
+    }
+    path.write_text(json.dumps(index))
+    assert sharded / "inner" / first in find_shards(sharded)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_opened(folder, name, make):
+    """A pipe would be waited for for ever."""
+    (folder / name).unlink()
+    make(folder / name)
+    with in_time(), pytest.raises(KvchatError) as caught:
+        find_shards(folder) and load_config(folder)
+    assert caught.value.code == "model" and name in caught.value.message
+
+
+def test_pipes_beside_a_tokenizer_and_in_place_of_a_model(folder, tokenizer_folder):
+    texts = shutil.copytree(tokenizer_folder("byte-level"), folder.parent / "texts")
+    os.mkfifo(texts / "chat_template.jinja")
+    with in_time(), pytest.raises(KvchatError) as caught:
+        Tokenizer.load(texts)
+    assert "chat_template.jinja" in caught.value.message
+    os.mkfifo(folder / "model.gguf")
+    with in_time():
+        assert not is_gguf(folder / "model.gguf")

@@ -1,6 +1,7 @@
 """Options about the model's text, documents, memory and output: each does what its help says."""
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -94,6 +95,18 @@ def test_a_log_has_notices_and_errors_but_no_questions(story, tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     with refused("input", "/no/such/folder/log"):
         log.open_log("/no/such/folder/log")
+
+
+def test_a_log_that_was_there_is_made_private(tmp_path, monkeypatch):
+    monkeypatch.setattr(log.LOG, "handlers", [])
+    file = tmp_path / "log"
+    file.write_text("earlier\n")
+    file.chmod(0o644)
+    log.open_log(str(file))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600 and file.read_text() == "earlier\n"
+    mode = os.stat(os.devnull).st_mode
+    log.open_log(os.devnull)
+    assert os.stat(os.devnull).st_mode == mode, "a device belongs to all"
 
 
 def test_an_answer_at_once_is_the_same_answer(story):

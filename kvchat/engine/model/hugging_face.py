@@ -12,6 +12,7 @@ from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
 from kvchat.engine.model.families import Family, Fields, Raw
 from kvchat.engine.sizes import ITEM_BYTES
 from kvchat.errors import KvchatError
+from kvchat.files import is_regular
 
 LFS_MARK = b"version https://git-lfs"
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -276,6 +277,8 @@ def _reach(ropes: tuple[Rope, ...], positions: int, raw: Raw) -> tuple[int, int]
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object of a model's file. Raises KvchatError("model")."""
+    if not is_regular(path) and path.exists():
+        raise KvchatError("model", f"{path} is no file")
     try:
         data = path.read_bytes()
         if data.startswith(LFS_MARK):

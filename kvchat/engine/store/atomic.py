@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from kvchat.files import private_folder
+
 MARK, TEMPORARY = ".kvchat-", ".tmp"  # how a temporary file of ours begins and ends
 STALE = 60.0  # seconds without a write, before a temporary file may be taken for a dead one's
 STEP = 2**24  # bytes written at once: between two of them a save can be given up
@@ -25,7 +27,7 @@ class NewFile:
         self.path = path
 
     def __enter__(self) -> "NewFile":
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.path.parent)
         number, name = tempfile.mkstemp(TEMPORARY, MARK, self.path.parent)
         self._number, self.temporary = number, Path(name)  # mode 0600
         fcntl.flock(number, fcntl.LOCK_EX)

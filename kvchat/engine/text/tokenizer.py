@@ -12,9 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from kvchat.engine.gguf import is_gguf
 from kvchat.engine.gguf.file import GGUF
 from kvchat.engine.gguf.tokenizer import read_tokenizer
+from kvchat.engine.text.guard import Guard, refused
 from kvchat.errors import KvchatError
+from kvchat.files import is_regular
 
 FILES = ("tokenizer.json", "tokenizer.model")
+KINDS = (".json", ".jinja", ".model", ".txt")  # of files that the library may look into
 ASCII_SPACES = " \t\n\v\f\r"
 INCOMPLETE = "\ufffd"
 # Names of the class that reads tokenizer.json as it is.
@@ -26,7 +29,7 @@ class Tokenizer:
 
     def __init__(self, hf: Any, ends: Iterable[int] | None = None):
         """`ends`: ids that end an answer, if the model names more than its end-of-text token."""
-        self.hf = hf
+        self.hf, self._guard = hf, Guard(hf)
         self.ends = frozenset(ends if ends is not None else {hf.eos_token_id} - {None})
         self.specials = {t.content: i for i, t in hf.added_tokens_decoder.items() if t.special}
         # Phi-3's tokens take the spaces behind them along
@@ -41,17 +44,11 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder or a GGUF file. Raises KvchatError("model")."""
-        if is_gguf(folder):
-            return cls._of_file(folder)
-        if not any((folder / name).exists() for name in FILES):
-            raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}", "--tokenizer FOLDER")
-        try:
+        with refused(f"the tokenizer of {folder}"):  # the library raises many kinds
+            if is_gguf(folder):
+                return cls._of_file(folder)
+            require_files(folder)
             return cls(_pretrained(folder))
-        except Exception as error:  # the library raises many kinds for damaged files
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise KvchatError(
-                "model", f"the tokenizer of {folder} cannot be read: {reason}"
-            ) from error
 
     @classmethod
     def _of_file(cls, path: Path) -> "Tokenizer":
@@ -65,7 +62,7 @@ class Tokenizer:
     @property
     def bos(self) -> list[int]:
         """What the tokenizer itself puts before a text: the beginning-of-text token, or nothing."""
-        ids = self.hf("x", add_special_tokens=True)["input_ids"]
+        ids = self._ids("x", add_special_tokens=True)
         return (
             ids[:1] if self.hf.bos_token_id is not None and ids[0] == self.hf.bos_token_id else []
         )
@@ -90,9 +87,9 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, incomplete characters show as U+FFFD."""
-        text: str = self.hf.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        with refused():
+            text: str = self.hf.decode(list(ids), **how)
         return text
 
     def _atoms(self, text: str) -> list[tuple[str, int | None]]:
@@ -120,12 +117,24 @@ class Tokenizer:
         if not self.specials:
             return False
         name, number = next(iter(self.specials.items()))
-        whole = self.hf(name + "x", add_special_tokens=False)["input_ids"]
-        return list(whole) == [number, *self._raw("x")]
+        whole = self._ids(name + "x", add_special_tokens=False)
+        return whole == [number, *self._raw("x")]
 
     def _raw(self, text: str) -> list[int]:
-        how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return list(self.hf(text, **how)["input_ids"])
+        return self._ids(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+    def _ids(self, text: str, **how: bool) -> list[int]:
+        return self._guard(lambda: list(self.hf(text, **how)["input_ids"]), len(text))
+
+
+def require_files(folder: Path) -> None:
+    """Raise KvchatError("model") without a tokenizer in a folder, and for what stands beside it
+    and would never be read to its end: a pipe, a device."""
+    if not any((folder / name).exists() for name in FILES):
+        raise KvchatError("model", f"no {' or '.join(FILES)} in {folder}", "--tokenizer FOLDER")
+    for path in sorted(folder.iterdir()):
+        if path.suffix in KINDS and path.exists() and not (path.is_dir() or is_regular(path)):
+            raise KvchatError("model", f"{path} is no file")
 
 
 def _pretrained(folder: Path) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -16,8 +16,10 @@ from kvchat.engine.gguf.tensors import Packed
 from kvchat.engine.model.hugging_face import LFS_MARK, read_json
 from kvchat.engine.sizes import DTYPES, ITEM_BYTES
 from kvchat.errors import KvchatError
+from kvchat.files import is_regular
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FIRST = 200  # characters of a name that are shown
 OTHER_FORMATS = {".bin": "pickle", ".pth": "pickle", ".pt": "pickle"}
 
 
@@ -68,6 +70,8 @@ def find_shards(folder: Path) -> list[Path]:
     else:
         raise _no_weights(folder)
     for shard in shards:
+        if not is_regular(shard):
+            raise KvchatError("model", f"{shard} is no file", "download the file again")
         with shard.open("rb") as file:
             if file.read(len(LFS_MARK)) == LFS_MARK:
                 raise KvchatError(
@@ -94,15 +98,29 @@ def _indexed(folder: Path) -> list[Path]:
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise KvchatError("model", f"{folder / INDEX} is not a valid index")
     names = sorted(set(index.values()))
-    missing = [name for name in names if not (folder / name).is_file()]
+    if outside := [name for name in names if not _is_inside(name)]:
+        raise KvchatError(
+            "model",
+            f"{folder / INDEX} names {len(outside)} of {len(names)} shards that are not in the "
+            f"folder: {outside[0][:FIRST]}",
+            "download the file again",
+        )
+    missing = [name for name in names if not is_regular(folder / name)]
     if missing:
         raise KvchatError(
             "model",
-            f"{folder}: missing {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}",
+            f"{folder}: missing {len(missing)} of {len(names)} shards: "
+            f"{', '.join(name[:FIRST] for name in missing[:5])}",
             "download the missing files into the folder",
             missing=missing,
         )
     return [folder / name for name in names]
+
+
+def _is_inside(name: str) -> bool:
+    """Whether the name of a shard leads to a place in the folder; links may lead on from there."""
+    path = PurePath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _no_weights(folder: Path) -> KvchatError:

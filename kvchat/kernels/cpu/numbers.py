@@ -24,6 +24,8 @@ from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from kvchat.files import private_folder
+
 LOG = logging.getLogger("kvchat.engine")
 F32 = np.float32
 LINE = 64  # bytes of a cache line
@@ -51,8 +53,7 @@ def kept() -> str | None:
     for parent in (here / "__pycache__", platformdirs.user_cache_path("kvchat") / "compiled"):
         folder = parent / f"numba-{digest[:16]}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder):
+            with TemporaryFile(dir=private_folder(folder)):
                 return str(folder)
         except OSError:
             continue
