@@ -273,8 +273,8 @@ def _check(setup: Setup, book: Book, screen: Screen) -> None:
     model, vocabulary = setup.prepared.model, setup.prepared.config.vocab_size
     if not book.dialogue.form.is_template and model.template != "":
         screen.warn(
-            f"{model.name} has no usable chat template: plain Question / Answer form "
-            "(--chat-template FILE gives it one)",
+            f"{model.name} has no usable chat template ({book.dialogue.why_plain}): plain Question "
+            "/ Answer form (--chat-template FILE gives it one)",
             "no template",
         )
     if setup.options.think is not None:

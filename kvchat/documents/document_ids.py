@@ -8,7 +8,8 @@ from typing import Any
 
 from kvchat.documents import Document
 from kvchat.engine.sizes import reserve_of
-from kvchat.engine.text.chat_template import UNDATED, Dialogue
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.template_form import UNDATED
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 

@@ -9,7 +9,8 @@ from datetime import date
 
 import pytest
 
-from kvchat.engine.text.chat_template import UNDATED, Dialogue
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.template_form import UNDATED
 from kvchat.engine.text.tokenizer import TextStream, Tokenizer
 from kvchat.errors import KvchatError
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 from datetime import date
 
 from kvchat.engine.events import Turn
-from kvchat.engine.text.template_form import Form, template_form
+from kvchat.engine.text.template_form import UNDATED, Form, template_forms
 from kvchat.engine.text.tokenizer import Tokenizer
 
-UNDATED = date(2000, 1, 1)  # a day for ids that are only compared
 PLAIN_QUESTION, PLAIN_ANSWER = "\n\nQuestion: ", "\nAnswer:"
 
 # Question and Answer lines, for models without a chat template
@@ -30,11 +29,12 @@ class Dialogue:
 
         `day` is the date that a template writes, today's by default; None afterwards if it writes
         none. Whoever keeps a document's KV keeps its day too: `on` that day the ids are the same.
-        `thinks` is what a template with a switch for thoughts is told; None: nothing.
+        `thinks` is what a template with a switch for thoughts is told; None: nothing. `why_plain`
+        says afterwards why the template is not used, if it is not.
         """
         self.tokenizer, self._has_document, self._thinks = tokenizer, has_document, thinks
         day = day or date.today()
-        forms = [template_form(tokenizer, has_document, each, thinks) for each in (day, UNDATED)]
+        forms, self.why_plain = template_forms(tokenizer, has_document, (day, UNDATED), thinks)
         self.form = forms[0] or PLAIN
         self.day = day if forms[0] != forms[1] else None
 

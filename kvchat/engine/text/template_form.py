@@ -1,19 +1,21 @@
 """A chat template, rendered with sentinels and taken apart."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, time
-from typing import Any, NamedTuple
+from datetime import date
+from typing import NamedTuple
 
+from kvchat.engine.text.rendering import Asked, render
 from kvchat.engine.text.thoughts import GAP, Thoughts, marks_of
 from kvchat.engine.text.tokenizer import Tokenizer
 
 # Private-use characters: no tokenizer merges across them and no template looks for them.
 SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT, THOUGHT = (f"\ue000{name}\ue001" for name in "sdqant")
 SWITCHES = ("enable_thinking", "thinking")  # variables that templates ask
-DIRECTIVES = "aAbBcdDeFGgHIjmMpRSTuUVwWxXyYZ"  # of a date's format
-Messages = Sequence[Mapping[str, str]]
+MARKS = (SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT)
+# Where the document and the system prompt can stand; the last is for templates without such a role.
+PLACES = ("nowhere", "system message", "first question")
+UNDATED = date(2000, 1, 1)  # a day for ids that are only compared
 
 
 @dataclass(frozen=True)
@@ -34,33 +36,45 @@ class Form:
     thoughts: Thoughts | None = None
 
 
-def template_form(
-    tokenizer: Tokenizer, has_document: bool, day: date, thinks: bool | None = None
-) -> Form | None:
-    """The model's template as a `Form`, or None if it has none or cannot be taken apart.
+def template_forms(
+    tokenizer: Tokenizer, has_document: bool, days: Sequence[date], thinks: bool | None = None
+) -> tuple[list[Form | None], str]:
+    """The model's template as a `Form` on each day, None if it has none or cannot be taken apart;
+    and why that is so on the first day.
 
     The document goes into the system message where the template keeps that message in front,
     otherwise to the head of the first user message. A template that has a switch for thoughts is
     told what `thinks` says; if it asks for them, a place for the document is taken where they are
     not lost.
     """
-    if not tokenizer.hf.chat_template:
-        return None
-    dialogue = [
-        {"role": "user", "content": QUESTION},
-        {"role": "assistant", "content": ANSWER},
-        {"role": "user", "content": NEXT},
+    try:
+        template = tokenizer.hf.get_chat_template() if tokenizer.hf.chat_template else None
+    except ValueError as error:  # several, and none for chats
+        return [None] * len(days), str(error).strip().splitlines()[0]
+    if not isinstance(template, str):
+        return [None] * len(days), "it has none"
+    marks = marks_of(template)
+    asked = [
+        _Asked(place, told, marks if has_thought else None)
+        for place in PLACES
+        for told in (None, True, False)
+        for has_thought in ((False, True) if marks else (False,))
     ]
-    layouts: list[Messages] = [dialogue]
-    if has_document:
-        text = f"{SYSTEM}\n\n{DOCUMENT}"
-        merged = [{"role": "user", "content": f"{text}\n\n{QUESTION}"}, *dialogue[1:]]
-        layouts = [[{"role": "system", "content": text}, *dialogue], merged]
-    rendering = _Rendering(tokenizer, day)
-    forms = (_form(rendering, messages, thinks) for messages in layouts)
-    if rendering.marks is None:
-        return next((form for form in forms if form), None)
-    found = [form for form in forms if form]
+    variables = {name: str(token) for name, token in tokenizer.hf.special_tokens_map.items()}
+    dates = days if "strftime_now" in template else [UNDATED] * len(days)
+    on_days = render(template, variables, [each.request() for each in asked], dates)
+    renderings = [_Rendering(dict(zip(asked, each.texts, strict=True)), marks) for each in on_days]
+    places = PLACES[1:] if has_document else PLACES[:1]
+    forms = [_best(rendering, places, thinks) for rendering in renderings]
+    if forms[0] is not None:
+        return forms, ""
+    reasons = dict(zip(asked, on_days[0].reasons, strict=True))
+    why = (reasons[_Asked(place, thinks)] for place in places)
+    return forms, next(filter(None, why), "it changes the texts that it is given, or loses one")
+
+
+def _best(rendering: "_Rendering", places: Sequence[str], thinks: bool | None) -> Form | None:
+    found = [form for place in places if (form := _form(rendering, place, thinks))]
     switched = [form for form in found if form.thoughts and form.thoughts.switch]
     if not found or not switched or found[0] is switched[0]:
         return found[0] if found else None
@@ -68,6 +82,30 @@ def template_form(
         return switched[0]
     # the switch does nothing here, but neither are there thoughts that would have to be closed
     return replace(found[0], thoughts=switched[0].thoughts)
+
+
+class _Asked(NamedTuple):
+    """A conversation: where the document stands, what the template's switch says, and the marks of
+    a thought before its answer, if it has one."""
+
+    place: str
+    told: bool | None
+    thought: tuple[str, str] | None = None
+
+    def request(self) -> Asked:
+        """Its messages, and the variables for them."""
+        answer = ANSWER
+        if self.thought is not None:
+            begin, end = self.thought
+            answer = f"{begin}\n{THOUGHT}\n{end}{GAP}{ANSWER}"
+        texts, head = [QUESTION, answer, NEXT], f"{SYSTEM}\n\n{DOCUMENT}"
+        if self.place == "first question":
+            texts[0] = f"{head}\n\n{QUESTION}"
+        roles = zip(("user", "assistant", "user"), texts, strict=True)
+        messages = [{"role": role, "content": text} for role, text in roles]
+        if self.place == "system message":
+            messages.insert(0, {"role": "system", "content": head})
+        return messages, {} if self.told is None else dict.fromkeys(SWITCHES, self.told)
 
 
 class _Parts(NamedTuple):
@@ -82,44 +120,30 @@ class _Parts(NamedTuple):
     header: str
 
 
+@dataclass(frozen=True)
 class _Rendering:
-    """A template that is rendered again and again, on one day."""
+    """What a template made of every conversation on one day."""
 
-    def __init__(self, tokenizer: Tokenizer, day: date):
-        self._hf = tokenizer.hf
-        template = self._hf.get_chat_template()
-        self.marks = marks_of(template)
-        self._template = dated(template, day)
+    texts: Mapping[_Asked, str | None]
+    marks: tuple[str, str] | None
 
-    def parts(self, messages: Messages, thinks: bool | None) -> _Parts | None:
-        """The parts around the texts of `messages`; None if the template refuses or loses one."""
-        told = {} if thinks is None else dict.fromkeys(SWITCHES, thinks)
-        try:
-            rendered: str = self._hf.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=True,
-                **told,
-            )
-        except Exception:  # templates refuse roles in their own words
-            return None
-        given = "".join(message["content"] for message in messages)
+    def parts(self, place: str, told: bool | None, has_thought: bool = False) -> _Parts | None:
+        """The parts around the texts; None if the template refuses them or loses one."""
+        rendered = self.texts[_Asked(place, told, self.marks if has_thought else None)]
         found = []
-        for mark in (SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT):
-            if mark not in given:
-                continue
-            before, there, rendered = rendered.partition(mark)
+        for mark in MARKS[2 if place == PLACES[0] else 0 :]:
+            before, there, rendered = (rendered or "").partition(mark)
             if not there:
                 return None
             found.append(before)
+        assert rendered is not None
         lead, *document, answered, between = found
         joint, opening = document or ("", "")
         return _Parts(lead, joint, opening, answered, between, rendered)
 
 
-def _form(rendering: _Rendering, messages: Messages, thinks: bool | None) -> Form | None:
-    found = rendering.parts(messages, thinks)
+def _form(rendering: _Rendering, place: str, thinks: bool | None) -> Form | None:
+    found = rendering.parts(place, thinks)
     if found is None or DOCUMENT in found.header:
         return None
     # The first question must be followed by the same as the last, or turns are not alike. Templates
@@ -128,28 +152,21 @@ def _form(rendering: _Rendering, messages: Messages, thinks: bool | None) -> For
     lead, joint, opening, answered, between, header = found
     alike, thoughts = answered.startswith(header.rstrip()), None
     if rendering.marks is not None:
-        thoughts = _thoughts(rendering, messages, found, thinks)
+        thoughts = _thoughts(rendering, place, found, thinks)
         more = header.removeprefix(answered.rstrip())
         alike = alike or (more != header and any(mark in more for mark in rendering.marks))
     return Form(lead, joint, opening, header, between, thoughts=thoughts) if alike else None
 
 
-def _thoughts(
-    rendering: _Rendering, messages: Messages, found: _Parts, thinks: bool | None
-) -> Thoughts:
-    """What the template does about thoughts; `found` is how it writes these messages."""
+def _thoughts(rendering: _Rendering, place: str, found: _Parts, thinks: bool | None) -> Thoughts:
+    """What the template does about thoughts; `found` is how it writes this conversation."""
     assert rendering.marks is not None
     marks = Thoughts(*rendering.marks)
-    on = rendering.parts(messages, True) or found
-    off = rendering.parts(messages, False) or found
+    on = rendering.parts(place, True) or found
+    off = rendering.parts(place, False) or found
     header, switch = found.header, on != off
     has_own = switch and (off.header != on.header or found == off)
-    given = f"{marks.open}\n{THOUGHT}\n{marks.close}{GAP}{ANSWER}"
-    thought = [
-        {**message, "content": given} if message["content"] == ANSWER else message
-        for message in messages
-    ]
-    past = rendering.parts(thought, thinks)
+    past = rendering.parts(place, thinks, has_thought=True)
     # a template that cannot be given a thought does not drop it either
     drops = past is not None and THOUGHT not in past.answered
     alike = found.answered.rstrip() == header.rstrip()
@@ -162,20 +179,3 @@ def _thoughts(
         switch=switch,
         renews=tuple(at for at, parts in ((True, on), (False, off)) if parts[:3] != found[:3]),
     )
-
-
-def dated(template: str, day: date) -> str:
-    """A template for which it is `day`, whatever format of the date it asks `strftime_now` for.
-
-    The function that templates know looks at the clock, and none can be handed to them; so it is
-    hidden behind a macro.
-    """
-    if "strftime_now" not in template:
-        return template
-    at = datetime.combine(day, time())
-    names = [f"%-{letter}" for letter in "dmyHIjMS"] + [f"%{letter}" for letter in DIRECTIVES]
-    replaced: dict[str, Any] = {name: at.strftime(name) for name in names} | {"%%": "%"}
-    filters = "".join(f"|replace({json.dumps(a)}, {json.dumps(b)})" for a, b in replaced.items())
-    macro = f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro -%}}"
-    # the empty text keeps the macro's end from taking white space of the template
-    return f"{macro}{{{{ '' }}}}{template}"

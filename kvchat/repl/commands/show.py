@@ -172,8 +172,10 @@ def _settings(context: Context, argument: str) -> None:
 
 
 def _template(context: Context, argument: str) -> None:
-    form = context.chat.session.dialogue.form
-    kind = "the model's chat template" if form.is_template else "plain Question / Answer form"
+    dialogue = context.chat.session.dialogue
+    form, kind = dialogue.form, "the model's chat template"
+    if not form.is_template:
+        kind = f"plain Question / Answer form (chat template: {dialogue.why_plain})"
     parts = ("lead", "joint", "opening", "header", "between")
     rows = [("form", kind), *((part, repr(getattr(form, part))) for part in parts)]
     if thoughts := form.thoughts:
