@@ -7,14 +7,15 @@ from typing import Any
 
 from kvchat.engine.events import Loading, Progress, Restored, Smaller
 from kvchat.terminal.screen import Work
+from kvchat.terminal.text import escaped
 
 LOAD_SECONDS = 0.1  # between two events of loading
 
 
 def emit(event: dict[str, Any]) -> None:
     """A JSON object on a line of its own."""
-    # escapes keep control characters away from a terminal
-    print(json.dumps(event, ensure_ascii=sys.stdout.isatty()), flush=True)
+    # a terminal may have no font or encoding for what is not ASCII
+    print(escaped(json.dumps(event, ensure_ascii=sys.stdout.isatty())), flush=True)
 
 
 class Reporter:

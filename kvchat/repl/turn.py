@@ -86,7 +86,7 @@ def ask(
             view = LiveAnswer(screen.out, lambda: str(meter), options.markdown, options.theme)
         else:
             aside = screen.whisper if leaves else on_thought
-            view = PlainAnswer(screen.busy(QUESTION), on_delta, aside)
+            view = PlainAnswer(screen.busy(QUESTION), on_delta, aside, options.raw)
         with view, closing(work) as turn:
             for event in turn:
                 if isinstance(event, TurnDone):

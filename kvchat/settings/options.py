@@ -301,6 +301,13 @@ class Options:
     stream: bool = option(
         "--stream/--no-stream", SCREEN, "Show an answer while it is decoded.", SWITCH, default=True
     )
+    raw: bool = option(
+        "--raw",
+        SCREEN,
+        "Into a pipe or a file: answers with their control characters.",
+        kind=SWITCH,
+        default=False,
+    )
     stats: str = option(
         "--stats",
         SCREEN,

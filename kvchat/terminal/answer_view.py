@@ -122,7 +122,8 @@ class PlainAnswer:
     """The same without a live area: pieces go to `sink` (stdout, ended by a newline) as they come.
 
     `waiting` is a context that shows movement until the first piece; it gives the way to end it.
-    `aside` takes thoughts, which have no place beside answers otherwise.
+    `aside` takes thoughts, which have no place beside answers otherwise. `raw`: what is no terminal
+    gets control characters as they are; one may still show what is written to a file today.
     """
 
     def __init__(
@@ -130,9 +131,10 @@ class PlainAnswer:
         waiting: AbstractContextManager[Callable[[], None]],
         sink: Callable[[str], object] | None = None,
         aside: Callable[[str], object] | None = None,
+        raw: bool = False,
     ):
-        self._waiting, self._sink, self._aside = waiting, sink, aside
-        self._begun = False
+        self._waiting, self._sink, self._aside, self._raw = waiting, sink, aside, raw
+        self._begun, self._held = False, ""
 
     def __enter__(self) -> "PlainAnswer":
         self._answering = self._waiting.__enter__()
@@ -162,7 +164,11 @@ class PlainAnswer:
         if self._sink:
             self._sink(text)
             return
-        sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
+        if not self._raw or sys.stdout.isatty():
+            text = self._held + text
+            self._held = "\r" if text.endswith("\r") else ""  # half of a line end, perhaps
+            text = clean(text.removesuffix(self._held))
+        sys.stdout.write(text)
         sys.stdout.flush()
 
 

@@ -21,6 +21,11 @@ def clean(text: str) -> str:
     return CONTROL.sub("·", text.replace("\r\n", "\n"))
 
 
+def escaped(text: str) -> str:
+    """JSON with control characters of every kind as escapes: it means the same."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def size(count: float) -> str:
     """Bytes in binary units with three figures: `0.86 GiB`, `13.5 MiB`, `512 B`."""
     return alike(count)[0]

@@ -114,6 +114,43 @@ def test_plain_answers_and_json_on_a_terminal(monkeypatch):
     assert safe(target.getvalue())
 
 
+def test_plain_answers_and_json_in_a_pipe(monkeypatch):
+    """What is written to a file is shown by a terminal later; JSON means what the model wrote."""
+    target = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", target)
+    with PlainAnswer(nullcontext(lambda: None)) as answer:
+        for text in strings(12):
+            answer.write(text)
+    assert safe(target.getvalue())
+    target, texts = io.StringIO(), list(strings(13))
+    monkeypatch.setattr(sys, "stdout", target)
+    for text in texts:
+        oneshot.emit({"event": "token", "text": text})
+    assert safe(target.getvalue())
+    lines = target.getvalue().split("\n")
+    assert [json.loads(line)["text"] for line in lines[:-1]] == texts
+
+
+def test_plain_answers_as_they_are_where_that_is_asked(monkeypatch):
+    text = "".join(SEEDS)
+    for target, whole in ((io.StringIO(), True), (Terminal(), False)):
+        monkeypatch.setattr(sys, "stdout", target)
+        with PlainAnswer(nullcontext(lambda: None), raw=True) as answer:
+            answer.write(text)
+        assert (target.getvalue() == text + "\n") == whole
+        assert safe(target.getvalue()) != whole
+
+
+@pytest.mark.parametrize("pieces", [["a\r\nb"], ["a\r", "\nb"], ["a", "\r", "", "\nb"]])
+def test_a_line_end_of_two_characters_may_come_in_pieces(monkeypatch, pieces):
+    target = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", target)
+    with PlainAnswer(nullcontext(lambda: None)) as answer:
+        for piece in pieces:
+            answer.write(piece)
+    assert target.getvalue() == "a\nb\n"
+
+
 def test_documents_and_their_names():
     for text in strings(5):
         name = clean(text)
