@@ -1,19 +1,17 @@
 """Zip files that came from anywhere: caps on each member, on all that is read, and on its XML."""
 
 import io
-import re
 import zipfile
 from typing import NoReturn
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
+from kvchat.documents.xml import damaged, parsed
 from kvchat.errors import KvchatError
 
 MEMBER_CAP = 100 * 10**6  # bytes of one member
 TOTAL_CAP = 200 * 10**6  # bytes of all members that are read
 RATIO_CAP = 200  # times that a member may grow
 ENTRIES_CAP = 65_535  # members; each takes half a kilobyte before anything is read
-ELEMENTS_CAP, DEPTH_CAP = 5 * 10**6, 200  # of an XML file; an element takes some hundred bytes
 DIRECTORY = b"PK\x01\x02"  # what stands before each member's entry in the archive's directory
 
 
@@ -66,55 +64,10 @@ class Archive:
         """A member as XML, without entities of its own: they could stand for anything."""
         data = self.read(member)
         try:
-            return _parsed(data)
+            return parsed(data)
         except Exception as error:  # any codec of Python's may be at work
             self.damaged(error, member)
 
     def damaged(self, why: object, member: str = "") -> NoReturn:
         """Raise what such a file deserves."""
-        if isinstance(why, MemoryError):
-            raise why
-        text = re.sub(r"\s+", " ", str(why)) or type(why).__name__
-        where = f"{member}: " * bool(member)
-        raise KvchatError(
-            "input", f"{self.name} is damaged: {where}{text}", "save it as plain text"
-        ) from None
-
-
-def _parsed(data: bytes) -> Element:
-    """The root of an XML document, names of elements as `{namespace}name`.
-
-    Raises ValueError for what is no part of a document, and whatever the parser does.
-    """
-    parser = expat.ParserCreate(namespace_separator="}")
-    parser.buffer_text = True
-    parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
-    builder = TreeBuilder()
-    depth = count = 0
-
-    def full(name: str) -> str:
-        return f"{{{name}" if "}" in name else name
-
-    def begin(name: str, attributes: dict[str, str]) -> None:
-        nonlocal depth, count
-        depth, count = depth + 1, count + 1
-        if depth > DEPTH_CAP or count > ELEMENTS_CAP:
-            raise ValueError(
-                f"more than {DEPTH_CAP} elements inside each other, or {ELEMENTS_CAP:,} in all"
-            )
-        builder.start(full(name), {full(key): value for key, value in attributes.items()})
-
-    def end(name: str) -> None:
-        nonlocal depth
-        depth -= 1
-        builder.end(full(name))
-
-    def entity(name: str, *_: object) -> None:
-        raise ValueError(f"it defines entities ({name}), which are not read")
-
-    parser.StartElementHandler, parser.EndElementHandler = begin, end
-    parser.CharacterDataHandler = builder.data
-    parser.EntityDeclHandler = entity
-    parser.Parse(data, True)
-    root: Element = builder.close()
-    return root
+        damaged(f"{self.name}: {member}" if member else self.name, why)

@@ -13,7 +13,15 @@ from kvchat.errors import KvchatError
 
 SECONDS = 300
 LEAST_PER_PAGE = 20  # characters; below that it is a scan
+ROOM = 4 * 2**30  # bytes of address space: a page of a few bytes can unfold to any size
 
+LIMIT = f"""
+import resource
+try:
+    resource.setrlimit(resource.RLIMIT_AS, ({ROOM}, {ROOM}))
+except (OSError, ValueError):  # macOS has no such limit
+    pass
+"""
 # stdin: the file. stdout: a list of page texts as JSON, or a message.
 CHILDREN = {
     "pypdfium2": """
@@ -78,7 +86,7 @@ def pages_of(name: str, data: bytes, reader: str) -> list[str]:
     """The texts that one reader finds. Raises KvchatError("input")."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", CHILDREN[reader]],
+            [sys.executable, "-c", LIMIT + CHILDREN[reader]],
             input=data,
             capture_output=True,
             timeout=SECONDS,

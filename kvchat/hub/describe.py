@@ -15,6 +15,7 @@ from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import ITEM_BYTES
 from kvchat.engine.weights.bits import refused, weights_bytes
 from kvchat.errors import KvchatError
+from kvchat.files import is_regular
 from kvchat.hub.gguf_files import tag
 from kvchat.hub.places import DEMO, Found
 from kvchat.machine.fit import Room, needed
@@ -94,7 +95,8 @@ def _folder(model: Described) -> Described:
     template = (folder / "chat_template.jinja").is_file()
     with suppress(OSError):
         tokenizer = folder / "tokenizer_config.json"
-        template = template or b'"chat_template"' in tokenizer.read_bytes()
+        if is_regular(tokenizer):
+            template = template or b'"chat_template"' in tokenizer.read_bytes()
     raw = read_json(folder / "config.json")
     kind = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
     model = replace(

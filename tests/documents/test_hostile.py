@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 
 from kvchat import documents
-from kvchat.documents import archive
+from kvchat.documents import archive, xml
 from kvchat.documents.html import declared, text_of
 from kvchat.documents.tags import Tag, tokens
 from kvchat.errors import KvchatError
@@ -62,7 +62,7 @@ def test_elements_inside_each_other_and_too_many_of_them(monkeypatch):
     deep = "<w:sdt>" * 300 + "</w:sdt>" * 300
     with refused("input", "200"):
         documents.decode("a.docx", docx(DOCX.replace("<w:body>", f"<w:body>{deep}")))
-    monkeypatch.setattr(archive, "ELEMENTS_CAP", 10)
+    monkeypatch.setattr(xml, "ELEMENTS_CAP", 10)
     with refused("input", " 10 "):
         documents.decode("a.docx", docx(DOCX))
 

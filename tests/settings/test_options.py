@@ -17,7 +17,7 @@ from kvchat.hub.find import Model
 from kvchat.hub.offer import with_text
 from kvchat.hub.tokenizer import load_tokenizer
 from kvchat.machine import resources as machine
-from kvchat.settings import config
+from kvchat.settings import config, text_files
 from kvchat.settings.options import Options
 from kvchat.terminal import log, screen
 from kvchat.terminal.text import fitted
@@ -217,3 +217,17 @@ def test_the_toolbar_has_room_for_a_notice(width):
 def test_a_system_text_alone_needs_no_budget():
     done = kvchat("-s", "Be brief.", "-p", "Why?", "-n", "2", "--method", "adakv:budget=2,window=8")
     assert done.returncode == 0, done.stderr
+
+
+def test_marks_of_windows_editors_are_no_text(tmp_path, monkeypatch):
+    """A byte-order mark before questions, system prompt, template and config.toml."""
+    mark = "\ufeff"
+    for name, text in (("prompts", "One?\n"), ("system", "Be brief."), ("template", "{{ x }}")):
+        (tmp_path / name).write_text(mark + text)
+    assert text_files.prompts_of(str(tmp_path / "prompts")) == ["One?"]
+    assert text_files.system_prompt(Options(system_file=str(tmp_path / "system"))) == "Be brief."
+    assert text_files.read(str(tmp_path / "template")) == "{{ x }}"
+    (tmp_path / "kvchat").mkdir()
+    (tmp_path / "kvchat" / "config.toml").write_text(f'{mark}[defaults]\nbudget = "10%"\n')
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert config.load().defaults == {"budget": "10%"}
