@@ -4,7 +4,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -35,20 +35,27 @@ class Format(NamedTuple):
 # A comment ends at its first end: were that open, the comments before a text could be parted in
 # 2^n ways.
 HTML = rb"\s*(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*<(!doctype\s+html|html)\b"
+FB2 = rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<FictionBook\b"
 ZIP = rb"PK\x03\x04"  # names stand uncompressed in a zip file
 FORMATS = {
     "text": Format("kvchat.documents.plain"),
     "html": Format("kvchat.documents.html", (".html", ".htm", ".xhtml"), HTML),
     "epub": Format("kvchat.documents.epub", (), ZIP, b"META-INF/container.xml"),
     "docx": Format("kvchat.documents.docx", (), ZIP, b"word/document.xml"),
+    "odf": Format("kvchat.documents.odf", (), ZIP, b"application/vnd.oasis.opendocument."),
+    "pptx": Format("kvchat.documents.office", (), ZIP, b"ppt/presentation.xml"),
+    "xlsx": Format("kvchat.documents.office", (), ZIP, b"xl/workbook.xml"),
     "pdf": Format("kvchat.documents.pdf", (), rb"%PDF"),
+    "rtf": Format("kvchat.documents.rtf", (), rb"\s*\{\\rtf"),
+    "fb2": Format("kvchat.documents.fb2", (), FB2),
+    "mail": Format("kvchat.documents.mail", (".eml",), rb"(Return-Path|Received|Delivered-To):\s"),
 }
 # First bytes of formats that are not documents, and what to do with them.
 OTHERS = (
     (b"\x1f\x8b", "gzip-compressed", "gunzip -c {path} | kvchat -p …"),
     (b"GGUF", "a GGUF model", "-m {path}"),
-    (b"PK\x03\x04", "a zip archive that is neither epub nor docx", "unpack it"),
-    (b"\xd0\xcf\x11\xe0", "an old Word file", "save it as docx or plain text"),
+    (b"PK\x03\x04", "a zip archive and no document", "unpack it"),
+    (b"\xd0\xcf\x11\xe0", "an old Office file", "save it as docx, xlsx, pptx or plain text"),
 )
 
 
@@ -182,7 +189,10 @@ def loaded(name: str, data: bytes, encoding: str | None, loader: str) -> Section
     if kind not in FORMATS:
         raise KvchatError("usage", f"no loader {clean(kind)!r}", f"--loader {'|'.join(FORMATS)}")
     found: Sections = import_module(FORMATS[kind].module).load(name, data, encoding)
-    return found
+    if kind == "text":
+        return found
+    parts = (Section(part.name, cleaning.as_letters(part.text)) for part in found.parts)
+    return replace(found, parts=tuple(parts))
 
 
 def kind_of(name: str, data: bytes) -> str:

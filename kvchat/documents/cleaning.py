@@ -4,6 +4,7 @@ What was done is said with numbers."""
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from unicodedata import normalize
 
 from kvchat.documents.section import Section, Sections
 
@@ -11,7 +12,20 @@ EDGE = 2  # lines at either end of a page that may be a header or a footer
 LEAST_PAGES = 3
 SHARE = 0.5  # of the pages that must have a line for it to be one
 NUMBER = re.compile(r"\d+")  # what differs from page to page
+# A hyphen that is seen only where a line ends behind it, and how PDFium marks one that was seen.
+SOFT = re.compile("[\u00ad\ufffe]\n?")
+LIGATURES = re.compile("[\ufb00-\ufb06]")
 BROKEN = re.compile(r"(?<=[a-zà-öø-ÿ])-\n[ \t]*(?=[a-zà-öø-ÿ])")
+
+
+def as_letters(text: str) -> str:
+    """Text without soft hyphens and ligatures: they are of typesetting, and rare tokens."""
+    return LIGATURES.sub(lambda found: normalize("NFKC", found[0]), SOFT.sub("", text))
+
+
+def joined(text: str) -> tuple[str, int]:
+    """Text whose words are not broken at the ends of lines, and how many were."""
+    return BROKEN.subn("", text)
 
 
 def cleaned(name: str, sections: Sections) -> Sections:
@@ -25,9 +39,9 @@ def cleaned(name: str, sections: Sections) -> Sections:
         if gone:
             count, characters = count + len(gone), characters + sum(len(lines[i]) + 1 for i in gone)
             lines = [line for i, line in enumerate(lines) if i not in gone]
-        text, joined = BROKEN.subn("", "\n".join(lines))
+        text, broken = joined(as_letters("\n".join(lines)).replace("\u200b", ""))
         parts.append(Section(part.name, text))
-        words += joined
+        words += broken
     note = (
         f"{name}: {count:,} repeated header and footer lines ({characters:,} characters) were left "
         f"out and {words:,} broken words joined, as --clean says"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+from kvchat.documents.cleaning import as_letters, joined
 from kvchat.documents.section import Section, Sections
 from kvchat.errors import KvchatError
 
@@ -70,7 +71,7 @@ def load(name: str, data: bytes, encoding: str | None) -> Sections:
         except KvchatError:
             raise error from None
         notices = (f"{error.message}; read with {others[0]} instead",)
-    pages = [text.replace("\r\n", "\n").replace("\ufffe", "") for text in found]
+    pages = [joined(as_letters(text.replace("\r\n", "\n")))[0] for text in found]
     characters = sum(len(page.strip()) for page in pages)
     if characters < min(LEAST_PER_PAGE * len(pages), 200) and len(pages):
         raise KvchatError(

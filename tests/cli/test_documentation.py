@@ -93,18 +93,17 @@ def test_the_recipe_of_a_backend(recipe, tmp_path):
     assert_close("logits", got, want, 1e-5)
 
 
-@pytest.mark.parametrize("ending", ["eml", "bin"])
+@pytest.mark.parametrize("ending", ["ipynb", "bin"])
 def test_the_recipe_of_a_document(recipe, tmp_path, ending):
     """It is known by its name and by its first bytes."""
     recipe("A new kind of document")
-    mail = tmp_path / f"letter.{ending}"
-    begin = "Return-Path: <mara@voss.org>\n" if ending == "bin" else ""
-    mail.write_text(
-        f"{begin}Subject: =?utf-8?q?F=C3=A4hre?=\nContent-Type: text/plain; charset=utf-8\n"
-        "Content-Transfer-Encoding: base64\n\nSXQgbGVhdmVzIGF0IHNldmVuLg==\n"
-    )
-    found = documents.read(str(mail))
-    assert (found.text, found.encoding) == ("Fähre\n\nIt leaves at seven.", "mail")
+    notebook = tmp_path / f"study.{ending}"
+    cells = [{"source": ["# Fähre\n", "It leaves."]}, {"source": "at = 7", "outputs": ["7"]}]
+    rest = {"nbformat": 4}
+    whole = {"cells": cells} | rest if ending == "bin" else rest | {"cells": cells}
+    notebook.write_text(json.dumps(whole))
+    found = documents.read(str(notebook))
+    assert (found.text, found.encoding) == ("# Fähre\nIt leaves.\n\nat = 7", "notebook")
 
 
 def test_the_recipe_of_a_command(recipe, home):

@@ -43,6 +43,22 @@ STUBBORN = {
     "numbers": repeated("1 ", after="\fb" * 9),
     "pages": repeated("1\n2\n3\n4\n\f"),
     "letters of the east": "\u3042\n".encode("cp932") * (MEGABYTE // 3),
+    "groups": repeated("{\\a", "{\\rtf1"),
+    "open groups": repeated("{", "{\\rtf1"),
+    "control words": repeated("\\uc9\\u1 ", "{\\rtf1"),
+    "a control word": repeated("a", "{\\rtf1\\"),
+    "bytes that follow": repeated("\\bin9 }", "{\\rtf1"),
+    "backslashes": repeated("\\'", "{\\rtf1"),
+    "headers": repeated("a:\n", "Received: x\n"),
+    "a header": repeated("=?utf-8?q?=41?= ", "Received: x\nSubject: "),
+    "folded headers": repeated("a\n ", "Received: x\nSubject: "),
+    "parts": repeated("--x\n", "Received: x\nContent-Type: multipart/mixed; boundary=x\n\n"),
+    "parts of parts": repeated(
+        "Content-Type: multipart/mixed; boundary=x\n\n--x\n", "Received: x\n"
+    ),
+    "parameters": repeated("a*0=b; ", "Received: x\nContent-Type: text/plain; "),
+    "chapters in each other": repeated("<section>", "<FictionBook>"),
+    "chapters": repeated("<a/>", "<FictionBook><body>", "</body></FictionBook>"),
     "form feeds": repeated("\f", after="text"),
 }
 

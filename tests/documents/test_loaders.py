@@ -205,7 +205,7 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "c">]><w:document xmlns:w="w">&b;</w:documen
         ("cut.epub", epub()[:300], "damaged"),
         ("nothing.epub", epub(chapters=()), "chapters"),
         ("other.zip", zipped(readme="x"), "zip archive"),
-        ("old.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old Word"),
+        ("old.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old Office"),
         ("a.gz", b"\x1f\x8b\x08\x00", "gzip"),
     ],
 )
@@ -219,3 +219,26 @@ def test_a_loader_can_be_named():
     assert documents.decode("a.html", b"<html>x</html>", loader="text").text == "<html>x</html>"
     with pytest.raises(KvchatError, match="loader"):
         documents.decode("a.txt", b"x", loader="word")
+
+
+SET = "The har\u00adbour o\ufb03ce of St. A\ufb02eck"
+PLAIN = "The harbour office of St. Afleck"
+
+
+def test_soft_hyphens_and_ligatures_of_typeset_kinds_are_letters():
+    assert documents.decode("a.html", f"<html><p>{SET}".encode()).text == PLAIN
+    assert documents.decode("a.docx", docx(DOCX.replace("The harbour", SET))).text.startswith(
+        f"## {PLAIN}"
+    )
+    assert documents.decode("a.txt", SET.encode()).text == SET, "it may be meant"
+    assert documents.decode("a.txt", f"{SET}\u200b".encode(), clean_pages=True).text == PLAIN
+
+
+def test_words_that_lines_of_a_pdf_break_are_joined(monkeypatch):
+    from kvchat.documents import pdf as loader
+
+    pages = ["The har\ufffe\r\nbour has a light-\r\nhouse.\r\nIt is A-\r\n1 and twenty-\r\nOne."]
+    monkeypatch.setattr(loader, "find_spec", lambda name: True)
+    monkeypatch.setattr(loader, "pages_of", lambda *given: pages)
+    text = documents.decode("a.pdf", b"%PDF-1.7").text
+    assert text == "The harbour has a lighthouse.\nIt is A-\n1 and twenty-\nOne."
