@@ -1,6 +1,7 @@
 """Documents that somebody made to break us: text that patterns stumble over, and damaged files."""
 
 import random
+import re
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -87,3 +88,53 @@ def zipped(members: dict[str, bytes], stored: bool = False) -> bytes:
         for name, text in members.items():
             archive.writestr(name, text)
     return data.getvalue()
+
+
+ODD = (
+    "",
+    "-1",
+    "9" * 5000,
+    "../../x",
+    "/etc/hostname",
+    "http://x/",
+    "\u0661",
+    "1e9",
+    " ",
+    "a" * 9999,
+)
+VALUE = re.compile(rb'="[^"]*"|>[^<]+<')
+
+
+def spoilt(members: dict[str, bytes], count: int, seed: int) -> Iterator[bytes]:
+    """`count` archives whose sums are right and one of whose members is not: bits are changed, a
+    value or a text is an odd one, a stretch is left out, repeated or wrapped."""
+    draw = random.Random(seed)
+    names = sorted(members)
+    for _ in range(count):
+        name = draw.choice(names)
+        text = members[name]
+        for _ in range(draw.randint(1, 3)):
+            text = draw.choice((_flip, _odd, _odd, _stretch))(text, draw)
+        found = members | {name: text}
+        if draw.random() < 0.05:
+            del found[draw.choice(names)]
+        yield zipped(found, stored=True)
+
+
+def _flip(text: bytes, draw: random.Random) -> bytes:
+    return next(flipped(text, 1, draw.randrange(10**6))) if text else text
+
+
+def _odd(text: bytes, draw: random.Random) -> bytes:
+    places = list(VALUE.finditer(text))
+    if not places:
+        return text
+    place, value = draw.choice(places), draw.choice(ODD).encode()
+    around = (b'="', b'"') if place[0].startswith(b"=") else (b">", b"<")
+    return text[: place.start()] + around[0] + value + around[1] + text[place.end() :]
+
+
+def _stretch(text: bytes, draw: random.Random) -> bytes:
+    cuts = sorted(draw.choice([0, *(m.start() for m in re.finditer(b"<", text))]) for _ in range(2))
+    before, piece, after = text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
+    return before + draw.choice((b"", piece * 2, b"<x>" * 250 + piece + b"</x>" * 250)) + after

@@ -1,11 +1,15 @@
 """OpenDocument, FictionBook, RTF, mails, slides and sheets: their text and nothing else."""
 
+import io
+import zipfile
+
 import pytest
 
 from kvchat import documents
 from kvchat.documents import office
 from kvchat.errors import KvchatError
-from tests.documents.hostile import flipped, zipped
+from tests.documents.hostile import flipped, spoilt, zipped
+from tests.documents.test_hostile import unpacked
 from tests.support.errors import refused
 
 OFFICE = "urn:oasis:names:tc:opendocument:xmlns:office:1.0"
@@ -186,3 +190,19 @@ def test_damaged_ones_are_read_or_refused_in_one_sentence(kind):
         except KvchatError as error:
             assert error.exit_code == 4 and "\n" not in error.message
     assert read > 0
+
+
+@pytest.mark.parametrize("kind", ["epub", "docx", "odt", "ods", "pptx", "xlsx"])
+def test_archives_whose_members_are_odd(kind):
+    """Their sums are right: what is wrong is found by whoever reads them."""
+    data = unpacked(kind) if kind in ("epub", "docx") else ALL[kind]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    read = refusals = 0
+    for each in spoilt(members, 400, seed=len(data)):
+        try:
+            read += bool(documents.decode(f"a.{kind}", each).text)
+        except KvchatError as error:
+            refusals += 1
+            assert error.exit_code == 4 and "\n" not in error.message
+    assert read > 40 and refusals > 40
