@@ -68,7 +68,7 @@ def test_pages_are_for_the_documents_that_have_them(piped, files):
 
 def test_a_named_pipe_without_a_writer_says_that_it_waits(monkeypatch, tmp_path):
     monkeypatch.setattr("kvchat.chat.sources.SOON", 0.05)
-    pipe, screen, found = tmp_path / "pipe.txt", string_screen(), []
+    pipe, screen, found = tmp_path / "pipe.txt", string_screen(width=1000), []
     os.mkfifo(pipe)
     reader = threading.Thread(
         target=lambda: found.append(open_document(str(pipe), Options(), screen)), daemon=True
