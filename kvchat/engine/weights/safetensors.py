@@ -72,13 +72,17 @@ def find_shards(folder: Path) -> list[Path]:
     for shard in shards:
         if not is_regular(shard):
             raise KvchatError("model", f"{shard} is no file", "download the file again")
-        with shard.open("rb") as file:
-            if file.read(len(LFS_MARK)) == LFS_MARK:
-                raise KvchatError(
-                    "model",
-                    f"{shard} is a {shard.stat().st_size}-byte Git LFS pointer, not weights",
-                    f"git -C {folder} lfs pull",
-                )
+        try:
+            with shard.open("rb") as file:
+                begin = file.read(len(LFS_MARK))
+        except OSError as error:
+            raise KvchatError("model", f"{shard} cannot be read: {error.strerror}") from None
+        if begin == LFS_MARK:
+            raise KvchatError(
+                "model",
+                f"{shard} is a {shard.stat().st_size}-byte Git LFS pointer, not weights",
+                f"git -C {folder} lfs pull",
+            )
     return shards
 
 
