@@ -36,6 +36,9 @@ CASES = [
     ("code", "# a comment\nreturn a\nmore", ["return a"], 1),
     ("code", "abcd", ["bcde"], 6 / 8),  # one block of three
     ("code", "", ["bcde"], 0),
+    ("rouge-l", "police killed gunman", ["x", "police kill gunman"], 2 / 3),  # as in Lin 2004
+    ("rouge-l", "gunman kill the police", ["police kill the gunman"], 1 / 3),
+    ("rouge-l", "", ["x"], 0),
 ]
 
 

@@ -7,7 +7,6 @@ import pytest
 from kvchat.errors import KvchatError
 from kvchat.eval.case import Draw
 from kvchat.eval.files import load
-from kvchat.eval.metrics import METRICS
 
 PROSE = "The tide came in. Nobody spoke! Was it late? They went home and slept until noon. "
 
@@ -50,13 +49,3 @@ def test_lines_that_are_none(tmp_path, line):
     with pytest.raises(KvchatError) as refused:
         load(f"references:{file}")
     assert refused.value.code == "input"
-
-
-@pytest.mark.parametrize(
-    ("given", "answer", "score"),
-    [("the cat sat on the mat", "the cat sat on the mat", 1.0), ("a b", "c d", 0.0),
-     ("police killed gunman", "police kill gunman", 2 / 3),  # Lin 2004, without articles
-     ("gunman kill police", "police kill gunman", 1 / 3), ("", "x", 0.0)],
-)  # fmt: skip
-def test_rouge_l(given, answer, score):
-    assert METRICS["rouge-l"](given, (answer,), ()) == pytest.approx(score)
