@@ -1,7 +1,7 @@
 """The Python API: a chat about documents in a few lines, over the same parts as the program."""
 
 import builtins
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,13 +13,16 @@ from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.open import open_chat
 from kvchat.chat.prefill import recompress
 from kvchat.chat.prepare import prepare
+from kvchat.engine.answering import TurnEvents
 from kvchat.engine.budget import Budget
-from kvchat.engine.events import Delta, Progress, Smaller, Thought, TurnDone
+from kvchat.engine.events import Delta, Forgotten, Thought, TurnDone
 from kvchat.engine.methods.build import switched, with_budget
 from kvchat.errors import KvchatError
 from kvchat.settings.config import Config, settle
 from kvchat.settings.options import CHATS, OPTIONS, SCREEN
 from kvchat.terminal.screen import Screen
+
+__all__ = ["Answer", "Delta", "Forgotten", "OpenChat", "Thought", "TurnDone", "open"]
 
 # Options of the program around a chat: its questions, saved chats and what it prints.
 PROGRAM = {name for name, each in OPTIONS.items() if each.panel in (CHATS, SCREEN)} | {
@@ -31,10 +34,11 @@ PROGRAM = {name for name, each in OPTIONS.items() if each.panel in (CHATS, SCREE
 class Answer:
     """One answer: text, tokens, seconds, and bytes of the KV cache after it.
 
-    `finish_reason` is `stop`, `length` (`max_tokens`) or `window` (context window full); `ttft` is
-    the time to the first token, `decode_seconds` from the first to the last. `kv_bytes` are kept,
-    `full_bytes` is what an uncompressed cache would hold. `reasoning` is what the model thought
-    before, in so many of the completion's tokens.
+    `finish_reason` is `stop`, `length` (`max_tokens`), `window` (context window full) or
+    `repetition` (it went round in circles; the repeats are not in `text`). `ttft` is the time to
+    the first token, `decode_seconds` from the first to the last. `kv_bytes` are kept, `full_bytes`
+    is what an uncompressed cache would hold. `reasoning` is what the model thought before, in so
+    many of the completion's tokens.
     """
 
     text: str
@@ -92,11 +96,10 @@ class OpenChat:
             done.reasoning_tokens,
         )
 
-    def stream(
-        self, text: str
-    ) -> Generator[Progress | Smaller | Thought | Delta | TurnDone, None, None]:
+    def stream(self, text: str) -> TurnEvents:
         """The events of an answer: `Delta` with pieces of its text, `Thought` with pieces of what
-        the model thinks before, at last `TurnDone`.
+        the model thinks before, at last `TurnDone`. `Forgotten`: the oldest turns are dropped, for
+        the context window is full.
 
         Closing the generator takes the question back. Raises KvchatError("too_long").
         """

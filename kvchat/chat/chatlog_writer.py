@@ -79,7 +79,7 @@ class ChatLogWriter:
             with shielded():
                 if self._record is None:
                     self._record = saved.Record(self.path)
-                    turns = [turn_event(turn, None, 0) for turn in chat.session.turns[:-1]]
+                    turns = [turn_event(turn, None, 0) for turn in chat.session.all_turns[:-1]]
                     events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
                 self._record.append(*events)
         except OSError as error:

@@ -18,7 +18,7 @@ from kvchat.engine.store import tokenizer_digest
 from kvchat.errors import KvchatError
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import clean, first_line
+from kvchat.terminal.text import clean, counted, first_line
 
 
 def open_or_resume(
@@ -80,6 +80,11 @@ def recall(chat: Chat, found: chatlog.Saved) -> None:
     turns = [turn_of(event) for event in found.turns]
     count = sum(len(turn.ids) for turn in turns)
     run(chat, chat.session.restore(turns), "restoring turns", count)
+    if gone := len(chat.session.forgotten):
+        chat.screen.warn(
+            f"context window full: the oldest {gone:,} of {counted(len(turns), 'turn')} are "
+            "dropped; the saved chat has all of them"
+        )
 
 
 def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:

@@ -10,7 +10,10 @@ from kvchat.engine.methods.specs import method_options, name_of
 from kvchat.machine import resources as machine
 from kvchat.settings.options import INSTRUCTION
 
-REASONS = {"stop": "stop", "length": "length", "window": "length", "cancelled": "cancelled"}
+REASONS = {
+    **{reason: reason for reason in ("stop", "length", "cancelled", "repetition")},
+    "window": "length",
+}
 
 
 def chosen_by(chat: Chat) -> str:

@@ -52,6 +52,11 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
                 limit = f"token limit {chat.options.longest:,} (--max-tokens)"
             what = "thought" if done.reasoning_tokens and not done.answer else "answer"
             screen.warn(f"the {what} was cut: {limit}")
+        elif done.finish_reason == "repetition" and not options.machine_readable:
+            screen.warn(
+                "the answer repeated itself and was ended "
+                "(--repeat-penalty 1.1, or --temp 0.7, may help)"
+            )
         elif done.reasoning_tokens and not done.answer and not options.machine_readable:
             screen.warn("the model ended in its thought, without an answer (--think off)")
     writer.close()

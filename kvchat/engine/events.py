@@ -45,6 +45,14 @@ class Smaller:
 
 
 @dataclass(frozen=True)
+class Forgotten:
+    """The window was full: so many of the oldest turns, with their tokens, are dropped."""
+
+    turns: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Delta:
     """A piece of the answer, whole characters only; `tokens` have been drawn for it so far."""
 
@@ -64,9 +72,10 @@ class Thought:
 class TurnDone:
     """The end of an answer.
 
-    `finish_reason`: `stop` (end of turn), `length` (token limit), `window` (context full) or
-    `cancelled`. Seconds from the question's arrival to the first token, and from first to last.
-    `reasoning` is what the model thought before, in so many of all the tokens.
+    `finish_reason`: `stop` (end of turn), `length` (token limit), `window` (context full),
+    `cancelled`, or `repetition`: the answer went round in circles, and `answer` has only once what
+    was told again and again as `Delta`. Seconds from the question's arrival to the first token, and
+    from first to last. `reasoning` is what the model thought before, in so many of all the tokens.
     """
 
     answer: str

@@ -34,10 +34,11 @@ def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
     if beside is None:
         return
     session.undo(len(last))
+    before = len(session.all_turns)
     try:
         mine = trial(chat, screen, present, asked)
     finally:
-        session.undo(len(session.turns) - len(history))
+        session.undo(len(session.all_turns) - before)
         drain(session.restore(last))
     chat.session = beside
     try:

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from kvchat.chat.chat import Chat
 from kvchat.engine.decode.sampling import Sampling
-from kvchat.engine.events import Delta, Progress, Smaller, Thought, TurnDone
+from kvchat.engine.events import Delta, Forgotten, Progress, Smaller, Thought, TurnDone
 from kvchat.terminal.answer_view import LiveAnswer, PlainAnswer
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
@@ -96,6 +96,8 @@ def ask(
                         f"out of memory: going on with chunks of {event.chunk} tokens",
                         f"chunk {event.chunk}",
                     )
+                elif isinstance(event, Forgotten):
+                    screen.warn(forgotten_line(event.turns, event.tokens), "window full")
                 else:
                     thought = meter.thinks
                     meter.see(event)
@@ -146,6 +148,15 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
     return "  " + fitted(parts, width - 2)
 
 
+def forgotten_line(turns: int, tokens: int) -> str:
+    """That the model no longer sees the oldest turns."""
+    were = "turn was" if turns == 1 else f"{turns:,} turns were"
+    return (
+        f"context window full: the oldest {were} dropped ({tokens:,} tokens); "
+        "the saved chat and /export have all of them"
+    )
+
+
 def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
     """Print the line that stays after a turn, unless the person wants none."""
     if chat.options.stats != "off":
@@ -155,10 +166,13 @@ def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
 def ending(done: TurnDone, chat: Chat) -> str:
     """Why an answer was cut; empty for one that ended by itself."""
     only = "in the thought, " if done.reasoning_tokens and not done.answer else ""
+    full = f"context window full ({chat.session.limit:,} tokens)"
+    way = "/more continues, without the oldest turns" if len(chat.session.turns) > 1 else "/undo"
     if only and done.finish_reason == "stop":
         return "the model thought and ended without an answer"
     return only + {
-        "window": f"context window full ({chat.session.limit:,} tokens) – /undo or /clear",
+        "window": f"{full} – {way}",
+        "repetition": "ended, for it repeated itself (the repeats are not kept) – /retry",
         "length": f"token limit {chat.options.longest:,} – /more continues",
         "cancelled": "interrupted – /more continues",
     }.get(done.finish_reason, "")

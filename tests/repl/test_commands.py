@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from prompt_toolkit.completion import CompleteEvent
@@ -161,6 +162,47 @@ def test_undo_retry_more_clear(scene):
     assert scene.code("/more") == "usage"
     scene.run("/clear")
     assert scene.turns == [] and scene.chat.session.document
+
+
+def test_retry_of_a_greedy_answer_is_drawn_and_says_so(scene, monkeypatch):
+    asked = []
+    decode = type(scene.chat.session.engine).decode
+
+    def seen(engine, cache, logits, sampling, drawn=()):
+        asked.append((sampling.temperature, sampling.seed))
+        return decode(engine, cache, logits, sampling, drawn)
+
+    monkeypatch.setattr(type(scene.chat.session.engine), "decode", seen)
+    scene.ask("One?", "First.")
+    scene.script("Again.")
+    said = scene.run("/retry")
+    assert asked == [(0, 0), (0.7, 1)] and "0.7" in said and "seed 1" in said
+    scene.ask("Two?", "Second.")
+    assert asked[-1] == (0, 1), "the temperature was for one answer"
+    scene.run("/set temperature 0.3")
+    scene.script("Again.")
+    assert "0.7" not in scene.run("/retry") and asked[-1] == (0.3, 2)
+
+
+def test_a_full_window_drops_turns_and_says_so_once(scene, home):
+    session = scene.chat.session
+    session.limit = session.cache.position + 150
+    for number in range(12):
+        scene.ask(f"{number}?", "Ships and stars.")
+        if session.forgotten:
+            break
+    said = shown(scene.context.screen)
+    assert said.count("context window full") == 1 and f"{len(session.forgotten)} turn" in said
+    there = len(session.all_turns)
+    scene.run("/export all.txt")
+    assert Path("all.txt").read_text().count("> ") == there
+    [chat] = chatlog.listing()
+    assert len(chat.turns) == there == number + 1
+    scene.script("Again.")
+    scene.run("/retry")
+    assert len(session.all_turns) == there and scene.turns[-1][1] == "Again."
+    scene.run("/clear")
+    assert session.all_turns == [] and chatlog.listing()[0].turns == []
 
 
 def test_edit_asks_in_place_of_the_last_question(scene, home, monkeypatch):

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.decode.sampling import COLD, Sampling
 from kvchat.errors import KvchatError
 
-# Dividing logits by less than this overflows; the likeliest token is certain long before.
-COLD = 1e-5
 AHEAD = 64  # random numbers that are drawn at once
 
 

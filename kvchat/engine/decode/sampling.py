@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from kvchat.errors import KvchatError
 
+# Dividing logits by less than this overflows; the likeliest token is certain long before.
+COLD = 1e-5
+
 
 @dataclass(frozen=True)
 class Sampling:

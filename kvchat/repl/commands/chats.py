@@ -24,7 +24,7 @@ def save(context: Context, argument: str) -> None:
     chat, writer = context.chat, context.writer
     require_saved(context)
     if not argument:
-        turns = len(chat.session.turns)
+        turns = len(chat.session.all_turns)
         where = writer.path if turns else "written with the first turn"
         context.screen.tell(f"{writer.title} · {counted(turns, 'turn')} · {where}")
         return
@@ -141,25 +141,25 @@ def export(context: Context, argument: str) -> None:
         raise KvchatError("input", f"{shown} exists already", "/export ANOTHER.md") from None
     except OSError as error:
         raise KvchatError("input", f"{shown} cannot be written: {error.strerror}") from None
-    turns = counted(len(context.chat.session.turns), "turn")
+    turns = counted(len(context.chat.session.all_turns), "turn")
     context.screen.tell(f"{turns} written to {path}")
 
 
 def _markdown(context: Context) -> str:
     parts = [f"# {context.chat.book.title or 'Chat'}"]
-    for turn in context.chat.session.turns:
+    for turn in context.chat.session.all_turns:
         parts += [f"## {turn.question}", turn.answer.strip()]
     return "\n\n".join(parts) + "\n"
 
 
 def _text(context: Context) -> str:
-    turns = context.chat.session.turns
+    turns = context.chat.session.all_turns
     return "\n\n".join(f"> {turn.question}\n\n{turn.answer.strip()}" for turn in turns) + "\n"
 
 
 def _json(context: Context) -> str:
     chat = context.chat
-    turns = [turn_event(turn, None, 0) for turn in chat.session.turns]
+    turns = [turn_event(turn, None, 0) for turn in chat.session.all_turns]
     documents = [file.name for file in chat.book.files]
     about = {"schema": 1, "model": chat.model.name, "documents": documents, "turns": turns}
     return json.dumps(about, ensure_ascii=False, indent=1) + "\n"

@@ -4,8 +4,10 @@ import os
 import shlex
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+from kvchat.engine.decode.sampling import COLD, Sampling
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
@@ -13,20 +15,23 @@ from kvchat.repl.turn import ask, say_turn
 from kvchat.terminal.text import clean, counted, first_line
 from kvchat.terminal.tty import seen
 
+WARM = 0.7  # the temperature of another answer, where greedy decoding gives the same again
+
 
 def answer(
     context: Context,
     question: str | None,
     replaces: int = 0,
     otherwise: str = "the question was not asked",
+    sampling: Sampling | None = None,
 ) -> bool:
     """Answer in place of `replaces` turns, or go on with the last answer if `question` is None;
-    write the turn down and print the line that stays after it.
+    write the turn down and print the line that stays after it. `sampling` is for this answer alone.
 
     False if it was interrupted before anything came: `otherwise` says what that means.
     """
     chat, screen = context.chat, context.screen
-    done = ask(chat, screen, question)
+    done = ask(chat, screen, question, sampling)
     if not done.completion_tokens:
         screen.tell(f"interrupted: {otherwise}")
         return False
@@ -35,31 +40,37 @@ def answer(
     return True
 
 
-def answer_again(context: Context, question: str) -> bool:
+def answer_again(context: Context, question: str, sampling: Sampling | None = None) -> bool:
     """Answer in place of the last turn, which stays if nothing comes of it: False then."""
     session = context.chat.session
-    there = len(session.turns)
+    there = len(session.all_turns)
     [old] = session.undo(1)
     try:
-        return answer(context, question, 1, "the earlier answer stays")
+        return answer(context, question, 1, "the earlier answer stays", sampling)
     finally:
-        if len(session.turns) < there:
+        if len(session.all_turns) < there:
             drain(session.restore([old]))
 
 
 def retry(context: Context, argument: str) -> None:
     """answer the last question again, with the next seed
 
-    The earlier answer is removed once the new one is there. With temperature 0 it will be the same.
+    The earlier answer is removed once the new one is there. With temperature 0 it would be the
+    same, so this one answer is drawn at 0.7.
     """
     chat = context.chat
     require_turns(context, "answer again")
     before, answered = chat.options, False
     chat.options = before.changed("seed", before.sampling.seed + 1, "/retry")
-    if not before.sampling.temperature:
-        context.screen.tell("temperature is 0, so the answer may not change (/set temperature 0.7)")
+    drawn = chat.options.sampling
+    if drawn.temperature < COLD:
+        drawn = replace(drawn, temperature=WARM)
+        context.screen.tell(
+            f"temperature is 0, which would give the same answer: this one has {WARM:g} and seed "
+            f"{drawn.seed} (/set temperature {WARM:g} keeps it)"
+        )
     try:
-        answered = answer_again(context, chat.session.turns[-1].question)
+        answered = answer_again(context, chat.session.turns[-1].question, drawn)
     finally:
         if not answered:
             chat.options = before
@@ -126,7 +137,7 @@ def undo(context: Context, argument: str) -> None:
 def clear(context: Context, argument: str) -> None:
     """remove all turns, keep the documents"""
     chat = context.chat
-    count = len(chat.session.turns)
+    count = len(chat.session.all_turns)
     chat.session.clear()
     context.writer.undo(chat, count)
     chat.last = None

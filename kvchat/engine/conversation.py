@@ -1,0 +1,242 @@
+"""The turns of a conversation, in the cache behind a document: fed, taken back, compressed; the
+oldest are dropped where the context window is full."""
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.segment import Memory
+from kvchat.engine.compaction import folding, watch
+from kvchat.engine.engine import Engine
+from kvchat.engine.events import Progress, Smaller, Turn, drain
+from kvchat.engine.methods.base import Method
+from kvchat.engine.prefill.observation import Observation
+from kvchat.engine.sizes import reserve_of
+from kvchat.engine.text.chat_template import Dialogue, common
+from kvchat.errors import KvchatError
+
+Work = Generator[Progress | Smaller, None, None]
+
+
+class Conversation:
+    """Turns behind a document, and the cache that holds both.
+
+    Nothing is rendered or tokenised twice: turns own their tokens, and the last sampled token is
+    *pending*, to be fed with the next turn. With a `tail_budget` the turns hold at most so many
+    entries per KV head, see `_fold`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        dialogue: Dialogue,
+        end_tokens: Sequence[int] = (),
+        limit: int = 0,
+        tail_budget: int = 0,
+    ):
+        self.engine, self.dialogue = engine, dialogue
+        self.limit = limit or engine.config.context_limit
+        self.ends = dialogue.end_tokens | set(engine.config.end_tokens) | set(end_tokens)
+        self.tail_budget = tail_budget
+        self.document: list[int] = []
+        self.turns: list[Turn] = []
+        self.forgotten: list[Turn] = []  # the oldest, for which the window had no room
+        self.method: Method | None = None  # that compresses old turns
+        self._cache: KVCache | None = None
+        self._part: list[int] | None = None  # ids behind the document, if they are not the turns'
+
+    @property
+    def cache(self) -> KVCache:
+        """What is kept of document and turns; empty before the first prefill."""
+        if self._cache is None:
+            self._cache = self.engine.empty_cache()
+        return self._cache
+
+    def memory(self) -> Memory:
+        """Exact bytes of the cache."""
+        return self.cache.memory()
+
+    def full_bytes(self) -> int:
+        """Bytes that the tokens seen would hold uncompressed."""
+        return self.engine.kv_bytes(self.cache.position)
+
+    @property
+    def compacted(self) -> int:
+        """Tokens of the conversation whose turns are compressed."""
+        return self.cache.frozen - len(self.document)
+
+    @property
+    def all_turns(self) -> list[Turn]:
+        """Every turn there was, those that the model no longer sees first."""
+        return [*self.forgotten, *self.turns]
+
+    def restore(self, turns: Sequence[Turn]) -> Work:
+        """Feed turns of an earlier conversation after those that are there.
+
+        The oldest go where the window has no room for all. If the consumer stops in between, the
+        session is as it was.
+        """
+        there, every = len(self.turns), [*self.turns, *turns]
+        every = [*self._past(every[:-1]), *every[-1:]]
+        if len(self.document) + tokens_of(every) > self.limit:
+            left = self._newest(every, 1)
+            yield from self._holding(left)
+            self.forgotten += every[: len(every) - len(left)]
+        else:
+            if ids := ids_of(every[there:]):
+                drain(self._holding(every[:there]))
+                yield from self.engine.extend(self.cache, ids)
+            self.turns = every
+        self._fold()
+
+    # Which turns there are
+
+    def _past(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Turns as they are once others follow: without thoughts, if the template drops them."""
+        return [self.dialogue.past(turn, number == 0) for number, turn in enumerate(turns)]
+
+    def _newest(self, turns: list[Turn], needed: int, least: int = 0) -> list[Turn]:
+        """Those of `turns`, at least so many of the last, that leave the window room for `needed`
+        tokens.
+
+        Where some must go, a quarter of the room is freed: those that stay are fed again, which
+        should not be due for every question.
+        """
+        room = self.limit - len(self.document)
+        if tokens_of(turns) + needed <= room:
+            return turns
+        for first in range(1, len(turns) - least):
+            left = self._opening(turns[first:], self.dialogue)
+            if tokens_of(left) <= (room - needed) * 3 // 4:
+                return left
+        return self._opening(turns[len(turns) - least :], self.dialogue)
+
+    def _opening(self, turns: Sequence[Turn], dialogue: Dialogue) -> list[Turn]:
+        """Turns of which the first stands behind the document, in the form of `dialogue`."""
+        if not turns:
+            return []
+        first, *rest = turns
+        changed = first.whole or first
+        ids = dialogue.first(changed.question, changed.thinks)
+        changed = replace(changed, ids=(*ids, *changed.ids[changed.asked :]), asked=len(ids))
+        return [dialogue.past(changed, is_first=True) if first.whole else changed, *rest]
+
+    def _turn_ids(
+        self, question: str, turns: Sequence[Turn], thinks: bool | None = None
+    ) -> list[int]:
+        """What a question after these turns puts into the cache."""
+        if not turns:
+            return self.dialogue.first(question, thinks)
+        ids = self.dialogue.following(question, thinks)
+        pending = list(turns[-1].pending)
+        if not pending or pending[0] not in self.ends:
+            return pending + ids
+        # The end token that was sampled is the template's own, or stands in its place; what the
+        # template writes before its own (a space, in some) was not sampled.
+        end = next((i for i, token in enumerate(ids) if token in self.ends), None)
+        if end is None or self.dialogue.tokenizer.decode(ids[:end]).strip():
+            return pending + ids
+        return ids[end:]
+
+    # What the cache holds of them
+
+    def _holding(self, turns: list[Turn]) -> Generator[Progress | Smaller, None, bool]:
+        """Let the cache hold these turns; what it has of them already is not fed again.
+
+        The value is True. If the consumer stops in between, the turns are those that were there,
+        and the cache gets them when it is wanted next.
+        """
+        held = ids_of(self.turns) if self._part is None else self._part
+        wanted = ids_of(turns)
+        same = common(held, wanted)
+        if same < max(len(held), len(wanted)):
+            if not self._rewind(len(self.document) + same):
+                same = 0
+            self._part = wanted[:same]
+            if wanted[same:]:
+                yield from self.engine.extend(self.cache, wanted[same:])
+        self.turns, self._part = turns, None
+        return True
+
+    def _rewind(self, position: int) -> bool:
+        """Forget the tokens from `position` on; False if all of the conversation had to go."""
+        if position >= self.cache.frozen:
+            self.cache.truncate(position)
+            for layer in self.cache.layers:
+                if isinstance(layer.observer, Observation):
+                    layer.observer.forget(position)
+            return True
+        self.cache.thaw(len(self.document))
+        self._watch(self.cache, self.method)
+        return False
+
+    def _watch(self, cache: KVCache, folds: Method | None, since: int | None = None) -> None:
+        """Let a cache gather what compressing its turns will need."""
+        if self.tail_budget and folds is not None:
+            start = len(self.document) if since is None else since
+            watch(cache, folding(folds, self.tail_budget), start)
+
+    def _fold(self) -> None:
+        """Compress the oldest turns if the live ones exceed half of the tail budget.
+
+        Whole turns are compressed, never the newest one.
+        """
+        if not self.tail_budget or self.method is None:
+            return
+        half, position = self.tail_budget // 2, self.cache.position
+        if position - self.cache.frozen <= half:
+            return
+        lengths = (len(turn.ids) for turn in self.turns)
+        # where a turn ends that is not the newest
+        ends = list(accumulate(lengths, initial=len(self.document)))[1:-1]
+        end = next((end for end in ends if position - end <= half), max(ends, default=0))
+        if end > self.cache.frozen:
+            method = folding(self.method, self.tail_budget)
+            self.engine.fold(self.cache, method, len(self.document), end)
+
+    # The window
+
+    def _room(self, used: int, needed: int) -> int:
+        """Tokens for an answer after a question that needs some. Raises KvchatError("too_long")."""
+        room = self.limit - used - needed
+        if room < 1:
+            ways = ["a shorter question or document"]
+            if used > len(self.document):
+                ways = ["/undo  (forgets the last turn)", "/clear  (keeps only the document)"]
+            raise KvchatError(
+                "too_long",
+                f"the question needs {needed:,} tokens and one for the answer; of the window's "
+                f"{self.limit:,} tokens {used:,} are used",
+                *ways,
+                needed=used + needed,
+                limit=self.limit,
+            )
+        return room
+
+
+def ids_of(turns: Iterable[Turn]) -> list[int]:
+    """What turns put into the cache, one after the other."""
+    return [i for turn in turns for i in turn.ids]
+
+
+def tokens_of(turns: Iterable[Turn]) -> int:
+    """How many tokens that is."""
+    return sum(len(turn.ids) for turn in turns)
+
+
+def require_fit(tokens: int, limit: int, name: str = "the document") -> None:
+    """Raise KvchatError("too_long") unless `tokens` leave room for a question in the window."""
+    reserve = reserve_of(limit)
+    if tokens + reserve > limit:
+        share = (limit - reserve) / tokens
+        raise KvchatError(
+            "too_long",
+            f"{name} needs {tokens:,} tokens; the model takes {limit:,} "
+            f"({reserve:,} are kept for questions and answers)",
+            f"give {tokens + reserve - limit:,} tokens less: about the first {share:.0%} fit",
+            "--model with a longer context window",
+            needed=tokens,
+            limit=limit,
+            reserve=reserve,
+        )
