@@ -4,6 +4,7 @@ import time
 from datetime import date, datetime
 
 import pytest
+from transformers import AutoTokenizer
 
 from kvchat.engine.text import rendering
 from kvchat.engine.text.chat_template import Dialogue
@@ -123,8 +124,9 @@ def test_nothing_of_python_is_reached(escape):
         "{{ [1, 2] | join(',') }}{{ 1 is string }}",
     ],
 )
-def test_templates_are_rendered_as_transformers_does(tokenizer, template):
-    hf = tokenizer.hf
+def test_templates_are_rendered_as_transformers_does(tokenizer_folder, template):
+    folder = tokenizer_folder("byte-level", "chatml")
+    hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     wanted = hf.apply_chat_template(
         QUESTION, chat_template=template, tokenize=False, add_generation_prompt=True
     )

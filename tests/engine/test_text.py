@@ -117,17 +117,6 @@ def test_broken_bytes_are_shown_at_last(tokenizer):
     assert "".join(deltas(tokenizer, ids)).endswith(text)
 
 
-def test_the_short_way_to_a_tokenizer_ends_where_the_long_one_does(tokenizer_folder):
-    from transformers import AutoTokenizer
-
-    folder = tokenizer_folder("byte-level", "chatml")
-    short = Tokenizer.load(folder).hf
-    long = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    assert type(short) is type(long) and short.init_kwargs == long.init_kwargs
-    assert short.backend_tokenizer.to_str() == long.backend_tokenizer.to_str()
-    assert short.chat_template == long.chat_template
-
-
 def test_tokenizers_and_specs_need_no_torch(tokenizer_folder):
     """Programs that only count tokens or list methods begin in a moment."""
     code = (

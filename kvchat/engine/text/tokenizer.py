@@ -1,18 +1,15 @@
 """Text to token ids and back, over a Hugging Face tokenizer."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-from transformers import PreTrainedTokenizerFast
-
 from kvchat.engine.gguf import is_gguf
 from kvchat.engine.gguf.file import GGUF
 from kvchat.engine.gguf.tokenizer import read_tokenizer
 from kvchat.engine.text.guard import Guard, refused
+from kvchat.engine.text.tokenizer_json import JsonTokenizer
 from kvchat.errors import KvchatError
 from kvchat.files import is_regular
 
@@ -20,8 +17,6 @@ FILES = ("tokenizer.json", "tokenizer.model")
 KINDS = (".json", ".jinja", ".model", ".txt")  # of files that the library may look into
 ASCII_SPACES = " \t\n\v\f\r"
 INCOMPLETE = "\ufffd"
-# Names of the class that reads tokenizer.json as it is.
-GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 class Tokenizer:
@@ -53,11 +48,7 @@ class Tokenizer:
     @classmethod
     def _of_file(cls, path: Path) -> "Tokenizer":
         found = read_tokenizer(GGUF(path))
-        empty = tokenizers.Tokenizer(tokenizers.models.BPE())
-        hf = PreTrainedTokenizerFast(tokenizer_object=empty, **found.roles)
-        hf._tokenizer = found.backend  # the constructor would copy it: a second for large ones
-        hf.chat_template = found.chat_template
-        return cls(hf, found.ends)
+        return cls(JsonTokenizer(found.backend, found.roles, found.chat_template), found.ends)
 
     @property
     def bos(self) -> list[int]:
@@ -138,22 +129,13 @@ def require_files(folder: Path) -> None:
 
 
 def _pretrained(folder: Path) -> Any:
-    if _is_generic(folder):
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    # imports all of torch's compiler: a second and 70 MB that most checkpoints do not need
+    if (folder / FILES[0]).is_file():
+        return JsonTokenizer.load(folder)
+    # a second of imports and more: nothing else makes a tokenizer of a SentencePiece model
     from transformers import AutoTokenizer
 
     # code from a model's folder is never run, and nobody is asked whether to
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _is_generic(folder: Path) -> bool:
-    """Whether AutoTokenizer would only find `PreTrainedTokenizerFast` after its long search."""
-    config = folder / "tokenizer_config.json"
-    if not (config.exists() and (folder / "tokenizer.json").exists()):
-        return False
-    named = json.loads(config.read_text(encoding="utf-8"))
-    return named.get("tokenizer_class") in GENERIC and "auto_map" not in named
 
 
 class TextStream:
