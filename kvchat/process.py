@@ -33,6 +33,9 @@ def run(invoke: Callable[[], int | None], verbose: bool, as_json: bool) -> int:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return CLOSED_PIPE
+    finally:
+        # all is saved and said: a press now ends what libraries do at their end, without a word
+        signal.signal(signal.SIGINT, _leave_at_once)
 
 
 def prepare() -> None:

@@ -57,7 +57,7 @@ def talk(context: commands.Context, lines: Lines) -> int:
                     line = lines.read(bar, changes=bool(screen.fallback))
             except EOFError:
                 return 0
-            except KeyboardInterrupt:  # once clears the line, twice soon after each other leaves
+            except KeyboardInterrupt:  # on an empty line; twice soon after each other leaves
                 if monotonic() - pressed < AGAIN_SECONDS:
                     raise
                 pressed = monotonic()

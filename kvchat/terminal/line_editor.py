@@ -7,10 +7,11 @@ from time import monotonic
 
 from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.completion import Completer
 from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import is_searching
+from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
@@ -79,6 +80,7 @@ class Lines:
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
+        has_text = Condition(lambda: bool(get_app().current_buffer.text))
 
         @keys.add("enter")
         def _(event: KeyPressEvent) -> None:
@@ -92,6 +94,12 @@ class Lines:
         @keys.add("escape", "enter")
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
+
+        @keys.add("c-c", filter=has_text & ~is_searching)
+        def _(event: KeyPressEvent) -> None:
+            """What is typed goes, and nothing else: an empty line alone asks to leave."""
+            self.pastes.clear()
+            event.current_buffer.reset()
 
         @keys.add("f2")
         def _(event: KeyPressEvent) -> None:

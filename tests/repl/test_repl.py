@@ -54,17 +54,34 @@ def test_ctrl_c_keeps_the_partial_answer_and_the_chat(chat):
 
 
 def test_ctrl_c_at_the_prompt_leaves_at_the_second_press(chat):
-    chat.send("half a question\x03", "Ctrl-C again")
+    chat.send("\x03", "Ctrl-C again")
     chat.send("\x03")
     assert chat.close() == 130
+
+
+def test_ctrl_c_with_text_typed_clears_the_line_alone(chat):
+    chat.send("half a question", "half a question")
+    chat.send("\x03")
+    chat.send("another half", "another half")
+    chat.send("\x03/show window\r")
+    assert "Ctrl-C again" not in chat.wait("context window: ")
+    chat.wait(TOOLBAR)
+    chat.send("\x04")
+    assert chat.close() == 0
+
+
+def test_presses_while_it_ends_leave_no_traceback(chat):
+    chat.send("\x03", "Ctrl-C again")
+    chat.send("\x03\x03\x03\x03\x03\x03")
+    assert chat.close() == 130
+    assert "Traceback" not in chat.text() and "KeyboardInterrupt" not in chat.text()
 
 
 def test_alt_enter_breaks_the_line(chat):
     drawn = chat.send("first line\x1b\rsecond line", "second line")
     lines = [line.rstrip() for line in drawn.splitlines()]
     assert lines.index("> first line") + 1 == lines.index("  second line")
-    chat.send("\x03", "Ctrl-C again")
-    chat.wait(TOOLBAR)  # a key between two prompts would be lost
+    chat.send("\x03")
     chat.send("\x04")
     assert chat.close() == 0
 

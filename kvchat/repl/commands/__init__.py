@@ -27,7 +27,7 @@ KEYS = (
     ('"""', "begins and ends a text of several lines"),
     ("Tab", "complete commands, settings, values, paths and chats"),
     ("Up, Down; Ctrl-R; →", "history; search in it; take the suggestion"),
-    ("Ctrl-C", "interrupt an answer or a prefill; at the prompt twice: quit"),
+    ("Ctrl-C", "interrupt an answer or a prefill; clear the line; twice on an empty one: quit"),
     ("Ctrl-D", "quit, on an empty line"),
     ("Ctrl-G, Ctrl-X Ctrl-E", "edit the line in $EDITOR"),
     ("F2", "memory usage below the prompt, on or off"),
