@@ -121,7 +121,8 @@ def _run(invoke: Callable[[], int | None], verbose: bool, as_json: bool) -> int:
             raise BrokenPipeError from None
         raise
     except typer.TyperException as error:  # usage errors of the command line's own
-        return failed(KvchatError("usage", error.format_message(), "kvchat --help"), as_json)
+        place = getattr(getattr(error, "ctx", None), "command_path", "") or "kvchat"
+        return failed(KvchatError("usage", error.format_message(), f"{place} --help"), as_json)
     except (KeyboardInterrupt, typer.Abort):
         return CTRL_C
     except BrokenPipeError:

@@ -3,13 +3,14 @@
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from select import select
 from threading import Timer
 
 from kvchat import documents
+from kvchat.chat.paths import expanded
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, unicode
@@ -28,7 +29,7 @@ def read_documents(options: Options, screen: Screen) -> list[documents.Document]
     piped = _piped()
     if piped and not paths:
         paths = [documents.STDIN]
-    files = [open_document(path, options, screen) for path in paths]
+    files = open_documents(paths, options, screen)
     # what a saved chat remembers is complete
     if piped and documents.STDIN not in paths and "files" not in options.origins:
         if not select([sys.stdin], [], [], SOON)[0]:
@@ -50,6 +51,18 @@ def _piped() -> bool:
         return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
     except (OSError, ValueError):  # closed, or not a file at all
         return False
+
+
+def open_documents(
+    paths: Sequence[str], options: Options, screen: Screen
+) -> list[documents.Document]:
+    """The documents that were named, those of folders and patterns too. Raises KvchatError."""
+    more = frozenset(options.loaders)
+    return [
+        open_document(each, options, screen)
+        for path in paths
+        for each in ([path] if path in options.texts else expanded(path, more))
+    ]
 
 
 def open_document(path: str, options: Options, screen: Screen) -> documents.Document:

@@ -24,8 +24,8 @@ def chosen_by(chat: Chat) -> str:
     return "question" if asked else "document"
 
 
-def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
-    """The object of one answer."""
+def report(chat: Chat, question: str, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
+    """The object of one answer to a question."""
     session, timings = chat.session, chat.timings
     document = len(session.document)
     memory, archived = session.memory(), session.cache.archived()
@@ -39,6 +39,7 @@ def report(chat: Chat, done: TurnDone, warnings: list[str]) -> dict[str, Any]:
     return {
         "schema": 1,
         "model": chat.model.name,
+        "question": question,
         "answer": done.answer,
         "reasoning": done.reasoning or None,
         "finish_reason": REASONS[done.finish_reason],

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from kvchat import __version__, process
+from kvchat.chat.paths import require_no_question
 from kvchat.chat.prepare import prepare
 from kvchat.cli import flags, shells
 from kvchat.cli.bench import bench
@@ -28,6 +29,7 @@ from kvchat.cli.methods_view import methods
 from kvchat.cli.models import models
 from kvchat.cli.plan import plan
 from kvchat.cli.prompt_cache import cache
+from kvchat.documents import STDIN, capped
 from kvchat.errors import KvchatError
 from kvchat.settings import config, text_files
 from kvchat.settings.options import Options
@@ -87,9 +89,14 @@ def chat(
         system=text_files.system_prompt(options),
         prompts=[*options.prompts, *text_files.prompts_of(options.prompt_file)],
     )
+    talks = sys.stdin.isatty() or sys.stdout.isatty()
+    if not options.prompts and not talks and options.files and STDIN not in options.files:
+        for file in options.files:
+            require_no_question(file)
+        options = replace(options, prompts=piped_question())
     if not all(prompt.strip() for prompt in options.prompts):
         raise KvchatError("usage", "-p has an empty question", '-p "QUESTION"')
-    if not options.prompts and not (sys.stdin.isatty() or sys.stdout.isatty()):
+    if not options.prompts and not talks:
         raise KvchatError(
             "usage",
             "a chat needs a terminal; without one give a prompt",
@@ -105,6 +112,12 @@ def chat(
             face = import_module("kvchat.cli.oneshot" if options.prompts else "kvchat.repl.repl")
         code: int = face.run(prepared, screen)
         return code
+
+
+def piped_question() -> list[str]:
+    """What is piped in where documents are named and nobody sits there: the question."""
+    text = capped("stdin", sys.stdin.buffer).decode("utf-8", "replace").strip()
+    return [text] if text else []
 
 
 COMMANDS: dict[str, Callable[..., int | None]] = {

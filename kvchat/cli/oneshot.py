@@ -26,6 +26,9 @@ def run(prepared: Prepared, screen: Screen) -> int:
 def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
     """Ask every prompt of the options. Returns the exit code."""
     options = chat.options
+    if options.last and not screen.steps and not options.quiet:  # else it has been said
+        files = ", ".join(file.title for file in chat.book.files) or "no document"
+        screen.warn(f"going on with {writer.title} (about {files})")
     talking = options.last or options.resume or options.session
     for prompt in options.prompts:
         if not talking:
@@ -41,7 +44,7 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
             if talking:
                 writer.turn(chat)
         if options.machine_readable:
-            found = report(chat, done, screen.warnings)
+            found = report(chat, question, done, screen.warnings)
             emit({"event": "done"} | found if options.jsonl else found)
         calm.leave_if_told()
         if done.finish_reason == "cancelled":

@@ -91,6 +91,7 @@ def plan(**given: Any) -> int:
             for spec, tokens, each in rows
         ]
         told = {"schema": 2, "model": frame.name, "window": frame.work.limit, "plans": plans}
+        told |= {"too_long": [] if wanted.fit else too_long(wanted.tokens, frame)}
         print(json.dumps(told))
         return 0
     labels = {
@@ -98,6 +99,10 @@ def plan(**given: Any) -> int:
         for spec, method in methods.items()
     }
     show(frame, labels, rows, wanted.fit)
+    if not wanted.fit and (beyond := too_long(wanted.tokens, frame)):
+        Console(highlight=False, markup=False, stderr=True).print(
+            Text(refusal(beyond, frame), "yellow")
+        )
     return 0
 
 
@@ -125,21 +130,40 @@ def settle(wanted: PlanOptions) -> Frame:
 
 
 def lengths_of(found: Sequence[int], frame: Frame) -> list[int]:
-    """Document lengths: as given, or parts of the window. Raises KvchatError."""
+    """Document lengths: those that were given and fit, or parts of the window.
+
+    Raises KvchatError("too_long") if none fits.
+    """
     limit = frame.work.limit
     most = limit - reserve_of(limit)
     if not found:
         return [limit // share if share > 1 else most for share in SHARES]
-    if max(found) > most:
+    beyond = too_long(found, frame)
+    fitting = [tokens for tokens in found if tokens not in beyond]
+    if not fitting:
         raise KvchatError(
             "too_long",
-            f"{max(found):,} tokens do not fit the context window of {frame.name}: {limit:,}, of "
-            f"which {limit - most:,} are kept for questions and answers",
+            refusal(beyond, frame),
             f"--tokens {most}",
             needed=max(found),
             limit=limit,
         )
-    return [*found]
+    return fitting
+
+
+def too_long(found: Sequence[int], frame: Frame) -> list[int]:
+    """The lengths that the context window does not take."""
+    return [tokens for tokens in found if tokens > frame.work.limit - reserve_of(frame.work.limit)]
+
+
+def refusal(lengths: Sequence[int], frame: Frame) -> str:
+    """Why these lengths have no plan."""
+    limit = frame.work.limit
+    return (
+        f"{' and '.join(f'{tokens:,}' for tokens in lengths)} tokens do not fit the context window "
+        f"of {clean(frame.name)}: {limit:,}, of which {reserve_of(limit):,} are kept for questions "
+        "and answers"
+    )
 
 
 def show(

@@ -109,7 +109,7 @@ def test_long_document_is_refused_with_numbers(tmp_path):
     ("arguments", "code", "part"),
     [
         (["-f", "/no/such/file"], 4, "/no/such/file"),
-        (["-f", "/"], 4, "directory"),
+        (["-f", str(SAMPLE.parents[1] / "kvchat")], 4, "no document"),
         (["-m", "/no/such/model"], 3, "no model"),
         (["-m", "/"], 3, "config.json"),
         (["-m", str(SAMPLE)], 3, "is no model"),

@@ -62,14 +62,84 @@ def test_a_cut_is_in_the_json_and_in_a_warning(tmp_path, policy):
     assert b"were cut" in kvchat(*arguments).stderr
 
 
+def saved_chat_commands(folder, place):
+    """The commands of `kvchat sessions` on the chat `mine` of two turns; it is called so again."""
+
+    def told(*arguments):
+        done = kvchat("sessions", *arguments, **place)
+        return done.returncode, (done.stdout or done.stderr).decode()
+
+    assert told("show", "mine")[1].count("\n> ") == 2
+    file = folder / "out.json"
+    assert told("export", "mine", str(file)) == (0, f"2 turns written to {file}\n")
+    found = json.loads(file.read_text())
+    assert [turn["question"] for turn in found["turns"]] == [QUESTION, "And?"]
+    assert told("export", "mine", str(file))[0] == 4, "nothing is overwritten"
+    assert told("export", "mine", "x.doc")[0] == 2
+    assert told("rename", "mine", "yet another")[0] == 0
+    assert told("show", "mine")[0] == 8 and told("rename", "mine", "x")[0] == 8
+    assert told("rename", "yet another", "/")[0] != 0
+    assert told("rename", "yet another", "mine")[0] == 0
+    code, text = told("rename", "mine")
+    assert code == 2 and "kvchat sessions rename --help" in text
+    code, text = told("nonsense")
+    assert code == 2 and "kvchat sessions --help" in text
+
+
+@pytest.mark.parametrize("command", ["sessions", "config", "cache"])
+def test_a_group_alone_is_its_help(command):
+    done = kvchat(command)
+    assert done.returncode == 0 and b"Usage" in done.stdout and not done.stderr
+
+
+def test_a_piped_question_about_named_documents(story):
+    asked = kvchat("-f", story, "-n", "6", stdin=QUESTION.encode())
+    assert asked.returncode == 0
+    assert asked.stdout == kvchat("-f", story, "-n", "6", "-p", QUESTION).stdout
+    for empty in (b"", b" \n"):
+        assert kvchat("-f", story, stdin=empty).returncode == 2
+
+
+def test_a_question_in_the_place_of_a_document_is_named(story):
+    text = Path(story).read_bytes()
+    for given in ({"stdin": text}, {}):
+        done = kvchat(QUESTION, **given)
+        assert done.returncode == 4 and f'-p "{QUESTION}"' in done.stderr.decode()
+        assert not done.stdout
+
+
+def test_a_pattern_and_a_folder_are_their_files(tmp_path):
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text("The mill stands by the river. ")
+    both = [str(tmp_path / "a.md"), str(tmp_path / "b.md")]
+    how = ["-p", QUESTION, "-n", "2", "--json"]
+    [named] = events(kvchat(*both, *how))
+    for given in (str(tmp_path / "*.md"), str(tmp_path)):
+        assert events(kvchat(given, *how))[0]["usage"] == named["usage"]
+
+
+def test_a_plan_of_several_lengths_shows_those_that_fit():
+    asked = ["plan", "-m", "demo", "--tokens", "4k,32500,900k"]
+    done = kvchat(*asked)
+    assert done.returncode == 0 and b"4,000" in done.stdout and b"32,500" not in done.stdout
+    assert b"32,500 and 900,000" in done.stderr
+    found = json.loads(kvchat(*asked, "--json").stdout)
+    assert {plan["tokens"] for plan in found["plans"]} == {4000}
+    assert found["too_long"] == [32500, 900000]
+    none = kvchat("plan", "-m", "demo", "--tokens", "900k")
+    assert none.returncode == 5 and not none.stdout
+
+
 def test_named_chats_go_on_in_one_shot(story, tmp_path):
     place = {"XDG_STATE_HOME": str(tmp_path / "state")}
     first = kvchat(story, "-p", QUESTION, "--session", "mine", "-n", "6", **place)
     assert first.returncode == 0, first.stderr
     [second] = events(kvchat("-C", "-p", "And?", "-n", "4", "--json", **place))
-    assert second["usage"]["cached_tokens"] > 0
+    assert second["usage"]["cached_tokens"] > 0 and second["question"] == "And?"
+    assert any("mine" in each and "story.txt" in each for each in second["warnings"])
     listed = kvchat("sessions", "list", **place).stdout.decode()
     assert "mine · 2 turns · demo · story.txt" in listed
+    saved_chat_commands(tmp_path, place)
     assert kvchat("--resume", "yours", "-p", "x", **place).returncode == 8
     Path(story).write_text("Another text altogether. " * 10)
     changed = kvchat("--resume", "mine", "-p", "x", "-n", "2", **place)

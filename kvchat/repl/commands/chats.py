@@ -1,11 +1,12 @@
 """Commands about saved chats: name, branch, open, list, export, copy."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from kvchat.chat import chatlog, resume
+from kvchat.chat import export as export_
 from kvchat.chat.chatlog_writer import ChatLogWriter, turn_event
+from kvchat.chat.export import Talk
 from kvchat.chat.prefill import Dropped
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
@@ -130,39 +131,9 @@ def export(context: Context, argument: str) -> None:
 
     Without a name it is called like the chat. A file that exists is not overwritten.
     """
-    path = Path(argument or f"{context.writer.title}.md").expanduser()
-    shown = clean(str(path))
-    if path.suffix not in FORMS:
-        raise KvchatError("usage", f"{shown} ends with none of {', '.join(FORMS)}", "/export x.md")
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(FORMS[path.suffix](context))
-    except FileExistsError:
-        raise KvchatError("input", f"{shown} exists already", "/export ANOTHER.md") from None
-    except OSError as error:
-        raise KvchatError("input", f"{shown} cannot be written: {error.strerror}") from None
-    turns = counted(len(context.chat.session.all_turns), "turn")
-    context.screen.tell(f"{turns} written to {path}")
-
-
-def _markdown(context: Context) -> str:
-    parts = [f"# {context.chat.book.title or 'Chat'}"]
-    for turn in context.chat.session.all_turns:
-        parts += [f"## {turn.question}", turn.answer.strip()]
-    return "\n\n".join(parts) + "\n"
-
-
-def _text(context: Context) -> str:
-    turns = context.chat.session.all_turns
-    return "\n\n".join(f"> {turn.question}\n\n{turn.answer.strip()}" for turn in turns) + "\n"
-
-
-def _json(context: Context) -> str:
-    chat = context.chat
+    chat, name = context.chat, argument or f"{context.writer.title}.md"
+    path = Path(name).expanduser()
     turns = [turn_event(turn, None, 0) for turn in chat.session.all_turns]
-    documents = [file.name for file in chat.book.files]
-    about = {"schema": 1, "model": chat.model.name, "documents": documents, "turns": turns}
-    return json.dumps(about, ensure_ascii=False, indent=1) + "\n"
-
-
-FORMS: dict[str, Callable[[Context], str]] = {".md": _markdown, ".txt": _text, ".json": _json}
+    files = [file.name for file in chat.book.files]
+    export_.write(Talk(chat.book.title, chat.model.name, files, turns), path, "/export x.md")
+    context.screen.tell(f"{counted(len(turns), 'turn')} written to {path}")

@@ -8,7 +8,7 @@ from kvchat import documents
 from kvchat.chat import attach as attaching
 from kvchat.chat.chatlog import new_path
 from kvchat.chat.chatlog_writer import ChatLogWriter
-from kvchat.chat.sources import open_document
+from kvchat.chat.sources import open_documents
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
 from kvchat.repl.views import tokens_of_files
@@ -20,8 +20,9 @@ def file(context: Context, argument: str) -> None:
     """attach documents, or list them
 
     `/file PATH…` processes the documents together with those that are there, and keeps the turns
-    so far. Quotes keep spaces in a name together. `/file -`: type or paste a document, Ctrl-D ends
-    it. Without PATH: the documents with their numbers, sizes and tokens.
+    so far. Quotes keep spaces in a name together; a folder or a pattern (`notes/*.md`) stands for
+    its files. `/file -`: type or paste a document, Ctrl-D ends it. Without PATH: the documents with
+    their numbers, sizes and tokens.
     """
     if not argument:
         listing(context)
@@ -37,7 +38,7 @@ def file(context: Context, argument: str) -> None:
         paths = shlex.split(argument)
     except ValueError as error:
         raise KvchatError("usage", f"/file: {error}", "/file 'a name.txt'") from None
-    attach(context, [open_document(path, context.chat.options, context.screen) for path in paths])
+    attach(context, open_documents(paths, context.chat.options, context.screen))
 
 
 def listing(context: Context) -> None:
