@@ -4,32 +4,41 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from kvchat.engine.methods import AUTO, METHODS
+from kvchat.engine.methods import AUTO, BY_QUESTION, METHODS
 from kvchat.engine.methods.specs import load, method_name, options, presets
+from kvchat.terminal import tables
+from kvchat.terminal.tables import Column
+
+COLUMNS = (Column("method"), Column("what it does"), Column("cost", 1), Column("looks at", 2))
+FREE = (f"{AUTO}*", "what memory allows: all, all on disk, or the best entries", "", "")
+USE = (
+    f"* the default. {BY_QUESTION}: a question is known (--select question), no second pass.",
+    "streamingllm: old text does not matter. pqcache: nothing may be lost; no memory",
+    "is saved, a decoded token reads less.",
+)
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
 ) -> int:
     """The compression methods, or one of them with its options."""
-    for line in table() if name is None else details(name):
+    console = Console(highlight=False, markup=False)
+    for line in table(tables.columns_of(console)) if name is None else details(name):
         print(line)
     return 0
 
 
-def table() -> Iterator[str]:
-    """Lines about every method: idea, paper, what it looks at, what that costs, its options."""
-    yield f"{AUTO}  (default)"
-    yield "  what memory allows: every entry, every entry on disk, or the best ones"
+def table(width: int = 1000) -> Iterator[str]:
+    """A line for every method: what it keeps, what that costs, what it looks at."""
+    rows = [(name, entry.idea, entry.cost, entry.needs) for name, entry in METHODS.items()]
+    yield from tables.lines(COLUMNS, [FREE, *rows], width)
     yield ""
-    for name in METHODS:
-        yield from _entry(name)
-        yield ""
-    yield "A method with options is written NAME:key=value,… and a preset NAME@preset."
-    yield "bits=8 or bits=4 (--kv-bits) stores what any but pqcache keeps quantized (KIVI,"
-    yield "arXiv 2402.02750)."
-    yield "kvchat methods NAME tells more."
+    yield from USE
+    yield "A method with options is NAME:key=value,… and a preset NAME@preset; bits=8 or"
+    yield "bits=4 (--kv-bits) keeps quantized what any but pqcache keeps."
+    yield "kvchat methods NAME has its paper, options and cost."
 
 
 def details(name: str) -> Iterator[str]:

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kvchat.hub import catalog
@@ -15,10 +14,29 @@ from kvchat.hub.describe import Described, described
 from kvchat.hub.places import at_hand
 from kvchat.machine.fit import USUAL, Room, room
 from kvchat.settings import config
+from kvchat.terminal import tables
+from kvchat.terminal.tables import Column
 from kvchat.terminal.text import clean, size
 
 FITS = {"yes": "yes", "int4": "int4", "no": "no"}
-COLUMNS = ("family", "params", "format", "size", "window", "fits")
+COLUMNS = (
+    Column("name"),
+    Column("family", 5),
+    Column("params", 4, right=True),
+    Column("format", 2),
+    Column("size", 1, right=True),
+    Column("window", 3, right=True),
+    Column("fits"),
+)
+DOWNLOADS = (
+    Column("name"),
+    Column("download", 1, right=True),
+    Column("format", 4),
+    Column("window", 3, right=True),
+    Column("needs", 2, right=True),
+    Column("fits"),
+    Column("licence", 1),
+)
 
 models = typer.Typer(help="Local models; `pull` downloads one.", invoke_without_command=True)
 
@@ -69,18 +87,13 @@ def table(found: list[Described], here: Room) -> None:
     """The table for the eye: what can be loaded by place, below it what cannot, and why."""
     console = Console(highlight=False, markup=False)
     able = [each for each in found if not each.reason]
-    grid = Table(box=None, pad_edge=False, collapse_padding=True)
-    grid.add_column("name", overflow="fold")
-    for column in COLUMNS:
-        right = column in ("params", "size", "window")
-        grid.add_column(column, no_wrap=True, justify="right" if right else "left")
-    place = ""
+    rows: list[str | tuple[str, ...]] = []
     for each in able:
-        if each.place != place:
-            place = each.place
-            grid.add_row(Text(place, "dim"))
-        grid.add_row(*map(Text, (f"  {clean(each.name)}", *cells(each))))
-    console.print(grid)
+        if (place := clean(each.place)) not in rows:
+            rows.append(place)
+        rows.append((f"  {clean(each.name)}", *cells(each)))
+    for line in tables.lines(COLUMNS, rows, tables.columns_of(console)):
+        console.print(Text(line, "dim" if line in rows else ""), soft_wrap=True)
     if refused := [each for each in found if each.reason]:
         console.print("cannot be loaded:")
         for each in refused:
@@ -149,21 +162,19 @@ def pull(
 def downloads(rows: list[Offered], here: Room) -> None:
     """The table of what can be downloaded."""
     console = Console(highlight=False, markup=False)
-    grid = Table(box=None, pad_edge=False, collapse_padding=True)
-    for column in ("name", "download", "format", "window", "needs", "fits", "licence"):
-        right = column in ("download", "window", "needs")
-        grid.add_column(column, no_wrap=True, justify="right" if right else "left")
-    for each in rows:
-        entry = each.entry
-        grid.add_row(
-            entry.name,
-            size(entry.bytes),
-            entry.format,
-            window(entry.window),
+    shown = [
+        (
+            each.entry.name,
+            size(each.entry.bytes),
+            each.entry.format,
+            window(each.entry.window),
             size(each.needed),
             "yes" if each.fits else "no",
-            entry.licence,
+            each.entry.licence,
         )
-    console.print(grid)
+        for each in rows
+    ]
+    for line in tables.lines(DOWNLOADS, shown, tables.columns_of(console)):
+        console.print(Text(line), soft_wrap=True)
     console.print(Text(f"needs: with a document of {USUAL:,} tokens; {here}", "dim"))
     console.print("kvchat models pull NAME, or ORG/REPO of Hugging Face")

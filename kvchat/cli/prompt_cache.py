@@ -6,14 +6,26 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kvchat.cli.flags import group
 from kvchat.prompt_cache import files
 from kvchat.settings import config
 from kvchat.settings.kinds import SIZE
+from kvchat.terminal import tables
+from kvchat.terminal.tables import Column
 from kvchat.terminal.text import clean, counted, seconds, size
+
+COLUMNS = (
+    Column("id"),
+    Column("document"),
+    Column("tokens", 3, right=True),
+    Column("model", 4),
+    Column("kept by", 2),
+    Column("size", 1, right=True),
+    Column("used", 5),
+    Column("saves", 1, right=True),
+)
 
 cache = group("The prompt cache: compressed documents on disk.")
 
@@ -27,15 +39,11 @@ def root() -> Path:
 def show_all() -> int:
     """Cached documents, the last used first, with the seconds that each saves."""
     there = files.entries(root())
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for column in ("id", "document", "tokens", "model", "kept by", "size", "used", "saves"):
-        right = column in ("tokens", "size", "saves")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for entry in there:
-        table.add_row(*(Text(clean(cell)) for cell in cells(entry)))
     console = Console(highlight=False, markup=False)
-    if there:
-        console.print(table)
+    rows = [[clean(cell) for cell in cells(entry)] for entry in there]
+    if rows:
+        for line in tables.lines(COLUMNS, rows, tables.columns_of(console)):
+            console.print(Text(line), soft_wrap=True)
     total = sum(entry.size for entry in there)
     console.print(
         f"{counted(len(there), 'cached document')}, {size(total)} of at most {size(files.CAP)}, "

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvchat import __version__
+from kvchat.cli.methods_view import details
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.specs import options
 from tests.support import program
@@ -43,11 +44,15 @@ def test_quick_commands_import_nothing_heavy(arguments):
 
 def test_version_and_methods():
     assert kvchat("--version").stdout.decode() == f"kvchat {__version__}\n"
-    table = kvchat("methods").stdout.decode()
+    table = kvchat("methods", COLUMNS="250").stdout.decode().partition("\n\n")[0].splitlines()
     for name, entry in METHODS.items():
-        assert all(text in table for text in (name, entry.idea, entry.paper, entry.needs))
-        assert all(f"{option}=" in table for option in options(name))
-    assert max(map(len, table.splitlines())) <= 80
+        [line] = [each for each in table if each.partition(" ")[0].rstrip("*") == name]
+        assert all(text in line for text in (entry.idea, entry.cost, entry.needs))
+        told = "\n".join(details(name))
+        assert entry.paper in told and all(f"{option}=" in told for option in options(name))
+    narrow = kvchat("methods", COLUMNS="80").stdout.decode()
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert all(entry.idea in narrow for entry in METHODS.values())
     # in the chat's list: a mark, the name, the idea, in a line of 80 columns
     assert max(len(e.idea) for e in METHODS.values()) + max(map(len, METHODS)) + 3 <= 80
     one = kvchat("methods", "adakv").stdout.decode()
