@@ -18,7 +18,7 @@ from kvchat.hub.find import longer_windows
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
 from kvchat.machine.plan import Plan, make_plan
-from kvchat.terminal.text import size
+from kvchat.terminal.text import alike
 
 
 def attach(chat: Chat, added: Sequence[Document]) -> bool:
@@ -100,7 +100,8 @@ def _announce(chat: Chat, book: Book, method: Method) -> None:
     """The plan of a prefill, in a line."""
     limit, tokens = chat.session.limit, len(book.ids)
     plan = make_plan(workload(chat.session.engine, method, tokens, limit))
+    full, kept = alike(plan.kv_full, plan.kv_kept)
     chat.screen.tell(
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window · plan: KV "
-        f"{size(plan.kv_full)} in full → {size(plan.kv_kept)} with {name_of(method)}"
+        f"{full} in full → {kept} with {name_of(method)}"
     )

@@ -47,7 +47,7 @@ from kvchat.prompt_cache.documents import PromptCache
 from kvchat.prompt_cache.files import folder
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import size, unicode
+from kvchat.terminal.text import alike, size, unicode
 
 
 @dataclass(frozen=True)
@@ -298,11 +298,13 @@ def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) 
         f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window, "
         f"{limit - tokens:,} left for questions and answers"
     )
+    full, kept = alike(plan.kv_full, plan.kv_kept)
     screen.say(
-        f"plan: KV {size(plan.kv_full)} in full → {size(plan.kv_kept)} with "
+        f"plan: KV {full} in full → {kept} with "
         f"{name_of(setup.method)} {setup.method.budget}{plan.reads} (estimated)"
     )
+    prefill, chat, left = alike(plan.prefill, plan.chat, free)
     screen.say(
-        f"      {size(plan.prefill)} during the prefill, {size(plan.chat)} with the window "
-        f"full; {size(free)} free on {setup.device}"
+        f"      {prefill} during the prefill, {chat} with the window full; "
+        f"{left} free on {setup.device}"
     )

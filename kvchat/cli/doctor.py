@@ -24,8 +24,10 @@ from kvchat.engine.model import MODELS
 from kvchat.engine.weights.bits import WEIGHTS
 from kvchat.errors import EXIT_CODES, KvchatError
 from kvchat.hub import ollama
+from kvchat.hub.choose import best, offered, recommended
 from kvchat.hub.find import find_model
 from kvchat.hub.places import MODEL_FOLDERS, at_hand, hub_folder, llama_cpp, lm_studio
+from kvchat.machine.fit import room
 from kvchat.settings import config
 from kvchat.terminal.text import clean, counted, size
 
@@ -47,8 +49,25 @@ def doctor() -> int:
     colors = {"ok": "green", "no": "yellow", "BAD": "red"}
     for mark, name, found in lines:
         console.print(Text(f"{mark:<4}", colors[mark]), Text(clean(f"{name:<18} {found}")), sep="")
+    console.print(recommendation())
     bad = any(mark == "BAD" for mark, _, _ in lines)
     return EXIT_CODES["device"] if bad else 0
+
+
+def recommendation() -> str:
+    """What to start with on this machine."""
+    try:
+        here = room("auto")
+        found, _ = best(config.settle({}, config.load()).aliases, here, None)
+        download = recommended(offered(here, None), here, None)
+    except KvchatError as error:
+        return f"recommended: {clean(error.tries[0] if error.tries else error.message)}"
+    if found is not None:
+        weights = " --weights int4" if found.fits == "int4" else ""
+        return f"recommended: kvchat -m {clean(found.name)}{weights} FILE  (method {AUTO}, {here})"
+    if download is not None:
+        return f"recommended: kvchat models pull {download.entry.name}  ({here})"
+    return f"recommended: kvchat FILE, with the bundled model  ({here})"
 
 
 def _versions() -> list[Line]:

@@ -19,13 +19,14 @@ from kvchat.engine.weights.bits import computes_in, require_shapes, weights_byte
 from kvchat.errors import KvchatError
 from kvchat.hub.find import find_model
 from kvchat.machine.dummy import dummy
+from kvchat.machine.fit import Room, room
 from kvchat.machine.plan import Plan, Workload, longest, make_plan, smaller_weights
 from kvchat.settings import config as config_file
 from kvchat.settings.kinds import SIZE
 from kvchat.settings.lists import METHOD_SPECS, counts
 from kvchat.settings.option import option, read_all, shared
 from kvchat.settings.options import CACHE, DUMMY, MODEL, Options
-from kvchat.terminal.text import clean, size
+from kvchat.terminal.text import alike, clean, size
 
 SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
 
@@ -99,11 +100,32 @@ def plan(**given: Any) -> int:
         for spec, method in methods.items()
     }
     show(frame, labels, rows, wanted.fit)
+    if not wanted.fit and room(wanted.device).device == wanted.device:
+        line = recommendation(labels, rows, room(wanted.device))
+        Console(highlight=False, markup=False).print(Text(line))
     if not wanted.fit and (beyond := too_long(wanted.tokens, frame)):
         Console(highlight=False, markup=False, stderr=True).print(
             Text(refusal(beyond, frame), "yellow")
         )
     return 0
+
+
+def recommendation(labels: dict[str, str], rows: list[tuple[str, int, Plan]], here: Room) -> str:
+    """Which row to take on this machine for the longest document.
+
+    Of those that fit into half of what is free the first one, full if it is there; else the one
+    that needs least.
+    """
+    longest = max(tokens for _, tokens, _ in rows)
+    needs = {spec: max(each.prefill, each.chat) for spec, tokens, each in rows if tokens == longest}
+    easy = [spec for spec, bytes_ in needs.items() if 2 * bytes_ <= here.free]
+    spec = easy[0] if easy else min(needs, key=lambda name: needs[name])
+    fits = "" if needs[spec] <= here.free else ", too much: fewer tokens or --weights int4"
+    needed, free = alike(needs[spec], here.free)
+    return (
+        f"recommended here for {longest:,} tokens: {labels[spec]} "
+        f"({needed} of {free} free on {here.device}{fits})"
+    )
 
 
 def settle(wanted: PlanOptions) -> Frame:

@@ -83,7 +83,10 @@ def ask(
         work = begin(sampling or options.sampling, options.longest, options.stop, interrupt.asked)
         view: LiveAnswer | PlainAnswer
         if on_delta is None and screen.live and sys.stdout.isatty():
-            view = LiveAnswer(screen.out, lambda: str(meter), options.markdown, options.theme)
+            earlier = session.turns[-1].answer if question is None and session.turns else ""
+            view = LiveAnswer(
+                screen.out, lambda: str(meter), options.markdown, options.theme, earlier
+            )
         else:
             aside = screen.whisper if leaves else on_thought
             view = PlainAnswer(screen.busy(QUESTION), on_delta, aside, options.raw)
@@ -127,7 +130,7 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
     session, form = chat.session, chat.options.stats
     kv = kept_of(session.memory().total, session.full_bytes())
     parts = [
-        (f"{done.completion_tokens:,} tokens, {done.tokens_per_second:.1f} tok/s", 1),
+        (f"{counted(done.completion_tokens, 'token')}, {done.tokens_per_second:.1f} tok/s", 1),
         (f"first {seconds(done.ttft)}", 2),
         (f"KV {kv}", 0),
     ]
@@ -172,7 +175,7 @@ def ending(done: TurnDone, chat: Chat) -> str:
         return "the model thought and ended without an answer"
     return only + {
         "window": f"{full} – {way}",
-        "repetition": "ended, for it repeated itself (the repeats are not kept) – /retry",
+        "repetition": "repeated itself: ended, kept once – /retry",
         "length": f"token limit {chat.options.longest:,} – /more continues",
         "cancelled": "interrupted – /more continues",
     }.get(done.finish_reason, "")

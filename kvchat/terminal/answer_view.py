@@ -29,10 +29,16 @@ class LiveAnswer:
         status: Callable[[], str],
         markdown: bool = True,
         theme: str = "dark",
+        before: str = "",
     ):
+        """`before` is an earlier part of the answer: its last block, which is not finished, is
+        rendered again with what comes."""
         self._console, self._status = console, status
         self._markdown, self._theme = markdown, theme
         self._blocks, self._thought = Blocks(), ""
+        self._blocks.push(before)
+        if before.endswith("\n\n") and not self._blocks.in_code:
+            self._blocks = Blocks()  # that block is finished
         self._printed = self._after_code = False
         # rich's own thread could render between a block's place being cleared and its being printed
         self._turn, self._ended = threading.Lock(), threading.Event()

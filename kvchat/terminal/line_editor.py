@@ -19,6 +19,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
 from kvchat.files import private_folder
+from kvchat.terminal.text import clean, first_line
 
 BLOCK = '"""'
 PASTE = 2000  # characters above which a paste is shown as its size
@@ -117,7 +118,8 @@ class Lines:
                 return
             lines = text.count("\n") + (not text.endswith("\n"))
             number = f", {len(self.pastes)}" if self.pastes else ""
-            mark = f"[pasted {lines:,} lines, {len(text):,} characters{number}]"
+            first = clean(first_line(text)).replace("]", ")")
+            mark = f"[pasted {lines:,} lines, {len(text):,} characters{number}: {first}]"
             self.pastes[mark] = text
             event.current_buffer.insert_text(mark)
 

@@ -48,6 +48,11 @@ class Blocks:
         """What has come since the last finished block."""
         return "\n".join([*self._lines, self._partial])
 
+    @property
+    def in_code(self) -> bool:
+        """Whether a code fence is open."""
+        return self._fence is not None
+
     def push(self, text: str) -> list[Prose | Code]:
         """The blocks that `text` finishes."""
         done: list[Prose | Code] = []

@@ -123,6 +123,9 @@ def test_a_plan_of_several_lengths_shows_those_that_fit():
     done = kvchat(*asked)
     assert done.returncode == 0 and b"4,000" in done.stdout and b"32,500" not in done.stdout
     assert b"32,500 and 900,000" in done.stderr
+    assert b"recommended here for 4,000 tokens: full 100%" in done.stdout
+    wide = kvchat("plan", "--dummy", "llama-3.1-8b", "--tokens", "100k", "--method", "full,kvzip")
+    assert b"recommended here for 100,000 tokens: " in wide.stdout
     found = json.loads(kvchat(*asked, "--json").stdout)
     assert {plan["tokens"] for plan in found["plans"]} == {4000}
     assert found["too_long"] == [32500, 900000]

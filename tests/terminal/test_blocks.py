@@ -112,6 +112,23 @@ def drawn(pieces, width=40, markdown=True):
     return file.getvalue(), most
 
 
+@pytest.mark.parametrize(
+    "before, more, shown",
+    [
+        ("One.\n\nTwo **bo", "ld** three.", "Two bold three."),
+        ("One.\n\n", "Two.", "Two."),
+        ("One.\n\n```py\nx = 1\ny =", " 2\n```\n", "y = 2"),
+        ("- a\n- **b", "c**\n- d\n", "• a\n • bc\n • d"),
+    ],
+)
+def test_more_of_an_answer_renders_its_last_block_again(before, more, shown):
+    file = io.StringIO()
+    console = Console(file=file, width=40, force_terminal=True, color_system=None)
+    with LiveAnswer(console, lambda: "", before=before) as live:
+        live.write(more)
+    assert on_screen(file.getvalue(), 40) == shown
+
+
 def on_screen(text, columns):
     """The lines that a terminal of so many columns shows, with those that scrolled away."""
     screen = pyte.HistoryScreen(columns, 24, history=2000)

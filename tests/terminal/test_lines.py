@@ -117,4 +117,6 @@ def test_a_large_paste_is_shown_as_its_lines(monkeypatch, end):
     text, shown = LARGE + end, []
     monkeypatch.setattr(Lines, "expanded", lambda self, text: shown.append(text) or text)
     typed(PASTE.format(text) + "\r")
-    assert re.findall(r"\d[\d,]*", shown[0]) == ["500", f"{len(text):,}"]
+    counts, _, first = shown[0].partition(": ")
+    assert re.findall(r"\d[\d,]*", counts) == ["500", f"{len(text):,}"]
+    assert first == f"{text.splitlines()[0]}]"
