@@ -12,37 +12,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from platformdirs import user_state_path
 
 from kvchat import __version__
+from kvchat.chat.chatlog_events import require
 from kvchat.errors import KvchatError
 from kvchat.files import private_folder
 from kvchat.terminal.text import clean, counted, first_line
 
 SCHEMA = 1
-# Fields that an event cannot do without, and their types.
-FIELDS: dict[str, dict[str, type]] = {
-    "chat": {"schema": int},
-    "document": {"files": list},
-    "name": {"name": str},
-    "undo": {"count": int},
-    "turn": {
-        "question": str,
-        "answer": str,
-        "finish_reason": str,
-        "ids": list,
-        "asked": int,
-        "pending": list,
-    },
-}
-# Fields that came later, and their types: files of before do without.
-LATER: dict[str, dict[str, tuple[type, ...]]] = {
-    "document": {"day": (str, NoneType)},
-    "turn": {"reasoning": (str,), "thought": (int,), "thinks": (bool, NoneType)},
-}
 NAME = re.compile(r"[\w][\w .+-]{0,79}")
 
 
@@ -74,15 +54,7 @@ class Saved:
 
         Raises KeyError, TypeError or ValueError for one that is not as it was written.
         """
-        kind = event.get("event")
-        for key, wanted in FIELDS.get(str(kind), {}).items():
-            if not isinstance(event[key], wanted) or isinstance(event[key], bool):
-                raise TypeError(f"{key} is {event[key]!r:.40}")
-        for key, several in LATER.get(str(kind), {}).items():
-            if key in event and type(event[key]) not in several:
-                raise TypeError(f"{key} is {event[key]!r:.40}")
-        if kind == "document":
-            date.fromisoformat(event.get("day") or "2000-01-01")
+        kind = require(event)
         if kind == "chat":
             self.chat, self.name = event, event.get("name") or self.name
         elif kind in ("document", "method", "settings"):
@@ -91,7 +63,9 @@ class Saved:
             self.name = event["name"]
         elif kind in ("turn", "undo"):
             gone = event.get("replaces", 0) if kind == "turn" else event["count"]
-            self.turns = self.turns[: len(self.turns) - gone] if gone else self.turns
+            if gone > len(self.turns):
+                raise ValueError(f"{gone} of {len(self.turns)} turns are taken back")
+            self.turns = self.turns[: len(self.turns) - gone]
             self.turns += [event] if kind == "turn" else []
 
 
@@ -118,7 +92,7 @@ def read(path: Path) -> Saved:
             event = None
         try:
             saved.apply(event)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise KvchatError(
                 "session", f"{path}, line {number} is damaged: {error}", f"look at {path}"
             ) from None

@@ -76,8 +76,17 @@ def say_chosen(found: chatlog.Saved, in_view: str, screen: Screen) -> None:
 
 
 def recall(chat: Chat, found: chatlog.Saved) -> None:
-    """Feed saved turns to a chat, behind a bar. Raises `Dropped` if the person stops it."""
+    """Feed saved turns to a chat, behind a bar.
+
+    Raises `Dropped` if the person stops it, KvchatError("session") for tokens that there are not.
+    """
     turns = [turn_of(event) for event in found.turns]
+    vocabulary = chat.session.engine.config.vocab_size
+    most = max((token for turn in turns for token in (*turn.ids, *turn.pending)), default=0)
+    if most >= vocabulary:
+        raise KvchatError(
+            "session", f"{found.path} is damaged: it has token {most:,}; there are {vocabulary:,}"
+        )
     count = sum(len(turn.ids) for turn in turns)
     run(chat, chat.session.restore(turns), "restoring turns", count)
 

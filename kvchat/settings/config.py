@@ -139,8 +139,11 @@ class _Checker:
         """Keys must be `options`, whose kinds the values have, or `texts`."""
         self.known(table, found, (*texts, *options))
         for key, value in found.items():
+            kind = TEXT if key in texts else options[key].kind
             try:
-                (TEXT if key in texts else options[key].kind).read(f"{key} =", value)
+                if isinstance(value, list | dict):  # of which only flags that are repeated are made
+                    raise KvchatError("usage", f"{key} = {type(value).__name__} is no {kind.meaning}")
+                kind.read(f"{key} =", value)
             except KvchatError as error:
                 raise self.error(table, key, error.message) from None
 
