@@ -141,8 +141,9 @@ class _Checker:
         for key, value in found.items():
             kind = TEXT if key in texts else options[key].kind
             try:
-                if isinstance(value, list | dict):  # of which only flags that are repeated are made
-                    raise KvchatError("usage", f"{key} = {type(value).__name__} is no {kind.meaning}")
+                if isinstance(value, list | dict):  # a list is what a repeated flag gives
+                    text = f"{key} = {value!r:.40} is not {kind.meaning}"
+                    raise KvchatError("usage", text)
                 kind.read(f"{key} =", value)
             except KvchatError as error:
                 raise self.error(table, key, error.message) from None

@@ -314,7 +314,8 @@ def token_ids(value: Any) -> tuple[int, ...]:
 
 def _require_finite(config: ModelConfig) -> None:
     """Raise ValueError if a number of a config is none that can be computed with."""
-    for part in (config, *config.ropes):
+    parts: tuple[ModelConfig | Rope, ...] = (config, *config.ropes)
+    for part in parts:
         for each in fields(part):
             value = getattr(part, each.name)
             if each.type is float and (isinstance(value, complex) or not math.isfinite(value)):
