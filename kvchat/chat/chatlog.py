@@ -33,6 +33,7 @@ class Saved:
     path: Path
     chat: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    former: list[str] = field(default_factory=list)  # names of before
     document: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class Saved:
         elif kind in ("document", "method", "settings"):
             setattr(self, kind, event)
         elif kind == "name":
+            self.former += [self.name] if self.name else []
             self.name = event["name"]
         elif kind in ("turn", "undo"):
             gone = event.get("replaces", 0) if kind == "turn" else event["count"]
@@ -72,6 +74,11 @@ class Saved:
 def folder() -> Path:
     """Where chats are saved."""
     return user_state_path("kvchat") / "sessions"
+
+
+def make_folder() -> None:
+    """Make the folder for chats, for the user alone. Raises OSError."""
+    folder().mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def read(path: Path) -> Saved:
@@ -150,10 +157,10 @@ def _require_readable(name: str) -> None:
                 raise each.problem
 
 
-def find(name: str | None) -> Saved:
+def find(name: str | None, former: bool = False) -> Saved:
     """The chat of a name or of the beginning of an id; the last used one for None.
 
-    Raises KvchatError("session").
+    With `former` also the one chat that had the name before. Raises KvchatError("session").
     """
     if name is not None and name.endswith(".jsonl") and Path(name).is_file():
         return read(Path(name).absolute())
@@ -167,6 +174,8 @@ def find(name: str | None) -> Saved:
         return last
     exact = [chat for chat in readable if name in (chat.name, chat.id)]
     found = exact or [chat for chat in readable if chat.id.startswith(name)]
+    if former and not found:
+        found = [chat for chat in readable if name in chat.former]
     if len(found) != 1 and not exact:
         _require_readable(name)
         close = get_close_matches(name, [chat.title for chat in readable], n=2)
@@ -200,8 +209,11 @@ def summary(chat: Saved | Damaged) -> str:
 def remove(name: str) -> Saved:
     """Delete a chat. Raises KvchatError("session") if there is none, or if it is open."""
     saved = find(name)
-    Record(saved.path).close()  # fails while another process has it
-    saved.path.unlink(missing_ok=True)
+    Record.of(saved.path).close()  # fails while another process has it
+    try:
+        saved.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise KvchatError("session", f"{saved.path} stays: {error.strerror}") from None
     return saved
 
 
@@ -227,7 +239,10 @@ def first_event(**about: Any) -> dict[str, Any]:
 
 
 class Record:
-    """A chat's file, open for appending and locked; private to the user."""
+    """A chat's file, open for appending and locked; private to the user.
+
+    Raises OSError, and KvchatError("session") while another process has it.
+    """
 
     def __init__(self, path: Path):
         private_folder(path.parent)
@@ -235,13 +250,25 @@ class Record:
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(self._file)
+            if not isinstance(error, BlockingIOError):
+                raise  # a file system without locks
             raise KvchatError(
                 "session",
                 f"{path.stem} is open in another kvchat",
                 "end that one first",
                 "a new chat: leave --continue and --resume out",
+            ) from None
+
+    @classmethod
+    def of(cls, path: Path) -> "Record":
+        """That of a chat that is there. Raises KvchatError("session")."""
+        try:
+            return cls(path)
+        except OSError as error:
+            raise KvchatError(
+                "session", f"{path} cannot be written: {error.strerror}", f"chmod u+w {path}"
             ) from None
 
     def cut(self, size: int) -> None:

@@ -81,7 +81,7 @@ def documents_of(options: Options, screen: Screen, piped: bool) -> list[Document
 def named(options: Options) -> chatlog.Saved | None:
     """The saved chat that options name; None for a new one. Raises KvchatError("session")."""
     if options.last or options.resume:
-        return chatlog.find(options.resume)
+        return chatlog.find(options.resume, former=True)
     if options.session:
         return chatlog.named(options.session)
     return None
