@@ -6,6 +6,9 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from kvchat.errors import EXIT_CODES, KvchatError
 
 NESTED: Any = json.loads("[" * 150 + "]" * 150)
@@ -83,3 +86,49 @@ def exit_code(work: Callable[[], object]) -> int:
         assert len(error.message) < 2000, f"{len(error.message):,} characters"
         return EXIT_CODES[error.code]
     return 0
+
+
+def toml(value: Any) -> str:
+    """A table of tables as TOML; values that it does not know are text."""
+    if not isinstance(value, dict):
+        return _inline(value)
+    return "\n".join(f"{json.dumps(str(key))} = {_inline(each)}" for key, each in value.items())
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_inline, value))}]"
+    if isinstance(value, dict):
+        inside = (f"{json.dumps(str(key))} = {_inline(each)}" for key, each in value.items())
+        return f"{{{', '.join(inside)}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, int | float) else json.dumps(value or "")
+
+
+def tensor_like(tensor: Tensor, dice: random.Random) -> Tensor:
+    """A tensor with other values, in another order, shorter, of another shape or dtype."""
+    changed, how = tensor.clone(), dice.random()
+    if how < 0.1:
+        return changed.flatten()[:-1].clone()
+    if how < 0.2 and tensor.dim() and len(tensor) > 1:
+        return changed[:-1].clone()
+    if how < 0.3:
+        return changed.to(dice.choice(DTYPES))
+    if how < 0.35 and tensor.dim():
+        return changed.flip(0).contiguous()
+    if how < 0.4:
+        return torch.zeros_like(tensor)
+    if how < 0.45:
+        return changed[None].clone()
+    if flat := changed.numel():
+        value = dice.choice(REAL if tensor.dtype.is_floating_point else WHOLE)
+        value = value % 256 if tensor.dtype == torch.uint8 else value
+        at = slice(None) if dice.random() < 0.3 else dice.randrange(flat)
+        changed.view(-1)[at] = value
+    return changed
+
+
+DTYPES = (torch.float32, torch.int32, torch.uint8, torch.int64, torch.float16, torch.bool)
+REAL = (float("nan"), float("inf"), float("-inf"), 1e30, -1.0, 0.0)
+WHOLE = (-1, 2**31 - 1, -(2**31), 0, 1, 3, 150, 151, 1000)
