@@ -109,7 +109,7 @@ def load(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KV
     if contents.take("ids", torch.int32, None).tolist() != list(ids):
         raise Refused("its token ids differ")
     saved = contents.take("probe", torch.float32, engine.config.vocab_size)
-    layers = _layers(mapped.header, contents, engine)
+    layers = _layers(mapped.header, contents, engine, len(ids))
     contents.end()
     _require_shape(layers, engine, len(ids))
     difference = _difference(probe(engine, layers, ids), saved)
@@ -139,7 +139,7 @@ def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
     return cache
 
 
-def _layers(header: Header, contents: Contents, engine: Engine) -> list[Layer]:
+def _layers(header: Header, contents: Contents, engine: Engine, tokens: int) -> list[Layer]:
     """The layers of a file, each of its tensors what it should be. Raises Refused."""
     config, found = engine.config, []
     if len(header.segments) != config.num_layers:
@@ -150,7 +150,7 @@ def _layers(header: Header, contents: Contents, engine: Engine) -> list[Layer]:
         parts = []
         for which, (kind, span) in enumerate(segments):
             own = contents.part(f"{number}.{which}.").tensors
-            require_segment(kind, own, span, shape)
+            require_segment(kind, own, span, shape, tokens)
             here = {name: tensor.to(engine.device) for name, tensor in own.items()}
             parts.append(Part(kind, span, here))
         tail = contents.part(f"{number}.tail.")

@@ -65,15 +65,20 @@ class Contents:
             raise Refused(f"it has {min(self.tensors)}, which does not belong there")
 
 
-def require_segment(kind: str, tensors: Mapping[str, Tensor], span: Span, shape: Shape) -> None:
-    """Raise Refused unless a segment of that kind and span can be made of these tensors."""
+def require_segment(
+    kind: str, tensors: Mapping[str, Tensor], span: Span, shape: Shape, tokens: int
+) -> None:
+    """Raise Refused unless a segment of that kind and span can be made of these tensors.
+
+    `tokens` are those of the document.
+    """
     contents = Contents(tensors)
     if kind == "flat":
         _flat(contents, span, shape)
     elif kind == "quantized":
         _quantized(contents, span, shape)
     elif kind == "pq":
-        _pq(contents, span, shape)
+        _pq(contents, span, shape, tokens)
     else:
         raise Refused(f"it has a segment of kind {kind}")
     contents.end()
@@ -154,14 +159,15 @@ def _quantized(contents: Contents, span: Span, shape: Shape) -> None:
     _each(contents, ends, span)
 
 
-def _pq(contents: Contents, span: Span, shape: Shape) -> None:
+def _pq(contents: Contents, span: Span, shape: Shape, tokens: int) -> None:
     heads, dim = shape.heads, shape.dim
     entries = contents.take("pool", shape.dtype, heads, None, 2 * dim).shape[1]
     table = contents.take("centroids", torch.float32, heads, None, None, None)
     _, subspaces, centroids, width = table.shape
     numbers = contents.take("reads", torch.int32, len(fields(Reads))).tolist()
     reads = Reads(*numbers)
-    if min(numbers) < 0 or reads.block < 1 or reads.aggregate >= len(AGGREGATES):
+    known = reads.block >= 1 and reads.aggregate < len(AGGREGATES)
+    if min(numbers) < 0 or not known or span[0] + entries + reads.window > tokens:
         raise Refused(f"its reads are {numbers}")
     late = 0
     if "late_k" in contents:
