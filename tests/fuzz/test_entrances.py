@@ -68,7 +68,7 @@ def test_config_toml(tmp_path):
     def settled():
         found = config.load(path)
         options = config.settle({}, found, {})
-        chosen_method(options)
+        chosen_method(options, False)
         assert options.sampling and options.longest
         find_model(options.model, options.aliases)
 
