@@ -76,11 +76,6 @@ def folder() -> Path:
     return user_state_path("kvchat") / "sessions"
 
 
-def make_folder() -> None:
-    """Make the folder for chats, for the user alone. Raises OSError."""
-    folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
 def read(path: Path) -> Saved:
     """The chat of a file. Raises KvchatError("session") if it is none."""
     saved = Saved(path)

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 from kvchat.chat import chatlog
 from kvchat.errors import KvchatError
+from kvchat.files import private_folder
 
 
 class HeldName:
@@ -21,7 +22,7 @@ class HeldName:
         self._path = chatlog.folder() / f".{sha256(name.encode()).hexdigest()[:32]}.lock"
         self._file = -1
         try:
-            chatlog.make_folder()
+            private_folder(chatlog.folder())
             while self._file < 0:
                 self._try()
         except BlockingIOError:
