@@ -14,15 +14,20 @@ EXIT_CODES = {
 }
 
 
+LONGEST = 1000  # characters of a message: names in foreign files can be of any length
+
+
 class KvchatError(Exception):
     """Something the user can cause and mend.
 
     `code` is a key of `EXIT_CODES`; `tries` are ways out, each enough by itself; `details` are
-    plain numbers and strings for `--json`.
+    plain numbers and strings for `--json`. A message that is very long loses its middle.
     """
 
     def __init__(self, code: str, message: str, *tries: str, **details: Any):
         assert code in EXIT_CODES, f"unknown error code {code!r}"
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
         super().__init__(message)
         self.code = code
         self.message = message

@@ -12,7 +12,7 @@ from threading import Timer
 import typer
 
 from kvchat.errors import KvchatError, is_out_of_memory
-from kvchat.terminal import tty
+from kvchat.terminal import streams, tty
 from kvchat.terminal.live import away
 from kvchat.terminal.log import LOG
 from kvchat.terminal.screen import Screen
@@ -25,13 +25,9 @@ def run(invoke: Callable[[], int | None], verbose: bool, as_json: bool) -> int:
     """Call `invoke` and turn whatever happens into an exit code; no traceback unless `verbose`."""
     prepare()
     try:
-        code = _run(invoke, verbose, as_json)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # whoever read our output is gone; keep the interpreter from flushing into nothing
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return _run(invoke, verbose, as_json)
+    except BrokenPipeError:  # whoever read our output is gone
+        streams.silence(sys.stdout, sys.stderr)
         return CLOSED_PIPE
     finally:
         # all is saved and said: a press now ends what libraries do at their end, without a word
@@ -46,6 +42,7 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ?, not an error
+    streams.guard()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, lambda caught, _: sys.exit(128 + caught))
@@ -93,12 +90,17 @@ def interruptible() -> None:
 
 def failed(error: KvchatError, as_json: bool) -> int:
     """Report an error, as JSON on stdout or as text on stderr. Returns its exit code."""
-    if as_json:
-        report = {"code": error.code, "message": error.message, "tries": list(error.tries)}
-        print(json.dumps({"error": report | error.details}))
-        return error.exit_code
-
-    Screen().error(error)
+    try:
+        if as_json:
+            report = {"code": error.code, "message": error.message, "tries": list(error.tries)}
+            print(json.dumps({"error": report | error.details}))
+        else:
+            Screen().error(error)
+        sys.stdout.flush()
+    except KvchatError as problem:  # of standard output, which takes nothing any more
+        streams.silence(sys.stdout)
+        for each in dict.fromkeys((error.message, problem.message) if as_json else ()):
+            Screen().error(KvchatError(error.code, each))
     return error.exit_code
 
 
@@ -113,9 +115,12 @@ def unexpected(error: Exception) -> KvchatError:
 
 def _run(invoke: Callable[[], int | None], verbose: bool, as_json: bool) -> int:
     try:
-        return invoke() or 0
-    except typer.Exit as stop:
-        return stop.exit_code
+        try:
+            code = invoke() or 0
+        except typer.Exit as stop:
+            code = stop.exit_code
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:
         if stop.code == 1:  # rich says so when a pipe is closed; nobody else exits with 1
             raise BrokenPipeError from None

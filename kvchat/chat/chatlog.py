@@ -12,37 +12,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from platformdirs import user_state_path
 
 from kvchat import __version__
+from kvchat.chat.chatlog_events import require
 from kvchat.errors import KvchatError
 from kvchat.files import private_folder
 from kvchat.terminal.text import clean, counted, first_line
 
 SCHEMA = 1
-# Fields that an event cannot do without, and their types.
-FIELDS: dict[str, dict[str, type]] = {
-    "chat": {"schema": int},
-    "document": {"files": list},
-    "name": {"name": str},
-    "undo": {"count": int},
-    "turn": {
-        "question": str,
-        "answer": str,
-        "finish_reason": str,
-        "ids": list,
-        "asked": int,
-        "pending": list,
-    },
-}
-# Fields that came later, and their types: files of before do without.
-LATER: dict[str, dict[str, tuple[type, ...]]] = {
-    "document": {"day": (str, NoneType)},
-    "turn": {"reasoning": (str,), "thought": (int,), "thinks": (bool, NoneType)},
-}
 NAME = re.compile(r"[\w][\w .+-]{0,79}")
 
 
@@ -53,6 +33,7 @@ class Saved:
     path: Path
     chat: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    former: list[str] = field(default_factory=list)  # names of before
     document: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -74,24 +55,19 @@ class Saved:
 
         Raises KeyError, TypeError or ValueError for one that is not as it was written.
         """
-        kind = event.get("event")
-        for key, wanted in FIELDS.get(str(kind), {}).items():
-            if not isinstance(event[key], wanted) or isinstance(event[key], bool):
-                raise TypeError(f"{key} is {event[key]!r:.40}")
-        for key, several in LATER.get(str(kind), {}).items():
-            if key in event and type(event[key]) not in several:
-                raise TypeError(f"{key} is {event[key]!r:.40}")
-        if kind == "document":
-            date.fromisoformat(event.get("day") or "2000-01-01")
+        kind = require(event)
         if kind == "chat":
             self.chat, self.name = event, event.get("name") or self.name
         elif kind in ("document", "method", "settings"):
             setattr(self, kind, event)
         elif kind == "name":
+            self.former += [self.name] if self.name else []
             self.name = event["name"]
         elif kind in ("turn", "undo"):
             gone = event.get("replaces", 0) if kind == "turn" else event["count"]
-            self.turns = self.turns[: len(self.turns) - gone] if gone else self.turns
+            if gone > len(self.turns):
+                raise ValueError(f"{gone} of {len(self.turns)} turns are taken back")
+            self.turns = self.turns[: len(self.turns) - gone]
             self.turns += [event] if kind == "turn" else []
 
 
@@ -118,7 +94,7 @@ def read(path: Path) -> Saved:
             event = None
         try:
             saved.apply(event)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise KvchatError(
                 "session", f"{path}, line {number} is damaged: {error}", f"look at {path}"
             ) from None
@@ -176,10 +152,10 @@ def _require_readable(name: str) -> None:
                 raise each.problem
 
 
-def find(name: str | None) -> Saved:
+def find(name: str | None, former: bool = False) -> Saved:
     """The chat of a name or of the beginning of an id; the last used one for None.
 
-    Raises KvchatError("session").
+    With `former` also the one chat that had the name before. Raises KvchatError("session").
     """
     if name is not None and name.endswith(".jsonl") and Path(name).is_file():
         return read(Path(name).absolute())
@@ -193,6 +169,8 @@ def find(name: str | None) -> Saved:
         return last
     exact = [chat for chat in readable if name in (chat.name, chat.id)]
     found = exact or [chat for chat in readable if chat.id.startswith(name)]
+    if former and not found:
+        found = [chat for chat in readable if name in chat.former]
     if len(found) != 1 and not exact:
         _require_readable(name)
         close = get_close_matches(name, [chat.title for chat in readable], n=2)
@@ -226,8 +204,11 @@ def summary(chat: Saved | Damaged) -> str:
 def remove(name: str) -> Saved:
     """Delete a chat. Raises KvchatError("session") if there is none, or if it is open."""
     saved = find(name)
-    Record(saved.path).close()  # fails while another process has it
-    saved.path.unlink(missing_ok=True)
+    Record.of(saved.path).close()  # fails while another process has it
+    try:
+        saved.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise KvchatError("session", f"{saved.path} stays: {error.strerror}") from None
     return saved
 
 
@@ -253,7 +234,10 @@ def first_event(**about: Any) -> dict[str, Any]:
 
 
 class Record:
-    """A chat's file, open for appending and locked; private to the user."""
+    """A chat's file, open for appending and locked; private to the user.
+
+    Raises OSError, and KvchatError("session") while another process has it.
+    """
 
     def __init__(self, path: Path):
         private_folder(path.parent)
@@ -261,13 +245,25 @@ class Record:
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(self._file)
+            if not isinstance(error, BlockingIOError):
+                raise  # a file system without locks
             raise KvchatError(
                 "session",
                 f"{path.stem} is open in another kvchat",
                 "end that one first",
                 "a new chat: leave --continue and --resume out",
+            ) from None
+
+    @classmethod
+    def of(cls, path: Path) -> "Record":
+        """That of a chat that is there. Raises KvchatError("session")."""
+        try:
+            return cls(path)
+        except OSError as error:
+            raise KvchatError(
+                "session", f"{path} cannot be written: {error.strerror}", f"chmod u+w {path}"
             ) from None
 
     def cut(self, size: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from kvchat.chat import chatlog as saved
 from kvchat.chat.chat import Chat
+from kvchat.chat.chatlog_names import HeldName
 from kvchat.engine.events import Turn, TurnDone
 from kvchat.engine.methods.specs import method_options, name_of
 from kvchat.engine.store import tokenizer_digest
@@ -14,12 +15,17 @@ from kvchat.terminal.screen import Screen
 
 
 class ChatLogWriter:
-    """The file of one chat. It begins with the first turn; a disk that fails is said once."""
+    """The file of one chat. It begins with the first turn; a disk that fails is said once.
 
-    def __init__(self, screen: Screen, path: Path | None, name: str = ""):
-        """`path` None: nothing is saved."""
-        self.path, self.name = path, name
-        self._screen = screen
+    `problem` says why nothing is saved any more.
+    """
+
+    def __init__(
+        self, screen: Screen, path: Path | None, name: str = "", held: HeldName | None = None
+    ):
+        """`path` None: nothing is saved. A name that is `held` is so until the file has it."""
+        self.path, self.name, self.problem = path, name, ""
+        self._screen, self._held = screen, held
         self._record: saved.Record | None = None
 
     @classmethod
@@ -27,7 +33,7 @@ class ChatLogWriter:
         """Go on with a saved chat: its file is locked and read again, for another process may have
         written to it; a torn line is cut off. Raises KvchatError("session")."""
         writer = cls(screen, chat.path, chat.name)
-        writer._record = saved.Record(chat.path)
+        writer._record = saved.Record.of(chat.path)
         try:
             now = saved.read(chat.path)
             writer.name = now.name
@@ -67,6 +73,12 @@ class ChatLogWriter:
         if self._record:
             self._record.close()
             self._record = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._held.free()
+            self._held = None
 
     def _later(self, chat: Chat, *events: dict[str, Any]) -> None:
         if self._record:  # before the first turn there is nothing that could change
@@ -82,10 +94,12 @@ class ChatLogWriter:
                     turns = [turn_event(turn, None, 0) for turn in chat.session.all_turns[:-1]]
                     events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
                 self._record.append(*events)
+                self._let_go()
         except OSError as error:
-            self._screen.warn(
-                f"the chat cannot be saved ({error.strerror}): {self.path}", "not saved"
-            )
+            self.problem = f"the chat cannot be saved ({error.strerror}): {self.path}"
+            self._screen.warn(self.problem, "not saved")
+            if self._screen.quiet:  # which is no reason to lose what was asked in silence
+                self._screen.tell(f"kvchat: {self.problem}", "yellow")
             self.close()
             self.path = None
 

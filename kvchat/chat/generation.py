@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from kvchat.engine.model.hugging_face import read_json
+from kvchat.engine.model.hugging_face import read_json, token_ids
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.settings.options import OPTIONS, SAMPLING, Options
@@ -28,11 +28,15 @@ def with_model_defaults(options: Options, model: Model) -> tuple[Options, list[i
     for name in SAMPLING:
         value = named.get(name)
         if value is not None and getattr(options, name) is None:
+            if not isinstance(value, int | float):
+                raise KvchatError("model", f"{path}: {name} is {value!r:.60}, no number")
             try:
                 found[name] = OPTIONS[name].kind.read(name, value)
             except KvchatError as error:
                 raise KvchatError("model", f"{path}: {error.message}") from None
     origins = {**options.origins, **dict.fromkeys(found, FILE)}
-    ends = raw.get("eos_token_id")
-    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return replace(options, **found, origins=origins), [int(end) for end in listed]
+    try:
+        ends = token_ids(raw.get("eos_token_id"))
+    except ValueError as error:
+        raise KvchatError("model", f"{path}: eos_token_id: {error}") from None
+    return replace(options, **found, origins=origins), list(ends)

@@ -14,9 +14,10 @@ from kvchat.engine.methods.specs import options as options_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.read import load_config
 from kvchat.engine.weights.bits import INPUTS
+from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.hub.offer import chosen_model, model_of, with_text
-from kvchat.settings.options import LIVE, SAVED_CHAT, Options
+from kvchat.settings.options import LIVE, OPTIONS, SAVED_CHAT, Options
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import counted, size
 
@@ -80,14 +81,17 @@ def documents_of(options: Options, screen: Screen, piped: bool) -> list[Document
 def named(options: Options) -> chatlog.Saved | None:
     """The saved chat that options name; None for a new one. Raises KvchatError("session")."""
     if options.last or options.resume:
-        return chatlog.find(options.resume)
+        return chatlog.find(options.resume, former=True)
     if options.session:
         return chatlog.named(options.session)
     return None
 
 
 def restored(options: Options, saved: chatlog.Saved) -> Options:
-    """Options with everything that the saved chat knows and no flag says otherwise."""
+    """Options with everything that the saved chat knows and no flag says otherwise.
+
+    Raises KvchatError("session") for a value that is not of its kind.
+    """
     document, method = saved.document, saved.method
     by_flag = {name for name, origin in options.origins.items() if origin == "flag"}
     values: dict[str, Any] = {"model": saved.chat.get("folder")}
@@ -100,8 +104,8 @@ def restored(options: Options, saved: chatlog.Saved) -> Options:
         pairs = [f"{key}={value}" for key, value in its.items() if key in known]
         values["method_options"] = [*pairs, *options.method_options]
         values["budget"] = method.get("budget") if method.get("name") != "full" else None
-    taken: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
+    taken = {
+        name: _read(saved, name, value)
         for name, value in values.items()
         if value is not None and name not in by_flag - {"method_options"}
     }
@@ -111,6 +115,20 @@ def restored(options: Options, saved: chatlog.Saved) -> Options:
         taken["texts"] = {SAVED + file["name"]: file["text"] for file in files if "text" in file}
     origins = {**options.origins, **dict.fromkeys(taken, SAVED_CHAT)}
     return replace(options, **taken, origins=origins)
+
+
+def _read(saved: chatlog.Saved, name: str, value: Any) -> Any:
+    """A value of a saved chat, as one of config.toml is read. Raises KvchatError("session")."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    if type(value) is type(usual := getattr(Options, name, None)) and value == usual:
+        return value  # whether or not it can be asked for
+    try:
+        if isinstance(value, list | dict):
+            raise KvchatError("session", f"{name} is {value!r:.40}")
+        return OPTIONS[name].kind.read(name, value)
+    except KvchatError as error:
+        raise KvchatError("session", f"{saved.path} is damaged: {error.message}") from None
 
 
 def known_options(spec: str) -> set[str]:

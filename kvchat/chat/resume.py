@@ -6,6 +6,7 @@ from dataclasses import replace
 from kvchat import documents
 from kvchat.chat import chatlog
 from kvchat.chat.chat import Chat
+from kvchat.chat.chatlog_names import HeldName
 from kvchat.chat.chatlog_writer import ChatLogWriter, turn_of
 from kvchat.chat.open import chosen_method, context_limit, open_chat
 from kvchat.chat.prefill import Dropped, restore, run, timed
@@ -30,8 +31,13 @@ def open_or_resume(
         keeps = options.save and (interactive or options.session is not None)
         path = chatlog.new_path() if keeps else None
         name = chatlog.checked_name(options.session) if options.session else ""
-        writer = ChatLogWriter(screen, path, name)
-        return open_chat(prepared, screen, interactive), writer
+        held = new_name(name) if keeps and name else None
+        writer = ChatLogWriter(screen, path, name, held)
+        try:
+            return open_chat(prepared, screen, interactive), writer
+        except BaseException:
+            writer.close()
+            raise
     writer, found = ChatLogWriter.of(screen, found)
     chat = open_chat(prepared, screen, interactive)
     same_tokens(chat, found)
@@ -42,6 +48,22 @@ def open_or_resume(
     except Dropped:
         raise KeyboardInterrupt from None
     return chat, writer
+
+
+def new_name(name: str) -> HeldName:
+    """Hold the name of a chat that is not there yet. Raises KvchatError("session")."""
+    held = HeldName(name)
+    try:
+        if chatlog.named(name):  # since it was looked for
+            raise KvchatError(
+                "session",
+                f"another kvchat has begun a chat called {name!r}",
+                f"--session {name!r} once more goes on with it",
+            )
+    except BaseException:
+        held.free()
+        raise
+    return held
 
 
 def same_tokens(chat: Chat, found: chatlog.Saved) -> None:
@@ -76,8 +98,17 @@ def say_chosen(found: chatlog.Saved, in_view: str, screen: Screen) -> None:
 
 
 def recall(chat: Chat, found: chatlog.Saved) -> None:
-    """Feed saved turns to a chat, behind a bar. Raises `Dropped` if the person stops it."""
+    """Feed saved turns to a chat, behind a bar.
+
+    Raises `Dropped` if the person stops it, KvchatError("session") for tokens that there are not.
+    """
     turns = [turn_of(event) for event in found.turns]
+    vocabulary = chat.session.engine.config.vocab_size
+    most = max((token for turn in turns for token in (*turn.ids, *turn.pending)), default=0)
+    if most >= vocabulary:
+        raise KvchatError(
+            "session", f"{found.path} is damaged: it has token {most:,}; there are {vocabulary:,}"
+        )
     count = sum(len(turn.ids) for turn in turns)
     run(chat, chat.session.restore(turns), "restoring turns", count)
     if gone := len(chat.session.forgotten):
@@ -92,7 +123,7 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
 
     Until everything is there the present chat stays as it is.
     """
-    found = chatlog.find(name)
+    found = chatlog.find(name, former=True)
     same_tokens(chat, found)
     if found.document.get("chat_template") != chat.model.template:
         raise KvchatError(

@@ -78,8 +78,7 @@ def chat(
     After an answer: tok/s is (n - 1) / (last - first token), "first" is the time from Enter to the
     first token.
     """
-    if given["log_file"]:
-        log.open_log(given["log_file"])
+    logged = log.open_log(given["log_file"]) if given["log_file"] else None
     if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     given["files"] = [*(documents or []), *(given["files"] or [])] or None
@@ -104,6 +103,8 @@ def chat(
             "--prompt-file -  (if the questions are piped in)",
         )
     screen = Screen(options.quiet, options.plain, options.verbose, options.color, options.notify)
+    if logged is not None:
+        logged.tell = screen.warn
     if options.jsonl:
         screen.observer = Reporter().see
     with nullcontext() if options.prompts else unseen():

@@ -6,10 +6,11 @@ from kvchat.chat.prepare import Prepared
 from kvchat.chat.resume import open_or_resume
 from kvchat.cli.json_answer import report
 from kvchat.cli.json_events import emit
+from kvchat.errors import KvchatError
 from kvchat.repl.turn import ask
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import unicode
+from kvchat.terminal.text import counted, unicode
 
 
 def run(prepared: Prepared, screen: Screen) -> int:
@@ -30,6 +31,7 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
         files = ", ".join(file.title for file in chat.book.files) or "no document"
         screen.warn(f"going on with {writer.title} (about {files})")
     talking = options.last or options.resume or options.session
+    unsaved = 0
     for prompt in options.prompts:
         if not talking:
             chat.session.clear()
@@ -43,6 +45,7 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
             done = ask(chat, screen, question, on_delta=on_delta, on_thought=on_thought)
             if talking:
                 writer.turn(chat)
+                unsaved += bool(writer.problem)
         if options.machine_readable:
             found = report(chat, question, done, screen.warnings)
             emit({"event": "done"} | found if options.jsonl else found)
@@ -63,6 +66,9 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
         elif done.reasoning_tokens and not done.answer and not options.machine_readable:
             screen.warn("the model ended in its thought, without an answer (--think off)")
     writer.close()
+    if unsaved:
+        several = counted(unsaved, "answer")
+        raise KvchatError("session", f"{several} not saved: {writer.problem}", "free space")
     return 0
 
 

@@ -76,13 +76,8 @@ def find_model(
         return demo_model()
     if name in aliases:
         return _aliased(name, aliases, revision)
-    try:
-        given = Path(name).expanduser()
-        paths = [given, *(top / name for top in MODEL_FOLDERS)]
-        paths += [top / f"{name}.gguf" for top in MODEL_FOLDERS]
-        there = next((path for path in paths if path.exists()), None)
-    except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, a zero byte
-        raise KvchatError("model", f"{clean(name)[:80]} is not a model: {error}") from None
+    under = [top / each for each in (name, f"{name}.gguf") for top in MODEL_FOLDERS]
+    there = _existing(name, *under)
     if there is not None:
         return at(there)
     return _by_name(name, aliases, revision)
@@ -196,13 +191,22 @@ def longer_windows(needed: int) -> list[str]:
     return ways or ["a model with a longer context window: -m NAME"]
 
 
+def _existing(name: str, *others: Path) -> Path | None:
+    """The first path that exists, of what somebody gave and others. Raises KvchatError("model")."""
+    try:
+        return next((path for path in (Path(name).expanduser(), *others) if path.exists()), None)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise KvchatError("model", f"{clean(name)[:80]} is not a model: {reason}") from None
+
+
 def _aliased(name: str, aliases: Aliases, revision: str | None) -> Model:
     place = aliases[name]
     if "repo" in place:
         return Model(name, in_cache(place["repo"], revision))
-    path = Path(place["path"]).expanduser()
-    if not path.exists():
+    path = _existing(place["path"])
+    if path is None:
         raise KvchatError(
-            "model", f"[models.{name}] of config.toml: {clean(str(path))} does not exist"
+            "model", f"[models.{name}] of config.toml: {clean(place['path'])} does not exist"
         )
     return Model(name, at(path).path)

@@ -2,7 +2,6 @@
 that cannot be used or saved is told once and costs nothing else.
 """
 
-import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from kvchat.documents.document_ids import Book
+from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
@@ -25,11 +25,12 @@ from kvchat.engine.store import Refused, header
 from kvchat.engine.store.archive import OnDisk, load_archives
 from kvchat.engine.store.cached_document import layers_of, load
 from kvchat.engine.store.cached_document import save as save_document
+from kvchat.engine.store.contents import Shape
 from kvchat.engine.store.identity import Identity, Parts, fingerprint
-from kvchat.engine.store.tensors import Stopped
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.prompt_cache import files
+from kvchat.prompt_cache.background import BackgroundSave
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size
 
@@ -75,7 +76,7 @@ class PromptCache:
         self._screen, self._engine, self._model = screen, engine, model
         self.root, self.full_copy = root or files.folder(), full_copy
         self.reads, self.saves = policy != "off", policy == "on"
-        self._running: list[_Save] = []
+        self._running: list[BackgroundSave] = []
 
     def __enter__(self) -> "PromptCache":
         return self
@@ -197,7 +198,7 @@ class PromptCache:
             files.prune(self.root, files.CAP, keep=(path, archive))
             return f"cached for the next time: {size(path.stat().st_size)} (kvchat cache list)"
 
-        self._running.append(_Save(work))
+        self._running.append(BackgroundSave(work))
 
     def tell(self) -> None:
         """Say which savings have ended since the last time, where a person may read it."""
@@ -247,8 +248,13 @@ class PromptCache:
         self, book: Book, method: Method, opened: tuple[KVCache, Any, Book] | None
     ) -> tuple[KVCache, Any, Book] | None:
         """A cache with its archives beside it, chosen from them if there is none."""
-        parts = self._parts(book)
-        found = self._opened(parts, book, lambda path, name, on: load_archives(path, on.ids, name))
+        parts, config = self._parts(book), self._engine.config
+        shape = Shape(config.num_kv_heads, config.head_dim, self._engine.dtype)
+
+        def mapped(path: Path, name: str, dated: Book) -> list[Archive]:
+            return load_archives(path, dated.ids, name, len(config.full_layers), shape)
+
+        found = self._opened(parts, book, mapped)
         if found is None:
             return None
         archives, about, dated = found
@@ -293,35 +299,3 @@ class PromptCache:
             for save in self._running:
                 save.wait()
         self.tell()
-
-
-class _Save:
-    """What a thread writes while the chat goes on; `outcome` says how it ended."""
-
-    def __init__(self, work: Callable[[Callable[[], bool]], str]):
-        self._stop = threading.Event()
-        self._work = work
-        self.outcome: str | Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="save")
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        """Whether it is still being written."""
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        """Give it up; nothing of it stays."""
-        self._stop.set()
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until it has ended, or for some seconds."""
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
-        try:
-            self.outcome = self._work(self._stop.is_set)
-        except Stopped:
-            return
-        except Exception as error:  # the chat goes on; whatever it is will be told
-            self.outcome = error

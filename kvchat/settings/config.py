@@ -139,8 +139,12 @@ class _Checker:
         """Keys must be `options`, whose kinds the values have, or `texts`."""
         self.known(table, found, (*texts, *options))
         for key, value in found.items():
+            kind = TEXT if key in texts else options[key].kind
             try:
-                (TEXT if key in texts else options[key].kind).read(f"{key} =", value)
+                if isinstance(value, list | dict):  # a list is what a repeated flag gives
+                    text = f"{key} = {value!r:.40} is not {kind.meaning}"
+                    raise KvchatError("usage", text)
+                kind.read(f"{key} =", value)
             except KvchatError as error:
                 raise self.error(table, key, error.message) from None
 

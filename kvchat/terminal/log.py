@@ -3,6 +3,8 @@
 import logging
 import os
 import stat
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +16,22 @@ LOG.addHandler(logging.NullHandler())
 LOG.propagate = False
 
 
-def open_log(path: str) -> None:
+class LogFile(logging.FileHandler):
+    """A file that takes lines until it fails: that is told once, to `tell`, and it ends there."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, encoding="utf-8")
+        self.tell: Callable[[str], object] = lambda text: print(f"kvchat: {text}", file=sys.stderr)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called while an error is being handled that a line has caused."""
+        error = sys.exc_info()[1]
+        LOG.removeHandler(self)
+        reason = getattr(error, "strerror", None) or str(error)
+        self.tell(f"--log-file {clean(self.baseFilename)} cannot be written any more: {reason}")
+
+
+def open_log(path: str) -> LogFile:
     """Append to a file that only the user can read. Raises KvchatError("input")."""
     file = Path(path).expanduser()
     try:
@@ -25,11 +42,13 @@ def open_log(path: str) -> None:
                     os.fchmod(number, 0o600)
         finally:
             os.close(number)
-        handler = logging.FileHandler(file, encoding="utf-8")
-    except OSError as error:
+        handler = LogFile(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise KvchatError(
-            "input", f"--log-file {clean(path)} cannot be written: {error.strerror}"
+            "input", f"--log-file {clean(path)} cannot be written: {reason}"
         ) from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
+    return handler

@@ -4,6 +4,7 @@ import os
 from itertools import count, islice
 
 import pytest
+import torch
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.segment import Memory
@@ -17,6 +18,7 @@ from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose
 from kvchat.engine.store import atomic
 from kvchat.engine.store.archive import OnDisk, load_archives
+from kvchat.engine.store.contents import Shape
 from kvchat.errors import KvchatError
 from tests.engine.scenes import assert_same_cache, kept_tokens
 from tests.engine.scripted import ask, new_session, talk
@@ -25,6 +27,7 @@ from tests.support.closeness import assert_close
 
 IDS, QUESTION = random_ids(180), random_ids(9, seed=3)
 KEY = "a" * 32
+SHAPE = Shape(2, 16, torch.float32)  # of the tiny models
 CHOOSING = [name for name, entry in METHODS.items() if not entry.told]
 ADAKV = parse_method("adakv:budget=40%,window=8")
 
@@ -140,7 +143,7 @@ def test_archives_on_disk_choose_alike_and_are_found_again(engine, tmp_path):
     for name in ("snapkv", "expected-attention", "full"):
         engine.choose(cache, parse_method(name))
         assert_same_cache(cache, read(engine, IDS, parse_method(name))[0])
-    found = load_archives(path, IDS, KEY)
+    found = load_archives(path, IDS, KEY, 2, SHAPE)
     assert sum((a.memory() for a in found), Memory()) == cache.archived()
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -152,7 +155,7 @@ def test_a_damaged_archive_is_noticed_when_it_is_used(engine, tmp_path):
     data[len(data) // 4] ^= 1
     path.write_bytes(data)
     cache = read(engine, IDS, ADAKV)[0]
-    for layer, archive in zip(cache.layers, load_archives(path, IDS, KEY), strict=True):
+    for layer, archive in zip(cache.layers, load_archives(path, IDS, KEY, 2, SHAPE), strict=True):
         layer.archive = archive
     with pytest.raises(KvchatError, match=r"a\.safetensors"):
         engine.choose(cache, ADAKV)

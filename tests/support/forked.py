@@ -58,9 +58,16 @@ def become(arguments: list[str], environment: dict[str, str], prepare: Callable)
 
 
 def kvchat(
-    *arguments: str, stdin: bytes | None = None, script: dict | None = None, **environment: str
+    *arguments: str,
+    stdin: bytes | None = None,
+    script: dict | None = None,
+    full: tuple[int, ...] = (),
+    **environment: str,
 ):
-    """Like `program.kvchat`, sooner; with a `script` the answers are what it says."""
+    """Like `program.kvchat`, sooner; with a `script` the answers are what it says.
+
+    Of standard output (1) and error (2) those in `full` are a device that has no space.
+    """
 
     def prepare() -> None:
         if script is not None:
@@ -73,7 +80,7 @@ def kvchat(
             os.close(file)
         source = given[0] if stdin is not None else os.open(os.devnull, os.O_RDONLY)
         for target, file in enumerate((source, out[1], err[1])):
-            os.dup2(file, target)
+            os.dup2(os.open("/dev/full", os.O_WRONLY) if target in full else file, target)
         become(list(arguments), dict(os.environ) | environment, prepare)
     for file in (given[0], out[1], err[1]):
         os.close(file)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def family_of(name: str) -> Family:
 def interpret(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
     """The meaning of a config's keys. Raises KvchatError("model")."""
     name = raw.get("model_type")
+    if not isinstance(name, str | None):
+        raise KvchatError("model", f"{source}: model_type is {name!r:.60}, no name")
     if name in NESTED:
         inner = raw.get("text_config")
         if not isinstance(inner, dict):
@@ -66,7 +69,9 @@ def interpret(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
             "use the original safetensors in bf16, f16 or f32, or a GGUF file of the model",
         )
     try:
-        return _read(dict(raw), source)
+        config = _read(dict(raw), source)
+        _require_finite(config)
+        return config
     except KeyError as error:
         raise KvchatError("model", f"{source} has no {error.args[0]!r}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -111,7 +116,6 @@ def _read(given: dict[str, Any], source: str) -> ModelConfig:
         reach, stretched = min(reach, window), min(stretched, window)
         layers = tuple(LayerKind(rope=kind.rope) for kind in layers)
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
-    end = raw.get("eos_token_id")
     config = ModelConfig(
         **{
             "family": name,
@@ -127,7 +131,7 @@ def _read(given: dict[str, Any], source: str) -> ModelConfig:
             "max_position": reach,
             "stretched": stretched,
             "dtype": dtype if dtype in ITEM_BYTES else "float32",
-            "end_tokens": tuple(end) if isinstance(end, list) else () if end is None else (end,),
+            "end_tokens": token_ids(raw.get("eos_token_id")),
             "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
             "activation": ACTIVATIONS[activation],
         }
@@ -189,8 +193,8 @@ def _rope(scaling: Mapping[str, Any], raw: Raw, head_dim: int, positions: int, s
             f"{source}: RoPE kind {kind!r} is not supported (supported: {', '.join(ROPE_KINDS)})",
             supported=list(ROPE_KINDS),
         )
-    if theta <= 0:
-        raise KvchatError("model", f"{source}: rope_theta {theta:g} is not above 0")
+    if theta <= 1:
+        raise KvchatError("model", f"{source}: rope_theta {theta:g} is not above 1")
     part = scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
     dim = int(head_dim * float(part))
     if not 0 < dim <= head_dim or dim % 2:
@@ -199,7 +203,7 @@ def _rope(scaling: Mapping[str, Any], raw: Raw, head_dim: int, positions: int, s
         )
     if kind == "default":
         return Rope(dim, theta)
-    original = int(
+    original = _size(
         scaling.get("original_max_position_embeddings")
         or raw.get("original_max_position_embeddings")
         or positions
@@ -214,16 +218,21 @@ def _rope(scaling: Mapping[str, Any], raw: Raw, head_dim: int, positions: int, s
         return Rope(dim, theta, kind, factor, positions, base=theta)
     if kind == "llama3":
         low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-        original = int(scaling["original_max_position_embeddings"])
+        original = _size(scaling["original_max_position_embeddings"])
+        if not 0 < low < high:
+            raise ValueError(f"low_freq_factor {low:g} and high_freq_factor {high:g}")
         return Rope(dim, theta, kind, factor, original, low, high)
+    slow, fast = float(scaling.get("beta_slow") or 1), float(scaling.get("beta_fast") or 32)
+    if not 0 < slow <= fast:
+        raise ValueError(f"beta_slow {slow:g} and beta_fast {fast:g}")
     return Rope(
         dim,
         theta,
         kind,
         factor,
         original,
-        low=float(scaling.get("beta_slow") or 1),
-        high=float(scaling.get("beta_fast") or 32),
+        low=slow,
+        high=fast,
         truncate=bool(scaling.get("truncate", True)),
         attention=_yarn_attention(scaling, factor),
         beta=float(scaling.get("llama_4_scaling_beta") or 0.0),
@@ -293,6 +302,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise KvchatError("model", f"{path} does not hold a JSON object")
     return raw
+
+
+def token_ids(value: Any) -> tuple[int, ...]:
+    """What a key like `eos_token_id` holds: none, one, or a list. Raises ValueError."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(each) is int for each in ids):
+        raise ValueError(f"{value!r:.60} in place of token ids")
+    return tuple(ids)
+
+
+def _require_finite(config: ModelConfig) -> None:
+    """Raise ValueError if a number of a config is none that can be computed with."""
+    parts: tuple[ModelConfig | Rope, ...] = (config, *config.ropes)
+    for part in parts:
+        for each in fields(part):
+            value = getattr(part, each.name)
+            if each.type is float and (isinstance(value, complex) or not math.isfinite(value)):
+                raise ValueError(f"{each.name} is {value}")
 
 
 def _size(value: Any) -> int:

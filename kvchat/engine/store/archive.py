@@ -16,6 +16,7 @@ from kvchat.engine.methods.needs import Needs
 from kvchat.engine.prefill.archive_writer import OBSERVED, Archiving
 from kvchat.engine.store import Refused
 from kvchat.engine.store.atomic import NewFile
+from kvchat.engine.store.contents import Contents, Shape, require_archive
 from kvchat.engine.store.header import describe
 from kvchat.engine.store.tensors import Mapped, Stopped, Writer, aligned
 from kvchat.errors import KvchatError
@@ -45,6 +46,7 @@ class OnDisk(Archiving):
         self._metadata = describe(KIND, fingerprint, about)
         self._open = ExitStack()
         self._writer: Writer | None = None
+        self._shape: Shape | None = None  # of a layer's entries
         self._archives: Sequence[Archive] = ()
 
     def __exit__(self, *_: object) -> None:
@@ -55,6 +57,7 @@ class OnDisk(Archiving):
         if self.problem is not None:
             return
         ordered = aligned({"k": keys, "v": values} | observed)
+        self._shape = Shape(keys.shape[0], keys.shape[2], keys.dtype)
         try:
             if self._writer is None:
                 slots = {
@@ -78,31 +81,36 @@ class OnDisk(Archiving):
         """One per layer, mapped; none if the disk has failed."""
         if self.problem is None and not self._archives:
             try:
-                self._archives = load_archives(self.path, self._ids.tolist(), self._fingerprint)
+                assert self._shape is not None, "a layer has been written"
+                self._archives = load_archives(
+                    self.path, self._ids.tolist(), self._fingerprint, self._layers, self._shape
+                )
             except OSError as error:
                 self.problem = error
         return self._archives
 
 
-def load_archives(path: Path, ids: Sequence[int], fingerprint: str) -> list[Archive]:
-    """The archives of the document `ids`, one per layer, mapped; entries are checked when used.
+def load_archives(
+    path: Path, ids: Sequence[int], fingerprint: str, layers: int, shape: Shape
+) -> list[Archive]:
+    """The archives of the document `ids`, one per layer, mapped; bytes are checked when used.
 
     Raises Refused with the reason, OSError if the file cannot be opened.
     """
     mapped = Mapped(path)
     mapped.header.require(KIND, fingerprint)
+    contents = Contents(mapped.tensors)
+    known = contents.take("ids", torch.int32, None)
     mapped.check(["ids"])
-    if mapped.tensors.pop("ids").tolist() != list(ids):
+    if known.tolist() != list(ids):
         raise Refused("its token ids differ")
-    layers: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in mapped.tensors.items():
-        layer, _, field = name.partition(".")
-        layers.setdefault(int(layer), {})[field] = tensor
     found = []
-    for number in sorted(layers):
-        own = layers[number]
+    for number in range(layers):
+        own = contents.part(f"{number}.").tensors
+        require_archive(own, shape, len(ids))
         keys, values = own.pop("k"), own.pop("v")
         found.append(Archive(keys, values, own, True, _check(path, mapped, f"{number}.")))
+    contents.end()
     return found
 
 

@@ -19,7 +19,8 @@ from kvchat.engine.cache.segment import Segment
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.engine import Engine
 from kvchat.engine.store import Refused
-from kvchat.engine.store.header import describe
+from kvchat.engine.store.contents import Contents, Shape, require_segment
+from kvchat.engine.store.header import Header, describe
 from kvchat.engine.store.tensors import Mapped, write
 
 KIND = "kvchat reading"
@@ -104,14 +105,13 @@ def load(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KV
     mapped = Mapped(path)
     mapped.header.require(KIND, fingerprint)
     mapped.check()
-    try:
-        if mapped.tensors["ids"].tolist() != list(ids):
-            raise Refused("its token ids differ")
-        saved = mapped.tensors["probe"]
-        layers = _layers(mapped, engine)
-        _require_shape(layers, engine, len(ids))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"it is not complete ({error!r})") from None
+    contents = Contents(mapped.tensors)
+    if contents.take("ids", torch.int32, None).tolist() != list(ids):
+        raise Refused("its token ids differ")
+    saved = contents.take("probe", torch.float32, engine.config.vocab_size)
+    layers = _layers(mapped.header, contents, engine, len(ids))
+    contents.end()
+    _require_shape(layers, engine, len(ids))
     difference = _difference(probe(engine, layers, ids), saved)
     if not difference <= TOLERANCE[engine.dtype]:
         raise Refused(f"the model's logits over it differ by {difference:.1%}")
@@ -139,29 +139,32 @@ def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
     return cache
 
 
-def _layers(mapped: Mapped, engine: Engine) -> list[Layer]:
+def _layers(header: Header, contents: Contents, engine: Engine, tokens: int) -> list[Layer]:
+    """The layers of a file, each of its tensors what it should be. Raises Refused."""
     config, found = engine.config, []
-    none = torch.empty(config.num_kv_heads, 0, config.head_dim, dtype=engine.dtype)
-    for number, segments in enumerate(mapped.header.segments):
+    if len(header.segments) != config.num_layers:
+        raise Refused(f"it has {len(header.segments)} layers; the model has {config.num_layers}")
+    shape = Shape(config.num_kv_heads, config.head_dim, engine.dtype)
+    none = torch.empty(shape.heads, 0, shape.dim, dtype=engine.dtype)
+    for number, segments in enumerate(header.segments):
         parts = []
         for which, (kind, span) in enumerate(segments):
-            prefix = f"{number}.{which}."
-            tensors = {
-                name.removeprefix(prefix): tensor.to(engine.device)
-                for name, tensor in mapped.tensors.items()
-                if name.startswith(prefix)
-            }
-            parts.append(Part(kind, span, tensors))
-        tail = (mapped.tensors.get(f"{number}.tail.{name}", none) for name in "kv")
-        found.append(Layer(parts, *(entries.to(engine.device) for entries in tail)))
+            own = contents.part(f"{number}.{which}.").tensors
+            require_segment(kind, own, span, shape, tokens)
+            here = {name: tensor.to(engine.device) for name, tensor in own.items()}
+            parts.append(Part(kind, span, here))
+        tail = contents.part(f"{number}.tail.")
+        ends = [none, none]
+        if "k" in tail:
+            ends = [tail.take(name, engine.dtype, shape.heads, None, shape.dim) for name in "kv"]
+        tail.end()
+        found.append(Layer(parts, *(entries.to(engine.device) for entries in ends)))
     return found
 
 
 def _require_shape(layers: Sequence[Layer], engine: Engine, tokens: int) -> None:
     """Raise Refused unless these can be the layers of this model's cache of so many tokens."""
     config = engine.config
-    if len(layers) != config.num_layers:
-        raise Refused(f"it has {len(layers)} layers; the model has {config.num_layers}")
     full = len(config.full_layers)
     windows = [kind.window for kind in config.layers if kind.window]
     for layer, window in zip(layers[full:], windows, strict=True):
@@ -174,9 +177,6 @@ def _require_shape(layers: Sequence[Layer], engine: Engine, tokens: int) -> None
         shape = (config.num_kv_heads, tokens - ends[-1], config.head_dim)
         if spans != list(pairwise(ends)) or {layer.keys.shape, layer.values.shape} != {shape}:
             raise Refused(f"it does not cover {tokens:,} tokens")
-        heads = {len(part.segment().lengths) for part in layer.parts}
-        if heads - {config.num_kv_heads}:
-            raise Refused(f"expected {config.num_kv_heads} KV heads")
 
 
 def _difference(found: Tensor, saved: Tensor) -> float:

@@ -106,4 +106,6 @@ def _noted(given: Any) -> dict[str, Any]:
 
 def _span(given: Any) -> tuple[int, int]:
     first, end = given
-    return int(first), int(end)
+    if not (type(first) is type(end) is int and 0 <= first <= end):
+        raise ValueError(f"a span of {given}")
+    return first, end

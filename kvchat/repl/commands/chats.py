@@ -1,10 +1,12 @@
 """Commands about saved chats: name, branch, open, list, export, copy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kvchat.chat import chatlog, resume
 from kvchat.chat import export as export_
+from kvchat.chat.chatlog_names import HeldName
 from kvchat.chat.chatlog_writer import ChatLogWriter, turn_event
 from kvchat.chat.export import Talk
 from kvchat.chat.prefill import Dropped
@@ -32,12 +34,12 @@ def save(context: Context, argument: str) -> None:
     if not writer.name or argument == writer.name:
         rename(context, argument)
         return
-    name = free_name(context, argument)
-    copy_ = ChatLogWriter(context.screen, chatlog.new_path(), name)
-    if chat.session.turns:
-        copy_.turn(chat)  # a file begins with all the turns there are
-    else:
-        copy_.rename(chat, name)
+    with free_name(context, argument) as name:
+        copy_ = ChatLogWriter(context.screen, chatlog.new_path(), name)
+        if chat.session.turns:
+            copy_.turn(chat)  # a file begins with all the turns there are
+        else:
+            copy_.rename(chat, name)
     if copy_.path is None:  # the disk failed, which has been said
         return
     writer.close()
@@ -46,13 +48,21 @@ def save(context: Context, argument: str) -> None:
 
 
 def rename(context: Context, argument: str) -> None:
-    """give the chat another name"""
+    """give the chat another name
+
+    `--resume` and `/load` find it by its former name too, until another chat has that. `/save NAME`
+    leaves a chat that has a name as it is.
+    """
     require_saved(context)
     if not argument:
         raise KvchatError("usage", "/rename needs a name", "/rename night watch")
-    name = free_name(context, argument)
-    context.writer.rename(context.chat, name)
-    context.screen.tell(f"renamed to {name!r}")
+    before = context.writer.name
+    with free_name(context, argument) as name:
+        context.writer.rename(context.chat, name)
+    if context.writer.path is None:  # the disk failed, which has been said
+        return
+    also = f"; {before!r} still finds it" if before not in ("", name) else ""
+    context.screen.tell(f"renamed to {name!r}{also}")
 
 
 def require_saved(context: Context) -> None:
@@ -61,13 +71,15 @@ def require_saved(context: Context) -> None:
         raise KvchatError("session", "this chat is not saved (--no-save, or the disk failed)")
 
 
-def free_name(context: Context, text: str) -> str:
-    """A name that no other chat has. Raises KvchatError."""
+@contextmanager
+def free_name(context: Context, text: str) -> Iterator[str]:
+    """A name that no other chat has, nor gets meanwhile. Raises KvchatError."""
     name = chatlog.checked_name(text)
-    others = [chat for chat in chatlog.chats() if chat.path != context.writer.path]
-    if any(chat.name == name for chat in others):
-        raise KvchatError("session", f"a chat is called {name!r} already", f"/load {name}")
-    return name
+    with HeldName(name):
+        others = [chat for chat in chatlog.chats() if chat.path != context.writer.path]
+        if any(chat.name == name for chat in others):
+            raise KvchatError("session", f"a chat is called {name!r} already", f"/load {name}")
+        yield name
 
 
 def load(context: Context, argument: str) -> None:

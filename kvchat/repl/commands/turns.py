@@ -7,6 +7,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from kvchat.chat.chatlog import new_path
+from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.engine.decode.sampling import COLD, Sampling
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
@@ -135,13 +137,20 @@ def undo(context: Context, argument: str) -> None:
 
 
 def clear(context: Context, argument: str) -> None:
-    """remove all turns, keep the documents"""
-    chat = context.chat
+    """remove all turns, keep the documents
+
+    A new chat begins over the same documents; the old one stays among the saved ones.
+    """
+    chat, writer = context.chat, context.writer
     count = len(chat.session.all_turns)
     chat.session.clear()
-    context.writer.undo(chat, count)
     chat.last = None
-    context.screen.tell(f"removed {counted(count, 'turn')}; the documents stay")
+    kept = ""
+    if count and writer.path is not None:
+        kept = f", and {writer.title!r} among the saved chats"
+        writer.close()
+        context.writer = ChatLogWriter(context.screen, new_path())
+    context.screen.tell(f"removed {counted(count, 'turn')}; the documents stay{kept}")
 
 
 def require_turns(context: Context, what: str) -> None:
