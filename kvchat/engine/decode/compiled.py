@@ -3,7 +3,6 @@
 About ten calls per layer, none of which allocates; weights and entries stay where the tensors are.
 """
 
-import threading
 from typing import Any
 
 import numba
@@ -11,19 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.decode import maps
 from kvchat.engine.decode.past import NONE, Past
 from kvchat.engine.decode.room import Room
-from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block, RMSNorm
-from kvchat.engine.prefill.prefill import empty_cache
-from kvchat.engine.weights.checkpoint import random_weights
-from kvchat.kernels.cpu import four_bits, products
-from kvchat.kernels.cpu.attention import attend, attend_parallel
 from kvchat.kernels.cpu.layer import add, gate, norm, place
 
 
@@ -98,8 +91,7 @@ class CompiledStep:
     def __init__(self, model: Decoder):
         self.model, threads = model, torch.get_num_threads()
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        splits = -(-threads // model.config.num_kv_heads)
-        self.room = Room(model.config, splits)
+        self.room = Room(model.config, threads)
         self.layers = [LayerStep(model, n, self.room, threads) for n in range(len(model.blocks))]
         self.head = maps.product([model.lm_head], self.room.rounded, threads)
         self.norm = _norm(model.model.norm)
@@ -144,30 +136,3 @@ def _wide(vector: Tensor) -> np.ndarray:
 
 def _factors(block: Block) -> np.ndarray:
     return NONE if block.factors is None else np.array(block.factors, np.float32)
-
-
-def warm(dtype: torch.dtype) -> None:
-    """Have everything compiled that a model of this dtype needs: a tiny one writes a token.
-
-    The first time that takes seconds, so it stops between functions when the program ends.
-    """
-    rope = Rope(32)
-    config = ModelConfig(
-        family="llama", vocab_size=64, hidden_size=64, intermediate_size=64, num_heads=4,
-        num_kv_heads=2, head_dim=32, rms_norm_eps=1e-5, layers=(LayerKind(),), ropes=(rope,),
-        max_position=64, stretched=64, dtype="float32",
-    )  # fmt: skip
-    running = threading.main_thread().is_alive
-    for weights in ("auto", "int4"):  # tables are in 8 bits then
-        if not running():
-            return
-        model = random_weights(config, dtype, torch.device("cpu"), weights=weights)
-        with torch.inference_mode():
-            cache = empty_cache(model, TorchBackend())
-            CompiledStep(model)(cache, 0)
-    if torch.get_num_threads() > 1:
-        for one, many in (*products.PAIRS, *four_bits.PAIRS, (attend, attend_parallel)):
-            for signature in one.signatures:
-                if not running():
-                    return
-                many.compile(signature)

@@ -26,7 +26,8 @@ class Set:
 
     def __init__(self, entries: Entries, room: Room):
         heads, packing = len(entries.spans), entries.packing
-        self.kernels, self.room = (attend, attend_parallel), ()
+        self.kernels = attend, attend_parallel
+        self.room: Arrays = ()
         self.store: tuple[Any, ...] = view(entries.k), view(entries.v)
         if packing is not None:
             scales = packing.k_scale, packing.k_zero, packing.v_scale, packing.v_zero
@@ -59,24 +60,25 @@ class Chosen(Set):
         super().__init__(Entries(k, v, none, none, spans), room)
         centroids = segment.centroids.contiguous()
         self._centroids, self._pool = view(centroids), view(segment.pool)
-        self._table = np.empty(centroids.shape[:3], np.float32)
+        _, self._parts, self._size, _ = centroids.shape
         self._chosen = np.empty((heads, reads.count), np.int32)
         self._gained = np.empty(heads, np.float32)
-        self._group = room.o.shape[0] // heads
         self._codes: Tensor | None = None
 
     def ready(self, q: np.ndarray, scale: Any, many: bool) -> None:
         """Choose for the queries `q [H*G, D]`, and copy."""
-        segment, reads = self.segment, self.segment.reads
+        segment, room, reads = self.segment, self._own, self.segment.reads
         if segment.codes is not self._codes:
             self._follow()
-        (choose_parallel if many else choose)(
+        workers = room.workers if many else 1
+        gained = (choose_parallel if many else choose)(
             q, self._centroids, *self._coded, scale, reads.aggregate, reads.count, reads.sinks,
-            *self._cells, self._pool, *self._late, self._table, *self._own.choice(self._items),
+            *self._cells, self._pool, *self._late,
+            *room.choice(self._parts, self._size, self._items, workers),
             self._chosen, self._gained, *self.store,
         )  # fmt: skip
         segment.steps += 1
-        segment.mass = segment.mass + float(self._gained.mean()) / self._group
+        segment.mass = segment.mass + gained / len(q)
 
     def _follow(self) -> None:
         """Entries have come from the window, or have gone back."""
@@ -85,9 +87,9 @@ class Chosen(Set):
         self._coded = (view(segment.codes.contiguous()),)
         if cells is None:
             none, self._items = np.empty((len(segment.codes), 0), np.int32), len(segment.codes[0])
-            self._cells: Arrays = none, none, none, none.astype(np.float32)
+            self._cells: Arrays = none, none, none
         else:
-            listed = cells.offset, cells.order, cells.pending, cells.count
+            listed = cells.offset, cells.order, cells.pending
             self._cells, self._items = tuple(map(view, listed)), cells.count.shape[1]
         late = segment.late
         self._late = view(late.k), view(late.v), late.place - late.length

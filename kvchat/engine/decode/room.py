@@ -15,8 +15,9 @@ Arrays = tuple[np.ndarray, ...]
 class Room:
     """Vectors, sums of attention, and what products and choices need beside."""
 
-    def __init__(self, config: ModelConfig, splits: int):
-        self.dim, self.splits = config.head_dim, splits
+    def __init__(self, config: ModelConfig, threads: int):
+        self.dim, self.splits = config.head_dim, -(-threads // config.num_kv_heads)
+        self.workers = min(threads, config.num_kv_heads)
         heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
         width = config.num_heads * config.head_dim
         self.x, self.h, self.y = np.empty((3, config.hidden_size), np.float32)
@@ -28,7 +29,7 @@ class Room:
         self.both = np.empty(2 * config.intermediate_size, np.float32)
         self.inner = self.both[: config.intermediate_size]
         self.width, self.wide = together(group), padded(group)
-        tasks = heads * splits
+        tasks = heads * self.splits
         self.logits = np.empty((tasks, self.wide, BLOCK), np.float32)
         self.asked, self._sums = np.empty((2, tasks, self.wide, self.dim), np.float32)
         self._tops, self._totals = np.empty((2, tasks, self.wide), np.float32)
@@ -65,12 +66,14 @@ class Room:
             self._packed = codes, np.empty((tasks, 7, dim), np.float32), scales
         return self._packed
 
-    def choice(self, items: int) -> Arrays:
-        """Logits, worth and keys of so many items of every head; see `kernels/cpu/choice.py`."""
-        if not self._choice or self._choice[0].shape[1] < items:
-            each = (self._heads, items + items // 8)
-            self._choice = *np.empty((2, *each), np.float32), np.empty(each, np.int32)
-        return self._choice
+    def choice(self, parts: int, size: int, items: int, workers: int) -> Arrays:
+        """What `workers` need to judge so many items; see `kernels/cpu/choice.py`."""
+        known = self._choice
+        if not known or known[0].shape[1:] != (parts, size) or known[1].shape[1] < items:
+            each = self.workers, items + items // 8
+            numbers, marks = np.empty((3, *each), np.float32), np.empty((2, *each), np.int32)
+            known = self._choice = np.empty((each[0], parts, size), np.float32), *numbers, *marks
+        return tuple(array[:workers] for array in known)
 
     def gathered(self, entries: int, dim: int, dtype: torch.dtype) -> Tensor:
         """Keys and values `[2, entries, dim]` of one layer, copied side by side."""

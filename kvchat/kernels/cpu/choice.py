@@ -8,23 +8,44 @@ import numpy as np
 from numba import prange
 
 from kvchat.kernels.cpu.attention import NOTHING
-from kvchat.kernels.cpu.numbers import F32, LINE, both, exp, fetch, jit, largest, ordered, unordered
+from kvchat.kernels.cpu.numbers import (
+    F32,
+    LINE,
+    POSITIVE,
+    both,
+    exp,
+    fetch,
+    jit,
+    largest,
+    ordered,
+    unordered,
+)
 
 SUM, MAX, LOGITS = 0, 1, 2  # `cache.AGGREGATES`
 AHEAD = 8  # entries that are asked for before they are copied
 NEVER = np.int32(-(2**31))  # of an item without entries
+COARSE = 20  # bits of a key that say little: an eighth of its size
 
 
 @jit()
 def _products(q, centroids, scale, table):
-    """`table [m, C] = scale * q_j . centroids[j, c]`: one query `q [D]` and `centroids [m, C, d]`."""
+    """`table [m, C]`, the products of one query `q [D]` and `centroids [m, C, d]`, part by part."""
     parts, size, dim = centroids.shape
     for j in range(parts):
         for c in range(size):
             dot = F32(0)
             for i in range(dim):
                 dot += q[j * dim + i] * centroids[j, c, i]
-            table[j, c] = dot * scale
+            table[j, c] = scale * dot
+
+
+@jit()
+def _counted(offset, pending, count):
+    """Entries of each cell, `count [C^m]`: those of the list and those that wait."""
+    for cell in range(offset.size - 1):
+        count[cell] = F32(offset[cell + 1] - offset[cell])
+    for n in range(pending.size):
+        count[pending[n]] += F32(1)
 
 
 @jit()
@@ -34,10 +55,11 @@ def _by_cell(table, logits):
     cells = 1
     logits[0] = F32(0)
     for j in range(parts):
+        part = table[j]
         for cell in range(cells - 1, -1, -1):  # what is written has been read
-            before = logits[cell]
+            before, row = logits[cell], logits[cell * size : (cell + 1) * size]
             for c in range(size):
-                logits[cell * size + c] = before + table[j, c]
+                row[c] = before + part[c]
         cells *= size
 
 
@@ -83,39 +105,70 @@ def _judge(logits, items, count, aggregate, first, worth):
 
 
 @jit()
-def _bound(keys, items, count, wanted):
-    """The `wanted`-th largest of `keys`, of which item n has `count[n]`, or one."""
-    found = np.int64(-(2**31))
-    for bit in range(31, -1, -1):
+def _above(keys, items, count, least):
+    """How many entries have a key of `least` or more."""
+    if count.size:
+        weight = F32(0)
+        for n in range(items):
+            weight += count[n] if keys[n] >= least else F32(0)
+        return np.int64(weight)
+    number = np.int32(0)
+    for n in range(items):
+        number += np.int32(keys[n] >= least)
+    return np.int64(number)
+
+
+@jit()
+def _bound(keys, items, count, wanted, near):
+    """The `wanted`-th largest of `keys`, of which item n has `count[n]`, or one.
+
+    Bit by bit; by the lower ones only for items `near [items]` to it, which is room.
+    """
+    found, top = np.int64(NEVER), NEVER
+    for n in range(items):
+        top = max(top, keys[n])
+    for bit in range(31, COARSE - 1, -1):
         tried = found + (np.int64(1) << bit)
-        least = np.int32(tried)
-        if count.size:
-            weight = F32(0)
-            for n in range(items):
-                weight += count[n] if keys[n] >= least else F32(0)
-            above = np.int64(weight)
-        else:
-            number = np.int32(0)
-            for n in range(items):
-                number += np.int32(keys[n] >= least)
-            above = np.int64(number)
+        if tried <= top and _above(keys, items, count, np.int32(tried)) >= wanted:
+            found = tried
+    end = found + (np.int64(1) << COARSE)
+    least, most = np.int32(found), np.int32(min(end, np.int64(POSITIVE)))
+    beyond = 0 if end > POSITIVE else _above(keys, items, count, most)
+    left = 0
+    for n in range(items):  # without branches
+        near[left] = n
+        left += int(least <= keys[n] and (keys[n] < most or end > POSITIVE))
+    for bit in range(COARSE - 1, -1, -1):
+        tried, above = found + (np.int64(1) << bit), np.int64(beyond)
+        for n in range(left):
+            item = near[n]
+            if keys[item] >= tried:
+                above += np.int64(count[item]) if count.size else 1
         if above >= wanted:
             found = tried
     return np.int32(found)
 
 
 @jit()
-def _picked_cells(keys, items, bound, wanted, codes, size, offset, order, pending, chosen):
-    """Entries in cells above the bound, and of those at it the first that are still `wanted`."""
-    at, edges, edge = 0, 0, 0
-    for cell in range(items):
-        if keys[cell] > bound:
-            for place in range(offset[cell], offset[cell + 1]):
-                chosen[at] = order[place]
-                at += 1
-        elif keys[cell] == bound:
-            edges, edge = edges + 1, cell
-    listed = order.size
+def _picked_cells(keys, items, bound, wanted, codes, size, offset, order, pending, cells, chosen):
+    """Entries in cells above the bound, and of those at it the first that are still `wanted`.
+
+    `cells [C^m]` is room.
+    """
+    found, edges, edge = 0, 0, 0
+    for cell in range(items):  # without branches
+        cells[found] = cell
+        found += keys[cell] > bound
+        here = keys[cell] == bound
+        edges += here
+        edge = cell if here else edge
+    at, listed = 0, order.size
+    for n in range(found):
+        if n + AHEAD < found:
+            fetch(order, offset[cells[n + AHEAD]], 0)
+        for place in range(offset[cells[n]], offset[cells[n] + 1]):
+            chosen[at] = order[place]
+            at += 1
     for n in range(pending.size):
         if keys[pending[n]] > bound:
             chosen[at] = listed + n
@@ -160,6 +213,18 @@ def _picked(keys, items, bound, wanted, chosen):
 
 
 @jit()
+def _gained(worth, keys, items, count, bound, wanted):
+    """What the `wanted` chosen entries are worth together."""
+    missing, total = F32(wanted), F32(0)
+    for n in range(items):
+        many = count[n] if count.size else F32(1)
+        above = keys[n] > bound
+        missing -= many if above else F32(0)
+        total += worth[n] * many if above else F32(0)
+    return total + missing * unordered(bound)
+
+
+@jit()
 def _copy(pool, late_k, late_v, before, sinks, chosen, k, v):
     """The first `sinks` entries and the `chosen` ones behind them to `k, v [S + count, D]`.
 
@@ -185,54 +250,58 @@ def _copy(pool, late_k, late_v, before, sinks, chosen, k, v):
 
 
 def _choose(
-    q, centroids, codes, scale, aggregate, wanted, sinks, offset, order, pending, count, pool,
-    late_k, late_v, before, table, logits, worth, keys, chosen, gained, k, v,
+    q, centroids, codes, scale, aggregate, wanted, sinks, offset, order, pending, pool,
+    late_k, late_v, before, table, logits, worth, count, keys, marks, chosen, gained, k, v,
 ):  # fmt: skip
     """Copy what one token's queries `q [H*G, D]` read to `k, v [H * (sinks + wanted), D]`.
 
-    `centroids [H, m, C, d]`, `codes [H, M, m]`, and for cells the list `offset [H, C^m + 1]`, `order
-    [H, N]`, `pending [H, P]`, `count [H, C^m]`, else without values. `pool [H, N, 2D]` and `late_k,
-    late_v [H, capacity, D]` are the entries, see `_copy`. Room: `table [H, m, C]`, `logits, worth,
-    keys [H, items]`. Entry numbers go to `chosen [H, wanted]`, without the sinks; what they are
-    worth together to `gained [H]`.
+    `centroids [H, m, C, d]`, `codes [H, M, m]`, and for cells the list `offset [H, C^m + 1]`,
+    `order [H, N]` and `pending [H, P]`, else without values. `pool [H, N, 2D]` and `late_k, late_v
+    [H, capacity, D]` are the entries, see `_copy`. Room of each of P workers: `table [P, m, C]`,
+    `logits, worth, count [P, items]` and `keys, marks [P, items]` (int32). Entry numbers go to
+    `chosen [H, wanted]`, without the sinks; what they are worth together to `gained [H]`, and the
+    sum is returned.
     """
     heads, _, size, _ = centroids.shape
-    group, listed = len(q) // heads, count.size > 0
-    items = count.shape[1] if listed else codes.shape[1]
-    each = sinks + wanted
-    for head in prange(heads):
-        for g in range(group):
-            _products(q[head * group + g], centroids[head], scale, table[head])
+    group, listed = len(q) // heads, offset.size > 0
+    items = offset.shape[1] - 1 if listed else codes.shape[1]
+    each, workers = sinks + wanted, len(table)
+    for worker in prange(workers):
+        products, row, own, key = table[worker], logits[worker], worth[worker], keys[worker]
+        many = count[worker] if listed else count[worker, :0]
+        for head in range(worker, heads, workers):
             if listed:
-                _by_cell(table[head], logits[head])
-            else:
-                _by_entry(table[head], codes[head], logits[head])
-            _judge(logits[head], items, count[head], aggregate, g == 0, worth[head])
-        for n in range(items):
-            keys[head, n] = ordered(worth[head, n])
-        if listed:
+                _counted(offset[head], pending[head], many)
+            for g in range(group):
+                _products(q[head * group + g], centroids[head], scale, products)
+                if listed:
+                    _by_cell(products, row)
+                else:
+                    _by_entry(products, codes[head], row)
+                _judge(row, items, many, aggregate, g == 0, own)
             for n in range(items):
-                keys[head, n] = keys[head, n] if count[head, n] > F32(0) else NEVER
-        bound, own, total = NEVER, chosen[head], F32(0)
-        bound = _bound(keys[head], items, count[head], wanted)
-        if listed:
-            _picked_cells(
-                keys[head], items, bound, wanted, codes[head], size,
-                offset[head], order[head], pending[head], own,
+                key[n] = ordered(own[n])
+            if listed:
+                for n in range(items):
+                    key[n] = key[n] if many[n] > F32(0) else NEVER
+            bound = _bound(key, items, many, wanted, marks[worker])
+            if listed:
+                _picked_cells(
+                    key, items, bound, wanted, codes[head], size, offset[head], order[head],
+                    pending[head], marks[worker], chosen[head],
+                )  # fmt: skip
+            else:
+                _picked(key, items, bound, wanted, chosen[head])
+            gained[head] = _gained(own, key, items, many, bound, wanted)
+            first, end = head * each, (head + 1) * each
+            _copy(
+                pool[head], late_k[head], late_v[head], before, sinks, chosen[head],
+                k[first:end], v[first:end],
             )  # fmt: skip
-        else:
-            _picked(keys[head], items, bound, wanted, own)
-        missing = F32(wanted)
-        for n in range(items):
-            many = count[head, n] if listed else F32(1)
-            many = many if keys[head, n] > bound else F32(0)
-            missing -= many
-            total += worth[head, n] * many if many > F32(0) else F32(0)
-        gained[head] = total + missing * unordered(bound)
-        _copy(
-            pool[head], late_k[head], late_v[head], before, sinks, own,
-            k[head * each : (head + 1) * each], v[head * each : (head + 1) * each],
-        )  # fmt: skip
+    total = F32(0)
+    for head in range(heads):
+        total += gained[head]
+    return total
 
 
 choose, choose_parallel = both(_choose)
