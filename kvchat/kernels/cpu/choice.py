@@ -80,9 +80,8 @@ def _judge(logits, items, count, aggregate, first, worth):
         for n in range(items):
             worth[n] = logits[n] if first else worth[n] + logits[n]
         return
-    if count.size:
-        for n in range(items):
-            logits[n] = logits[n] if count[n] > F32(0) else NOTHING
+    for n in range(count.size):
+        logits[n] = logits[n] if count[n] > F32(0) else NOTHING
     top, total = largest(logits, items), F32(0)
     for n in range(items):
         logits[n] = exp(logits[n] - top)
@@ -268,7 +267,7 @@ def _choose(
     each, workers = sinks + wanted, len(table)
     for worker in prange(workers):
         products, row, own, key = table[worker], logits[worker], worth[worker], keys[worker]
-        many = count[worker] if listed else count[worker, :0]
+        many = count[worker, : items if listed else 0]
         for head in range(worker, heads, workers):
             if listed:
                 _counted(offset[head], pending[head], many)
@@ -281,9 +280,8 @@ def _choose(
                 _judge(row, items, many, aggregate, g == 0, own)
             for n in range(items):
                 key[n] = ordered(own[n])
-            if listed:
-                for n in range(items):
-                    key[n] = key[n] if many[n] > F32(0) else NEVER
+            for n in range(many.size):  # no cell without entries
+                key[n] = key[n] if many[n] > F32(0) else NEVER
             bound = _bound(key, items, many, wanted, marks[worker])
             if listed:
                 _picked_cells(
