@@ -1,106 +1,18 @@
 """Which coded entries one token reads, and a copy of them: PQCache, see `kernels.reference.pq_*`.
 
 A head's entries have codes `[M, m]` of m parts. Where they are listed by cell (all entries of one
-joint code), cells are ranked in place of entries: an *item* is one or the other.
+joint code), cells are ranked in place of entries; see `worth.py`.
 """
 
 import numpy as np
 from numba import prange
 
-from kvchat.kernels.cpu.attention import NOTHING
-from kvchat.kernels.cpu.numbers import (
-    F32,
-    LINE,
-    POSITIVE,
-    both,
-    exp,
-    fetch,
-    jit,
-    largest,
-    ordered,
-    unordered,
-)
+from kvchat.kernels.cpu.numbers import F32, LINE, POSITIVE, both, fetch, jit, ordered, unordered
+from kvchat.kernels.cpu.worth import by_cell, by_entry, counted, judge, products_of
 
-SUM, MAX, LOGITS = 0, 1, 2  # `cache.AGGREGATES`
 AHEAD = 8  # entries that are asked for before they are copied
 NEVER = np.int32(-(2**31))  # of an item without entries
 COARSE = 20  # bits of a key that say little: an eighth of its size
-
-
-@jit()
-def _products(q, centroids, scale, table):
-    """`table [m, C]`, the products of one query `q [D]` and `centroids [m, C, d]`, part by part."""
-    parts, size, dim = centroids.shape
-    for j in range(parts):
-        for c in range(size):
-            dot = F32(0)
-            for i in range(dim):
-                dot += q[j * dim + i] * centroids[j, c, i]
-            table[j, c] = scale * dot
-
-
-@jit()
-def _counted(offset, pending, count):
-    """Entries of each cell, `count [C^m]`: those of the list and those that wait."""
-    for cell in range(offset.size - 1):
-        count[cell] = F32(offset[cell + 1] - offset[cell])
-    for n in range(pending.size):
-        count[pending[n]] += F32(1)
-
-
-@jit()
-def _by_cell(table, logits):
-    """Logits of all cells `[C^m]`, the last part counting fastest."""
-    parts, size = table.shape
-    cells = 1
-    logits[0] = F32(0)
-    for j in range(parts):
-        part = table[j]
-        for cell in range(cells - 1, -1, -1):  # what is written has been read
-            before, row = logits[cell], logits[cell * size : (cell + 1) * size]
-            for c in range(size):
-                row[c] = before + part[c]
-        cells *= size
-
-
-@jit()
-def _by_entry(table, codes, logits):
-    """Logits of all entries by their `codes [M, m]`."""
-    for n in range(len(codes)):
-        total = F32(0)
-        for j in range(len(table)):
-            total += table[j, codes[n, j]]
-        logits[n] = total
-
-
-@jit()
-def _judge(logits, items, count, aggregate, first, worth):
-    """What items are worth to one more query, by its `logits`; `count` entries each, or one."""
-    if aggregate == LOGITS:
-        for n in range(items):
-            worth[n] = logits[n] if first else worth[n] + logits[n]
-        return
-    for n in range(count.size):
-        logits[n] = logits[n] if count[n] > F32(0) else NOTHING
-    top, total = largest(logits, items), F32(0)
-    for n in range(items):
-        logits[n] = exp(logits[n] - top)
-    if count.size:
-        for n in range(items):
-            total += logits[n] * count[n]
-    else:
-        for n in range(items):
-            total += logits[n]
-    share = F32(1) / total
-    if first:
-        for n in range(items):
-            worth[n] = logits[n] * share
-    elif aggregate == SUM:
-        for n in range(items):
-            worth[n] += logits[n] * share
-    else:
-        for n in range(items):
-            worth[n] = max(worth[n], logits[n] * share)
 
 
 @jit()
@@ -270,14 +182,14 @@ def _choose(
         many = count[worker, : items if listed else 0]
         for head in range(worker, heads, workers):
             if listed:
-                _counted(offset[head], pending[head], many)
+                counted(offset[head], pending[head], many)
             for g in range(group):
-                _products(q[head * group + g], centroids[head], scale, products)
+                products_of(q[head * group + g], centroids[head], scale, products)
                 if listed:
-                    _by_cell(products, row)
+                    by_cell(products, row)
                 else:
-                    _by_entry(products, codes[head], row)
-                _judge(row, items, many, aggregate, g == 0, own)
+                    by_entry(products, codes[head], row)
+                judge(row, items, many, aggregate, g == 0, own)
             for n in range(items):
                 key[n] = ordered(own[n])
             for n in range(many.size):  # no cell without entries
