@@ -5,7 +5,7 @@ SOURCES := kvchat tests benchmarks models/demo/recipe models/fetch.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types test test-compile test-gpu test-model check demo demo-model model chat bench
-.PHONY: bench-card bench-decode bench-kernels results results-demo clean
+.PHONY: bench-card bench-decode bench-kernels bench-rivals results results-demo clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-card: setup  ## writing speed against transformers (CUDA device)
 bench-decode: setup  ## decode speed against transformers, and of weights in few bits (minutes)
 	@$(BIN)/python benchmarks/decode.py
 	@$(BIN)/python benchmarks/table.py
+
+bench-rivals: setup  ## decoding on a CPU beside transformers and llama.cpp (RIVALS_PYTHON, KVCHAT_MODELS)
+	@$(BIN)/python benchmarks/decode_rivals.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -133,9 +133,12 @@ class Engine:
         """Read `ids` once into one cache per compression; see `prefill.prefill`.
 
         The `gate` is the model's own if none is given. Raises KvchatError("usage") for a method
-        that needs one where there is none.
+        that needs one where there is none. What only the caches' segments need is compiled beside.
         """
         assert ids, "an empty document has nothing to read"
+        for method in (each.method for each in compressions) if self.kernels == "numba" else ():
+            if method.retrieves or method.bits < 16:
+                compile_beside(self.dtype, "pq" if method.retrieves else "quantized")
         needs = [each.method.needs for each in compressions]
         if archiving is not None:
             needs.append(archiving.needs)

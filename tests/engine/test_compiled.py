@@ -2,7 +2,9 @@
 families, weights, dtypes, methods, threads, and long pasts."""
 
 import gc
+import sys
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,9 +63,65 @@ def test_methods(checkpoint, method):
     assert_same_steps(load_engine(checkpoint()), random_ids(150), method)
 
 
-def test_entries_that_are_found_again_for_every_token(checkpoint):
-    method = "pqcache:budget=20%,block=16"
-    assert_same_steps(load_engine(checkpoint()), random_ids(900), method, 1e-3)
+RETRIEVED = (
+    "pqcache:budget=20%,block=4,dense_below=100",
+    "pqcache:budget=20%,block=4,dense_below=100,m=4,code_bits=6,aggregate=max",
+    "pqcache:budget=30%,block=2,dense_below=100,m=1,code_bits=4,aggregate=logit_sum",
+)
+FEW = ("adakv:budget=40%,window=8,bits=8", "kvzip:budget=60%,bits=4")
+
+
+@pytest.fixture
+def compiled_alone(monkeypatch):
+    """No segment is attended to by torch in one-token steps of ours; `with` it where it may be."""
+    monkeypatch.setattr("kvchat.engine.decode.past.include", None)
+
+
+@pytest.mark.parametrize("method", RETRIEVED)
+def test_entries_that_are_found_again_for_every_token(checkpoint, compiled_alone, method):
+    """Also those that left the window meanwhile: a few tokens at a time."""
+    engine = load_engine(checkpoint())
+    assert_same_steps(engine, random_ids(700), method)
+    cache, _ = read(engine, random_ids(700), parse_method(method))
+    step, segment = CompiledStep(engine.model), cache.layers[0].segments[0]
+    for token in random_ids(12, seed=4):
+        step(cache, token)
+    assert segment.late.length >= 8 and segment.steps == 12
+    assert (segment.captured is None) == ("aggregate" in method)
+    if segment.captured is not None:
+        assert 0 < segment.captured < 1
+
+
+def test_entries_that_go_back_to_the_window(checkpoint):
+    """Undo: the steps after it are those of a cache that was never there."""
+    engine, method = load_engine(checkpoint()), parse_method(RETRIEVED[0])
+    (cache, _), (other, _) = (read(engine, random_ids(700), method) for _ in range(2))
+    step = CompiledStep(engine.model)
+    for token in random_ids(12, seed=4):
+        step(cache, token)
+    cache.truncate(700)
+    for token in AFTER:
+        got = step(cache, token).clone()
+        assert_close("logits", got, CompiledStep(engine.model)(other, token), 1e-6)
+
+
+@pytest.mark.parametrize("method", FEW)
+@pytest.mark.parametrize("shape", ({"head_dim": 32}, {"head_dim": 64, "num_key_value_heads": 1}))
+def test_entries_in_few_bits(checkpoint, compiled_alone, method, shape):
+    assert_same_steps(load_engine(checkpoint(**shape)), random_ids(300), method)
+
+
+def test_a_segment_that_is_read_in_full_goes_through_torch(checkpoint):
+    """Its codes would choose nothing."""
+    engine, caches = load_engine(checkpoint()), []
+    for _ in range(2):
+        cache, _ = read(engine, random_ids(300), parse_method(RETRIEVED[0]))
+        for layer in cache.layers:
+            segment = layer.segments[0]
+            segment.reads = replace(segment.reads, count=segment.codes.shape[1])
+        caches.append(cache)
+    got = CompiledStep(engine.model)(caches[0], 5).clone()
+    assert_close("logits", got, drain(engine.extend(caches[1], [5])), 1e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("bf16", 0.03), ("f16", 4e-3)])
@@ -132,7 +190,11 @@ def test_several_threads_make_the_same(checkpoint, monkeypatch):
     try:
         engine = load_engine(checkpoint(num_key_value_heads=1, attention_bias=True))
         assert CompiledStep(engine.model).room.splits == 2
-        assert_same_steps(engine, random_ids(300), "adakv:budget=40%,window=8")
+        for method in ("adakv:budget=40%,window=8", *FEW, RETRIEVED[0]):
+            assert_same_steps(engine, random_ids(300), method)
+        engine = load_engine(checkpoint())
+        for method in RETRIEVED:
+            assert_same_steps(engine, random_ids(300), method)
     finally:
         torch.set_num_threads(before)
 
@@ -180,24 +242,36 @@ def test_a_cache_that_is_dropped_frees_its_memory(checkpoint):
     assert len(held) == 4 and not any(each() is not None for each in held)
 
 
-def test_calls_per_layer_stay_few(checkpoint, monkeypatch):
+@pytest.mark.parametrize(
+    "method, most",
+    [("adakv:budget=40%,window=8", 11), (FEW[0], 12), ("pqcache:budget=20%,dense_below=100", 12)],
+    ids=["plain", "few bits", "retrieved"],
+)
+def test_calls_per_layer_stay_few(checkpoint, monkeypatch, method, most):
     """A guard that counts calls, not time: what a token costs beside its arithmetic."""
     import kvchat.engine.decode.compiled as module
     import kvchat.engine.decode.maps as maps
+    import kvchat.engine.decode.past as past
 
     engine, calls = load_engine(checkpoint(num_hidden_layers=4)), []
-    cache, _ = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))
-    for name in ("norm", "place", "attend", "add", "gate"):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, real=real: calls.append(1) or real(*a))
-    real_product = maps.Shared.__call__
-    monkeypatch.setattr(maps.Shared, "__call__", lambda *a: calls.append(1) or real_product(*a))
+
+    def counted(real):
+        return lambda *a: calls.append(1) or real(*a)
+
+    for where, names in (
+        (module, ("norm", "place", "add", "gate")),
+        (past, ("attend", "attend_packed", "choose", "include")),
+    ):
+        for name in names:
+            monkeypatch.setattr(where, name, counted(getattr(where, name)))
+    monkeypatch.setattr(maps.Shared, "__call__", counted(maps.Shared.__call__))
+    cache, _ = read(engine, random_ids(300), parse_method(method))
     step = module.CompiledStep(engine.model)
     step(cache, 1)
     calls.clear()
     step(cache, 2)
-    assert len(calls) <= 4 * 11 + 2
-    operators = []
+    assert 4 * 9 < len(calls) <= 4 * most + 2
+    operators, python = [], []
 
     class Counting(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -207,3 +281,9 @@ def test_calls_per_layer_stay_few(checkpoint, monkeypatch):
     with Counting():
         step(cache, 3)
     assert len(operators) <= 40, [str(each) for each in operators]
+    sys.setprofile(lambda frame, event, _: python.append(1) if event == "call" else None)
+    try:
+        step(cache, 4)
+    finally:
+        sys.setprofile(None)
+    assert len(python) <= 4 * 55 + 100, len(python)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvchat.engine.decode.sampler import Sampler, distribution, drawn, penalised
+from kvchat.engine.decode.sampler import Sampler, candidates, distribution, drawn, penalised
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.errors import KvchatError
 from tests.support.closeness import assert_close
@@ -42,6 +42,36 @@ def test_filters_keep_the_right_tokens_and_renormalise(options, kept):
     want = torch.zeros(5)
     want[kept] = P[kept] / P[kept].sum()
     assert_close("p", distribution(LOGITS, Sampling(temperature=1.0, **options)), want, 1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 7}, {"top_p": 0.6}, {"top_p": 0.999}, {"top_k": 40, "top_p": 0.9},
+     {"top_p": 0.95, "min_p": 0.05}, {"top_k": 1}, {"top_k": 12, "min_p": 0.2}],
+)  # fmt: skip
+def test_a_few_candidates_have_the_distribution_of_all(options, spread, rounded):
+    """What is not among them has no share; also where many logits are equal."""
+    logits = spread * torch.randn(5000, generator=torch.Generator().manual_seed(2))
+    logits = logits.round() if rounded else logits
+    sampling = Sampling(temperature=0.7, **options)
+    ids, few, rest = candidates(logits, sampling)
+    assert bool((ids.diff() > 0).all())
+    got = torch.zeros(5000).scatter_(0, ids, distribution(few, rest))
+    want = distribution(logits, sampling)
+    # where top-p ends is a matter of rounding: one token more or less, of equal ones any
+    off = int((got > 0).sum() - (want > 0).sum())
+    assert abs(off) <= 1 and (off == 0 or "top_k" not in options)
+    least = float(want[want > 0].min())
+    differ = (got.sort().values - want.sort().values).abs().sum()
+    assert float(differ) <= 1e-5 + 2.1 * least * abs(off)
+    if not rounded and off == 0:
+        assert torch.equal(got > 0, want > 0)
+    if spread >= 3 and not rounded:
+        assert len(ids) < 3000
+    sampler = Sampler(sampling, torch.device("cpu"))
+    assert got[sampler.draw(logits)] > 0
 
 
 def test_the_penalty_looks_at_generated_tokens_only():

@@ -1,6 +1,8 @@
 """`benchmarks/*.py` were never run on a card: at least they compute what they compare, and their
 ways write what they are said to."""
 
+import json
+import subprocess
 import sys
 from importlib import import_module
 from itertools import pairwise
@@ -28,7 +30,9 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     before = set(sys.modules)
     yield import_module
-    for name in {"card", "decode", "pairs", "kernels", "rivals"} & (set(sys.modules) - before):
+    for name in {"card", "decode", "pairs", "kernels", "rivals", "decode_rivals"} & (
+        set(sys.modules) - before
+    ):
         del sys.modules[name]
 
 
@@ -85,3 +89,55 @@ def test_without_a_card_it_ends_with_a_code(script, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", [f"{name}.py"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert script(name).main() == 7
+
+
+def test_rivals_decode_in_turn_and_who_is_missing_is_left_out(
+    script, monkeypatch, tmp_path, capsys
+):
+    bench, asked = script("decode_rivals"), []
+    monkeypatch.delenv(bench.SWITCH, raising=False)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small-bf16.gguf").touch()
+    here = bench.ways_of("small", tmp_path)
+    assert "llama.cpp bf16" not in here and "kvchat int4" in here and len(here) == 5
+    assert capsys.readouterr().out.count(bench.SWITCH) == 2
+    monkeypatch.setenv(bench.SWITCH, sys.executable)
+    paths = bench.ways_of("small", tmp_path)
+    assert len(paths) == 6 and "small-q4_0.gguf" in capsys.readouterr().out
+
+    class Pretended:
+        def __init__(self, way, path, depth, threads):
+            self.cost = 10.0 if way.startswith("llama.cpp") else 5.0
+            self.prefill = {"prefill_cpu_s": self.cost, "prefill_s": 1.0}
+            self.way = way
+
+        def write(self, tokens):
+            asked.append(self.way)
+            return {"cpu_ms": self.cost, "wall_ms": 1.0}
+
+        def end(self):
+            return {"peak_mb": 1.0}
+
+    monkeypatch.setattr(bench, "Rival", Pretended)
+    found = bench.measured(paths, 100, 1, rounds=2, tokens=3)
+    assert asked == list(paths) * 3
+    assert found["kvchat bf16"]["of_llama_cpp"] == 0.5
+    assert found["kvchat bf16"]["prefill_of_llama_cpp"] == 0.5
+    assert "of_llama_cpp" not in found["kvchat int4"], "its rival is not here"
+    assert bench.table("a title", found).count("\n") == 1 + len(paths)
+
+
+def test_a_rival_reads_and_writes(script, tmp_path, checkpoint):
+    """The process itself, over a tiny checkpoint."""
+    script("decode_rivals")
+    from decode_rivals import HERE
+
+    folder = checkpoint(vocab_size=40001)
+    given = ("kvchat", str(folder), "auto", "adakv:budget=50%,window=4", "60", "1")
+    done = subprocess.run(
+        [sys.executable, str(HERE / "one_rival.py"), *given],
+        input="2\n3\n", capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    first, *times, last = map(json.loads, done.stdout.splitlines())
+    assert first["prefill_cpu_s"] > 0 and len(times) == 2 and last["peak_mb"] > 50
+    assert all(each["cpu_ms"] > 0 for each in times)

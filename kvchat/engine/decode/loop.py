@@ -117,16 +117,17 @@ class Writer:
 
 
 @cache  # once in a process is enough
-def compile_beside(dtype: torch.dtype) -> threading.Thread:
+def compile_beside(dtype: torch.dtype, kind: str = "") -> threading.Thread:
     """Have the functions of a compiled step ready when they are wanted, in a thread of its own.
 
+    Those of every model of a dtype, or those that segments of a `kind` need beside.
     The first time on a machine they are compiled, which takes seconds; later they are read.
     """
 
     def work() -> None:
-        from kvchat.engine.decode.compiled import warm
+        from kvchat.engine.decode.warm import warm
 
-        warm(dtype)
+        warm(dtype, kind)
 
     # no daemon: LLVM ends the process when its thread is cut off
     thread = threading.Thread(target=work, name="kvchat-compile")

@@ -1,6 +1,7 @@
 """Chooses the next token from logits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from kvchat.engine.decode.sampling import COLD, Sampling
 from kvchat.errors import KvchatError
 
 AHEAD = 64  # random numbers that are drawn at once
+GAPS = (4.0, 8.0, 16.0)  # below the largest logit, where the likeliest tokens are looked for
 
 
 class Sampler:
@@ -72,11 +74,20 @@ class Sampler:
             token = wide.argmax(0, keepdim=True)
         else:
             chance = self._chances.index_select(0, self._used)
-            token = drawn(distribution(wide, self.sampling), chance)
+            token = self._drawn_from(wide, chance)
             self._used += 1
         if self._seen is not None:
             self._seen.scatter_(0, token, True)
         return token.masked_fill(broken, -1)
+
+    def _drawn_from(self, logits: Tensor, chance: Tensor) -> Tensor:
+        """The token `[1]` that `chance [1]` gives."""
+        sampling = self.sampling
+        sorts = sampling.top_p < 1 or 0 < sampling.top_k < logits.numel()
+        if logits.device.type != "cpu" or not sorts:
+            return drawn(distribution(logits, sampling), chance)
+        ids, few, rest = candidates(logits, sampling)
+        return ids[drawn(distribution(few, rest), chance)]
 
 
 def checked(token: int) -> int:
@@ -95,6 +106,31 @@ def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Logits `[vocab]` with those of `seen` tokens made less likely (CTRL, 1909.05858)."""
     less = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, less, logits)
+
+
+def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Sampling]:
+    """Those of `logits [vocab]` that top-k and top-p can leave: ids, ascending, and logits `[n]`.
+
+    And what is to be done with them: then their `distribution` is that of all. For to sort a whole
+    vocabulary takes as long as a small model's token.
+    """
+    logits, rest = logits / sampling.temperature, replace(sampling, temperature=1.0)
+    if 0 < sampling.top_k < logits.numel():
+        kept = logits >= logits.topk(sampling.top_k).values[-1]
+    else:
+        shares, highest = logits.softmax(0), logits.amax()
+        for gap in GAPS:
+            kept = logits >= highest - gap
+            mass = float(shares[kept].sum())
+            if mass >= sampling.top_p:
+                break
+        else:
+            kept, mass = torch.ones_like(kept), 1.0
+        rest = replace(rest, top_p=min(1.0, sampling.top_p / mass))
+    if not bool(kept.any()):  # the largest is NaN, which the caller looks for
+        kept = torch.ones_like(kept)
+    ids = kept.nonzero()[:, 0]
+    return ids, logits[ids], rest
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -27,10 +27,12 @@ def padded(group: int) -> int:
 
 
 @jit()
-def _dots_1(q, k, a, count, rows):
+def dots_1(q, k, a, count, rows):
+    """Products of one query with `count` entries from `a` on."""
+    ahead = int(a + count < len(k))
     for n in range(count):
         dot = F32(0)
-        for line in range(0, q.shape[1] * k.itemsize, LINE):
+        for line in range(0, ahead * q.shape[1] * k.itemsize, LINE):
             fetch(k, a + n + AHEAD, line)
         for i in range(q.shape[1]):
             dot += q[0, i] * up(k[a + n, i])
@@ -38,10 +40,11 @@ def _dots_1(q, k, a, count, rows):
 
 
 @jit()
-def _dots_2(q, k, a, count, rows):
+def dots_2(q, k, a, count, rows):
+    ahead = int(a + count < len(k))
     for n in range(count):
         s, t = F32(0), F32(0)
-        for line in range(0, q.shape[1] * k.itemsize, LINE):
+        for line in range(0, ahead * q.shape[1] * k.itemsize, LINE):
             fetch(k, a + n + AHEAD, line)
         for i in range(q.shape[1]):
             x = up(k[a + n, i])
@@ -51,12 +54,13 @@ def _dots_2(q, k, a, count, rows):
 
 
 @jit()
-def _dots_4(q, k, a, count, rows):
+def dots_4(q, k, a, count, rows):
     """Two entries at a time, so that the queries are loaded half as often."""
+    ahead = int(a + count < len(k))
     for n in range(0, count - 1, 2):
         s, t, u, w = F32(0), F32(0), F32(0), F32(0)
         s2, t2, u2, w2 = F32(0), F32(0), F32(0), F32(0)
-        for line in range(0, 2 * q.shape[1] * k.itemsize, LINE):
+        for line in range(0, ahead * 2 * q.shape[1] * k.itemsize, LINE):
             fetch(k, a + n + AHEAD, line)
         for i in range(q.shape[1]):
             x, y = up(k[a + n, i]), up(k[a + n + 1, i])
@@ -72,16 +76,17 @@ def _dots_4(q, k, a, count, rows):
         rows[0, n + 1], rows[1, n + 1], rows[2, n + 1], rows[3, n + 1] = s2, t2, u2, w2
     if count % 2:
         for g in range(4):
-            _dots_1(q[g : g + 1], k, a + count - 1, 1, rows[g : g + 1, count - 1 :])
+            dots_1(q[g : g + 1], k, a + count - 1, 1, rows[g : g + 1, count - 1 :])
 
 
 @jit()
-def _sums_1(rows, v, a, count, o):
+def sums_1(rows, v, a, count, o):
     """Four entries at a time, so that sums are loaded and stored a fourth as often."""
+    ahead = int(a + count < len(v))
     four = count - count % 4
     for n in range(0, four, 4):
         s, t, u, w = rows[0, n], rows[0, n + 1], rows[0, n + 2], rows[0, n + 3]
-        for line in range(0, 4 * o.shape[1] * v.itemsize, LINE):
+        for line in range(0, ahead * 4 * o.shape[1] * v.itemsize, LINE):
             fetch(v, a + n + AHEAD, line)
         for i in range(o.shape[1]):
             x, y = up(v[a + n, i]), up(v[a + n + 1, i])
@@ -93,10 +98,11 @@ def _sums_1(rows, v, a, count, o):
 
 
 @jit()
-def _sums_2(rows, v, a, count, o):
+def sums_2(rows, v, a, count, o):
+    ahead = int(a + count < len(v))
     for n in range(count):
         s, t = rows[0, n], rows[1, n]
-        for line in range(0, o.shape[1] * v.itemsize, LINE):
+        for line in range(0, ahead * o.shape[1] * v.itemsize, LINE):
             fetch(v, a + n + AHEAD, line)
         for i in range(o.shape[1]):
             x = up(v[a + n, i])
@@ -105,14 +111,15 @@ def _sums_2(rows, v, a, count, o):
 
 
 @jit()
-def _sums_4(rows, v, a, count, o):
+def sums_4(rows, v, a, count, o):
+    ahead = int(a + count < len(v))
     four = count - count % 4
     for n in range(0, four, 4):
         s0, s1, s2, s3 = rows[0, n], rows[0, n + 1], rows[0, n + 2], rows[0, n + 3]
         t0, t1, t2, t3 = rows[1, n], rows[1, n + 1], rows[1, n + 2], rows[1, n + 3]
         u0, u1, u2, u3 = rows[2, n], rows[2, n + 1], rows[2, n + 2], rows[2, n + 3]
         w0, w1, w2, w3 = rows[3, n], rows[3, n + 1], rows[3, n + 2], rows[3, n + 3]
-        for line in range(0, 4 * o.shape[1] * v.itemsize, LINE):
+        for line in range(0, ahead * 4 * o.shape[1] * v.itemsize, LINE):
             fetch(v, a + n + AHEAD, line)
         for i in range(o.shape[1]):
             x0, x1 = up(v[a + n, i]), up(v[a + n + 1, i])
@@ -122,11 +129,11 @@ def _sums_4(rows, v, a, count, o):
             o[2, i] += u0 * x0 + u1 * x1 + u2 * x2 + u3 * x3
             o[3, i] += w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
     for g in range(4):
-        _sums_1(rows[g : g + 1, four:], v, a + four, count - four, o[g : g + 1])
+        sums_1(rows[g : g + 1, four:], v, a + four, count - four, o[g : g + 1])
 
 
 @jit()
-def _weigh(row, count, scale, cap, bias, a, top, total, o):
+def weigh(row, count, scale, cap, bias, a, top, total, o):
     """Logits of `count` entries to weights, in place; earlier sums shrink to the new top."""
     for n in range(count):
         row[n] *= scale
@@ -176,6 +183,18 @@ def finish(o, top, total, splits, out, lse):
                 out[row, i] /= weights
 
 
+@jit()
+def begin(q, head, group, fresh, asked, o, top, total):
+    """Copy the queries of a head, `asked [P, D]`, idle ones zero; `fresh`: it has seen nothing."""
+    for g in range(len(asked)):
+        for i in range(q.shape[1]):
+            asked[g, i] = q[head * group + g, i] if g < group else F32(0)
+        if fresh:
+            top[g], total[g] = NOTHING, F32(0)
+            for i in range(q.shape[1]):
+                o[g, i] = F32(0)
+
+
 def _attend(
     q, k, v, start, length, bias, scale, cap, width, splits, fresh, last,
     o, top, total, queries, logits, out, lse,
@@ -188,7 +207,7 @@ def _attend(
     set all of it becomes `out [H*G, D]` with the log-sum-exp `lse [H*G]`: 0 and -inf where nothing
     was seen.
     """
-    heads, dim = start.size, q.shape[1]
+    heads = start.size
     group, wide = q.shape[0] // heads, o.shape[1]
     for task in prange(heads * splits):
         head, piece = task // splits, task % splits
@@ -196,35 +215,29 @@ def _attend(
         first = start[head] + min(piece * each, length[head])
         end = start[head] + min((piece + 1) * each, length[head])
         asked = queries[task]
-        for g in range(wide):
-            for i in range(dim):
-                asked[g, i] = q[head * group + g, i] if g < group else F32(0)
-            if fresh:
-                top[task, g], total[task, g] = NOTHING, F32(0)
-                for i in range(dim):
-                    o[task, g, i] = F32(0)
+        begin(q, head, group, fresh, asked, o[task], top[task], total[task])
         for a in range(first, end, BLOCK):
             count = min(BLOCK, end - a)
             for g in range(0, wide, width):
                 some, sums = asked[g : g + width], o[task, g : g + width]
                 rows = logits[task, g : g + width]
                 if width == 1:
-                    _dots_1(some, k, a, count, rows)
+                    dots_1(some, k, a, count, rows)
                 elif width == 2:
-                    _dots_2(some, k, a, count, rows)
+                    dots_2(some, k, a, count, rows)
                 else:
-                    _dots_4(some, k, a, count, rows)
+                    dots_4(some, k, a, count, rows)
                 for h in range(min(width, group - g)):
-                    top[task, g + h], total[task, g + h] = _weigh(
+                    top[task, g + h], total[task, g + h] = weigh(
                         rows[h], count, scale, cap, bias, a,
                         top[task, g + h], total[task, g + h], sums[h],
                     )  # fmt: skip
                 if width == 1:
-                    _sums_1(rows, v, a, count, sums)
+                    sums_1(rows, v, a, count, sums)
                 elif width == 2:
-                    _sums_2(rows, v, a, count, sums)
+                    sums_2(rows, v, a, count, sums)
                 else:
-                    _sums_4(rows, v, a, count, sums)
+                    sums_4(rows, v, a, count, sums)
     if last:
         finish(o, top, total, splits, out, lse)
 

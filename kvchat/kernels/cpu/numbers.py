@@ -197,13 +197,25 @@ def tanh(x):
 
 
 @numba.njit(inline="always", **OPTIONS)
+def ordered(x):
+    """A float's bits as a signed integer that is the larger the larger the float is."""
+    bits = np.int32(_as_bits(x))
+    return bits ^ ((bits >> SIGN) & POSITIVE)
+
+
+@numba.njit(inline="always", **OPTIONS)
+def unordered(key):
+    """The float of a key that `ordered` gave."""
+    return _as_float(np.uint32(key ^ ((key >> SIGN) & POSITIVE)))
+
+
+@numba.njit(inline="always", **OPTIONS)
 def largest(x, count):
     """The largest of the first `count` values; as integers, for of these LLVM makes vectors."""
     best = LEAST
     for n in range(count):
-        bits = np.int32(_as_bits(x[n]))
-        best = max(best, bits ^ ((bits >> SIGN) & POSITIVE))
-    return _as_float(np.uint32(best ^ ((best >> SIGN) & POSITIVE)))
+        best = max(best, ordered(x[n]))
+    return unordered(best)
 
 
 @intrinsic

@@ -1,0 +1,83 @@
+"""Memory that one token needs on its way through the layers, for all of them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvchat.engine.cache import GROUP
+from kvchat.engine.model.config import ModelConfig
+from kvchat.kernels.cpu import four_bits
+from kvchat.kernels.cpu.attention import BLOCK, padded, together
+
+Arrays = tuple[np.ndarray, ...]
+
+
+class Room:
+    """Vectors, sums of attention, and what products and choices need beside."""
+
+    def __init__(self, config: ModelConfig, threads: int):
+        self.dim, self.splits = config.head_dim, -(-threads // config.num_kv_heads)
+        self.workers = min(threads, config.num_kv_heads)
+        heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
+        width = config.num_heads * config.head_dim
+        self.x, self.h, self.y = np.empty((3, config.hidden_size), np.float32)
+        self.qkv = np.empty(width + 2 * heads * self.dim, np.float32)
+        self.queries = self.qkv[:width].reshape(config.num_heads, self.dim)
+        self.out = np.empty(width, np.float32)
+        self.o = self.out.reshape(config.num_heads, self.dim)
+        self.lse = np.empty(config.num_heads, np.float32)
+        self.both = np.empty(2 * config.intermediate_size, np.float32)
+        self.inner = self.both[: config.intermediate_size]
+        self.width, self.wide = together(group), padded(group)
+        tasks = heads * self.splits
+        self.logits = np.empty((tasks, self.wide, BLOCK), np.float32)
+        self.asked, self._sums = np.empty((2, tasks, self.wide, self.dim), np.float32)
+        self._tops, self._totals = np.empty((2, tasks, self.wide), np.float32)
+        self._heads = heads
+        self._rounded: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._packed: Arrays | None = None
+        self._choice: Arrays = ()
+        self._gathered = torch.empty(2, 0)
+        # the same memory for who wants tensors
+        self.seen_q = torch.from_numpy(self.queries)[None]
+        self.seen_lse = torch.from_numpy(self.lse)[None]
+
+    def rounded(self, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What 4-bit products need of an input; products of one size share it."""
+        if inputs not in self._rounded:
+            groups = inputs // four_bits.GROUP
+            steps, totals = np.empty((2, groups), np.float32)
+            self._rounded[inputs] = np.empty((inputs // 4, 64), np.int8), steps, totals
+        return self._rounded[inputs]
+
+    def state(self, splits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sums, largest logits and weights of heads in so many pieces."""
+        tasks = self._heads * splits
+        return self._sums[:tasks], self._tops[:tasks], self._totals[:tasks]
+
+    @property
+    def packed(self) -> Arrays:
+        """What attention over entries in few bits needs; see `kernels/cpu/packed.py`."""
+        if self._packed is None:
+            tasks, dim = self._heads * self.splits, self.dim
+            codes = np.empty((tasks, GROUP, dim), np.uint8)
+            # a value's groups of channels are at most as many as its channels
+            scales = np.empty((tasks, 2, GROUP * dim), np.float32)
+            self._packed = codes, np.empty((tasks, 7, dim), np.float32), scales
+        return self._packed
+
+    def choice(self, parts: int, size: int, items: int, workers: int) -> Arrays:
+        """What `workers` need to judge so many items; see `kernels/cpu/choice.py`."""
+        known = self._choice
+        if not known or known[0].shape[1:] != (parts, size) or known[1].shape[1] < items:
+            each = self.workers, items + items // 8
+            numbers, marks = np.empty((3, *each), np.float32), np.empty((2, *each), np.int32)
+            known = self._choice = np.empty((each[0], parts, size), np.float32), *numbers, *marks
+        return tuple(array[:workers] for array in known)
+
+    def gathered(self, entries: int, dim: int, dtype: torch.dtype) -> Tensor:
+        """Keys and values `[2, entries, dim]` of one layer, copied side by side."""
+        shape = 2, entries, dim
+        if self._gathered.shape != shape or self._gathered.dtype != dtype:
+            self._gathered = torch.empty(shape, dtype=dtype)
+        return self._gathered

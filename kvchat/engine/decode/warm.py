@@ -1,0 +1,78 @@
+"""Compiling a step's functions before they are wanted: a tiny model decodes a token."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from kvchat.engine.attention.torch_backend import TorchBackend
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.pq import PQSegment, Reads
+from kvchat.engine.cache.quantized import QuantizedSegment
+from kvchat.engine.cache.segment import FlatSegment, Segment
+from kvchat.engine.decode.compiled import CompiledStep
+from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
+from kvchat.engine.prefill.prefill import empty_cache
+from kvchat.engine.weights.checkpoint import random_weights
+from kvchat.kernels.cpu import attention, choice, four_bits, packed, products
+
+HEADS, DIM, ENTRIES = 2, 32, 32
+Pairs = tuple[tuple[Any, Any], ...]  # functions for one thread, and for several
+
+
+def _packed(keys: torch.Tensor) -> Segment:
+    position = torch.arange(HEADS * ENTRIES)
+    store = keys.flatten(0, 1)
+    flat = FlatSegment.of(store, store, [ENTRIES] * HEADS, position, (0, ENTRIES))
+    return QuantizedSegment.of(flat, 8)
+
+
+def _retrieved(keys: torch.Tensor) -> Segment:
+    codes = torch.zeros(HEADS, ENTRIES, 2, dtype=torch.uint8)
+    centroids = torch.zeros(HEADS, 2, 4, DIM // 2)
+    return PQSegment(torch.cat((keys, keys), dim=-1), centroids, codes, Reads(0, 0, 1, 1), 0)
+
+
+KINDS: dict[str, tuple[Callable[[torch.Tensor], Segment], Pairs]] = {
+    "quantized": (_packed, ((packed.attend_packed, packed.attend_packed_parallel),)),
+    "pq": (_retrieved, ((choice.choose, choice.choose_parallel),)),
+}
+"""By the kind of segments: one of them, and functions that only they need."""
+
+
+def warm(dtype: torch.dtype, kind: str = "") -> None:
+    """Have everything compiled that a model of this dtype needs, or what segments of a kind need.
+
+    The first time that takes seconds, so it stops between functions when the program ends.
+    """
+    config = ModelConfig(
+        family="llama", vocab_size=64, hidden_size=64, intermediate_size=64, num_heads=2 * HEADS,
+        num_kv_heads=HEADS, head_dim=DIM, rms_norm_eps=1e-5, layers=(LayerKind(),),
+        ropes=(Rope(DIM),), max_position=64, stretched=64, dtype="float32",
+    )  # fmt: skip
+    running = threading.main_thread().is_alive
+    # tables are in 8 bits with the latter
+    for weights in ("auto",) if kind else ("auto", "int4"):
+        if not running():
+            return
+        model = random_weights(config, dtype, torch.device("cpu"), weights=weights)
+        with torch.inference_mode():
+            CompiledStep(model)(_cache(model, dtype, kind), 0)
+    if torch.get_num_threads() > 1:
+        pairs = (*products.PAIRS, *four_bits.PAIRS, (attention.attend, attention.attend_parallel))
+        for one, many in KINDS[kind][1] if kind else pairs:
+            for signature in one.signatures:
+                if not running():
+                    return
+                many.compile(signature)
+
+
+def _cache(model: Any, dtype: torch.dtype, kind: str) -> KVCache:
+    cache = empty_cache(model, TorchBackend())
+    if kind:
+        segment = KINDS[kind][0](torch.ones(HEADS, ENTRIES, DIM, dtype=dtype))
+        none = torch.empty(HEADS, 0, DIM, dtype=dtype)
+        cache.layers[0].adopt(segment, none, none)
+        cache.position = ENTRIES
+    return cache
