@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kvchat.engine.methods import AUTO, BY_QUESTION, METHODS
+from kvchat.engine.methods import AUTO, METHODS, UNSEEN, UNSEEN_AT_ONCE
 from kvchat.engine.methods.specs import load, method_name, options, presets
 from kvchat.terminal import tables
 from kvchat.terminal.tables import Column
@@ -14,7 +14,7 @@ from kvchat.terminal.tables import Column
 COLUMNS = (Column("method"), Column("what it does"), Column("cost", 1), Column("looks at", 2))
 FREE = (f"{AUTO}*", "what memory allows: all, all on disk, or the best entries", "", "")
 USE = (
-    f"* the default. {BY_QUESTION}: a question is known (--select question), no second pass.",
+    f"* the default; {UNSEEN_AT_ONCE}, or {UNSEEN} where a model has no gate, if a budget is given.",
     "streamingllm: old text does not matter. pqcache: nothing may be lost; no memory",
     "is saved, a decoded token reads less.",
 )
