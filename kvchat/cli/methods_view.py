@@ -14,7 +14,7 @@ from kvchat.terminal.tables import Column
 COLUMNS = (Column("method"), Column("what it does"), Column("cost", 1), Column("looks at", 2))
 FREE = (f"{AUTO}*", "what memory allows: all, all on disk, or the best entries", "", "")
 USE = (
-    f"* the default; {UNSEEN_AT_ONCE}, or {UNSEEN} where a model has no gate, if a budget is given.",
+    f"* the default; {UNSEEN_AT_ONCE}, or {UNSEEN} without a gate, if a budget is given.",
     "streamingllm: old text does not matter. pqcache: nothing may be lost; no memory",
     "is saved, a decoded token reads less.",
 )
