@@ -39,7 +39,7 @@ def of(found: Found, experiment: str) -> list[Found]:
         if each["experiment"]["name"] == experiment:
             rows: list[Found] = each["table"]
             return rows
-    raise KeyError(experiment)
+    raise KeyError(f"{experiment} was not measured")
 
 
 def row(table: list[Found], cell: str) -> Found:
@@ -47,7 +47,7 @@ def row(table: list[Found], cell: str) -> Found:
     for each in table:
         if each["cell"] == cell:
             return each
-    raise KeyError(cell)
+    raise KeyError(f"{cell} was not measured")
 
 
 def _table(table: list[Found]) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from kvchat import process
 from kvchat.calibrate.settings import Settings
 from kvchat.calibrate.texts import HELD_OUT, documents
+from kvchat.chat.paths import expanded
 from kvchat.documents import read
 from kvchat.engine import gates
 from kvchat.engine.engine import Engine
@@ -69,13 +70,15 @@ def run(model: Model, texts: Sequence[str], settings: Settings) -> int:
     if scores := [float(each) for each in str(gate.about.get("r2", "")).split()]:
         screen.say("R² by layer on held-out text: " + " ".join(f"{each:.2f}" for each in scores))
         screen.say(f"mean {sum(scores) / len(scores):.2f}")
-    screen.say(f"{counted(gate.about['entries'], 'token')} · gate in {clean(str(saved))}")
+    screen.say(f"fitted to {counted(gate.about['entries'], 'token')}")
+    print(saved)
     machine.release(engine.device)
     return 0
 
 
 def _own(paths: Sequence[str]) -> list[tuple[str, str, bool]]:
     """A person's texts: name, text, and whether it is held out. Raises KvchatError."""
+    paths = [file for path in paths for file in expanded(path)]
     if len(paths) < 2:
         raise KvchatError(
             "usage",

@@ -173,6 +173,9 @@ def place(tmp_path_factory):
     (folder / "niah_single_2").mkdir()
     line = {"input": f"{text}\nWhich number?", "outputs": ["7421"], "answer_prefix": " It is"}
     (folder / "niah_single_2" / "validation.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "mine").mkdir()
+    for number in range(3):
+        (folder / "mine" / f"{number}.txt").write_text(text[number * 300 :][:900])
     config = folder / "config" / "kvchat"
     config.mkdir(parents=True)
     (config / "config.toml").write_text(f'[models.mistral-7b]\npath = "{DEMO}"\n')
@@ -189,7 +192,8 @@ def home(place, monkeypatch):
 
 
 def surroundings(place) -> dict[str, str]:
-    folders = {"XDG_STATE_HOME": "state", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache"}
+    folders = {"XDG_STATE_HOME": "state", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache",
+               "XDG_DATA_HOME": "data"}  # fmt: skip
     return {name: str(place / folder) for name, folder in folders.items()} | {
         "HF_HOME": str(place / "hf"), "KVCHAT_PROMPT_CACHE": "on", "HF_HUB_DISABLE_TELEMETRY": "1"
     }  # fmt: skip
@@ -245,7 +249,7 @@ def test_commands_of_kvchat(command, home):
 def _talks(words: tuple[str, ...]) -> bool:
     """Whether a command line opens a chat."""
     beside = {"plan", "methods", "bench", "eval", "models", "doctor", "config", "cache"}
-    beside |= {"sessions", "completion", "demo"}
+    beside |= {"sessions", "completion", "demo", "calibrate"}
     return words[:1] == () or (words[0] not in beside and not {"-p", "--prompt-file"} & {*words})
 
 
@@ -338,6 +342,12 @@ def test_figures_of_the_methods():
                 assert cell.strip() == want, f"{name}, {experiment}, {budget}"
 
 
+UNMEASURED = {
+    "real_models_page": "{right qwen2.5-coder-0.5b facts kvzip 77%}",
+    "results_page": "{right unseen-4096 kvzip 77%}",
+}
+
+
 @pytest.mark.parametrize(
     ("made", "page"), [("real_models_page", "results.md"), ("results_page", "results-demo.md")]
 )
@@ -346,4 +356,4 @@ def test_the_pages_of_results_are_what_their_figures_make(monkeypatch, made, pag
     module = import_module(made)
     assert module.page(module.PROSE.read_text()) == (ROOT / "docs" / page).read_text()
     with pytest.raises(KeyError, match="not measured"):
-        made.page("{right unseen-4096 kvzip 77%}")
+        module.page(UNMEASURED[made])

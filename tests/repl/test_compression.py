@@ -106,7 +106,7 @@ def test_what_is_kept_is_told_from_what_is_attended_to(scene):
     assert "100.0%" in heads and found.read in heads
     assert "100%" in scene.run("/show coverage")
     assert "pqcache reads 25%" in toolbar_of(scene.context, SimpleNamespace(shows_memory=False))()
-    kv = report(chat, chat.last, [])["kv"]
+    kv = report(chat, "?", chat.last, [])["kv"]
     assert kv["kept_fraction"] == 1 and kv["read_fraction"] == pytest.approx(0.25, abs=0.01)
     assert 0 < kv["captured_mass"] <= 1 and json.dumps(kv)
 

@@ -67,6 +67,7 @@ class Writer:
 
     def write(self, cache: KVCache, logits: Tensor, sampler: Sampler) -> Iterator[int]:
         """Tokens after `logits [vocab]`, without end; see `Engine.decode`."""
+        sampler.waits = self.compiled
         token = sampler.draw(logits)
         yield token
         while not (reason := self.refusal(cache)):

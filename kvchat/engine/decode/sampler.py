@@ -32,6 +32,7 @@ class Sampler:
         self._used = torch.zeros(1, dtype=torch.int64, device=device)
         self._left = 0
         self._seen: Tensor | None = None  # tokens that were drawn, bool [vocab]
+        self.waits = False  # whether the host may look at logits before a token is chosen
 
     def provide(self, tokens: int) -> None:
         """Have random numbers ready for so many more tokens."""
@@ -61,7 +62,8 @@ class Sampler:
     def choose(self, logits: Tensor) -> Tensor:
         """The next token `[1]` (int64) on the device, -1 if the logits are no numbers.
 
-        Nothing here depends on what the host knows: it can be recorded and run again.
+        Unless it `waits`, nothing here depends on what the host knows: it can be recorded and run
+        again.
         """
         wide = logits.float()
         broken = wide.amax().isnan()  # of numbers and NaN the largest is NaN
@@ -84,7 +86,7 @@ class Sampler:
         """The token `[1]` that `chance [1]` gives."""
         sampling = self.sampling
         sorts = sampling.top_p < 1 or 0 < sampling.top_k < logits.numel()
-        if logits.device.type != "cpu" or not sorts:
+        if not self.waits or not sorts:
             return drawn(distribution(logits, sampling), chance)
         ids, few, rest = candidates(logits, sampling)
         return ids[drawn(distribution(few, rest), chance)]
