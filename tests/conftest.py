@@ -8,6 +8,9 @@ from pathlib import Path
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # OpenMP too: threads that wait for each other sleep, as in the program (`kvchat/__main__.py`).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Tensors here are tiny: threads would wait for each other longer than they work. And a child that is
+# forked has none of its parent's: it would wait for them for ever.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -15,7 +18,6 @@ import torch
 from tests.engine import texts, tiny
 from tests.support.models import MODELS
 
-# Tensors here are tiny: threads would wait for each other longer than they work.
 torch.set_num_threads(1)
 # A document that one test has read must be read by the next one too; `on` is asked for by name.
 os.environ["KVCHAT_PROMPT_CACHE"] = "off"
