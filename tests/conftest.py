@@ -8,8 +8,8 @@ from pathlib import Path
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # OpenMP too: threads that wait for each other sleep, as in the program (`kvchat/__main__.py`).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Tensors here are tiny: threads would wait for each other longer than they work. And a child that is
-# forked has none of its parent's: it would wait for them for ever.
+# Tensors here are tiny: threads would wait for each other longer than they work. And a child that
+# is forked has none of its parent's: it would wait for them for ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

@@ -22,6 +22,8 @@ def test_wheel_has_the_demo_model_and_answers(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "kvchat/demo_model/model.safetensors" in names
     assert {"kvchat/samples/valley.txt", "kvchat/samples/skerry.jsonl"} <= {*names}
+    assert sum(name.endswith(".gate") for name in names) == 2
+    assert "kvchat/calibrate/texts/prose-1.txt" in names
     assert not any("recipe" in name or name.startswith("tests/") for name in names)
 
     site = tmp_path / "site"
