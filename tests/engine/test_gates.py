@@ -172,3 +172,14 @@ def test_what_is_learnt_is_the_log_of_kvzips_score(folder):
 def test_a_gate_never_overflows():
     gate = Gate(torch.full((1, 2, 5), 1e4))
     assert bool(gate.scores(0, torch.ones(3, 4)).isfinite().all())
+
+
+def test_gates_that_ship_are_in_order():
+    """Each says whose it is and how good it was on text that was held out: better than nothing."""
+    shipped = [gate for path, gate in gates.every() if path.parent == gates.SHIPPED]
+    assert {gate.about["model"] for gate in shipped} == {"qwen2.5-coder-0.5b", "smollm2-135m"}
+    for gate in shipped:
+        layers, heads, inputs = gate.weight.shape
+        explained = [float(each) for each in gate.about["r2"].split()]
+        assert len(explained) == layers and heads in (2, 3) and inputs in (897, 577)
+        assert min(explained) > 0.3 and sum(explained) / layers > 0.55
