@@ -21,8 +21,8 @@ def test_a_gate_ships_for_the_folder_and_the_file(real):
 
 @torch.inference_mode()
 def test_it_keeps_what_matters(real):
-    """A quarter of the entries: the document's next tokens lose less than by a gate that knows nothing,
-    by the last queries, or by the keys alone."""
+    """A quarter of the entries: the document's next tokens lose less than by a gate that knows
+    nothing, by the last queries, or by the keys alone."""
     engine = drain(Engine.load(real.folder, load_config(real.folder), "bf16", "cpu"))
     ids, told = real.ids[:320], real.ids[320:]
     full, _ = read(engine, ids, parse_method("full"))
