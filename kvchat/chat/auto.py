@@ -75,8 +75,7 @@ def choose(
     full = parse_method("full", extra=bits)
     plan = plan_of(Full())
     if fits(full):
-        held = plan_of(full).kv_kept
-        return full, f"every KV pair fits: {size(held)} of {size(space.device)} free"
+        return full, f"every KV pair is kept: all fits into {size(space.device)}"
     short = f"KV in full takes {size(plan.kv_full)}, {size(space.device)} are free"
     for method, room in _outside(space):
         if not options.kv_bits and plan.kv_full <= ROOM * room and fits(method):

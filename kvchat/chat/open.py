@@ -299,10 +299,9 @@ def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) 
         f"{limit - tokens:,} left for questions and answers"
     )
     full, kept = alike(plan.kv_full, plan.kv_kept)
-    screen.say(
-        f"plan: KV {full} in full → {kept} with "
-        f"{name_of(setup.method)} {setup.method.budget}{plan.reads} (estimated)"
-    )
+    compressed = f" in full → {kept} with {name_of(setup.method)} {setup.method.budget}{plan.reads}"
+    what = "" if setup.method == Full() else compressed
+    screen.say(f"plan: KV {full}{what} (estimated)")
     prefill, chat, left = alike(plan.prefill, plan.chat, free)
     screen.say(
         f"      {prefill} during the prefill, {chat} with the window full; "

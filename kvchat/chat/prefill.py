@@ -238,4 +238,6 @@ def kept_line(chat: Chat) -> str:
     held, full = chat.document_kept(), chat.document_full()
     if share := chat.attended_share():
         return f"kept every entry, {size(held)} with codes; each decoded token attends to {share}"
+    if chat.method == Full():
+        return f"kept every entry, {size(held)}"
     return f"kept {100 * chat.kept_share():.3g} % of entries: {sizes(held, full)}"
