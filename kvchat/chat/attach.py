@@ -2,7 +2,6 @@
 turns."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from kvchat.chat import auto
 from kvchat.chat.chat import Chat
@@ -17,7 +16,7 @@ from kvchat.engine.methods.specs import name_of
 from kvchat.hub.find import longer_windows
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
-from kvchat.machine.plan import Plan, make_plan
+from kvchat.machine.plan import Workload, make_plan
 from kvchat.terminal.text import alike
 
 
@@ -84,14 +83,13 @@ def _method(chat: Chat, book: Book) -> Method:
     if not auto.is_open(options):
         return chosen_method(options, engine.gate is not None)
 
-    def plan_of(method: Method) -> Plan:
-        plan = make_plan(workload(engine, method, len(book.ids), chat.session.limit))
-        return replace(plan, weights=0, base=0)  # these are there
+    def work(method: Method) -> Workload:
+        return workload(engine, method, len(book.ids), chat.session.limit)
 
     host = machine.free(machine.CPU) if engine.device.type == "cuda" else 0
     left = machine.left(engine.device, options.mem_limit)
     space = auto.Space.beside(left, host, chat.cache.root)
-    method, why = auto.choose(options, engine.gate is not None, plan_of, space)
+    method, why = auto.choose(options, engine.gate is not None, work, space, loaded=True)
     chat.screen.say(why)
     return method
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvchat.engine.budget import Budget
@@ -12,11 +12,12 @@ from kvchat.engine.methods.build import parse_method, with_budget
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.sizes import LADDER
-from kvchat.machine.plan import Plan
+from kvchat.machine.plan import Plan, Workload, make_plan
 from kvchat.settings.options import Options
 from kvchat.terminal.text import size
 
 ROOM = 0.85  # of the free memory that a plan may take: other programs want some too
+TALK = 4096  # tokens of questions and answers that there is to be room for: few fill a window
 READ = Budget(fraction=0.1)  # of entries outside of the device, by a decoded token
 
 
@@ -58,18 +59,28 @@ def is_open(options: Options) -> bool:
 
 
 def choose(
-    options: Options, gated: bool, plan_of: Callable[[Method], Plan], space: Space
+    options: Options,
+    gated: bool,
+    work: Callable[[Method], Workload],
+    space: Space,
+    loaded: bool = False,
 ) -> tuple[Method, str]:
     """The method that keeps most of the document in the memory that is there, and why it is so.
 
     Everything if that fits with room to spare; else every KV pair outside of the device, found
     again for each token; else the best ones, as many as fit. If nothing fits, the smallest.
+    `loaded`: process and weights are there, and no longer to be planned for.
     """
     most = int(ROOM * space.device)
 
+    def plan_of(method: Method) -> Plan:
+        each = work(method)
+        return make_plan(replace(each, limit=min(each.limit, each.tokens + TALK)))
+
     def fits(method: Method) -> bool:
         plan = plan_of(method)
-        return max(plan.prefill, plan.chat) <= most
+        there = plan.weights + plan.base if loaded else 0
+        return max(plan.prefill, plan.chat) - there <= most
 
     bits = bits_of(options)
     full = parse_method("full", extra=bits)

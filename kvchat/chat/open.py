@@ -200,10 +200,10 @@ def _by_memory(setup: Setup, tokens: int) -> tuple[Setup, str]:
     host = machine.free(machine.CPU) if device.type == "cuda" else 0
     space = auto.Space.beside(free, host, folder(options.prompt_cache_dir))
 
-    def plan_of(method: Method) -> Plan:
-        return make_plan(replace(setup, method=method).workload(tokens))
+    def work(method: Method) -> Workload:
+        return replace(setup, method=method).workload(tokens)
 
-    method, why = auto.choose(options, gated(setup.prepared), plan_of, space)
+    method, why = auto.choose(options, gated(setup.prepared), work, space)
     return replace(setup, method=method), why
 
 

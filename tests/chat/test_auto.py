@@ -10,7 +10,7 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
-from kvchat.machine.plan import Workload, make_plan, planned
+from kvchat.machine.plan import Workload, planned
 from kvchat.settings.options import Options
 
 GIB = 2**30
@@ -22,14 +22,14 @@ CONFIG = ModelConfig(
 TOKENS = 60_000  # 3.66 GiB in full
 
 
-def choose(space: Space, gated: bool = True, cuda: bool = False, **options):
+def choose(space: Space, gated: bool = True, cuda: bool = False, tokens: int = TOKENS,
+           loaded: bool = False, **options):  # fmt: skip
     asked = Options(**options)
 
-    def plan_of(method):
-        limit = TOKENS + 4096
-        return make_plan(Workload(CONFIG, 2, TOKENS, planned(method), limit, 512, cuda))
+    def work(method):
+        return Workload(CONFIG, 2, tokens, planned(method), CONFIG.max_position, 512, cuda)
 
-    return auto.choose(asked, gated, plan_of, space)
+    return auto.choose(asked, gated, work, space, loaded)
 
 
 def test_everything_is_kept_where_it_fits():
@@ -76,3 +76,16 @@ def test_what_is_given_by_hand_wins():
 def test_bits_go_with_everything():
     method, _ = choose(Space(16 * GIB, 0, 0), kv_bits="4")
     assert (name_of(method), method.bits) == ("full", 4)
+
+
+def test_a_window_full_of_turns_is_no_reason_to_evict_today():
+    """A short document of a model with a long window: 2,000 tokens of 131,072."""
+    method, _ = choose(Space(6 * GIB, 0, 0), tokens=2000)
+    assert name_of(method) == "full"
+
+
+def test_what_is_loaded_is_not_planned_again():
+    """Of weights and process nothing is asked twice: the rest suffices for everything."""
+    space = Space(3 * GIB, 0, 0)
+    assert name_of(choose(space, tokens=20_000)[0]) != "full"
+    assert name_of(choose(space, tokens=20_000, loaded=True)[0]) == "full"
