@@ -55,10 +55,10 @@ def cells(methods: tuple[str, ...], *budgets: str) -> tuple[tuple[str, str], ...
 
 EXPERIMENTS = (
     Experiment("facts", "facts:stories.jsonl", 15, 10, False, cells(HEAD, "25%", "10%", "5%")),
-    Experiment("facts-seen", "facts:meetings.jsonl", 4, 10, True, cells(SEEN, "10%", "5%")),
-    Experiment("facts-rest", "facts:stories.jsonl", 4, 10, False, cells(REST, "50%", "25%")),
+    Experiment("facts-seen", "facts:meetings.jsonl", 3, 10, True, cells(SEEN, "10%", "5%")),
+    Experiment("facts-rest", "facts:stories.jsonl", 3, 10, False, cells(REST, "50%", "25%")),
     Experiment("stories", "references:stories.jsonl", 3, 3, False, cells(HEAD, "25%", "10%")),
-    Experiment("meetings", "references:meetings.jsonl", 3, 3, False, cells(HEAD, "25%", "10%")),
+    Experiment("meetings", "references:meetings.jsonl", 2, 3, False, cells(HEAD, "25%", "10%")),
 )
 
 

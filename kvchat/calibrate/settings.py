@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kvchat.settings.kinds import PATH
+from kvchat.settings.kinds import PATH, SWITCH
 from kvchat.settings.option import option, shared
 from kvchat.settings.options import CACHE, SCREEN, Options
 
@@ -16,4 +16,6 @@ class Settings:
     weights: str = shared(Options, "weights")
     threads: int | None = shared(Options, "threads")
     out: str | None = option("--out", CACHE, "Folder of the gate (the user's data folder).", PATH)
-    again: bool = option("--again", SCREEN, "Begin anew, and replace a gate.", default=False)
+    again: bool = option(
+        "--again", SCREEN, "Begin anew, and replace a gate.", kind=SWITCH, default=False
+    )

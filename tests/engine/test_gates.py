@@ -9,7 +9,7 @@ from kvchat.engine import gates
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import drain
 from kvchat.engine.gates import Gate
-from kvchat.engine.gates.fit import Fit, Inputs, Sums
+from kvchat.engine.gates.fit import END, Fit, Inputs, Sums
 from kvchat.engine.methods.kvzip import KVzap, KVzip, together
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.read import load_config
@@ -50,6 +50,7 @@ def test_a_gate_is_found_by_the_norms_of_its_model(checkpoint, tmp_path, monkeyp
         found = gates.find(other.model)
         assert found is not None and found.about == {"model": "tiny"}
         assert torch.allclose(found.weight, gate.weight, atol=1e-3)
+        assert torch.allclose(found.end, gate.end, atol=1e-3)
     assert gates.find(load_engine(checkpoint(seed=3)).model) is None
     path.write_bytes(b"x" * 40)
     assert gates.find(engine.model) is None
@@ -57,7 +58,8 @@ def test_a_gate_is_found_by_the_norms_of_its_model(checkpoint, tmp_path, monkeyp
 
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_kvzap_keeps_what_the_gate_foretells(checkpoint, chunk):
-    """A head's best entries by `exp(W x)` of the block's normed input, whatever the chunks."""
+    """A head's best entries by `exp(W x + e)` of the block's normed input, `e` of the last 20 by
+    their place, whatever the chunks."""
     engine = load_engine(checkpoint(), chunk=chunk)
     seen: list[torch.Tensor] = []
     for block in engine.model.blocks:
@@ -66,9 +68,10 @@ def test_kvzap_keeps_what_the_gate_foretells(checkpoint, chunk):
     parts = -(-len(IDS) // chunk)
     inputs = [torch.cat(seen[n * parts : (n + 1) * parts]) for n in range(2)]
     weight = engine.gate.weight
-    worth = torch.stack(
-        [(x @ w[:, :-1].T + w[:, -1]).exp().T for x, w in zip(inputs, weight, strict=True)]
-    )
+    logs = [(x @ w[:, :-1].T + w[:, -1]).T for x, w in zip(inputs, weight, strict=True)]
+    worth = torch.stack(logs)
+    worth[:, :, -20:] += engine.gate.end
+    worth = worth.exp()
     worth[:, :, -1] = float("inf")
     method = KVzap(Budget(fraction=0.25), sinks=0, near=0.0)
     cache = drain(engine.prefill(IDS, [Compression(method)])).caches[0]
@@ -170,8 +173,26 @@ def test_what_is_learnt_is_the_log_of_kvzips_score(folder):
 
 
 def test_a_gate_never_overflows():
-    gate = Gate(torch.full((1, 2, 5), 1e4))
-    assert bool(gate.scores(0, torch.ones(3, 4)).isfinite().all())
+    gate = Gate(torch.full((1, 2, 5), 1e4), torch.zeros(1, 2, 4))
+    assert bool(gate.scores(0, torch.ones(3, 4), 0).isfinite().all())
+
+
+def test_the_end_of_documents_is_worth_what_the_map_misses():
+    """Targets are a map's, and 2 more for the last 30 entries: found again, and only there."""
+    generator, sums = torch.Generator().manual_seed(2), Sums.empty(9, 2)
+    weight = torch.randn(2, 9, generator=generator)
+    for _ in range(40):
+        x = torch.cat([torch.randn(600, 8, generator=generator), torch.ones(600, 1)], dim=1)
+        y = x @ weight.T
+        y[-30:] += 2.0
+        sums.add(x, y)
+    sums.add(torch.ones(5, 9), torch.ones(5, 2))  # too short to have an end
+    assert sums.documents == 40
+    end = sums.end(sums.solve())
+    assert end.shape == (2, END)
+    assert float((end[:, -25:] - 2).abs().max()) < 0.2
+    assert float(end[:, :80].abs().max()) < 0.2
+    assert not bool(Sums.empty(9, 2).end(weight).any())
 
 
 def test_gates_that_ship_are_in_order():

@@ -55,8 +55,9 @@ def save_model(
 def random_gate(engine: Engine, seed: int = 5) -> Gate:
     """Maps that foretell anything."""
     config, generator = engine.config, torch.Generator().manual_seed(seed)
-    shape = len(config.full_layers), config.num_kv_heads, config.hidden_size + 1
-    return Gate(0.3 * torch.randn(shape, generator=generator))
+    layers, heads = len(config.full_layers), config.num_kv_heads
+    weight = 0.3 * torch.randn(layers, heads, config.hidden_size + 1, generator=generator)
+    return Gate(weight, torch.rand(layers, heads, 20, generator=generator))
 
 
 def load_engine(

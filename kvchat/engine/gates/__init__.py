@@ -30,10 +30,10 @@ KIND = "kvchat gate"
 class Scorer(Protocol):
     """What is asked while a prefill walks the layers."""
 
-    def scores(self, layer: int, x: Tensor) -> Tensor:
+    def scores(self, layer: int, x: Tensor, after: int) -> Tensor:
         """What entries are worth, `[H, n]` fp32, of the normed inputs `x [n, hidden]` of a layer.
 
-        `layer` counts those with full attention.
+        `layer` counts those with full attention, `after` the entries of the document behind them.
         """
 
 
@@ -41,17 +41,24 @@ class Scorer(Protocol):
 class Gate:
     """The maps of a model, `weight [L, H, hidden + 1]` (the last column is the constant).
 
-    `about`: the model's name, the texts, and R² per layer on text that was held out.
+    What stands at the end of a document is worth more than its content tells, for some heads look
+    at what is near: `end [L, H, N]` is added to the logarithms of the last N entries. `about`: the
+    model's name, the texts, and R² per layer on text that was held out.
     """
 
     weight: Tensor
+    end: Tensor
     about: dict[str, Any] = field(default_factory=dict)
 
-    def scores(self, layer: int, x: Tensor) -> Tensor:
+    def scores(self, layer: int, x: Tensor, after: int) -> Tensor:
         """See `Scorer.scores`."""
-        weight = self.weight[layer].to(x.device)
-        told = x.float() @ weight[:, :-1].T + weight[:, -1]
-        return told.clamp_(-60.0, 60.0).exp_().T.contiguous()
+        weight, end = self.weight[layer].to(x.device), self.end[layer].to(x.device)
+        told = (x.float() @ weight[:, :-1].T + weight[:, -1]).T.contiguous()
+        last = end.shape[1] - after  # of its offsets are for these entries
+        if last > 0:
+            own = min(last, len(x))
+            told[:, len(x) - own :] += end[:, last - own : last]
+        return told.clamp_(-60.0, 60.0).exp_()
 
 
 def digest(config: ModelConfig, norms: Mapping[str, Tensor]) -> str:
@@ -102,7 +109,7 @@ def load(path: Path) -> Gate:
         about = dict(file.metadata() or {})
         if about.pop("kind", "") != KIND:
             raise KeyError(KIND)
-        return Gate(file.get_tensor("weight").float(), about)
+        return Gate(file.get_tensor("weight").float(), file.get_tensor("end").float(), about)
 
 
 def save(gate: Gate, model: Decoder, where: Path | None = None) -> Path:
@@ -111,7 +118,8 @@ def save(gate: Gate, model: Decoder, where: Path | None = None) -> Path:
     path = root / (digest_of(model) + SUFFIX)
     about = {name: str(value) for name, value in gate.about.items()} | {"kind": KIND}
     with NewFile(path) as file:
-        file.write(packed({"weight": gate.weight.to(torch.float16)}, about))
+        tensors = {"weight": gate.weight, "end": gate.end}
+        file.write(packed({name: t.to(torch.float16) for name, t in tensors.items()}, about))
     return path
 
 

@@ -22,6 +22,7 @@ from kvchat.engine.prefill.replay_texts import replays_of
 from kvchat.engine.text.chat_template import Dialogue
 
 RIDGE = 0.03  # of the mean square of an input: what is added to each of them
+END = 128  # entries of a document's end that have an offset by their place
 LEAST = 1e-8  # of a score, whose logarithm is fitted
 
 
@@ -30,30 +31,47 @@ class Sums:
     """What a layer's regression needs of the entries so far, in float64.
 
     `square [I, I]` and `product [I, H]` of the inputs with a constant, `total [H]` and `squares
-    [H]` of the targets, over `count` entries.
+    [H]` of the targets, over `count` entries. Of the last `END` entries of so many `documents` the
+    inputs `end_x [END, I]` and targets `end_y [END, H]` are added up by their place.
     """
 
     square: Tensor
     product: Tensor
     total: Tensor
     squares: Tensor
+    end_x: Tensor
+    end_y: Tensor
     count: int = 0
+    documents: int = 0
 
     @classmethod
     def empty(cls, inputs: int, heads: int) -> "Sums":
         """Of no entries."""
-        wide = torch.float64
-        square, product = torch.zeros(inputs, inputs, dtype=wide), torch.zeros(inputs, heads)
-        return cls(square, product.to(wide), *torch.zeros(2, heads, dtype=wide))
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64)
+
+        return cls(
+            zeros(inputs, inputs),
+            zeros(inputs, heads),
+            zeros(heads),
+            zeros(heads),
+            zeros(END, inputs),
+            zeros(END, heads),
+        )
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in inputs `x [n, I]` and their targets `y [n, H]`."""
+        """Take in inputs `x [n, I]` of a document and their targets `y [n, H]`."""
         x, y = x.float(), y.float()
         self.square += x.T @ x  # of one document at a time: float32 suffices, and takes a quarter
         self.product += x.T @ y
         self.total += y.double().sum(0)
         self.squares += (y.double() ** 2).sum(0)
         self.count += len(x)
+        if len(x) >= 2 * END:
+            self.end_x += x[-END:].double()
+            self.end_y += y[-END:].double()
+            self.documents += 1
 
     def solve(self) -> Tensor:
         """The map `[H, I]`."""
@@ -62,6 +80,25 @@ class Sums:
         ridge[-1] = 0.0  # the constant is free
         solved: Tensor = torch.linalg.solve(self.square + ridge.diag(), self.product)
         return solved.T
+
+    def end(self, weight: Tensor) -> Tensor:
+        """What is to be added for the last entries by their place, `[H, END]`: how much more they
+        are worth than a map `[H, I]` tells, beyond what it misses elsewhere.
+
+        Means over more places the farther they are from the end; 0 without a document.
+        """
+        weight, count = weight.double(), self.documents
+        if not count:
+            return torch.zeros(len(weight), END, dtype=torch.float64)
+        missed = self.end_y - self.end_x @ weight.T  # [END, H], of all documents
+        # the last column of inputs is 1, so the last row of products is their sum
+        all_missed = self.total - self.square[-1] @ weight.T
+        elsewhere = (all_missed - missed.sum(0)) / (self.count - END * count)
+        apart = missed / count - elsewhere
+        reach = [max(1, (END - place) // 8) for place in range(END)]
+        return torch.stack(
+            [apart[max(0, at - r) : at + r + 1].mean(0) for at, r in enumerate(reach)], dim=1
+        )
 
     def explained(self, weight: Tensor) -> float:
         """R² of a map `[H, I]` within heads, over the entries of these sums."""
@@ -106,7 +143,7 @@ class Lesson(KVzip):
 class Inputs(dict[int, Tensor]):
     """Keeps the inputs of layers; a gate that foretells nothing."""
 
-    def scores(self, layer: int, x: Tensor) -> Tensor:
+    def scores(self, layer: int, x: Tensor, after: int) -> Tensor:
         """See `Scorer.scores`."""
         before = self.get(layer)
         self[layer] = x.clone() if before is None else torch.cat([before, x])
@@ -159,4 +196,5 @@ class Fit:
             pairs = zip(self.held_out, maps, strict=True)
             about["r2"] = " ".join(f"{sums.explained(weight):.3f}" for sums, weight in pairs)
         about["entries"] = self.sums[0].count
-        return Gate(torch.stack(maps).float(), about)
+        ends = [sums.end(weight) for sums, weight in zip(self.sums, maps, strict=True)]
+        return Gate(torch.stack(maps).float(), torch.stack(ends).float(), about)

@@ -350,9 +350,11 @@ def prefilled(
 
 def _gated(gate: Scorer, layer: int, block: Block, x: Tensor, chunk: int) -> Tensor:
     """What a gate makes of the inputs `x [T, hidden]` of a layer, `[H, T]`."""
-    return torch.cat(
-        [gate.scores(layer, block.input_layernorm(part)) for part in torch.split(x, chunk)], dim=1
-    )
+    parts, after = [], len(x)
+    for part in torch.split(x, chunk):
+        after -= len(part)
+        parts.append(gate.scores(layer, block.input_layernorm(part), after))
+    return torch.cat(parts, dim=1)
 
 
 def _places(model: Decoder, tokens: int, replay: Replay) -> list[Rotation]:
