@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kvchat.engine.text import guard
-from kvchat.engine.text.guard import WILD, Guard
+from kvchat.engine.text.guard import Guard, wild
 from kvchat.engine.text.tokenizer import Tokenizer
 from tests.support.errors import refused
 from tests.support.intime import in_time
@@ -82,8 +82,15 @@ def test_what_tokenizers_have_is_taken():
     spaces = {"type": "Sequence", "normalizers": [replace(" ", "\u2581"), {"type": "NFKC"}]}
     assert guard._growth(spaces) == 1
     assert guard._growth(replace(" {2,}", "\u2581", "Regex")) <= guard.GROWTH_CAP
-    assert not any(map(WILD.search, HARMLESS)) and WILD.search(BACKTRACKS)
-    assert all(map(WILD.search, ["(a|aa)+b", "(a*)*", "((x+)){2,}", "(?:a{1,})+"]))
+    assert not any(map(wild, HARMLESS)) and wild(BACKTRACKS)
+    assert all(map(wild, ["(a|aa)+b", "(a*)*", "((x+)){2,}", "(?:a{1,})+"]))
+
+
+@pytest.mark.parametrize("part", ["*", "|", "(", ")", ",1}", ",1", "(*", "a"])
+def test_a_pattern_of_a_megabyte_is_looked_through_at_once(part):
+    begin = time.process_time()
+    assert not wild(part * (10**6 // len(part)))
+    assert time.process_time() - begin < 2
 
 
 def test_a_text_that_takes_too_long_is_given_up(spoilt, monkeypatch):

@@ -20,8 +20,8 @@ T = TypeVar("T")
 GROWTH_CAP = 32  # times that a text may grow before it is cut into tokens; Unicode's own is 18
 LONG = 20_000  # characters; what is shorter takes no thread
 SECONDS, PER_SECOND = 30.0, 5_000  # to tokenise a text: this, and a second for so many characters
-# A repeated group with a repetition or a choice inside may match the same text in many ways.
-WILD = re.compile(r"(?:(?<!\()[*+?]|,\d*\}|\|)[^()]*\)+[*+{]")
+# Of a pattern what opens and closes groups, repeats and chooses.
+MARKS = re.compile(r"\(|\)+[*+{]?|(?<!\()[*+?]|,\d*\}|\|")
 
 
 class Guard:
@@ -34,7 +34,7 @@ class Guard:
             return
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             described = _described(getattr(backend, part, None))
-            self.is_wild |= any(WILD.search(pattern) for pattern in _patterns(described))
+            self.is_wild |= any(map(wild, _patterns(described)))
             if (growth := _growth(described)) > GROWTH_CAP:
                 raise ValueError(
                     f"its {part} makes up to {growth:,} characters of one (at most {GROWTH_CAP})"
@@ -46,6 +46,21 @@ class Guard:
             if characters < LONG and not self.is_wild:
                 return work()
             return _in_time(work, SECONDS + characters / PER_SECOND)
+
+
+def wild(pattern: str) -> bool:
+    """Whether a group is repeated that has a repetition or a choice inside: it may match the same
+    text in many ways."""
+    inside = False
+    for mark in MARKS.finditer(pattern):
+        text = mark[0]
+        if text[0] == ")":
+            if inside and text[-1] in "*+{":
+                return True
+            inside = text[-1] in "*+"
+        else:
+            inside = text != "("
+    return False
 
 
 @contextmanager
