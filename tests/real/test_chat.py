@@ -93,7 +93,7 @@ def test_the_second_act(smollm2, tmp_path, monkeypatch):
     done = kvchat("demo", "--act", "2", **THREADS)
     out = done.stdout.decode()
     assert done.returncode == 0, done.stderr.decode()
-    found = re.findall(r"(?m)^(full cache|kvzip 25%) +(\d) of 5 +([\d.]+) MiB", out)
+    found = re.findall(r"(?m)^(full cache|kvzap 25%) +(\d) of 5 +([\d.]+) MiB", out)
     (_, full, whole), (_, default, quarter) = found
     assert int(full) >= 4 and int(default) >= 2
     assert 3.5 < float(whole) / float(quarter) < 4.5

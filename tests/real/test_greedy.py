@@ -1,5 +1,5 @@
 """Greedy tokens of real models: the compiled step against transformers (300 of them), and against
-our own step by torch for every method and way of storing weights (`KVCHAT_TOKENS`, 60)."""
+our own step by torch for every method and way of storing weights (`KVCHAT_TOKENS`, 32)."""
 
 import os
 
@@ -15,7 +15,7 @@ from kvchat.engine.prefill.prefill import Compression
 from tests.engine.tiny import load_engine, read
 
 pytestmark = pytest.mark.model
-TOKENS = int(os.environ.get("KVCHAT_TOKENS") or 60)
+TOKENS = int(os.environ.get("KVCHAT_TOKENS") or 32)
 WHOLE = 300  # beside transformers
 METHODS = (
     "full", "adakv:budget=25%", "kvzip:budget=25%", "kvmerger:budget=50%",
