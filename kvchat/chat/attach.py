@@ -26,7 +26,7 @@ def attach(chat: Chat, added: Sequence[Document]) -> bool:
         chat.screen.warn(notice)
     book, method = _book(chat, (*chat.book.files, *added), chat.book.system), chat.method
     if not chat.book.files:
-        method = _method(chat, book)
+        method = first_method(chat, book)
         if chat.options.auto_loss is not None:
             chat.screen.warn(f"--auto-loss is for documents of the start: budget {method.budget}")
     _announce(chat, book, method)
@@ -77,11 +77,16 @@ def _book(chat: Chat, files: Sequence[Document], system: str) -> Book:
     return book
 
 
-def _method(chat: Chat, book: Book) -> Method:
+def first_method(chat: Chat, book: Book) -> Method:
     """The method for the first documents of a chat."""
+    if auto.is_open(chat.options):
+        return by_memory(chat, book)
+    return chosen_method(chat.options, chat.session.engine.gate is not None)
+
+
+def by_memory(chat: Chat, book: Book) -> Method:
+    """The method that memory allows for a book now; says why."""
     engine, options = chat.session.engine, chat.options
-    if not auto.is_open(options):
-        return chosen_method(options, engine.gate is not None)
 
     def work(method: Method) -> Workload:
         return workload(engine, method, len(book.ids), chat.session.limit)

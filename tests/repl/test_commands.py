@@ -11,7 +11,7 @@ from prompt_toolkit.document import Document
 from kvchat.chat import chatlog
 from kvchat.chat.prepare import restored
 from kvchat.chat.sources import open_document
-from kvchat.engine.methods import METHODS
+from kvchat.engine.methods import AUTO, METHODS
 from kvchat.errors import KvchatError
 from kvchat.repl import repl
 from kvchat.repl.commands import COMMANDS, MOVED, Quit, documents, find
@@ -330,7 +330,7 @@ def completed(scene, text):
 
 def test_completion(scene):
     assert completed(scene, "/met") == ["method"]
-    assert completed(scene, "/method a") == [m for m in METHODS if m.startswith("a")]
+    assert completed(scene, "/method a") == [m for m in (AUTO, *METHODS) if m.startswith("a")]
     assert "adakv:window=" in completed(scene, "/method adakv:w")
     assert completed(scene, "/set temp") == ["temperature"]
     assert completed(scene, "/set stats l") == ["stats long"]

@@ -30,7 +30,8 @@ def test_method_and_budget_keep_the_turns(scene):
     scene.run("/budget 25%")  # of what keeps everything: the default that keeps some
     assert name_of(scene.chat.method) in ("kvzip", "kvzap")
     assert str(scene.chat.method.budget) == "25%"
-    scene.run("/method full")
+    scene.run("/method auto")
+    assert name_of(scene.chat.method) == "full"
     assert scene.turns == [("What?", "Ships.")]
 
 

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from kvchat.chat import auto
+from kvchat.chat.attach import by_memory
 from kvchat.chat.chat import Chat
 from kvchat.chat.prefill import recompress
 from kvchat.engine.budget import FORMS, Budget
-from kvchat.engine.methods import BY_QUESTION, METHODS
+from kvchat.engine.methods import AUTO, BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import switched, with_budget
 from kvchat.engine.methods.specs import method_options, name_of, options
@@ -23,8 +24,9 @@ UNQUANTIZED = "full:bits=16"
 def method(context: Context, argument: str) -> None:
     """show or change the compression method
 
-    A SPEC is a name with options: adakv, adakv:window=16,floor=0.3. Options of the command line and
-    of `[methods.NAME]` in config.toml hold where SPEC says nothing else; budget and bits stay.
+    A SPEC is a name with options: adakv, adakv:window=16,floor=0.3; auto is what memory allows.
+    Options of the command line and of `[methods.NAME]` in config.toml hold where SPEC says nothing
+    else; budget and bits stay.
     Evicted entries are gone, so documents and turns are processed again, unless they are cached.
     """
     chat = context.chat
@@ -33,7 +35,9 @@ def method(context: Context, argument: str) -> None:
         rows = ((f"{'→ '[name != now]} {name}", entry.idea) for name, entry in METHODS.items())
         context.screen.columns(rows, indent=0, gap=1)
         context.screen.tell(f"now: {full_spec(chat)}")
-    elif recompress(chat, method=method_of(chat, argument)):
+        return
+    wanted = by_memory(chat, chat.book) if argument == AUTO else method_of(chat, argument)
+    if recompress(chat, method=wanted):
         context.writer.changed(chat)
 
 
@@ -138,7 +142,7 @@ def completes(context: Context, typed: str) -> Iterable[str]:
     """Methods, then their options after a colon."""
     name, colon, rest = typed.partition(":")
     if not colon:
-        return METHODS
+        return [AUTO, *METHODS]
     if name not in METHODS:
         return ()
     before = rest.rpartition(",")[0]
