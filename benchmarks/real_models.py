@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import real_models_page
+from results import write
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods.build import parse_method
@@ -104,14 +105,6 @@ def measured(model: str, texts: str, experiment: Experiment, number: int, place:
 def piece(model: str, experiment: Experiment, number: int) -> Path:
     """The file of one document's records."""
     return WORK / f"real-{Path(model).name}-{experiment.name}" / f"{number}.json"
-
-
-def write(path: Path, found: Any) -> None:
-    """As JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def missing(models: list[str]) -> Iterator[tuple[str, Experiment, int]]:

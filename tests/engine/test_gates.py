@@ -53,7 +53,7 @@ def test_a_gate_is_found_by_the_norms_of_its_model(checkpoint, tmp_path, monkeyp
         assert torch.allclose(found.end, gate.end, atol=1e-3)
     assert gates.find(load_engine(checkpoint(seed=3)).model) is None
     path.write_bytes(b"x" * 40)
-    assert gates.find(engine.model) is None
+    assert gates.find(engine.model) is None and not gates.exists(folder, load_config(folder))
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])

@@ -81,9 +81,8 @@ def digest_of(model: Decoder) -> str:
 
 
 def exists(path: Path, config: ModelConfig) -> bool:
-    """Whether a checkpoint has a gate: nothing but its norms is read."""
-    name = digest(config, norms(path, config)) + SUFFIX
-    return any((root / name).is_file() for root in (folder(), SHIPPED))
+    """Whether a checkpoint has a gate that is in order: of it nothing but its norms is read."""
+    return _found(config, digest(config, norms(path, config))) is not None
 
 
 def folder() -> Path:
@@ -93,12 +92,15 @@ def folder() -> Path:
 
 def find(model: Decoder) -> Gate | None:
     """The gate of a model: one that was fitted here, or one that ships; None if there is none."""
-    name = digest_of(model) + SUFFIX
-    for path in (folder() / name, SHIPPED / name):
+    return _found(model.config, digest_of(model))
+
+
+def _found(config: ModelConfig, name: str) -> Gate | None:
+    shape = len(config.full_layers), config.num_kv_heads, config.hidden_size + 1
+    for root in (folder(), SHIPPED):
         with suppress(OSError, SafetensorError, KeyError):
-            gate = load(path)
-            heads, hidden = model.config.num_kv_heads, model.config.hidden_size
-            if gate.weight.shape == (len(model.config.full_layers), heads, hidden + 1):
+            gate = load(root / (name + SUFFIX))
+            if gate.weight.shape == shape and gate.end.shape[:2] == shape[:2]:
                 return gate
     return None
 
