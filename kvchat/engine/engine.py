@@ -20,7 +20,7 @@ from kvchat.engine.kernels import kernels_on
 from kvchat.engine.methods.base import Method
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
-from kvchat.engine.prefill import prefill
+from kvchat.engine.prefill import prefill, walk
 from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay import Replay
@@ -118,7 +118,7 @@ class Engine:
 
     def empty_cache(self) -> KVCache:
         """A cache that has seen nothing."""
-        return prefill.empty_cache(self.model, self.backend)
+        return walk.empty_cache(self.model, self.backend)
 
     @torch.inference_mode()
     def prefill(
@@ -152,7 +152,7 @@ class Engine:
         self, cache: KVCache, ids: Sequence[int]
     ) -> Generator[Progress | Smaller, None, Tensor]:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
-        x = yield from prefill.extend(self.model, cache, ids, self.chunk)
+        x = yield from walk.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]
 
     @torch.inference_mode()
@@ -206,7 +206,7 @@ class Engine:
         singly = written if any(layer.sliding for layer in cache.layers) else 0
         together = len(ids) - singly
         parts = [ids[:together], *([i] for i in ids[together:])]
-        entries = [prefill.extend(self.model, cache, part, self.chunk) for part in parts if part]
+        entries = [walk.extend(self.model, cache, part, self.chunk) for part in parts if part]
         x = torch.cat([drain(entry) for entry in entries])
         cache.truncate(before)
         return self.model.logits(x)

@@ -20,7 +20,8 @@ from kvchat.engine.model.layers import Block
 from kvchat.engine.prefill.archive_writer import holds, shown
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.engine.prefill.observation import Observation
-from kvchat.engine.prefill.prefill import AnyLayer, extend, prefilled, rotations_at
+from kvchat.engine.prefill.prefill import prefilled
+from kvchat.engine.prefill.walk import AnyLayer, extend, rotations_at
 
 
 def can_choose(cache: KVCache, method: Method) -> bool:

@@ -12,7 +12,7 @@ from kvchat.engine.events import Delta, Smaller, drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.prefill import prefill
+from kvchat.engine.prefill import walk
 from kvchat.engine.prefill.archive_writer import GATED, InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose
@@ -119,7 +119,7 @@ def test_memory_that_runs_out_does_not_count_queries_twice(checkpoint, monkeypat
     engine = load_engine(checkpoint())
     want = archived(engine)
     drain(engine.extend_choosing(want, QUESTION, ADAKV))
-    cache, step, calls = archived(engine), prefill.step, []
+    cache, step, calls = archived(engine), walk.step, []
 
     def failing(block, layer, x, rotation):
         result = step(block, layer, x, rotation)
@@ -128,7 +128,7 @@ def test_memory_that_runs_out_does_not_count_queries_twice(checkpoint, monkeypat
             raise MemoryError
         return result
 
-    monkeypatch.setattr(prefill, "step", failing)
+    monkeypatch.setattr(walk, "step", failing)
     events = list(engine.extend_choosing(cache, QUESTION, ADAKV))
     assert any(isinstance(event, Smaller) for event in events)
     assert_same_cache(cache, want, 1e-5)

@@ -6,7 +6,7 @@ import time
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
-from kvchat.engine.prefill import prefill
+from kvchat.engine.prefill import walk
 from kvchat.engine.text.tokenizer import Tokenizer
 
 OUT = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
@@ -15,7 +15,7 @@ OUT = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memor
 def play(script: dict) -> None:
     """Replace the engine of this process."""
     answers = list(script.get("answers", ["Yes."]))
-    step, load = prefill.step, Tokenizer.load.__func__  # type: ignore[attr-defined]
+    step, load = walk.step, Tokenizer.load.__func__  # type: ignore[attr-defined]
     chunks, tokenizers = 0, []
 
     def scripted_decode(self, cache, logits, sampling, drawn=()):
@@ -39,5 +39,5 @@ def play(script: dict) -> None:
         return tokenizers[-1]
 
     Engine.decode = scripted_decode  # type: ignore[method-assign,assignment]
-    prefill.step = slow_step
+    walk.step = slow_step
     Tokenizer.load = classmethod(remembered)  # type: ignore[method-assign,assignment]

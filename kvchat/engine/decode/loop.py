@@ -15,7 +15,7 @@ from kvchat.engine.decode.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.decode.sampler import Sampler, checked
 from kvchat.engine.events import drain
 from kvchat.engine.model.decoder import Decoder
-from kvchat.engine.prefill.prefill import extend
+from kvchat.engine.prefill.walk import extend
 
 LOG = logging.getLogger("kvchat.engine")
 SWITCH = "KVCHAT_GRAPH"

@@ -13,7 +13,7 @@ from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.decode.compiled import CompiledStep
 from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
-from kvchat.engine.prefill.prefill import empty_cache
+from kvchat.engine.prefill.walk import empty_cache
 from kvchat.engine.weights.checkpoint import random_weights
 from kvchat.kernels.cpu import attention, choice, four_bits, packed, products
 

@@ -1,7 +1,6 @@
 """Prefill: token ids walk the layers, one layer at a time. Here models and methods meet."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
@@ -26,10 +25,15 @@ from kvchat.engine.prefill.archive_writer import Archiving, recorded
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.engine.prefill.observation import Observation, column_mass, moments
 from kvchat.engine.prefill.replay import Replay, Retelling, bare_replays
-from kvchat.errors import is_out_of_memory
-
-AnyLayer = LayerCache | WindowLayer
-Around = Callable[[int, Block, AnyLayer], AbstractContextManager[None]]
+from kvchat.engine.prefill.walk import (
+    AnyLayer,
+    Pace,
+    empty_cache,
+    retell,
+    rotations_at,
+    step,
+    walk,
+)
 
 
 @dataclass(frozen=True)
@@ -53,138 +57,6 @@ class Prefill:
     logits: Tensor
     select_seconds: float
     asides: list[Tensor]
-
-
-def rotations_at(model: Decoder, start: int, count: int) -> list[Rotation]:
-    """Of the `count` positions from `start` on, for each of the config's ropes."""
-    return model.rotations(torch.arange(start, start + count, device=model.device))
-
-
-def empty_cache(model: Decoder, backend: Backend) -> KVCache:
-    """A cache of the model that has seen nothing."""
-    config = model.config
-    windows = {n: kind.window for n, kind in enumerate(config.layers) if kind.window}
-    return KVCache.empty(
-        len(config.full_layers),
-        config.num_kv_heads,
-        config.head_dim,
-        model.dtype,
-        model.device,
-        backend,
-        windows,
-    )
-
-
-def step(block: Block, layer: AnyLayer, x: Tensor, rotation: Rotation) -> Tensor:
-    """Run hidden states `x [T, hidden]` of the newest tokens through one block and its cache."""
-    q, k, v = block.project(x, rotation)
-    scale = q.shape[-1] ** -0.5
-    layer.tail.append(k, v)
-    o, lse = layer.attend(q, scale)
-    if isinstance(layer, LayerCache):
-        for observer in layer.observers:
-            observer.see(q, lse, layer, scale, rotation.cos, rotation.sin)
-    return block.finish(x, o)
-
-
-@dataclass
-class Pace:
-    """Tokens that walk a layer at once; halved one time if memory does not suffice."""
-
-    chunk: int
-    halved: bool = False
-
-    def slow(self, error: Exception) -> Smaller:
-        """Halve the chunk; raises `error` if it is something else or if that was done before."""
-        if self.halved or self.chunk < 2 or not is_out_of_memory(error):
-            raise error
-        self.chunk, self.halved = self.chunk // 2, True
-        return Smaller(self.chunk)
-
-
-def walk(
-    block: Block,
-    layer: AnyLayer,
-    x: Tensor,
-    rotation: Callable[[int, int], Rotation],
-    pace: Pace,
-) -> Generator[int | Smaller, None, None]:
-    """Run `x [T, hidden]` of the newest tokens through one block, chunk by chunk, in place.
-
-    `rotation(a, b)` is that of entries `a` to `b`. Yields the tokens of each chunk that is done.
-    """
-    a = 0
-    while a < len(x):
-        b = min(a + pace.chunk, len(x))
-        if b == len(x) - 1 and pace.chunk > 1 and layer.sliding is not None:
-            b = len(x)  # a lone last token would read what a written one reads
-        entries = layer.tail.length
-        observed = [vars(observer).copy() for observer in layer.observers]
-        try:
-            x[a:b] = step(block, layer, x[a:b], rotation(a, b))
-        except Exception as error:
-            smaller = pace.slow(error)
-        else:
-            observed.clear()  # or it would stay alive beside its successor
-            yield b - a
-            a = b
-            continue
-        # outside of the handler, so that the failed chunk's tensors are free
-        layer.tail.truncate(entries)
-        for observer, before in zip(layer.observers, observed, strict=True):
-            vars(observer).update(before)
-        if x.is_cuda:
-            torch.cuda.empty_cache()
-        yield smaller
-
-
-def retell(
-    retelling: Retelling, block: Block, x: Tensor, rotation: Rotation, replay: Replay, pace: Pace
-) -> Generator[Smaller, None, None]:
-    """Run the hidden states `x` of a replay through one block, in place: at once, or slower."""
-    while True:
-        step = pace.chunk if pace.halved else len(x)
-        try:
-            x[:] = retelling.tell(block, x, rotation, replay, step)
-            return
-        except Exception as error:
-            smaller = pace.slow(error)
-        if x.is_cuda:  # outside of the handler, as above
-            torch.cuda.empty_cache()
-        yield smaller
-
-
-def extend(
-    model: Decoder,
-    cache: KVCache,
-    ids: Sequence[int],
-    chunk: int,
-    around: Around = lambda *_: nullcontext(),
-) -> Generator[Progress | Smaller, None, Tensor]:
-    """Append `ids` to the cache's tail, layer by layer, each inside of its `around`.
-
-    The generator's value is their final hidden states `[T, hidden]`. If the consumer stops in
-    between, the cache is as it was before.
-    """
-    before, total = cache.position, len(ids) * model.config.num_layers
-    x = model.embed(torch.tensor(ids, device=model.device))  # [T, hidden]
-    every, layers = rotations_at(model, before, len(ids)), cache.walked
-    pace, done = Pace(chunk), 0
-    try:
-        for number, (block, layer) in enumerate(zip(model.blocks, layers, strict=True)):
-            with around(number, block, layer):
-                for item in walk(block, layer, x, every[block.kind.rope].part, pace):
-                    if isinstance(item, Smaller):
-                        yield item
-                        continue
-                    done += item
-                    yield Progress(number, len(layers), done, total, 0)
-    except BaseException:
-        for layer in layers:
-            layer.tail.truncate(before - layer.tail.start)
-        raise
-    cache.advance(len(ids))
-    return x
 
 
 def prefill(
