@@ -89,7 +89,8 @@ def by_memory(chat: Chat, book: Book) -> Method:
     engine, options = chat.session.engine, chat.options
 
     def work(method: Method) -> Workload:
-        return workload(engine, method, len(book.ids), chat.session.limit)
+        session = chat.session
+        return workload(engine, method, len(book.ids), session.limit, session.streams)
 
     host = machine.free(machine.CPU) if engine.device.type == "cuda" else 0
     left = machine.left(engine.device, options.mem_limit)
@@ -102,9 +103,11 @@ def by_memory(chat: Chat, book: Book) -> Method:
 def _announce(chat: Chat, book: Book, method: Method) -> None:
     """The plan of a prefill, in a line."""
     limit, tokens = chat.session.limit, len(book.ids)
-    plan = make_plan(workload(chat.session.engine, method, tokens, limit))
+    work = workload(chat.session.engine, method, tokens, limit, chat.session.streams)
+    plan = make_plan(work)
     full, kept = alike(plan.kv_full, plan.kv_kept)
+    read = f"{tokens / limit:.0%}" if book.streamed is None else f"{tokens / limit:.1f} times"
     chat.screen.tell(
-        f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window · plan: KV "
+        f"{tokens:,} tokens · {read} of the {limit:,} context window · plan: KV "
         f"{full} in full → {kept} with {name_of(method)}"
     )

@@ -27,7 +27,7 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
-from kvchat.engine.sizes import CHUNKS, LADDER, reserve_of
+from kvchat.engine.sizes import CHUNKS, LADDER, Streamed, reserve_of
 from kvchat.errors import KvchatError
 from kvchat.hub.find import longer_windows
 from kvchat.hub.tokenizer import load_tokenizer
@@ -74,6 +74,7 @@ class Setup:
             self.chunk,
             self.device.type == "cuda",
             self.options.weights,
+            self.options.streams,
         )
 
 
@@ -120,7 +121,13 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         engine = screen.watch(loading, "loading")
     engine.chunk = setup.chunk
     session = Session(
-        engine, book.dialogue, setup.ends, setup.limit, options.tail_budget, options.by_question
+        engine,
+        book.dialogue,
+        setup.ends,
+        setup.limit,
+        options.tail_budget,
+        options.by_question,
+        options.streams,
     )
     root = folder(options.prompt_cache_dir)
     policy, full_copy = options.prompt_cache, options.full_copy
@@ -293,11 +300,7 @@ def _check(setup: Setup, book: Book, screen: Screen) -> None:
 
 def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -> None:
     """The lines about document and plan."""
-    tokens, limit = len(book.ids), setup.limit
-    screen.say(
-        f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window, "
-        f"{limit - tokens:,} left for questions and answers"
-    )
+    screen.say(window_line(len(book.ids), setup.limit, book.streamed))
     full, kept = alike(plan.kv_full, plan.kv_kept)
     compressed = f" in full → {kept} with {name_of(setup.method)} {setup.method.budget}{plan.reads}"
     what = "" if setup.method == Full() else compressed
@@ -306,4 +309,17 @@ def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) 
     screen.say(
         f"      {prefill} during the prefill, {chat} with the window full; "
         f"{left} free on {setup.device}"
+    )
+
+
+def window_line(tokens: int, limit: int, streamed: Streamed | None) -> str:
+    """How a document of so many tokens fits into the context window."""
+    if streamed is None:
+        return (
+            f"{tokens:,} tokens · {tokens / limit:.0%} of the {limit:,} context window, "
+            f"{limit - tokens:,} left for questions and answers"
+        )
+    return (
+        f"{tokens:,} tokens · {tokens / limit:.1f} times the {limit:,} context window: read in "
+        f"{len(streamed.parts)} parts, {limit - streamed.room:,} left for questions and answers"
     )

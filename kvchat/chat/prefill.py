@@ -199,7 +199,7 @@ def agreed(chat: Chat, tokens: int) -> bool:
 def require_room(chat: Chat, method: Method, tokens: int) -> None:
     """Raise KvchatError("memory") if a prefill beside the present cache needs more than is free."""
     engine = chat.session.engine
-    plan = make_plan(workload(engine, method, tokens, chat.session.limit))
+    plan = make_plan(workload(engine, method, tokens, chat.session.limit, chat.session.streams))
     # weights and process are there already; the old cache stays until the new one is there
     needed = plan.prefill - plan.weights - plan.base
     free = machine.left(engine.device, chat.options.mem_limit)

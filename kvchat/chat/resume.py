@@ -151,7 +151,15 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
         if book.cut:
             screen.warn(f"{book.title}: {book.cut}")
         ends, folds = tuple(present.ends), options.tail_budget
-        session = Session(present.engine, book.dialogue, ends, limit, folds, present.by_question)
+        session = Session(
+            present.engine,
+            book.dialogue,
+            ends,
+            limit,
+            folds,
+            present.by_question,
+            options.streams,
+        )
         known = options.select == "instruction" and files and method.needs.sees
         questions = [*options.foreseen] if known else []
         other = replace(

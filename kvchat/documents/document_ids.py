@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 from kvchat.documents import Document
-from kvchat.engine.sizes import reserve_of
+from kvchat.engine.sizes import Streamed, reserve_of
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.template_form import UNDATED
 from kvchat.engine.text.tokenizer import Tokenizer
@@ -48,7 +48,8 @@ class Cut:
 class Book:
     """Documents and system prompt with the ids that stand for them.
 
-    `text` is that of the documents, as far as it is in the ids.
+    `text` is that of the documents, as far as it is in the ids; `streamed` how they are read if
+    they do not fit into the context window and nothing is to be cut.
     """
 
     dialogue: Dialogue
@@ -57,13 +58,21 @@ class Book:
     text: str = ""
     ids: list[int] = field(default_factory=list)
     cut: Cut | None = None
+    streamed: Streamed | None = None
 
     def on(self, day: date) -> "Book":
         """The same book on another day, where the chat template writes the date."""
         if self.dialogue.day in (None, day):
             return self
         dialogue = self.dialogue.on(day)
-        return replace(self, dialogue=dialogue, ids=dialogue.document(self.text, self.system))
+        ids = dialogue.document(self.text, self.system)
+        streamed = replace(self.streamed, tokens=len(ids)) if self.streamed else None
+        return replace(self, dialogue=dialogue, ids=ids, streamed=streamed)
+
+    @property
+    def saved(self) -> int:
+        """Positions that the book takes less than it has tokens."""
+        return 0 if self.streamed is None else len(self.ids) - self.streamed.room
 
     @property
     def undated(self) -> "Book":
@@ -99,11 +108,12 @@ def compose(
     beginning = text[: PROBE * limit]
     ids = dialogue.document(beginning, system)
     needed = len(ids) * max(len(text), 1) // max(len(beginning), 1)
-    if len(beginning) < len(text) and needed + reserve <= limit:
+    streams = overflow == "stream"
+    if len(beginning) < len(text) and (streams or needed + reserve <= limit):
         ids = dialogue.document(text, system)
         needed = len(ids)
-    if needed + reserve <= limit:
-        return replace(book, ids=ids)
+    if streams or needed + reserve <= limit:
+        return replace(book, ids=ids, streamed=Streamed.of(needed, limit))
     estimated = len(beginning) < len(text)
     if overflow == "error" or not text:
         raise _too_long(book, needed, limit, estimated, ways(needed))
@@ -160,6 +170,7 @@ def _too_long(
         "too_long",
         f"{book.title or 'the system prompt'} needs {about}{needed:,} tokens; the context "
         f"window has {limit:,} ({reserve:,} are kept for questions and answers)",
+        "--overflow stream  (reads all of it, part by part)",
         f"--overflow tail  (keeps the first {share:.0%}{until})",
         f"--overflow middle  (cuts {about}{over:,} tokens from the middle)",
         f"--overflow head  (keeps the last {share:.0%})",

@@ -34,8 +34,9 @@ class Conversation:
         end_tokens: Sequence[int] = (),
         limit: int = 0,
         tail_budget: int = 0,
+        streams: bool = False,
     ):
-        self.engine, self.dialogue = engine, dialogue
+        self.engine, self.dialogue, self.streams = engine, dialogue, streams
         self.limit = limit or engine.config.context_limit
         self.ends = dialogue.end_tokens | set(engine.config.end_tokens) | set(end_tokens)
         self.tail_budget = tail_budget
@@ -52,6 +53,12 @@ class Conversation:
         if self._cache is None:
             self._cache = self.engine.empty_cache()
         return self._cache
+
+    @property
+    def window(self) -> int:
+        """Tokens that the context window has room for, the document's included: more than `limit`
+        where a long one was moved together."""
+        return self.limit + self.cache.saved
 
     def memory(self) -> Memory:
         """Exact bytes of the cache."""
@@ -79,7 +86,7 @@ class Conversation:
         """
         there, every = len(self.turns), [*self.turns, *turns]
         every = [*self._past(every[:-1]), *every[-1:]]
-        if len(self.document) + tokens_of(every) > self.limit:
+        if len(self.document) + tokens_of(every) > self.window:
             left = self._newest(every, 1)
             yield from self._holding(left)
             self.forgotten += every[: len(every) - len(left)]
@@ -103,7 +110,7 @@ class Conversation:
         Where some must go, a quarter of the room is freed: those that stay are fed again, which
         should not be due for every question.
         """
-        room = self.limit - len(self.document)
+        room = self.window - len(self.document)
         if tokens_of(turns) + needed <= room:
             return turns
         for first in range(1, len(turns) - least):
@@ -199,7 +206,7 @@ class Conversation:
 
     def _room(self, used: int, needed: int) -> int:
         """Tokens for an answer after a question that needs some. Raises KvchatError("too_long")."""
-        room = self.limit - used - needed
+        room = self.window - used - needed
         if room < 1:
             ways = ["a shorter question or document"]
             if used > len(self.document):
@@ -207,9 +214,9 @@ class Conversation:
             raise KvchatError(
                 "too_long",
                 f"the question needs {needed:,} tokens and one for the answer; of the window's "
-                f"{self.limit:,} tokens {used:,} are used",
+                f"{self.limit:,} tokens {used - self.cache.saved:,} are used",
                 *ways,
-                needed=used + needed,
+                needed=used + needed - self.cache.saved,
                 limit=self.limit,
             )
         return room

@@ -18,13 +18,15 @@ from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.gates import Gate, Scorer, find
 from kvchat.engine.kernels import kernels_on
 from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.needs import Needs
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.prefill import prefill, walk
 from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay import Replay
-from kvchat.engine.sizes import CHUNKS
+from kvchat.engine.prefill.stream import Replays, stream
+from kvchat.engine.sizes import CHUNKS, Streamed
 from kvchat.engine.sizes import DTYPES as NAMES
 from kvchat.engine.weights.bits import computes_in
 from kvchat.engine.weights.checkpoint import load_weights
@@ -136,16 +138,33 @@ class Engine:
         that needs one where there is none. What only the caches' segments need is compiled beside.
         """
         assert ids, "an empty document has nothing to read"
-        for method in (each.method for each in compressions) if self.kernels == "numba" else ():
-            if method.retrieves or method.bits < 16:
-                compile_beside(self.dtype, "pq" if method.retrieves else "quantized")
-        needs = [each.method.needs for each in compressions]
-        if archiving is not None:
-            needs.append(archiving.needs)
-        if gate is None and any(each.gate for each in needs):
-            gate = self.required_gate()
+        needs = [archiving.needs] if archiving is not None else []
+        if gate is None:
+            gate = self._prepared([each.method for each in compressions], needs)
         given = (self.model, ids, compressions, self.backend, self.chunk, probes, replays)
         return (yield from prefill.prefill(*given, archiving, gate))
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        ids: Sequence[int],
+        compression: Compression,
+        streamed: Streamed,
+        probes: Sequence[Sequence[int]] = (),
+        replays: Replays = lambda part: (),
+    ) -> Generator[Progress | Smaller, None, Prefill]:
+        """Read `ids` that are longer than the window, part by part; see `stream.stream`."""
+        gate = self._prepared([compression.method], [])
+        given = self.model, ids, compression, self.backend, self.chunk, streamed, probes, replays
+        return (yield from stream(*given, gate))
+
+    def _prepared(self, methods: Sequence[Method], needs: Sequence[Needs]) -> Gate | None:
+        """The gate, if methods or other needs ask for it; what their segments need is compiled."""
+        for method in methods if self.kernels == "numba" else ():
+            if method.retrieves or method.bits < 16:
+                compile_beside(self.dtype, "pq" if method.retrieves else "quantized")
+        asked = any(each.gate for each in [*needs, *(method.needs for method in methods)])
+        return self.required_gate() if asked else None
 
     @torch.inference_mode()
     def extend(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from time import perf_counter
 
 from torch import Tensor
@@ -27,7 +28,7 @@ from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay_texts import replays_of
 from kvchat.engine.selection import can_choose, is_asked
-from kvchat.engine.sizes import MAX_TOKENS, reserve_of
+from kvchat.engine.sizes import MAX_TOKENS, Streamed, reserve_of
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.errors import KvchatError
 
@@ -51,8 +52,9 @@ class Session(Answering):
         limit: int = 0,
         tail_budget: int = 0,
         by_question: bool = False,
+        streams: bool = False,
     ):
-        super().__init__(engine, dialogue, end_tokens, limit, tail_budget)
+        super().__init__(engine, dialogue, end_tokens, limit, tail_budget, streams)
         self.by_question = by_question
         self.chooser: Method | None = None  # that chose what is kept of the document
         self.select_seconds = 0.0  # that compressing took at the last prefill
@@ -66,20 +68,52 @@ class Session(Answering):
         compressions: Sequence[Compression],
         questions: Sequence[str] = (),
         archiving: Archiving | None = None,
+        beside: int = 0,
     ) -> Generator[Progress | Smaller, None, Prefill]:
         """Prefill a document once into one cache per compression; `questions` are its probes.
 
         `archiving` is given all entries, and the caches get what it makes of them. The session
-        itself does not change: `adopt` one of the caches to talk over it. Raises
-        KvchatError("too_long").
+        itself does not change: `adopt` one of the caches to talk over it. What does not fit into
+        the window, with `beside` tokens of turns, is read part by part if the session `streams`,
+        once per compression. Raises KvchatError("too_long").
         """
-        require_fit(len(ids), self.limit)
         probes = [self.dialogue.first(question) for question in questions]
         kinds = frozenset[Kind]().union(*(c.method.needs.kinds for c in compressions))
+        if streamed := self._streamed(len(ids), beside):
+            if archiving is not None:
+                raise KvchatError(
+                    "usage",
+                    f"no full copy can be kept of a document of {len(ids):,} tokens that is read "
+                    f"in {len(streamed.parts)} parts",
+                    "--keep-full off",
+                    "--method pqcache  (keeps every entry by itself)",
+                )
+            return (yield from self._in_parts(ids, compressions, probes, streamed))
+        require_fit(len(ids) + beside, self.limit)
         replays = replays_of(self.dialogue, ids, kinds)
         with archiving or nullcontext():
             work = self.engine.prefill(ids, compressions, probes, replays, archiving)
             return (yield from work)
+
+    def _streamed(self, tokens: int, beside: int = 0) -> Streamed | None:
+        """How a document is read that does not fit beside so many tokens of turns."""
+        room = self.limit - beside
+        return Streamed.of(tokens, room) if self.streams and room >= self.limit // 2 else None
+
+    def _in_parts(
+        self,
+        ids: Sequence[int],
+        compressions: Sequence[Compression],
+        probes: Sequence[Sequence[int]],
+        streamed: Streamed,
+    ) -> Generator[Progress | Smaller, None, Prefill]:
+        found = []
+        for each in compressions:
+            kinds = each.method.needs.kinds
+            replays = partial(replays_of, self.dialogue, kinds=kinds)
+            found.append((yield from self.engine.stream(ids, each, streamed, probes, replays)))
+        caches, seconds = [f.caches[0] for f in found], sum(f.select_seconds for f in found)
+        return Prefill(caches, found[-1].logits, seconds, found[-1].asides)
 
     def prefill(
         self,
@@ -133,12 +167,12 @@ class Session(Answering):
         dialogue = dialogue or self.dialogue
         turns = self.turns if dialogue is self.dialogue else self._opening(self.turns, dialogue)
         talk = ids_of(turns)
-        if document is not None:
+        if document is not None and not self._streamed(len(ids), len(talk)):
             require_fit(len(ids) + len(talk), self.limit, "the document with the conversation")
         cache, select = ready or self.engine.empty_cache(), 0.0
         if ids and not ready:
             compression = Compression(method, tuple(range(len(questions))))
-            reading = yield from self.read(ids, [compression], questions, archiving)
+            reading = yield from self.read(ids, [compression], questions, archiving, len(talk))
             cache, select = reading.caches[0], reading.select_seconds
         self._watch(cache, folds, len(ids))
         if talk:

@@ -1,5 +1,8 @@
 """Sizes that bound the workspace and the window: plans read them without torch."""
 
+from dataclasses import dataclass
+from itertools import pairwise
+
 # Logits of column_mass alive at once: 2**22 fp32 values are 16 MiB.
 MASS_VALUES = 2**22
 
@@ -36,3 +39,35 @@ def code_bytes(tokens: int, heads: int, dim: int, parts: int, bits: int) -> int:
 def reserve_of(limit: int) -> int:
     """Tokens of a window that stay free for questions and answers."""
     return min(ANSWER_RESERVE, limit // 4)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A document of `tokens` tokens that does not fit into a context window of `limit`.
+
+    It is read in parts (see `prefill.stream`), and takes fewer positions than it has tokens.
+    """
+
+    tokens: int
+    limit: int
+
+    @classmethod
+    def of(cls, tokens: int, limit: int) -> "Streamed | None":
+        """None if the document fits, with the reserve for questions and answers."""
+        return cls(tokens, limit) if tokens + reserve_of(limit) > limit else None
+
+    @property
+    def room(self) -> int:
+        """Positions of the whole document: half of the window, the rest is for reading."""
+        return min(self.tokens, self.limit // 2)
+
+    @property
+    def part(self) -> int:
+        """Tokens that are read at once, at most: a replay of them fits behind them."""
+        return max(1, (self.limit - self.room - reserve_of(self.limit)) // 2)
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Begin and end of every part, all of about the same size."""
+        count = -(-self.tokens // self.part)
+        return list(pairwise(self.tokens * n // count for n in range(count + 1)))

@@ -63,7 +63,9 @@ def run(settings: Settings) -> int:
     config = load_config(found.path)
     dialogue = Dialogue(Tokenizer.load(found.path))
     loading = Engine.load(found.path, config, settings.dtype, settings.device, settings.weights)
-    session = Session(screen.watch(loading, "loading"), dialogue)
+    session = Session(
+        screen.watch(loading, "loading"), dialogue, streams=settings.overflow == "stream"
+    )
     description = {"settings": described} | describe(session.engine)
     answers.resume(description)
     with Interrupt() as interrupt:

@@ -82,11 +82,12 @@ def fitted(case: Case, dialogue: Dialogue, limit: int, overflow: str) -> Case:
     """The case with as much of its document as the context window holds beside questions and
     answers; `limit` in tokens.
 
-    `overflow` is the part that is cut. Raises KvchatError("too_long") if it is `error`.
+    `overflow` is the part that is cut; `stream` cuts none. Raises KvchatError("too_long") if it
+    is `error`.
     """
     talk = max(len(dialogue.exchange(q.text, q.begun)) + q.longest for q in case.questions)
     needed, room = len(dialogue.document(case.document)), limit - talk
-    if needed <= room:
+    if needed <= room or (overflow == "stream" and talk <= limit // 2):
         return case
     if overflow == "error" or room < 1:
         raise KvchatError(

@@ -5,8 +5,10 @@ from kvchat.engine.methods.base import Method
 from kvchat.machine.plan import Workload, planned
 
 
-def workload(engine: Engine, method: Method, tokens: int, limit: int) -> Workload:
-    """Prefill of `tokens` tokens in a context window of `limit`."""
+def workload(
+    engine: Engine, method: Method, tokens: int, limit: int, streams: bool = False
+) -> Workload:
+    """Prefill of `tokens` tokens in a context window of `limit`, part by part if it `streams`."""
     return Workload(
         engine.config,
         engine.dtype.itemsize,
@@ -16,4 +18,5 @@ def workload(engine: Engine, method: Method, tokens: int, limit: int) -> Workloa
         engine.chunk,
         engine.device.type == "cuda",
         engine.model.weights,
+        streams,
     )

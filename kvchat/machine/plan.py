@@ -16,6 +16,7 @@ from kvchat.engine.sizes import (
     PER_CENTROID,
     REPLAY,
     REQUEST,
+    Streamed,
     code_bytes,
     reserve_of,
 )
@@ -37,7 +38,8 @@ class Workload:
     """What is planned: prefill of `tokens` tokens, `chunk` at a time, compressed by a method.
 
     Keys and values have `itemsize` bytes each, the context window is `limit` tokens. `cuda`:
-    whether on a card. `weights` is how the weights are stored, as `--weights` says it.
+    whether on a card. `weights` is how the weights are stored, as `--weights` says it. If it
+    `streams`, what does not fit into the window is read part by part.
     """
 
     config: ModelConfig
@@ -48,6 +50,7 @@ class Workload:
     chunk: int
     cuda: bool
     weights: str = "auto"
+    streams: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,15 @@ def make_plan(work: Workload) -> Plan:
     windows = config.kv_values(tokens) * itemsize - per_token * tokens
     geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits)
     entries = work.method.budget.entries(geometry) if tokens else 0
-    step = min(max(work.chunk, cost.step), max(tokens, 1))
+    streamed = Streamed.of(tokens, work.limit) if work.streams else None
+    taken, alive = (streamed.room, streamed.part) if streamed else (tokens, tokens)
+    step = min(max(work.chunk, cost.step), max(alive, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
     kept, hidden = round(entries * geometry.entry_bytes) * layers, config.hidden_size * itemsize
-    # the newest layer's entries twice, and all at full precision, until the layers have competed
-    pooled = per_token * tokens // layers + entries * geometry.plain_bytes * layers - kept
+    # at full precision until the layers have competed, or all is read; the newest layer's twice
+    unsettled = entries * geometry.plain_bytes * layers - kept if cost.pool or streamed else 0
+    unsettled += per_token * alive // layers if cost.pool else 0
     read = training = 0
     if cost.code is not None:
         heads, dim = config.num_kv_heads, config.head_dim
@@ -152,16 +158,17 @@ def make_plan(work: Workload) -> Plan:
         outside = coded and (cost.home == "disk" or (cost.home == "host" and work.cuda))
         kept = (read if outside else per_token * tokens) + layers * codes
         training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice
+        unsettled = per_token * tokens if streamed and outside else 0
     return Plan(
         weights=weights_bytes(config, itemsize, work.weights),
         kv_full=per_token * tokens + windows,
         kv_kept=kept + windows,
-        dense_layer=per_token * tokens // layers,
-        hidden=tokens * hidden,
+        dense_layer=per_token * alive // layers,
+        hidden=alive * hidden,
         workspace=step * wide * max(itemsize, 4) + SCORING + training,
-        tail=every * max(work.limit - tokens, 0),
+        tail=every * max(work.limit - taken, 0),
         base=CONTEXT if work.cuda else PROCESS,
-        replays=round(cost.replayed * (tokens + cost.step)) * hidden + (pooled if cost.pool else 0),
+        replays=round(cost.replayed * (alive + cost.step)) * hidden + unsettled,
         weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
         read=read,
     )

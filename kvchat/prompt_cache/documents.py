@@ -129,7 +129,7 @@ class PromptCache:
             return None
 
         def mapped(path: Path, name: str, dated: Book) -> KVCache:
-            return load(path, self._engine, dated.ids, name)
+            return load(path, self._engine, dated.ids, name, dated.saved)
 
         opened = self._opened(parts, book, mapped)
         if self._copies(method) == "disk":
@@ -193,7 +193,8 @@ class PromptCache:
             parts = self._parts(book, method, questions)
             path = files.place(self.root, fingerprint(parts))
             files.require_space(self.root, held)
-            save_document(path, engine, layers, ids, path.stem, about | {"parts": parts}, stopped)
+            noted = about | {"parts": parts}
+            save_document(path, engine, layers, ids, path.stem, noted, stopped, book.saved)
             archive = files.place(self.root, fingerprint(self._parts(book)))
             files.prune(self.root, files.CAP, keep=(path, archive))
             return f"cached for the next time: {size(path.stat().st_size)} (kvchat cache list)"
@@ -221,7 +222,7 @@ class PromptCache:
         """The identity of a book with a method, the same on every day."""
         undated = book.undated
         probes = [undated.dialogue.first(question) for question in questions]
-        return self._identity.parts(undated.ids, method, probes)
+        return self._identity.parts(undated.ids, method, probes, undated.streamed)
 
     def _opened(
         self, parts: Parts, book: Book, load: Callable[[Path, str, Book], T]

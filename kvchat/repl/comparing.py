@@ -61,7 +61,12 @@ def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) ->
     session = chat.session
     engine, document = session.engine, session.document
     beside = Session(
-        engine, session.dialogue, tuple(session.ends), session.limit, session.tail_budget
+        engine,
+        session.dialogue,
+        tuple(session.ends),
+        session.limit,
+        session.tail_budget,
+        streams=session.streams,
     )
     talk = sum(len(turn.ids) for turn in history)
     archives = [layer.archive for layer in session.cache.layers if layer.archive]

@@ -119,7 +119,7 @@ def toolbar_of(context: commands.Context, lines: Lines) -> Callable[[], str]:
     state = State(
         model=clean(chat.model.name),
         method=f"{name_of(method)} {'reads ' if chat.attended_share() else ''}{method.budget}",
-        used=session.cache.position,
+        used=session.cache.rotary,
         limit=session.limit,
         kv=session.memory().total,
         kv_full=usage.full,

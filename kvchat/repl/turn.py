@@ -139,7 +139,7 @@ def turn_line(done: TurnDone, chat: Chat, width: int = 1000) -> str:
         parts += [
             (f"question {done.prompt_tokens:,} tokens", 0),
             (f"decoding {seconds(done.decode_seconds)}", 0),
-            (f"context {session.cache.position:,} of {session.limit:,}", 0),
+            (f"context {session.cache.rotary:,} of {session.limit:,}", 0),
             (f"seed {chat.options.sampling.seed}", 0),
         ]
     if session.question_seconds is not None:

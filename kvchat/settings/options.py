@@ -82,8 +82,9 @@ class Options:
     overflow: str = option(
         "--overflow",
         DOCUMENT,
-        "If the document exceeds the context window: an error, or what to truncate.",
-        one_of("error", "head", "tail", "middle"),
+        "If the document exceeds the context window: an error, stream (read it part by part), or "
+        "what to truncate.",
+        one_of("error", "stream", "head", "tail", "middle"),
         FILE,
         default="error",
     )
@@ -416,6 +417,11 @@ class Options:
     def by_question(self) -> bool:
         """Whether every question chooses what is kept."""
         return self.full_copy != "off" and self.select not in ("document", "instruction")
+
+    @property
+    def streams(self) -> bool:
+        """Whether a document that exceeds the context window is read part by part."""
+        return self.overflow == "stream"
 
     @property
     def machine_readable(self) -> bool:

@@ -170,8 +170,9 @@ class KVCache:
     """The cache of one conversation.
 
     `layers` attend to all tokens; methods compress them. `windows` are the sliding layers, by their
-    number in the model. `position` counts tokens SEEN, whatever was evicted: it is the next token's
-    rotary position.
+    number in the model. `position` counts tokens SEEN, whatever was evicted. The next token's
+    rotary position is less by `saved`: what a document that is longer than the context window has
+    been moved together.
     """
 
     def __init__(
@@ -179,10 +180,17 @@ class KVCache:
         layers: list[LayerCache],
         position: int = 0,
         windows: Mapping[int, WindowLayer] | None = None,
+        saved: int = 0,
     ):
         self.layers = layers
         self.windows = dict(windows or {})
         self.position = position
+        self.saved = saved
+
+    @property
+    def rotary(self) -> int:
+        """The rotary position of the next token."""
+        return self.position - self.saved
 
     @classmethod
     def empty(

@@ -145,6 +145,28 @@ class FlatSegment:
             None if self.count is None else self.count[chosen],
         )
 
+    def joined(self, later: "FlatSegment") -> "FlatSegment":
+        """These entries and those of a `later` segment, which begins where this one ends."""
+        assert self.span[1] == later.span[0], f"{self.span}, {later.span}"
+        sizes = self.lengths, later.lengths
+
+        def both(name: str, plain: float = 0.0) -> Tensor | None:
+            stored = [getattr(self, name), getattr(later, name)]
+            known = next((each for each in stored if each is not None), None)
+            if known is None:
+                return None
+            by_head = [
+                (known.new_full((sum(n),), plain) if each is None else each).split(n)
+                for each, n in zip(stored, sizes, strict=True)
+            ]
+            return torch.cat([part for head in zip(*by_head, strict=True) for part in head])
+
+        k, v, position = both("k"), both("v"), both("position")
+        assert k is not None and v is not None and position is not None
+        lengths = [sum(each) for each in zip(*sizes, strict=True)]
+        span = self.span[0], later.span[1]
+        return FlatSegment.of(k, v, lengths, position, span, both("bias"), both("count", 1.0))
+
     @classmethod
     def load(cls, tensors: dict[str, Tensor], span: tuple[int, int]) -> "FlatSegment":
         """The segment whose `tensors()` these are."""

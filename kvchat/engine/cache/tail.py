@@ -42,6 +42,11 @@ class Tail:
         return self.v[:, self._offset : self._offset + self.length]
 
     @property
+    def span(self) -> tuple[int, int]:
+        """The positions of the live entries."""
+        return self.start, self.start + self.length
+
+    @property
     def entries(self) -> Entries:
         """The live entries, for attention backends."""
         return self._entries(self.length)

@@ -109,7 +109,7 @@ class CompiledStep:
         model, room = self.model, self.room
         room.x[:] = model.embed(torch.tensor([token]))[0].float().numpy()
         rotations = []
-        for each in model.rotations(torch.tensor([cache.position])):
+        for each in model.rotations(torch.tensor([cache.rotary])):
             raised = np.float32(1 if each.raised is None else float(each.raised))
             rotations.append((each.cos[0].numpy(), each.sin[0].numpy(), raised))
         for step, layer in zip(self.layers, cache.walked, strict=True):

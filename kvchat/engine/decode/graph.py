@@ -39,7 +39,7 @@ class Step:
         tail = cache.layers[0].tail
         device = tail.k.device
         self.token = torch.tensor([token], device=device)
-        self.position = torch.tensor([cache.position], device=device)
+        self.position = torch.tensor([cache.rotary], device=device)
         self.place = torch.tensor([tail.place], device=device)  # in the tails' stores
         length = [tail.length] * len(tail.k)
         self.length = torch.tensor(length, dtype=torch.int32, device=device)

@@ -23,6 +23,7 @@ from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.engine.prefill.archive_writer import Archiving, recorded
 from kvchat.engine.prefill.global_budget import Pool
+from kvchat.engine.prefill.layout import Behind, Moves
 from kvchat.engine.prefill.observation import Observation, column_mass, moments
 from kvchat.engine.prefill.replay import Replay, Retelling, bare_replays
 from kvchat.engine.prefill.walk import (
@@ -69,6 +70,7 @@ def prefill(
     replays: Sequence[Replay] = (),
     archiving: Archiving | None = None,
     gate: Scorer | None = None,
+    behind: Behind | None = None,
 ) -> Generator[Progress | Smaller, None, Prefill]:
     """Prefill one new cache per compression with `ids`; the generator's value is a `Prefill`.
 
@@ -79,7 +81,8 @@ def prefill(
     the layers beside it, are observed, and leave no trace. So do replays, for methods that need
     them (for a kind that is not given, the bare text); they count in the progress. `archiving`
     is given all entries of every layer. A `gate` tells what entries are worth before they are
-    there, for methods that need that.
+    there, for methods that need that. A part of a document stands `behind` those before it; the
+    caches have the part alone.
     Raises KvchatError("usage") before anything is computed if a budget cannot be met.
     """
     config, device = model.config, model.device
@@ -96,13 +99,15 @@ def prefill(
     repeats = [model.embed(torch.tensor(replay.ids, device=device)) for replay in told]
     told_tokens = sum(map(len, repeats))
     total = layers * (tokens + told_tokens)
-    caches = [empty_cache(model, backend) for _ in compressions]
+    start, rotary = (behind.cache.position, behind.cache.rotary) if behind else (0, 0)
+    moves = Moves(model, behind, tokens) if behind else None
+    caches = [empty_cache(model, backend, start) for _ in compressions]
     # the document's last queries matter to those only who do not score with a probe's
     window = max((c.method.needs.queries for c in compressions if not c.probes), default=0)
     own = replace(asked, queries=window)
     if archiving is not None:
         own |= archiving.needs
-    coming = rotations_at(model, tokens, asked.future)
+    coming = rotations_at(model, moves.end if moves else tokens, asked.future)
     scoring = {probe for compression in compressions for probe in compression.probes}
     room = tokens + max(map(len, asides), default=0)
     pace = Pace(chunk)
@@ -112,20 +117,23 @@ def prefill(
     for number, block in enumerate(model.blocks):
         kind, recent = block.kind, Observation(own)
         tail = Tail(heads, dim, x.dtype, device)
-        tail.reserve(room if not kind.window else room + max(map(len, repeats), default=0))
-        layer: AnyLayer = (
-            WindowLayer(tail, kind.window, backend)
-            if kind.window
-            else LayerCache(tail, backend, recent)
-        )
+        layer: AnyLayer
+        if kind.window:
+            layer = WindowLayer(tail, kind.window, backend)
+            tail.reserve(room + max(map(len, repeats), default=0))
+        else:
+            layer = LayerCache(tail, backend, recent)
+            tail.reserve(room)
+        before = behind.under(layer, number, full) if behind else 0
 
         def turns(a: int, b: int, rope: int = kind.rope) -> Rotation:
-            return rotations_at(model, a, b - a)[rope]
+            return rotations_at(model, rotary + a, b - a)[rope]
 
         scores = {}
         if own.gate and not kind.window:
             assert gate is not None, "the engine has refused the method without a gate"
-            scores[GATE] = _gated(gate, full.index(number), block, x, chunk)
+            left = behind.left(tokens) if behind else 0
+            scores[GATE] = _gated(gate, full.index(number), block, x, chunk, left)
         for item in walk(block, layer, x, turns, pace):
             if isinstance(item, Smaller):
                 yield item
@@ -139,14 +147,16 @@ def prefill(
             if isinstance(layer, LayerCache):
                 layer.observer = observed[-1] if which in scoring else None
             aside[:] = step(block, layer, aside, turns(tokens, tokens + len(aside)))
-            tail.truncate(tokens)
+            tail.truncate(before + tokens)
         retelling = Retelling(asked, layer, backend)
         for replay, repeat in zip(told, repeats, strict=True):
-            rotation = _places(model, tokens, replay)[kind.rope]
+            rotation = _places(model, rotary + tokens, replay)[kind.rope]
             yield from retell(retelling, block, repeat, rotation, replay, pace)
             done += len(repeat)
             if done * layers < total * (number + 1):
                 yield Progress(number, layers, done, total, kept)
+        if moves:
+            moves.move(layer, kind.rope, recent, observed)
         if isinstance(layer, WindowLayer):
             for cache in caches:
                 cache.windows[number].take(tail)
@@ -168,7 +178,8 @@ def prefill(
         yield Progress(number, layers, done, total, kept)
     begin = perf_counter()
     for cache, pool in zip(caches, pools, strict=True):
-        cache.position = tokens
+        cache.position = start + tokens
+        cache.saved = cache.position - moves.end if moves else 0
         pool.finish()
     select += perf_counter() - begin
     if archiving is not None:
@@ -205,6 +216,7 @@ def prefilled(
     return Prefilled(
         keys=keys,
         values=tail.values,
+        start=tail.span[0],
         queries=torch.cat(queries) if queries else empty,
         lse=torch.cat(lses) if lses else empty,
         seen=seen,
@@ -220,9 +232,10 @@ def prefilled(
     )
 
 
-def _gated(gate: Scorer, layer: int, block: Block, x: Tensor, chunk: int) -> Tensor:
-    """What a gate makes of the inputs `x [T, hidden]` of a layer, `[H, T]`."""
-    parts, after = [], len(x)
+def _gated(gate: Scorer, layer: int, block: Block, x: Tensor, chunk: int, left: int = 0) -> Tensor:
+    """What a gate makes of the inputs `x [T, hidden]` of a layer, `[H, T]`; `left` tokens of the
+    document follow them."""
+    parts, after = [], len(x) + left
     for part in torch.split(x, chunk):
         after -= len(part)
         parts.append(gate.scores(layer, block.input_layernorm(part), after))

@@ -91,15 +91,18 @@ class Retelling:
         told = []
         for a in range(0, len(x), step):
             some = slice(a, a + step)
+            past = [part.attend(q[some], scale, self.backend) for part in self.layer.segments]
             exact = self.backend.attend(q[some], self.tail.entries, scale)
-            o, _ = ops.combine([exact, (own[0][some], own[1][some])])
+            o, _ = ops.combine([*past, exact, (own[0][some], own[1][some])])
             told.append(block.finish(x[some], o))
         weighings = {how for *kind, how in self.needs.replay_scores if tuple(kind) == replay.kind}
         if weighings:
             sizes = block.input_layernorm(x).float().norm(dim=-1)
             output = block.output(x.dtype) if weighings != {"mass"} else None
             cap = self.backend.cap
-            found = scores(self.tail, q, own[1], replay, weighings, scale, sizes, output, cap)
+            sinks = self._sinks(replay.start)
+            given = self.tail, q, own[1], replay, weighings, scale, sizes, output, cap, sinks
+            found = scores(*given)
             for how, part in found.items():
                 table = self._table(ReplayScore(*replay.kind, how))[:, replay.start : replay.end]
                 torch.maximum(table, part, out=table)
@@ -127,6 +130,14 @@ class Retelling:
             for score, table in self.tables.items()
         }
 
+    def _sinks(self, start: int) -> list[Tensor]:
+        """Keys `[n, D]` of each head's first entries: those before the tail's entry `start`, or of
+        the segment that the tail stands behind."""
+        if isinstance(self.layer, LayerCache) and self.layer.segments:
+            (first, *_) = self.layer.segments[0].parts or ()
+            return [first.k[a : a + min(SINKS, n)] for a, n in first.spans]
+        return list(self.tail.keys[:, : min(SINKS, start)])
+
     def _table(self, score: ReplayScore) -> Tensor:
         if score not in self.tables:
             heads, entries, _ = self.tail.keys.shape
@@ -144,29 +155,29 @@ def scores(
     sizes: Tensor,
     output: Tensor | None,
     cap: float = 0.0,
+    sinks: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """What the queries `q [t, H*G, D]` of a replay make of the entries that it is about.
 
     Returns `[H, end - start]` for each weighing. `own [t, H*G]` are the log-sum-exps of what every
     query sees of its own list, `sizes [t]` the norms of the attention block's inputs,
-    `output [H*G, D, hidden]` the output projection.
+    `output [H*G, D, hidden]` the output projection, `sinks [n, D]` each head's first keys.
     """
     start, end = replay.start, replay.end
     heads, _, dim = tail.keys.shape
-    sinks = min(SINKS, start)
-    columns = torch.tensor([*range(sinks), *range(start, end)], device=q.device)
+    first = tail.keys[:, : min(SINKS, start)] if sinks is None else sinks
     grouped = q.view(len(q), heads, -1, dim).transpose(0, 1)  # [H, t, G, D]
     beside = own.view(len(q), heads, -1).transpose(0, 1)  # [H, t, G]
     norms = None if output is None else _norms(tail.values[:, start:end], output)  # [H, G, n]
     best = {how: torch.zeros(heads, end - start, device=q.device) for how in weighings}
-    step = max(1, LOGITS // (grouped.shape[2] * len(columns)))
+    step = max(1, LOGITS // (grouped.shape[2] * (end - start + SINKS)))
     for head in range(heads):
-        sub = tail.keys[head, columns].float()
+        sub = torch.cat((first[head], tail.keys[head, start:end])).float()
         for a in range(0, len(q), step):
             part = grouped[head, a : a + step].float()  # [s, G, D]
             logits = capped(torch.einsum("sgd,nd->sgn", part, sub) * scale, cap)
             total = torch.logaddexp(logits.logsumexp(-1), beside[head, a : a + step].float())
-            seen = torch.exp(logits[..., sinks:] - total[..., None])  # [s, G, n]
+            seen = torch.exp(logits[..., len(first[head]) :] - total[..., None])  # [s, G, n]
             if "mass" in best:
                 _raise(best["mass"][head], seen)
             if norms is not None:

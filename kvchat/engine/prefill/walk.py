@@ -25,11 +25,11 @@ def rotations_at(model: Decoder, start: int, count: int) -> list[Rotation]:
     return model.rotations(torch.arange(start, start + count, device=model.device))
 
 
-def empty_cache(model: Decoder, backend: Backend) -> KVCache:
-    """A cache of the model that has seen nothing."""
+def empty_cache(model: Decoder, backend: Backend, position: int = 0) -> KVCache:
+    """A cache of the model that has no entries, for tokens from a position on."""
     config = model.config
     windows = {n: kind.window for n, kind in enumerate(config.layers) if kind.window}
-    return KVCache.empty(
+    cache = KVCache.empty(
         len(config.full_layers),
         config.num_kv_heads,
         config.head_dim,
@@ -38,6 +38,8 @@ def empty_cache(model: Decoder, backend: Backend) -> KVCache:
         backend,
         windows,
     )
+    cache.thaw(position)
+    return cache
 
 
 def step(block: Block, layer: AnyLayer, x: Tensor, rotation: Rotation) -> Tensor:
@@ -133,7 +135,7 @@ def extend(
     """
     before, total = cache.position, len(ids) * model.config.num_layers
     x = model.embed(torch.tensor(ids, device=model.device))  # [T, hidden]
-    every, layers = rotations_at(model, before, len(ids)), cache.walked
+    every, layers = rotations_at(model, cache.rotary, len(ids)), cache.walked
     pace, done = Pace(chunk), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, layers, strict=True)):

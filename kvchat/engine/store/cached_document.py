@@ -79,12 +79,17 @@ def save(
     fingerprint: str,
     about: Mapping[str, Any],
     stopped: Callable[[], bool] = lambda: False,
+    saved: int = 0,
 ) -> None:
-    """Save what is kept of the document `ids`; `about` is for the person.
+    """Save what is kept of the document `ids`, which takes `saved` positions less; `about` is for
+    the person.
 
     Raises OSError, and Stopped if `stopped()` says so while it is written.
     """
-    tensors = {"ids": torch.tensor(ids, dtype=torch.int32), "probe": probe(engine, layers, ids)}
+    tensors = {
+        "ids": torch.tensor(ids, dtype=torch.int32),
+        "probe": probe(engine, layers, ids, saved),
+    }
     for number, layer in enumerate(layers):
         for which, part in enumerate(layer.parts):
             for name, tensor in part.tensors.items():
@@ -96,8 +101,12 @@ def save(
     write(path, tensors, describe(KIND, fingerprint, about, segments), stopped)
 
 
-def load(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KVCache:
+def load(
+    path: Path, engine: Engine, ids: Sequence[int], fingerprint: str, saved: int = 0
+) -> KVCache:
     """The cache of the document `ids` as it was saved; on a CPU its entries are mapped.
+
+    It takes `saved` positions less than it has tokens.
 
     Raises Refused with the reason if it is damaged, or is not what was saved for these ids and
     this fingerprint, or does not answer as it did; OSError if it cannot be opened.
@@ -108,26 +117,26 @@ def load(path: Path, engine: Engine, ids: Sequence[int], fingerprint: str) -> KV
     contents = Contents(mapped.tensors)
     if contents.take("ids", torch.int32, None).tolist() != list(ids):
         raise Refused("its token ids differ")
-    saved = contents.take("probe", torch.float32, engine.config.vocab_size)
+    then = contents.take("probe", torch.float32, engine.config.vocab_size)
     layers = _layers(mapped.header, contents, engine, len(ids))
     contents.end()
     _require_shape(layers, engine, len(ids))
-    difference = _difference(probe(engine, layers, ids), saved)
+    difference = _difference(probe(engine, layers, ids, saved), then)
     if not difference <= TOLERANCE[engine.dtype]:
         raise Refused(f"the model's logits over it differ by {difference:.1%}")
-    return _cache(engine, layers, len(ids))
+    return _cache(engine, layers, len(ids), saved)
 
 
-def probe(engine: Engine, layers: Sequence[Layer], ids: Sequence[int]) -> Tensor:
+def probe(engine: Engine, layers: Sequence[Layer], ids: Sequence[int], saved: int = 0) -> Tensor:
     """Logits `[vocab]` (fp32) after the document and its last tokens once more.
 
     In a cache of its own, which shares entries with no other.
     """
-    return engine.score(_cache(engine, layers, len(ids)), ids[-PROBE:])[-1].float().cpu()
+    return engine.score(_cache(engine, layers, len(ids), saved), ids[-PROBE:])[-1].float().cpu()
 
 
 @torch.inference_mode()
-def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
+def _cache(engine: Engine, layers: Sequence[Layer], tokens: int, saved: int) -> KVCache:
     cache = engine.empty_cache()
     every: list[LayerCache | WindowLayer] = [*cache.layers, *cache.windows.values()]
     for layer, kept in zip(every, layers, strict=True):
@@ -135,7 +144,7 @@ def _cache(engine: Engine, layers: Sequence[Layer], tokens: int) -> KVCache:
             layer.segments = [part.segment() for part in kept.parts]
         layer.tail.start = tokens - kept.keys.shape[1]
         layer.tail.append(kept.keys, kept.values)
-    cache.position = tokens
+    cache.position, cache.saved = tokens, saved
     return cache
 
 

@@ -10,6 +10,7 @@ import torch
 from kvchat import __version__
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.base import Method
+from kvchat.engine.sizes import Streamed
 from kvchat.engine.store import FORMAT, tokenizer_digest
 from kvchat.engine.weights.checkpoint import find_files
 
@@ -38,17 +39,20 @@ class Identity:
         ids: Sequence[int],
         method: Method | None = None,
         probes: Sequence[Sequence[int]] = (),
+        streamed: Streamed | None = None,
     ) -> Parts:
         """What the entries of the document `ids` depend on, by name: alike if all parts are.
 
-        `probes` are the token lists that the method scores with. Without a method: what all
-        entries depend on.
+        `probes` are the token lists that the method scores with, `streamed` is how a document is
+        read that is longer than the window. Without a method: what all entries depend on.
         """
         document = _digest(torch.tensor(ids, dtype=torch.int32).numpy().tobytes())
         parts = self._model | {"document": document}
         if method is not None:
             parts["method"] = repr(method)  # a dataclass: its class and every field
             parts["questions"] = _digest(json.dumps([list(probe) for probe in probes]).encode())
+        if streamed is not None:
+            parts["window"] = repr((streamed, streamed.room, streamed.parts))
         return parts
 
 
