@@ -142,7 +142,7 @@ def recompress(
     if book is None and not fresh and session.choose(method, *questions):
         chat.method, chat.in_view = method, question
         took = seconds(session.select_seconds)
-        screen.tell(f"selected from the full copy in {took}: {name_of(method)} {kept_line(chat)}")
+        screen.tell(f"selected from all entries in {took}: {name_of(method)} {kept_line(chat)}")
         say_selection(chat, in_view)
         return True
     book, talk = book or chat.book, sum(len(turn.ids) for turn in session.turns)

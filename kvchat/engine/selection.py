@@ -86,6 +86,8 @@ class Selection:
         self.cache.position = max(self.cache.position, self.tokens)
         for layer in self.cache.layers:
             layer.settle(self.cache.position)
+            if _archive(layer).shared:
+                layer.archive = None  # or what was evicted would stay in memory
 
 
 def choose(model: Decoder, cache: KVCache, method: Method) -> float:

@@ -24,7 +24,8 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import Forgotten, Progress, Smaller, Turn, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Kind
-from kvchat.engine.prefill.archive_writer import Archiving
+from kvchat.engine.methods.simple import Full
+from kvchat.engine.prefill.archive_writer import Archiving, Notes
 from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay_texts import replays_of
 from kvchat.engine.selection import can_choose, is_asked
@@ -72,10 +73,11 @@ class Session(Answering):
     ) -> Generator[Progress | Smaller, None, Prefill]:
         """Prefill a document once into one cache per compression; `questions` are its probes.
 
-        `archiving` is given all entries, and the caches get what it makes of them. The session
-        itself does not change: `adopt` one of the caches to talk over it. What does not fit into
-        the window, with `beside` tokens of turns, is read part by part if the session `streams`,
-        once per compression. Raises KvchatError("too_long").
+        `archiving` is given all entries, and the caches get what it makes of them; from one that
+        keeps all of them others can be chosen later. The session itself does not change: `adopt`
+        one of the caches to talk over it. What does not fit into the window, with `beside` tokens
+        of turns, is read part by part if the session `streams`, once per compression. Raises
+        KvchatError("too_long").
         """
         probes = [self.dialogue.first(question) for question in questions]
         kinds = frozenset[Kind]().union(*(c.method.needs.kinds for c in compressions))
@@ -91,9 +93,14 @@ class Session(Answering):
             return (yield from self._in_parts(ids, compressions, probes, streamed))
         require_fit(len(ids) + beside, self.limit)
         replays = replays_of(self.dialogue, ids, kinds)
+        notes = Notes(self.engine.gate is not None)
+        whole = archiving is None and all(isinstance(each.method, Full) for each in compressions)
         with archiving or nullcontext():
-            work = self.engine.prefill(ids, compressions, probes, replays, archiving)
-            return (yield from work)
+            noting = notes if whole else archiving
+            found = yield from self.engine.prefill(ids, compressions, probes, replays, noting)
+        for cache in found.caches if whole else ():
+            notes.add_to(cache)
+        return found
 
     def _streamed(self, tokens: int, beside: int = 0) -> Streamed | None:
         """How a document is read that does not fit beside so many tokens of turns."""

@@ -12,6 +12,7 @@ from kvchat.engine.events import Delta, Smaller, drain
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.needs import Needs
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.prefill import walk
 from kvchat.engine.prefill.archive_writer import GATED, InMemory
 from kvchat.engine.prefill.prefill import Compression
@@ -28,6 +29,7 @@ from tests.support.closeness import assert_close
 IDS, QUESTION = random_ids(180), random_ids(9, seed=3)
 KEY = "a" * 32
 SHAPE = Shape(2, 16, torch.float32)  # of the tiny models
+BOOK = "The keeper counted ships. At night he counted the stars above the sea. " * 8
 CHOOSING = [name for name, entry in METHODS.items() if not entry.told]
 ADAKV = parse_method("adakv:budget=40%,window=8")
 
@@ -79,6 +81,26 @@ def test_what_was_told_while_reading_is_kept(engine, tmp_path, name):
     for cache in caches:
         engine.choose(cache, other)
         assert_same_cache(cache, want)
+
+
+@pytest.mark.parametrize("method", ["adakv:budget=40%,window=8", "kvzap:budget=25%", "snapkv"])
+def test_where_all_is_kept_another_method_needs_no_prefill(folder, method):
+    """And what it evicts is freed."""
+    session, chosen = new_session(folder, book=3 * BOOK), parse_method(method)
+    full = session.memory().total
+    assert session.cache.archived().total < 0.2 * full  # what was observed, and no entries
+    assert session.choose(chosen)
+    assert session.memory().total < 0.6 * full and session.cache.archived().total == 0
+    again = new_session(folder, book=3 * BOOK, method=chosen)
+    assert_same_cache(session.cache, again.cache)
+    assert not session.choose(Full())  # it is gone
+    answers = [ask(each, "Who?", max_tokens=6).answer for each in (session, again)]
+    assert answers[0] == answers[1]
+
+
+def test_what_a_method_needs_is_not_there_for_one_that_replays(folder):
+    session = new_session(folder)
+    assert not session.choose(parse_method("kvzip")) and session.cache.archived().total
 
 
 @pytest.mark.parametrize("place", ["host", "disk"])
@@ -184,9 +206,6 @@ def test_a_disk_that_fails_ends_the_archive_and_not_the_reading(
     assert archiving.problem.errno == 28 and not can_choose(cache, ADAKV)
     assert_same_cache(cache, read(engine, IDS, ADAKV)[0])
     assert os.listdir(tmp_path) == []
-
-
-BOOK = "The keeper counted ships. At night he counted the stars above the sea. " * 8
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ class Archive:
 
     `observed` is what the prefill has seen of the queries, for methods to choose by. `check` is
     called before the entries are used for the first time; it raises if they are not what was
-    written.
+    written. One that is `shared` has the entries of a segment that keeps all, and goes when others
+    are chosen.
     """
 
     keys: Tensor
@@ -49,6 +50,7 @@ class Archive:
     observed: dict[str, Tensor]
     on_disk: bool = False
     check: Callable[[], None] | None = field(default=None, repr=False)
+    shared: bool = False
 
     def on(self, device: torch.device) -> Exact:
         """The entries on a device: themselves if they are there, else one layer's copy."""
@@ -61,5 +63,6 @@ class Archive:
 
     def memory(self) -> Memory:
         """Exact bytes, in host memory or on disk."""
-        size = sum(t.nbytes for t in (self.keys, self.values, *self.observed.values()))
+        own = () if self.shared else (self.keys, self.values)
+        size = sum(t.nbytes for t in (*own, *self.observed.values()))
         return Memory(disk=size) if self.on_disk else Memory(host=size)

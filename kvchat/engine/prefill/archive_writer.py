@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
 
 OBSERVED = Needs(queries=64, future=1)
@@ -19,6 +21,10 @@ Column sums and replays are too dear for a maybe: they multiply the time of the 
 
 GATED = OBSERVED | Needs(replay_scores=frozenset({GATE}))
 """Where the model has a gate: what it tells costs next to nothing."""
+
+
+SEEN = Needs(queries=64)
+"""What costs nothing to observe: for a cache that keeps all entries, and other methods later."""
 
 
 def recorded(observed: dict[str, Tensor], told: Mapping[ReplayScore, Tensor]) -> dict[str, Tensor]:
@@ -83,6 +89,30 @@ class InMemory(Archiving):
 
     def archives(self) -> Sequence[Archive]:
         return self._kept
+
+
+class Notes(Archiving):
+    """What was observed while every entry was kept, without the entries: a cache has them."""
+
+    def __init__(self, gated: bool) -> None:
+        self.needs = SEEN | Needs(replay_scores=frozenset({GATE})) if gated else SEEN
+        self._seen: list[dict[str, Tensor]] = []
+
+    def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
+        self._seen.append({name: each.cpu().clone() for name, each in observed.items()})
+
+    def archives(self) -> Sequence[Archive]:
+        """None: see `add_to`."""
+        return ()
+
+    def add_to(self, cache: KVCache) -> None:
+        """Let other methods choose from the segments of a cache, which keep all entries."""
+        for layer, seen in zip(cache.layers, self._seen, strict=True):
+            (segment,) = layer.segments
+            if isinstance(segment, FlatSegment):  # not in few bits
+                shape = len(segment.lengths), -1, segment.k.shape[1]
+                entries = segment.k.view(shape), segment.v.view(shape)
+                layer.archive = Archive(*entries, seen, shared=True)
 
 
 def _host(entries: Tensor) -> Tensor:
