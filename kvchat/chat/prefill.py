@@ -11,6 +11,7 @@ from kvchat.chat.chat import Chat
 from kvchat.chat.shortage import out_of_memory
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.events import Progress, Smaller, drain
+from kvchat.engine.gates.check import lost, usual
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
@@ -100,6 +101,7 @@ def prefill_first(chat: Chat, folds: Method) -> None:
     machine.release(session.engine.device)
     if chat.book.files:
         screen.say(prefill_line(chat, screen.line))
+        say_gate(chat)
     if day := chat.book.dialogue.day:
         screen.say(f"the chat template tells the model the date: {day}")
 
@@ -174,6 +176,7 @@ def recompress(
     if book.ids:
         chat.timings["prefill"] = took_all
         screen.tell(prefill_line(chat, screen.line))
+        say_gate(chat)
     say_selection(chat, in_view)
     return True
 
@@ -182,6 +185,19 @@ def say_selection(chat: Chat, before: str) -> None:
     """Say that a selection by the question `before` is gone."""
     if before and not chat.in_view:
         chat.screen.tell(f"KV selection is no longer conditioned on {first_line(before)!r}")
+
+
+def say_gate(chat: Chat) -> None:
+    """Warn of a gate that foretells little of the document that was just read."""
+    session, gate = chat.session, chat.session.engine.gate
+    told = session.gate_correlation
+    if chat.restored or gate is None or told is None or not lost(told, gate):
+        return
+    chat.screen.warn(
+        f"the gate of this model foretells little of this document (correlation {told:.2f}; "
+        f"{usual(gate):.2f} on text like that it was fitted to): /method kvzip reads it twice and "
+        "does not guess"
+    )
 
 
 def agreed(chat: Chat, tokens: int) -> bool:

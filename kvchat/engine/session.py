@@ -22,6 +22,7 @@ from kvchat.engine.conversation import Work, ids_of, require_fit, tokens_of
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Forgotten, Progress, Smaller, Turn, drain
+from kvchat.engine.gates.check import Check
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.needs import Kind
 from kvchat.engine.methods.simple import Full
@@ -60,6 +61,7 @@ class Session(Answering):
         self.chooser: Method | None = None  # that chose what is kept of the document
         self.select_seconds = 0.0  # that compressing took at the last prefill
         self.question_seconds: float | None = None  # that choosing for the last question took
+        self.gate_correlation: float | None = None  # of what a gate told of the document; see Check
 
     # The document
 
@@ -80,7 +82,6 @@ class Session(Answering):
         KvchatError("too_long").
         """
         probes = [self.dialogue.first(question) for question in questions]
-        kinds = frozenset[Kind]().union(*(c.method.needs.kinds for c in compressions))
         if streamed := self._streamed(len(ids), beside):
             if archiving is not None:
                 raise KvchatError(
@@ -92,14 +93,21 @@ class Session(Answering):
                 )
             return (yield from self._in_parts(ids, compressions, probes, streamed))
         require_fit(len(ids) + beside, self.limit)
+        kinds = frozenset[Kind]().union(*(c.method.needs.kinds for c in compressions))
         replays = replays_of(self.dialogue, ids, kinds)
         notes = Notes(self.engine.gate is not None)
         whole = archiving is None and all(isinstance(each.method, Full) for each in compressions)
+        check = Check() if any(each.method.needs.gate for each in compressions) else None
+        wanted = list(compressions)
+        if check is not None:
+            wanted, replays = [*wanted, Compression(check)], [*replays, check.replay(ids)]
         with archiving or nullcontext():
             noting = notes if whole else archiving
-            found = yield from self.engine.prefill(ids, compressions, probes, replays, noting)
+            found = yield from self.engine.prefill(ids, wanted, probes, replays, noting)
         for cache in found.caches if whole else ():
             notes.add_to(cache)
+        self.gate_correlation = None if check is None else check.correlation
+        del found.caches[len(compressions) :]
         return found
 
     def _streamed(self, tokens: int, beside: int = 0) -> Streamed | None:

@@ -9,8 +9,11 @@ from kvchat.engine import gates
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import drain
 from kvchat.engine.gates import Gate
+from kvchat.engine.gates.check import TOKENS, Check, lost, usual
 from kvchat.engine.gates.fit import END, Fit, Inputs, Sums
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.kvzip import KVzap, KVzip, together
+from kvchat.engine.methods.needs import GATE
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.archive_writer import GATED, InMemory
@@ -204,3 +207,32 @@ def test_gates_that_ship_are_in_order():
         explained = [float(each) for each in gate.about["r2"].split()]
         assert len(explained) == layers and heads in (2, 3) and inputs in (897, 577)
         assert min(explained) > 0.3 and sum(explained) / layers > 0.55
+
+
+@pytest.mark.parametrize("power, expected", [(2.0, 1.0), (-1.0, -1.0)])
+def test_a_check_tells_how_well_the_gate_foretells(power, expected):
+    """Of a replayed part alone: elsewhere no score is known. A head's scale does not matter."""
+    generator, check = torch.Generator().manual_seed(0), Check()
+    for _ in range(3):
+        shown = torch.full((2, 40), float("inf"))
+        shown[:, 10:30] = torch.rand(2, 20, generator=generator) + 0.01
+        gate = torch.rand(2, 40, generator=generator) * 100
+        gate[:, 10:30] = shown[:, 10:30] ** power * torch.tensor([[1.0], [50.0]])
+        told = dict.fromkeys(check.scores, shown) | {GATE: gate}
+        given = random_scene(heads=2, group=1, tokens=40, window=4)
+        assert len(check.compress(replace(given, told=told)).k) == 0
+    assert check.correlation == pytest.approx(expected, abs=1e-5)
+    gate = Gate(torch.zeros(1), torch.zeros(1), {"r2": "0.5 0.78"})
+    assert usual(gate) == pytest.approx(0.8) and usual(replace(gate, about={})) is None
+    assert lost(check.correlation, gate) == (expected < 0)
+    assert not lost(0.65, gate) and lost(0.63, gate) and not lost(0.0, replace(gate, about={}))
+
+
+def test_a_session_checks_its_gate_and_keeps_what_it_would_have_kept(folder):
+    session = new_session(folder, book=9 * BOOK, method=parse_method("kvzap"))
+    ids = session.document
+    assert len(ids) > 2 * TOKENS and -1 <= session.gate_correlation <= 1
+    alone = drain(session.engine.prefill(ids, [Compression(parse_method("kvzap"))])).caches[0]
+    assert_same_cache(session.cache, alone)
+    drain(session.recompress(parse_method("adakv:budget=40%,window=8")))
+    assert session.gate_correlation is None
