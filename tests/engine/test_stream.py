@@ -104,14 +104,16 @@ def test_every_method_reads_a_long_document(model, method, request):
 
 def test_a_budget_is_shared_out_over_parts():
     geometry = Geometry(1000, 2, 4, 16, 2)
-    parts = [of_part(parse_method("adakv:budget=200,window=8"), geometry, 250) for _ in range(4)]
+    method = parse_method("adakv:budget=200,window=8")
+    parts = [of_part(method, geometry, a, a + 250) for a in range(0, 1000, 250)]
     assert [part.budget.entries_per_head for part in parts] == [50] * 4
-    quarter = of_part(parse_method("adakv:budget=25%,bits=4"), geometry, 250)
+    assert [part.sinks for part in parts] == [4, 0, 0, 0]
+    quarter = of_part(parse_method("adakv:budget=25%,bits=4"), geometry, 0, 250)
     assert quarter.budget.fraction == 0.25 and quarter.bits == 16  # quantized at the end
     with pytest.raises(KvchatError):
-        of_part(parse_method("adakv:budget=1000B"), geometry, 250)
+        of_part(parse_method("adakv:budget=1000B"), geometry, 0, 250)
     with pytest.raises(KvchatError) as refused:  # enough for the whole, not for a part
-        of_part(parse_method("adakv:budget=60,window=32"), geometry, 250)
+        of_part(parse_method("adakv:budget=60,window=32"), geometry, 0, 250)
     assert refused.value.details["needed"] == 37 * 4  # one entry beside the window and the sinks
 
 

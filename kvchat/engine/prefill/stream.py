@@ -50,7 +50,7 @@ def stream(
     geometry = Geometry(len(ids), heads, layers, config.head_dim, model.dtype.itemsize)
     cache, select = empty_cache(model, backend), 0.0
     for a, b in streamed.parts:
-        part, own = ids[a:b], replace(compression, method=of_part(method, geometry, b - a))
+        part, own = ids[a:b], replace(compression, method=of_part(method, geometry, a, b))
         given = model, part, [own], backend, chunk, probes, replays(part), None, gate
         steps = prefill(*given, Behind(cache, streamed))
         held = sum(layer.kept_bytes for layer in cache.layers)
@@ -64,19 +64,23 @@ def stream(
     return Prefill([cache], reading.logits, select, reading.asides)
 
 
-def of_part(method: Method, geometry: Geometry, tokens: int) -> Method:
-    """A method with the budget for `tokens` of the document's; bits are for all of it, later.
+def of_part(method: Method, geometry: Geometry, start: int, end: int) -> Method:
+    """A method with the budget for tokens `start` to `end` of the document's.
+
+    Sinks are the first part's affair, and bits are for all parts together, later.
 
     Raises KvchatError("usage") if the budget cannot be met, for the document or for a part.
     """
     method.entries(geometry)
     if method.retrieves or isinstance(method, Full):
         return Full()
-    budget = method.budget
+    budget, tokens = method.budget, end - start
     if budget.fraction is None:
         kept = budget.entries(method.priced(geometry)) / geometry.full
         budget = Budget(entries_per_head=max(1, round(kept * tokens)))
     found: Method = replace(method, budget=budget, bits=16)  # type: ignore[type-var]
+    if start and hasattr(found, "sinks"):
+        found = replace(found, sinks=0)  # type: ignore[type-var]
     try:
         found.entries(replace(geometry, tokens=tokens))
     except KvchatError as error:
