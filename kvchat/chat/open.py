@@ -321,5 +321,5 @@ def window_line(tokens: int, limit: int, streamed: Streamed | None) -> str:
         )
     return (
         f"{tokens:,} tokens · {tokens / limit:.1f} times the {limit:,} context window: read in "
-        f"{len(streamed.parts)} parts, {limit - streamed.room:,} left for questions and answers"
+        f"{len(streamed.parts)} parts, {limit - streamed.end:,} left for questions and answers"
     )

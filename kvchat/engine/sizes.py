@@ -71,3 +71,21 @@ class Streamed:
         """Begin and end of every part, all of about the same size."""
         count = -(-self.tokens // self.part)
         return list(pairwise(self.tokens * n // count for n in range(count + 1)))
+
+    @property
+    def starts(self) -> list[int]:
+        """The position where each part begins, once the whole document is read.
+
+        Inside of a part tokens stand as they were read, one after the other; parts overlap, all by
+        as much, so that their newest one ends where the document's `room` does.
+        """
+        if self.tokens <= self.room:
+            return [a for a, _ in self.parts]
+        longest, steps = max(b - a for a, b in self.parts), max(len(self.parts) - 1, 1)
+        return [(self.room - longest) * n // steps for n in range(len(self.parts))]
+
+    @property
+    def end(self) -> int:
+        """The position after the document."""
+        a, b = self.parts[-1]
+        return self.starts[-1] + b - a

@@ -8,7 +8,6 @@ from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import Progress, TurnDone, drain
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.prefill.layout import places
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.stream import of_part
 from kvchat.engine.prefill.walk import rotations_at
@@ -55,13 +54,15 @@ def test_the_arithmetic_of_parts():
         assert max(b - a for a, b in how.parts) <= how.part
 
 
-def test_where_tokens_stand():
-    """By hand: of 64 tokens in 40 positions 16 stay, then two share one."""
-    at = places(Streamed(64, 80), torch.arange(64)).tolist()
-    assert at[:16] == list(range(16)) and at[16:22] == [16, 16, 17, 17, 18, 18] and at[-1] == 39
+def test_where_parts_stand():
+    """By hand: nine parts of 12 tokens at most in 50 positions, begun 38 / 8 behind each other."""
+    how = Streamed(100, 100)
+    assert (how.room, how.part, len(how.parts)) == (50, 12, 9)
+    assert how.starts == [0, 4, 9, 14, 19, 23, 28, 33, 38] and how.end == 50
+    assert Streamed(100, 800).starts == [0] and Streamed(100, 800).end == 100
     for tokens, limit in [(300, 160), (1000, 33), (50, 8)]:
-        at = places(Streamed(tokens, limit), torch.arange(tokens))
-        assert (at.diff() >= 0).all() and int(at[-1]) == limit // 2 - 1
+        how = Streamed(tokens, limit)
+        assert how.starts == sorted(how.starts) and how.end <= how.room == limit // 2
 
 
 @pytest.mark.parametrize("model", ["engine", "sliding"])
@@ -78,7 +79,9 @@ def test_keys_are_as_if_they_had_been_rotated_where_they_stand(engine):
     x = engine.model.embed(torch.tensor(IDS))
     _, k, v = block.project(x, rotations_at(engine.model, 0, len(IDS))[0])
     plain = rotations_at(engine.model, 0, len(IDS))[0]
-    there = engine.model.rotations(places(LONG, torch.arange(len(IDS))))[0]
+    pairs = zip(LONG.parts, LONG.starts, strict=True)
+    places = [start + n for (a, b), start in pairs for n in range(b - a)]
+    there = engine.model.rotations(torch.tensor(places))[0]
     bare = ops.rope(k.transpose(0, 1), plain.cos, -plain.sin)
     expected = ops.rope(bare, there.cos, there.sin).transpose(0, 1)
     assert_close("keys", segment.k.view_as(expected), expected)
@@ -91,7 +94,7 @@ def test_keys_are_as_if_they_had_been_rotated_where_they_stand(engine):
 def test_every_method_reads_a_long_document(model, method, request):
     engine, chosen = request.getfixturevalue(model), parse_method(method)
     cache = streamed(engine, method)
-    assert (cache.position, cache.rotary, cache.frozen) == (300, 80, 300)
+    assert (cache.position, cache.rotary, cache.frozen) == (300, LONG.end, 300)
     config = engine.config
     geometry = Geometry(300, config.num_kv_heads, len(config.full_layers), config.head_dim, 4)
     kept = sum(sum(layer.kept(300)) for layer in cache.layers)
@@ -160,11 +163,11 @@ def test_a_chat_over_a_long_document(folder):
     limit = 240
     session = Session(fitting.engine, fitting.dialogue, limit=limit, streams=True)
     drain(session.prefill(ids, parse_method("kvzip:budget=50%")))
-    assert session.cache.rotary == limit // 2 and session.window == limit + session.cache.saved
+    assert session.cache.rotary <= limit // 2 and session.window == limit + session.cache.saved
     first = list(session.ask("Who?", max_tokens=6))[-1]
     assert isinstance(first, TurnDone) and first.completion_tokens
     session.undo()
-    assert session.cache.rotary == limit // 2
+    assert session.cache.rotary <= limit // 2
     assert list(session.ask("Who?", max_tokens=6))[-1].answer == first.answer
     drain(session.recompress(parse_method("adakv:budget=50%,window=8")))
     assert session.turns and session.cache.rotary <= limit

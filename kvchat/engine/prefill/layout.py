@@ -1,4 +1,5 @@
-"""Where the tokens of a document stand that is longer than the context window."""
+"""A document that is longer than the context window: where its parts are read, and where they stand
+once all is read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,27 +15,14 @@ from kvchat.engine.prefill.observation import Observation
 from kvchat.engine.prefill.walk import AnyLayer
 from kvchat.engine.sizes import Streamed
 
-SINKS = 16  # first tokens that stay where they are
-
-
-def places(streamed: Streamed, tokens: Tensor) -> Tensor:
-    """The positions where entries of `tokens` (int64) stand once the whole document is read.
-
-    While a part is read it stands behind those before it, one token after the other, as the model
-    was trained. Afterwards its entries move together: several tokens share a position, as in
-    SelfExtend (arXiv 2401.01325), but for the first `SINKS`.
-    """
-    sinks = min(SINKS, streamed.room - 1)
-    share = streamed.room - sinks, streamed.tokens - sinks
-    return torch.where(tokens < sinks, tokens, (tokens - sinks) * share[0] // share[1] + sinks)
-
 
 @dataclass(frozen=True)
 class Behind:
-    """What a part of a document stands behind: the `cache` of the parts before it."""
+    """What part `number` of a document stands behind: the `cache` of those before it."""
 
     cache: KVCache
     streamed: Streamed
+    number: int
 
     def left(self, tokens: int) -> int:
         """Tokens of the document that follow a part of `tokens`."""
@@ -58,41 +46,29 @@ class Behind:
 class Moves:
     """The way of a part's entries from where they were read to where they stand at last.
 
-    Keys are turned by the difference of both positions; so are the queries that score them, as if
-    they had come from there. The entries of a sliding layer all move as far as the part's end.
+    All move as far, so what they are to each other stays; keys are turned by the difference of both
+    positions, and so are the queries that score them.
     """
 
     def __init__(self, model: Decoder, behind: Behind, tokens: int):
-        start, rotary = behind.cache.position, behind.cache.rotary
-        own = torch.arange(tokens, device=model.device)
-        at = places(behind.streamed, own + start)
-        self.end = int(at[-1]) + 1  # the position after the part
-        self._own = model.rotations(at - (own + rotary))
-        after = self.end - (rotary + tokens)
-        self._after = model.rotations(torch.tensor([after], device=model.device))
+        start = behind.streamed.starts[behind.number]
+        self.end = start + tokens  # the position after the part
+        by = torch.tensor([start - behind.cache.rotary], device=model.device)
+        self._turns = model.rotations(by)
 
     def move(
         self, layer: AnyLayer, rope: int, document: Observation, probes: Sequence[Observation]
     ) -> None:
         """Move the entries of a layer's tail, and the queries of document and probes."""
-        keys, own, after = layer.tail.keys, self._own[rope], self._after[rope]
-        if not isinstance(layer, LayerCache):
-            turn = _often(after, layer.tail.length)
-            keys.copy_(_turned(keys.transpose(0, 1), turn).transpose(0, 1))
-            return
-        keys.copy_(_turned(keys.transpose(0, 1), own).transpose(0, 1))
-        for observed, turn in [(document, own), *((probe, after) for probe in probes)]:
+        keys, turn = layer.tail.keys, self._turns[rope]
+        keys.copy_(_turned(keys.transpose(0, 1), turn).transpose(0, 1))
+        for observed in (document, *probes):
             if observed.window is not None:
                 queries, lse = observed.window
-                turn = turn.part(-len(queries)) if turn is own else _often(turn, len(queries))
                 observed.window = _turned(queries, turn), lse
 
 
 def _turned(x: Tensor, rotation: Rotation) -> Tensor:
-    """`x [T, heads, D]`, each turned further."""
-    return ops.rope(x, rotation.cos, rotation.sin)
-
-
-def _often(rotation: Rotation, times: int) -> Rotation:
-    """The rotation of one position, for so many tokens."""
-    return Rotation(rotation.cos.expand(times, -1), rotation.sin.expand(times, -1))
+    """`x [T, heads, D]`, each turned by the rotation of one position."""
+    cos, sin = (each.expand(len(x), -1).contiguous() for each in rotation[:2])
+    return ops.rope(x, cos, sin)

@@ -1,8 +1,8 @@
 """Prefill of a document that is longer than the context window, part by part.
 
 A part is read behind what was kept of those before it, as a document is, and compressed by the
-method; then its entries move together (`layout`). So the time grows with the length, no longer with
-its square, and only one part's hidden states are alive.
+method; then its entries move, so that parts overlap (`layout`). So the time grows with the length,
+no longer with its square, and only one part's hidden states are alive.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -49,10 +49,10 @@ def stream(
     heads, layers = config.num_kv_heads, len(config.full_layers)
     geometry = Geometry(len(ids), heads, layers, config.head_dim, model.dtype.itemsize)
     cache, select = empty_cache(model, backend), 0.0
-    for a, b in streamed.parts:
+    for number, (a, b) in enumerate(streamed.parts):
         part, own = ids[a:b], replace(compression, method=of_part(method, geometry, a, b))
         given = model, part, [own], backend, chunk, probes, replays(part), None, gate
-        steps = prefill(*given, Behind(cache, streamed))
+        steps = prefill(*given, Behind(cache, streamed, number))
         held = sum(layer.kept_bytes for layer in cache.layers)
         reading = yield from _shifted(steps, a, b, len(ids), held)
         join(cache, reading.caches[0])

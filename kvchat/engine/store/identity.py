@@ -52,7 +52,7 @@ class Identity:
             parts["method"] = repr(method)  # a dataclass: its class and every field
             parts["questions"] = _digest(json.dumps([list(probe) for probe in probes]).encode())
         if streamed is not None:
-            parts["window"] = repr((streamed, streamed.room, streamed.parts))
+            parts["window"] = repr((streamed, streamed.parts, streamed.starts))
         return parts
 
 
