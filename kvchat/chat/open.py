@@ -300,7 +300,10 @@ def _check(setup: Setup, book: Book, screen: Screen) -> None:
 
 def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) -> None:
     """The lines about document and plan."""
-    screen.say(window_line(len(book.ids), setup.limit, book.streamed))
+    streamed = book.streamed
+    if streamed is not None:
+        streamed = replace(streamed, replayed=bool(setup.method.needs.kinds))
+    screen.say(window_line(len(book.ids), setup.limit, streamed))
     full, kept = alike(plan.kv_full, plan.kv_kept)
     compressed = f" in full → {kept} with {name_of(setup.method)} {setup.method.budget}{plan.reads}"
     what = "" if setup.method == Full() else compressed
@@ -321,5 +324,5 @@ def window_line(tokens: int, limit: int, streamed: Streamed | None) -> str:
         )
     return (
         f"{tokens:,} tokens · {tokens / limit:.1f} times the {limit:,} context window: read in "
-        f"{len(streamed.parts)} parts, {limit - streamed.end:,} left for questions and answers"
+        f"{len(streamed.parts)} parts, {limit - streamed.room:,} left for questions and answers"
     )

@@ -72,7 +72,7 @@ class Book:
     @property
     def saved(self) -> int:
         """Positions that the book takes less than it has tokens."""
-        return 0 if self.streamed is None else len(self.ids) - self.streamed.end
+        return 0 if self.streamed is None else len(self.ids) - self.streamed.room
 
     @property
     def undated(self) -> "Book":

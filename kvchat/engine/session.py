@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
@@ -126,7 +127,8 @@ class Session(Answering):
         for each in compressions:
             kinds = each.method.needs.kinds
             replays = partial(replays_of, self.dialogue, kinds=kinds)
-            found.append((yield from self.engine.stream(ids, each, streamed, probes, replays)))
+            how = replace(streamed, replayed=bool(kinds))
+            found.append((yield from self.engine.stream(ids, each, how, probes, replays)))
         caches, seconds = [f.caches[0] for f in found], sum(f.select_seconds for f in found)
         return Prefill(caches, found[-1].logits, seconds, found[-1].asides)
 

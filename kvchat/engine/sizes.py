@@ -45,11 +45,13 @@ def reserve_of(limit: int) -> int:
 class Streamed:
     """A document of `tokens` tokens that does not fit into a context window of `limit`.
 
-    It is read in parts (see `prefill.stream`), and takes fewer positions than it has tokens.
+    It is read in parts (see `prefill.stream`), and takes fewer positions than it has tokens. If it
+    is `replayed`, replays of a part stand behind it meanwhile.
     """
 
     tokens: int
     limit: int
+    replayed: bool = False
 
     @classmethod
     def of(cls, tokens: int, limit: int) -> "Streamed | None":
@@ -63,8 +65,9 @@ class Streamed:
 
     @property
     def part(self) -> int:
-        """Tokens that are read at once, at most: a replay of them fits behind them."""
-        return max(1, (self.limit - self.room - reserve_of(self.limit)) // 2)
+        """Tokens that are read at once, at most: the more the better."""
+        free = self.limit - self.room - reserve_of(self.limit)
+        return max(1, free // 2 if self.replayed else free)
 
     @property
     def parts(self) -> list[tuple[int, int]]:
@@ -77,15 +80,9 @@ class Streamed:
         """The position where each part begins, once the whole document is read.
 
         Inside of a part tokens stand as they were read, one after the other; parts overlap, all by
-        as much, so that their newest one ends where the document's `room` does.
+        as much, so that the newest one ends where the document's `room` does.
         """
         if self.tokens <= self.room:
             return [a for a, _ in self.parts]
-        longest, steps = max(b - a for a, b in self.parts), max(len(self.parts) - 1, 1)
-        return [(self.room - longest) * n // steps for n in range(len(self.parts))]
-
-    @property
-    def end(self) -> int:
-        """The position after the document."""
-        a, b = self.parts[-1]
-        return self.starts[-1] + b - a
+        (a, b), steps = self.parts[-1], max(len(self.parts) - 1, 1)
+        return [(self.room - (b - a)) * n // steps for n in range(len(self.parts))]

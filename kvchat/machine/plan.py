@@ -141,6 +141,8 @@ def make_plan(work: Workload) -> Plan:
     geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits)
     entries = work.method.budget.entries(geometry) if tokens else 0
     streamed = Streamed.of(tokens, work.limit) if work.streams else None
+    if streamed:
+        streamed = replace(streamed, replayed=cost.replayed > 0)
     taken, alive = (streamed.room, streamed.part) if streamed else (tokens, tokens)
     step = min(max(work.chunk, cost.step), max(alive, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
