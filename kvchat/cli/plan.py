@@ -14,7 +14,7 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.methods import UNSEEN
 from kvchat.engine.methods.specs import Spec, parse_spec
 from kvchat.engine.model.read import load_config
-from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, reserve_of
+from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, Streamed, reserve_of
 from kvchat.engine.weights.bits import computes_in, require_shapes, weights_bytes
 from kvchat.errors import KvchatError
 from kvchat.hub.find import find_model
@@ -46,6 +46,7 @@ class PlanOptions:
     )
     budget: str | None = shared(Options, "budget")
     ctx_size: int | None = shared(Options, "ctx_size")
+    overflow: str = shared(Options, "overflow", help="stream: plan documents beyond the window.")
     chunk: int | None = shared(Options, "prefill_chunk")
     dtype: str = shared(Options, "dtype")
     weights: str = shared(Options, "weights")
@@ -146,9 +147,9 @@ def settle(wanted: PlanOptions) -> Frame:
     limit = min(wanted.ctx_size or config.context_limit, config.stretched)
     chunk, cuda = wanted.chunk or CHUNKS[wanted.device], wanted.device == "cuda"
     itemsize = ITEM_BYTES[dtype]
-    return Frame(
-        name, Workload(config, itemsize, 0, parse_spec("full"), limit, chunk, cuda, wanted.weights)
-    )
+    streams = wanted.overflow == "stream"
+    given = config, itemsize, 0, parse_spec("full"), limit, chunk, cuda, wanted.weights, streams
+    return Frame(name, Workload(*given))
 
 
 def lengths_of(found: Sequence[int], frame: Frame) -> list[int]:
@@ -167,6 +168,7 @@ def lengths_of(found: Sequence[int], frame: Frame) -> list[int]:
             "too_long",
             refusal(beyond, frame),
             f"--tokens {most}",
+            "--overflow stream  (reads longer ones part by part)",
             needed=max(found),
             limit=limit,
         )
@@ -175,7 +177,8 @@ def lengths_of(found: Sequence[int], frame: Frame) -> list[int]:
 
 def too_long(found: Sequence[int], frame: Frame) -> list[int]:
     """The lengths that the context window does not take."""
-    return [tokens for tokens in found if tokens > frame.work.limit - reserve_of(frame.work.limit)]
+    work = frame.work
+    return [] if work.streams else [each for each in found if Streamed.of(each, work.limit)]
 
 
 def refusal(lengths: Sequence[int], frame: Frame) -> str:

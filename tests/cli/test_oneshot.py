@@ -131,6 +131,21 @@ def test_a_plan_of_several_lengths_shows_those_that_fit():
     assert found["too_long"] == [32500, 900000]
     none = kvchat("plan", "-m", "demo", "--tokens", "900k")
     assert none.returncode == 5 and not none.stdout
+    read = kvchat("plan", "-m", "demo", "--tokens", "900k", "--overflow", "stream", "--json")
+    assert {plan["tokens"] for plan in json.loads(read.stdout)["plans"]} == {900_000}
+
+
+def test_a_document_that_exceeds_the_window_is_read_in_parts(tmp_path):
+    """With the error that says so as a way out; the second time from the prompt cache."""
+    asked = [str(program.SAMPLE), "-p", "What is the boat of Henrik Ingram?", "-c", "2048"]
+    refused = kvchat(*asked)
+    assert refused.returncode == 5 and b"--overflow stream" in refused.stderr
+    asked += ["--overflow", "stream", "--budget", "50%", "--json", "--prompt-cache", "on"]
+    asked += ["--prompt-cache-dir"]
+    [first], [second] = (events(kvchat(*asked, str(tmp_path))) for _ in range(2))
+    assert first["usage"]["document_tokens"] > 2 * 2048 and first["answer"] == second["answer"]
+    assert first["timings"]["restore_ms"] == 0 < second["usage"]["cached_tokens"]
+    assert first["kv"]["kept_fraction"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_named_chats_go_on_in_one_shot(story, tmp_path):

@@ -62,6 +62,22 @@ def test_plan_of_a_known_model():
     assert card == replace(plan, base=card.base) and card.base != PROCESS
 
 
+def test_a_plan_of_documents_that_exceed_the_window():
+    """A part at a time is alive; a budget in entries is the same for every length."""
+    part, window = 8192 // 2 - 512, 8192
+
+    def planned(spec, tokens, streams=True):
+        return make_plan(work(LLAMA_8B, spec, tokens, window, streams=streams))
+
+    short, long = planned("kvzap:budget=2048", 10**5), planned("kvzap:budget=2048", 10**6)
+    assert replace(long, kv_full=0) == replace(short, kv_full=0)
+    assert long.kv_full == 10 * short.kv_full and long.hidden == part * 4096 * 2
+    assert long.dense_layer * 32 == 128 * 1024 * part and long.tail == 128 * 1024 * 4096
+    assert planned("kvzip:budget=2048", 10**5).hidden == long.hidden // 2
+    whole = planned("kvzap:budget=2048", 7000)  # it fits
+    assert whole == planned("kvzap:budget=2048", 7000, streams=False)
+
+
 def test_plan_of_a_full_cache_offers_compression():
     plan = make_plan(work(LLAMA_8B, "full", 100_000))
     for free, offered in ((plan.prefill - 2**30, True), (2**30, False)):  # if it is enough
