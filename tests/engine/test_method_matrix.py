@@ -306,12 +306,13 @@ def test_the_chunk_size_does_not_matter(checkpoint, name, chunk):
 
 @pytest.mark.parametrize("name", [n for n in EVICTING if "window" in options(n)])
 def test_a_budget_below_what_always_stays_is_refused_before_the_prefill(engine, name):
-    prefill = engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=30)))])
+    spec = f"{name}:window=32"
+    prefill = engine.prefill(IDS, [Compression(parse_method(spec, Budget(entries_per_head=30)))])
     with pytest.raises(KvchatError) as caught:
         next(prefill)
     assert caught.value.details == {"entries": 30, "needed": 37}
     assert caught.value.tries == ("--budget 37 or more", f"{name}:window=25")
-    drain(engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=37)))]))
+    drain(engine.prefill(IDS, [Compression(parse_method(spec, Budget(entries_per_head=37)))]))
     smaller = parse_method(caught.value.tries[1], Budget(entries_per_head=30))
     drain(engine.prefill(IDS, [Compression(smaller)]))
 

@@ -74,6 +74,8 @@ METHODS = {
         "arXiv 2502.03805", "CriticalKV over Ada-KV's shares of the heads"),
     "defensivekv": entry("window:DefensiveKV", declared.DefensiveOptions, NORMS,
         "arXiv 2510.13334", "keeps what any of the last queries needs, not the average"),
+    "kvcompress": entry("window:KVCompress", declared.KVCompressOptions, WINDOW,
+        "arXiv 2410.00161", "squared attention; layers and heads share one budget", pools=True),
     "h2o": entry("simple:H2O", declared.H2OOptions, MASS, "arXiv 2306.14048",
         "keeps recent entries and those attended to most by all"),
     "kvmerger": entry("kvmerger:KVMerger", declared.KVMergerOptions, MASS, "arXiv 2407.08454",

@@ -204,10 +204,24 @@ class DefensiveOptions(WindowOptions):
 
 
 @dataclass(frozen=True)
-class ToldOptions(EvictionOptions):
+class PooledOptions(EvictionOptions):
     """Of methods whose layers share one budget."""
 
     even: float = option(0.2, "share of an even budget that every head is sure of", 0, 1)
+
+
+@dataclass(frozen=True)
+class KVCompressOptions(PooledOptions, WindowOptions):
+    """Of one budget by squared attention. `paper` is without sinks and safeguard."""
+
+    window: int = option(8, "last queries that are observed; their entries stay", 1, 2**31 - 1)
+    PRESETS: ClassVar = {"paper": {"even": 0.0, "sinks": 0}}
+
+
+@dataclass(frozen=True)
+class ToldOptions(PooledOptions):
+    """Of what is told beforehand about every entry."""
+
     near: float = option(0.5, "weight of the mean score around an entry, within a head", 0)
 
 

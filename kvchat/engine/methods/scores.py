@@ -54,7 +54,7 @@ def group_mass(prefilled: Prefilled, entries: int) -> Tensor:
 
 def by_head(scores: Tensor, heads: int) -> Tensor:
     """Mean over the query heads of a KV head: `[H*G, N]` to `[H, N]`."""
-    return scores.view(heads, -1, scores.shape[1]).mean(dim=1)
+    return scores.view(heads, len(scores) // heads, scores.shape[1]).mean(dim=1)
 
 
 def pooled_mass(prefilled: Prefilled, entries: int, kernel: int, kind: str, score: str) -> Tensor:

@@ -1,7 +1,7 @@
 """Methods that observe the last queries: SnapKV and its successors.
 
 They differ in the score, and in how entries are shared out: evenly, over heads by need (Ada-KV),
-over layers by depth (PyramidKV).
+over layers by depth (PyramidKV), over all layers and heads by need (KV-Compress).
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,12 @@ from kvchat.engine.methods.options import (
     CriticalAdaOptions,
     CriticalOptions,
     DefensiveOptions,
+    KVCompressOptions,
     PyramidOptions,
     SnapOptions,
     WindowOptions,
 )
+from kvchat.engine.methods.pooled import Pooled
 from kvchat.engine.methods.scores import (
     defensive_mass,
     group_mass,
@@ -125,6 +127,27 @@ class AdaPyramid(AdaPyramidOptions, AdaKV, PyramidKV):
 
     Ada-Pyramid of https://arxiv.org/abs/2407.11550. Floors follow each layer's own budget.
     """
+
+
+@dataclass(frozen=True)
+class KVCompress(KVCompressOptions, Pooled, Window):
+    """Squared attention of the last queries, and one budget for all layers and heads.
+
+    KV-Compress: Paged KV-Cache Compression with Variable Compression Rates per Attention Head,
+    https://arxiv.org/abs/2410.00161. Attention is squared and summed over the queries, max-pooled
+    per query head, summed over the group. Different here: entries leave one by one, where the
+    authors free blocks of 16 of a paged store; every head is sure of the fraction `even` of an even
+    share, and of its sinks; nothing is evicted while an answer is decoded. `paper` is without both
+    safeguards.
+    """
+
+    def tables(self, prefilled: Prefilled) -> tuple[Tensor, Tensor]:
+        """Pooled squared attention to what stands before the newest entries."""
+        recent = self.recent_of(prefilled)
+        before = prefilled.shape[1] - recent
+        table = pooled_mass(prefilled, before, self.kernel, "max", "squared")
+        table = torch.nn.functional.pad(table, (0, recent))
+        return table, table
 
 
 @dataclass(frozen=True)
