@@ -36,8 +36,8 @@ def table(width: int = 1000) -> Iterator[str]:
     yield from tables.lines(COLUMNS, [FREE, *rows], width)
     yield ""
     yield from USE
-    yield "A method with options is NAME:key=value,… and a preset NAME@preset; bits=8 or"
-    yield "bits=4 (--kv-bits) keeps quantized what any but pqcache keeps."
+    yield "A method with options is NAME:key=value,… and a preset NAME@preset; bits=8, 4"
+    yield "or 2 (--kv-bits) keeps quantized what any but pqcache keeps."
     yield "kvchat methods NAME has its paper, options and cost."
 
 

@@ -57,10 +57,11 @@ class Workload:
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits (16: plain). `replayed` tokens are replayed for each of
-    the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
-    their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
-    what a decoded token attends to; `home` is where they are.
+    Kept entries are stored in `bits` bits (16: plain), but for the `residual` newest of a head.
+    `replayed` tokens are replayed for each of the document during prefill, `step` tokens in one go;
+    then its layers compete, if they `pool` their budget. With a `code` of so many parts and bits
+    every entry is kept, and the budget is what a decoded token attends to; `home` is where they
+    are.
     """
 
     bits: int = 16
@@ -69,6 +70,7 @@ class Cost:
     pool: bool = False
     code: tuple[int, int] | None = None
     home: str = "device"
+    residual: int = 0
 
 
 def planned(method: Chosen) -> Spec:
@@ -79,13 +81,14 @@ def planned(method: Chosen) -> Spec:
 def cost_of(spec: Spec) -> Cost:
     """What a method costs beside its budget."""
     entry, values = METHODS[spec.name], spec.values
-    bits = values.get("bits", 16)
+    bits, residual = values.get("bits", 16), values.get("residual", 0)
     code = (values["m"], values["code_bits"]) if entry.retrieves else None
     if not entry.told:
-        return Cost(bits, pool=entry.pools, code=code, home=values.get("home", "device"))
+        home = values.get("home", "device")
+        return Cost(bits, pool=entry.pools, code=code, home=home, residual=residual)
     asks, chunk = values["tell"] == ASK, values["chunk"]
     replayed, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
-    return Cost(bits, replayed, step, entry.pools, code)
+    return Cost(bits, replayed, step, entry.pools, code, residual=residual)
 
 
 @dataclass(frozen=True)
@@ -138,14 +141,17 @@ def make_plan(work: Workload) -> Plan:
     per_token = config.kv_values_per_token * itemsize
     every = config.num_layers * config.layer_values_per_token * itemsize  # of turns, in the tails
     windows = config.kv_values(tokens) * itemsize - per_token * tokens
-    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits)
+    geometry = geometry_of(config, itemsize, tokens)
+    geometry = replace(geometry, bits=cost.bits, residual=cost.residual)
     entries = work.method.budget.entries(geometry) if tokens else 0
     streamed = Streamed.of(tokens, work.limit) if work.streams else None
     taken, alive = (streamed.room, streamed.part) if streamed else (tokens, tokens)
     step = min(max(work.chunk, cost.step), max(alive, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
-    kept, hidden = round(entries * geometry.entry_bytes) * layers, config.hidden_size * itemsize
+    whole = min(entries, cost.residual * geometry.heads) if cost.bits < 16 else 0
+    each = whole * geometry.plain_bytes + (entries - whole) * geometry.entry_bytes
+    kept, hidden = round(each) * layers, config.hidden_size * itemsize
     # at full precision until the layers have competed, or all is read; the newest layer's twice
     unsettled = entries * geometry.plain_bytes * layers - kept if cost.pool or streamed else 0
     unsettled += per_token * alive // layers if cost.pool else 0

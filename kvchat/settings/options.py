@@ -162,7 +162,7 @@ class Options:
         "-O --method-opt", CACHE, "key=value of the method; repeatable.", default=(), many=True
     )
     kv_bits: str | None = option(
-        "--kv-bits", CACHE, "Bits of a kept value; 16: as it is.", one_of("16", "8", "4")
+        "--kv-bits", CACHE, "Bits of a kept value; 16: as it is.", one_of("16", "8", "4", "2")
     )
     select: str = option(
         "--select",

@@ -23,7 +23,7 @@ MODES = ("budget", "eps")
 VALUES = ("votes", "paper")
 HOMES = ("auto", "device", "host", "disk")
 EVERYTHING = Budget(fraction=1.0)
-BITS = (16, 8, 4)
+BITS = (16, 8, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,14 @@ class Stored(Options):
     """Of every method whose entries can be stored in few bits: all that keep them in one segment.
 
     KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750:
-    keys per channel, values per token, in groups of 32. The conversation's tail is its residual
-    window. A budget in bytes keeps more entries then; one in entries or as a share keeps as many in
-    less.
+    keys per channel, values per token, in groups of 32. Its residual window is the conversation's
+    tail, and of the document `residual` entries. A budget in bytes keeps more entries then; one in
+    entries or as a share keeps as many in less.
     """
 
     _: KW_ONLY
-    bits: int = option(16, "bits of a stored value: 8 or 4, or 16 for the model's", choices=BITS)
+    bits: int = option(16, "bits of a stored value: 8, 4, 2, or 16 for the model's", choices=BITS)
+    residual: int = option(0, "with fewer bits: newest entries of a head that stay whole", 0)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def _quantized(contents: Contents, span: Span, shape: Shape) -> None:
     ends = _ends(contents, shape.heads, GROUP)
     entries = ends[-1]
     width = contents.take("k", torch.uint8, entries, None).shape[1]
-    if width not in (dim // 2, dim):
+    if width not in (dim // 4, dim // 2, dim):
         raise Refused(f"its k has {8 * width / dim:g} bits")
     contents.take("v", torch.uint8, entries, width)
     for name in ("scale", "zero"):
