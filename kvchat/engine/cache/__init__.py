@@ -6,6 +6,8 @@
 SEGMENTS = {
     "flat": "kvchat.engine.cache.segment:FlatSegment",
     "pq": "kvchat.engine.cache.pq:PQSegment",
+    "clusters": "kvchat.engine.cache.clusters:ClusterSegment",
+    "keys": "kvchat.engine.cache.keys:KeySegment",
     "quantized": "kvchat.engine.cache.quantized:QuantizedSegment",
 }
 

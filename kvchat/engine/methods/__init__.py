@@ -27,6 +27,9 @@ ASKING = ("replays: every sentence is put to the model as a question",
           "1.5 to 2 more prefills with twice the attention FLOPs")  # fmt: skip
 CODES = (NOTHING[0], "K-means of the keys; no memory is saved, the budget is what is read")
 
+CLUSTERS = (WINDOW[0], "K-means of the keys; no memory is saved, the budget is what is read")
+KEYS = (NOTHING[0], "every key is read for every token; values may lie elsewhere")
+
 
 class Entry(NamedTuple):
     """Where a method is, its idea in a line, its paper, what it looks at, what that costs.
@@ -98,6 +101,10 @@ METHODS = {
         "keeps what the document's sentences, put as questions, need", told=ASKED, pools=True),
     "pqcache": entry("pqcache:PQCache", declared.PQCacheOptions, CODES, "arXiv 2407.12820",
         "keeps every entry; each decoded token reads those it needs", retrieves=True),
+    "squeezed": entry("squeezed:Squeezed", declared.SqueezedOptions, CLUSTERS, "arXiv 2411.09688",
+        "keeps every entry; a token reads clusters above a bound", retrieves=True),
+    "kcache": entry("kcache:KCache", declared.KCacheOptions, KEYS, "arXiv 2404.18057",
+        "keeps every entry; all keys are read, the best values", retrieves=True),
 }
 # fmt: on
 

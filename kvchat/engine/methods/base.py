@@ -127,6 +127,11 @@ class Method(ABC):
         return 16
 
     @property
+    def kind(self) -> str:
+        """The kind of its segments, where the compiled step needs more for that than for others."""
+        return "quantized" if self.bits < 16 else ""
+
+    @property
     def residual(self) -> int:
         """How many of the newest entries of a head stay as the model has them, whatever `bits`."""
         return 0

@@ -17,6 +17,7 @@ from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.gates import Scorer
 from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.engine.prefill.layout import Behind
@@ -72,6 +73,13 @@ def of_part(method: Method, geometry: Geometry, start: int, end: int) -> Method:
     Raises KvchatError("usage") if the budget cannot be met, for the document or for a part.
     """
     method.entries(geometry)
+    if method.retrieves and method.needs:
+        raise KvchatError(
+            "usage",
+            f"{name_of(method)} looks at the document's last queries, which are not kept of one "
+            "that is read part by part",
+            "--method pqcache",
+        )
     if method.retrieves or isinstance(method, Full):
         return Full()
     budget, tokens = method.budget, end - start

@@ -1,0 +1,100 @@
+"""Squeezed Attention: clusters of keys, and bounds that say which of them a token reads."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvchat.engine import ops
+from kvchat.engine.cache.cells import Cells, worth_of
+from kvchat.engine.cache.clusters import ClusterSegment, Level
+from kvchat.engine.cache.lookup import Reads
+from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.methods.kmeans import means, train
+from kvchat.engine.methods.lookup import Lookup
+from kvchat.engine.methods.needs import Needs
+from kvchat.engine.methods.options import SqueezedOptions
+
+WIDE = 2  # times the entries that are wanted pass the first of two levels
+
+
+@dataclass(frozen=True)
+class Squeezed(SqueezedOptions, Lookup):
+    """Keeps every entry; a token reads those of clusters whose centroid is worth enough to it.
+
+    Squeezed Attention: Accelerating Long Context Length LLM Inference,
+    https://arxiv.org/abs/2411.09688. Keys are clustered by direction; a centroid is the mean of
+    keys as they are. A cluster is worth the attention that an entry at its centroid would get of a
+    query. A bound is chosen by the last `window` queries, so that they read the budget on average;
+    later ones read as much as they need. With `levels=2` clusters are clustered once more, and only
+    those in a cluster that is worth enough are compared. Different here: a bound of each layer or
+    head, where the authors have one for all; the queries of a KV head agree (`aggregate`); sinks
+    and a window of the newest entries are read in any case (not by `paper`), and what leaves the
+    window joins the nearest cluster; K-means begins with drawn keys.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """The queries by which bounds are set."""
+        return Needs(queries=self.window)
+
+    segments = ClusterSegment
+
+    @property
+    def least(self) -> int:
+        return 2
+
+    def index(self, prefilled: Prefilled, coded: int, reads: Reads) -> ClusterSegment:
+        keys, values = prefilled.keys[:, :coded], prefilled.values[:, :coded]
+        middle = keys[:, reads.sinks :]
+        centroids, codes = self._clustered(middle, self.clusters)
+        cells, level = Cells.of(codes, centroids.shape[2]), None
+        closed = torch.zeros_like(cells.count, dtype=torch.bool)[None]
+        if self.levels == 2:
+            coarse, owner = self._clustered(centroids[:, 0], self.coarse / self.clusters)
+            level = Level(coarse, owner[..., 0], cells.count.new_zeros(len(keys)))
+            sizes = level.sizes(cells.count)
+            worth = self._worth(prefilled, coarse, sizes.expand(len(prefilled.queries), -1, -1))
+            bound = self._bound(worth, sizes, WIDE * reads.count)
+            level = Level(coarse, owner[..., 0], bound)
+            passed = worth >= bound[:, None]
+            closed = ~passed.gather(2, level.owner.long().expand(len(worth), -1, -1))
+        count = cells.count.masked_fill(closed, 0.0).expand(len(prefilled.queries), -1, -1)
+        worth = self._worth(prefilled, centroids, count).masked_fill(count == 0, 0.0)
+        bound = self._bound(worth, cells.count, reads.count)
+        pool = self.stored_at_home(prefilled, keys, values)
+        start = prefilled.start
+        return ClusterSegment(pool, centroids, codes, reads, start, bound, level, cells)
+
+    def _clustered(self, keys: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Clusters of keys `[H, N, D]` by direction: their means `[H, 1, C, D]` (fp32) and the
+        cluster of each key `[H, N, 1]` (int32). C is a share of N."""
+        count = min(max(2, round(share * keys.shape[1])), keys.shape[1])
+        turned = torch.nn.functional.normalize(keys.float(), dim=-1)
+        found = train(turned, 1, count, self.iters, self.seed)
+        codes = ops.pq_assign(turned, found)
+        return means(keys.float()[:, None], codes, found), codes.int()
+
+    def _worth(self, prefilled: Prefilled, centroids: Tensor, count: Tensor) -> Tensor:
+        """What entries of clusters are worth to each observed query, `[W, H, C]`.
+
+        `count [W, H, C]` are the entries that the query may choose from.
+        """
+        aggregate, scale = self.aggregate, prefilled.scale
+        tables = (ops.pq_table(q, centroids, scale) for q in prefilled.queries)
+        return torch.stack([worth_of(t, n, aggregate) for t, n in zip(tables, count, strict=True)])
+
+    def _bound(self, worth: Tensor, count: Tensor, wanted: int) -> Tensor:
+        """What a cluster must be worth `[H]`, so that on average a query passes `wanted` entries.
+
+        `worth [W, H, C]` to each of W queries, of clusters with `count [H, C]` entries.
+        """
+        queries, heads, _ = worth.shape
+        sizes = count.expand(queries, -1, -1).transpose(0, 1).flatten(1)  # [H, W * C]
+        table, together = worth.transpose(0, 1).flatten(1), 1
+        if self.per == "layer":
+            table, sizes, together = table.reshape(1, -1), sizes.reshape(1, -1), heads
+        best, order = torch.sort(table, dim=1, descending=True)
+        passed = sizes.gather(1, order).cumsum(dim=1, dtype=torch.float64)
+        last = (passed <= wanted * queries * together).sum(dim=1, keepdim=True) - 1
+        return best.gather(1, last.clamp(min=0))[:, 0].repeat(together)
