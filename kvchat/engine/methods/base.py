@@ -115,6 +115,7 @@ class Method(ABC):
     """
 
     retrieves: ClassVar[bool] = False
+    gathers: ClassVar[bool] = False  # what `extend` keeps moves together, for positions never end
 
     @property
     @abstractmethod
