@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from kvchat.engine.budget import Geometry
 from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.lookup_options import LookupOptions
 from kvchat.engine.methods.needs import Chosen
-from kvchat.engine.methods.options import ASK, LookupOptions
+from kvchat.engine.methods.options import ASK
 from kvchat.engine.methods.specs import Spec, options_class, parse_spec, spec_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (

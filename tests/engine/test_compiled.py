@@ -73,6 +73,7 @@ RETRIEVED = (
 )
 FEW = (
     "adakv:budget=40%,window=8,bits=8", "kvzip:budget=60%,bits=4", "full:bits=2,residual=40",
+    "qaq:budget=30%",
 )  # fmt: skip
 
 

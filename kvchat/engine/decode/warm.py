@@ -51,6 +51,7 @@ def _keyed(keys: torch.Tensor) -> Segment:
 
 CHOICE: Pairs = ((choice.choose, choice.choose_parallel),)
 KINDS: dict[str, tuple[Callable[[torch.Tensor], Segment], Pairs]] = {
+    "mixed": (_packed, ((packed.attend_packed, packed.attend_packed_parallel),)),
     "quantized": (_packed, ((packed.attend_packed, packed.attend_packed_parallel),)),
     "pq": (_retrieved, CHOICE),
     "clusters": (_clustered, CHOICE),

@@ -6,7 +6,7 @@ from kvchat.engine.cache.keys import KeySegment
 from kvchat.engine.cache.lookup import Reads
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.lookup import Lookup
-from kvchat.engine.methods.options import KCacheOptions
+from kvchat.engine.methods.lookup_options import KCacheOptions
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from kvchat.engine.cache.lookup import LookupSegment, Reads
 from kvchat.engine.cache.scratch import scratch
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.methods.base import Method, Prefilled
-from kvchat.engine.methods.options import LookupOptions
+from kvchat.engine.methods.lookup_options import LookupOptions
 
 
 @dataclass(frozen=True)

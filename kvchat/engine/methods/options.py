@@ -8,21 +8,17 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
-from kvchat.engine.cache import AGGREGATES
-from kvchat.engine.sizes import CHUNK, CODED, CODES, PER_CENTROID, REPLAY, code_bytes
+from kvchat.engine.sizes import CHUNK, REPLAY
 from kvchat.errors import KvchatError
 
 T = TypeVar("T")
 REPEAT, ASK = "repeat", "ask"  # what a replay is: the text again, or its sentences as questions
 POOLS = ("max", "avg")
 SCORES = ("mass", "squared")
+CORM_MODES = ("budget", "rule")
 RULES = ("floor", "mix")
 WEIGHINGS = ("mass", "value", "change")
 WEIGH = "attention; times value norm; over input norm; the first and the last added"
-MODES = ("budget", "eps")
-VALUES = ("votes", "paper")
-HOMES = ("auto", "device", "host", "disk")
-BOUNDS = ("layer", "head")
 EVERYTHING = Budget(fraction=1.0)
 BITS = (16, 8, 4, 2)
 
@@ -260,125 +256,28 @@ class AskallOptions(KVzipOptions):
     PRESETS: ClassVar = {}
 
 
-AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "skip": "0+0", "value": "paper"}
+def own_size(mode: str, budget: Budget, name: str) -> Budget:
+    """The budget of a mode that finds its own size. Raises KvchatError("usage") for a smaller
+    one."""
+    if budget is not DEFAULT_BUDGET and budget != EVERYTHING:
+        raise KvchatError(
+            "usage",
+            f"mode={mode} finds its own size; a budget of {budget} cannot be met",
+            f"{name}:mode={mode} without --budget",
+            f"{name} --budget {budget}",
+        )
+    return EVERYTHING
 
 
 @dataclass(frozen=True)
-class KVMergerOptions(Stored):
-    """Of merging. `50` and `35` have the paper's shares, `paper` is its algorithm as printed."""
+class CORMOptions(WindowOptions):
+    """Of what no recent query needs. `paper` keeps what its rule keeps, of any size."""
 
-    budget: Budget = option(DEFAULT_BUDGET, "what is kept; the paper's mode finds its own size")
-    mode: str = option("budget", "merge down to the budget, or above eps", choices=MODES)
-    eps: float = option(0.75, "cosine of neighbours that merge, in mode=eps")
-    recent: float = option(0.23, "share of the kept entries that are the newest", 0, 1)
-    heavy: float = option(0.06, "share of the kept entries that are attended to most", 0, 1)
-    sinks: int = option(4, "first tokens that always stay", 0)
-    longest: int = option(16, "entries that merge into one at most; 0: any number", 0)
-    skip: str = option("auto", "FIRST+LAST layers that stay whole")
-    sigma: float = option(0.0, "width of the Gaussian; 0: from the mean distance in a run", 0)
-    value: str = option("votes", "tokens weigh in the softmax, or multiply values", choices=VALUES)
-    PRESETS: ClassVar = {
-        "50": {"budget": Budget(fraction=0.5), "recent": 0.34, "heavy": 0.24},
-        "35": {"budget": Budget(fraction=0.35), "recent": 0.23, "heavy": 0.06},
-        "paper": {"recent": 0.17, "heavy": 0.12} | AS_PRINTED,
-    }
+    kernel: int = option(1, "width of smoothing along tokens; odd", 1, 2**15 - 1)
+    mode: str = option("budget", "keep the budget, or what the rule keeps", choices=CORM_MODES)
+    PRESETS: ClassVar = {"paper": {"mode": "rule", "window": 256, "sinks": 0}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.recent + self.heavy > 1:
-            given = f"recent={self.recent:g} and heavy={self.heavy:g} are more than all"
-            raise KvchatError("usage", given, "recent=0.34,heavy=0.24")
-        if self.longest == 1:
-            raise KvchatError("usage", "longest=1 merges nothing", "longest=16")
-        parts = self.skip.split("+")
-        if self.skip != "auto" and not (len(parts) == 2 and all(p.isdecimal() for p in parts)):
-            raise KvchatError(
-                "usage", f"skip={self.skip} is not FIRST+LAST layers", "skip=2+1", "skip=auto"
-            )
-        if self.mode == "eps":
-            if self.budget is not DEFAULT_BUDGET and self.budget != EVERYTHING:
-                raise KvchatError(
-                    "usage",
-                    f"mode=eps finds its own size; a budget of {self.budget} cannot be met",
-                    "kvmerger:mode=eps without --budget",
-                    f"kvmerger --budget {self.budget}",
-                )
-            object.__setattr__(self, "budget", EVERYTHING)
-
-
-@dataclass(frozen=True)
-class LookupOptions(Options):
-    """Of methods that keep every entry, and look up for each token which of them it reads."""
-
-    AWAY: ClassVar[float] = 1.0  # the share of an entry that is at home, wherever that is
-
-    budget: Budget = option(DEFAULT_BUDGET, "what each decoded token reads")
-    recent: float = option(0.5, "share of the budget for the newest entries", 0, 1)
-    sinks: int = option(32, "first tokens that are always read", 0)
-    aggregate: str = option("softmax_sum", "how a group's heads agree", choices=AGGREGATES)
-    block: int = option(64, "entries that leave the window at a time", 1)
-    most_recent: int = option(4096, "entries of the window at most", 0)
-    dense_layers: int = option(0, "first layers that are read in full", 0)
-    dense_below: int = option(CODED, "entries to choose from, below which all are read", 0)
-    home: str = option("auto", "where the entries are stored", choices=HOMES)
-
-    def index_bytes(self, tokens: int, heads: int, dim: int) -> int:
-        """What a layer's index takes beside the entries."""
-        return 0
-
-    def training_bytes(self, tokens: int, heads: int, dim: int) -> int:
-        """What making it takes for a moment."""
-        return 0
-
-
-@dataclass(frozen=True)
-class PQCacheOptions(LookupOptions):
-    """Of product quantization. `paper` has the paper's window, `quality` finer codes."""
-
-    m: int = option(CODES[""][0], "parts of a key's code", 1)
-    code_bits: int = option(CODES[""][1], "bits of a part", 1, 8)
-    iters: int = option(10, "iterations of K-means", 0)
-    extra_sinks: bool = option(False, "sinks come on top of the budget")
-    seed: int = option(4321, "of the first centroids", 0)
-    PRESETS: ClassVar = {
-        "paper": {"block": 1, "most_recent": 2**31 - 1, "extra_sinks": True},
-        "quality": {"m": CODES["quality"][0], "code_bits": CODES["quality"][1], "dense_layers": 2},
-    }
-
-    def index_bytes(self, tokens: int, heads: int, dim: int) -> int:
-        return code_bytes(tokens, heads, dim, self.m, self.code_bits)
-
-    def training_bytes(self, tokens: int, heads: int, dim: int) -> int:
-        """Sampled keys in fp32, twice."""
-        return 8 * min(tokens, PER_CENTROID << self.code_bits) * heads * dim
-
-
-@dataclass(frozen=True)
-class SqueezedOptions(LookupOptions):
-    """Of clusters of keys. `paper` is without sinks and window."""
-
-    clusters: float = option(0.05, "clusters, as a share of the entries", 0.0001, 1)
-    levels: int = option(1, "of clusters that a query is compared with", 1, 2)
-    coarse: float = option(0.01, "clusters of the first of two levels, as a share", 0.0001, 1)
-    window: int = option(100, "last queries by which bounds are set", 1, 2**20)
-    per: str = option("layer", "what has a bound of its own", choices=BOUNDS)
-    iters: int = option(10, "iterations of K-means", 0)
-    seed: int = option(4321, "of the first centroids", 0)
-    PRESETS: ClassVar = {"paper": {"recent": 0.0, "sinks": 0}}
-
-    def index_bytes(self, tokens: int, heads: int, dim: int) -> int:
-        """Centroids in fp32; a cluster's number, its place in a list and its size."""
-        count = tokens * (self.clusters + (self.coarse if self.levels == 2 else 0))
-        return heads * int(4 * count * (dim + 2) + 8 * tokens)
-
-    def training_bytes(self, tokens: int, heads: int, dim: int) -> int:
-        """Keys in fp32, as they are and of length one, and once more by cluster."""
-        return 12 * tokens * heads * dim
-
-
-@dataclass(frozen=True)
-class KCacheOptions(LookupOptions):
-    """Of exact scores of all keys. `paper` is without sinks and window."""
-
-    AWAY: ClassVar[float] = 0.5
-    PRESETS: ClassVar = {"paper": {"recent": 0.0, "sinks": 0}}
+        if self.mode == "rule":
+            object.__setattr__(self, "budget", own_size(self.mode, self.budget, "corm"))

@@ -9,7 +9,7 @@ from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.kmeans import train
 from kvchat.engine.methods.lookup import Lookup
-from kvchat.engine.methods.options import PQCacheOptions
+from kvchat.engine.methods.lookup_options import PQCacheOptions
 from kvchat.errors import KvchatError
 
 

@@ -12,8 +12,8 @@ from kvchat.engine.cache.lookup import Reads
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.kmeans import means, train
 from kvchat.engine.methods.lookup import Lookup
+from kvchat.engine.methods.lookup_options import SqueezedOptions
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.methods.options import SqueezedOptions
 
 WIDE = 2  # times the entries that are wanted pass the first of two levels
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Geometry
+from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
@@ -17,6 +18,7 @@ from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.options import (
     AdaptiveOptions,
     AdaPyramidOptions,
+    CORMOptions,
     CriticalAdaOptions,
     CriticalOptions,
     DefensiveOptions,
@@ -29,6 +31,8 @@ from kvchat.engine.methods.pooled import Pooled
 from kvchat.engine.methods.scores import (
     defensive_mass,
     group_mass,
+    most_mass,
+    pool,
     pooled_mass,
     projected_norm,
     ranked,
@@ -148,6 +152,35 @@ class KVCompress(KVCompressOptions, Pooled, Window):
         table = pooled_mass(prefilled, before, self.kernel, "max", "squared")
         table = torch.nn.functional.pad(table, (0, recent))
         return table, table
+
+
+@dataclass(frozen=True)
+class CORM(CORMOptions, Window):
+    """Evicts what none of the last queries attends to more than to the mean entry.
+
+    CORM: Cache Optimization with Recent Message for LLM Inference,
+    https://arxiv.org/abs/2404.15949. To a query that sees t entries one with less than 1/t of its
+    attention is minor; what is minor to all of the last `window` queries goes, but for the entries
+    of these. Different here: that rule finds its own size only with `mode=rule` (`paper`); else
+    entries rank by the largest multiple of 1/t that a query gives them, and the budget is met. A
+    document is evicted once, at its end; sinks stay.
+    """
+
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
+        return pool(most_mass(prefilled, entries, shares=True), self.kernel, "max")
+
+    def compress(self, prefilled: Prefilled) -> FlatSegment:
+        if self.mode == "budget":
+            return super().compress(prefilled)
+        _, tokens = prefilled.shape
+        kept = self.score(prefilled, tokens, tokens) >= 1
+        kept[:, : self.sinks] = True
+        kept[:, tokens - min(self.window, tokens) :] = True
+        return prefilled.keep(kept & prefilled.exists)
+
+    def extend(self, prefilled: Prefilled) -> FlatSegment:
+        """A conversation has a budget in any case."""
+        return self.reduce(prefilled, self.share(prefilled))
 
 
 @dataclass(frozen=True)

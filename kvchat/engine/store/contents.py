@@ -77,6 +77,8 @@ def require_segment(
         _flat(contents, span, shape)
     elif kind == "quantized":
         _quantized(contents, span, shape)
+    elif kind == "mixed":
+        _mixed(contents, span, shape)
     elif kind == "pq":
         _coded(contents, span, shape, tokens, torch.uint8)
     elif kind == "clusters":
@@ -161,6 +163,16 @@ def _quantized(contents: Contents, span: Span, shape: Shape) -> None:
         contents.take(f"k_{name}", META, entries // GROUP, dim)
         contents.take(f"v_{name}", META, entries, dim // gcd(dim, GROUP))
     _each(contents, ends, span)
+
+
+def _mixed(contents: Contents, span: Span, shape: Shape) -> None:
+    widths = {name.partition(".")[0] for name in contents.tensors}
+    if not widths <= {"2", "4", "8", "16"} or not widths:
+        raise Refused(f"it has entries of {', '.join(sorted(widths)) or 'no'} bits")
+    for width in sorted(widths):
+        part = contents.part(f"{width}.")
+        (_flat if width == "16" else _quantized)(part, span, shape)
+        part.end()
 
 
 def _lookup(contents: Contents, span: Span, shape: Shape, tokens: int, width: int) -> int:
