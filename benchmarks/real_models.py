@@ -42,7 +42,7 @@ SYSTEMS = (
     ("full:bits=4", "100%"), ("full:bits=2", "100%"),
     ("kvzap:bits=4", "25%"), ("kvzap:bits=2", "25%"), ("kvzap:bits=4", "10%"),
     ("qaq", "25%"), ("qaq", "10%"),
-    ("squeezed", "25%"), ("squeezed", "10%"), ("squeezed:levels=2", "10%"),
+    ("squeezed", "25%"), ("squeezed", "10%"), ("pqcache", "10%"),
     ("kcache", "25%"), ("kcache", "10%"),
     ("corm", "25%"), ("corm@paper", "100%"),
     ("elastic", "25%"), ("elastic", "10%"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvchat.engine.budget import Budget
+from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.cells import Cells
 from kvchat.engine.cache.clusters import ClusterSegment, Level
 from kvchat.engine.cache.keys import KeySegment
@@ -99,9 +99,20 @@ def test_bounds_by_hand(per, wanted, bounds):
     assert found.tolist() == pytest.approx(bounds)
 
 
+def test_the_budget_pays_for_centroids():
+    """Of 100 entries that a token may read of 2,000, in 16 bits: a centroid takes as much as one,
+    so there are 33 of them, and 67 entries are left; with 400 there are 5 % of 2,000, 100."""
+    geometry = Geometry(tokens=2000, heads=2, layers=2, dim=64, itemsize=2)
+    for budget, clusters in ((100, 33), (400, 100)):
+        method = Squeezed(Budget(entries_per_head=budget), sinks=4)
+        reads = method.shares(geometry)
+        assert method.centroids(budget, geometry) == clusters
+        assert reads.sinks + reads.window + reads.count == budget - clusters
+
+
 def test_keys_are_clustered_by_direction():
     keys = torch.tensor([[[1.0, 0], [0, 1], [10, 0], [0, 3]]])
-    centroids, codes = Squeezed()._clustered(keys, 0.5)
+    centroids, codes = Squeezed()._clustered(keys, 2)
     first, second = codes[0, 0, 0], codes[0, 1, 0]
     assert codes[0, :, 0].tolist() == [first, second, first, second] and first != second
     assert centroids[0, 0, [first, second]].tolist() == [[5.5, 0], [0, 2]]

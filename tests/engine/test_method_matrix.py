@@ -216,7 +216,9 @@ def test_what_is_kept_is_everything_and_what_is_read_is_the_budget(shaped, name,
         for entries in chosen.tolist():
             found = [entry for entry in entries if entry >= 0]
             assert found == sorted(set(found)) and max(found, default=0) < segment.items
-        assert segment.reads.sinks + segment.reads.count + layer.tail.length == wanted
+        index = method.index_entries(wanted, geometry)
+        assert segment.reads.sinks + segment.reads.count + layer.tail.length + index == wanted
+        assert (index > 0) == (name == "squeezed")
         assert name == "squeezed" or chosen.shape[1] == segment.reads.count
 
 

@@ -56,8 +56,13 @@ class Lookup(LookupOptions, Method):
         """How the entries that a token reads of a head are shared out."""
         each = self.budget.entries(geometry) // geometry.heads
         sinks = min(self.sinks, each // 2)
-        window = min(int((each - sinks) * self.near), self.most_recent)
-        return self.reads(sinks, window, each - sinks - window)
+        left = each - sinks - self.index_entries(each, geometry)
+        window = min(int(left * self.near), self.most_recent)
+        return self.reads(sinks, window, left - window)
+
+    def index_entries(self, each: int, geometry: Geometry) -> int:
+        """What a token reads of the index, as entries of a head, of `each` that it may read."""
+        return 0
 
     @property
     def near(self) -> Fraction:

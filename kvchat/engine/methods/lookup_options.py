@@ -63,7 +63,8 @@ class PQCacheOptions(LookupOptions):
 class SqueezedOptions(LookupOptions):
     """Of clusters of keys. `paper` is without sinks and window."""
 
-    clusters: float = option(0.05, "clusters, as a share of the entries", 0.0001, 1)
+    recent: float = option(0.2, "share of the budget for the newest entries", 0, 1)
+    clusters: float = option(0.05, "clusters, as a share of the entries, at most", 0.0001, 1)
     levels: int = option(1, "of clusters that a query is compared with", 1, 2)
     coarse: float = option(0.01, "clusters of the first of two levels, as a share", 0.0001, 1)
     window: int = option(100, "last queries by which bounds are set", 1, 2**20)
@@ -87,4 +88,6 @@ class KCacheOptions(LookupOptions):
     """Of exact scores of all keys. `paper` is without sinks and window."""
 
     AWAY: ClassVar[float] = 0.5
+
+    recent: float = option(0.1, "share of the budget for the newest entries", 0, 1)
     PRESETS: ClassVar = {"paper": {"recent": 0.0, "sinks": 0}}

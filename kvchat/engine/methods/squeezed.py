@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
+from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.cells import Cells, worth_of
 from kvchat.engine.cache.clusters import ClusterSegment, Level
 from kvchat.engine.cache.lookup import Reads
@@ -25,12 +26,12 @@ class Squeezed(SqueezedOptions, Lookup):
     Squeezed Attention: Accelerating Long Context Length LLM Inference,
     https://arxiv.org/abs/2411.09688. Keys are clustered by direction; a centroid is the mean of
     keys as they are. A cluster is worth the attention that an entry at its centroid would get of a
-    query. A bound is chosen by the last `window` queries, so that they read the budget on average;
-    later ones read as much as they need. With `levels=2` clusters are clustered once more, and only
-    those in a cluster that is worth enough are compared. Different here: a bound of each layer or
-    head, where the authors have one for all; the queries of a KV head agree (`aggregate`); sinks
-    and a window of the newest entries are read in any case (not by `paper`), and what leaves the
-    window joins the nearest cluster; K-means begins with drawn keys.
+    query. A bound is chosen by the last `window` queries, so that they read the budget on average,
+    centroids included; later ones read as much as they need. With `levels=2` clusters are clustered
+    once more, and only those in a cluster that is worth enough are compared. Different here: a
+    bound of each layer or head, where the authors have one for all; the queries of a KV head agree
+    (`aggregate`); sinks and a window of the newest entries are read in any case (not by `paper`),
+    and what leaves the window joins the nearest cluster; K-means begins with drawn keys.
     """
 
     @property
@@ -44,14 +45,34 @@ class Squeezed(SqueezedOptions, Lookup):
     def least(self) -> int:
         return 2
 
+    def centroids(self, each: int, geometry: Geometry) -> int:
+        """Clusters of a head, if a token may read `each` entries: their centroids are at most a
+        third of that."""
+        most = each / 3 / self._price(geometry)
+        return max(1, min(round(self.clusters * geometry.tokens), int(most)))
+
+    def index_entries(self, each: int, geometry: Geometry) -> int:
+        """Its centroids, in fp32."""
+        if self.budget.entries(geometry) >= geometry.full:
+            return 0
+        return int(self.centroids(each, geometry) * self._price(geometry))
+
+    def _price(self, geometry: Geometry) -> float:
+        """Bytes of a centroid in those of an entry."""
+        return 4 / (2 * geometry.itemsize)
+
     def index(self, prefilled: Prefilled, coded: int, reads: Reads) -> ClusterSegment:
         keys, values = prefilled.keys[:, :coded], prefilled.values[:, :coded]
         middle = keys[:, reads.sinks :]
-        centroids, codes = self._clustered(middle, self.clusters)
+        geometry = prefilled.geometry
+        each = self.budget.entries(geometry) // geometry.heads
+        count = self.centroids(each, geometry)
+        centroids, codes = self._clustered(middle, count)
         cells, level = Cells.of(codes, centroids.shape[2]), None
         closed = torch.zeros_like(cells.count, dtype=torch.bool)[None]
         if self.levels == 2:
-            coarse, owner = self._clustered(centroids[:, 0], self.coarse / self.clusters)
+            upper = round(self.coarse / self.clusters * count)
+            coarse, owner = self._clustered(centroids[:, 0], upper)
             level = Level(coarse, owner[..., 0], cells.count.new_zeros(len(keys)))
             sizes = level.sizes(cells.count)
             worth = self._worth(prefilled, coarse, sizes.expand(len(prefilled.queries), -1, -1))
@@ -66,10 +87,10 @@ class Squeezed(SqueezedOptions, Lookup):
         start = prefilled.start
         return ClusterSegment(pool, centroids, codes, reads, start, bound, level, cells)
 
-    def _clustered(self, keys: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Clusters of keys `[H, N, D]` by direction: their means `[H, 1, C, D]` (fp32) and the
-        cluster of each key `[H, N, 1]` (int32). C is a share of N."""
-        count = min(max(2, round(share * keys.shape[1])), keys.shape[1])
+    def _clustered(self, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """`count` clusters of keys `[H, N, D]` by direction, 2 to N: their means `[H, 1, C, D]`
+        (fp32) and the cluster of each key `[H, N, 1]` (int32)."""
+        count = min(max(2, count), keys.shape[1])
         turned = torch.nn.functional.normalize(keys.float(), dim=-1)
         found = train(turned, 1, count, self.iters, self.seed)
         codes = ops.pq_assign(turned, found)
