@@ -66,12 +66,12 @@ class Squeezed(SqueezedOptions, Lookup):
         middle = keys[:, reads.sinks :]
         geometry = prefilled.geometry
         each = self.budget.entries(geometry) // geometry.heads
-        count = self.centroids(each, geometry)
-        centroids, codes = self._clustered(middle, count)
+        number = self.centroids(each, geometry)
+        centroids, codes = self._clustered(middle, number)
         cells, level = Cells.of(codes, centroids.shape[2]), None
         closed = torch.zeros_like(cells.count, dtype=torch.bool)[None]
         if self.levels == 2:
-            upper = round(self.coarse / self.clusters * count)
+            upper = round(self.coarse / self.clusters * number)
             coarse, owner = self._clustered(centroids[:, 0], upper)
             level = Level(coarse, owner[..., 0], cells.count.new_zeros(len(keys)))
             sizes = level.sizes(cells.count)
