@@ -61,17 +61,17 @@ class PQCacheOptions(LookupOptions):
 
 @dataclass(frozen=True)
 class SqueezedOptions(LookupOptions):
-    """Of clusters of keys. `paper` is without sinks and window."""
+    """Of clusters of keys. `paper` is without sinks and a window that is always read."""
 
     recent: float = option(0.2, "share of the budget for the newest entries", 0, 1)
     clusters: float = option(0.05, "clusters, as a share of the entries, at most", 0.0001, 1)
     levels: int = option(1, "of clusters that a query is compared with", 1, 2)
     coarse: float = option(0.01, "clusters of the first of two levels, as a share", 0.0001, 1)
-    window: int = option(100, "last queries by which bounds are set", 1, 2**20)
+    window: int = option(64, "last queries by which bounds are set", 1, 2**20)
     per: str = option("layer", "what has a bound of its own", choices=BOUNDS)
     iters: int = option(10, "iterations of K-means", 0)
     seed: int = option(4321, "of the first centroids", 0)
-    PRESETS: ClassVar = {"paper": {"recent": 0.0, "sinks": 0}}
+    PRESETS: ClassVar = {"paper": {"window": 100, "recent": 0.0, "sinks": 0}}
 
     def index_bytes(self, tokens: int, heads: int, dim: int) -> int:
         """Centroids in fp32; a cluster's number, its place in a list and its size."""
