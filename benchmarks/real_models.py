@@ -5,7 +5,8 @@
 FOLDER has stories.jsonl and meetings.jsonl: lines with `text` and `questions` with `references`
 (SQuALITY and QMSum in this form; docs/eval.md says more). Facts are hidden in pieces of these texts
 by a seed on which nothing was tuned. A document is a piece of work of its own, kept under
-`.results/`; a run that was stopped goes on with what is missing. `--page` writes the page alone.
+`.results/`; a run that was stopped goes on with what is missing. `--only` names experiments, and
+what is stored of others stays. `--page` writes the page alone.
 """
 
 import argparse
@@ -36,6 +37,17 @@ SEED = 23
 LENGTH = 2000
 HEAD = ("kvzap", "kvzip", "kvzip@paper", "pqcache", "adakv")
 REST = ("snapkv", "streamingllm", "h2o", "kvmerger", "expected-attention", "knorm")
+SYSTEMS = (
+    ("kvcompress", "25%"), ("kvcompress", "10%"),
+    ("full:bits=4", "100%"), ("full:bits=2", "100%"),
+    ("kvzap:bits=4", "25%"), ("kvzap:bits=2", "25%"), ("kvzap:bits=4", "10%"),
+    ("qaq", "25%"), ("qaq", "10%"),
+    ("squeezed", "25%"), ("squeezed", "10%"), ("pqcache", "10%"),
+    ("kcache", "25%"), ("kcache", "10%"),
+    ("corm", "25%"), ("corm@paper", "100%"),
+    ("elastic", "25%"), ("elastic", "10%"),
+)  # fmt: skip
+SYSTEMS_SEEN = (("kvcompress", "10%"), ("corm", "10%"), ("qaq", "10%"))
 DRAWN = ("facts", "facts-seen")
 SEEN = ("kvzap", "adakv", "snapkv", "pyramidkv")
 
@@ -61,6 +73,8 @@ EXPERIMENTS = (
     Experiment("facts", "facts:stories.jsonl", 15, 10, False, cells(HEAD, "25%", "10%", "5%")),
     Experiment("facts-seen", "facts:meetings.jsonl", 3, 10, True, cells(SEEN, "10%", "5%")),
     Experiment("facts-rest", "facts:stories.jsonl", 3, 10, False, cells(REST, "50%", "25%")),
+    Experiment("facts-systems", "facts:stories.jsonl", 3, 10, False, SYSTEMS),
+    Experiment("facts-systems-seen", "facts:meetings.jsonl", 3, 10, True, SYSTEMS_SEEN),
     Experiment("stories", "references:stories.jsonl", 3, 3, False, cells(HEAD, "25%", "10%")),
 )
 
@@ -107,9 +121,11 @@ def piece(model: str, experiment: Experiment, number: int) -> Path:
     return WORK / f"real-{Path(model).name}-{experiment.name}" / f"{number}.json"
 
 
-def missing(models: list[str]) -> Iterator[tuple[str, Experiment, int]]:
+def missing(models: list[str], only: list[str]) -> Iterator[tuple[str, Experiment, int]]:
     """The documents that no finished piece of work holds."""
     for experiment in EXPERIMENTS:
+        if only and experiment.name not in only:
+            continue
         for model in models:
             for number in range(experiment.documents):
                 if not piece(model, experiment, number).exists():
@@ -119,6 +135,9 @@ def missing(models: list[str]) -> Iterator[tuple[str, Experiment, int]]:
 def store(model: str) -> None:
     """The tables of a model, of the documents that are done, for the repository."""
     name, found, drawn = Path(model).name, list[dict[str, Any]](), list[Panel]()
+    place = STORE / f"real-{name}.json"
+    stored = json.loads(place.read_text("utf-8"))["experiments"] if place.exists() else []
+    before = {each["experiment"]["name"]: each for each in stored}
     for experiment in EXPERIMENTS:
         paths = [piece(model, experiment, n) for n in range(experiment.documents)]
         pieces = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
@@ -131,6 +150,8 @@ def store(model: str) -> None:
             for each in pieces
             for record in each["records"]
         ]
+        if not records and experiment.name in before:
+            found.append(before[experiment.name])
         if not records:
             continue
         table = rows(records)
@@ -142,9 +163,10 @@ def store(model: str) -> None:
                 "table": [asdict(row) for row in table],
             }
         )
-    render_panels(STORE / f"real-{name}.png", drawn)
+    if drawn:
+        render_panels(STORE / f"real-{name}.png", drawn)
     about = {"model": name, "seed": SEED, "length": LENGTH, "machine": processor()}
-    write(STORE / f"real-{name}.json", about | {"experiments": found})
+    write(place, about | {"experiments": found})
 
 
 def main() -> None:
@@ -153,10 +175,14 @@ def main() -> None:
     options.add_argument("models", nargs="*")
     options.add_argument("--texts", default="")
     options.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options.add_argument("--only", nargs="*", default=[], metavar="EXPERIMENT")
     options.add_argument("--page", action="store_true", help="write the page of what is stored")
     chosen = options.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    begin, work = time.perf_counter(), [] if chosen.page else list(missing(chosen.models))
+    begin, work = (
+        time.perf_counter(),
+        [] if chosen.page else list(missing(chosen.models, chosen.only)),
+    )
     with ProcessPoolExecutor(chosen.processes, get_context("spawn")) as pool:
         running = {
             pool.submit(measured, model, chosen.texts, experiment, number, str(place)): place

@@ -12,13 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 PROSE = Path(__file__).with_suffix(".md")
-PLACE = re.compile(r"\{(table|right) ([\w.-]+) ([\w-]+)(?: ([^{}]+))?\}")
+PLACE = re.compile(r"\{(table|right|kl|kv) ([\w.-]+) ([\w-]+)(?: ([^{}]+))?\}")
+LOSS = re.compile(r"\{loss ([\w ]+)\}")
 
 Found = dict[str, Any]
 
 
 def page(prose: str, store: Path = STORE) -> str:
-    """The prose with every `{table MODEL EXPERIMENT}` and `{right MODEL EXPERIMENT CELL}` put in.
+    """The prose with every `{table MODEL EXPERIMENT}`, `{right MODEL EXPERIMENT CELL}` (also `kl`
+    and `kv`) and `{loss POLICY ENTRIES}` put in.
 
     Raises KeyError for a figure that was not measured.
     """
@@ -28,9 +30,17 @@ def page(prose: str, store: Path = STORE) -> str:
         table = of(json.loads((store / f"real-{model}.json").read_text("utf-8")), experiment)
         if what == "table":
             return "\n".join(_table(table))
-        return f"{100 * row(table, cell)['score']['mean']:.0f}"
+        found = row(table, cell)
+        if what == "kl":
+            return f"{found['kl']['mean']:.3f}"
+        return size(found["bytes"]) if what == "kv" else f"{100 * found['score']['mean']:.0f}"
 
-    return "\n\n".join(_filled(part) for part in PLACE.sub(put, prose).split("\n\n"))
+    def loss(match: re.Match[str]) -> str:
+        found = json.loads((store / "real-endless.json").read_text("utf-8"))
+        return f"{found['loss'][match[1]]:.3f}"
+
+    text = LOSS.sub(loss, PLACE.sub(put, prose))
+    return "\n\n".join(_filled(part) for part in text.split("\n\n"))
 
 
 def of(found: Found, experiment: str) -> list[Found]:

@@ -14,7 +14,7 @@ import torch
 from kvchat.bench.measure import Record, cases_of
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject
-from kvchat.engine.methods.specs import spec_of
+from kvchat.engine.methods.specs import name_of, spec_of
 from kvchat.machine import resources as machine
 from kvchat.terminal.text import clean, counted, size
 
@@ -193,7 +193,10 @@ def caveats(settings: Settings, subject: Subject) -> str:
     parts.append(f"The tokens are those of {text}." if text else "The tokens are random.")
     parts.append("One warm-up before each test." if settings.warmup else "No warm-up.")
     if any(test.method.retrieves for test in cases_of(settings)):
-        parts.append("pqcache keeps every KV pair; its budget is what a decoded token attends to.")
+        names = sorted({name_of(t.method) for t in cases_of(settings) if t.method.retrieves})
+        parts.append(
+            f"{', '.join(names)}: every KV pair is kept, the budget is what a token attends to."
+        )
     if (others := machine.others(engine.device)) > OTHERS:
         parts.append(f"OTHER PROCESSES use {size(others)} of the card.")
     crowd = subject.busy + torch.get_num_threads() - (os.cpu_count() or 1)

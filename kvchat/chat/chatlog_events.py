@@ -84,6 +84,7 @@ OTHERS: dict[str, dict[str, Check]] = {
         "budget": _or_none(_text),
         "options": _table,
         "tail_budget": _or_none(_count),
+        "tail": _or_none(_text),
         "in_view": _text,
     },
     "turn": {

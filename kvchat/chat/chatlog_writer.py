@@ -149,6 +149,7 @@ def state_events(chat: Chat) -> list[dict[str, Any]]:
             "budget": str(chat.method.budget) if book.files else None,
             "options": method_options(chat.method),
             "tail_budget": chat.session.tail_budget,
+            "tail": options.tail,
             "in_view": chat.in_view,
         },
         {"event": "settings"} | settings,

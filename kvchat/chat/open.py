@@ -13,11 +13,11 @@ from kvchat.chat.chatlog import saved_day
 from kvchat.chat.generation import with_model_defaults
 from kvchat.chat.prefill import prefill_first, timed
 from kvchat.chat.prepare import Prepared
+from kvchat.chat.tails import cascade_of, require_levels, require_tail
 from kvchat.chat.thinking import how
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine import gates
 from kvchat.engine.budget import Budget
-from kvchat.engine.compaction import folding
 from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading
 from kvchat.engine.methods import AUTO, UNSEEN
@@ -96,6 +96,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
     elif auto.is_open(options):
         setup, why = _by_memory(setup, len(book.ids))
     config, device = prepared.config, setup.device
+    require_levels(options, len(book.ids) - book.saved, setup.limit)
     if book.ids:  # a budget that cannot be met is refused before the weights load
         setup.method.entries(geometry_of(config, setup.dtype.itemsize, len(book.ids)))
     plan, free = make_plan(setup.workload(len(book.ids))), machine.free(device, options.mem_limit)
@@ -128,6 +129,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         options.tail_budget,
         options.by_question,
         options.streams,
+        cascade_of(options),
     )
     root = folder(options.prompt_cache_dir)
     policy, full_copy = options.prompt_cache, options.full_copy
@@ -162,8 +164,7 @@ def settle(prepared: Prepared) -> Setup:
             "--keep-full host",
             "-p QUESTION  (known before the prefill)",
         )
-    if options.tail_budget:
-        folding(method, options.tail_budget)  # refused now if it cannot compress turns
+    require_tail(options, method)
     options, ends = with_model_defaults(options, prepared.model)
     device = resolve_device(options.device)
     return Setup(

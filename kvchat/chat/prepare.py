@@ -96,7 +96,7 @@ def restored(options: Options, saved: chatlog.Saved) -> Options:
     by_flag = {name for name, origin in options.origins.items() if origin == "flag"}
     values: dict[str, Any] = {"model": saved.chat.get("folder")}
     values |= {name: document.get(name) for name in DOCUMENT}
-    values["tail_budget"] = method.get("tail_budget")
+    values |= {name: method.get(name) for name in ("tail_budget", "tail")}
     values |= {name: saved.settings[name] for name in LIVE if name in saved.settings}
     if "method" not in by_flag:
         values["method"] = method.get("name")

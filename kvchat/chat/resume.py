@@ -12,6 +12,7 @@ from kvchat.chat.open import chosen_method, context_limit, open_chat
 from kvchat.chat.prefill import Dropped, restore, run, timed
 from kvchat.chat.prepare import Prepared, restored
 from kvchat.chat.sources import open_document
+from kvchat.chat.tails import cascade_of
 from kvchat.documents.document_ids import compose
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.session import Session
@@ -159,6 +160,7 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
             folds,
             present.by_question,
             options.streams,
+            cascade_of(options),
         )
         known = options.select == "instruction" and files and method.needs.sees
         questions = [*options.foreseen] if known else []

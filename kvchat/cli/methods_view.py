@@ -16,7 +16,7 @@ FREE = (f"{AUTO}*", "what memory allows: all, all on disk, or the best entries",
 USE = (
     f"* the default; {UNSEEN_AT_ONCE}, or {UNSEEN} without a gate, if a budget is given.",
     "streamingllm: old text does not matter. pqcache: nothing may be lost; no memory",
-    "is saved, a decoded token reads less.",
+    "is saved, a decoded token reads less. kcache: values may stay outside a card.",
 )
 
 
@@ -36,8 +36,8 @@ def table(width: int = 1000) -> Iterator[str]:
     yield from tables.lines(COLUMNS, [FREE, *rows], width)
     yield ""
     yield from USE
-    yield "A method with options is NAME:key=value,… and a preset NAME@preset; bits=8 or"
-    yield "bits=4 (--kv-bits) keeps quantized what any but pqcache keeps."
+    yield "A method with options is NAME:key=value,… and a preset NAME@preset; bits=8, 4"
+    yield "or 2 (--kv-bits) keeps quantized what any keeps that does not look entries up."
     yield "kvchat methods NAME has its paper, options and cost."
 
 

@@ -19,6 +19,7 @@ from kvchat.engine.events import (
     Thought,
     Turn,
     TurnDone,
+    Unending,
     drain,
 )
 from kvchat.engine.text.stop_strings import Answer
@@ -28,7 +29,7 @@ from kvchat.engine.text.tokenizer import TextStream
 SENTENCE_ENDS = ".!?;。！？"
 R = TypeVar("R")
 Feeding = Generator[Progress | Smaller, None, R]
-TurnEvent = Progress | Smaller | Forgotten | Thought | Delta | TurnDone
+TurnEvent = Progress | Smaller | Forgotten | Unending | Thought | Delta | TurnDone
 TurnEvents = Generator[TurnEvent, None, None]
 
 

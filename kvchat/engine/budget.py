@@ -25,7 +25,8 @@ class Geometry:
     """What a budget is shared out over: the entries of a document and the bytes of storing one.
 
     `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model; entries are
-    stored in `bits` bits, 16 for as the model has them.
+    stored in `bits` bits, 16 for as the model has them, but for the `residual` newest ones of a
+    head.
     """
 
     tokens: int
@@ -34,6 +35,7 @@ class Geometry:
     dim: int
     itemsize: int
     bits: int = 16
+    residual: int = 0
 
     @property
     def full(self) -> int:
@@ -62,14 +64,14 @@ class Geometry:
         """What a layer needs beside its entries, at most.
 
         The segment's entry ranges, the starts and lengths of the tail's heads (all int32).
-        Quantized, up to `GROUP - 1` entries of a head stay as they are, with entry ranges of their
-        own.
+        Quantized, `residual` entries of a head stay as they are and up to `GROUP - 1` more, with
+        entry ranges of their own.
         """
         beside = 4 * (self.heads + 1) + 8 * self.heads
         if self.bits == 16:
             return beside
-        more = ceil((GROUP - 1) * self.heads * (self.plain_bytes - self.entry_bytes))
-        return beside + more + 4 * (self.heads + 1)
+        whole = (self.residual + GROUP - 1) * self.heads
+        return beside + ceil(whole * (self.plain_bytes - self.entry_bytes)) + 4 * (self.heads + 1)
 
 
 @dataclass(frozen=True)

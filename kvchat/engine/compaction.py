@@ -6,6 +6,8 @@ before them, and lets the method choose among all of it.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block
+from kvchat.engine.prefill.layout import turned
 from kvchat.engine.prefill.observation import Observation, moments
 from kvchat.errors import KvchatError
 
@@ -31,9 +34,9 @@ def folding(method: Method, budget: int) -> Method:
     if method.retrieves or isinstance(method, Full):
         raise KvchatError(
             "usage",
-            f"{name_of(method)} keeps every entry, so --tail-budget has no turns to compact",
+            f"{name_of(method)} keeps every entry, so it compresses no turns",
             "--method adakv",
-            "no --tail-budget",
+            "no --tail-budget, no --tail",
         )
     half = Budget(entries_per_head=max(1, budget // 2))
     folded: Method = replace(method, budget=half, bits=16)  # type: ignore[type-var]
@@ -52,6 +55,32 @@ def folding(method: Method, budget: int) -> Method:
     return folded
 
 
+class Level(NamedTuple):
+    """Entries of each KV head that were chosen from so many tokens each: of those from `first` to
+    `last` of the conversation."""
+
+    entries: int
+    each: int
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        share = "every token" if self.each == 1 else f"one of {self.each} tokens"
+        return f"{self.entries:,} entries: {share} from {self.first:,} to {self.last:,} of the chat"
+
+
+def levels_of(segment: Segment, start: int) -> list[Level]:
+    """The levels of a cascade, by its first head; the conversation begins at `start`."""
+    assert isinstance(segment, FlatSegment) and segment.count is not None, segment.kind
+    own = segment.lengths[0]
+    counts, places = segment.count[:own].tolist(), (segment.position[:own] - start).tolist()
+    found = []
+    for each, level in groupby(zip(counts, places, strict=True), key=lambda pair: pair[0]):
+        at = [place for _, place in level]
+        found.append(Level(len(at), each, at[0] + 1, at[-1] + 1))
+    return found
+
+
 def watch(cache: KVCache, method: Method, since: int) -> None:
     """Let every layer of a cache gather what `method` needs, from position `since` on."""
     needs = method.watches
@@ -62,14 +91,19 @@ def watch(cache: KVCache, method: Method, since: int) -> None:
 def fold(model: Decoder, cache: KVCache, method: Method, since: int, end: int) -> None:
     """Compress what stands between positions `since` and `end`, in every layer.
 
-    The entries are those of segments that begin at `since` and the tail's up to `end`. Nothing has
+    The entries are those of segments that begin at `since` and the tail's up to `end`. Where the
+    method gathers, those that stay move together, and what follows them moves along. Nothing has
     changed if this fails.
     """
-    segments = []
+    segments, gone = [], 0
     for number, (block, layer) in enumerate(zip(model.full_blocks, cache.layers, strict=True)):
         given = union(layer, since, end, block, model, (number, len(cache.layers)))
         segment = method.extend(given)
-        segments.append((segment, _carried(given, segment)))
+        mass = _carried(given, segment)
+        if method.gathers:
+            gone = given.shape[1] - segment.lengths[0]
+            segment = gathered(model, block, given, segment)
+        segments.append((segment, mass))
     for layer, (segment, mass) in zip(cache.layers, segments, strict=True):
         entries = end - layer.tail.start
         layer.freeze(segment)
@@ -77,6 +111,30 @@ def fold(model: Decoder, cache: KVCache, method: Method, since: int, end: int) -
             seen.mass, seen.frozen_mass = seen.mass[:, entries:], mass
     for window in cache.windows.values():
         window.compact(since, end)
+    if gone:
+        move(model, cache, -gone)
+
+
+def gathered(model: Decoder, block: Block, given: Prefilled, segment: Segment) -> Segment:
+    """A segment of entries of `given`, which stood one after the other, so that they do again.
+
+    All heads have equally many.
+    """
+    assert isinstance(segment, FlatSegment) and given.position is not None, segment.kind
+    heads, number = len(segment.lengths), segment.lengths[0]
+    before = torch.searchsorted(given.position, segment.position.view(heads, number))
+    after = torch.arange(number, device=before.device)
+    turn = model.rotations((after - before).flatten())[block.kind.rope]
+    return replace(segment, k=turned(segment.k[:, None], turn)[:, 0])
+
+
+def move(model: Decoder, cache: KVCache, by: int) -> None:
+    """Move the entries of all tails, and every token after them, by so many positions."""
+    turns = model.rotations(torch.tensor([by], device=model.device))
+    for block, layer in zip(model.blocks, cache.walked, strict=True):
+        keys = layer.tail.keys
+        keys.copy_(turned(keys.transpose(0, 1), turns[block.kind.rope]).transpose(0, 1))
+    cache.saved -= by
 
 
 def union(

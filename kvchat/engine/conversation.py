@@ -11,6 +11,7 @@ from kvchat.engine.compaction import folding, watch
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, Turn, drain
 from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.cascade import Cascade
 from kvchat.engine.prefill.observation import Observation
 from kvchat.engine.sizes import reserve_of
 from kvchat.engine.text.chat_template import Dialogue, common
@@ -24,7 +25,8 @@ class Conversation:
 
     Nothing is rendered or tokenised twice: turns own their tokens, and the last sampled token is
     *pending*, to be fed with the next turn. With a `tail_budget` the turns hold at most so many
-    entries per KV head, see `_fold`.
+    entries per KV head, see `_fold`; with a `cascade` as many as that has, and a conversation does
+    not end where the window does.
     """
 
     def __init__(
@@ -35,17 +37,19 @@ class Conversation:
         limit: int = 0,
         tail_budget: int = 0,
         streams: bool = False,
+        cascade: Cascade | None = None,
     ):
         self.engine, self.dialogue, self.streams = engine, dialogue, streams
         self.limit = limit or engine.config.context_limit
         self.ends = dialogue.end_tokens | set(engine.config.end_tokens) | set(end_tokens)
-        self.tail_budget = tail_budget
+        self.tail_budget, self.cascade = tail_budget, cascade
         self.document: list[int] = []
         self.turns: list[Turn] = []
         self.forgotten: list[Turn] = []  # the oldest, for which the window had no room
         self.method: Method | None = None  # that compresses old turns
         self._cache: KVCache | None = None
         self._part: list[int] | None = None  # ids behind the document, if they are not the turns'
+        self._saved = 0  # positions that the document itself takes less than it has tokens
 
     @property
     def cache(self) -> KVCache:
@@ -86,6 +90,9 @@ class Conversation:
         """
         there, every = len(self.turns), [*self.turns, *turns]
         every = [*self._past(every[:-1]), *every[-1:]]
+        if self.cascade is not None:
+            yield from self._holding(every)
+            return
         if len(self.document) + tokens_of(every) > self.window:
             left = self._newest(every, 1)
             yield from self._holding(left)
@@ -161,10 +168,32 @@ class Conversation:
             if not self._rewind(len(self.document) + same):
                 same = 0
             self._part = wanted[:same]
-            if wanted[same:]:
-                yield from self.engine.extend(self.cache, wanted[same:])
+            for item in self._feed(self.cache, len(self.document), turns, same, self.method):
+                if isinstance(item, int):
+                    self._part = wanted[:item]
+                else:
+                    yield item
         self.turns, self._part = turns, None
         return True
+
+    def _feed(
+        self, cache: KVCache, start: int, turns: Sequence[Turn], held: int, folds: Method | None
+    ) -> Generator[Progress | Smaller | int, None, None]:
+        """Append the tokens of `turns`, of which the first `held` are there, to a cache in which
+        they begin at `start`. Yields how many are there, each time that it is a new number.
+
+        Where the chat does not end they go turn by turn, each compressed as it would have been.
+        """
+        wanted = ids_of(turns)
+        ends = list(accumulate(len(turn.ids) for turn in turns))
+        for number, end in enumerate(ends, 1):
+            if end <= held or (self.cascade is None and number < len(ends)):
+                continue
+            yield from self.engine.extend(cache, wanted[held:end])
+            held = end
+            yield held
+            if self.cascade is not None:
+                self._compress(cache, start, turns[:number], folds)
 
     def _rewind(self, position: int) -> bool:
         """Forget the tokens from `position` on; False if all of the conversation had to go."""
@@ -175,32 +204,58 @@ class Conversation:
                     layer.observer.forget(position)
             return True
         self.cache.thaw(len(self.document))
+        self.cache.saved = self._saved
         self._watch(self.cache, self.method)
         return False
 
     def _watch(self, cache: KVCache, folds: Method | None, since: int | None = None) -> None:
         """Let a cache gather what compressing its turns will need."""
+        if rule := self._rule(folds):
+            watch(cache, rule[1], len(self.document) if since is None else since)
+
+    def _rule(self, folds: Method | None) -> tuple[int, Method] | None:
+        """How many live entries turns may have, and what compresses older ones."""
+        if self.cascade is not None:
+            return self.cascade.size, self.cascade
         if self.tail_budget and folds is not None:
-            start = len(self.document) if since is None else since
-            watch(cache, folding(folds, self.tail_budget), start)
+            return self.tail_budget // 2, folding(folds, self.tail_budget)
+        return None
 
-    def _fold(self) -> None:
-        """Compress the oldest turns if the live ones exceed half of the tail budget.
+    def _fold(self, live: int | None = None) -> None:
+        """Compress the oldest turns if there are more live entries than may be, or than `live`."""
+        self._compress(self.cache, len(self.document), self.turns, self.method, live)
 
-        Whole turns are compressed, never the newest one.
+    def _compress(
+        self,
+        cache: KVCache,
+        start: int,
+        turns: Sequence[Turn],
+        folds: Method | None,
+        live: int | None = None,
+    ) -> None:
+        """The same for a cache that holds `turns` from `start` on.
+
+        Whole turns are compressed, never the newest one, unless nothing may be live.
         """
-        if not self.tail_budget or self.method is None:
+        rule = self._rule(folds)
+        if rule is None:
             return
-        half, position = self.tail_budget // 2, self.cache.position
-        if position - self.cache.frozen <= half:
+        most = rule[0] if live is None else live
+        if cache.position - cache.frozen <= most:
             return
-        lengths = (len(turn.ids) for turn in self.turns)
-        # where a turn ends that is not the newest
-        ends = list(accumulate(lengths, initial=len(self.document)))[1:-1]
-        end = next((end for end in ends if position - end <= half), max(ends, default=0))
-        if end > self.cache.frozen:
-            method = folding(self.method, self.tail_budget)
-            self.engine.fold(self.cache, method, len(self.document), end)
+        ends = list(accumulate((len(turn.ids) for turn in turns), initial=start))[1:]
+        ends = ends if live == 0 else ends[:-1]
+        end = next((end for end in ends if cache.position - end <= most), max(ends, default=0))
+        if end > cache.frozen:
+            self.engine.fold(cache, rule[1], start, end)
+
+    def _gathered(self, past: list[Turn], needed: int) -> Work:
+        """Let the cascade make room for `needed` tokens behind these turns."""
+        if self.cascade is None:
+            return
+        yield from self._holding(past)
+        if self.cache.rotary + needed > self.limit:
+            self._fold(live=0)
 
     # The window
 

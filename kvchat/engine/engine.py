@@ -161,8 +161,8 @@ class Engine:
     def _prepared(self, methods: Sequence[Method], needs: Sequence[Needs]) -> Gate | None:
         """The gate, if methods or other needs ask for it; what their segments need is compiled."""
         for method in methods if self.kernels == "numba" else ():
-            if method.retrieves or method.bits < 16:
-                compile_beside(self.dtype, "pq" if method.retrieves else "quantized")
+            if method.kind:
+                compile_beside(self.dtype, method.kind)
         asked = any(each.gate for each in [*needs, *(method.needs for method in methods)])
         return self.required_gate() if asked else None
 

@@ -53,6 +53,16 @@ class Forgotten:
 
 
 @dataclass(frozen=True)
+class Unending:
+    """The window would be full, and the chat goes on: of its `tokens` so far `compressed` ones are
+    seen by `entries` of every KV head, the others as they are. It is said once."""
+
+    tokens: int
+    compressed: int
+    entries: int
+
+
+@dataclass(frozen=True)
 class Delta:
     """A piece of the answer, whole characters only; `tokens` have been drawn for it so far."""
 

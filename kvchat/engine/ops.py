@@ -125,7 +125,7 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[
     return added, rms_norm(added, weight, eps)
 
 
-@_on_card("pq")
+@_on_card("pq", lambda x, centroids: x if centroids.shape[2] <= 256 else None)
 def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
     """Codes `[H, N, m]` of `x [H, N, D]`, in slices, so that the workspace is bounded."""
     step = max(1, MASS_VALUES // centroids[..., 0].numel())

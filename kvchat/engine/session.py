@@ -18,13 +18,14 @@ from kvchat.engine.answering import (
     until_cancelled,
 )
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.compaction import folding
+from kvchat.engine.compaction import Level, folding, levels_of
 from kvchat.engine.conversation import Work, ids_of, require_fit, tokens_of
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Forgotten, Progress, Smaller, Turn, drain
+from kvchat.engine.events import Forgotten, Progress, Smaller, Turn, Unending, drain
 from kvchat.engine.gates.check import Check
 from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.cascade import Cascade
 from kvchat.engine.methods.needs import Kind
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.prefill.archive_writer import Archiving, Notes
@@ -56,13 +57,15 @@ class Session(Answering):
         tail_budget: int = 0,
         by_question: bool = False,
         streams: bool = False,
+        cascade: Cascade | None = None,
     ):
-        super().__init__(engine, dialogue, end_tokens, limit, tail_budget, streams)
+        super().__init__(engine, dialogue, end_tokens, limit, tail_budget, streams, cascade)
         self.by_question = by_question
         self.chooser: Method | None = None  # that chose what is kept of the document
         self.select_seconds = 0.0  # that compressing took at the last prefill
         self.question_seconds: float | None = None  # that choosing for the last question took
         self.gate_correlation: float | None = None  # of what a gate told of the document; see Check
+        self.unending = False  # whether it was said that the chat goes on in a full window
 
     # The document
 
@@ -158,7 +161,7 @@ class Session(Answering):
         """Talk over this cache of the document `ids` from now on; earlier turns are forgotten."""
         assert cache.position == len(ids), f"{cache.position} tokens prefilled of {len(ids)}"
         self._cache, self.document, self.turns, self.method = cache, list(ids), [], folds
-        self.forgotten, self._part, self.chooser = [], None, None
+        self.forgotten, self._part, self.chooser, self._saved = [], None, None, cache.saved
         self._watch(cache, folds)
 
     def recompress(
@@ -178,23 +181,33 @@ class Session(Answering):
         session is as it was. Raises KvchatError("too_long").
         """
         folds = folds or method
+        self.require_window(method)
         if self.tail_budget:
             folding(folds, self.tail_budget)  # refused now if it cannot
         ids = self.document if document is None else list(document)
         dialogue = dialogue or self.dialogue
         turns = self.turns if dialogue is self.dialogue else self._opening(self.turns, dialogue)
         talk = ids_of(turns)
-        if document is not None and not self._streamed(len(ids), len(talk)):
-            require_fit(len(ids) + len(talk), self.limit, "the document with the conversation")
+        beside = 0 if self.cascade else len(talk)
+        if document is not None and not self._streamed(len(ids), beside):
+            require_fit(len(ids) + beside, self.limit, "the document with the conversation")
         cache, select = ready or self.engine.empty_cache(), 0.0
         if ids and not ready:
             compression = Compression(method, tuple(range(len(questions))))
-            reading = yield from self.read(ids, [compression], questions, archiving, len(talk))
+            reading = yield from self.read(ids, [compression], questions, archiving, beside)
             cache, select = reading.caches[0], reading.select_seconds
         self._watch(cache, folds, len(ids))
-        if talk:
-            yield from self.engine.extend(cache, talk)
-        self._cache, self.document, self.turns, self._part = cache, ids, turns, None
+        saved = cache.saved
+        for item in self._feed(cache, len(ids), turns, 0, folds) if talk else ():
+            if not isinstance(item, int):
+                yield item
+        self._cache, self._saved, self.document, self.turns, self._part = (
+            cache,
+            saved,
+            ids,
+            turns,
+            None,
+        )
         self.dialogue, self.select_seconds, self.method = dialogue, select, folds
         self.chooser = method
         self._fold()
@@ -222,7 +235,7 @@ class Session(Answering):
 
     def require_window(self, method: Method) -> None:
         """Raise KvchatError("usage") where compressed turns would slide into the document."""
-        if self.tail_budget and method.retrieves:
+        if (self.tail_budget or self.cascade) and method.retrieves:
             folding(method, self.tail_budget)
 
     # The turns
@@ -246,7 +259,10 @@ class Session(Answering):
         """
         past, thinks = self._past(self.turns), self.dialogue.meant(thinks)
         answer = min(max_tokens, reserve_of(self.limit) // 2)
-        turns = self._newest(past, len(self._turn_ids(question, past, thinks)) + answer)
+        needed = len(self._turn_ids(question, past, thinks)) + answer
+        if self.cascade is not None:
+            yield from self._unending(past, needed)
+        turns = self._newest(past, needed)
         ids = self._turn_ids(question, turns, thinks)
         self._room(len(self.document) + tokens_of(turns), len(ids))
         begun = Turn(question, "", "", tuple(ids), len(ids), thinks=thinks)
@@ -276,11 +292,35 @@ class Session(Answering):
         every = [*self.turns[:-1], last]  # a question that was given up has dropped its thought
         ids = list(last.pending)
         answer = min(max_tokens, reserve_of(self.limit) // 2)
+        if self.cascade is not None:
+            yield from self._unending(every, len(ids) + answer)
         turns = self._newest(every, len(ids) + answer, least=1)
         self._room(len(self.document) + tokens_of(turns), len(ids))
         if (yield from self._left(every, turns, last, cancelled)):
             wanted = Wanted(sampling or Sampling(), max_tokens, stop, cancelled)
             yield from self._answer(turns[-1], ids, wanted)
+
+    def _unending(self, past: list[Turn], needed: int) -> TurnEvents:
+        """Let the cascade make room for `needed` tokens; says once that it does."""
+        drain(self._gathered(past, needed))
+        if not self.unending and self.cache.position + needed > self.limit + self._saved:
+            self.unending = True
+            yield Unending(tokens_of(past), self.compacted, self.held)
+
+    @property
+    def document_saved(self) -> int:
+        """Positions that the document takes less than it has tokens."""
+        return self._saved
+
+    @property
+    def held(self) -> int:
+        """Entries per KV head of the compressed turns."""
+        return sum(level.entries for level in self.levels())
+
+    def levels(self) -> list[Level]:
+        """What is still seen of a conversation without end, the oldest first."""
+        segments = self.cache.layers[0].since(len(self.document)) if self.cascade else []
+        return [level for part in segments for level in levels_of(part, len(self.document))]
 
     def _left(
         self, past: list[Turn], turns: list[Turn], begun: Turn, cancelled: Callable[[], bool]

@@ -11,8 +11,8 @@ class Packing:
 
     Keys have a scale for every 32 entries of a channel, `k_scale, k_zero [R/32, D]`, and a head's
     entries start at a multiple of 32; values have one for every group of channels, `v_scale, v_zero
-    [R, D/g]`. All are 16-bit floats. A byte of 4-bit codes holds two neighbouring channels, the
-    lower one in its low half.
+    [R, D/g]`. All are 16-bit floats. A byte of 4- or 2-bit codes holds two or four neighbouring
+    channels, the lowest one in its lowest bits.
     """
 
     bits: int

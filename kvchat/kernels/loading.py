@@ -20,11 +20,18 @@ def _load_codes(
         d = tl.arange(0, BLOCK_D)
         mask = live[:, None] & (d < D)[None, :]
         return tl.load(store + at[:, None] * D + d[None, :], mask=mask, other=0).to(tl.float32)
-    else:
+    elif BITS == 4:
         d = tl.arange(0, BLOCK_D // 2)
         mask = live[:, None] & (d < D // 2)[None, :]
         pair = tl.load(store + at[:, None] * (D // 2) + d[None, :], mask=mask, other=0)
         return tl.interleave(pair & 15, pair >> 4).to(tl.float32)
+    else:
+        d = tl.arange(0, BLOCK_D // 4)
+        mask = live[:, None] & (d < D // 4)[None, :]
+        four = tl.load(store + at[:, None] * (D // 4) + d[None, :], mask=mask, other=0)
+        even = tl.interleave(four & 3, (four >> 4) & 3)
+        odd = tl.interleave((four >> 2) & 3, four >> 6)
+        return tl.interleave(even, odd).to(tl.float32)
 
 
 @triton.jit

@@ -226,15 +226,17 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 
 def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of every sub-vector: `x [H, N, D]` to codes `[H, N, m]` (uint8).
+    """The nearest centroid of every sub-vector: `x [H, N, D]` to codes `[H, N, m]`.
 
-    `centroids [H, m, C, d]` with `m * d = D` and C at most 256. The nearest in L2 is the argmax of
-    `x . c - |c|^2 / 2`, in fp32; of equal ones the first (PQCache, arXiv 2407.12820).
+    `centroids [H, m, C, d]` with `m * d = D`; codes are uint8 for C up to 256, else int32. The
+    nearest in L2 is the argmax of `x . c - |c|^2 / 2`, in fp32; of equal ones the first (PQCache,
+    arXiv 2407.12820).
     """
     parts = x.float().unflatten(-1, (centroids.shape[1], -1)).transpose(1, 2)  # [H, m, N, d]
     wide = centroids.float()
     scores = parts @ wide.transpose(2, 3) - wide.square().sum(dim=-1)[:, :, None] / 2
-    return scores.argmax(dim=-1).transpose(1, 2).to(torch.uint8).contiguous()
+    kind = torch.uint8 if centroids.shape[2] <= 256 else torch.int32
+    return scores.argmax(dim=-1).transpose(1, 2).to(kind).contiguous()
 
 
 def pq_decode(codes: Tensor, centroids: Tensor) -> Tensor:

@@ -5,19 +5,17 @@ from dataclasses import dataclass, replace
 
 from kvchat.engine.budget import Geometry
 from kvchat.engine.methods import METHODS
+from kvchat.engine.methods.lookup_options import LookupOptions
 from kvchat.engine.methods.needs import Chosen
 from kvchat.engine.methods.options import ASK
-from kvchat.engine.methods.specs import Spec, parse_spec, spec_of
+from kvchat.engine.methods.specs import Spec, options_class, parse_spec, spec_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (
     ASKED,
-    CODED,
     MASS_VALUES,
-    PER_CENTROID,
     REPLAY,
     REQUEST,
     Streamed,
-    code_bytes,
     reserve_of,
 )
 from kvchat.engine.weights.bits import refused, weights_bytes
@@ -57,18 +55,18 @@ class Workload:
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits (16: plain). `replayed` tokens are replayed for each of
-    the document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
-    their budget. With a `code` of so many parts and bits every entry is kept, and the budget is
-    what a decoded token attends to; `home` is where they are.
+    Kept entries are stored in `bits` bits (16: plain), but for the `residual` newest of a head.
+    `replayed` tokens are replayed for each of the document during prefill, `step` tokens in one go;
+    then its layers compete, if they `pool` their budget. With a `lookup` every entry is kept, and
+    the budget is what a decoded token attends to.
     """
 
     bits: int = 16
     replayed: float = 0.0
     step: int = 0
     pool: bool = False
-    code: tuple[int, int] | None = None
-    home: str = "device"
+    lookup: LookupOptions | None = None
+    residual: int = 0
 
 
 def planned(method: Chosen) -> Spec:
@@ -79,13 +77,14 @@ def planned(method: Chosen) -> Spec:
 def cost_of(spec: Spec) -> Cost:
     """What a method costs beside its budget."""
     entry, values = METHODS[spec.name], spec.values
-    bits = values.get("bits", 16)
-    code = (values["m"], values["code_bits"]) if entry.retrieves else None
+    bits, residual = values.get("bits", 16), values.get("residual", 0)
+    if entry.retrieves:
+        return Cost(lookup=options_class(spec.name)(**values))
     if not entry.told:
-        return Cost(bits, pool=entry.pools, code=code, home=values.get("home", "device"))
+        return Cost(bits, pool=entry.pools, residual=residual)
     asks, chunk = values["tell"] == ASK, values["chunk"]
     replayed, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
-    return Cost(bits, replayed, step, entry.pools, code)
+    return Cost(bits, replayed, step, entry.pools, residual=residual)
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,8 @@ def make_plan(work: Workload) -> Plan:
     per_token = config.kv_values_per_token * itemsize
     every = config.num_layers * config.layer_values_per_token * itemsize  # of turns, in the tails
     windows = config.kv_values(tokens) * itemsize - per_token * tokens
-    geometry = replace(geometry_of(config, itemsize, tokens), bits=cost.bits)
+    geometry = geometry_of(config, itemsize, tokens)
+    geometry = replace(geometry, bits=cost.bits, residual=cost.residual)
     entries = work.method.budget.entries(geometry) if tokens else 0
     streamed = Streamed.of(tokens, work.limit) if work.streams else None
     if streamed:
@@ -147,19 +147,23 @@ def make_plan(work: Workload) -> Plan:
     step = min(max(work.chunk, cost.step), max(alive, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
-    kept, hidden = round(entries * geometry.entry_bytes) * layers, config.hidden_size * itemsize
+    whole = min(entries, cost.residual * geometry.heads) if cost.bits < 16 else 0
+    each = whole * geometry.plain_bytes + (entries - whole) * geometry.entry_bytes
+    kept, hidden = round(each) * layers, config.hidden_size * itemsize
     # at full precision until the layers have competed, or all is read; the newest layer's twice
     unsettled = entries * geometry.plain_bytes * layers - kept if cost.pool or streamed else 0
     unsettled += per_token * alive // layers if cost.pool else 0
     read = training = 0
-    if cost.code is not None:
+    if (lookup := cost.lookup) is not None:
         heads, dim = config.num_kv_heads, config.head_dim
-        coded = tokens - entries // heads > CODED  # or there is too little to choose from
-        codes = code_bytes(tokens, heads, dim, *cost.code) if coded else 0
-        read = kept if coded else 0
-        outside = coded and (cost.home == "disk" or (cost.home == "host" and work.cuda))
-        kept = (read if outside else per_token * tokens) + layers * codes
-        training = 8 * min(tokens, PER_CENTROID * 2 ** cost.code[1]) * heads * dim  # fp32, twice
+        whole = per_token * tokens
+        coded = tokens - entries // heads > lookup.dense_below  # or there is too little to choose
+        index = lookup.index_bytes(tokens, heads, dim) if coded else 0
+        # of entries that are only half at home the other half is read in any case
+        read = round(lookup.AWAY * kept + (1 - lookup.AWAY) * whole) if coded else 0
+        outside = coded and (lookup.home == "disk" or (lookup.home == "host" and work.cuda))
+        kept = (read if outside else whole) + layers * index
+        training = lookup.training_bytes(tokens, heads, dim)
         unsettled = per_token * tokens if streamed and outside else 0
     return Plan(
         weights=weights_bytes(config, itemsize, work.weights),

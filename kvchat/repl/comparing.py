@@ -67,6 +67,7 @@ def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) ->
         session.limit,
         session.tail_budget,
         streams=session.streams,
+        cascade=session.cascade,
     )
     talk = sum(len(turn.ids) for turn in history)
     archives = [layer.archive for layer in session.cache.layers if layer.archive]

@@ -8,7 +8,15 @@ from time import perf_counter
 
 from kvchat.chat.chat import Chat
 from kvchat.engine.decode.sampling import Sampling
-from kvchat.engine.events import Delta, Forgotten, Progress, Smaller, Thought, TurnDone
+from kvchat.engine.events import (
+    Delta,
+    Forgotten,
+    Progress,
+    Smaller,
+    Thought,
+    TurnDone,
+    Unending,
+)
 from kvchat.terminal.answer_view import LiveAnswer, PlainAnswer
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
@@ -101,6 +109,8 @@ def ask(
                     )
                 elif isinstance(event, Forgotten):
                     screen.warn(forgotten_line(event.turns, event.tokens), "window full")
+                elif isinstance(event, Unending):
+                    screen.warn(unending_line(event), "window full")
                 else:
                     thought = meter.thinks
                     meter.see(event)
@@ -157,6 +167,14 @@ def forgotten_line(turns: int, tokens: int) -> str:
     return (
         f"context window full: the oldest {were} dropped ({tokens:,} tokens); "
         "the saved chat and /export have all of them"
+    )
+
+
+def unending_line(event: Unending) -> str:
+    """That the chat goes on where the window is full."""
+    return (
+        f"context window full: the chat goes on; of its {event.tokens:,} tokens the oldest "
+        f"{event.compressed:,} are seen by {event.entries:,} entries of each head (/show window)"
     )
 
 

@@ -110,6 +110,13 @@ def one_of(*choices: str) -> Kind:
     return Kind(f"one of {', '.join(choices)}", parse, "NAME", (int,), choices)
 
 
+def _cascade(text: str) -> str:
+    match = re.fullmatch(r"cascade:(\d{1,2})x(\d{1,6})", text)
+    if text != "off" and not (match and 2 <= int(match[1]) <= 16 and int(match[2]) >= 16):
+        raise ValueError
+    return text
+
+
 def _texts(text: str) -> tuple[str, ...]:
     parts = [] if text == "off" else [part.strip() for part in text.split(",")]
     return tuple(part.replace("\\n", "\n") for part in parts if part)
@@ -120,6 +127,12 @@ PATH = Kind("a path", str, "PATH")
 SIZE = Kind("a size (24GiB)", _bytes, "SIZE")
 SHARE = Kind("a share below 100% (2%)", _share, "SHARE", (int, float))
 SWITCH = Kind("on or off", lambda text: WORDS[text.lower()], "", (bool,), ("on", "off"))
+TAIL = Kind(
+    "cascade:LEVELSxENTRIES, 2 to 16 levels of 16 entries or more, or off",
+    _cascade,
+    "cascade:4x512",
+    choices=("cascade:4x512", "off"),
+)
 TEXTS = Kind("texts with commas between, or off", _texts)
 
 

@@ -20,6 +20,7 @@ from kvchat.settings.kinds import (
     SHARE,
     SIZE,
     SWITCH,
+    TAIL,
     TEXTS,
     Kind,
     number,
@@ -162,7 +163,7 @@ class Options:
         "-O --method-opt", CACHE, "key=value of the method; repeatable.", default=(), many=True
     )
     kv_bits: str | None = option(
-        "--kv-bits", CACHE, "Bits of a kept value; 16: as it is.", one_of("16", "8", "4")
+        "--kv-bits", CACHE, "Bits of a kept value; 16: as it is.", one_of("16", "8", "4", "2")
     )
     select: str = option(
         "--select",
@@ -193,6 +194,14 @@ class Options:
         "Entries per KV head for the conversation: older turns are compressed (off).",
         whole(1, 2**31),
         default=0,
+    )
+    tail: str = option(
+        "--tail",
+        CACHE,
+        "A conversation without end: levels of entries per KV head, each sees twice as far (off).",
+        TAIL,
+        FILE,
+        default="off",
     )
     ctx_size: int | None = option(
         "-c --ctx-size",
@@ -380,6 +389,14 @@ class Options:
         """The same with one other value, that is read like a flag's. Raises KvchatError."""
         chosen = OPTIONS[name].kind.read(f"{name}:", value) if isinstance(value, str) else value
         return replace(self, **{name: chosen}, origins={**self.origins, name: origin})
+
+    @property
+    def cascade(self) -> tuple[int, int] | None:
+        """Levels and their entries, if the conversation is not to end."""
+        if self.tail == "off":
+            return None
+        levels, _, size = self.tail.removeprefix("cascade:").partition("x")
+        return int(levels), int(size)
 
     @property
     def sampling(self) -> Sampling:

@@ -25,8 +25,8 @@ EVICTING = [n for n in METHODS if issubclass(load(n), Eviction)]
 """Methods that keep entries as they are, or drop them."""
 RETRIEVING = [n for n, entry in METHODS.items() if entry.retrieves]
 """Methods that keep every entry, where each written token chooses what it reads."""
-KEEPING = [n for n in METHODS if n not in RETRIEVING]
-"""Methods whose budget is what is kept."""
+KEEPING = [n for n in METHODS if n not in RETRIEVING and n != "qaq"]
+"""Methods whose budget is what is kept, by the entry; that of qaq is in bytes."""
 
 
 def paired(names: Sequence[str], *columns: Sequence, times: int = 1) -> list[tuple]:

@@ -108,8 +108,8 @@ def test_the_nearer_option_wins():
         ("snapkv:budget=lots", "lots", "--budget"),
         ("snapkv@papr", "papr", "--method snapkv"),
         ("full:budget=10%", "full", ""),
-        ("adakv:bits=2", "bits=2", "bits=4"),
         ("adakv:bits=3", "bits=3", "bits=4"),
+        ("adakv:residual=-1", "residual=-1", "residual=0"),
         ("pqcache:bits=8", "pqcache", ""),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_spec_has_every_option_and_says_which_were_given():
     assert spec.values["rule"] == "mix" and spec.values["floor"] == 0.2
     assert method_options(parse_method("adakv:window=16, floor=0.3,pool=avg,kernel=5")) == {
         "window": 16, "kernel": 5, "pool": "avg", "sinks": 4, "floor": 0.3, "rule": "floor",
-        "score_by": "mass", "bits": 16,
+        "score_by": "mass", "bits": 16, "residual": 0,
     }  # fmt: skip
     assert parse_spec("full").budget == Budget(fraction=1.0)
     for text in ("adakv:window=16", "kvzip:chunk=64,bits=8", "kvmerger:mode=eps"):

@@ -67,8 +67,14 @@ RETRIEVED = (
     "pqcache:budget=20%,block=4,dense_below=100",
     "pqcache:budget=20%,block=4,dense_below=100,m=4,code_bits=6,aggregate=max",
     "pqcache:budget=30%,block=2,dense_below=100,m=1,code_bits=4,aggregate=logit_sum",
+    "squeezed:budget=20%,block=4,dense_below=100,sinks=4",
+    "squeezed:budget=20%,block=4,dense_below=100,levels=2,clusters=0.2,coarse=0.05,per=head",
+    "kcache:budget=20%,block=4,dense_below=100",
 )
-FEW = ("adakv:budget=40%,window=8,bits=8", "kvzip:budget=60%,bits=4")
+FEW = (
+    "adakv:budget=40%,window=8,bits=8", "kvzip:budget=60%,bits=4", "full:bits=2,residual=40",
+    "qaq:budget=30%",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from kvchat.engine.methods.kvmerger import (
     run_of,
     similarity,
 )
-from kvchat.engine.methods.options import VALUES
+from kvchat.engine.methods.size_options import VALUES
 from kvchat.errors import KvchatError
 from kvchat.kernels.reference import dense_attention
 from tests.engine.scenes import kept_tokens, prefilled, random_scene

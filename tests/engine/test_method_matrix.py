@@ -151,7 +151,11 @@ SMALL = [(4, 1, 16), (4, 2, 16), (4, 4, 16)]  # query heads, KV heads, head dim
 SHAPES = [*SMALL, (8, 1, 32), (8, 8, 64), (16, 2, 128)]
 TOKENS, NEXT = 140, 6
 IDS = random_ids(TOKENS + NEXT, seed=5)
-SPECS = {"pqcache": "pqcache:dense_below=0,code_bits=4,sinks=3"}  # documents here are short
+SPECS = {  # documents here are short
+    "pqcache": "pqcache:dense_below=0,code_bits=4,sinks=3",
+    "squeezed": "squeezed:dense_below=0,clusters=0.2,sinks=3,window=8",
+    "kcache": "kcache:dense_below=0,sinks=3",
+}
 
 
 @pytest.fixture
@@ -209,8 +213,13 @@ def test_what_is_kept_is_everything_and_what_is_read_is_the_budget(shaped, name,
         assert segment.lengths == (TOKENS - layer.tail.length,) * heads
         q = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
         chosen = segment.choose(q, 0.25)
-        assert all(len(set(entries)) == len(entries) for entries in chosen.tolist())
-        assert segment.reads.sinks + chosen.shape[1] + layer.tail.length == wanted
+        for entries in chosen.tolist():
+            found = [entry for entry in entries if entry >= 0]
+            assert found == sorted(set(found)) and max(found, default=0) < segment.items
+        index = method.index_entries(wanted, geometry)
+        assert segment.reads.sinks + segment.reads.count + layer.tail.length + index == wanted
+        assert (index > 0) == (name == "squeezed")
+        assert name == "squeezed" or chosen.shape[1] == segment.reads.count
 
 
 @pytest.mark.parametrize(
@@ -300,18 +309,20 @@ def test_the_chunk_size_does_not_matter(checkpoint, name, chunk):
     assert_close("logits", logits, want_logits, 1e-5)
     for mine, other in zip(got.segments(), want.segments(), strict=True):
         assert mine.lengths == other.lengths
-        part = "codes" if name in RETRIEVING else "position"
+        usual = "codes" if name in RETRIEVING else "position"
+        part = {"kcache": "reads", "qaq": "16.position"}.get(name, usual)
         assert torch.equal(mine.tensors()[part], other.tensors()[part])
 
 
 @pytest.mark.parametrize("name", [n for n in EVICTING if "window" in options(n)])
 def test_a_budget_below_what_always_stays_is_refused_before_the_prefill(engine, name):
-    prefill = engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=30)))])
+    spec = f"{name}:window=32"
+    prefill = engine.prefill(IDS, [Compression(parse_method(spec, Budget(entries_per_head=30)))])
     with pytest.raises(KvchatError) as caught:
         next(prefill)
     assert caught.value.details == {"entries": 30, "needed": 37}
     assert caught.value.tries == ("--budget 37 or more", f"{name}:window=25")
-    drain(engine.prefill(IDS, [Compression(parse_method(name, Budget(entries_per_head=37)))]))
+    drain(engine.prefill(IDS, [Compression(parse_method(spec, Budget(entries_per_head=37)))]))
     smaller = parse_method(caught.value.tries[1], Budget(entries_per_head=30))
     drain(engine.prefill(IDS, [Compression(smaller)]))
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
 from kvchat.engine.methods import budgets, scores
 from kvchat.engine.methods.base import Moments
@@ -17,10 +19,18 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.expected_attention import ExpectedAttention
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.simple import H2O, TOVA, Knorm
-from kvchat.engine.methods.window import AdaKV, Critical, DefensiveKV, PyramidKV, SnapKV
+from kvchat.engine.methods.window import AdaKV, Critical, DefensiveKV, KVCompress, PyramidKV, SnapKV
+from kvchat.engine.prefill.global_budget import Pool
 from kvchat.engine.prefill.prefill import Compression
-from tests.engine.scenes import Recorder, kept_tokens, oracle_scene, prefilled, random_scene
-from tests.engine.tiny import load_engine, load_oracle, random_ids
+from tests.engine.scenes import (
+    Recorder,
+    compressed,
+    kept_tokens,
+    oracle_scene,
+    prefilled,
+    random_scene,
+)
+from tests.engine.tiny import load_engine, load_oracle, random_ids, torch_backend
 from tests.support.closeness import assert_close
 
 S = torch.tensor([[0.20, 0.15, 0.25, 0.10], [0.70, 0.0375, 0.0625, 0.075]])
@@ -57,6 +67,42 @@ def test_shares_and_kept_entries_of_the_oracle():
     assert kept_tokens(SnapKV(**options).compress(scene)) == snap
     paper = parse_method("adakv@paper:window=2,kernel=1,floor=0.5", budget)
     assert kept_tokens(paper.compress(scene)) == ada
+
+
+def test_kv_compress_by_hand():
+    """Squared attention of both queries: (.1, .3), (.2, .1), (.4, .1), (.1, .1) in the first head,
+    (.7, .7), (.05, .025), (.05, .075), (.1, .05) in the second one. The best four are 1 of the
+    second head and 3 of the first; with a safeguard of 1 they are two each."""
+    scene, options = oracle_scene(), {"window": 2, "kernel": 1, "sinks": 0}
+    method = KVCompress(Budget(entries_per_head=4), even=0.0, **options)
+    table, _ = method.tables(scene)
+    want = [[0.10, 0.05, 0.17, 0.02], [0.98, 0.003125, 0.008125, 0.0125]]
+    assert_close("sum", 2 * table[:, :4], torch.tensor(want), 1e-6)
+    assert kept_tokens(compressed(method, scene)) == [[0, 1, 2, 4, 5], [0, 4, 5]]
+    even = KVCompress(Budget(entries_per_head=4), even=1.0, **options)
+    assert kept_tokens(compressed(even, scene)) == [[0, 2, 4, 5], [0, 3, 4, 5]]
+
+
+def test_kv_compress_shares_one_budget_among_layers():
+    """The newest entry stays. Of 8 more, .98, .17, .10 and .08 of the first layer come before those
+    of the second, whose queries see all alike: 1/5^2 + 1/6^2 = .068 each, the first ones of them;
+    .05 and less of the first layer come behind. With a safeguard of 1 every head keeps 3."""
+    scene = replace(oracle_scene(), num_layers=2)
+    blind = scene.seen.log()[:, None].repeat(1, 2)
+    dull = replace(scene, layer=1, queries=0 * scene.queries, lse=blind)
+    wanted = {
+        0.0: [[[0, 2, 4, 5], [0, 5]], [[0, 1, 2, 3, 5], [5]]],
+        1.0: [[[0, 2, 5], [0, 4, 5]], [[0, 1, 5], [0, 1, 5]]],
+    }
+    for even, want in wanted.items():
+        options = {"window": 2, "kernel": 1, "sinks": 0, "even": even}
+        method, cpu = KVCompress(Budget(entries_per_head=3), **options), torch.device("cpu")
+        layers = [LayerCache(Tail(2, 2, torch.float32, cpu), torch_backend()) for _ in range(2)]
+        pool = Pool(method, layers, scene.geometry)
+        for each in (scene, dull):
+            pool.take(each)
+        pool.finish()
+        assert [kept_tokens(layer.segments[0]) for layer in layers] == want
 
 
 def test_ties_after_pooling_fall_to_the_lower_head_and_the_earlier_token():

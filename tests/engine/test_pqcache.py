@@ -10,12 +10,14 @@ from kvchat.engine import ops
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.cells import PENDING, Cells
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.cache.pq import PQSegment, Reads
+from kvchat.engine.cache.lookup import Reads
+from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.segment import Memory
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.methods.pqcache import PQCache, means, train
+from kvchat.engine.methods.kmeans import means, train
+from kvchat.engine.methods.pqcache import PQCache
 from kvchat.engine.prefill.archive_writer import InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.selection import can_choose

@@ -86,6 +86,8 @@ def numbers(segment: QuantizedSegment) -> list[tuple[torch.Tensor, ...]]:
         (128, [200, 0, 31, 33], 8),
         (16, [3], 8),
         (128, [1000, 100], 4),
+        (80, [200, 0, 31, 33], 2),
+        (64, [1000, 100], 2),
     ],
 )
 def test_attention_is_that_of_the_entries_turned_back(monkeypatch, bits, lengths, dim):
@@ -109,7 +111,7 @@ def test_attention_is_that_of_the_entries_turned_back(monkeypatch, bits, lengths
             assert_attention((o[:, pair], lse[:, pair]), want)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_entries_come_back_within_half_a_step_of_their_group(bits):
     source = flat([96, 40], 64)
     segment, levels = QuantizedSegment.of(source, bits), 2**bits - 1
@@ -129,8 +131,8 @@ def test_entries_come_back_within_half_a_step_of_their_group(bits):
 
 
 def test_bytes_per_entry():
-    """D 128 in 16 bits: 4 bits cost 160 bytes, 8 bits 288, of 512; and a position."""
-    for bits, want in ((4, 160), (8, 288), (16, 512)):
+    """D 128 in 16 bits: 2 bits cost 96 bytes, 4 bits 160, 8 bits 288, of 512; and a position."""
+    for bits, want in ((2, 96), (4, 160), (8, 288), (16, 512)):
         geometry = Geometry(tokens=1, heads=1, layers=1, dim=128, itemsize=2, bits=bits)
         assert geometry.entry_bytes == want + 4
     source = flat([3200, 640], 128, dtype=torch.bfloat16)
@@ -146,7 +148,23 @@ def test_tensors_are_everything_and_load_is_the_inverse():
     assert again.memory() == segment.memory()
 
 
-@pytest.mark.parametrize("name, bits", paired(KEEPING, [8, 4]))
+def test_the_newest_entries_stay_whole():
+    """Of heads of 200, 0, 31 and 70 entries 40 stay, and what makes no group of 32 with others."""
+    source = flat([200, 0, 31, 70], 16)
+    segment = QuantizedSegment.of(source, 2, residual=40)
+    assert segment.lengths == source.lengths
+    assert [b - a for a, b in zip(segment.ends, segment.ends[1:], strict=False)] == [160, 0, 0, 0]
+    assert segment.rest.lengths == (40, 0, 31, 70)
+    for head in range(4):
+        own, rest = slice(*source.ends[head : head + 2]), slice(*segment.rest.ends[head : head + 2])
+        count = segment.rest.lengths[head]
+        assert torch.equal(segment.rest.k[rest], source.k[own][len(source.k[own]) - count :])
+    geometry = Geometry(tokens=301, heads=4, layers=1, dim=16, itemsize=4, bits=2, residual=40)
+    used = segment.memory().total + 2 * 4 * 4  # starts and lengths of the tail's heads
+    assert used <= geometry.layer_bytes + 301 * geometry.entry_bytes
+
+
+@pytest.mark.parametrize("name, bits", paired(KEEPING, [8, 4, 2]))
 def test_every_flat_method_takes_bits(checkpoint, name, bits):
     """The same entries in fewer bytes; logits are those of the entries turned back."""
     engine, ids = load_engine(checkpoint(head_dim=32)), random_ids(300, seed=8)
@@ -168,7 +186,7 @@ def test_every_flat_method_takes_bits(checkpoint, name, bits):
         assert_close("not quantized", got, want, 0.02)
 
 
-@pytest.mark.parametrize("name, bits", paired([*EVICTING, "kvmerger"], [4, 8]))
+@pytest.mark.parametrize("name, bits", paired([*EVICTING, "kvmerger"], [4, 8, 2]))
 def test_a_budget_in_bytes_suffices_in_few_bits_too(name, bits):
     budget, scene = Budget(bytes=40_000), random_scene(4, 2, 900, 40, dim=32)
     few, plain = (parse_method(f"{name}:bits={n}", budget) for n in (bits, 16))

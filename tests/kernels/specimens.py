@@ -59,10 +59,10 @@ def attentions() -> list[Specimen]:
             for tokens, group in ((1, 1), (1, 4), (4, 8), (64, 4)):
                 sample = usual and (tokens, group) == (1, 4)
                 add("kept entries", tokens, group, dim, dtype, kept, chat, sample=sample)
-        for bits in (8, 4):
+        for bits in (8, 4, 2):
             packed, rest = entries(dim, BF16, bits), entries(dim, BF16)
             for tokens in (1, 4, 64):
-                sample = (bits, tokens, dim) == (4, 1, 128)
+                sample = (bits, tokens, dim) == (2, 1, 128)
                 add(f"{bits} bits", tokens, 8, dim, BF16, packed, rest, rest, sample=sample)
     return made
 

@@ -213,7 +213,10 @@ def test_lengths_that_the_host_does_not_know(lengths, name, bias):
     )
 
 
-@pytest.mark.parametrize("bits, dim", [(8, 64), (4, 64), (8, 80), (4, 80), (4, 256)])
+PACKED = [(8, 64), (4, 64), (2, 64), (8, 80), (4, 80), (2, 80), (4, 256)]
+
+
+@pytest.mark.parametrize("bits, dim", PACKED)
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_packed_entries_are_turned_back(bits, dim, tokens, device):
     lengths, scale = [100, 0, 63, 32], dim**-0.5

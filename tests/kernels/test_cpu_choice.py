@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from kvchat.engine import ops
-from kvchat.engine.cache.pq import PQSegment, Reads
+from kvchat.engine.cache.lookup import Reads
+from kvchat.engine.cache.pq import PQSegment
 from kvchat.kernels.cpu import choice
 from kvchat.kernels.cpu.numbers import view
 from tests.support.closeness import assert_close
 
 SCALE = 0.2
+NONE = np.empty(0, np.float32)
 
 
 def segment(heads, entries, dim, count, parts, size, late=0, aggregate=0, dtype=torch.float32):
@@ -37,18 +39,21 @@ def chosen_by(found, q, workers=1):
         items = listed.count.shape[1]
     room = (
         np.full((workers, parts, size), np.nan, np.float32),
-        *np.full((3, workers, items + 3), np.nan, np.float32),
+        *np.full((4, workers, items + 3), np.nan, np.float32),
         *np.full((2, workers, items + 3), 7, np.int32),
     )
     numbers = torch.full((heads, count), -1, dtype=torch.int32)
     gained = np.empty(heads, np.float32)
     k, v = found.pool.new_empty(2, heads * (4 + count), found.pool.shape[2] // 2)
+    number, level = np.empty(heads, np.int64), (np.empty((heads, 1, 0, 0), np.float32), none, NONE)
     call = choice.choose_parallel if workers > 1 else choice.choose
     worth = call(
         q.numpy(), view(found.centroids), view(found.codes), np.float32(SCALE),
-        found.reads.aggregate, count, 4, *cells, view(found.pool), view(found.late.k),
-        view(found.late.v), 0, *room, view(numbers), gained, view(k), view(v),
+        found.reads.aggregate, count, NONE, 4, *cells, *level, view(found.pool), view(found.pool),
+        found.pool.shape[2] // 2, view(found.late.k), view(found.late.v), 0, *room, view(numbers),
+        number, gained, view(k), view(v),
     )  # fmt: skip
+    assert number.tolist() == [count] * heads
     return numbers, worth, k.view(heads, 4 + count, -1), v.view(heads, 4 + count, -1)
 
 

@@ -211,7 +211,7 @@ def test_plan_as_a_command(tmp_path):
         (["--method", "adakv:nonsense=3"], 2),
         (["--method", "adakv:window=0"], 2),
         (["--method", "adakv@most"], 2),
-        (["--method", "cam:bits=2"], 2),
+        (["--method", "cam:bits=3"], 2),
         (["--device", "tpu"], 2),
         (["--dtype", "int3"], 2),
         (["--weights", "int3"], 2),

@@ -6,6 +6,9 @@
 SEGMENTS = {
     "flat": "kvchat.engine.cache.segment:FlatSegment",
     "pq": "kvchat.engine.cache.pq:PQSegment",
+    "clusters": "kvchat.engine.cache.clusters:ClusterSegment",
+    "keys": "kvchat.engine.cache.keys:KeySegment",
+    "mixed": "kvchat.engine.cache.mixed:MixedSegment",
     "quantized": "kvchat.engine.cache.quantized:QuantizedSegment",
 }
 

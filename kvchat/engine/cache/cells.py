@@ -3,7 +3,7 @@
 All entries of a cell score alike, so cells are ranked in place of entries.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,22 +48,8 @@ class Cells:
         return Cells(self.offset, self.order, pending, count)
 
     def worth(self, table: Tensor, aggregate: str) -> Tensor:
-        """What an entry of each cell is worth, `[H, C^m]`: `ops.pq_worth` of its entries' scores.
-
-        `table [H, G, m, C]` as in `ops.pq_table`.
-        """
-        heads, group = table.shape[:2]
-        logits = table[:, :, 0]
-        for part in table.unbind(dim=2)[1:]:
-            logits = (logits[..., None] + part[:, :, None]).view(heads, group, -1)
-        if aggregate == "logit_sum":
-            return logits.sum(dim=1)
-        logits = logits + torch.where(self.count == 0, EMPTY, 0.0)[:, None]
-        share = (logits - logits.amax(dim=-1, keepdim=True)).exp_()  # [H, G, cells]
-        total = share @ self.count[:, :, None]  # [H, G, 1]
-        if aggregate == "softmax_sum":
-            return (1 / total).transpose(1, 2).matmul(share)[:, 0]
-        return (share / total).amax(dim=1)
+        """What an entry of each cell is worth, `[H, C^m]`; see `worth_of`."""
+        return worth_of(table, self.count, aggregate)
 
     def select(self, worth: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """`ops.pq_select` over the entries: the `count` best of every head, `[H, count]` int32.
@@ -94,6 +80,27 @@ class Cells:
         chosen -= torch.arange(heads, device=chosen.device)[:, None] * total
         return chosen, gained
 
+    def above(self, worth: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+        """The entries in cells that are worth `bound [H]` or more, ascending: `[H, n]` int32.
+
+        A head that has fewer than others has -1 at the end. Also what they are worth together,
+        `[H]`.
+        """
+        heads, total = len(worth), self.order.shape[1] + self.pending.shape[1]
+        sure = (worth >= bound[:, None]) & (self.count > 0)
+        found = torch.sort(self._members(sure, total)).values
+        head, every = found // total, torch.arange(heads, device=worth.device)
+        first = torch.searchsorted(head, every)
+        rank = torch.arange(len(found), device=worth.device) - first[head]
+        most = int((self.count * sure).sum(dim=1).max())
+        chosen = torch.full((heads, most), -1, dtype=torch.int32, device=worth.device)
+        chosen[head, rank] = (found - head * total).int()
+        return chosen, (self.count * sure * worth).sum(dim=1)
+
+    def without(self, gone: Tensor) -> "Cells":
+        """As if cells `gone [H, C^m]` (bool) had no entries, for `worth` and `above`."""
+        return replace(self, count=self.count.masked_fill(gone, 0.0))
+
     def _members(self, cells: Tensor, total: int) -> Tensor:
         """Entries in `cells [H, C^m]` (bool) as `head * total + entry`, in no order."""
         entries = self.order.shape[1]
@@ -110,6 +117,25 @@ class Cells:
             return found
         head, at = cells.gather(1, self.pending.long()).nonzero(as_tuple=True)
         return torch.cat((found, (head * total + entries + at).int()))
+
+
+def worth_of(table: Tensor, count: Tensor, aggregate: str) -> Tensor:
+    """What an entry of each cell is worth, `[H, C^m]`: `ops.pq_worth` of its entries' scores.
+
+    `table [H, G, m, C]` as in `ops.pq_table`; cells have `count [H, C^m]` entries.
+    """
+    heads, group = table.shape[:2]
+    logits = table[:, :, 0]
+    for part in table.unbind(dim=2)[1:]:
+        logits = (logits[..., None] + part[:, :, None]).view(heads, group, -1)
+    if aggregate == "logit_sum":
+        return logits.sum(dim=1)
+    logits = logits + torch.where(count == 0, EMPTY, 0.0)[:, None]
+    share = (logits - logits.amax(dim=-1, keepdim=True)).exp_()  # [H, G, cells]
+    total = share @ count[:, :, None]  # [H, G, 1]
+    if aggregate == "softmax_sum":
+        return (1 / total).transpose(1, 2).matmul(share)[:, 0]
+    return (share / total).amax(dim=1)
 
 
 def joint(codes: Tensor, centroids: int) -> Tensor:

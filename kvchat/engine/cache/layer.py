@@ -9,7 +9,7 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, JointBackend
 from kvchat.engine.cache.archive import Archive, Exact
-from kvchat.engine.cache.pq import PQSegment
+from kvchat.engine.cache.lookup import LookupSegment
 from kvchat.engine.cache.segment import Memory, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.cache.window import WindowLayer
@@ -115,10 +115,10 @@ class LayerCache:
             self.tail.prepend(keys, values)
 
     @property
-    def sliding(self) -> PQSegment | None:
+    def sliding(self) -> LookupSegment | None:
         """The segment in front of the tail, if entries of the tail slide into it."""
         last = self.segments[-1] if self.segments else None
-        return last if isinstance(last, PQSegment) else None
+        return last if isinstance(last, LookupSegment) else None
 
     @property
     def frozen(self) -> int:

@@ -21,10 +21,10 @@ SLICE = 4096  # entries that attention turns back into numbers at a time
 
 @dataclass(frozen=True)
 class QuantizedSegment:
-    """The entries of a flat segment in 8 or 4 bits, and a few of each head as they were.
+    """The entries of a flat segment in 8, 4 or 2 bits, and a few of each head as they were.
 
-    Of a head's entries the first multiple of 32 is packed: `k, v [R, D * bits / 8]` uint8, head
-    after head, `cu [H+1]`. Keys have a scale and a zero for every 32 entries of a channel,
+    Of a head's entries the oldest are packed, a multiple of 32: `k, v [R, D * bits / 8]` uint8,
+    head after head, `cu [H+1]`. Keys have a scale and a zero for every 32 entries of a channel,
     `k_scale, k_zero [R/32, D]`, values for every group of channels, `v_scale, v_zero [R, D/g]`, all
     16-bit floats. The remaining entries of each head are in `rest`. `position`, `bias` and `count
     [R]` are those of a flat segment.
@@ -45,11 +45,14 @@ class QuantizedSegment:
     kind: ClassVar[str] = "quantized"
 
     @classmethod
-    def of(cls, flat: FlatSegment, bits: int) -> "QuantizedSegment":
-        """Quantize a flat segment, head by head, in the order in which its entries are stored."""
+    def of(cls, flat: FlatSegment, bits: int, residual: int = 0) -> "QuantizedSegment":
+        """Quantize a flat segment, head by head, in the order in which its entries are stored.
+
+        At least the `residual` last entries of each head stay as they are.
+        """
         dim, device = flat.k.shape[1], flat.k.device
         packed = torch.zeros(len(flat.k), dtype=torch.bool, device=device)
-        lengths = [n - n % GROUP for n in flat.lengths]
+        lengths = [max(0, n - residual) // GROUP * GROUP for n in flat.lengths]
         for start, length in zip(flat.ends[:-1], lengths, strict=True):
             packed[start : start + length] = True
         body = flat.where(packed)

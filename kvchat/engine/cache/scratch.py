@@ -32,7 +32,7 @@ def scratch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         raise KvchatError(
             "memory",
             f"{needed:,} bytes of the KV cache do not fit into {folder}: {error.strerror}",
-            "pqcache:home=host",
+            "home=host in place of home=disk",
             "--method kvzip --budget 10%",
             needed=needed,
         ) from None

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Entries
+from kvchat.engine.cache.clusters import ClusterSegment
+from kvchat.engine.cache.keys import KeySegment
 from kvchat.engine.cache.layer import LayerCache
+from kvchat.engine.cache.lookup import LookupSegment
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.decode.maps import WORTH
@@ -49,50 +52,78 @@ class Set:
 class Chosen(Set):
     """The entries of a segment that a token's queries choose, copied side by side."""
 
-    def __init__(self, segment: PQSegment, room: Room):
-        heads, _, width = segment.pool.shape
-        reads = segment.reads
+    def __init__(self, segment: LookupSegment, room: Room):
         self.segment, self._own = segment, room
-        each = reads.sinks + reads.count
-        k, v = room.gathered(heads * each, width // 2, segment.pool.dtype)
-        spans = tuple((head * each, each) for head in range(heads))
-        none = torch.empty(0)
-        super().__init__(Entries(k, v, none, none, spans), room)
-        centroids = segment.centroids.contiguous()
-        self._centroids, self._pool = view(centroids), view(segment.pool)
-        _, self._parts, self._size, _ = centroids.shape
-        self._chosen = np.empty((heads, reads.count), np.int32)
-        self._gained = np.empty(heads, np.float32)
-        self._codes: Tensor | None = None
+        self._heads, self._most = len(segment.pool), -1
+        self._seen: tuple[Any, ...] = (None, None, -1)
+        reads = segment.reads
+        none = np.empty((self._heads, 0), np.int32)
+        self._level: Arrays = np.empty((self._heads, 1, 0, 0), np.float32), none, NONE
+        self._bounds: np.ndarray = NONE
+        self._cells: Arrays = none, none, none
+        home = view(segment.pool)
+        if isinstance(segment, KeySegment):
+            self._entries: tuple[Any, ...] = view(segment.keys), home, 0
+            self._centroids = np.empty((self._heads, 1, 1, 1), np.float32)
+        else:
+            assert isinstance(segment, PQSegment)
+            self._entries = home, home, segment.pool.shape[2] // 2
+            self._centroids = view(segment.centroids.contiguous())
+        self._room_for(reads.count)
+        if isinstance(segment, ClusterSegment):
+            self._bounds = view(segment.bound)
+            if (level := segment.coarse) is not None:
+                self._level = tuple(map(view, (level.centroids, level.owner, level.bound)))
 
     def ready(self, q: np.ndarray, scale: Any, many: bool) -> None:
         """Choose for the queries `q [H*G, D]`, and copy."""
         segment, room, reads = self.segment, self._own, self.segment.reads
-        if segment.codes is not self._codes:
-            self._follow()
+        self._follow()
         workers = room.workers if many else 1
+        _, parts, size, _ = self._centroids.shape
         gained = (choose_parallel if many else choose)(
-            q, self._centroids, *self._coded, scale, reads.aggregate, reads.count, reads.sinks,
-            *self._cells, self._pool, *self._late,
-            *room.choice(self._parts, self._size, self._items, workers),
-            self._chosen, self._gained, *self.store,
+            q, self._centroids, self._codes, scale, reads.aggregate, reads.count, self._bounds,
+            reads.sinks, *self._cells, *self._level, *self._entries, *self._late,
+            *room.choice(parts, size, self._items, workers),
+            self._chosen, self._found, self._gained, *self.store,
         )  # fmt: skip
-        segment.steps += 1
-        segment.mass = segment.mass + gained / len(q)
+        self.length[:] = reads.sinks + self._found
+        segment.chose(gained / len(q))
+        if isinstance(segment, ClusterSegment):
+            segment.found += int(self._found.sum())
+
+    def _room_for(self, entries: int) -> None:
+        """Room for as many entries of each head beside the sinks."""
+        segment, heads, self._most = self.segment, self._heads, entries
+        each = segment.reads.sinks + entries
+        dim = segment.late.k.shape[2]
+        k, v = self._own.gathered(heads * each, dim, segment.pool.dtype)
+        spans = tuple((head * each, each) for head in range(heads))
+        none = torch.empty(0)
+        super().__init__(Entries(k, v, none, none, spans), self._own)
+        self._chosen = np.empty((heads, entries), np.int32)
+        self._found = np.empty(heads, np.int64)
+        self._gained = np.empty(heads, np.float32)
 
     def _follow(self) -> None:
-        """Entries have come from the window, or have gone back."""
-        segment, cells = self.segment, self.segment.cells
-        self._codes = segment.codes
-        self._coded = (view(segment.codes.contiguous()),)
-        if cells is None:
-            none, self._items = np.empty((len(segment.codes), 0), np.int32), len(segment.codes[0])
-            self._cells: Arrays = none, none, none
-        else:
-            listed = cells.offset, cells.order, cells.pending
-            self._cells, self._items = tuple(map(view, listed)), cells.count.shape[1]
-        late = segment.late
+        """Entries may have come from the window, or have gone back."""
+        segment, late = self.segment, self.segment.late
+        codes = segment.codes if isinstance(segment, PQSegment) else None
+        store, coded, items = self._seen
+        if late.k is store and codes is coded and segment.items == items:
+            return
+        self._seen = late.k, codes, segment.items
         self._late = view(late.k), view(late.v), late.place - late.length
+        self._items = segment.items
+        if isinstance(segment, PQSegment):
+            self._codes = view(segment.codes.contiguous())
+            if (cells := segment.cells) is not None:
+                listed = cells.offset, cells.order, cells.pending
+                self._cells, self._items = tuple(map(view, listed)), cells.count.shape[1]
+        else:
+            self._codes = np.empty((self._heads, segment.items, 0), np.uint8)
+        if isinstance(segment, ClusterSegment) and segment.items > self._most:
+            self._room_for(segment.items + segment.items // 8)
 
 
 class Past:
@@ -155,7 +186,7 @@ class Past:
 
     def _sets(self, segment: Any) -> list[Set] | None:
         """What the kernels take of a segment; None if they cannot."""
-        if isinstance(segment, PQSegment) and segment.reads.count >= segment.codes.shape[1]:
+        if isinstance(segment, LookupSegment) and segment.reads.count >= segment.items:
             return None  # it is read in full, which is rare
         known = self._frozen.get(id(segment))
         if known is None or known[0] is not segment:
@@ -166,7 +197,7 @@ class Past:
         return known[1]
 
     def _made(self, segment: Any) -> list[Set] | None:
-        if isinstance(segment, PQSegment):
+        if isinstance(segment, LookupSegment):
             return [Chosen(segment, self.room)]
         return [Set(part, self.room) for part in segment.parts or ()] or None
 

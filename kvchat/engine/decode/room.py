@@ -37,7 +37,7 @@ class Room:
         self._rounded: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._packed: Arrays | None = None
         self._choice: Arrays = ()
-        self._gathered = torch.empty(2, 0)
+        self._gathered = torch.empty(2, 0, 0)
         # the same memory for who wants tensors
         self.seen_q = torch.from_numpy(self.queries)[None]
         self.seen_lse = torch.from_numpy(self.lse)[None]
@@ -71,13 +71,13 @@ class Room:
         known = self._choice
         if not known or known[0].shape[1:] != (parts, size) or known[1].shape[1] < items:
             each = self.workers, items + items // 8
-            numbers, marks = np.empty((3, *each), np.float32), np.empty((2, *each), np.int32)
+            numbers, marks = np.empty((4, *each), np.float32), np.empty((2, *each), np.int32)
             known = self._choice = np.empty((each[0], parts, size), np.float32), *numbers, *marks
         return tuple(array[:workers] for array in known)
 
     def gathered(self, entries: int, dim: int, dtype: torch.dtype) -> Tensor:
         """Keys and values `[2, entries, dim]` of one layer, copied side by side."""
-        shape = 2, entries, dim
-        if self._gathered.shape != shape or self._gathered.dtype != dtype:
-            self._gathered = torch.empty(shape, dtype=dtype)
-        return self._gathered
+        _, room, wide = self._gathered.shape
+        if room < entries or wide != dim or self._gathered.dtype != dtype:
+            self._gathered = torch.empty(2, entries, dim, dtype=dtype)
+        return self._gathered[:, :entries]

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 
 from kvchat.engine.attention.torch_backend import TorchBackend
+from kvchat.engine.cache.clusters import ClusterSegment, Level
+from kvchat.engine.cache.keys import KeySegment
 from kvchat.engine.cache.layer import KVCache
-from kvchat.engine.cache.pq import PQSegment, Reads
+from kvchat.engine.cache.lookup import Reads
+from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.decode.compiled import CompiledStep
@@ -34,9 +37,25 @@ def _retrieved(keys: torch.Tensor) -> Segment:
     return PQSegment(torch.cat((keys, keys), dim=-1), centroids, codes, Reads(0, 0, 1, 1), 0)
 
 
+def _clustered(keys: torch.Tensor) -> Segment:
+    codes = torch.zeros(HEADS, ENTRIES, 1, dtype=torch.int32)
+    centroids, bound = torch.zeros(HEADS, 1, 4, DIM), torch.zeros(HEADS)
+    level = Level(centroids[:, :, :1].clone(), codes[:, :4, 0].clone(), bound)
+    pool, reads = torch.cat((keys, keys), dim=-1), Reads(0, 0, 1, 1)
+    return ClusterSegment(pool, centroids, codes, reads, 0, bound, level)
+
+
+def _keyed(keys: torch.Tensor) -> Segment:
+    return KeySegment(keys, keys, Reads(0, 0, 1, 1), 0)
+
+
+CHOICE: Pairs = ((choice.choose, choice.choose_parallel),)
 KINDS: dict[str, tuple[Callable[[torch.Tensor], Segment], Pairs]] = {
+    "mixed": (_packed, ((packed.attend_packed, packed.attend_packed_parallel),)),
     "quantized": (_packed, ((packed.attend_packed, packed.attend_packed_parallel),)),
-    "pq": (_retrieved, ((choice.choose, choice.choose_parallel),)),
+    "pq": (_retrieved, CHOICE),
+    "clusters": (_clustered, CHOICE),
+    "keys": (_keyed, CHOICE),
 }
 """By the kind of segments: one of them, and functions that only they need."""
 

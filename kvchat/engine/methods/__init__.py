@@ -6,7 +6,9 @@ bench, eval and the matrix tests read this table.
 
 from typing import Any, NamedTuple
 
+from kvchat.engine.methods import lookup_options as lookups
 from kvchat.engine.methods import options as declared
+from kvchat.engine.methods import size_options as sizes
 from kvchat.engine.sizes import ASKED
 
 SCORE = "W/T of the attention FLOPs of the prefill"
@@ -26,6 +28,9 @@ GATED = ("a gate: a linear map per layer, fitted to the model", "next to nothing
 ASKING = ("replays: every sentence is put to the model as a question",
           "1.5 to 2 more prefills with twice the attention FLOPs")  # fmt: skip
 CODES = (NOTHING[0], "K-means of the keys; no memory is saved, the budget is what is read")
+
+CLUSTERS = (WINDOW[0], "K-means of the keys; no memory is saved, the budget is what is read")
+KEYS = (NOTHING[0], "every key is read for every token; values may lie elsewhere")
 
 
 class Entry(NamedTuple):
@@ -74,12 +79,20 @@ METHODS = {
         "arXiv 2502.03805", "CriticalKV over Ada-KV's shares of the heads"),
     "defensivekv": entry("window:DefensiveKV", declared.DefensiveOptions, NORMS,
         "arXiv 2510.13334", "keeps what any of the last queries needs, not the average"),
+    "kvcompress": entry("window:KVCompress", declared.KVCompressOptions, WINDOW,
+        "arXiv 2410.00161", "squared attention; layers and heads share one budget", pools=True),
     "h2o": entry("simple:H2O", declared.H2OOptions, MASS, "arXiv 2306.14048",
         "keeps recent entries and those attended to most by all"),
-    "kvmerger": entry("kvmerger:KVMerger", declared.KVMergerOptions, MASS, "arXiv 2407.08454",
+    "kvmerger": entry("kvmerger:KVMerger", sizes.KVMergerOptions, MASS, "arXiv 2407.08454",
         "merges neighbouring entries whose keys are similar"),
+    "elastic": entry("elastic:Elastic", sizes.ElasticOptions, MASS, "arXiv 2407.18121",
+        "every entry joins the nearest of those attended to most"),
     "cam": entry("simple:CaM", declared.CaMOptions, CHAT, "ICML 2024 (CaM)",
         "StreamingLLM; old turns merge values into later entries"),
+    "qaq": entry("qaq:QAQ", sizes.QAQOptions, WINDOW, "arXiv 2403.04643",
+        "bits of each entry by what an error of it would change"),
+    "corm": entry("window:CORM", declared.CORMOptions, WINDOW, "arXiv 2404.15949",
+        "keeps what a last query attends to more than evenly"),
     "tova": entry("simple:TOVA", declared.TOVAOptions, LAST, "arXiv 2401.06104",
         "keeps what the last token attends to, alike in all heads"),
     "knorm": entry("simple:Knorm", declared.KnormOptions, NOTHING, "arXiv 2406.11430",
@@ -94,8 +107,12 @@ METHODS = {
         "keeps what a gate foretells that kvzip would keep", pools=True),
     "askall": entry("kvzip:Askall", declared.AskallOptions, ASKING, "ours, after arXiv 2505.23416",
         "keeps what the document's sentences, put as questions, need", told=ASKED, pools=True),
-    "pqcache": entry("pqcache:PQCache", declared.PQCacheOptions, CODES, "arXiv 2407.12820",
+    "pqcache": entry("pqcache:PQCache", lookups.PQCacheOptions, CODES, "arXiv 2407.12820",
         "keeps every entry; each decoded token reads those it needs", retrieves=True),
+    "squeezed": entry("squeezed:Squeezed", lookups.SqueezedOptions, CLUSTERS, "arXiv 2411.09688",
+        "keeps every entry; a token reads clusters above a bound", retrieves=True),
+    "kcache": entry("kcache:KCache", lookups.KCacheOptions, KEYS, "arXiv 2404.18057",
+        "keeps every entry; all keys are read, the best values", retrieves=True),
 }
 # fmt: on
 

@@ -115,6 +115,7 @@ class Method(ABC):
     """
 
     retrieves: ClassVar[bool] = False
+    gathers: ClassVar[bool] = False  # what `extend` keeps moves together, for positions never end
 
     @property
     @abstractmethod
@@ -126,9 +127,19 @@ class Method(ABC):
         """In how many bits a value of what it keeps is stored, 16 for as the model has it."""
         return 16
 
+    @property
+    def kind(self) -> str:
+        """The kind of its segments, where the compiled step needs more for that than for others."""
+        return "quantized" if self.bits < 16 else ""
+
+    @property
+    def residual(self) -> int:
+        """How many of the newest entries of a head stay as the model has them, whatever `bits`."""
+        return 0
+
     def priced(self, geometry: Geometry) -> Geometry:
         """The geometry with the price of an entry as it is stored."""
-        return replace(geometry, bits=self.bits)
+        return replace(geometry, bits=self.bits, residual=self.residual)
 
     @property
     def needs(self) -> Needs:
@@ -172,7 +183,7 @@ class Method(ABC):
         if self.bits == 16:
             return segment
         assert isinstance(segment, FlatSegment), f"{segment.kind} has no entries to quantize"
-        return QuantizedSegment.of(segment, self.bits)
+        return QuantizedSegment.of(segment, self.bits, self.residual)
 
     @property
     def watches(self) -> Needs:

@@ -16,7 +16,7 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.methods.options import KVMergerOptions
+from kvchat.engine.methods.size_options import KVMergerOptions
 from kvchat.errors import KvchatError
 
 LEAST_SIGMA = 1e-6

@@ -5,14 +5,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.segment import FlatSegment
-from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
 from kvchat.engine.methods.options import (
     AskallOptions,
@@ -21,6 +17,7 @@ from kvchat.engine.methods.options import (
     KVzipPlusOptions,
     ToldOptions,
 )
+from kvchat.engine.methods.pooled import Pooled
 from kvchat.engine.methods.scores import group_mass, pool, pooled_mass
 
 BOTH = "mass", "change"  # the scores that are added
@@ -30,11 +27,10 @@ NEAR = 5  # entries that an entry is among
 
 
 @dataclass(frozen=True)
-class Told(ToldOptions, Eviction):
-    """Keeps the entries that something tells are worth most, of all layers and heads together.
+class Told(ToldOptions, Pooled):
+    """Keeps the entries that something tells are worth most. What stands before the document stays.
 
-    Every head is sure of the fraction `even` of an even share. What stands before the document
-    stays. Not a method itself: a member says where the scores come from.
+    Not a method itself: a member says where the scores come from.
     """
 
     @property
@@ -52,35 +48,21 @@ class Told(ToldOptions, Eviction):
         """The newest queries of the conversation."""
         return Needs(queries=FOLD_WINDOW)
 
-    def compress(self, prefilled: Prefilled) -> FlatSegment:
-        """Every entry, until other layers compete with it."""
-        return prefilled.keep_all()
-
     def extend(self, prefilled: Prefilled) -> FlatSegment:
         """Old turns are scored by the newest queries: a replay would be another prefill."""
         _, entries = prefilled.shape
         mass = pooled_mass(prefilled, entries, FOLD_KERNEL, "max", "mass")
-        given = replace(prefilled, told=dict.fromkeys(self.scores, mass))
-        return self.reduce(given, self.budget.entries(self.priced(given.geometry)))
+        return super().extend(replace(prefilled, told=dict.fromkeys(self.scores, mass)))
 
-    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
-        return self._table(prefilled)[:, :entries].clone()
-
-    def entries(self, geometry: Geometry) -> list[int]:
-        """What each layer may keep: the whole budget, until other layers compete for it."""
-        return [min(self.together(geometry), geometry.full)] * geometry.layers
-
-    def together(self, geometry: Geometry) -> int:
-        return geometry.layers * self.budget.entries(self.priced(geometry))
-
-    def worth(self, prefilled: Prefilled, segment: FlatSegment) -> tuple[Tensor, Tensor]:
-        """The scores of the kept entries: the newest entry first, then what is protected.
+    def tables(self, prefilled: Prefilled) -> tuple[Tensor, Tensor]:
+        """The scores; infinite before the document.
 
         Within a head what stands around an entry counts too: `near` times the mean score of
         the `NEAR` entries around it; and, if a question is asked, the attention that it gives,
         times the norm of the value, as much in all as the document's scores.
         """
-        table, most = self._table(prefilled), torch.finfo(torch.float32).max
+        assert prefilled.told is not None, "the prefill gives what `needs` names"
+        table = together([prefilled.told[each] for each in self.scores])
         finite = table.masked_fill(table.isinf(), 0.0)
         within = table + self.near * pool(finite, NEAR, "avg")
         if prefilled.asked:
@@ -88,26 +70,7 @@ class Told(ToldOptions, Eviction):
             wanted *= prefilled.values.float().norm(dim=-1)
             share = finite.mean(dim=1) / wanted.mean(dim=1).clamp_min(1e-30)
             within = within + wanted * share[:, None]
-        at = (segment.position - prefilled.start).long()
-        head = torch.arange(len(segment.lengths), device=at.device)
-        head = head.repeat_interleave(torch.tensor(segment.lengths, device=at.device))
-
-        def of(table: Tensor) -> Tensor:
-            table = table.clamp(max=most)
-            table[:, : self.sinks] = most
-            table[:, -1] = float("inf")
-            return table[head, at]
-
-        return of(table), of(within)
-
-    def _table(self, prefilled: Prefilled) -> Tensor:
-        """The score of each entry, `[H, T]`; infinite before the document."""
-        assert prefilled.told is not None, "the prefill gives what `needs` names"
-        return together([prefilled.told[each] for each in self.scores])
-
-    def allocate(self, scores: Tensor, total: int) -> list[int]:
-        """As the layers of a document share: partly even, the rest to the best scores."""
-        return budgets.mixed(scores, total, self.even)
+        return table, within
 
 
 def together(tables: Sequence[Tensor]) -> Tensor:

@@ -8,22 +8,19 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
-from kvchat.engine.cache import AGGREGATES
-from kvchat.engine.sizes import CHUNK, CODED, CODES, REPLAY
+from kvchat.engine.sizes import CHUNK, REPLAY
 from kvchat.errors import KvchatError
 
 T = TypeVar("T")
 REPEAT, ASK = "repeat", "ask"  # what a replay is: the text again, or its sentences as questions
 POOLS = ("max", "avg")
 SCORES = ("mass", "squared")
+CORM_MODES = ("budget", "rule")
 RULES = ("floor", "mix")
 WEIGHINGS = ("mass", "value", "change")
 WEIGH = "attention; times value norm; over input norm; the first and the last added"
-MODES = ("budget", "eps")
-VALUES = ("votes", "paper")
-HOMES = ("auto", "device", "host", "disk")
 EVERYTHING = Budget(fraction=1.0)
-BITS = (16, 8, 4)
+BITS = (16, 8, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,14 @@ class Stored(Options):
     """Of every method whose entries can be stored in few bits: all that keep them in one segment.
 
     KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache, https://arxiv.org/abs/2402.02750:
-    keys per channel, values per token, in groups of 32. The conversation's tail is its residual
-    window. A budget in bytes keeps more entries then; one in entries or as a share keeps as many in
-    less.
+    keys per channel, values per token, in groups of 32. Its residual window is the conversation's
+    tail, and of the document `residual` entries. A budget in bytes keeps more entries then; one in
+    entries or as a share keeps as many in less.
     """
 
     _: KW_ONLY
-    bits: int = option(16, "bits of a stored value: 8 or 4, or 16 for the model's", choices=BITS)
+    bits: int = option(16, "bits of a stored value: 8, 4, 2, or 16 for the model's", choices=BITS)
+    residual: int = option(0, "with fewer bits: newest entries of a head that stay whole", 0)
 
 
 @dataclass(frozen=True)
@@ -204,10 +202,24 @@ class DefensiveOptions(WindowOptions):
 
 
 @dataclass(frozen=True)
-class ToldOptions(EvictionOptions):
+class PooledOptions(EvictionOptions):
     """Of methods whose layers share one budget."""
 
     even: float = option(0.2, "share of an even budget that every head is sure of", 0, 1)
+
+
+@dataclass(frozen=True)
+class KVCompressOptions(PooledOptions, WindowOptions):
+    """Of one budget by squared attention. `paper` is without sinks and safeguard."""
+
+    window: int = option(8, "last queries that are observed; their entries stay", 1, 2**31 - 1)
+    PRESETS: ClassVar = {"paper": {"even": 0.0, "sinks": 0}}
+
+
+@dataclass(frozen=True)
+class ToldOptions(PooledOptions):
+    """Of what is told beforehand about every entry."""
+
     near: float = option(0.5, "weight of the mean score around an entry, within a head", 0)
 
 
@@ -244,71 +256,28 @@ class AskallOptions(KVzipOptions):
     PRESETS: ClassVar = {}
 
 
-AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "skip": "0+0", "value": "paper"}
+def own_size(mode: str, budget: Budget, name: str) -> Budget:
+    """The budget of a mode that finds its own size. Raises KvchatError("usage") for a smaller
+    one."""
+    if budget is not DEFAULT_BUDGET and budget != EVERYTHING:
+        raise KvchatError(
+            "usage",
+            f"mode={mode} finds its own size; a budget of {budget} cannot be met",
+            f"{name}:mode={mode} without --budget",
+            f"{name} --budget {budget}",
+        )
+    return EVERYTHING
 
 
 @dataclass(frozen=True)
-class KVMergerOptions(Stored):
-    """Of merging. `50` and `35` have the paper's shares, `paper` is its algorithm as printed."""
+class CORMOptions(WindowOptions):
+    """Of what no recent query needs. `paper` keeps what its rule keeps, of any size."""
 
-    budget: Budget = option(DEFAULT_BUDGET, "what is kept; the paper's mode finds its own size")
-    mode: str = option("budget", "merge down to the budget, or above eps", choices=MODES)
-    eps: float = option(0.75, "cosine of neighbours that merge, in mode=eps")
-    recent: float = option(0.23, "share of the kept entries that are the newest", 0, 1)
-    heavy: float = option(0.06, "share of the kept entries that are attended to most", 0, 1)
-    sinks: int = option(4, "first tokens that always stay", 0)
-    longest: int = option(16, "entries that merge into one at most; 0: any number", 0)
-    skip: str = option("auto", "FIRST+LAST layers that stay whole")
-    sigma: float = option(0.0, "width of the Gaussian; 0: from the mean distance in a run", 0)
-    value: str = option("votes", "tokens weigh in the softmax, or multiply values", choices=VALUES)
-    PRESETS: ClassVar = {
-        "50": {"budget": Budget(fraction=0.5), "recent": 0.34, "heavy": 0.24},
-        "35": {"budget": Budget(fraction=0.35), "recent": 0.23, "heavy": 0.06},
-        "paper": {"recent": 0.17, "heavy": 0.12} | AS_PRINTED,
-    }
+    kernel: int = option(1, "width of smoothing along tokens; odd", 1, 2**15 - 1)
+    mode: str = option("budget", "keep the budget, or what the rule keeps", choices=CORM_MODES)
+    PRESETS: ClassVar = {"paper": {"mode": "rule", "window": 256, "sinks": 0}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.recent + self.heavy > 1:
-            given = f"recent={self.recent:g} and heavy={self.heavy:g} are more than all"
-            raise KvchatError("usage", given, "recent=0.34,heavy=0.24")
-        if self.longest == 1:
-            raise KvchatError("usage", "longest=1 merges nothing", "longest=16")
-        parts = self.skip.split("+")
-        if self.skip != "auto" and not (len(parts) == 2 and all(p.isdecimal() for p in parts)):
-            raise KvchatError(
-                "usage", f"skip={self.skip} is not FIRST+LAST layers", "skip=2+1", "skip=auto"
-            )
-        if self.mode == "eps":
-            if self.budget is not DEFAULT_BUDGET and self.budget != EVERYTHING:
-                raise KvchatError(
-                    "usage",
-                    f"mode=eps finds its own size; a budget of {self.budget} cannot be met",
-                    "kvmerger:mode=eps without --budget",
-                    f"kvmerger --budget {self.budget}",
-                )
-            object.__setattr__(self, "budget", EVERYTHING)
-
-
-@dataclass(frozen=True)
-class PQCacheOptions(Options):
-    """Of product quantization. `paper` has the paper's window, `quality` finer codes."""
-
-    budget: Budget = option(DEFAULT_BUDGET, "what each decoded token reads")
-    recent: float = option(0.5, "share of the budget for the newest entries", 0, 1)
-    sinks: int = option(32, "first tokens that are always read", 0)
-    m: int = option(CODES[""][0], "parts of a key's code", 1)
-    code_bits: int = option(CODES[""][1], "bits of a part", 1, 8)
-    iters: int = option(10, "iterations of K-means", 0)
-    aggregate: str = option("softmax_sum", "how a group's heads agree", choices=AGGREGATES)
-    block: int = option(64, "entries that leave the window at a time", 1)
-    most_recent: int = option(4096, "entries of the window at most", 0)
-    extra_sinks: bool = option(False, "sinks come on top of the budget")
-    dense_layers: int = option(0, "first layers that are read in full", 0)
-    dense_below: int = option(CODED, "entries to choose from, below which all are read", 0)
-    home: str = option("auto", "where the entries are stored", choices=HOMES)
-    seed: int = option(4321, "of the first centroids", 0)
-    PRESETS: ClassVar = {
-        "paper": {"block": 1, "most_recent": 2**31 - 1, "extra_sinks": True},
-        "quality": {"m": CODES["quality"][0], "code_bits": CODES["quality"][1], "dense_layers": 2},
-    }
+        if self.mode == "rule":
+            object.__setattr__(self, "budget", own_size(self.mode, self.budget, "corm"))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.methods.base import Prefilled
+from kvchat.engine.sizes import MASS_VALUES
 from kvchat.kernels.reference import capped
 
 # Values of the projected entries that `projected_norm` has alive at once.
@@ -54,7 +55,7 @@ def group_mass(prefilled: Prefilled, entries: int) -> Tensor:
 
 def by_head(scores: Tensor, heads: int) -> Tensor:
     """Mean over the query heads of a KV head: `[H*G, N]` to `[H, N]`."""
-    return scores.view(heads, -1, scores.shape[1]).mean(dim=1)
+    return scores.view(heads, len(scores) // heads, scores.shape[1]).mean(dim=1)
 
 
 def pooled_mass(prefilled: Prefilled, entries: int, kernel: int, kind: str, score: str) -> Tensor:
@@ -67,6 +68,29 @@ def pooled_mass(prefilled: Prefilled, entries: int, kernel: int, kind: str, scor
     if score == "squared":
         return by_head(pool(observed_mass(prefilled, entries, power=2), kernel, kind), heads)
     return pool(group_mass(prefilled, entries), kernel, kind)
+
+
+def most_mass(prefilled: Prefilled, entries: int, shares: bool = False) -> Tensor:
+    """The most attention that any observation query of a KV head gives to an entry, `[H, entries]`.
+
+    With `shares` in even shares of what the query sees, of which there are `seen` (CORM,
+    arXiv 2404.15949): 1 is an even share.
+    """
+    heads, _ = prefilled.shape
+    window, query_heads, dim = prefilled.queries.shape
+    q = prefilled.queries.float().view(window, heads, -1, dim) * prefilled.scale
+    lse = prefilled.lse.view(window, heads, -1, 1)
+    if shares:
+        lse = lse - prefilled.seen.log()[:, None, None, None]
+    step, best = max(1, MASS_VALUES // (window * query_heads)), []
+    for a in range(0, entries, step):
+        keys = prefilled.keys[:, a : min(a + step, entries)].float()
+        logits = capped(torch.einsum("whgd,hnd->whgn", q, keys), prefilled.cap) - lse
+        at = torch.arange(a, a + keys.shape[1], device=q.device)
+        logits.masked_fill_((at >= prefilled.seen[:, None])[:, None, None], -torch.inf)
+        best.append(logits.amax(dim=(0, 2)).exp())
+    found = torch.cat(best, dim=1) if best else q.new_zeros(heads, 0)
+    return found.masked_fill(~prefilled.exists[:, :entries], 0.0)
 
 
 def defensive_mass(prefilled: Prefilled, entries: int, kernel: int) -> Tensor:

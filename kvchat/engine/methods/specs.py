@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.needs import Chosen
-from kvchat.engine.methods.options import EVERYTHING
+from kvchat.engine.methods.options import EVERYTHING, Stored
 from kvchat.errors import KvchatError
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -85,10 +85,11 @@ def options_class(name: str) -> Any:
 
 
 def options(name: str) -> dict[str, Option]:
-    """The options of a method by name, `bits` last."""
+    """The options of a method by name, how entries are stored last."""
+    last = {field.name for field in fields(Stored)}
     return {
         field.name: Option(field.name, field.default, field.metadata["rule"].help)
-        for field in sorted(fields(options_class(name)), key=lambda each: each.name == "bits")
+        for field in sorted(fields(options_class(name)), key=lambda each: each.name in last)
     }
 
 

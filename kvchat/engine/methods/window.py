@@ -1,7 +1,7 @@
 """Methods that observe the last queries: SnapKV and its successors.
 
 They differ in the score, and in how entries are shared out: evenly, over heads by need (Ada-KV),
-over layers by depth (PyramidKV).
+over layers by depth (PyramidKV), over all layers and heads by need (KV-Compress).
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Geometry
+from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.eviction import Eviction
@@ -17,16 +18,21 @@ from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.options import (
     AdaptiveOptions,
     AdaPyramidOptions,
+    CORMOptions,
     CriticalAdaOptions,
     CriticalOptions,
     DefensiveOptions,
+    KVCompressOptions,
     PyramidOptions,
     SnapOptions,
     WindowOptions,
 )
+from kvchat.engine.methods.pooled import Pooled
 from kvchat.engine.methods.scores import (
     defensive_mass,
     group_mass,
+    most_mass,
+    pool,
     pooled_mass,
     projected_norm,
     ranked,
@@ -125,6 +131,56 @@ class AdaPyramid(AdaPyramidOptions, AdaKV, PyramidKV):
 
     Ada-Pyramid of https://arxiv.org/abs/2407.11550. Floors follow each layer's own budget.
     """
+
+
+@dataclass(frozen=True)
+class KVCompress(KVCompressOptions, Pooled, Window):
+    """Squared attention of the last queries, and one budget for all layers and heads.
+
+    KV-Compress: Paged KV-Cache Compression with Variable Compression Rates per Attention Head,
+    https://arxiv.org/abs/2410.00161. Attention is squared and summed over the queries, max-pooled
+    per query head, summed over the group. Different here: entries leave one by one, where the
+    authors free blocks of 16 of a paged store; every head is sure of the fraction `even` of an even
+    share, and of its sinks; nothing is evicted while an answer is decoded. `paper` is without both
+    safeguards.
+    """
+
+    def tables(self, prefilled: Prefilled) -> tuple[Tensor, Tensor]:
+        """Pooled squared attention to what stands before the newest entries."""
+        recent = self.recent_of(prefilled)
+        before = prefilled.shape[1] - recent
+        table = pooled_mass(prefilled, before, self.kernel, "max", "squared")
+        table = torch.nn.functional.pad(table, (0, recent))
+        return table, table
+
+
+@dataclass(frozen=True)
+class CORM(CORMOptions, Window):
+    """Evicts what none of the last queries attends to more than to the mean entry.
+
+    CORM: Cache Optimization with Recent Message for LLM Inference,
+    https://arxiv.org/abs/2404.15949. To a query that sees t entries one with less than 1/t of its
+    attention is minor; what is minor to all of the last `window` queries goes, but for the entries
+    of these. Different here: that rule finds its own size only with `mode=rule` (`paper`); else
+    entries rank by the largest multiple of 1/t that a query gives them, and the budget is met. A
+    document is evicted once, at its end; sinks stay.
+    """
+
+    def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
+        return pool(most_mass(prefilled, entries, shares=True), self.kernel, "max")
+
+    def compress(self, prefilled: Prefilled) -> FlatSegment:
+        if self.mode == "budget":
+            return super().compress(prefilled)
+        _, tokens = prefilled.shape
+        kept = self.score(prefilled, tokens, tokens) >= 1
+        kept[:, : self.sinks] = True
+        kept[:, tokens - min(self.window, tokens) :] = True
+        return prefilled.keep(kept & prefilled.exists)
+
+    def extend(self, prefilled: Prefilled) -> FlatSegment:
+        """A conversation has a budget in any case."""
+        return self.reduce(prefilled, self.share(prefilled))
 
 
 @dataclass(frozen=True)

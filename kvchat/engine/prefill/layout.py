@@ -61,14 +61,14 @@ class Moves:
     ) -> None:
         """Move the entries of a layer's tail, and the queries of document and probes."""
         keys, turn = layer.tail.keys, self._turns[rope]
-        keys.copy_(_turned(keys.transpose(0, 1), turn).transpose(0, 1))
+        keys.copy_(turned(keys.transpose(0, 1), turn).transpose(0, 1))
         for observed in (document, *probes):
             if observed.window is not None:
                 queries, lse = observed.window
-                observed.window = _turned(queries, turn), lse
+                observed.window = turned(queries, turn), lse
 
 
-def _turned(x: Tensor, rotation: Rotation) -> Tensor:
-    """`x [T, heads, D]`, each turned by the rotation of one position."""
+def turned(x: Tensor, rotation: Rotation) -> Tensor:
+    """`x [T, heads, D]`, turned by rotations of T positions or of one."""
     cos, sin = (each.expand(len(x), -1).contiguous() for each in rotation[:2])
     return ops.rope(x, cos, sin)

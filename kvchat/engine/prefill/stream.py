@@ -17,6 +17,7 @@ from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.gates import Scorer
 from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.simple import Full
+from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.engine.prefill.layout import Behind
@@ -26,6 +27,7 @@ from kvchat.engine.prefill.walk import empty_cache
 from kvchat.engine.sizes import Streamed
 from kvchat.errors import KvchatError
 
+JOINED = "", "quantized", "pq", "keys"  # kinds of segments that parts can become
 Replays = Callable[[Sequence[int]], Sequence[Replay]]
 
 
@@ -72,6 +74,14 @@ def of_part(method: Method, geometry: Geometry, start: int, end: int) -> Method:
     Raises KvchatError("usage") if the budget cannot be met, for the document or for a part.
     """
     method.entries(geometry)
+    if method.kind not in JOINED and method.needs:
+        raise KvchatError(
+            "usage",
+            f"{name_of(method)} looks at the document's last queries, which are not kept of one "
+            "that is read part by part",
+            "--method kvzip",
+            "--method pqcache",
+        )
     if method.retrieves or isinstance(method, Full):
         return Full()
     budget, tokens = method.budget, end - start

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvchat.engine.cache import AGGREGATES, GROUP
 from kvchat.engine.cache.cells import Cells, joint
-from kvchat.engine.cache.pq import Reads
+from kvchat.engine.cache.lookup import Reads
 from kvchat.engine.cache.quantized import META
 from kvchat.engine.sizes import LISTED
 from kvchat.engine.store import Refused
@@ -77,8 +77,14 @@ def require_segment(
         _flat(contents, span, shape)
     elif kind == "quantized":
         _quantized(contents, span, shape)
+    elif kind == "mixed":
+        _mixed(contents, span, shape)
     elif kind == "pq":
-        _pq(contents, span, shape, tokens)
+        _coded(contents, span, shape, tokens, torch.uint8)
+    elif kind == "clusters":
+        _clusters(contents, span, shape, tokens)
+    elif kind == "keys":
+        _keys(contents, span, shape, tokens)
     else:
         raise Refused(f"it has a segment of kind {kind}")
     contents.end()
@@ -150,7 +156,7 @@ def _quantized(contents: Contents, span: Span, shape: Shape) -> None:
     ends = _ends(contents, shape.heads, GROUP)
     entries = ends[-1]
     width = contents.take("k", torch.uint8, entries, None).shape[1]
-    if width not in (dim // 2, dim):
+    if width not in (dim // 4, dim // 2, dim):
         raise Refused(f"its k has {8 * width / dim:g} bits")
     contents.take("v", torch.uint8, entries, width)
     for name in ("scale", "zero"):
@@ -159,11 +165,23 @@ def _quantized(contents: Contents, span: Span, shape: Shape) -> None:
     _each(contents, ends, span)
 
 
-def _pq(contents: Contents, span: Span, shape: Shape, tokens: int) -> None:
+def _mixed(contents: Contents, span: Span, shape: Shape) -> None:
+    widths = {name.partition(".")[0] for name in contents.tensors}
+    if not widths <= {"2", "4", "8", "16"} or not widths:
+        raise Refused(f"it has entries of {', '.join(sorted(widths)) or 'no'} bits")
+    for width in sorted(widths):
+        part = contents.part(f"{width}.")
+        (_flat if width == "16" else _quantized)(part, span, shape)
+        part.end()
+
+
+def _lookup(contents: Contents, span: Span, shape: Shape, tokens: int, width: int) -> int:
+    """What all segments have of which queries choose entries; how many there are to choose from.
+
+    `width` numbers of an entry are at home.
+    """
     heads, dim = shape.heads, shape.dim
-    entries = contents.take("pool", shape.dtype, heads, None, 2 * dim).shape[1]
-    table = contents.take("centroids", torch.float32, heads, None, None, None)
-    _, subspaces, centroids, width = table.shape
+    entries = contents.take("pool", shape.dtype, heads, None, width).shape[1]
     numbers = contents.take("reads", torch.int32, len(fields(Reads))).tolist()
     reads = Reads(*numbers)
     known = reads.block >= 1 and reads.aggregate < len(AGGREGATES)
@@ -173,18 +191,55 @@ def _pq(contents: Contents, span: Span, shape: Shape, tokens: int) -> None:
     if "late_k" in contents:
         late = contents.take("late_k", shape.dtype, heads, None, dim).shape[1]
         contents.take("late_v", shape.dtype, heads, late, dim)
-    if span != (span[0], span[0] + entries + late) or subspaces * width != dim:
-        raise Refused("its centroids or its pool do not fit")
-    if not bool(table.isfinite().all()):
-        raise Refused("its centroids are no numbers")
-    if (coded := entries + late - reads.sinks) < 0:
+    if span != (span[0], span[0] + entries + late):
+        raise Refused("its pool does not fit")
+    if entries + late < reads.sinks:
         raise Refused(f"its reads are {numbers}")
-    codes = contents.take("codes", torch.uint8, heads, coded, subspaces)
+    return entries + late - reads.sinks
+
+
+def _keys(contents: Contents, span: Span, shape: Shape, tokens: int) -> None:
+    entries = contents.tensors["pool"].shape[1] if "pool" in contents else 0
+    _lookup(contents, span, shape, tokens, shape.dim)
+    contents.take("keys", shape.dtype, shape.heads, entries, shape.dim)
+
+
+def _coded(contents: Contents, span: Span, shape: Shape, tokens: int, kind: torch.dtype) -> Tensor:
+    """Codes of entries, their centroids and their list; returns the centroids."""
+    heads, coded = shape.heads, _lookup(contents, span, shape, tokens, 2 * shape.dim)
+    table = contents.take("centroids", torch.float32, heads, None, None, None)
+    _, subspaces, centroids, width = table.shape
+    if subspaces * width != shape.dim:
+        raise Refused("its centroids do not fit")
+    _finite("centroids", table)
+    codes = contents.take("codes", kind, heads, coded, subspaces)
     _within("codes", codes, 0, centroids)
     if "cell_order" in contents:
-        if centroids**subspaces > LISTED:
+        if kind == torch.uint8 and centroids**subspaces > LISTED:
             raise Refused("its list of cells is too long")
         _cells(contents, joint(codes, centroids), centroids**subspaces)
+    return table
+
+
+def _finite(name: str, tensor: Tensor) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise Refused(f"its {name} are no numbers")
+
+
+def _clusters(contents: Contents, span: Span, shape: Shape, tokens: int) -> None:
+    if "cell_order" not in contents:
+        raise Refused("it lacks its list of cells")
+    heads, dim = shape.heads, shape.dim
+    _, parts, clusters, _ = _coded(contents, span, shape, tokens, torch.int32).shape
+    if parts != 1:
+        raise Refused(f"its clusters have {parts} parts")
+    _finite("bounds", contents.take("bound", torch.float32, heads))
+    if "coarse_owner" in contents:
+        level = contents.take("coarse_centroids", torch.float32, heads, 1, None, dim)
+        _finite("centroids", level)
+        owner = contents.take("coarse_owner", torch.int32, heads, clusters)
+        _within("coarse_owner", owner, 0, level.shape[2])
+        _finite("bounds", contents.take("coarse_bound", torch.float32, heads))
 
 
 def _cells(contents: Contents, cell: Tensor, size: int) -> None:

@@ -1,14 +1,14 @@
-"""Which coded entries one token reads, and a copy of them: PQCache, see `kernels.reference.pq_*`.
+"""Which entries one token reads, and a copy of them; see `engine/cache/lookup.py`.
 
 A head's entries have codes `[M, m]` of m parts. Where they are listed by cell (all entries of one
-joint code), cells are ranked in place of entries; see `worth.py`.
+joint code), cells are ranked in place of entries; see `worth.py`. Without codes their keys are.
 """
 
 import numpy as np
 from numba import prange
 
 from kvchat.kernels.cpu.numbers import F32, LINE, POSITIVE, both, fetch, jit, ordered, unordered
-from kvchat.kernels.cpu.worth import by_cell, by_entry, counted, judge, products_of
+from kvchat.kernels.cpu.worth import by_cell, by_entry, by_key, counted, judge, products_of, shut
 
 AHEAD = 8  # entries that are asked for before they are copied
 NEVER = np.int32(-(2**31))  # of an item without entries
@@ -136,24 +136,25 @@ def _gained(worth, keys, items, count, bound, wanted):
 
 
 @jit()
-def _copy(pool, late_k, late_v, before, sinks, chosen, k, v):
+def _copy(keys, values, apart, late_k, late_v, before, sinks, chosen, k, v):
     """The first `sinks` entries and the `chosen` ones behind them to `k, v [S + count, D]`.
 
-    `pool [N, 2D]` has key and value side by side; entries from N on are those of `late_k, late_v`
-    from `before` on.
+    Of `keys [N, ≥D]` those are the first numbers, of `values [N, ≥D]` the ones from `apart` on;
+    entries from N on are those of `late_k, late_v` from `before` on.
     """
-    entries, dim = len(pool), k.shape[1]
+    entries, dim = len(keys), k.shape[1]
     for slot in range(sinks + chosen.size):
         soon = slot + AHEAD - sinks
         if 0 <= soon < chosen.size:
-            for line in range(0, 2 * dim * k.itemsize, LINE):
-                fetch(pool, chosen[soon] + sinks, line)
+            for line in range(0, dim * k.itemsize, LINE):
+                fetch(keys, chosen[soon] + sinks, line)
+                fetch(values, chosen[soon] + sinks, line + apart * k.itemsize)
         entry = slot if slot < sinks else chosen[slot - sinks] + sinks
         if entry < entries:
             for i in range(dim):
-                k[slot, i] = pool[entry, i]
+                k[slot, i] = keys[entry, i]
             for i in range(dim):
-                v[slot, i] = pool[entry, dim + i]
+                v[slot, i] = values[entry, apart + i]
         else:
             for i in range(dim):
                 k[slot, i] = late_k[before + entry - entries, i]
@@ -161,52 +162,75 @@ def _copy(pool, late_k, late_v, before, sinks, chosen, k, v):
 
 
 def _choose(
-    q, centroids, codes, scale, aggregate, wanted, sinks, offset, order, pending, pool,
-    late_k, late_v, before, table, logits, worth, count, keys, marks, chosen, gained, k, v,
+    q, centroids, codes, scale, aggregate, wanted, bounds, sinks, offset, order, pending,
+    coarse, owner, coarse_bounds, own_keys, own_values, apart, late_k, late_v, before,
+    table, logits, worth, count, sizes, keys, marks, chosen, found, gained, k, v,
 ):  # fmt: skip
-    """Copy what one token's queries `q [H*G, D]` read to `k, v [H * (sinks + wanted), D]`.
+    """Copy what one token's queries `q [H*G, D]` read to `k, v [H * (sinks + most), D]`.
 
-    `centroids [H, m, C, d]`, `codes [H, M, m]`, and for cells the list `offset [H, C^m + 1]`,
-    `order [H, N]` and `pending [H, P]`, else without values. `pool [H, N, 2D]` and `late_k, late_v
-    [H, capacity, D]` are the entries, see `_copy`. Room of each of P workers: `table [P, m, C]`,
-    `logits, worth, count [P, items]` and `keys, marks [P, items]` (int32). Entry numbers go to
-    `chosen [H, wanted]`, without the sinks; what they are worth together to `gained [H]`, and the
-    sum is returned.
+    That are the `wanted` best entries of each head, or with `bounds [H]` as many as are worth that
+    and have room. `centroids [H, m, C, d]`, `codes [H, M, m]`, for cells the list `offset [H, C^m +
+    1]`, `order [H, N]` and `pending [H, P]`, else without values; without codes M is the number of
+    entries to choose from, by their keys. With a level above `coarse [H, 1, K, D]`, `owner [H, C]`
+    and `coarse_bounds [H]`. `own_keys, own_values [H, N, ≥D]` and `late_k, late_v [H, capacity, D]`
+    are the entries, see `_copy`. Room of each of P workers: `table [P, m, C]`, `logits, worth,
+    count, sizes [P, items]` and `keys, marks [P, items]` (int32). Entry numbers go to `chosen [H,
+    most]`, without the sinks, how many to `found [H]`; what they are worth together to `gained
+    [H]`, and the sum is returned.
     """
     heads, _, size, _ = centroids.shape
-    group, listed = len(q) // heads, offset.size > 0
+    group, listed, bounded = len(q) // heads, offset.size > 0, bounds.size > 0
     items = offset.shape[1] - 1 if listed else codes.shape[1]
-    each, workers = sinks + wanted, len(table)
+    most, workers = chosen.shape[1], len(table)
+    each = sinks + most
     for worker in prange(workers):
         products, row, own, key = table[worker], logits[worker], worth[worker], keys[worker]
         many = count[worker, : items if listed else 0]
         for head in range(worker, heads, workers):
             if listed:
                 counted(offset[head], pending[head], many)
+            if coarse.size:
+                shut(
+                    q, head, group, coarse[head], owner[head], coarse_bounds[head], scale,
+                    aggregate, products, row, own, sizes[worker], many,
+                )  # fmt: skip
             for g in range(group):
-                products_of(q[head * group + g], centroids[head], scale, products)
-                if listed:
-                    by_cell(products, row)
+                if codes.shape[2] == 0:
+                    by_key(
+                        q[head * group + g], own_keys[head], sinks, late_k[head], before, scale,
+                        items, row,
+                    )  # fmt: skip
                 else:
-                    by_entry(products, codes[head], row)
+                    products_of(q[head * group + g], centroids[head], scale, products)
+                    if listed:
+                        by_cell(products, row)
+                    else:
+                        by_entry(products, codes[head], row)
                 judge(row, items, many, aggregate, g == 0, own)
             for n in range(items):
                 key[n] = ordered(own[n])
             for n in range(many.size):  # no cell without entries
                 key[n] = key[n] if many[n] > F32(0) else NEVER
-            bound = _bound(key, items, many, wanted, marks[worker])
+            number = np.int64(wanted)
+            if bounded:
+                bound = ordered(bounds[head])
+                number = _above(key, items, many, bound)
+            if not bounded or number > most:
+                number = min(number, most)
+                bound = _bound(key, items, many, number, marks[worker])
             if listed:
                 _picked_cells(
-                    key, items, bound, wanted, codes[head], size, offset[head], order[head],
+                    key, items, bound, number, codes[head], size, offset[head], order[head],
                     pending[head], marks[worker], chosen[head],
                 )  # fmt: skip
             else:
-                _picked(key, items, bound, wanted, chosen[head])
-            gained[head] = _gained(own, key, items, many, bound, wanted)
+                _picked(key, items, bound, number, chosen[head])
+            found[head] = number
+            gained[head] = _gained(own, key, items, many, bound, number)
             first, end = head * each, (head + 1) * each
             _copy(
-                pool[head], late_k[head], late_v[head], before, sinks, chosen[head],
-                k[first:end], v[first:end],
+                own_keys[head], own_values[head], apart, late_k[head], late_v[head], before, sinks,
+                chosen[head, :number], k[first:end], v[first:end],
             )  # fmt: skip
     total = F32(0)
     for head in range(heads):

@@ -1,10 +1,10 @@
-"""What coded entries are worth to a token's queries: PQCache, see `kernels.reference.pq_*`.
+"""What entries are worth to a token's queries: by codes, by clusters or by their keys.
 
-An *item* is an entry, or a cell: all entries of one joint code.
+See `kernels.reference.pq_*`. An *item* is an entry, or a cell: all entries of one joint code.
 """
 
 from kvchat.kernels.cpu.attention import NOTHING
-from kvchat.kernels.cpu.numbers import F32, exp, jit, largest
+from kvchat.kernels.cpu.numbers import F32, exp, jit, largest, up
 
 SUM, MAX, LOGITS = 0, 1, 2  # `cache.AGGREGATES`
 
@@ -56,6 +56,24 @@ def by_entry(table, codes, logits):
 
 
 @jit()
+def by_key(q, keys, first, late, before, scale, items, logits):
+    """Logits of `items` entries by their keys: those of `keys [N, D]` from the `first` on, then
+    those of `late [capacity, D]` from `before` on.
+    """
+    here = min(items, len(keys) - first)
+    for n in range(here):
+        dot = F32(0)
+        for i in range(q.size):
+            dot += q[i] * up(keys[first + n, i])
+        logits[n] = scale * dot
+    for n in range(here, items):
+        dot = F32(0)
+        for i in range(q.size):
+            dot += q[i] * up(late[before + n - here, i])
+        logits[n] = scale * dot
+
+
+@jit()
 def judge(logits, items, count, aggregate, first, worth):
     """What items are worth to one more query, by its `logits`; `count` entries each, or one."""
     if aggregate == LOGITS:
@@ -83,3 +101,27 @@ def judge(logits, items, count, aggregate, first, worth):
     else:
         for n in range(items):
             worth[n] = max(worth[n], logits[n] * share)
+
+
+@jit()
+def shut(
+    q, head, group, centroids, owner, bound, scale, aggregate, table, logits, worth, sizes, count
+):
+    """Take the entries from clusters `count [C]` whose cluster on the level above, `owner [C]`, is
+    worth less than `bound` to the queries of a head; `centroids [1, K, D]`.
+
+    `table [1, C]`, `logits, worth, sizes [C]` are room.
+    """
+    above = centroids.shape[1]
+    for k in range(above):
+        sizes[k] = F32(0)
+    for n in range(count.size):
+        sizes[owner[n]] += count[n]
+    for g in range(group):
+        products_of(q[head * group + g], centroids, scale, table)
+        for k in range(above):
+            logits[k] = table[0, k]
+        judge(logits, above, sizes[:above], aggregate, g == 0, worth)
+    for n in range(count.size):
+        if worth[owner[n]] < bound:
+            count[n] = F32(0)

@@ -115,20 +115,23 @@ def _window(context: Context, argument: str) -> None:
     chat, session, screen = context.chat, context.chat.session, context.screen
     files = views.tokens_of_files(chat) if chat.book.files else []
     turns = session.cache.position - len(session.document)
-    saved = session.cache.saved
+    saved, place = session.document_saved, session.cache.rotary
+    turned = place - len(session.document) + saved
     parts = [("system prompt, template", max(len(session.document) - sum(files), 0))]
     parts += [(f.title, count) for f, count in zip(chat.book.files, files, strict=True)]
-    parts.append((counted(len(session.turns), "turn"), turns))
+    parts.append((counted(len(session.turns), "turn"), turned))
     if saved:  # it takes fewer positions than it has tokens
         parts = [(chat.book.title, len(session.document) - saved), (parts[-1])]
-    parts.append(("free", session.limit - session.cache.rotary))
+    parts.append(("free", session.limit - place))
     screen.tell(f"context window: {session.limit:,} tokens")
     for line in views.bars(parts, session.limit, screen.width - 2, screen.glyphs):
         screen.tell(f"  {line}")
     reserve = reserve_of(session.limit)
     screen.tell(f"  a document must leave {reserve:,} tokens for questions and answers")
     if turns:
-        screen.tell(f"  /clear would free {turns:,} tokens")
+        screen.tell(f"  /clear would free {turned:,} tokens")
+    for level in session.levels():
+        screen.tell(f"  {level}")
 
 
 def _model(context: Context, argument: str) -> None:
