@@ -27,8 +27,6 @@ def attach(chat: Chat, added: Sequence[Document]) -> bool:
     book, method = _book(chat, (*chat.book.files, *added), chat.book.system), chat.method
     if not chat.book.files:
         method = first_method(chat, book)
-        if chat.options.auto_loss is not None:
-            chat.screen.warn(f"--auto-loss is for documents of the start: budget {method.budget}")
     _announce(chat, book, method)
     return recompress(chat, method, book, chat.chosen_for)
 

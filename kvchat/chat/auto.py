@@ -53,9 +53,8 @@ def bits_of(options: Options) -> list[str]:
 
 
 def is_open(options: Options) -> bool:
-    """Whether memory is to decide: nobody named a method, a budget, a loss or what selects."""
-    by_hand = options.budget, options.auto_loss, options.select or None
-    return options.method == AUTO and by_hand == (None, None, None)
+    """Whether memory is to decide: nobody named a method, a budget or what selects."""
+    return options.method == AUTO and options.budget is None and not options.select
 
 
 def choose(

@@ -7,7 +7,6 @@ from typing import Any
 from kvchat.documents.document_ids import Book
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.base import Method
-from kvchat.engine.prefill.auto_budget import Kept
 from kvchat.engine.session import Session
 from kvchat.hub.find import Model
 from kvchat.prompt_cache.documents import Found, PromptCache
@@ -29,7 +28,6 @@ class Chat:
     timings: dict[str, float] = field(default_factory=dict)
     restored: Found | None = None  # where the document came from the prompt cache
     in_view: str = ""  # the question that the kept entries were selected for, if one was
-    auto_budget: Kept | None = None  # how the budget was chosen, if it was
     last: TurnDone | None = None  # of the last answer
     interactive: bool = False  # a person can be asked, and presses Ctrl-C
 

@@ -7,7 +7,6 @@ import torch
 
 from kvchat import process
 from kvchat.chat import auto
-from kvchat.chat.auto_budget import allowed_loss
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog import saved_day
 from kvchat.chat.generation import with_model_defaults
@@ -22,12 +21,12 @@ from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading
 from kvchat.engine.methods import AUTO, UNSEEN
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.build import parse_method, with_budget
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.session import Session
-from kvchat.engine.sizes import CHUNKS, LADDER, Streamed, reserve_of
+from kvchat.engine.sizes import CHUNKS, Streamed, reserve_of
 from kvchat.errors import KvchatError
 from kvchat.hub.find import longer_windows
 from kvchat.hub.tokenizer import load_tokenizer
@@ -154,9 +153,6 @@ def settle(prepared: Prepared) -> Setup:
             "--prompt-cache on",
             "--keep-full host",
         )
-    options = replace(options, auto_loss=allowed_loss(options, method))
-    if options.auto_loss is not None:
-        method = with_budget(method, Budget(fraction=min(1.0, sum(LADDER))))  # while it is chosen
     if options.select == "question" and options.full_copy == "off" and not options.foreseen:
         raise KvchatError(
             "usage",

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
-from kvchat.chat import auto_budget as auto
 from kvchat.chat.chat import Chat
 from kvchat.chat.shortage import out_of_memory
 from kvchat.documents.document_ids import Book, compose
@@ -15,7 +14,6 @@ from kvchat.engine.gates.check import lost, usual
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
-from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.errors import KvchatError
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
@@ -72,24 +70,12 @@ def run(chat: Chat, work: Work[R], label: str, tokens: int) -> R:
 def prefill_first(chat: Chat, folds: Method) -> None:
     """Prefill the book of a new chat. If the person drops it, the chat has no document."""
     session, method, screen, options = chat.session, chat.method, chat.screen, chat.options
-    tokens = len(chat.book.ids)
     asked = options.foreseen if chat.book.files and method.needs.sees else []
     questions = [unicode(prompt) for prompt in asked]
     chat.in_view = " / ".join(questions)
-    allowed, begin = options.auto_loss, perf_counter()
-    if allowed is not None and not chat.book.files:
-        screen.warn("--auto-loss chooses for documents of the start: there is none")
-        allowed = None
     try:
         with timed(chat.timings, "prefill"):
-            if allowed is not None:
-                work = open_within(session, chat.book.ids, method, allowed, folds)
-                chat.auto_budget = run(chat, work, "prefill", tokens)
-                chat.method = chat.auto_budget.method
-                auto.tell(chat.auto_budget, screen)
-                chat.cache.save(session, chat.book, chat.method, perf_counter() - begin)
-            else:
-                restore(chat, method, folds, questions)
+            restore(chat, method, folds, questions)
     except Dropped:
         tokenizer = session.dialogue.tokenizer
         system, thinks = chat.book.system, options.thinks

@@ -72,7 +72,6 @@ def report(chat: Chat, question: str, done: TurnDone, warnings: list[str]) -> di
             "full_bytes": session.full_bytes(),
             "host_bytes": memory.host + archived.host,
             "disk_bytes": memory.disk + archived.disk,
-            "auto_loss": chat.auto_budget and chat.auto_budget.figures,
             "select": chosen_by(chat),
             "keep_full": chat.cache.full_copy,
         },

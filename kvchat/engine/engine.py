@@ -231,11 +231,6 @@ class Engine:
         return self.model.logits(x)
 
     @torch.inference_mode()
-    def likeliest(self, hidden: Tensor) -> Tensor:
-        """The likeliest next token `[T]` after each of the final hidden states `[T, hidden]`."""
-        return self.model.logits(hidden).argmax(dim=-1)
-
-    @torch.inference_mode()
     def decode(
         self, cache: KVCache, logits: Tensor, sampling: Sampling, drawn: Sequence[int] = ()
     ) -> Iterator[int]:

@@ -91,14 +91,6 @@ def _bytes(text: str) -> int:
     return int(count * UNITS[unit])
 
 
-def _share(text: str) -> float:
-    percent = text.strip().endswith("%")
-    part = float(text.strip().removesuffix("%")) / (100 if percent else 1)
-    if not 0 <= part < 1:
-        raise ValueError
-    return part
-
-
 def one_of(*choices: str) -> Kind:
     """One of a few words."""
 
@@ -125,7 +117,6 @@ def _texts(text: str) -> tuple[str, ...]:
 TEXT = Kind("text", str)
 PATH = Kind("a path", str, "PATH")
 SIZE = Kind("a size (24GiB)", _bytes, "SIZE")
-SHARE = Kind("a share below 100% (2%)", _share, "SHARE", (int, float))
 SWITCH = Kind("on or off", lambda text: WORDS[text.lower()], "", (bool,), ("on", "off"))
 TAIL = Kind(
     "cascade:LEVELSxENTRIES, 2 to 16 levels of 16 entries or more, or off",

@@ -17,7 +17,6 @@ from kvchat.engine.weights.bits import WEIGHTS
 from kvchat.errors import KvchatError
 from kvchat.settings.kinds import (
     PATH,
-    SHARE,
     SIZE,
     SWITCH,
     TAIL,
@@ -180,13 +179,6 @@ class Options:
         one_of("off", "host", "disk"),
         FILE,
         default="",
-    )
-    auto_loss: float | None = option(
-        "--auto-loss",
-        CACHE,
-        "Smallest budget with at most that top-1 disagreement with the full cache: 2%.",
-        SHARE,
-        FILE,
     )
     tail_budget: int = option(
         "--tail-budget",

@@ -65,8 +65,7 @@ def test_without_room_anywhere_the_best_that_fit_stay(gated, name):
 def test_what_is_given_by_hand_wins():
     open_ = Options()
     assert auto.is_open(open_)
-    for given in ({"budget": "25%"}, {"method": "adakv"}, {"select": "question"},
-                  {"auto_loss": 0.02}):  # fmt: skip
+    for given in ({"budget": "25%"}, {"method": "adakv"}, {"select": "question"}):
         assert not auto.is_open(replace(open_, **given))
     assert auto.unseen(Options(budget="12%"), gated=True).budget == Budget(fraction=0.12)
     few = auto.unseen(Options(kv_bits="8"), gated=False)

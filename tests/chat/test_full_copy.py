@@ -161,19 +161,6 @@ def test_a_chat_needs_a_copy_to_choose_by_questions(place):
     assert place.opened(select="question").cache.full_copy == "host"
 
 
-def test_a_promise_chooses_the_budget(place):
-    chat = place.opened(auto_loss=0.9, budget=None, method="snapkv:window=4")
-    assert chat.auto_budget is not None and chat.auto_budget.holds
-    assert chat.method == chat.auto_budget.method
-    assert "90 %" in shown(place.screen)
-    strict = place.opened(auto_loss=0.0, method="snapkv:window=4")
-    said = " ".join(shown(place.screen).split())
-    assert strict.auto_budget.holds or "50%" in said
-    for given in ({"method": "full"}, {"budget": "10%"}, {"select": "question"}):
-        with pytest.raises(KvchatError, match="auto-loss"):
-            place.opened(auto_loss=0.1, **given)
-
-
 def test_a_comparison_takes_the_other_cache_from_the_copy(place, monkeypatch):
     chat = place.opened(keep_full="host", select="document", max_tokens=3)
     before = kept(chat)

@@ -1,5 +1,5 @@
 """KVzip's scores (arXiv 2505.23416): the hand-worked oracle, and a computation that has the
-entries of all layers and all attention at once; and `--auto-loss`, which goes by replays too."""
+entries of all layers and all attention at once."""
 
 import math
 from itertools import product
@@ -10,20 +10,17 @@ import torch
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.events import drain
-from kvchat.engine.methods.build import parse_method, with_budget
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.kvzip import Askall, KVzip, KVzipPlus
 from kvchat.engine.methods.needs import Needs, ReplayScore
 from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
-from kvchat.engine.methods.window import SnapKV
 from kvchat.engine.prefill import replay as replaying
 from kvchat.engine.prefill import replay_texts as telling
-from kvchat.engine.prefill.auto_budget import open_within
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.replay import Replay, scores
-from kvchat.engine.sizes import LADDER
-from tests.engine.scenes import Recorder, assert_same_cache, kept_tokens
+from tests.engine.scenes import Recorder, kept_tokens
 from tests.engine.scripted import BOOK, new_session
 from tests.engine.tiny import load_engine, load_oracle, random_ids
 from tests.support.closeness import assert_close
@@ -231,40 +228,3 @@ def test_long_lines_are_cut_and_every_token_is_asked_once(folder):
     assert found[-1][1] == len(ids)
     assert all(b - a <= telling.LONGEST for a, b in found)
     assert all(b - a >= telling.SHORTEST for a, b in found[:-1])
-
-
-TEXT = "\n".join(f"{BOOK} Number {n} of the lamp is {n * n}." for n in range(6))
-
-
-def test_the_smallest_budget_within_the_promise(folder):
-    """Losses are those of a cache of that budget, against a cache that has everything."""
-    session, other = new_session(folder), new_session(folder)
-    ids = session.dialogue.document(TEXT)
-    passages = telling.held_out(session.dialogue, ids)
-    assert len(passages) > 5
-    method = SnapKV(window=4, sinks=1)
-    strict = drain(open_within(session, ids, method, allowed=0.0))
-    losses = list(strict.tried.values())
-    assert [Budget.parse(b).fraction for b in strict.tried] == sorted(LADDER)[: len(losses)]
-    loose = drain(open_within(session, ids, method, allowed=max(losses[1:])))
-    assert loose.holds
-    assert loose.loss <= max(losses[1:])
-    assert loose.method == with_budget(method, Budget.parse(list(loose.tried)[-1]))
-    assert all(loss > loose.allowed for loss in list(loose.tried.values())[:-1])
-    drain(other.prefill(ids, loose.method))
-    assert_same_cache(session.cache, other.cache)
-    assert session.chooser == loose.method
-
-    drain(other.prefill(ids, Full()))
-    told = []
-    for passage in passages:
-        given = [s.engine.score(s.cache, passage.ids).argmax(-1) for s in (other, session)]
-        told += (given[0] != given[1])[passage.asked - 1 : -1].tolist()
-    assert loose.loss == sum(told) / len(told)
-
-
-def test_a_promise_that_no_budget_keeps_takes_the_largest(folder):
-    session = new_session(folder)
-    kept = drain(open_within(session, session.dialogue.document("x"), SnapKV(), allowed=0.5))
-    assert (kept.holds, kept.loss, kept.tried) == (False, None, {})  # there is nothing to hold out
-    assert kept.method.budget == Budget(fraction=max(LADDER))

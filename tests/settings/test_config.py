@@ -178,13 +178,8 @@ def test_doctor_and_completion(path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", "inf"), ("repeat_penalty", "nan"), ("auto_loss", "1.0"), ("auto_loss", "-1%")],
+    [("temperature", "inf"), ("repeat_penalty", "nan")],
 )
 def test_numbers_that_are_none(path, name, value):
     with pytest.raises(KvchatError):
         config.settle({name: value}, config.Config(path), {})
-
-
-@pytest.mark.parametrize(("given", "share"), [(0, 0.0), (0.02, 0.02), ("2%", 0.02), (1e-5, 1e-5)])
-def test_shares(path, given, share):
-    assert config.settle({"auto_loss": given}, config.Config(path), {}).auto_loss == share

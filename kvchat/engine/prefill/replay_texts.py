@@ -1,11 +1,7 @@
-"""The texts of replays: the document's own for kvzip, its sentences as questions for askall, and
-passages that no method has seen.
-"""
+"""The texts of replays: the document's own for kvzip, its sentences as questions for askall."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
-from math import ceil
 
 from kvchat.engine.methods.needs import Kind
 from kvchat.engine.methods.options import ASK, REPEAT
@@ -15,7 +11,6 @@ from kvchat.engine.text.chat_template import Dialogue
 
 ENDS = (".", "!", "?", "…", "。", "！", "？")
 SHORTEST, LONGEST = 4, 48  # tokens of a sentence
-PASSAGES, HALF = 48, 0.5  # held out, and where they are cut
 PART = 0.7  # of a sentence's words are the question, the others the answer
 
 
@@ -67,26 +62,6 @@ def asked(dialogue: Dialogue, document: Sequence[int], first: int, chunk: int) -
 
 
 KINDS = {REPEAT: repeated, ASK: asked}
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A question and its answer as tokens; the answer begins after the first `asked` of them."""
-
-    ids: Sequence[int]
-    asked: int
-
-
-def held_out(dialogue: Dialogue, document: Sequence[int]) -> list[Passage]:
-    """Sentences from all over a document, cut elsewhere than in any replay."""
-    found, text = [], document[_first(dialogue, document) :]
-    every = list(sentences(dialogue, text))
-    for start, end in every[:: max(1, ceil(len(every) / PASSAGES))]:
-        question, answer = _cut(dialogue.tokenizer.decode(text[start:end]), HALF)
-        ids, asked = dialogue.exchange(question, answer), len(dialogue.exchange(question, ""))
-        if answer and asked < len(ids):
-            found.append(Passage(ids, asked))
-    return found
 
 
 def sentences(dialogue: Dialogue, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
