@@ -11,13 +11,14 @@ from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import parse_method, with_budget
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
-from kvchat.engine.sizes import LADDER
+from kvchat.engine.sizes import LADDER, Streamed
 from kvchat.machine.plan import Plan, Workload, make_plan
 from kvchat.settings.options import Options
 from kvchat.terminal.text import size
 
 ROOM = 0.85  # of the free memory that a plan may take: other programs want some too
 TALK = 4096  # tokens of questions and answers that there is to be room for: few fill a window
+QUARTER = 0.25  # of a document that exceeds the window
 READ = Budget(fraction=0.1)  # of entries outside of the device, by a decoded token
 
 
@@ -67,7 +68,8 @@ def choose(
     """The method that keeps most of the document in the memory that is there, and why it is so.
 
     Everything if that fits with room to spare; else every KV pair outside of the device, found
-    again for each token; else the best ones, as many as fit. If nothing fits, the smallest.
+    again for each token; else the best ones, as many as fit. If nothing fits, the smallest. Of a
+    document that is read part by part a quarter at most: where parts overlap, less is clearer.
     `loaded`: process and weights are there, and no longer to be planned for.
     """
     most = int(ROOM * space.device)
@@ -83,7 +85,13 @@ def choose(
 
     bits = bits_of(options)
     full = parse_method("full", extra=bits)
-    plan = plan_of(Full())
+    plan, asked = plan_of(Full()), work(full)
+    if asked.streams and Streamed.of(asked.tokens, asked.limit):
+        method = _largest(options, gated, fits, QUARTER)
+        why = (
+            f"longer than the window: {name_of(method)} keeps the best {method.budget} of each part"
+        )
+        return method, why
     if fits(full):
         return full, f"every KV pair is kept: all fits into {size(space.device)}"
     short = f"KV in full takes {size(plan.kv_full)}, {size(space.device)} are free"
@@ -91,12 +99,18 @@ def choose(
         if not options.kv_bits and plan.kv_full <= ROOM * room and fits(method):
             where = "host memory" if room == space.host else "the disk"
             return method, f"{short}: every KV pair stays in {where}, each token reads {READ}"
-    best = unseen(options, gated)
-    for share in LADDER:
-        method = with_budget(best, Budget(fraction=share))
-        if fits(method):
-            break
+    method = _largest(options, gated, fits)
     return method, f"{short}: {name_of(method)} keeps the best {method.budget}"
+
+
+def _largest(
+    options: Options, gated: bool, fits: Callable[[Method], bool], most: float = 1.0
+) -> Method:
+    """The method for questions that are not known yet with the largest budget that fits, or the
+    smallest there is."""
+    best = unseen(options, gated)
+    methods = [with_budget(best, Budget(fraction=share)) for share in LADDER if share <= most]
+    return next(filter(fits, methods), methods[-1])
 
 
 def _outside(space: Space) -> Iterator[tuple[Method, int]]:

@@ -23,11 +23,13 @@ TOKENS = 60_000  # 3.66 GiB in full
 
 
 def choose(space: Space, gated: bool = True, cuda: bool = False, tokens: int = TOKENS,
-           loaded: bool = False, **options):  # fmt: skip
+           loaded: bool = False, window: int = CONFIG.max_position, streams: bool = False,
+           **options):  # fmt: skip
     asked = Options(**options)
 
     def work(method):
-        return Workload(CONFIG, 2, tokens, planned(method), CONFIG.max_position, 512, cuda)
+        given = CONFIG, 2, tokens, planned(method), window, 512, cuda
+        return Workload(*given, streams=streams)
 
     return auto.choose(asked, gated, work, space, loaded)
 
@@ -60,6 +62,13 @@ def test_without_room_anywhere_the_best_that_fit_stay(gated, name):
         assert name_of(method) == (name if method.budget.fraction < 1 else "full")
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0 and len(set(shares)) > 2
+
+
+def test_of_a_document_that_exceeds_the_window_a_quarter_is_kept():
+    for free, most in ((64 * GIB, 0.25), (5 * GIB, 0.25), (GIB, 0.015625)):
+        method, _ = choose(Space(free, 0, 100 * GIB), window=8192, streams=True)
+        assert name_of(method) == "kvzap" and method.budget.fraction == most
+    assert name_of(choose(Space(64 * GIB, 0, GIB), streams=True)[0]) == "full"  # it fits
 
 
 def test_what_is_given_by_hand_wins():
