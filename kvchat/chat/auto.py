@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kvchat.engine import sizes
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import AUTO, UNSEEN, UNSEEN_AT_ONCE
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import parse_method, with_budget
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
-from kvchat.engine.sizes import LADDER
 from kvchat.machine.plan import Plan, Workload, make_plan
 from kvchat.settings.options import Options
 from kvchat.terminal.text import size
@@ -92,11 +92,22 @@ def choose(
             where = "host memory" if room == space.host else "the disk"
             return method, f"{short}: every KV pair stays in {where}, each token reads {READ}"
     best = unseen(options, gated)
-    for share in LADDER:
+    for share in sizes.LADDER:
         method = with_budget(best, Budget(fraction=share))
         if fits(method):
             break
     return method, f"{short}: {name_of(method)} keeps the best {method.budget}"
+
+
+def few(tokens: int, method: Method) -> str:
+    """That a document of so many tokens is kept whole instead of by `method`, where it is: it takes
+    less than a talk about it does. Empty for others."""
+    if tokens >= sizes.SMALL or isinstance(method, Full):
+        return ""
+    return (
+        f"{tokens:,} tokens are few: every KV pair is kept ({name_of(method)} compresses from "
+        f"{sizes.SMALL:,} on)"
+    )
 
 
 def _outside(space: Space) -> Iterator[tuple[Method, int]]:
