@@ -11,7 +11,6 @@ from kvchat.engine.prefill.layout import Behind
 from kvchat.engine.prefill.prefill import Compression, prefill
 from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.prefill.walk import extend
-from kvchat.engine.sizes import Streamed
 
 
 def append(
@@ -33,7 +32,7 @@ def append(
         yield from extend(model, cache, ids, chunk)
         return 0.0
     total = cache.position + len(ids)
-    behind = Behind(cache, Streamed(total, 2 * total))  # with so much room nothing moves
+    behind = Behind(cache, cache.rotary, total)  # it stays where it is read
     given = model, ids, [Compression(method)], cache.layers[0].backend, chunk
     reading = yield from prefill(*given, (), replays, None, gate, behind)
     part = reading.caches[0]
