@@ -121,7 +121,7 @@ class Recorded:
 
 def line_of(row: dict[int, pyte.screens.Char]) -> Text:
     """A row of the terminal."""
-    text = Text()
+    text, run, last = Text(), "", Style()
     for x in range(COLUMNS):
         cell = row[x]
         color = cell.fg.removeprefix("bright").replace("brown", "yellow")
@@ -133,7 +133,11 @@ def line_of(row: dict[int, pyte.screens.Char]) -> Text:
             italic=cell.italics,
             reverse=cell.reverse,
         )
-        text.append(cell.data, style)
+        if style != last:  # one element of the picture for letters of one style
+            text.append(run, last)
+            run, last = "", style
+        run += cell.data
+    text.append(run, last)
     text.rstrip()
     return text
 
@@ -151,6 +155,11 @@ def main() -> None:
             config.parent.mkdir(parents=True)
             path = Path(given.model).resolve()
             config.write_text(f'[models."{MODEL}"]\npath = "{path}"\n')
+        warm = Recorded([*COMMAND.split()[1:3], "README.md", "-c", "8k", "--budget", "25%",
+                         "--overflow", "tail", "--no-save"], home)  # fmt: skip
+        warm.until_asked()  # a first start compiles what a second one has
+        warm.type("Why?")
+        warm.close()
         program = Recorded(COMMAND.split()[1:], home)
         program.until_asked()
         for line in TYPED:
