@@ -95,7 +95,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
     elif auto.is_open(options):
         setup, why = _by_memory(setup, len(book.ids))
     elif why := auto.few(len(book.ids), setup.method):
-        setup = replace(setup, method=Full(), options=replace(options, auto_loss=None))
+        setup = replace(setup, method=Full())
     config, device = prepared.config, setup.device
     require_levels(options, len(book.ids) - book.saved, setup.limit)
     if book.ids:  # a budget that cannot be met is refused before the weights load
@@ -133,7 +133,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         cascade_of(options),
     )
     root = folder(options.prompt_cache_dir)
-    options, policy, full_copy = setup.options, options.prompt_cache, options.full_copy
+    policy, full_copy = options.prompt_cache, options.full_copy
     cache = PromptCache(screen, engine, prepared.model, policy, root, full_copy)
     chat = Chat(options, prepared.model, session, setup.method, book, cache, screen, timings)
     chat.interactive = interactive
