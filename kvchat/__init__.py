@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["Answer", "Delta", "Forgotten", "OpenChat", "Thought", "TurnDone", "__version__", "open"]
+__all__ = ["Answer", "Delta", "Forgotten", "OpenChat", "Source", "Thought", "TurnDone"]
+__all__ += ["__version__", "open"]
 
 
 def __getattr__(name: str) -> Any:

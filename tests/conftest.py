@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 # Triton looks when it is imported: kernels are interpreted, unless the run is for a card.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from kvchat.engine import sizes
 from tests.engine import texts, tiny
 from tests.support.models import MODELS
 
@@ -24,6 +26,11 @@ os.environ["KVCHAT_PROMPT_CACHE"] = "off"
 # Documents of the tests are not the samples: without this each would look for a model that can read
 # them. The tests of that choice take it away.
 os.environ["KVCHAT_MODEL"] = "demo"
+# Documents of the tests are short, and most are to be compressed: those of short ones say so.
+sizes.SMALL = 0
+# Chats that a test asks nothing about are not saved among those of whoever runs it.
+_STATE = TemporaryDirectory(prefix="kvchat-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 # A run in the background of a shell ignores Ctrl-C, and so would every program that it starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

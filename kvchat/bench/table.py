@@ -18,6 +18,7 @@ from kvchat.engine.methods.specs import name_of, spec_of
 from kvchat.machine import resources as machine
 from kvchat.terminal.text import clean, counted, size
 
+FASTER = 1.25  # times as fast as the full cache, for which losing entries is worth it
 CROWD = 0.5  # processes more than there are processors: they disturb what is measured
 OTHERS = 2**30  # bytes of a card, used by other processes
 TEXT = 80  # columns of what stands around a table that goes into a file
@@ -83,6 +84,7 @@ class Table(Lines):
         self.gap = " " if width is None or whole <= width else ""
         self.begun = False
         self.noted: list[Record] = []
+        self.records: list[Record] = []
 
     def row(self, record: Record) -> None:
         """Write the next line, heading and titles before the first."""
@@ -91,6 +93,7 @@ class Table(Lines):
             self._print(introduction(self.settings, self.subject), "")
             self._line([column.title for column in self.columns])
             self._line(["-" * (c.columns - 1) + ("-" if c.left else ":") for c in self.columns])
+        self.records.append(record)
         if record["error"] or record["prefill_chunk"] < self.subject.engine.chunk:
             self.noted.append(record)
         self._line([column.cell(record) for column in self.columns])
@@ -99,6 +102,7 @@ class Table(Lines):
         """Write what was not measured, and the caveats."""
         self._print("", *map(noted, self.noted), *([""] if self.noted else []))
         self._print(caveats(self.settings, self.subject), "", WARNING)
+        self._print(*filter(None, [recommendation(self.records)]))
 
     def _print(self, *texts: str) -> None:
         for text in texts:
@@ -118,6 +122,28 @@ def writer(name: str, stream: TextIO, settings: Settings, subject: Subject) -> L
         width = shutil.get_terminal_size().columns if stream.isatty() else None
         return Table(stream, settings, subject, width)
     return Csv(stream) if name == "csv" else Lines(stream)
+
+
+def recommendation(records: Sequence[Record]) -> str:
+    """Which of the measured methods to take: the one that keeps everything, unless another decodes
+    much faster behind the longest document. Empty if nothing was decoded."""
+    decoded = [each for each in records if each["n_gen"] and not each["error"]]
+    if not decoded:
+        return ""
+    depth = max(each["n_depth"] for each in decoded)
+    there = [each for each in decoded if each["n_depth"] == depth]
+    fastest = max(there, key=lambda each: float(each["avg_ts"]))
+    whole = [each for each in there if each["method"] == "full"]
+    best, ratio = fastest, 1.0
+    if whole:
+        ratio = fastest["avg_ts"] / whole[0]["avg_ts"]
+        best = fastest if ratio >= FASTER else whole[0]
+    budget = "" if best["method"] == "full" else f" --budget {best['budget']}"
+    than = f", {ratio:.1f} times as fast as full" if whole and best is not whole[0] else ""
+    return (
+        f"recommended here behind {depth:,} tokens: --method {best['spec']}{budget} "
+        f"({best['avg_ts']:.0f} tok/s{than})"
+    )
 
 
 def columns_of(settings: Settings, subject: Subject) -> list[Column]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from kvchat.chat import citing
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.open import open_chat
 from kvchat.chat.prefill import recompress
 from kvchat.chat.prepare import prepare
+from kvchat.documents.passages import Source
 from kvchat.engine.answering import TurnEvents
 from kvchat.engine.budget import Budget
 from kvchat.engine.events import Delta, Forgotten, Thought, TurnDone
@@ -22,7 +24,7 @@ from kvchat.settings.config import Config, settle
 from kvchat.settings.options import CHATS, OPTIONS, SCREEN
 from kvchat.terminal.screen import Screen
 
-__all__ = ["Answer", "Delta", "Forgotten", "OpenChat", "Thought", "TurnDone", "open"]
+__all__ = ["Answer", "Delta", "Forgotten", "OpenChat", "Source", "Thought", "TurnDone", "open"]
 
 # Options of the program around a chat: its questions, saved chats and what it prints.
 PROGRAM = {name for name, each in OPTIONS.items() if each.panel in (CHATS, SCREEN)} | {
@@ -38,7 +40,7 @@ class Answer:
     `repetition` (it went round in circles; the repeats are not in `text`). `ttft` is the time to
     the first token, `decode_seconds` from the first to the last. `kv_bytes` are kept, `full_bytes`
     is what an uncompressed cache would hold. `reasoning` is what the model thought before, in so
-    many of the completion's tokens.
+    many of the completion's tokens. `sources` are the passages that it is from.
     """
 
     text: str
@@ -51,6 +53,7 @@ class Answer:
     full_bytes: int
     reasoning: str = ""
     reasoning_tokens: int = 0
+    sources: Sequence[Source] = ()
 
 
 class OpenChat:
@@ -94,6 +97,7 @@ class OpenChat:
             session.full_bytes(),
             done.reasoning,
             done.reasoning_tokens,
+            tuple(self.sources),
         )
 
     def stream(self, text: str) -> TurnEvents:
@@ -131,6 +135,14 @@ class OpenChat:
         writer = ChatLogWriter(self._screen, place)
         writer.turn(self._chat)
         writer.close()
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The passages of the documents that the last answer is from, heaviest first.
+
+        None where no passage stands out: then it is from all over, or from the model itself.
+        """
+        return citing.sources(self._chat) if self._chat.options.sources else []
 
     @property
     def warnings(self) -> Sequence[str]:

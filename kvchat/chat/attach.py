@@ -2,13 +2,16 @@
 turns."""
 
 from collections.abc import Sequence
+from time import perf_counter
 
 from kvchat.chat import auto
 from kvchat.chat.chat import Chat
 from kvchat.chat.open import chosen_method
-from kvchat.chat.prefill import recompress
+from kvchat.chat.prefill import Dropped, agreed, kept_line, recompress, require_room, run
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose
+from kvchat.engine import sizes
+from kvchat.engine.conversation import tokens_of
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
@@ -17,18 +20,63 @@ from kvchat.hub.find import longer_windows
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import workload
 from kvchat.machine.plan import Workload, make_plan
-from kvchat.terminal.text import alike
+from kvchat.terminal.text import alike, seconds
 
 
 def attach(chat: Chat, added: Sequence[Document]) -> bool:
     """Add documents to those that are there. False if the person would rather not."""
     for notice in (notice for each in added for notice in each.notices):
         chat.screen.warn(notice)
+    if _can_append(chat):
+        return append(chat, added)
     book, method = _book(chat, (*chat.book.files, *added), chat.book.system), chat.method
-    if not chat.book.files:
+    if not chat.book.files or len(chat.book.ids) < sizes.SMALL:  # nothing is compressed yet
         method = first_method(chat, book)
     _announce(chat, book, method)
     return recompress(chat, method, book, chat.chosen_for)
+
+
+def _can_append(chat: Chat) -> bool:
+    """Whether what was read can stay as it is: all of it is in the window, and what is kept was
+    chosen without a question, as a share of it."""
+    book, budget = chat.book, chat.method.budget
+    asked = chat.in_view or chat.session.by_question or chat.cache.full_copy != "off"
+    whole = book.files and book.cut is None and book.streamed is None
+    return bool(whole and not asked and budget.fraction is not None)
+
+
+def append(chat: Chat, added: Sequence[Document]) -> bool:
+    """Read documents behind those that are there, which stay as they are kept.
+
+    False if the person would rather not. Raises KvchatError.
+    """
+    session, screen, present = chat.session, chat.screen, chat.method
+    book = chat.book.with_added(added)
+    ids, talk = book.ids[len(chat.book.ids) :], tokens_of(session.turns)
+    if len(chat.book.ids) < sizes.SMALL:  # nothing is compressed yet
+        present = first_method(chat, book)
+    method = Full() if (why := auto.few(len(ids), present)) else present
+    require_room(chat, method, len(ids))
+    tokens = len(ids) + talk
+    screen.tell(f"{len(ids):,} tokens behind the {len(chat.book.ids):,} that are there")
+    if not agreed(chat, tokens):
+        return False
+    begin = perf_counter()
+    try:
+        run(chat, session.append(ids, method), "prefill", tokens)
+    except Dropped:
+        screen.tell("interrupted: nothing has changed")
+        return False
+    took = perf_counter() - begin
+    chat.book = book
+    if method != Full() or chat.method == Full():
+        chat.method = method
+    chat.timings["prefill"] = chat.timings.get("prefill", 0.0) + took
+    speed = f"{seconds(took)} ({tokens / max(took, 1e-6):,.0f} tok/s)"
+    screen.tell(f"prefill {tokens:,} tokens in {speed} · {kept_line(chat)}")
+    if why:
+        screen.tell(why)
+    return True
 
 
 def leave_out(chat: Chat, number: int) -> bool:

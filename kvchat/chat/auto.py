@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kvchat.engine import sizes
 from kvchat.engine.budget import Budget
 from kvchat.engine.methods import AUTO, UNSEEN, UNSEEN_AT_ONCE
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import parse_method, with_budget
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
-from kvchat.engine.sizes import LADDER, Streamed
 from kvchat.machine.plan import Plan, Workload, make_plan
 from kvchat.settings.options import Options
 from kvchat.terminal.text import size
@@ -86,7 +86,7 @@ def choose(
     bits = bits_of(options)
     full = parse_method("full", extra=bits)
     plan, asked = plan_of(Full()), work(full)
-    if asked.streams and Streamed.of(asked.tokens, asked.limit):
+    if asked.streams and sizes.Streamed.of(asked.tokens, asked.limit):
         method = _largest(options, gated, fits, QUARTER)
         why = (
             f"longer than the window: {name_of(method)} keeps the best {method.budget} of each part"
@@ -109,8 +109,19 @@ def _largest(
     """The method for questions that are not known yet with the largest budget that fits, or the
     smallest there is."""
     best = unseen(options, gated)
-    methods = [with_budget(best, Budget(fraction=share)) for share in LADDER if share <= most]
+    methods = [with_budget(best, Budget(fraction=share)) for share in sizes.LADDER if share <= most]
     return next(filter(fits, methods), methods[-1])
+
+
+def few(tokens: int, method: Method) -> str:
+    """That a document of so many tokens is kept whole instead of by `method`, where it is: it takes
+    less than a talk about it does. Empty for others."""
+    if tokens >= sizes.SMALL or isinstance(method, Full):
+        return ""
+    return (
+        f"{tokens:,} tokens are few: every KV pair is kept ({name_of(method)} compresses from "
+        f"{sizes.SMALL:,} on)"
+    )
 
 
 def _outside(space: Space) -> Iterator[tuple[Method, int]]:

@@ -1,11 +1,14 @@
 """`Chat`: a session with what the program knows around it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from kvchat.documents.document_ids import Book
-from kvchat.engine.events import TurnDone
+from kvchat.documents.passages import Source
+from kvchat.engine.events import Turn, TurnDone
 from kvchat.engine.methods.base import Method
 from kvchat.engine.session import Session
 from kvchat.hub.find import Model
@@ -29,7 +32,18 @@ class Chat:
     restored: Found | None = None  # where the document came from the prompt cache
     in_view: str = ""  # the question that the kept entries were selected for, if one was
     last: TurnDone | None = None  # of the last answer
+    cited: tuple[Turn, list[Source]] | None = None  # the passages that an answer is from
     interactive: bool = False  # a person can be asked, and presses Ctrl-C
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """At the end what is still being saved is waited for, unless something went wrong."""
+        try:
+            yield
+        except BaseException as error:
+            self.cache.__exit__(type(error), error, error.__traceback__)
+            raise
+        self.cache.__exit__(None, None, None)
 
     @property
     def chosen_for(self) -> list[str]:

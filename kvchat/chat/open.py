@@ -94,6 +94,8 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         setup = replace(setup, method=Full())
     elif auto.is_open(options):
         setup, why = _by_memory(setup, len(book.ids))
+    elif why := auto.few(len(book.ids), setup.method):
+        setup = replace(setup, method=Full())
     config, device = prepared.config, setup.device
     require_levels(options, len(book.ids) - book.saved, setup.limit)
     if book.ids:  # a budget that cannot be met is refused before the weights load

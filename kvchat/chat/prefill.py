@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
+from kvchat.chat.auto import few
 from kvchat.chat.chat import Chat
 from kvchat.chat.shortage import out_of_memory
 from kvchat.documents.document_ids import Book, compose
@@ -127,6 +128,11 @@ def recompress(
     """
     session, screen, in_view = chat.session, chat.screen, chat.in_view
     method, question = method or chat.method, questions[0] if questions else ""
+    if why := few(len((book or chat.book).ids), method):
+        screen.tell(why)
+        method = Full()
+        if book is None and chat.method == method:
+            return False
     if book is None and not fresh and session.choose(method, *questions):
         chat.method, chat.in_view = method, question
         took = seconds(session.select_seconds)

@@ -29,7 +29,8 @@ def open_or_resume(
     """The chat that was prepared, and its file. Raises KvchatError."""
     options, found = prepared.options, prepared.saved
     if found is None:
-        keeps = options.save and (interactive or options.session is not None)
+        # what a program reads, a program asks: it is no chat unless it has a name
+        keeps = options.save and (options.session is not None or not options.machine_readable)
         path = chatlog.new_path() if keeps else None
         name = chatlog.checked_name(options.session) if options.session else ""
         held = new_name(name) if keeps and name else None

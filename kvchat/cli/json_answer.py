@@ -5,6 +5,7 @@ from typing import Any
 
 from kvchat import __version__
 from kvchat.chat.chat import Chat
+from kvchat.chat.citing import reported, sources
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.specs import method_options, name_of
 from kvchat.machine import resources as machine
@@ -42,6 +43,7 @@ def report(chat: Chat, question: str, done: TurnDone, warnings: list[str]) -> di
         "question": question,
         "answer": done.answer,
         "reasoning": done.reasoning or None,
+        "sources": reported(sources(chat)) if chat.options.sources else [],
         "finish_reason": REASONS[done.finish_reason],
         "usage": {
             "document_tokens": document,

@@ -7,7 +7,7 @@ from kvchat.chat.resume import open_or_resume
 from kvchat.cli.json_answer import report
 from kvchat.cli.json_events import emit
 from kvchat.errors import KvchatError
-from kvchat.repl.turn import ask
+from kvchat.repl.turn import ask, say_sources
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import counted, unicode
@@ -17,7 +17,7 @@ def run(prepared: Prepared, screen: Screen) -> int:
     """Ask every prompt about the document, independently. Returns the exit code.
 
     In a chat that is gone on with (`--continue`, `--resume`, `--session`) the prompts are turns of
-    it, and it is saved.
+    it. Otherwise the last one, unless JSON is wanted, is a new chat that can be gone on with.
     """
     chat, writer = open_or_resume(prepared, screen, interactive=False)
     with chat.cache:
@@ -32,7 +32,7 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
         screen.warn(f"going on with {writer.title} (about {files})")
     talking = options.last or options.resume or options.session
     unsaved = 0
-    for prompt in options.prompts:
+    for number, prompt in enumerate(options.prompts):
         if not talking:
             chat.session.clear()
         on_delta = on_thought = None
@@ -43,12 +43,13 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
         with Interrupt() as calm:
             question = unicode(prompt)
             done = ask(chat, screen, question, on_delta=on_delta, on_thought=on_thought)
-            if talking:
-                writer.turn(chat)
-                unsaved += bool(writer.problem)
+            writer.turn(chat, 0 if talking else min(number, 1))
+            unsaved += bool(talking and writer.problem)
         if options.machine_readable:
             found = report(chat, question, done, screen.warnings)
             emit({"event": "done"} | found if options.jsonl else found)
+        else:
+            say_sources(chat, screen)
         calm.leave_if_told()
         if done.finish_reason == "cancelled":
             raise KeyboardInterrupt

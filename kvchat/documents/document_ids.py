@@ -1,12 +1,17 @@
 """The documents of a chat as token ids: composed, fitted into the context window, refused or cut
 with numbers. Nothing is left out that was not asked for."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
-from kvchat.documents import Document
+from kvchat.documents import Document, Place
+from kvchat.documents.passages import Source, best, label_at, marks, spans
+from kvchat.documents.search import search
 from kvchat.engine.sizes import Streamed, reserve_of
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.template_form import UNDATED
@@ -14,18 +19,22 @@ from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
 PROBE = 16  # characters per token of the context window that are tokenised before the rest is
+SUPPORT = 0.01  # of a head's attention, over an answer: less is no source
+SHARE = 0.1  # of the attention to the documents: an answer from all over has no source
 # The share of the text that stays in front of the cut, by the part that is cut.
 FRONT = {"head": 0.0, "tail": 1.0, "middle": 0.5}
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What `--overflow` left out; `tokens` is estimated if the text is far too long."""
+    """What `--overflow` left out, from character `start` on; `tokens` is estimated if the text is
+    far too long."""
 
     policy: str
     tokens: int
     characters: int
     total_tokens: int
+    start: int = 0
 
     def report(self) -> dict[str, Any]:
         """For `--json`."""
@@ -49,7 +58,8 @@ class Book:
     """Documents and system prompt with the ids that stand for them.
 
     `text` is that of the documents, as far as it is in the ids; `streamed` how they are read if
-    they do not fit into the context window and nothing is to be cut.
+    they do not fit into the context window and nothing is to be cut. `added` are the texts of the
+    last files, with their titles, if those came later: their ids stand behind the others'.
     """
 
     dialogue: Dialogue
@@ -59,6 +69,18 @@ class Book:
     ids: list[int] = field(default_factory=list)
     cut: Cut | None = None
     streamed: Streamed | None = None
+    added: tuple[str, ...] = ()
+
+    def with_added(self, files: Sequence[Document]) -> "Book":
+        """The same book and other files behind it: no id of it changes."""
+        texts = [f"\n\n# {file.title}\n\n{file.text}" for file in files]
+        ids = [*self.ids, *(i for text in texts for i in self.dialogue.added(text))]
+        return replace(self, files=(*self.files, *files), ids=ids, added=(*self.added, *texts))
+
+    @property
+    def parts(self) -> list[str]:
+        """The text of each file, with what stands before it."""
+        return [*headed(self.files[: len(self.files) - len(self.added)]), *self.added]
 
     def on(self, day: date) -> "Book":
         """The same book on another day, where the chat template writes the date."""
@@ -66,6 +88,7 @@ class Book:
             return self
         dialogue = self.dialogue.on(day)
         ids = dialogue.document(self.text, self.system)
+        ids += [i for text in self.added for i in dialogue.added(text)]
         streamed = replace(self.streamed, tokens=len(ids)) if self.streamed else None
         return replace(self, dialogue=dialogue, ids=ids, streamed=streamed)
 
@@ -78,6 +101,73 @@ class Book:
     def undated(self) -> "Book":
         """The same book on no day, to be compared with that of another."""
         return self.on(UNDATED)
+
+    @cached_property
+    def begins(self) -> list[int]:
+        """Where each of the ids begins in the joined `parts`, in characters; below 0 in what
+        stands before them."""
+        found = self.dialogue.document_begins(self.text, self.system)
+        at = len(self.text)
+        for text in self.added:
+            found += [at + begin for begin in self.dialogue.added_begins(text)]
+            at += len(text)
+        if self.cut is None:
+            return found
+        whole = sum(len(part) for part in self.parts)
+        gone = whole - len(self.text)  # the end of the text stands where it stood, from its end
+        return [at if at < self.cut.start else max(at + gone, self.cut.start) for at in found]
+
+    @cached_property
+    def passages(self) -> list[tuple[int, int]]:
+        """What of the files can be cited: characters of the joined `parts` from and to."""
+        found, at = [], 0
+        for part, file in zip(self.parts, self.files, strict=True):
+            at += len(part)
+            first = at - len(file.text)
+            found += [(first + a, first + b) for a, b in spans(file.text)]
+        return found
+
+    @cached_property
+    def marks(self) -> list[tuple[Place, ...]]:
+        """The pages or chapters of every file, by the names that they are cited by."""
+        return [marks(file) for file in self.files]
+
+    def sources(self, weights: Sequence[float]) -> list[Source]:
+        """The passages that tokens attend to most, where `weights[t]` is the attention to id t.
+
+        None if so little goes to any of them that the answer is from elsewhere or from all over.
+        """
+        # what stands before the text is the template's: the same in every chat
+        total = sum(each for each, at in zip(weights, self.begins, strict=True) if at >= 0)
+        found = best(weights, self.begins, self.passages) if total else []
+        return [
+            self._source(begin, end, worth / total)
+            for begin, end, worth in found
+            if worth >= max(SUPPORT, SHARE * total)
+        ]
+
+    def place_of(self, source: Source) -> int:
+        """Where a source begins in the joined `parts`."""
+        ends = accumulate(map(len, self.parts))
+        for file, end in zip(self.files, ends, strict=True):
+            if file.name == source.document:
+                return end - len(file.text) + source.start
+        return 0
+
+    def found(self, wanted: str) -> list[Source]:
+        """The passages that have the wanted words, best first; see `search`. They weigh nothing."""
+        text = "".join(self.parts)
+        numbers = search([text[a:b] for a, b in self.passages], wanted)
+        return [self._source(*self.passages[number], 0.0) for number in numbers]
+
+    def _source(self, begin: int, end: int, weight: float) -> Source:
+        ends = list(accumulate(map(len, self.parts)))
+        number = bisect_right(ends, begin)
+        file = self.files[number]
+        first = ends[number] - len(file.text)
+        a, b = begin - first, end - first
+        label = label_at(file, self.marks[number], a)
+        return Source(file.name, a, b, label, file.text[a:b], round(weight, 4))
 
     @property
     def title(self) -> str:
@@ -122,9 +212,15 @@ def compose(
 
 def joined(files: Sequence[Document]) -> str:
     """One text of several documents, each under its name; a single one stays as it is."""
+    return "".join(headed(files))
+
+
+def headed(files: Sequence[Document]) -> list[str]:
+    """The text of each file, with what stands before it if there are several."""
     if len(files) == 1:
-        return files[0].text
-    return "\n\n".join(f"# {file.title}\n\n{file.text}" for file in files)
+        return [files[0].text]
+    gaps = ["", *["\n\n"] * (len(files) - 1)]
+    return [f"{gap}# {f.title}\n\n{f.text}" for gap, f in zip(gaps, files, strict=False)]
 
 
 def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
@@ -140,7 +236,8 @@ def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
         ids = book.dialogue.document(shortened, book.system)
         if len(ids) <= room:
             dropped = max(needed - len(ids), 0)
-            return replace(book, text=shortened, ids=ids, cut=Cut(policy, dropped, left, needed))
+            cut = Cut(policy, dropped, left, needed, len(front))
+            return replace(book, text=shortened, ids=ids, cut=cut)
         share *= 0.995 * room / len(ids)
     raise KvchatError(
         "too_long", f"the system prompt alone needs {fixed:,} tokens; {room:,} are there"

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from kvchat.engine import attribution
 from kvchat.engine.conversation import Conversation, ids_of
 from kvchat.engine.decode.repetition import Repetition
 from kvchat.engine.decode.sampling import Sampling
@@ -48,12 +49,33 @@ class Answering(Conversation):
 
     _asked = 0  # questions begun: an abandoned one must not undo a later one
 
+    def attended(self) -> Tensor | None:
+        """How much the last turn attends to each of the document's tokens, `[N]` fp32; see
+        `attribution`. None without a document or an answer."""
+        turn = self.turns[-1] if self.turns else None
+        if turn is None or not self.document or len(turn.tokens) <= turn.thought:
+            return None
+        drain(self._holding(self.turns))
+        begin, ids = self.cache.position - len(turn.ids), [*turn.ids, *turn.pending]
+        thought = range(turn.asked, turn.asked + turn.thought)
+        following = {
+            begin + number: token for number, token in enumerate(ids[1:]) if number not in thought
+        }
+        layers, found = self.cache.layers, self._seen
+        if not any(begin in each.rows and each.layer in layers for each in found):
+            found = self.engine.replayed(self.cache, turn.ids)
+        return attribution.attended(found, following, self.document)
+
     def _fed(self, begun: Turn, ids: list[int]) -> Feeding[Tensor]:
         """Append `ids` to the cache. The last logits."""
         return self.engine.extend(self.cache, ids)
 
     def _answer(self, begun: Turn, ids: list[int], wanted: Wanted) -> TurnEvents:
         """Feed `ids`, then decode: the answer of a new turn, or more of the last one's."""
+        with self.engine.recorded(self.cache) as self._seen:
+            yield from self._written(begun, ids, wanted)
+
+    def _written(self, begun: Turn, ids: list[int], wanted: Wanted) -> TurnEvents:
         started = perf_counter()
         cache, ends, cancelled = self.cache, self.ends, wanted.cancelled
         before, earlier = cache.position, begun.tokens

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from kvchat.engine.attribution import Queries
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.cache.segment import Memory
 from kvchat.engine.compaction import folding, watch
@@ -50,6 +51,7 @@ class Conversation:
         self._cache: KVCache | None = None
         self._part: list[int] | None = None  # ids behind the document, if they are not the turns'
         self._saved = 0  # positions that the document itself takes less than it has tokens
+        self._seen: list[Queries] = []  # of the last answer, by layer
 
     @property
     def cache(self) -> KVCache:
@@ -81,6 +83,16 @@ class Conversation:
     def all_turns(self) -> list[Turn]:
         """Every turn there was, those that the model no longer sees first."""
         return [*self.forgotten, *self.turns]
+
+    def retold(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Turns of a chat with another model, in the tokens of this one."""
+        found: list[Turn] = []
+        for turn in turns:
+            asked = self._turn_ids(turn.question, found)
+            answer = self.dialogue.tokenizer.encode([(turn.answer, False)], continues=True)
+            ids = (*asked, *answer)
+            found.append(Turn(turn.question, turn.answer, "stop", ids, len(asked)))
+        return found
 
     def restore(self, turns: Sequence[Turn]) -> Work:
         """Feed turns of an earlier conversation after those that are there.
@@ -197,6 +209,8 @@ class Conversation:
 
     def _rewind(self, position: int) -> bool:
         """Forget the tokens from `position` on; False if all of the conversation had to go."""
+        for queries in self._seen:
+            queries.forget(position)
         if position >= self.cache.frozen:
             self.cache.truncate(position)
             for layer in self.cache.layers:
@@ -222,7 +236,9 @@ class Conversation:
         return None
 
     def _fold(self, live: int | None = None) -> None:
-        """Compress the oldest turns if there are more live entries than may be, or than `live`."""
+        """Compress the oldest turns if there are more live entries than may be, or than `live`;
+        give back what is preallocated."""
+        self.cache.trim()
         self._compress(self.cache, len(self.document), self.turns, self.method, live)
 
     def _compress(

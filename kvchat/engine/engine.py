@@ -1,13 +1,14 @@
 """`Engine`: a loaded model that reads and writes token ids. Knows nothing of text."""
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kvchat.engine import compaction, ops, selection
+from kvchat.engine import attribution, compaction, ops, selection
 from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
@@ -22,6 +23,7 @@ from kvchat.engine.methods.needs import Needs
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.prefill import prefill, walk
+from kvchat.engine.prefill.append import append
 from kvchat.engine.prefill.archive_writer import Archiving
 from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay import Replay
@@ -158,6 +160,14 @@ class Engine:
         given = self.model, ids, compression, self.backend, self.chunk, streamed, probes, replays
         return (yield from stream(*given, gate))
 
+    @torch.inference_mode()
+    def append(
+        self, cache: KVCache, ids: Sequence[int], method: Method, replays: Sequence[Replay] = ()
+    ) -> Generator[Progress | Smaller, None, float]:
+        """Put a document behind those of a cache, compressed by itself; see `append.append`."""
+        gate = self._prepared([method], [])
+        return (yield from append(self.model, cache, ids, method, self.chunk, replays, gate))
+
     def _prepared(self, methods: Sequence[Method], needs: Sequence[Needs]) -> Gate | None:
         """The gate, if methods or other needs ask for it; what their segments need is compiled."""
         for method in methods if self.kernels == "numba" else ():
@@ -229,6 +239,19 @@ class Engine:
         x = torch.cat([drain(entry) for entry in entries])
         cache.truncate(before)
         return self.model.logits(x)
+
+    def recorded(self, cache: KVCache) -> AbstractContextManager[list[attribution.Queries]]:
+        """Keep queries of what passes meanwhile, to tell what an answer is from.
+
+        None are kept where tokens are decoded by a recorded step, which shows nobody its queries.
+        """
+        if self.device.type == "cuda":
+            return nullcontext([])
+        return attribution.recorded(self.config, cache)
+
+    def replayed(self, cache: KVCache, ids: Sequence[int]) -> list[attribution.Queries]:
+        """The same of the cache's newest tokens, which pass again; see `attribution.replayed`."""
+        return attribution.replayed(self.model, cache, ids)
 
     @torch.inference_mode()
     def decode(

@@ -157,6 +157,24 @@ class Session(Answering):
         self.adopt(reading.caches[0], ids, folds or method)
         self.select_seconds, self.chooser = reading.select_seconds, method
 
+    def append(self, ids: Sequence[int], method: Method) -> Work:
+        """Read `ids` behind the document, which stays as it is kept, and compress them by a method;
+        the turns follow.
+
+        If the consumer stops in between, the session is as it was. Raises KvchatError("too_long").
+        """
+        self.require_window(method)
+        before = len(self.document)
+        require_fit(before + len(ids) + tokens_of(self.turns), self.limit, "all of it")
+        self._rewind(before)
+        self._part = []  # the turns are fed again when they are wanted, now or later
+        replays = replays_of(self.dialogue, ids, method.needs.kinds)
+        self.select_seconds = yield from self.engine.append(self.cache, ids, method, replays)
+        self.document = [*self.document, *ids]
+        self.chooser = None
+        self._watch(self.cache, self.method)
+        yield from self._holding(self.turns)
+
     def adopt(self, cache: KVCache, ids: Sequence[int], folds: Method | None = None) -> None:
         """Talk over this cache of the document `ids` from now on; earlier turns are forgotten."""
         assert cache.position == len(ids), f"{cache.position} tokens prefilled of {len(ids)}"
@@ -352,8 +370,7 @@ class Session(Answering):
             last = last.whole or last
             kept[-1:] = [last]
         drain(self._holding(kept))
-        for layer in self.cache.walked:
-            layer.tail.trim()
+        self.cache.trim()
         if last is not None and last.finish_reason != "stop" and (method := self._choosing()):
             start = self.cache.position - len(last.ids)
             if start >= self.cache.frozen:

@@ -16,6 +16,8 @@ REQUEST = 54  # tokens that ask for a repetition, before each part; less with a 
 ASKED = 2.0  # tokens of a document's sentences as questions, at most about, for each of its own
 LADDER = (0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625)  # budgets that memory chooses from
 
+SMALL = 2000  # tokens of a document: what is shorter is not worth compressing
+
 MAX_TOKENS = 2048  # of an answer, where nobody says otherwise
 ANSWER_RESERVE = 512  # tokens of the window that a document must leave
 

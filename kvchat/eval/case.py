@@ -16,6 +16,7 @@ class Question:
     as the metric says, `choices` what is chosen from. `depth` is where in the document the answer
     stands: 0 its beginning, 1 its end, None where it stands in several places. `longest` are the
     tokens that an answer may have; the answer begins with `begun`, and the model goes on from it.
+    `fact` is the sentence of the document that has the answer, where there is only one.
     """
 
     text: str
@@ -26,6 +27,7 @@ class Question:
     choices: tuple[str, ...] = ()
     longest: int = LONGEST
     begun: str = ""
+    fact: str = ""
 
     def __post_init__(self) -> None:
         assert self.metric in METRICS, f"unknown metric {self.metric!r}"

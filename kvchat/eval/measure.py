@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvchat.bench.measure import share_of
+from kvchat.documents import Document
+from kvchat.documents.document_ids import Book
+from kvchat.engine import attribution
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
@@ -14,6 +17,7 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of, options, spec_of
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.session import Session
+from kvchat.engine.text.chat_template import Dialogue
 from kvchat.eval.case import LONGEST, Case, Question
 from kvchat.eval.report import Record
 
@@ -47,7 +51,8 @@ class Answered:
 
 def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[Record]:
     """One record per question and cell; see `_record`. Yields as it goes."""
-    ids = session.dialogue.document(case.document)
+    book = book_of(session.dialogue, case.document)
+    ids = book.ids
     unseen = [cell for cell in cells if not cell.seen]
     methods = [Full(), *(cell.method for cell in unseen)]
     full, *caches = drain(session.read(ids, list(map(Compression, methods)))).caches
@@ -55,7 +60,7 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[Rec
     exact = Cell(Full(), seen=False)
     for number, question in enumerate(case.questions):
         for cell, cache in zip([exact, *unseen], [full, *caches], strict=True):
-            yield _record(session, cache, cell, number, question, answered[number])
+            yield _record(session, cache, cell, number, question, answered[number], book)
     del caches, full, cache  # before the caches of questions in view are made
     seen = [cell for cell in cells if cell.seen and cell.method.needs.sees]
     for start in range(0, len(case.questions) if seen else 0, GROUP):
@@ -64,7 +69,13 @@ def measure(session: Session, case: Case, cells: Sequence[Cell]) -> Iterator[Rec
         compressions = [Compression(cell.method, probes=(i,)) for cell, i in wanted]
         in_view = drain(session.read(ids, compressions, [q.text for q in group]))
         for (cell, i), cache in zip(wanted, in_view.caches, strict=True):
-            yield _record(session, cache, cell, start + i, group[i], answered[start + i])
+            yield _record(session, cache, cell, start + i, group[i], answered[start + i], book)
+
+
+def book_of(dialogue: Dialogue, text: str) -> Book:
+    """A text as the only document."""
+    file = Document("document", text, len(text), "utf-8")
+    return Book(dialogue, (file,), text=text, ids=dialogue.document(text))
 
 
 def answer(session: Session, cache: KVCache, question: Question) -> Answered:
@@ -94,7 +105,13 @@ def generate(
 
 
 def _record(
-    session: Session, cache: KVCache, cell: Cell, number: int, question: Question, full: Answered
+    session: Session,
+    cache: KVCache,
+    cell: Cell,
+    number: int,
+    question: Question,
+    full: Answered,
+    book: Book,
 ) -> Record:
     """The answer and its score, KL to the full cache, share of KV pairs kept, bytes really used.
 
@@ -102,17 +119,19 @@ def _record(
 
     The full cache's answer is forced: if each of its tokens is the likeliest here too, the greedy
     answer is the same and need not be generated. `kl` is the mean over its tokens of
-    KL(full || cell) in nats.
+    KL(full || cell) in nats, `cited` whether the first source of the answer has the fact.
     """
     fed = full.prompt + full.ids[:-1]
     logits = session.engine.score(cache, fed, len(full.ids) - 1)[len(full.prompt) - 1 :]
-    if logits.argmax(-1).tolist() == full.ids:
-        text = full.text
-    else:
+    ids = full.ids
+    if logits.argmax(-1).tolist() != ids:
         ids = generate(session, cache, full.prompt, question.longest)
-        text = session.dialogue.tokenizer.decode(ids)
+    text = session.dialogue.tokenizer.decode(ids)
     p, q = full.logits.float().log_softmax(-1), logits.float().log_softmax(-1)
-    return {
+    told: Record = {}
+    if question.fact:
+        told["cited"] = cited(session, cache, book, full.prompt, ids, question)
+    return told | {
         "question": number,
         "kind": question.kind,
         "cell": cell.name,
@@ -129,3 +148,22 @@ def _record(
         "bytes": sum(layer.kept_bytes for layer in cache.layers),
         "document_tokens": cache.frozen,
     }
+
+
+def cited(
+    session: Session,
+    cache: KVCache,
+    book: Book,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    question: Question,
+) -> bool:
+    """Whether the passage that an answer of `ids` attends to most holds the fact."""
+    before = cache.position
+    fed = [*prompt, *ids[:-1]]
+    drain(session.engine.extend(cache, fed))
+    queries = session.engine.replayed(cache, fed)
+    following = dict(enumerate([*fed[1:], *ids[-1:]], before))
+    weights = attribution.attended(queries, following, book.ids)
+    cache.truncate(before)
+    return any(question.fact in source.text for source in book.sources(weights.tolist())[:1])

@@ -45,8 +45,8 @@ class Hidden:
         places = sorted(rng.randint(0, len(prose)) for _ in told)
         text, depths = joined(prose, [sentence for sentence, _, _ in told], places)
         questions = (
-            Question(asked, (answer,), "facts", depth=depth, longest=SHORT)
-            for (_, asked, answer), depth in zip(told, depths, strict=True)
+            Question(asked, (answer,), "facts", depth=depth, longest=SHORT, fact=sentence)
+            for (sentence, asked, answer), depth in zip(told, depths, strict=True)
         )
         return Case(text, tuple(questions))
 

@@ -49,7 +49,7 @@ def worth(record: Record) -> float:
 class Row:
     """Answers of one cell to one kind of question: `right` is the share with the full score, `kl`
     in nats, `kept` a share of all entries, `verdict` CANNOT where the full cache is not told from
-    it."""
+    it. `cited` is the share of answers whose first source holds the fact, where there is one."""
 
     task: str
     length: int
@@ -65,6 +65,7 @@ class Row:
     verdict: str
     metric: str
     score: Estimate
+    cited: float | None = None
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
@@ -97,6 +98,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
             verdict=_verdict(score, against, len(found), len(documents)) if against else "",
             metric=found[0].get("metric", "right"),
             score=score,
+            cited=sum(r["cited"] for r in found) / len(found) if "cited" in found[0] else None,
         )
         table.append(row)
     return table
@@ -116,7 +118,8 @@ def tables(table: Iterable[Row]) -> Iterator[str]:
         asked = counted(found[0].questions, "question"), counted(found[0].documents, "document")
         parts = [task, sized(length), *([] if kind in task else [kind]), " about ".join(asked)]
         yield f"### {clean(' · '.join(parts))} · score: {found[0].metric}\n"
-        yield from _aligned([HEADS, *map(_cells, found)])
+        cited = found[0].cited is not None
+        yield from _aligned([(*HEADS, *["cited, %"] * cited), *map(_cells, found)])
         yield ""
     if any(row.verdict for found in groups.values() for row in found):
         yield (
@@ -135,7 +138,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.documents > 1:
         score += f" ({100 * row.score.low:.0f}–{100 * row.score.high:.0f})"
     view = "" if row.cell == "full" else "seen" if row.seen else "unseen"
-    return row.cell, view, f"{row.kept:.1%}", size(row.bytes), score, f"{row.kl.mean:.3f}"
+    cited = [] if row.cited is None else [f"{100 * row.cited:.1f}"]
+    kept = f"{row.kept:.1%}", size(row.bytes)
+    return row.cell, view, *kept, score, f"{row.kl.mean:.3f}", *cited
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -5,7 +5,6 @@ from typing import Any
 
 from kvchat.chat.chat import Chat
 from kvchat.machine import resources as machine
-from kvchat.repl.views import bar
 from kvchat.terminal.text import alike, fitted, size, sizes
 
 
@@ -75,35 +74,52 @@ def breakdown(chat: Chat) -> Breakdown:
     )
 
 
-def table(found: Breakdown, width: int, unicode: bool) -> list[tuple[str, str, str]]:
-    """Name, bytes, and what they are; the bytes of one line are in one unit."""
+SHADES = {True: "█▓▒░ ", False: "#%+- "}  # of weights, KV cache, the rest of us, others, free
+
+
+def strip(found: Breakdown, width: int, unicode: bool) -> str:
+    """All memory as one bar, whose shades are before the names of `table`."""
+    ours = found.index + found.workspace + found.preallocated + found.other
+    parts = found.weights, found.document + found.tail, ours, found.others
+    shades, room = SHADES[unicode], width - 2
+    ends = [round(room * min(sum(parts[: n + 1]) / max(found.total, 1), 1)) for n in range(4)]
+    # what is there is seen, however little it is
+    drawn, at = "", 0
+    for shade, part, end in zip(shades, parts, ends, strict=False):
+        count = max(end - at, 1 if part else 0)
+        drawn, at = drawn + shade * count, at + count
+    return f"[{drawn[:room]:{room}}]"
+
+
+def table(found: Breakdown, unicode: bool) -> list[tuple[str, str, str, str]]:
+    """Shade, name, bytes, and what they are; the bytes of one line are in one unit."""
     kept = found.document + found.tail
     share = f" ({found.document / found.full:.0%} of the full cache)" if found.full else ""
     cache, document, tail = alike(kept, found.document, found.tail)
     process, peak = alike(found.process, found.peak)
     free, total = alike(found.free, found.total)
     cuda = found.device.startswith("cuda")
+    weights, keys, ours, others, nothing = tuple(SHADES[unicode])
     entries = [
-        ("weights", found.weights, size(found.weights), found.stored),
-        ("KV cache", kept, cache, f"document {document}{share} + chat {tail}"),
-        ("KV index", found.index, size(found.index), "codes, codebooks"),
-        ("workspace", found.workspace, size(found.workspace), "buffers of the moment"),
+        (weights, "weights", found.weights, size(found.weights), found.stored),
+        (keys, "KV cache", kept, cache, f"document {document}{share} + chat {tail}"),
+        (ours, "KV index", found.index, size(found.index), "codes, codebooks"),
+        (ours, "workspace", found.workspace, size(found.workspace), "buffers of the moment"),
         (
+            ours,
             "preallocated",
             found.preallocated,
             size(found.preallocated),
             "reserved by torch, not in use" if cuda else "for the next turns",
         ),
-        ("runtime overhead", found.other, size(found.other), "libraries, tokenizer, buffers"),
-        ("this process", found.process, process, f"{peak} at its peak"),
-        ("other processes", found.others, size(found.others), "system and driver included"),
-        ("free", found.free, free, f"of {total}"),
+        (ours, "runtime overhead", found.other, size(found.other), "libraries, tokenizer, buffers"),
+        (nothing, "this process", found.process, process, f"{peak} at its peak"),
+        (others, "other processes", found.others, size(found.others), "system and driver included"),
+        (nothing, "free", found.free, free, f"of {total}"),
     ]
-    room = max(width - 66, 0)
-    bars = (bar(count / max(found.total, 1), room, unicode) for _, count, _, _ in entries)
     return [
-        (name, f"{amount:>9}", f"{drawn} {note}".strip())
-        for drawn, (name, count, amount, note) in zip(bars, entries, strict=True)
+        (shade, name, f"{amount:>9}", note)
+        for shade, name, count, amount, note in entries
         if count or name == "free"
     ]
 

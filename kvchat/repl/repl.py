@@ -27,7 +27,7 @@ def run(prepared: Prepared, screen: Screen) -> int:
     """Open the chat, say what there is to ask about, and talk. Returns the exit code."""
     chat, writer = open_or_resume(prepared, screen)
     context = commands.Context(chat, screen, writer)
-    with chat.cache:
+    with chat.saving():
         title = chat.book.title if chat.book.files else ""
         about = f"Ask about {title}." if title else "No document: ask anything."
         screen.say(f"{about} Alt-Enter new line · Ctrl-C interrupts · /help")
@@ -44,6 +44,7 @@ def run(prepared: Prepared, screen: Screen) -> int:
 def talk(context: commands.Context, lines: Lines) -> int:
     """Line after line until the person leaves."""
     screen, pressed = context.screen, -AGAIN_SECONDS
+    screen.named = False
     with Interrupt() as calm:
         while True:
             if calm.asked() and monotonic() - pressed < AGAIN_SECONDS:

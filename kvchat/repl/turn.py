@@ -7,6 +7,7 @@ from functools import partial
 from time import perf_counter
 
 from kvchat.chat.chat import Chat
+from kvchat.chat.citing import line, sources
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import (
     Delta,
@@ -179,9 +180,16 @@ def unending_line(event: Unending) -> str:
 
 
 def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
-    """Print the line that stays after a turn, unless the person wants none."""
+    """Print what stays after a turn, where the answer is from and its numbers, as is wanted."""
+    say_sources(chat, screen)
     if chat.options.stats != "off":
         screen.say(turn_line(done, chat, screen.line), style="dim")
+
+
+def say_sources(chat: Chat, screen: Screen) -> None:
+    """Say where the answer is from, if that can be told."""
+    if chat.options.sources and (found := sources(chat)):
+        screen.say("  " + line(found, chat, screen.line - 2), style="dim")
 
 
 def ending(done: TurnDone, chat: Chat) -> str:

@@ -12,6 +12,7 @@ DIGITS = "0123456789"
 GROUP = 8  # layers between gaps
 CELLS = 60
 NAMES = 24  # columns of names, at most
+AXIS = 12  # columns of a name below a strip, at most
 
 
 def glyph(share: float, unicode: bool) -> str:
@@ -104,20 +105,30 @@ def slices(kept: Sequence[int], tokens: int, per_token: int, cells: int = CELLS)
 
 
 def coverage(
-    found: Sequence[Slice], words: Sequence[str], places: Sequence[tuple[str, int]], unicode: bool
+    found: Sequence[Slice],
+    words: Sequence[str],
+    places: Sequence[tuple[str, int]],
+    unicode: bool,
+    cited: Sequence[int] = (),
 ) -> list[str]:
-    """A strip along the documents, and what is kept least: chapters, and slices with their words.
+    """A strip along the documents with its places below, and what is kept least: chapters, and
+    slices with their words.
 
     `places` are names of chapters or pages with the token where each begins; `words[n]` are the
-    first ones of slice n.
+    first ones of slice n, `cited` the tokens at which the last answer's sources begin.
     """
     most, end = max(piece.share for piece in found) or 1.0, found[-1].end
+    each = round(end / len(found))
     lines = [
-        f"share of the KV entries kept along the documents, from token 0 to {end:,}; each "
-        f"character is about {round(end / len(found)):,} tokens, {glyph(1, unicode)} = {most:.0%}",
+        f"KV entries kept along the documents: {glyph(1, unicode)} = {most:.0%} of about {each:,} "
+        "tokens",
         "".join(glyph(piece.share / most, unicode) for piece in found),
-        "least kept:",
     ]
+    if marked := {min(at * len(found) // end, len(found) - 1) for at in cited}:
+        mark = "▲" if unicode else "^"
+        line = "".join(mark if cell in marked else " " for cell in range(len(found)))
+        lines.append(f"{line.rstrip()} the last answer is from here")
+    lines += [axis(places, end, len(found)), "least kept:"]
     if len(places) > 1:
         ends = [*(start for _, start in places[1:]), end]
         shares = [
@@ -133,6 +144,17 @@ def coverage(
             f"  {piece.share:4.0%} of tokens {piece.start:,}–{piece.end:,}: {words[index]} …"
         )
     return lines
+
+
+def axis(places: Sequence[tuple[str, int]], end: int, cells: int) -> str:
+    """Names of places below the cells where they begin, as many as there is room for, and the
+    number of tokens."""
+    line, last = "", f"{end:,} tokens"
+    for name, start in places if len(places) > 1 else [("0", 0)]:
+        at, short = start * cells // max(end, 1), name[:AXIS]
+        if at >= len(line) + (2 if line else 0) and at + len(short) + 2 <= cells - len(last):
+            line = f"{line:<{at}}{short}"
+    return f"{line:<{max(cells - len(last), 0)}}{last}"
 
 
 def tokens_of_files(chat: Chat) -> list[int]:

@@ -319,6 +319,15 @@ class Options:
         default="short",
         live=True,
     )
+    sources: bool = option(
+        "--sources/--no-sources",
+        SCREEN,
+        "Say where in the documents an answer is from.",
+        SWITCH,
+        UI,
+        default=True,
+        live=True,
+    )
     markdown: bool = option(
         "--markdown/--no-markdown", SCREEN, "Render Markdown.", SWITCH, UI, default=True, live=True
     )

@@ -70,6 +70,7 @@ class Screen:
         self.quiet = quiet
         # off a terminal, one-shot runs are silent unless asked
         self.steps = not quiet and (verbose or plain or self.err.is_terminal)
+        self.named = True  # lines beside an answer begin with the program's name; not in the chat
         self._notice = NOTICES[notify] if self.live else ""
         self._fallback = ("", 0.0)
         self.warnings: list[str] = []
@@ -107,6 +108,13 @@ class Screen:
         if not self.err.soft_wrap:
             text = laid(text, self.width, indent)
         self.err.print(Text(text, style=style))
+
+    def passage(self, place: str, text: str, words: Sequence[str] = ()) -> None:
+        """A passage of a document below its place, with some words in bold."""
+        self.tell(f"  {place}", style="dim")
+        shown = Text("\n".join(clean(line).strip() for line in text.split("\n")))
+        shown.highlight_words([clean(word) for word in words], "bold", case_sensitive=False)
+        self.err.print(Padding(shown, (0, 0, 0, 4)))
 
     def whisper(self, text: str) -> None:
         """A piece of text beside the answer, as it comes: what the model thinks."""
@@ -174,7 +182,7 @@ class Screen:
         self.warnings.append(text)
         self.observer(text)
         if not self.quiet:
-            self._print(f"kvchat: {clean(text)}", "yellow")
+            self._print(f"{'kvchat: ' if self.named else ''}{clean(text)}", "yellow")
 
     @property
     def fallback(self) -> str:

@@ -17,7 +17,7 @@ from kvchat.bench import measure, run
 from kvchat.bench.measure import Test, cases_of
 from kvchat.bench.settings import Settings
 from kvchat.bench.subject import Subject
-from kvchat.bench.table import Table, figures, speed
+from kvchat.bench.table import Table, figures, recommendation, speed
 from kvchat.engine.events import Smaller
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
@@ -129,6 +129,25 @@ def test_a_table_has_the_numbers_of_its_records(asked, subject):
         assert cells["t/s"] == speed(record) and cells["kept"] == "100%"
         assert cells["TTFT/TPOT"] == figures(record["ttft_ns"] or record["tpot_ns"], 1e6)
         assert cells["KV MiB"] == figures(record["kv_bytes"], 2**20)
+
+
+@pytest.mark.parametrize(("speeds", "best"), [
+    ({"full": 100.0, "kvzip": 110.0}, "--method full (100"),
+    ({"full": 100.0, "kvzip": 210.0}, "--method kvzip --budget 25% (210 tok/s, 2.1 times"),
+    ({"kvzip": 50.0, "adakv": 60.0}, "--method adakv --budget 25% (60"),
+    ({}, ""),
+])  # fmt: skip
+def test_one_line_recommends_a_method(speeds, best):
+    """By decoding behind the longest document alone; whatever ran out of memory does not count."""
+    records = [
+        {"method": name, "spec": name, "budget": "25%", "n_gen": 8, "n_depth": depth,
+         "avg_ts": speed * (1 if depth else 9), "error": None}
+        for name, speed in speeds.items() for depth in (0, 4096)
+    ]  # fmt: skip
+    records.append(dict.fromkeys(("method", "spec", "avg_ts"), None)
+                   | {"n_gen": 8, "n_depth": 9999, "error": "out of memory"})  # fmt: skip
+    found = recommendation(records)
+    assert best in found and bool(found) == bool(best)
 
 
 def test_numbers_have_digits_enough():

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import kvchat
+from kvchat.engine import sizes
 from kvchat.engine.events import Delta, TurnDone
 from kvchat.errors import KvchatError
 from tests.support.forked import kvchat as program
@@ -27,6 +28,29 @@ def story(tmp_path, monkeypatch):
 def opened(story, **options):
     usual = {"method": "adakv", "budget": "50%", "max_tokens": 12, "prompt_cache": "off"}
     return kvchat.open(str(DEMO), [story], **usual | options)
+
+
+def test_an_answer_says_where_it_is_from(story):
+    with opened(story, budget="100%") as chat:
+        answer = chat.ask(QUESTION)
+        [source, *_] = answer.sources
+        assert "Endeavour" in answer.text and source.text == "The boat of Mara Voss is Endeavour."
+        assert STORY[source.start : source.end] == source.text and 0.1 <= source.weight <= 1
+        assert source.document == str(story) and source.label == "line 1"
+        assert list(chat.sources) == list(answer.sources)
+
+
+def test_a_short_document_is_kept_whole_whatever_the_method(story, monkeypatch):
+    """Below a length that the constant says; bytes are the entries' and their positions'."""
+    for small, kept in ((2000, 1.0), (100, 0.25)):
+        monkeypatch.setattr(sizes, "SMALL", small)
+        with opened(story, method="kvzip", budget="25%") as chat:
+            answer = chat.ask(QUESTION)
+            assert 100 < len(chat._chat.session.document) < 2000
+            assert chat.kept_share == pytest.approx(kept, abs=0.01)
+            turns = answer.prompt_tokens + answer.completion_tokens
+            share = turns / chat._chat.session.cache.position
+            assert answer.kv_bytes < 1.06 * (kept + share) * answer.full_bytes
 
 
 def test_a_thought_is_beside_the_answer(story, tmp_path):

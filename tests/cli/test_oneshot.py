@@ -37,6 +37,21 @@ def test_jsonl_tells_everything_that_happens(story):
     assert error["error"]["code"] == "model"
 
 
+def test_sources_are_pages_in_the_json_and_beside_the_answer(tmp_path):
+    path = tmp_path / "pages.txt"
+    path.write_text("The mill stands by the river. " * 9 + "\fThe boat of Mara Voss is Albatross.")
+    asked = [str(path), "-p", "What is the boat of Mara Voss?", "-m", "demo"]
+    [found] = events(kvchat(*asked, "--json"))
+    [source] = found["sources"]
+    assert source["label"] == "p. 2" and source["document"] == str(path)
+    start = path.read_text().replace("\f", "\n\n").index("The boat") - 1
+    assert abs(source["start"] - start) <= 1 and source["end"] - source["start"] == 35
+    [found] = events(kvchat(*asked, "--json", "--no-sources"))
+    assert found["sources"] == []
+    done = kvchat(*asked, "-v")
+    assert b"[p. 2]" in done.stderr and b"p. 2" not in done.stdout
+
+
 def test_prompts_from_a_file_and_system_text(story, tmp_path):
     (tmp_path / "prompts").write_text(f"{QUESTION}\n\nWho?\n")
     (tmp_path / "system").write_text("Be brief.\n")
@@ -164,8 +179,21 @@ def test_named_chats_go_on_in_one_shot(story, tmp_path):
     assert changed.returncode == 0 and changed.stderr.count(b"story.txt") == 1
     assert kvchat("sessions", "rm", "mine", **place).returncode == 0
     assert kvchat("-C", "-p", "x", **place).returncode == 8
-    assert kvchat(story, "-p", "x", "-n", "2", **place).returncode == 0
-    assert kvchat("sessions", "list", **place).stdout.count(b"\n") == 1
+    assert kvchat(story, "-p", "x", "-n", "2", "--no-save", **place).returncode == 0
+    assert kvchat(story, "-p", "x", "-n", "2", "--json", **place).returncode == 0
+    assert kvchat("-C", "-p", "x", **place).returncode == 8, "nothing was saved"
+
+
+def test_a_run_is_a_chat_that_goes_on(story, tmp_path):
+    """Its prompts are independent: the last one is the chat."""
+    place = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    done = kvchat(story, "-p", QUESTION, "-p", "Who?", "-n", "4", **place)
+    assert done.returncode == 0, done.stderr
+    [found] = events(kvchat("-C", "-p", "And?", "-n", "3", "--json", **place))
+    usage = found["usage"]
+    assert usage["prompt_tokens"] > usage["document_tokens"] + 4 and found["question"] == "And?"
+    assert any("story.txt" in each for each in found["warnings"]), "which chat it is"
+    assert b"2 turns" in kvchat("sessions", "list", **place).stdout
 
 
 @pytest.mark.parametrize(

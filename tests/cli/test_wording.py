@@ -26,7 +26,7 @@ def said(folder) -> str:
         .stdout.decode(),
         "/help": Scene(folder, width=100).run("/help"),
     }  # fmt: skip
-    assert len(commands.COMMANDS) < 25
+    assert len(commands.COMMANDS) < 27
     text = "\n".join(f"$ {name}\n{part.strip()}\n" for name, part in parts.items())
     text = re.sub(r"\d[\d,.]*", "N", text)
     lines = (re.sub(r"(?<=\S) {2,}", "  ", line.rstrip()) for line in text.splitlines())

@@ -41,6 +41,12 @@ class LoggedEngine(Engine):
         self.log = self.log[:position] + list(ids)
         return result
 
+    def append(self, cache, ids, *rest):
+        position = cache.position
+        result = yield from super().append(cache, ids, *rest)
+        self.log = self.log[:position] + list(ids)
+        return result
+
     def decode(self, cache, logits, sampling, drawn=()):
         fed: list[int] = []
         for token in super().decode(cache, logits, sampling, drawn):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
@@ -44,13 +45,16 @@ ALONE = {
     "help": "/budget",
     "file": "story.txt",
     "drop": "usage",
+    "search": "usage",
     "system": "",
+    "model": "tiny",
     "method": "adakv",
     "budget": "50%",
     "select": "usage",
     "compare": "usage",
     "show": "tiny",
     "set": "temperature",
+    "sources": "usage",
     "think": "no thoughts",
     "retry": "usage",
     "edit": "",
@@ -135,6 +139,62 @@ def test_bad_arguments_change_nothing(scene, line, expected):
     assert scene.code(line) == expected
     session = scene.chat.session
     assert (session.cache, scene.chat.method, scene.chat.options, scene.turns) == before
+
+
+def test_another_model_goes_on_with_documents_and_turns(scene, chat_folder):
+    """Its tokens are others; nothing changes where it is not there."""
+    scene.ask("What?", "Ships.")
+    scene.ask("Why?", "Stars.")
+    before = vars(scene.chat).copy()
+    assert scene.code("/model nothing") == "model" and vars(scene.chat) == before
+    text = scene.run(f"/model {chat_folder('sentencepiece', None)}")
+    session = scene.chat.session
+    assert "2 turns, story.txt" in text and titles(scene) == ["story.txt"]
+    assert [(t.question, t.answer) for t in session.turns] == [("What?", "Ships."),
+                                                              ("Why?", "Stars.")]  # fmt: skip
+    ids = [*session.document, *(i for turn in session.turns for i in turn.ids)]
+    assert session.cache.position == len(ids) and session.engine is not before["session"].engine
+    told = session.dialogue.tokenizer.decode(ids)
+    assert STORY.strip() in told and told.index("Ships.") < told.index("Why?") < told.index("Stars")
+    assert scene.chat.options.model.endswith(scene.chat.model.path.name)
+
+
+def test_a_second_document_is_read_behind_the_first(scene):
+    """`/drop` reads what is left again."""
+    scene.ask("What?", "Ships.")
+    chat = scene.chat
+    segment, ids = chat.session.cache.layers[0].segments[0], list(chat.session.document)
+    scene.run("/file b.txt")
+    assert chat.session.cache.layers[0].segments[0] is segment
+    assert chat.session.document[: len(ids)] == ids and MORE.strip() in document(scene)
+    assert len(chat.book.begins) == len(chat.session.document) and len(scene.turns) == 1
+    assert "line 1" in chat.book.found("harbour number")[0].label
+    scene.run("/method full")
+    assert chat.session.document[: len(ids)] == ids and len(scene.turns) == 1
+    scene.run("/drop 1")
+    assert titles(scene) == ["b.txt"] and STORY.strip() not in document(scene)
+
+
+def test_passages_are_found_by_their_words(scene):
+    text = scene.run("/search the STARS")
+    assert "[line 1]" in text and "counted the stars above" in text and "1 passage more" in text
+    assert "no passage" in scene.run("/search zebra crossing")
+
+
+def test_the_passages_of_an_answer_are_shown(scene, monkeypatch):
+    """What the tiny model attends to says nothing: the passage is given."""
+    scene.ask("What?", "Ships.")
+    session, book = scene.chat.session, scene.chat.book
+    weights = torch.zeros(len(book.ids))
+    monkeypatch.setattr(session, "attended", lambda: weights)
+    scene.chat.cited = None
+    assert len(scene.run("/sources").splitlines()) == 1, "no passage stands out"
+    weights[-5:-1] = 1.0  # the last token is a space
+    scene.chat.cited = None
+    text = scene.run("/sources")
+    assert "100%" in text and STORY.strip()[-8:] in text
+    scene.run("/set sources off")
+    assert not scene.chat.options.sources
 
 
 def test_an_error_in_the_chat_is_two_lines(scene):

@@ -28,7 +28,7 @@ def test_the_breakdown_is_the_tensors(scene):
     assert found.tail == storage_bytes(tails)
     live = sum(layer.tail.keys.nbytes + layer.tail.values.nbytes for layer in session.cache.layers)
     entries = sum(layer.tail.k.nbytes + layer.tail.v.nbytes for layer in session.cache.layers)
-    assert found.preallocated == entries - live
+    assert found.preallocated == entries - live == 0, "given back after an answer"
     assert found.full == session.cache.position * session.engine.kv_bytes(1)
     assert found.index == 0
 
@@ -60,15 +60,27 @@ NUMBER = re.compile(r"[\d.]+ ?(B|KiB|MiB|GiB)\b")
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_the_view_fits_and_has_one_unit_in_a_line(width):
-    table, notes = memory.table(SEEN, width, True), memory.notes(SEEN)
+    table, notes = memory.table(SEEN, True), memory.notes(SEEN)
     assert ("KV cache", ["4.80 MiB", "4.75 MiB", "0.05 MiB"]) in [
         (name, [found[0] for found in NUMBER.finditer(f"{amount} {note}")])
-        for name, amount, note in table
+        for _, name, amount, note in table
     ]
-    for text in (*(f"{amount} {note}" for _, amount, note in table), *notes):
+    for text in (*(f"{amount} {note}" for *_, amount, note in table), *notes):
         assert len(set(NUMBER.findall(text))) <= 1, text
-    amounts = [NUMBER.search(amount) for _, amount, _ in table]
+    amounts = [NUMBER.search(amount) for _, _, amount, _ in table]
     assert len(table) == 7 and all(amounts) and len(notes) == 3
     screen = string_screen(width)
     screen.columns(table)
     assert max(map(len, shown(screen).splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_one_bar_shows_all_memory(width):
+    """Every part that is there is seen, in the shade that stands before its name."""
+    for unicode, shades in memory.SHADES.items():
+        drawn = memory.strip(SEEN, width, unicode)
+        assert len(drawn) == width and "".join(dict.fromkeys(drawn[1:-1])) == shades
+        share = drawn.count(shades[3]) / (width - 2)
+        assert share == pytest.approx(SEEN.others / SEEN.total, abs=0.1)
+        told = {name: shade for shade, name, *_ in memory.table(SEEN, unicode)}
+        assert (told["weights"], told["KV cache"], told["free"]) == (shades[0], shades[1], " ")

@@ -41,13 +41,15 @@ class LayerCache:
         self._joint = backend if isinstance(backend, JointBackend) else None
         self.observer = observer
         self.asking: Observer | None = None  # of a question that chooses entries anew
+        self.citing: Observer | None = None  # of an answer whose sources will be asked for
         self.archive: Archive | None = None
         self.exact: Exact | None = None
 
     @property
     def observers(self) -> list[Observer]:
         """Whoever sees queries now."""
-        return [seeing for seeing in (self.observer, self.asking) if seeing is not None]
+        seeing = self.observer, self.asking, self.citing
+        return [each for each in seeing if each is not None]
 
     def attend(self, q: Tensor, scale: float, ahead: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Exact causal attention of `q [T, H*G, D]`, the queries of the newest T tokens.
@@ -128,8 +130,8 @@ class LayerCache:
     def kept(self, end: int) -> list[int]:
         """Entries of each head that are kept of the tokens before `end`, where segments begin."""
         heads = self.tail.k.shape[0]
-        if (front := self.sliding) is not None:  # nothing is lost, and the window is in the tail
-            return [front.frozen] * heads
+        if self.sliding is not None:  # nothing is lost, and the window is in the tail
+            return [min(end, self.tail.start + self.tail.length)] * heads
         before = [s.lengths for s in self.segments if s.span[0] < end]
         return [sum(each) for each in zip(*before, strict=True)] if before else [0] * heads
 
@@ -264,6 +266,11 @@ class KVCache:
         for layer in self.walked:
             layer.tail.accept(tokens)
         self.advance(tokens)
+
+    def trim(self) -> None:
+        """Give back what is preallocated for tokens to come."""
+        for layer in self.walked:
+            layer.tail.trim()
 
     def truncate(self, position: int) -> None:
         """Forget every token from `position` on. They must not be frozen."""

@@ -1,6 +1,7 @@
 """Segments of which each decoded token reads the entries that it needs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -166,11 +167,22 @@ class LookupSegment(ABC):
             return Memory(disk=entries)
         return Memory(device=entries) if self.pool.device == device else Memory(host=entries)
 
-    def _attend_all(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
+    def located(self) -> Iterator[tuple[Entries, Tensor]]:
+        """Those at home, a slice at a time, then the late ones."""
+        at, device = self.start, self.late.k.device
+        for k, v in self._slices():
+            place = torch.arange(at, at + k.shape[1], device=device)
+            yield joined(k, v), place.repeat(len(k))
+            at += k.shape[1]
+        yield from self.late.located()
+
+    def _slices(self) -> Iterator[tuple[Tensor, Tensor]]:
         entries = self.pool.shape[1]
-        step = entries if self.pool.device == q.device else SLICE
-        slices = (self._slice(a, min(a + step, entries)) for a in range(0, entries, step))
-        parts = [backend.attend(q, joined(k, v), scale) for k, v in slices]
+        step = entries if self.pool.device == self.late.k.device else SLICE
+        return (self._slice(a, min(a + step, entries)) for a in range(0, entries, step))
+
+    def _attend_all(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
+        parts = [backend.attend(q, joined(k, v), scale) for k, v in self._slices()]
         if self.late.length:
             parts.append(backend.attend(q, self.late.entries, scale))
         return ops.combine(parts)

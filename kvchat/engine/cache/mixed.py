@@ -1,6 +1,6 @@
 """Entries of a document in several precisions: a few dense sets of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import ClassVar
@@ -69,6 +69,10 @@ class MixedSegment:
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over all entries. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
         return ops.combine([part.attend(q, scale, backend) for part in self.stored.values()])
+
+    def located(self) -> Iterator[tuple[Entries, Tensor]]:
+        for part in self.stored.values():
+            yield from part.located()
 
     def memory(self) -> Memory:
         """Exact bytes."""

@@ -118,6 +118,11 @@ class QuantizedSegment:
         parts = [backend.attend(q, entries, scale) for entries in self._slices()]
         return ops.combine([*parts, self.rest.attend(q, scale, backend)])
 
+    def located(self) -> Iterator[tuple[Entries, Tensor]]:
+        for entries, (*_, a, b) in zip(self._slices(), self._cuts, strict=True):
+            yield entries, self.position[a:b]
+        yield from self.rest.located()
+
     def memory(self) -> Memory:
         """Exact bytes: codes, scales, zeros, the rest, positions, entry ranges."""
         return Memory.of(self.tensors().values())

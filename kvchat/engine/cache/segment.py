@@ -1,6 +1,6 @@
 """Frozen parts of the past that queries attend to, and exact bytes of tensors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -54,6 +54,9 @@ class Segment(Protocol):
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         """`q [T, H*G, D]` over the segment. Returns `o [T, H*G, D]`, `lse [T, H*G]`."""
+
+    def located(self) -> Iterator[tuple[Entries, Tensor]]:
+        """All entries as numbers, some at a time, and the positions `[R]` of their store."""
 
     def memory(self) -> Memory:
         """Exact bytes, metadata included."""
@@ -195,6 +198,9 @@ class FlatSegment:
 
     def attend(self, q: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
         return backend.attend(q, self.entries, scale)
+
+    def located(self) -> Iterator[tuple[Entries, Tensor]]:
+        yield self.entries, self.position
 
     def memory(self) -> Memory:
         """Exact bytes: keys, values, positions, entry ranges, bias and count."""

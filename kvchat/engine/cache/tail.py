@@ -1,11 +1,16 @@
 """The live part of a layer's cache: dense, uniform over heads, append-only at its end."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache.segment import Memory
+
+# Entries that a tail grows by, at least: on a card every growth records the step anew.
+STEPS = {"cpu": 64, "cuda": 256}
 
 
 class Tail:
@@ -107,11 +112,11 @@ class Tail:
     def grow(self, entries: int) -> None:
         """Make room for `entries` more entries per head.
 
-        A full tail grows by `max(256, length / 4)` entries, so copies are amortised.
+        A full tail grows by an eighth, and by a few entries at least, so copies are amortised.
         """
         if entries > self.room:
             length = self.length + entries
-            self._resize(length + max(256, length // 4))
+            self._resize(length + max(STEPS[self.k.device.type], length // 8))
 
     def write(self, k: Tensor, v: Tensor, place: Tensor) -> None:
         """Put `k, v [H, 1, D]` at `place [1]`; they count when `accept` says so."""
@@ -129,10 +134,9 @@ class Tail:
         self.length = length
 
     def trim(self) -> None:
-        """Give back the memory of a store that is more than twice as large as it need be."""
-        wanted = self.length + max(256, self.length // 4)
-        if self.capacity > 2 * wanted:
-            self._resize(wanted)
+        """Give back what entries do not need; the next ones make room for themselves."""
+        if self.capacity > self.length:
+            self._resize(self.length)
 
     def drop(self, entries: int) -> None:
         """Give up the oldest `entries` entries and their memory; the rest moves to a new store."""
@@ -171,6 +175,13 @@ class Tail:
         if before == 0:
             return square
         return ops.combine([backend.attend(q, self._entries(before), scale), square])
+
+    def located(self) -> Iterator[tuple[Entries, Tensor]]:
+        """The live entries, and the position of every place in the store `[H * capacity]`."""
+        heads, capacity, _ = self.k.shape
+        first = self.start - self._offset
+        place = torch.arange(first, first + capacity, device=self.k.device)
+        yield self.entries, place.repeat(heads)
 
     def memory(self) -> Memory:
         """Exact bytes, preallocated ones included."""

@@ -13,20 +13,22 @@ from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Rotation
 from kvchat.engine.prefill.observation import Observation
 from kvchat.engine.prefill.walk import AnyLayer
-from kvchat.engine.sizes import Streamed
 
 
 @dataclass(frozen=True)
 class Behind:
-    """What part `number` of a document stands behind: the `cache` of those before it."""
+    """What a part of a document stands behind: the `cache` of those before it.
+
+    It stands from position `start` on once it is read; the whole document has so many `tokens`.
+    """
 
     cache: KVCache
-    streamed: Streamed
-    number: int
+    start: int
+    tokens: int
 
     def left(self, tokens: int) -> int:
         """Tokens of the document that follow a part of `tokens`."""
-        return self.streamed.tokens - self.cache.position - tokens
+        return self.tokens - self.cache.position - tokens
 
     def under(self, layer: AnyLayer, number: int, full: Sequence[int]) -> int:
         """Put the earlier parts before the empty tail of a layer, the model's `number`th.
@@ -51,9 +53,8 @@ class Moves:
     """
 
     def __init__(self, model: Decoder, behind: Behind, tokens: int):
-        start = behind.streamed.starts[behind.number]
-        self.end = start + tokens  # the position after the part
-        by = torch.tensor([start - behind.cache.rotary], device=model.device)
+        self.end = behind.start + tokens  # the position after the part
+        by = torch.tensor([behind.start - behind.cache.rotary], device=model.device)
         self._turns = model.rotations(by)
 
     def move(

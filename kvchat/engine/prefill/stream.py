@@ -54,7 +54,7 @@ def stream(
     for number, (a, b) in enumerate(streamed.parts):
         part, own = ids[a:b], replace(compression, method=of_part(method, geometry, a, b))
         given = model, part, [own], backend, chunk, probes, replays(part), None, gate
-        steps = prefill(*given, Behind(cache, streamed, number))
+        steps = prefill(*given, Behind(cache, streamed.starts[number], len(ids)))
         held = sum(layer.kept_bytes for layer in cache.layers)
         reading = yield from _shifted(steps, a, b, len(ids), held)
         join(cache, reading.caches[0])

@@ -51,10 +51,27 @@ class Dialogue:
 
     def document(self, text: str, system: str = "") -> list[int]:
         """Everything up to the end of the document: what is read once and compressed."""
-        joint = self.form.joint if system and text else ""
-        pieces = [(self.form.lead, True), (system, False), (joint, True), (text, False)]
         lead = [] if self.form.is_template else self.tokenizer.bos
-        return lead + self.tokenizer.encode(pieces)
+        return lead + self.tokenizer.encode(self._pieces(text, system))
+
+    def document_begins(self, text: str, system: str = "") -> list[int]:
+        """Where each of these ids begins in `text`, in characters; below 0 in what precedes it."""
+        pieces = self._pieces(text, system)
+        before = sum(len(piece) for piece, _ in pieces[:-1])
+        lead = [] if self.form.is_template else self.tokenizer.bos
+        return [-before] * len(lead) + [at - before for at in self.tokenizer.begins(pieces)]
+
+    def added(self, text: str) -> list[int]:
+        """Ids of a text that stands behind a document."""
+        return self.tokenizer.encode([(text, False)], continues=True)
+
+    def added_begins(self, text: str) -> list[int]:
+        """Where each of these ids begins in `text`."""
+        return self.tokenizer.begins([(text, False)], continues=True)
+
+    def _pieces(self, text: str, system: str) -> list[tuple[str, bool]]:
+        joint = self.form.joint if system and text else ""
+        return [(self.form.lead, True), (system, False), (joint, True), (text, False)]
 
     def header(self, thinks: bool | None = None) -> str:
         """What follows a question: with room for a thought, with none, or as the template has it

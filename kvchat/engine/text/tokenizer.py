@@ -1,7 +1,7 @@
 """Text to token ids and back, over a Hugging Face tokenizer."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ FILES = ("tokenizer.json", "tokenizer.model")
 KINDS = (".json", ".jinja", ".model", ".txt")  # of files that the library may look into
 ASCII_SPACES = " \t\n\v\f\r"
 INCOMPLETE = "\ufffd"
+ANCHOR = "\n"
 
 
 class Tokenizer:
@@ -66,15 +67,37 @@ class Tokenizer:
         follow plain text already encoded.
         """
         ids: list[int] = []
+        for run, after, special in self._runs(pieces, continues):
+            ids += self._plain(run, after)
+            ids += [] if special is None else [special]
+        return ids
+
+    def begins(self, pieces: Sequence[tuple[str, bool]], continues: bool = False) -> list[int]:
+        """Where each id of `encode(pieces, continues)` begins, in characters of the joined pieces.
+
+        A library that does not tell is taken to cut its text evenly.
+        """
+        found, at, names = list[int](), 0, {i: name for name, i in self.specials.items()}
+        for run, after, special in self._runs(pieces, continues):
+            found += [at + begin for begin in self._plain_begins(run, after)]
+            at += len(run)
+            if special is not None:
+                found.append(at)
+                at += len(names[special])
+        return found
+
+    def _runs(
+        self, pieces: Sequence[tuple[str, bool]], continues: bool
+    ) -> Iterator[tuple[str, str, int | None]]:
+        """Plain text that is encoded together, what stands before it, the special token after."""
         run, after = "", "text" if continues else "start"
         for text, trusted in pieces:
-            atoms = self._atoms(text) if trusted else [(text, None)]
-            for plain, special in atoms:
+            for plain, special in self._atoms(text) if trusted else [(text, None)]:
                 run += plain
                 if special is not None:
-                    ids += [*self._plain(run, after), special]
+                    yield run, after, special
                     run, after = "", "stripping" if special in self._stripping else "special"
-        return ids + self._plain(run, after)
+        yield run, after, None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, incomplete characters show as U+FFFD."""
@@ -93,16 +116,48 @@ class Tokenizer:
         return [*atoms, (text[end:], None)]
 
     def _plain(self, text: str, after: str) -> list[int]:
-        if after == "stripping":
-            text, after = text.lstrip(ASCII_SPACES), "special"
+        text, anchored = self._fitted(text, after)
         if not text:
             return []
-        fresh = after == "start" or (after == "special" and self._space_after_special)
-        if fresh or not self._prefixes_space:
+        if not anchored:
             return self._raw(text)
-        anchor = self._raw("\n")  # takes the space in place of the text's first word
-        ids = self._raw("\n" + text)
+        anchor = self._raw(ANCHOR)
+        ids = self._raw(ANCHOR + text)
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._raw(text)
+
+    def _fitted(self, text: str, after: str) -> tuple[str, bool]:
+        """What is encoded of a run of plain text, and whether behind an anchor, which takes the
+        space that the tokenizer would put before its first word."""
+        if after == "stripping":
+            text, after = text.lstrip(ASCII_SPACES), "special"
+        fresh = after == "start" or (after == "special" and self._space_after_special)
+        return text, not fresh and self._prefixes_space
+
+    def _plain_begins(self, text: str, after: str) -> list[int]:
+        """Where the ids of a run of plain text begin in it."""
+        fitted, anchored = self._fitted(text, after)
+        cut = len(text) - len(fitted)
+        if not fitted:
+            return []
+        anchor = self._raw(ANCHOR) if anchored else []
+        given = ANCHOR * bool(anchor) + fitted
+        if anchor and self._raw(given)[: len(anchor)] != anchor:
+            anchor, given = [], fitted
+        found = self._guard(
+            lambda: self.hf(
+                given,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                verbose=False,
+                return_offsets_mapping=True,
+            ).get("offset_mapping"),
+            len(given),
+        )
+        if found is None:
+            count = len(self._plain(text, after))
+            return [len(text) * number // count for number in range(count)]
+        shift = cut - (len(given) - len(fitted))
+        return [max(0, begin + shift) for begin, _ in found[len(anchor) :]]
 
     def _prefixed_after_special(self) -> bool:
         if not self.specials:

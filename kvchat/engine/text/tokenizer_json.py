@@ -60,16 +60,20 @@ class JsonTokenizer:
         text: str,
         add_special_tokens: bool = True,
         split_special_tokens: bool = False,
+        return_offsets_mapping: bool = False,
         **_: Any,
-    ) -> dict[str, list[int]]:
+    ) -> dict[str, Any]:
         """`input_ids` of a text; with `split_special_tokens` the names of special tokens are text
-        like any other."""
-        self._tokenizer.encode_special_tokens = split_special_tokens
-        [found] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids, bos = found.ids, self.bos_token_id
+        like any other, with `return_offsets_mapping` the characters of each id in
+        `offset_mapping`."""
+        backend = self._tokenizer
+        backend.encode_special_tokens = split_special_tokens
+        encode = backend.encode_batch if return_offsets_mapping else backend.encode_batch_fast
+        [found] = encode([text], add_special_tokens=add_special_tokens)
+        ids, spans, bos = found.ids, found.offsets, self.bos_token_id
         if add_special_tokens and self._adds_bos and bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
-        return {"input_ids": ids}
+            ids, spans = [bos, *ids], [(0, 0), *spans]
+        return {"input_ids": ids} | ({"offset_mapping": spans} if return_offsets_mapping else {})
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()

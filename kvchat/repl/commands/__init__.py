@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 from kvchat.errors import KvchatError
-from kvchat.repl.commands import chats, compression, documents, show, think, turns
+from kvchat.repl.commands import chats, compression, documents, models, show, think, turns
 from kvchat.repl.commands.context import Command, Context, Quit
 from kvchat.repl.commands.documents import attach_text
 from kvchat.repl.commands.turns import answer
@@ -47,8 +47,10 @@ def help_(context: Context, argument: str) -> None:
         screen.columns(
             (f"/{name} {command.argument}".rstrip(), command.summary)
             for name, command in COMMANDS.items()
-            if name not in hidden
+            if name not in hidden and not command.rare
         )
+        rare = (f"/{name} {each.argument}".strip() for name, each in COMMANDS.items() if each.rare)
+        screen.tell(f"  also {', '.join(rare)}")
         screen.tell("  /help NAME says more · /help keys · Ctrl-C interrupts · /quit or Ctrl-D")
     elif argument.lstrip("/") == "keys":
         screen.columns(KEYS)
@@ -67,30 +69,35 @@ def quit_(context: Context, argument: str) -> None:
 COMMANDS: dict[str, Command] = {
     "help": Command(help_, "[NAME | keys]", lambda context, typed: [*COMMANDS, "keys"]),
     "file": Command(documents.file, "[PATH… | -]", paths=True),
-    "drop": Command(documents.drop, "N"),
+    "drop": Command(documents.drop, "N", rare=True),
     "system": Command(documents.system, "[TEXT | -]"),
+    "search": Command(documents.search, "TEXT"),
+    "model": Command(models.model, "[NAME]", models.completes),
     "method": Command(compression.method, "[SPEC]", compression.completes),
     "budget": Command(compression.budget, "[SIZE]"),
     "select": Command(compression.select, "[QUESTION | -]"),
     "compare": Command(compression.compare, "[SPEC] [QUESTION]", compression.completes),
     "show": Command(show.show, "[WHAT]", lambda context, typed: show.PARTS),
     "set": Command(show.set_, "[KEY [VALUE]]", show.completes),
-    "think": Command(think.think, "[show|hide|off]", lambda *_: OPTIONS["think"].kind.choices),
+    "sources": Command(turns.sources_),
+    "think": Command(
+        think.think, "[show|hide|off]", lambda *_: OPTIONS["think"].kind.choices, rare=True
+    ),
     "retry": Command(turns.retry),
     "edit": Command(turns.edit),
     "more": Command(turns.more),
     "undo": Command(turns.undo, "[N]"),
     "clear": Command(turns.clear),
-    "reset": Command(documents.reset),
+    "reset": Command(documents.reset, rare=True),
     "save": Command(chats.save, "[NAME]"),
-    "rename": Command(chats.rename, "NAME"),
+    "rename": Command(chats.rename, "NAME", rare=True),
     "load": Command(chats.load, "[NAME]", chats.completes),
     "export": Command(chats.export, "[FILE]", paths=True),
     "copy": Command(chats.copy, "[N]"),
     "quit": Command(quit_),
 }
 ALIASES = {"exit": "quit", "bye": "quit", "q": "quit", "memory": "show memory"}
-# What other names of a command are now, and what `/model` would be.
+# What other names of a command are now.
 MOVED = {
     "bench": "kvchat bench  (in a shell)",
     "coverage": "/show coverage",
@@ -99,7 +106,6 @@ MOVED = {
     "fork": "/save NAME",
     "heads": "/show heads",
     "keys": "/help keys",
-    "model": "/show model",
     "paste": "/file -",
     "reread": "/select",
     "sessions": "/load",

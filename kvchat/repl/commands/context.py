@@ -33,6 +33,7 @@ class Command:
     argument: str = ""
     completes: Callable[[Context, str], Iterable[str]] | None = None
     paths: bool = False  # completes file names
+    rare: bool = False  # stands by its name alone in the list of /help
 
     @property
     def summary(self) -> str:

@@ -8,21 +8,25 @@ from kvchat import documents
 from kvchat.chat import attach as attaching
 from kvchat.chat.chatlog import new_path
 from kvchat.chat.chatlog_writer import ChatLogWriter
+from kvchat.chat.citing import place
 from kvchat.chat.sources import open_documents
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
 from kvchat.repl.views import tokens_of_files
 from kvchat.terminal.key_prompt import choose, typed_text
-from kvchat.terminal.text import size
+from kvchat.terminal.text import counted, size
+
+SHOWN = 5  # passages
 
 
 def file(context: Context, argument: str) -> None:
     """attach documents, or list them
 
-    `/file PATH…` processes the documents together with those that are there, and keeps the turns
-    so far. Quotes keep spaces in a name together; a folder or a pattern (`notes/*.md`) stands for
-    its files. `/file -`: type or paste a document, Ctrl-D ends it. Without PATH: the documents with
-    their numbers, sizes and tokens.
+    `/file PATH…` processes the documents behind those that are there, and keeps the turns so far.
+    What was read stays as it is kept; each document is compressed by itself. Only where a question
+    chose what is kept, or a size limits it, all are processed again. Quotes keep spaces in a name
+    together; a folder or a pattern (`notes/*.md`) stands for its files. `/file -`: type or paste a
+    document, Ctrl-D ends it. Without PATH: the documents with their numbers, sizes and tokens.
     """
     if not argument:
         listing(context)
@@ -86,6 +90,25 @@ def drop(context: Context, argument: str) -> None:
     if attaching.leave_out(chat, index):
         context.writer.changed(chat)
         context.screen.tell(f"removed {gone.title}")
+
+
+def search(context: Context, argument: str) -> None:
+    """find passages by their words
+
+    Those that have TEXT as it stands come first, then those with most of its words, with the page,
+    chapter or line where each stands. Nothing is asked of the model.
+    """
+    chat, screen = context.chat, context.screen
+    if not chat.book.files or not argument:
+        what = "what?" if chat.book.files else "there is no document"
+        raise KvchatError("usage", f"/search: {what}", "/search old mill")
+    found = chat.book.found(argument)
+    if not found:
+        screen.tell(f"no passage has {argument!r}, nor most of its words")
+    for source in found[:SHOWN]:
+        screen.passage(place(source, chat), source.text, argument.split())
+    if len(found) > SHOWN:
+        screen.tell(f"  and {counted(len(found) - SHOWN, 'passage')} more")
 
 
 def system(context: Context, argument: str) -> None:

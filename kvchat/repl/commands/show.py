@@ -1,8 +1,11 @@
 """`/show`: one view of the chat, its cache or its model. `/set`: how answers are made and shown."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import chain
 
+from kvchat.chat.citing import sources_begin
+from kvchat.documents import Place
 from kvchat.engine.sizes import reserve_of
 from kvchat.errors import KvchatError
 from kvchat.repl import memory, views
@@ -38,7 +41,8 @@ def show(context: Context, argument: str) -> None:
 def _memory(context: Context, argument: str) -> None:
     screen, found = context.screen, memory.breakdown(context.chat)
     screen.tell(f"memory usage · {found.device}")
-    screen.columns(memory.table(found, screen.width, screen.glyphs))
+    screen.tell(f"  {memory.strip(found, screen.width - 2, screen.glyphs)}")
+    screen.columns(memory.table(found, screen.glyphs))
     for note in memory.notes(found):
         screen.tell(f"  {note}")
 
@@ -91,24 +95,26 @@ def _coverage(context: Context, argument: str) -> None:
     found = views.slices(kept, tokens, config.full_heads, cells)
     decode = session.dialogue.tokenizer.decode
     words = [" ".join(decode(session.document[s.start :][:LOOK]).split()[:WORDS]) for s in found]
-    for line in views.coverage(found, words, _places(context, tokens), screen.glyphs):
+    cited = [_token_at(context, at) for at in sources_begin(context.chat)]
+    for line in views.coverage(found, words, _places(context), screen.glyphs, cited):
         screen.tell(line)
 
 
-def _places(context: Context, tokens: int) -> list[tuple[str, int]]:
-    """Chapters and pages with the token where each begins, by their share of the text."""
-    files = context.chat.book.files
-    if context.chat.book.cut or not files:
-        return []  # places of what was cut out would be wrong
-    characters = sum(len(file.text) for file in files)
-    before, found = 0, []
-    for file in files:
-        several = len(file.places) > 1
-        for place in file.places:
-            name = place.name if several else file.title
-            found.append((name, tokens * (before + place.start) // max(characters, 1)))
-        before += len(file.text)
+def _places(context: Context) -> list[tuple[str, int]]:
+    """Chapters and pages of the documents, as they are cited, with the token where each begins."""
+    book, found, at = context.chat.book, [], 0
+    for part, file, known in zip(book.parts, book.files, book.marks, strict=True):
+        at += len(part)
+        first = at - len(file.text)
+        places = known if len(book.files) == 1 or len(known) > 1 else [Place(file.title, 0)]
+        found += [(place.name, _token_at(context, first + place.start)) for place in places]
     return found
+
+
+def _token_at(context: Context, character: int) -> int:
+    """The first token of the documents that begins at a character of their text, or later."""
+    begins = context.chat.book.begins
+    return min(bisect_left(begins, character), len(begins) - 1)
 
 
 def _window(context: Context, argument: str) -> None:

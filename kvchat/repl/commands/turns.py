@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kvchat.chat.chatlog import new_path
 from kvchat.chat.chatlog_writer import ChatLogWriter
+from kvchat.chat.citing import place, sources
 from kvchat.engine.decode.sampling import COLD, Sampling
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
@@ -115,6 +116,23 @@ def edited(text: str) -> str:
 def more(context: Context, argument: str) -> None:
     """go on with an answer that was cut"""
     answer(context, None, 1, "nothing was added")
+
+
+def sources_(context: Context, argument: str) -> None:
+    """show the passages that the last answer is from
+
+    They are those that the answer's tokens attend to most, with their share of the attention to the
+    documents. An answer that none of them stands out for is from all over the documents, or from
+    the model itself. `/set sources off` shows none under an answer.
+    """
+    chat, screen = context.chat, context.screen
+    require_turns(context, "find the sources of")
+    found = sources(chat)
+    if not found:
+        screen.tell("no passage stands out: the answer is from all over, or from the model itself")
+    for source in found:
+        where = f"{place(source, chat)} {source.weight:.0%} of the attention"
+        screen.passage(where, source.text)
 
 
 def undo(context: Context, argument: str) -> None:

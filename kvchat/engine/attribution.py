@@ -1,0 +1,182 @@
+"""What of a document an answer is from, told by attention once the answer is complete.
+
+The question's tokens count as the answer's do: they find the place even where the answer is wrong.
+
+Heads in the middle of a model look at the place in the document that the next token is copied from
+(retrieval heads, arXiv 2404.15574). Which ones they are need not be known: attention counts where
+it goes to the very token that was drawn, and attention to other tokens counts little.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kvchat.engine.attention.entries import Entries
+from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.decoder import Decoder
+from kvchat.kernels.reference import capped
+
+LAYERS = 1 / 3, 3 / 4  # of a model's depth, between which layers are looked at
+UNCOPIED = 0.1  # what attention to another token than the drawn one counts
+TOKENS = 32  # of a turn that are looked at: those that are rarest in the document
+REPLAYED = 1024  # of a turn that pass the layers again, at most
+SLICE = 2**22  # logits alive at once
+
+
+@dataclass
+class Queries:
+    """The queries `[H*G, D]` of single tokens in one layer by their positions, with the
+    log-sum-exps `[H*G]` of all that they see. An `Observer`."""
+
+    layer: LayerCache
+    rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def see(
+        self, q: Tensor, lse: Tensor, layer: LayerCache, scale: float, cos: Tensor, sin: Tensor
+    ) -> None:
+        """Take in the newest tokens; see `Observer.see`."""
+        first = layer.tail.start + layer.tail.length - len(q)
+        self.rows |= enumerate(zip(q.clone(), lse.clone(), strict=True), first)
+
+    def forget(self, position: int) -> None:
+        """Drop the tokens from `position` on."""
+        self.rows = {at: row for at, row in self.rows.items() if at < position}
+
+
+def numbers(config: ModelConfig) -> list[int]:
+    """The layers that are looked at, among those that attend to all tokens."""
+    first, end = (int(share * config.num_layers) for share in LAYERS)
+    found = [i for i, number in enumerate(config.full_layers) if first <= number < end]
+    return found or [len(config.full_layers) // 2]
+
+
+@contextmanager
+def recorded(config: ModelConfig, cache: KVCache) -> Iterator[list[Queries]]:
+    """Keep the queries of every token that passes meanwhile."""
+    found = [Queries(cache.layers[number]) for number in numbers(config)]
+    for each in found:
+        each.layer.citing = each
+    try:
+        yield found
+    finally:
+        for each in found:
+            each.layer.citing = None
+
+
+@torch.inference_mode()
+def replayed(model: Decoder, cache: KVCache, ids: Sequence[int]) -> list[Queries]:
+    """The queries of the cache's newest tokens `ids`, at most `REPLAYED` of them.
+
+    They pass the layers again as queries only: their keys are there, and nothing changes.
+    """
+    found = {id(cache.layers[n]): Queries(cache.layers[n]) for n in numbers(model.config)}
+    ids = ids[-min(REPLAYED, *(layer.tail.length for layer in cache.walked)) :]
+    first = cache.position - len(ids)
+    places = torch.arange(cache.rotary - len(ids), cache.rotary, device=model.device)
+    rotations = model.rotations(places)
+    x, left = model.embed(torch.tensor(ids, device=model.device)), len(found)
+    for block, layer in zip(model.blocks, cache.walked, strict=True):
+        if not left:
+            break
+        q, _, _ = block.project(x, rotations[block.kind.rope])
+        o, lse = layer.attend(q, q.shape[-1] ** -0.5)
+        x = block.finish(x, o)
+        if (wanted := found.get(id(layer))) is not None:
+            wanted.rows = dict(enumerate(zip(q, lse, strict=True), first))
+            left -= 1
+    return list(found.values())
+
+
+@torch.inference_mode()
+def attended(
+    found: Sequence[Queries], following: Mapping[int, int], document: Sequence[int]
+) -> Tensor:
+    """How much a turn attends to each token of its document, `[N]` fp32; 0 for a token that was
+    evicted everywhere.
+
+    `following` are the tokens that follow those at some positions; `document` are the N ids that
+    the cache begins with.
+    """
+    device = found[0].layer.tail.k.device
+    there = [at for at in following if all(at in each.rows for each in found)]
+    known = torch.tensor(document, device=device)
+    after = torch.tensor([following[at] for at in there], device=device, dtype=torch.long)
+    times = (known[None] == after[:, None]).sum(dim=1).tolist()
+    # rare ones tell most, and what the document has not cannot be copied from it
+    ranked = sorted(range(len(there)), key=lambda number: times[number] or len(document))
+    chosen = sorted(ranked[:TOKENS])
+    mass = Mass(after[chosen], known)
+    for each in found if chosen else ():
+        rows = [each.rows[there[number]] for number in chosen]
+        q, lse = torch.stack([q for q, _ in rows]), torch.stack([lse for _, lse in rows])
+        mass.add(each.layer, q, lse, q.shape[-1] ** -0.5)
+    return mass.weight
+
+
+class Mass:
+    """Attention of T tokens to a document of N, summed over heads and layers."""
+
+    def __init__(self, after: Tensor, document: Tensor):
+        """`after [T]` follow the tokens; `document [N]` are the document's ids."""
+        self.after, self.document = after, document
+        self.all = torch.zeros(len(after), len(document), device=document.device)
+        self.copied = torch.zeros(len(document), device=document.device)
+        self.heads = 0  # that have been taken in
+
+    @property
+    def weight(self) -> Tensor:
+        """What each token of the document is worth, `[N]`: a share of a head's attention, summed
+        over the answer's tokens.
+
+        What every token attends to alike, as to the beginning of a text, is left out.
+        """
+        if not len(self.all):
+            return self.copied
+        most = self.all.amax(dim=0)
+        beyond = most - self.all.mean(dim=0)
+        return (self.copied + UNCOPIED * beyond * beyond / most.clamp(min=1e-9)) / self.heads
+
+    def add(self, layer: LayerCache, q: Tensor, lse: Tensor, scale: float) -> None:
+        """Take in a layer: queries `q [T, H*G, D]` with the `lse [T, H*G]` of all they see."""
+        cap = layer.backend.cap
+        self.heads += q.shape[1]
+        for segment in layer.segments:
+            for entries, position in segment.located():
+                self._add(entries, position, q, lse, scale, cap)
+        if layer.tail.start < len(self.document):
+            for entries, position in layer.tail.located():
+                self._add(entries, position, q, lse, scale, cap)
+
+    def _add(
+        self,
+        entries: Entries,
+        position: Tensor,
+        q: Tensor,
+        lse: Tensor,
+        scale: float,
+        cap: float,
+    ) -> None:
+        group = q.shape[1] // len(entries.spans)
+        step = max(1, SLICE // (len(q) * group))
+        for head, (start, length) in enumerate(entries.spans):
+            own = slice(head * group, (head + 1) * group)
+            for a in range(start, start + length, step):
+                part = slice(a, min(a + step, start + length))
+                at = position[part].long()
+                logits = torch.einsum("tgd,nd->tgn", q[:, own].float(), entries.k[part].float())
+                logits = capped(logits * scale, cap)
+                if entries.bias is not None:
+                    logits += entries.bias[part]
+                mass = torch.exp(logits - lse[:, own, None].float()).sum(dim=1)
+                inside = at < len(self.document)  # what follows belongs to turns
+                self._count(mass[:, inside], at[inside])
+
+    def _count(self, mass: Tensor, at: Tensor) -> None:
+        """Count the attention `mass [T, n]` to the document's tokens `at [n]`."""
+        self.all.index_add_(1, at, mass)
+        same = self.document[at] == self.after[:, None]
+        self.copied.index_add_(0, at, (mass * same).sum(dim=0))
