@@ -29,6 +29,7 @@ from kvchat.cli.methods_view import methods
 from kvchat.cli.models import models
 from kvchat.cli.plan import plan
 from kvchat.cli.prompt_cache import cache
+from kvchat.cli.serve import serve
 from kvchat.documents import STDIN, capped
 from kvchat.errors import KvchatError
 from kvchat.settings import config, text_files
@@ -127,6 +128,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "bench": bench,
     "eval": evaluate,
     "calibrate": calibrate,
+    "serve": serve,
     "demo": demo,
     "doctor": doctor,
     "completion": shells.completion,

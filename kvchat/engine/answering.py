@@ -22,9 +22,10 @@ from kvchat.engine.events import (
     Unending,
     drain,
 )
+from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
 from kvchat.engine.text.thoughts import Splitter
-from kvchat.engine.text.tokenizer import TextStream
+from kvchat.engine.text.tokenizer import TextStream, Tokenizer
 
 SENTENCE_ENDS = ".!?;。！？"
 R = TypeVar("R")
@@ -115,19 +116,10 @@ class Answering(Conversation):
 
     def _begun(self, turn: Turn, stop: Sequence[str]) -> Answer:
         """What comes of a turn's tokens so far, and of those that will come."""
-        form, tokenizer = self.dialogue.form, self.dialogue.tokenizer
-        answer = Answer(TextStream(tokenizer), ())
-        if (thoughts := form.thoughts) is not None:
-            answer.splitter = Splitter(
-                thoughts, thoughts.is_open(self.dialogue.header(turn.thinks))
-            )
-            marks = (
-                (tokenizer.specials.get(mark), mark) for mark in (thoughts.open, thoughts.close)
-            )
-            answer.marks = {token: mark for token, mark in marks if token is not None}
+        answer = fresh_answer(self.dialogue, self.dialogue.tokenizer, turn.thinks)
         for token in turn.tokens:  # text can depend on the tokens before it
             answer.push(token, is_end=False)
-        answer.stops = tuple(filter(None, (*form.stop, *stop)))  # of what comes now
+        answer.stops = tuple(filter(None, (*self.dialogue.form.stop, *stop)))  # of what comes now
         return answer
 
     def _once(
@@ -172,6 +164,16 @@ class Answering(Conversation):
             self.turns = self.turns[:-1]
         self.turns = [*self.turns, turn]
         self._fold()
+
+
+def fresh_answer(dialogue: Dialogue, tokenizer: Tokenizer, thinks: bool | None) -> Answer:
+    """An answer before its first token, whose thought is told from its text."""
+    answer = Answer(TextStream(tokenizer), ())
+    if (thoughts := dialogue.form.thoughts) is not None:
+        answer.splitter = Splitter(thoughts, thoughts.is_open(dialogue.header(thinks)))
+        marks = ((tokenizer.specials.get(mark), mark) for mark in (thoughts.open, thoughts.close))
+        answer.marks = {token: mark for token, mark in marks if token is not None}
+    return answer
 
 
 def given_up(turn: Turn, tokens: int, started: float) -> TurnDone:

@@ -243,6 +243,14 @@ class Engine:
         """
         yield from self.writer.write(cache, logits, Sampler(sampling, self.device, drawn))
 
+    @torch.inference_mode()
+    def step(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> Tensor:
+        """Append to each cache its token; the logits `[B, vocab]` after them, until the next call.
+
+        The weights are read once for all: several answers at once take little longer than one.
+        """
+        return self.writer.together(caches, tokens)
+
 
 def resolve_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N`. Raises KvchatError("device") if it is not there."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -35,6 +36,7 @@ class JsonTokenizer:
         self._tokenizer, self.special_tokens_map = backend, dict(roles)
         self.chat_template = template
         self._adds_bos = adds_bos
+        self._alone = Lock()  # how it encodes is said before each text
         backend.no_truncation()
         backend.no_padding()
 
@@ -64,8 +66,10 @@ class JsonTokenizer:
     ) -> dict[str, list[int]]:
         """`input_ids` of a text; with `split_special_tokens` the names of special tokens are text
         like any other."""
-        self._tokenizer.encode_special_tokens = split_special_tokens
-        [found] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        with self._alone:
+            self._tokenizer.encode_special_tokens = split_special_tokens
+            how = {"add_special_tokens": add_special_tokens}
+            [found] = self._tokenizer.encode_batch_fast([text], **how)
         ids, bos = found.ids, self.bos_token_id
         if add_special_tokens and self._adds_bos and bos is not None and ids[:1] != [bos]:
             ids = [bos, *ids]
@@ -107,7 +111,8 @@ class JsonTokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
         """The text of ids."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with self._alone:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def get_chat_template(self) -> str:
         """The chat template. Raises ValueError if there is none for a chat."""
