@@ -63,6 +63,7 @@ def listen(settings: Settings) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((settings.host.strip("[]"), settings.port))
+        found.listen(CONNECTIONS)  # who comes before all is ready waits
     except OSError as error:
         found.close()
         raise KvchatError(
