@@ -183,7 +183,7 @@ class Answers:
             ids=ids,
             sampling=asked.sampling(options.sampling),
             max_tokens=min(room, usual),
-            ends=frozenset(session.ends),
+            ends=frozenset() if asked.ignore_eos else frozenset(session.ends),
             stop=asked.stop,
             thinks=asked.thinks,
             logprobs=asked.logprobs,

@@ -185,7 +185,8 @@ class Server:
                 yield event(first)
             while True:
                 try:
-                    each = await asyncio.wait_for(talk.events.get(), ALIVE)
+                    async with asyncio.timeout(ALIVE):  # wait_for of 3.11 can lose a cancellation
+                        each = await talk.events.get()
                 except TimeoutError:
                     yield comment("waiting")
                     continue

@@ -111,7 +111,8 @@ class Files:
                 if served.state in (READY, FAILED):
                     return
                 try:
-                    await asyncio.wait_for(changed.wait(), ALIVE)
+                    async with asyncio.timeout(ALIVE):
+                        await changed.wait()
                     await asyncio.sleep(0.1)  # ten times a second is enough
                 except TimeoutError:
                     yield comment("reading")

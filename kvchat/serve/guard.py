@@ -123,10 +123,10 @@ def _too_large(count: int, most: int) -> Refusal:
 
 
 async def refuse(send: Callable[[Message], Awaitable[Any]], refusal: Refusal) -> None:
-    """Send a refusal. The connection ends, for what is left of a body is not read."""
+    """Send a refusal."""
     body = json.dumps(refusal.body()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body))}
-    headers |= refusal.headers | ({"connection": "close"} if refusal.status == 413 else {})
+    headers |= refusal.headers
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

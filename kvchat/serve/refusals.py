@@ -50,8 +50,11 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Beside the body."""
+        """Beside the body. What is left of a body that is not read is never read: the connection
+        ends."""
         found = {} if self.after is None else {"retry-after": str(self.after)}
+        if self.status in (408, 413):
+            found["connection"] = "close"
         return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
     def body(self) -> dict[str, Any]:

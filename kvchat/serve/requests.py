@@ -52,6 +52,7 @@ class Asked:
     form: Mapping[str, Any] | None = None
     grammar: str | None = None
     is_chat: bool = True
+    ignore_eos: bool = False  # for measurements: an answer ends by its length alone
 
     def sampling(self, usual: Sampling) -> Sampling:
         """How tokens are drawn, where the client does not say so as is usual here."""
@@ -125,6 +126,7 @@ def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
         "stop": tuple(sound(each) for each in stops),
         "stream": _value(raw, "stream", bool, False),
         "include_usage": options.get("include_usage") is True,
+        "ignore_eos": _value(raw, "ignore_eos", bool, False),
     }
 
 

@@ -189,7 +189,8 @@ class Scheduler(threading.Thread):
                 self._feeding.append((asker, work))
             except StopIteration as done:
                 self.counts.fed += len(asker.wanted.ids)
-                self._take(asker, done.value)
+                if (token := self._take(asker, done.value)) is not None:
+                    self._writing.append((asker, token))
             except Exception as error:
                 self._fail(asker, error)
             if self._writing and perf_counter() > end:
@@ -219,24 +220,24 @@ class Scheduler(threading.Thread):
             for asker, _ in before:
                 self._fail(asker, error)
             return
-        self._writing = []
-        for (asker, _), own in zip(before, logits, strict=True):
-            self._take(asker, own)
+        taken = [
+            (asker, self._take(asker, own)) for (asker, _), own in zip(before, logits, strict=True)
+        ]
+        self._writing = [(asker, token) for asker, token in taken if token is not None]
         self.counts.steps += 1
         self.counts.tokens += len(before)
         self.counts.decoding += perf_counter() - now
 
-    def _take(self, asker: Asker, logits: torch.Tensor) -> None:
+    def _take(self, asker: Asker, logits: torch.Tensor) -> int | None:
+        """The next token of an answer; None if there is none."""
         try:
             with torch.inference_mode():
                 token = asker.take(logits)
         except Exception as error:
             self._fail(asker, error)
-            return
-        if token is None:
-            self.counts.finished += 1
-        else:
-            self._writing.append((asker, token))
+            return None
+        self.counts.finished += token is None
+        return token
 
     def _fail(self, asker: Asker, error: Exception) -> None:
         self.counts.failed += 1

@@ -35,7 +35,8 @@ class Stream(Response):
             await send({"type": "http.response.body", "body": b""})
 
         try:
-            await until_gone(speak(), receive)
+            with suppress(ClientDisconnect):
+                await until_gone(speak(), receive)
         finally:
             self._leave()
 

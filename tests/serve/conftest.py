@@ -115,6 +115,7 @@ def served(folder, *files, **given):
             time.sleep(0.005)
         yield SimpleNamespace(
             client=client, server=server, chat=chat, settings=settings, app=app,
+            settings_folder=folder / "served",
             port=client.port, url=f"http://127.0.0.1:{client.port}",
         )  # fmt: skip
     finally:
