@@ -94,6 +94,10 @@ def chat(
         for file in options.files:
             require_no_question(file)
         options = replace(options, prompts=piped_question())
+    if not options.prompts and (options.json_schema or options.grammar):
+        raise KvchatError(
+            "usage", "--json-schema and --grammar are for answers to -p", '-p "QUESTION"'
+        )
     if not all(prompt.strip() for prompt in options.prompts):
         raise KvchatError("usage", "-p has an empty question", '-p "QUESTION"')
     if not options.prompts and not talks:

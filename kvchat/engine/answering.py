@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvchat.engine.conversation import Conversation, ids_of
 from kvchat.engine.decode.repetition import Repetition
+from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import (
     Delta,
@@ -42,6 +43,7 @@ class Wanted:
     max_tokens: int
     stop: Sequence[str]
     cancelled: Callable[[], bool]
+    constraint: Constraint | None = None  # the form that the answer has to have
 
 
 class Answering(Conversation):
@@ -74,7 +76,8 @@ class Answering(Conversation):
             first = last = started
             count, reason, circles = 0, "", Repetition()
             drawn = [token for turn in self.all_turns for token in turn.tokens]
-            for token in self.engine.decode(cache, logits, wanted.sampling, drawn):
+            form = wanted.constraint
+            for token in self.engine.decode(cache, logits, wanted.sampling, drawn, form):
                 last = perf_counter()
                 count += 1
                 first = last if count == 1 else first
@@ -85,11 +88,11 @@ class Answering(Conversation):
                 if text := answer.text[shown:]:
                     shown = len(answer.text)
                     yield Delta(text, count)
-                if answer.stopped or token in ends:
+                if answer.stopped or token in ends or (form is not None and form.is_complete):
                     reason = "stop"
                 elif cancelled():
                     reason = "cancelled"
-                elif circles.push(token):
+                elif form is None and circles.push(token):
                     reason = "repetition"
                 elif count >= most:
                     reason = "window" if count >= room else "length"

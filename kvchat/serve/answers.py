@@ -14,6 +14,7 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.sizes import MAX_TOKENS
 from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.grammar import Forms
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 from kvchat.serve.asker import Asker, Ended, Event, Failed, Wanted
@@ -60,6 +61,7 @@ class Answers:
         self.chat, self.library, self.scheduler = chat, library, scheduler
         self.tokenizer, self.long = tokenizer, long
         self.engine = chat.session.engine
+        self._forms: Forms | None = None  # made for the first that is asked for
 
     @property
     def model(self) -> str:
@@ -157,6 +159,8 @@ class Answers:
     def _wanted(self, asked: Asked, served: Served | None) -> tuple[Wanted, Dialogue]:
         """Tokens of a question and what comes before it, on the thread of texts."""
         session, options = self.chat.session, self.chat.options
+        if asked.form is not None or asked.grammar is not None:
+            asked = replaced(asked, thinks=False)  # a thought has another form
         tokenizer, limit = session.dialogue.tokenizer, session.limit
         before = 0
         if served is not None and served.book is not None:
@@ -204,7 +208,13 @@ class Answers:
     def _constraint(self, asked: Asked) -> Constraint | None:
         if asked.form is None and asked.grammar is None:
             return None
-        raise Refusal(400, "response_format is not supported yet", "response_format")
+        if self._forms is None:
+            session = self.chat.session
+            vocabulary = self.engine.config.vocab_size
+            self._forms = Forms(session.dialogue.tokenizer, vocabulary, session.ends)
+        if asked.form is not None:
+            return self._forms.of_schema(asked.form)
+        return self._forms.of_grammar(asked.grammar or "")
 
 
 def _sent(title: str, text: str) -> Document:

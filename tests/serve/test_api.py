@@ -178,6 +178,23 @@ def test_a_question_that_is_too_long_is_refused_with_numbers(client):
     assert "32,768" in found["error"]["message"]
 
 
+def test_an_answer_in_a_given_form(client):
+    schema = {"type": "object", "properties": {"stone": {"enum": ["ruby", "jade"]}}}
+    schema |= {"required": ["stone"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "stone", "schema": schema}}
+    text = client.ask(QUESTION, response_format=form)["choices"][0]["message"]["content"]
+    assert json.loads(text) == {"stone": "ruby"}
+    found = client.ask(QUESTION, response_format={"type": "json_object"}, max_tokens=60)
+    assert found["choices"][0]["message"]["content"].startswith("{")
+    found = client.ask(QUESTION, grammar='start: "jade" | "opal"')
+    assert found["choices"][0]["message"]["content"] in ("jade", "opal")
+    assert found["choices"][0]["finish_reason"] == "stop"
+    for bad in ({"type": "nope"}, {"$ref": "file:///etc/passwd"}):
+        form = {"type": "json_schema", "json_schema": {"schema": bad}}
+        status, found = client.post(CHAT, body(response_format=form))
+        assert status == 400 and "passwd" not in found["error"]["message"].split("'")[0]
+
+
 def test_other_paths(client):
     assert client.post("/v1/embeddings", {"input": "x"})[0] == 400
     for method, path, status in (("GET", "/v1/nothing", 404), ("GET", CHAT, 405)):
@@ -189,7 +206,7 @@ def test_other_paths(client):
 def test_metrics(client):
     before = client.metric("answers_total"), client.metric("completion_tokens_total")
     client.ask(QUESTION)
-    assert client.metric("answers_total") == before[0] + 1
+    client.until(lambda: client.metric("answers_total") == before[0] + 1)
     assert client.metric("completion_tokens_total") > before[1]
     assert client.metric("answering") == 0 and client.metric("documents") >= 1
     _, headers, data = client.send("GET", "/metrics")

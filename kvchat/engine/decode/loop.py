@@ -72,7 +72,8 @@ class Writer:
         sampler.waits = self.compiled
         token = sampler.draw(logits)
         yield token
-        while not (reason := self.refusal(cache)):
+        given = "the form of the answer is given" if sampler.constraint is not None else ""
+        while not (reason := given or self.refusal(cache)):
             for layer in cache.layers:
                 layer.tail.grow(1)
             room = min(layer.tail.room for layer in cache.layers)
@@ -83,7 +84,7 @@ class Writer:
                 yield checked(token)
         self._say(COMPILED if self.compiled else f"{EAGER}: {reason}")
         try:
-            while True:
+            while not sampler.is_complete:
                 token = sampler.draw(self._after(cache, token))
                 yield token
         finally:
