@@ -67,7 +67,7 @@ class Forms:
             )
         import llguidance
 
-        backend = getattr(tokenizer.hf, "_tokenizer", None)
+        backend: Any = getattr(tokenizer.hf, "_tokenizer", None)
         if not hasattr(backend, "to_str"):
             raise KvchatError(
                 "usage", "an answer in a given form needs a tokenizer.json, which the model has not"
