@@ -9,7 +9,7 @@ from time import perf_counter
 
 from kvchat.chat.chat import Chat
 from kvchat.documents import Document
-from kvchat.documents.document_ids import compose
+from kvchat.documents.document_ids import PROBE, compose
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.sizes import MAX_TOKENS
@@ -162,6 +162,7 @@ class Answers:
         if asked.form is not None or asked.grammar is not None:
             asked = replaced(asked, thinks=False)  # a thought has another form
         tokenizer, limit = session.dialogue.tokenizer, session.limit
+        require_short(asked, limit)
         before = 0
         if served is not None and served.book is not None:
             dialogue, before = served.book.dialogue, served.tokens
@@ -215,6 +216,19 @@ class Answers:
         if asked.form is not None:
             return self._forms.of_schema(asked.form)
         return self._forms.of_grammar(asked.grammar or "")
+
+
+def require_short(asked: Asked, limit: int) -> None:
+    """Raise KvchatError("too_long") for a text that no tokenizer makes fit. It is not tokenised:
+    others wait for that."""
+    said = sum(len(text) for turn in asked.turns for text in turn)
+    characters = said + len(asked.system) + len(asked.question)
+    if characters > PROBE * limit:
+        raise KvchatError(
+            "too_long",
+            f"the messages have {characters:,} characters; the context window has {limit:,} tokens",
+            limit=limit,
+        )
 
 
 def _sent(title: str, text: str) -> Document:

@@ -43,8 +43,7 @@ class Files:
             method = ""
         async with self._extracting:
             document = await asyncio.to_thread(decode, name, data)
-        served = self.library.add(document, True, True, method, budget)
-        await self.library.keep(served)
+        served = await self.library.take(document, method, budget)
         self._read(served)
         streams = "text/event-stream" in request.headers.get("accept", "")
         if streams or str(said.get("stream", "")).lower() in ("1", "true"):

@@ -15,7 +15,7 @@ from kvchat.serve.refusals import Refusal
 LOG = logging.getLogger("kvchat.serve")
 OPEN = ("/", "/health", "/favicon.ico")  # that need no key: nothing in them is anybody's
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-BODY = 16 * 2**20  # bytes of a body that is no document
+BODY = 8 * 2**20  # bytes of a body that is no document
 SECURITY = {
     b"x-content-type-options": b"nosniff",
     b"cross-origin-resource-policy": b"same-origin",

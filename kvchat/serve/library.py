@@ -30,6 +30,7 @@ from kvchat.serve.scheduler import Scheduler
 
 LOG = logging.getLogger("kvchat.serve")
 MOST, MOST_LONG = 200, 32  # documents that are listed, and long messages that are remembered
+MOST_BYTES = 2**29  # of the texts of all of them
 
 
 class Library:
@@ -83,6 +84,11 @@ class Library:
                     del self.documents[old.id]
         elif len(others) >= MOST:
             raise Refusal(429, f"{MOST} documents are there; delete one first", code="too_many")
+        held = sum(len(each.document.text) for each in self.documents.values())
+        if held + len(document.text) > MOST_BYTES:
+            raise Refusal(
+                429, f"documents have {held:,} characters by now; delete one first", code="too_many"
+            )
         taken = {each.name for each in self.documents.values()} | {self.chat.model.name}
         found = Served(
             name, documents.slug(document.title, taken), document, listed, sent, method, budget,
@@ -102,6 +108,18 @@ class Library:
                 self.documents[each.id] = each
                 count += 1
         return count
+
+    async def take(self, document: Document, method: str, budget: str) -> Served:
+        """A document that a client sends, once it is tokenised. Raises KvchatError, Refusal."""
+        served = self.add(document, True, True, method, budget)
+        if served.book is None:
+            try:
+                served.book = await self.tokenise(partial(self._book, document))
+            except BaseException:
+                self.documents.pop(served.id, None)
+                raise
+        await self.keep(served)
+        return served
 
     async def keep(self, served: Served) -> None:
         """Keep a document's text for the next run, where there is a place for it."""
@@ -135,7 +153,7 @@ class Library:
         loop = asyncio.get_running_loop()
         try:
             if served.book is None:
-                served.book = await loop.run_in_executor(self.texts, self._book, served.document)
+                served.book = await self.tokenise(partial(self._book, served.document))
             if served.chosen is None:
                 served.chosen = self._chosen(served, served.book)
             self._make_room(served)

@@ -26,6 +26,7 @@ from kvchat.serve.files import Files
 from kvchat.serve.guard import LOCAL, Guard
 from kvchat.serve.library import Library
 from kvchat.serve.metrics import Metrics
+from kvchat.serve.patience import Patient
 from kvchat.serve.scheduler import Scheduler
 from kvchat.serve.settings import Settings
 from kvchat.settings.options import Options
@@ -79,7 +80,7 @@ def server(app: ASGIApp) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=Patient,
             ws="none",
             lifespan="on",
             log_config=None,

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -96,17 +95,12 @@ def test_what_is_no_document_or_no_method_is_refused(client, fields, text, statu
     assert got == status and found["error"]["type"] == "invalid_request_error"
 
 
-def test_a_document_that_is_too_long_fails_with_numbers(client):
-    _, found = sent(client, "long.txt", "word " * 60_000)
-    about = client.read(found["model"])
-    assert about["status"] == "error"
-    status, refused = client.post(
-        "/v1/chat/completions",
-        {"model": found["model"], "messages": [{"role": "user", "content": "Who?"}]},
-    )
+def test_a_document_that_is_too_long_is_refused_with_numbers(client):
+    files = client.get("/v1/files")[1]["data"]
+    status, refused = sent(client, "long.txt", "word " * 60_000)
     assert status == 400 and refused["error"]["code"] == "context_length_exceeded"
     assert re.search(r"\d\d,\d{3} tokens", refused["error"]["message"])
-    client.send("DELETE", f"/v1/files/{found['id']}")
+    assert client.get("/v1/files")[1]["data"] == files
 
 
 def test_a_long_first_message_is_a_document(client):
@@ -168,38 +162,29 @@ def test_without_a_prompt_cache_nothing_is_kept(tmp_path):
 
 
 def test_killed_and_started_again(tmp_path):
-    """The program itself: what was read is not read again after kill -9."""
-    environment = os.environ | ONE_THREAD | {
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "KVCHAT_PROMPT_CACHE": "on",
-    }  # fmt: skip
+    """The program itself, and kill -9: what it had read is not read again."""
     book = tmp_path / "book.txt"
     book.write_text(valley(12), "utf-8")
-
-    def started():
-        asked = [sys.executable, "-m", "kvchat", "serve", "-m", "demo", str(book), "--port", "0"]
-        process = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, env=environment)
-        line = process.stderr.readline()
-        client = Client(int(re.search(r":(\d+)/", line)[1]))
-        client.until(lambda: client.read("book"))
-        return process, client
-
-    process, client = started()
-    try:
-        answer = client.ask(QUESTION, model="book")["choices"]
-        client.until(lambda: list((tmp_path / "cache" / "kvchat" / "kv").glob("*.safetensors")))
-        time.sleep(0.3)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process, client = started()
-        assert client.ask(QUESTION, model="book")["choices"] == answer
-        assert client.metric("documents_read_total") == 0
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) in (0, 143)
-    finally:
-        process.kill()
-        process.stderr.close()
+    asked = [sys.executable, "-m", "kvchat", "serve", "-m", "demo", str(book), "--port", "0"]
+    asked += ["--prompt-cache-dir", str(tmp_path / "cache"), "--threads", "1"]
+    asked += ["--documents", str(tmp_path / "served"), "--prompt-cache", "on"]
+    environment = os.environ | ONE_THREAD
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            client = Client(int(re.search(r":(\d+)/", process.stderr.readline())[1]))
+            sent(client, "sent.txt", valley(9))
+            for name in ("book", "sent"):
+                client.read(name)
+            answers = [client.ask(QUESTION, model=name)["choices"] for name in ("book", "sent")]
+            saved = tmp_path / "cache"
+            client.until(lambda: len(list(saved.glob("*.safetensors"))) == 2)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    with served(tmp_path, book) as server:
+        for name, answer in zip(("book", "sent"), answers, strict=True):
+            assert server.client.ask(QUESTION, model=name)["choices"] == answer
+        assert server.client.metric("documents_read_total") == 0
+        assert server.client.metric("documents_restored_total") == 2
 
 
 def test_names_are_of_titles():

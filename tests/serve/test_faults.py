@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kvchat.serve import wire
+from kvchat.serve import patience, wire
 from kvchat.serve.settings import Settings
 from tests.serve.conftest import served
 from tests.serve.test_documents import form
@@ -127,6 +127,29 @@ def test_half_open_and_slow_connections(client, monkeypatch):
     assert b" 408 " in lines[2].recv(4096) and b" 408 " in lines[3].recv(4096)
     for line in lines:
         line.close()
+
+
+def test_connections_that_say_nothing_are_closed(client, monkeypatch):
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.2)
+    with (
+        socket.create_connection(("127.0.0.1", client.port), timeout=5) as silent,
+        socket.create_connection(("127.0.0.1", client.port), timeout=5) as slow,
+    ):
+        slow.sendall(b"GET /health HTT")
+        assert silent.recv(10) == b"" and slow.recv(10) == b""
+    line = endless(client, True)  # one that is answered is not
+    time.sleep(0.4)
+    assert client.metric("answering") == 1
+    line.close()
+    client.until(lambda: client.metric("answering") == 0)
+
+
+def test_texts_that_cannot_fit_are_not_looked_at(client):
+    begin = time.perf_counter()
+    asked = {"model": "valley", "messages": [{"role": "user", "content": "x " * 3 * 10**6}]}
+    status, found = client.post(CHAT, asked)
+    assert status == 400 and found["error"]["code"] == "context_length_exceeded"
+    assert time.perf_counter() - begin < 3
 
 
 def test_what_is_no_http(client):
