@@ -39,6 +39,8 @@ def serve(
     settings = read_all(Settings, given)
     settings.require_safe()
     options = config.settle({name: given[name] for name in CHAT}, config.load())
+    if options.overflow not in ("error", "stream"):  # of the configuration: for chats
+        options = options.changed("overflow", "error", "kvchat serve")
     screen = Screen(options.quiet, False, options.verbose)
     from kvchat.serve import run
 

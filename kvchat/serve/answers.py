@@ -165,7 +165,7 @@ class Answers:
         require_short(asked, limit)
         before = 0
         if served is not None and served.book is not None:
-            dialogue, before = served.book.dialogue, served.tokens
+            dialogue, before = served.book.dialogue, served.tokens - served.book.saved
             ids = self._behind(dialogue, asked)
         elif asked.is_chat:
             book = compose(tokenizer, (), asked.system, limit, thinks=asked.thinks)

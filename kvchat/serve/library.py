@@ -170,7 +170,7 @@ class Library:
 
     def _book(self, document: Document) -> Book:
         tokenizer = self.chat.session.dialogue.tokenizer
-        return compose(tokenizer, [document], "", self.limit)
+        return compose(tokenizer, [document], "", self.limit, self.chat.options.overflow)
 
     def _method(self, method: str, budget: str) -> Method:
         options = self.chat.options
@@ -214,7 +214,8 @@ class Library:
             served.seconds = found.seconds
             self.restored += 1
             return found.cache
-        session = Session(self.engine, book.dialogue, [*self.chat.session.ends], self.limit)
+        ends, streams = [*self.chat.session.ends], self.chat.options.streams
+        session = Session(self.engine, book.dialogue, ends, self.limit, streams=streams)
         work = session.read(book.ids, [Compression(method)])
         while True:
             try:
@@ -231,6 +232,8 @@ class Library:
         session.adopt(reading.caches[0], book.ids)
         cache.save(session, book, method, served.seconds)
         kept: KVCache = reading.caches[0]
+        for layer in kept.layers:
+            layer.archive = None  # nobody chooses again
         return kept
 
     def tokenise(self, work: "partial[Any]") -> "asyncio.Future[Any]":

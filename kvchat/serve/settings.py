@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvchat.errors import KvchatError
-from kvchat.settings.kinds import PATH, SIZE, tokens, whole
+from kvchat.settings.kinds import PATH, SIZE, one_of, tokens, whole
 from kvchat.settings.option import option, options_of, shared
 from kvchat.settings.options import OPTIONS, Options
 
@@ -50,6 +50,12 @@ class Settings:
     chat_template: str | None = shared(Options, "chat_template")
     offline: bool = shared(Options, "offline")
     files: Sequence[str] = shared(Options, "files", help="A document; a model of its own.")
+    overflow: str = shared(
+        Options,
+        "overflow",
+        help="If a document exceeds the context window: an error, or it is read part by part.",
+        kind=one_of("error", "stream"),
+    )
     loader: str = shared(Options, "loader")
     encoding: str | None = shared(Options, "encoding")
     clean: bool = shared(Options, "clean")

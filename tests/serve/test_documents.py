@@ -103,6 +103,15 @@ def test_a_document_that_is_too_long_is_refused_with_numbers(client):
     assert client.get("/v1/files")[1]["data"] == files
 
 
+def test_one_that_is_longer_than_the_window_is_read_in_parts(tmp_path, book):
+    with served(tmp_path, book, overflow="stream", ctx_size="700") as server:
+        about = server.client.read()
+        assert about["tokens"] > 700
+        found = server.client.ask(QUESTION, max_tokens=10)
+        assert found["usage"]["prompt_tokens"] > 700
+        assert found["choices"][0]["message"]["content"]
+
+
 def test_a_long_first_message_is_a_document(client):
     text = f"{valley(14)}\n\n{QUESTION}"
     reads = client.metric("documents_read_total")
