@@ -79,9 +79,10 @@ class Library:
             self._method(method, budget)  # refused now
         others = [each for each in self.documents.values() if each.listed == listed]
         if not listed:
-            for old in sorted(others, key=lambda each: each.used)[: -MOST_LONG + 1 or None]:
-                if not old.users and old.id not in self._reading and len(others) >= MOST_LONG:
-                    del self.documents[old.id]
+            idle = [each for each in others if not each.users and each.id not in self._reading]
+            idle.sort(key=lambda each: each.used)
+            for old in idle[: max(0, len(others) - MOST_LONG + 1)]:
+                del self.documents[old.id]
         elif len(others) >= MOST:
             raise Refusal(429, f"{MOST} documents are there; delete one first", code="too_many")
         held = sum(len(each.document.text) for each in self.documents.values())
@@ -145,8 +146,14 @@ class Library:
         if (running := self._reading.get(served.id)) is None:
             running = asyncio.ensure_future(self._ready(served))
             self._reading[served.id] = running
-            running.add_done_callback(lambda done: self._reading.pop(served.id, done.exception()))
+            running.add_done_callback(lambda done: self._read_once(served, done))
         await asyncio.shield(running)
+
+    def _read_once(self, served: Served, done: "asyncio.Future[Any]") -> None:
+        self._reading.pop(served.id, None)
+        if not done.cancelled():
+            done.exception()  # whoever waited has it
+        self.chat.cache.tell()
 
     async def _ready(self, served: Served) -> None:
         served.state, served.error, served.begun = READING, None, time.monotonic()

@@ -180,23 +180,23 @@ class Scheduler(threading.Thread):
                 self._fail(next_one, too_large(asker.planned, room))
 
     def _read_on(self) -> None:
-        """Read questions, and then documents, for a slice of time: each a little, in turn."""
+        """Read questions, and documents, for a slice of time each; questions in turn."""
         end = perf_counter() + SLICE
-        while self._feeding:
-            asker, work = self._feeding.popleft()
+        while self._feeding and perf_counter() < end:
+            asker, work = self._feeding[0]
             try:
                 next(work)
-                self._feeding.append((asker, work))
+                self._feeding.rotate(-1)
             except StopIteration as done:
+                self._feeding.popleft()
                 self.counts.fed += len(asker.wanted.ids)
                 if (token := self._take(asker, done.value)) is not None:
                     self._writing.append((asker, token))
             except Exception as error:
+                self._feeding.popleft()
                 self._fail(asker, error)
-            if self._writing and perf_counter() > end:
-                return
         end = perf_counter() + SLICE
-        while self._readings:
+        while self._readings and perf_counter() < end:
             reading = self._readings[0]
             try:
                 next(reading.work)
@@ -206,8 +206,6 @@ class Scheduler(threading.Thread):
             except Exception as error:
                 self._readings.popleft()
                 reading.done.set_exception(told(error))
-            if perf_counter() > end or self._waiting:
-                return
 
     def _write(self) -> None:
         """A token more for every answer."""

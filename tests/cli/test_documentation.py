@@ -2,6 +2,7 @@
 stand there."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -233,6 +234,8 @@ def test_commands_of_kvchat(command, home):
     words = command.words[1:]
     if PULLED in words and "pull" in words:
         return _pulled(words, home)
+    if words[0] == "serve":
+        return _served(words, home)
     if words[0] == "eval":
         words = tuple(SHORTER.get(word, word) for word in words)
     words = (*words, *SMALL.get(words[0], ()))
@@ -244,6 +247,16 @@ def test_commands_of_kvchat(command, home):
     done = kvchat(*words, stdin=stdin)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
     assert done.stdout
+
+
+def _served(words: tuple[str, ...], home) -> None:
+    """It says where it listens and ends by a signal."""
+    asked = [sys.executable, "-m", "kvchat", *words, "--port", "0"]
+    environment = os.environ | program.ONE_THREAD | surroundings(home)
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert "listening on http://127.0.0.1:" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(30) in (0, 143)
 
 
 def _talks(words: tuple[str, ...]) -> bool:

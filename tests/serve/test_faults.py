@@ -64,6 +64,19 @@ def test_a_client_that_goes_away_frees_its_place(client, stream):
     still_answers(client)
 
 
+def test_one_that_goes_while_its_question_is_read(client):
+    """A question of 20,000 tokens is read for seconds."""
+    cancelled = client.metric("answers_cancelled_total")
+    asked = {"model": "demo", "messages": [{"role": "user", "content": "mill " * 20_000}]}
+    body = json.dumps(asked).encode()
+    with socket.create_connection(("127.0.0.1", client.port)) as line:
+        line.sendall(head(CHAT, len(body)) + body)
+        client.until(lambda: client.metric("answering") == 1)
+        assert still_answers(client) < 5, "another one is answered beside"
+    client.until(lambda: client.metric("answering") == 0, seconds=1)
+    assert client.metric("answers_cancelled_total") == cancelled + 1
+
+
 def test_a_client_that_does_not_read_holds_up_nobody(client):
     line = endless(client, True)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
