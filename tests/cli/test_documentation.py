@@ -2,7 +2,6 @@
 stand there."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -15,8 +14,10 @@ from types import ModuleType
 
 import pytest
 import torch
+import typer
 
 from kvchat import documents
+from kvchat.cli import main as cli
 from kvchat.engine import attention, methods, model
 from kvchat.engine.attention.choice import Choice, choose
 from kvchat.engine.engine import Engine
@@ -229,13 +230,13 @@ OURS = [
 
 
 @pytest.mark.parametrize("command", OURS, ids=str)
-def test_commands_of_kvchat(command, home):
+def test_commands_of_kvchat(command, home, monkeypatch):
     """Each ends well: at once, or when the person leaves the chat."""
     words = command.words[1:]
     if PULLED in words and "pull" in words:
         return _pulled(words, home)
     if words[0] == "serve":
-        return _served(words, home)
+        return _served(words, monkeypatch)
     if words[0] == "eval":
         words = tuple(SHORTER.get(word, word) for word in words)
     words = (*words, *SMALL.get(words[0], ()))
@@ -249,14 +250,14 @@ def test_commands_of_kvchat(command, home):
     assert done.stdout
 
 
-def _served(words: tuple[str, ...], home) -> None:
-    """It says where it listens and ends by a signal."""
-    asked = [sys.executable, "-m", "kvchat", *words, "--port", "0"]
-    environment = os.environ | program.ONE_THREAD | surroundings(home)
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert "listening on http://127.0.0.1:" in process.stderr.readline()
-        process.terminate()
-        assert process.wait(30) in (0, 143)
+def _served(words: tuple[str, ...], monkeypatch) -> None:
+    """Its options are taken; tests/serve start it."""
+    begun = []
+    monkeypatch.setattr("kvchat.serve.run.run", lambda *given: begun.append(given) or 0)
+    with typer.main.get_command(cli.app).make_context("kvchat", [*words]) as made:
+        assert made.command.invoke(made) == 0
+    [(_, options, _)] = begun
+    assert list(options.files) == ["book.txt"]
 
 
 def _talks(words: tuple[str, ...]) -> bool:
