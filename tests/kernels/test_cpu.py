@@ -47,7 +47,7 @@ def test_exponential_tanh_and_maximum():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 3, 4, 6])
-@pytest.mark.parametrize("outputs, inputs", [(1, 1), (3, 7), (65, 130), (200, 64)])
+@pytest.mark.parametrize("outputs, inputs", [(1, 1), (3, 7), (65, 130), (200, 64), (37, 2100)])
 def test_products_of_plain_numbers(dtype, rows, outputs, inputs):
     a, b = made(outputs, inputs, dtype=dtype), made(outputs + 1, inputs, dtype=dtype, seed=1)
     x, y, both = made(rows, inputs), made(rows, outputs + 2), torch.empty(rows, 2 * outputs + 1)
