@@ -2,14 +2,14 @@
 
     python benchmarks/askers.py MODEL [--tokens 2000] [--budget 25%] [--askers 4] [--write 64]
 
-Interleaved rounds in one process; prints tokens per second of both ways, by round, and the ratio of
-their medians.
+Interleaved rounds in one process; prints tokens per second and processor milliseconds per token of
+both ways, by round, and the ratios of their medians. Questions are fed beforehand.
 """
 
 import argparse
 import statistics
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 
@@ -48,40 +48,53 @@ def main() -> None:
         pairs = zip(caches, questions, strict=True)
         return [(own, drain(engine.extend(own, question))) for own, question in pairs]
 
-    def one_after_another() -> tuple[float, list[list[int]]]:
-        asked, begin, answers = begun(), perf_counter(), []
+    def one_after_another() -> tuple[float, float, list[list[int]]]:
+        asked, answers = begun(), []
+        begin, spent = perf_counter(), process_time()
         for own, logits in asked:
             drawn = engine.decode(own, logits, Sampling())
             answers.append([next(drawn) for _ in range(given.write)])
             drawn.close()
-        return perf_counter() - begin, answers
+        return perf_counter() - begin, process_time() - spent, answers
 
-    def together() -> tuple[float, list[list[int]]]:
-        asked, begin = begun(), perf_counter()
+    def together() -> tuple[float, float, list[list[int]]]:
+        asked = begun()
         answers = [[int(logits.argmax())] for _, logits in asked]
+        begin, spent = perf_counter(), process_time()
         while len(answers[0]) < given.write:
             logits = engine.step([own for own, _ in asked], [answer[-1] for answer in answers])
             for answer, row in zip(answers, logits, strict=True):
                 answer.append(int(row.argmax()))
-        return perf_counter() - begin, answers
+        return perf_counter() - begin, process_time() - spent, answers
 
     one_after_another(), together()  # compiled, and read from the disk
-    speeds: dict[str, list[float]] = {"one after another": [], "together": []}
+    ways = {"one after another": one_after_another, "together": together}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    costs: dict[str, list[float]] = {name: [] for name in ways}
     total, same = given.askers * given.write, 0
-    found: list[list[int]] = []
     for _ in range(given.rounds):
-        for name, way in (("one after another", one_after_another), ("together", together)):
-            took, answers = way()
+        found = []
+        for name, way in ways.items():
+            took, spent, answers = way()
             speeds[name].append(total / took)
-            found = answers if name == "one after another" else found
-        same += sum(a == b for a, b in zip(found, answers, strict=True))
-    for name, each in speeds.items():
-        print(f"{name:18} {' '.join(f'{speed:7.1f}' for speed in each)} tok/s")
-    ratio = statistics.median(speeds["together"]) / statistics.median(speeds["one after another"])
+            costs[name].append(1000 * spent / total)
+            found.append(answers)
+        same += sum(a == b for a, b in zip(*found, strict=True))
+    for name in ways:
+        each = zip(speeds[name], costs[name], strict=True)
+        print(f"{name:18}", " · ".join(f"{speed:.1f} tok/s {cost:.1f} ms" for speed, cost in each))
+    faster, cheaper = (
+        statistics.median(table[one]) / statistics.median(table[other])
+        for table, one, other in (
+            (speeds, "together", "one after another"),
+            (costs, "one after another", "together"),
+        )
+    )
     print(
-        f"{given.model.name}, {given.tokens} tokens at {given.budget}, {given.askers} askers, "
-        f"{given.threads} threads: {ratio:.2f} times; answers alike: "
-        f"{same} of {given.rounds * given.askers}"
+        f"{given.model.name} {given.weights}, {given.tokens} tokens at {given.budget}, "
+        f"{given.askers} askers, {given.threads} threads: {faster:.2f} times the tokens per "
+        f"second, {cheaper:.2f} times those per processor second; answers alike: {same} of "
+        f"{given.rounds * given.askers}"
     )
 
 
