@@ -17,7 +17,8 @@ IDS = random_ids(150)
 QUESTIONS = [random_ids(count, seed=count) for count in (3, 9, 1, 30, 5)]
 METHODS = (
     "full", "adakv:budget=40%,window=8", "kvzip:budget=60%,bits=4", "streamingllm:budget=40%",
-    "pqcache:budget=20%,block=4,dense_below=100",
+    "pqcache:budget=20%,block=4,dense_below=100", "kcache:budget=40%,block=4,dense_below=100",
+    "squeezed:budget=40%,block=4,dense_below=100",
 )  # fmt: skip
 
 
