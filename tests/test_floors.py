@@ -45,6 +45,7 @@ FLOORS = {
     "kvchat.eval": 7,
     "kvchat.calibrate": 7,
     "kvchat.repl": 8,
+    "kvchat.serve": 8,
     "kvchat.cli": 9,
     "kvchat.__main__": 9,
 }

@@ -29,6 +29,7 @@ from kvchat.cli.methods_view import methods
 from kvchat.cli.models import models
 from kvchat.cli.plan import plan
 from kvchat.cli.prompt_cache import cache
+from kvchat.cli.serve import serve
 from kvchat.documents import STDIN, capped
 from kvchat.errors import KvchatError
 from kvchat.settings import config, text_files
@@ -93,6 +94,10 @@ def chat(
         for file in options.files:
             require_no_question(file)
         options = replace(options, prompts=piped_question())
+    if not options.prompts and (options.json_schema or options.grammar):
+        raise KvchatError(
+            "usage", "--json-schema and --grammar are for answers to -p", '-p "QUESTION"'
+        )
     if not all(prompt.strip() for prompt in options.prompts):
         raise KvchatError("usage", "-p has an empty question", '-p "QUESTION"')
     if not options.prompts and not talks:
@@ -127,6 +132,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "bench": bench,
     "eval": evaluate,
     "calibrate": calibrate,
+    "serve": serve,
     "demo": demo,
     "doctor": doctor,
     "completion": shells.completion,

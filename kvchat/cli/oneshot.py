@@ -2,6 +2,7 @@
 
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog_writer import ChatLogWriter
+from kvchat.chat.form import form_of
 from kvchat.chat.prepare import Prepared
 from kvchat.chat.resume import open_or_resume
 from kvchat.cli.json_answer import report
@@ -31,7 +32,7 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
         files = ", ".join(file.title for file in chat.book.files) or "no document"
         screen.warn(f"going on with {writer.title} (about {files})")
     talking = options.last or options.resume or options.session
-    unsaved = 0
+    unsaved, form = 0, form_of(chat)
     for number, prompt in enumerate(options.prompts):
         if not talking:
             chat.session.clear()
@@ -42,7 +43,8 @@ def answered(chat: Chat, writer: ChatLogWriter, screen: Screen) -> int:
             on_delta, on_thought = token, thought
         with Interrupt() as calm:
             question = unicode(prompt)
-            done = ask(chat, screen, question, on_delta=on_delta, on_thought=on_thought)
+            shape = form() if form else None
+            done = ask(chat, screen, question, None, on_delta, on_thought, shape)
             writer.turn(chat, 0 if talking else min(number, 1))
             unsaved += bool(talking and writer.problem)
         if options.machine_readable:

@@ -11,6 +11,7 @@ from torch import Tensor
 from kvchat.engine import attribution
 from kvchat.engine.conversation import Conversation, ids_of
 from kvchat.engine.decode.repetition import Repetition
+from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import (
     Delta,
@@ -23,9 +24,10 @@ from kvchat.engine.events import (
     Unending,
     drain,
 )
+from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
 from kvchat.engine.text.thoughts import Splitter
-from kvchat.engine.text.tokenizer import TextStream
+from kvchat.engine.text.tokenizer import TextStream, Tokenizer
 
 SENTENCE_ENDS = ".!?;。！？"
 R = TypeVar("R")
@@ -42,6 +44,7 @@ class Wanted:
     max_tokens: int
     stop: Sequence[str]
     cancelled: Callable[[], bool]
+    constraint: Constraint | None = None  # the form that the answer has to have
 
 
 class Answering(Conversation):
@@ -95,7 +98,8 @@ class Answering(Conversation):
             first = last = started
             count, reason, circles = 0, "", Repetition()
             drawn = [token for turn in self.all_turns for token in turn.tokens]
-            for token in self.engine.decode(cache, logits, wanted.sampling, drawn):
+            form = wanted.constraint
+            for token in self.engine.decode(cache, logits, wanted.sampling, drawn, form):
                 last = perf_counter()
                 count += 1
                 first = last if count == 1 else first
@@ -106,11 +110,11 @@ class Answering(Conversation):
                 if text := answer.text[shown:]:
                     shown = len(answer.text)
                     yield Delta(text, count)
-                if answer.stopped or token in ends:
+                if answer.stopped or token in ends or (form is not None and form.is_complete):
                     reason = "stop"
                 elif cancelled():
                     reason = "cancelled"
-                elif circles.push(token):
+                elif form is None and circles.push(token):
                     reason = "repetition"
                 elif count >= most:
                     reason = "window" if count >= room else "length"
@@ -137,19 +141,10 @@ class Answering(Conversation):
 
     def _begun(self, turn: Turn, stop: Sequence[str]) -> Answer:
         """What comes of a turn's tokens so far, and of those that will come."""
-        form, tokenizer = self.dialogue.form, self.dialogue.tokenizer
-        answer = Answer(TextStream(tokenizer), ())
-        if (thoughts := form.thoughts) is not None:
-            answer.splitter = Splitter(
-                thoughts, thoughts.is_open(self.dialogue.header(turn.thinks))
-            )
-            marks = (
-                (tokenizer.specials.get(mark), mark) for mark in (thoughts.open, thoughts.close)
-            )
-            answer.marks = {token: mark for token, mark in marks if token is not None}
+        answer = fresh_answer(self.dialogue, self.dialogue.tokenizer, turn.thinks)
         for token in turn.tokens:  # text can depend on the tokens before it
             answer.push(token, is_end=False)
-        answer.stops = tuple(filter(None, (*form.stop, *stop)))  # of what comes now
+        answer.stops = tuple(filter(None, (*self.dialogue.form.stop, *stop)))  # of what comes now
         return answer
 
     def _once(
@@ -194,6 +189,16 @@ class Answering(Conversation):
             self.turns = self.turns[:-1]
         self.turns = [*self.turns, turn]
         self._fold()
+
+
+def fresh_answer(dialogue: Dialogue, tokenizer: Tokenizer, thinks: bool | None) -> Answer:
+    """An answer before its first token, whose thought is told from its text."""
+    answer = Answer(TextStream(tokenizer), ())
+    if (thoughts := dialogue.form.thoughts) is not None:
+        answer.splitter = Splitter(thoughts, thoughts.is_open(dialogue.header(thinks)))
+        marks = ((tokenizer.specials.get(mark), mark) for mark in (thoughts.open, thoughts.close))
+        answer.marks = {token: mark for token, mark in marks if token is not None}
+    return answer
 
 
 def given_up(turn: Turn, tokens: int, started: float) -> TurnDone:

@@ -13,7 +13,7 @@ from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.loop import Writer, compile_beside
-from kvchat.engine.decode.sampler import Sampler
+from kvchat.engine.decode.sampler import Constraint, Sampler
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.gates import Gate, Scorer, find
@@ -255,16 +255,30 @@ class Engine:
 
     @torch.inference_mode()
     def decode(
-        self, cache: KVCache, logits: Tensor, sampling: Sampling, drawn: Sequence[int] = ()
+        self,
+        cache: KVCache,
+        logits: Tensor,
+        sampling: Sampling,
+        drawn: Sequence[int] = (),
+        constraint: Constraint | None = None,
     ) -> Iterator[int]:
-        """Tokens after `logits [vocab]`, without end.
+        """Tokens after `logits [vocab]`, without end, or until a constraint lets nothing follow.
 
         `drawn` are the tokens that were drawn before: the random stream and the repetition penalty
         go on after them.
         A token is fed to the cache when the next one is asked for: the last one that was yielded
         is *pending* and belongs to the next `extend`.
         """
-        yield from self.writer.write(cache, logits, Sampler(sampling, self.device, drawn))
+        sampler = Sampler(sampling, self.device, drawn, constraint)
+        yield from self.writer.write(cache, logits, sampler)
+
+    @torch.inference_mode()
+    def step(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> Tensor:
+        """Append to each cache its token; the logits `[B, vocab]` after them, until the next call.
+
+        The weights are read once for all: several answers at once take little longer than one.
+        """
+        return self.writer.together(caches, tokens)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -20,6 +20,7 @@ from kvchat.engine.answering import (
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.compaction import Level, folding, levels_of
 from kvchat.engine.conversation import Work, ids_of, require_fit, tokens_of
+from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Forgotten, Progress, Smaller, Turn, Unending, drain
@@ -266,14 +267,15 @@ class Session(Answering):
         stop: Sequence[str] = (),
         cancelled: Callable[[], bool] = lambda: False,
         thinks: bool | None = None,
+        constraint: Constraint | None = None,
     ) -> TurnEvents:
         """Answer a question; ends with `TurnDone`. A cancelled answer is kept as far as it came.
 
         The thought of the turn before goes now, if the template drops it; so do the oldest turns,
         if the window has no room for question and answer beside them (`Forgotten`). `thinks`:
-        whether the model is to think before it answers; None: as the template has it. Raises
-        KvchatError("too_long") if the question does not fit into the window without any turns; the
-        session is then as it was.
+        whether the model is to think before it answers; None: as the template has it.
+        `constraint`: the form that the answer has to have. Raises KvchatError("too_long") if the
+        question does not fit into the window without any turns; the session is then as it was.
         """
         past, thinks = self._past(self.turns), self.dialogue.meant(thinks)
         answer = min(max_tokens, reserve_of(self.limit) // 2)
@@ -285,7 +287,7 @@ class Session(Answering):
         self._room(len(self.document) + tokens_of(turns), len(ids))
         begun = Turn(question, "", "", tuple(ids), len(ids), thinks=thinks)
         if (yield from self._left(past, turns, begun, cancelled)):
-            wanted = Wanted(sampling or Sampling(), max_tokens, stop, cancelled)
+            wanted = Wanted(sampling or Sampling(), max_tokens, stop, cancelled, constraint)
             yield from self._answer(begun, ids, wanted)
 
     def more(

@@ -8,6 +8,7 @@ from time import perf_counter
 
 from kvchat.chat.chat import Chat
 from kvchat.chat.citing import line, sources
+from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import (
     Delta,
@@ -76,15 +77,19 @@ def ask(
     sampling: Sampling | None = None,
     on_delta: Callable[[str], object] | None = None,
     on_thought: Callable[[str], object] | None = None,
+    constraint: Constraint | None = None,
 ) -> TurnDone:
     """Ask and show the answer as it comes, or go on with the last one if `question` is None.
 
     `on_delta` takes the text in place of stdout, `on_thought` that of the model's thought, of which
-    a chat keeps one line. Raises KvchatError.
+    a chat keeps one line. `constraint`: the form that an answer has to have. Raises KvchatError.
     """
     options, session, done, whole = chat.options, chat.session, None, ""
     thinks = options.thinks
-    begin = session.more if question is None else partial(session.ask, question, thinks=thinks)
+    begin = session.more
+    if question is not None:
+        thinks = thinks if constraint is None else False  # a thought has another form
+        begin = partial(session.ask, question, thinks=thinks, constraint=constraint)
     shows = options.stream and options.think != "hide"
     leaves = on_delta is None and not options.prompts
     with Interrupt() as interrupt:

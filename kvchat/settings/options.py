@@ -143,6 +143,13 @@ class Options:
         live=True,
     )
 
+    json_schema: str | None = option(
+        "--json-schema", ASK, "With -p: answers are JSON by the schema in a file.", PATH
+    )
+    grammar: str | None = option(
+        "--grammar", ASK, "With -p: answers that a grammar (Lark) in a file makes.", PATH
+    )
+
     method: str = option(
         "--method",
         CACHE,

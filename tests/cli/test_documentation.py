@@ -14,8 +14,10 @@ from types import ModuleType
 
 import pytest
 import torch
+import typer
 
 from kvchat import documents
+from kvchat.cli import main as cli
 from kvchat.engine import attention, methods, model
 from kvchat.engine.attention.choice import Choice, choose
 from kvchat.engine.engine import Engine
@@ -228,11 +230,13 @@ OURS = [
 
 
 @pytest.mark.parametrize("command", OURS, ids=str)
-def test_commands_of_kvchat(command, home):
+def test_commands_of_kvchat(command, home, monkeypatch):
     """Each ends well: at once, or when the person leaves the chat."""
     words = command.words[1:]
     if PULLED in words and "pull" in words:
         return _pulled(words, home)
+    if words[0] == "serve":
+        return _served(words, monkeypatch)
     if words[0] == "eval":
         words = tuple(SHORTER.get(word, word) for word in words)
     words = (*words, *SMALL.get(words[0], ()))
@@ -244,6 +248,16 @@ def test_commands_of_kvchat(command, home):
     done = kvchat(*words, stdin=stdin)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
     assert done.stdout
+
+
+def _served(words: tuple[str, ...], monkeypatch) -> None:
+    """Its options are taken; tests/serve start it."""
+    begun = []
+    monkeypatch.setattr("kvchat.serve.run.run", lambda *given: begun.append(given) or 0)
+    with typer.main.get_command(cli.app).make_context("kvchat", [*words]) as made:
+        assert made.command.invoke(made) == 0
+    [(_, options, _)] = begun
+    assert list(options.files) == ["book.txt"]
 
 
 def _talks(words: tuple[str, ...]) -> bool:

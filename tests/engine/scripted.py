@@ -47,9 +47,9 @@ class LoggedEngine(Engine):
         self.log = self.log[:position] + list(ids)
         return result
 
-    def decode(self, cache, logits, sampling, drawn=()):
+    def decode(self, cache, logits, sampling, drawn=(), constraint=None):
         fed: list[int] = []
-        for token in super().decode(cache, logits, sampling, drawn):
+        for token in super().decode(cache, logits, sampling, drawn, constraint):
             self.log = self.log[: cache.position - len(fed)] + fed
             yield token
             fed.append(token)
@@ -67,7 +67,7 @@ class ScriptedEngine(LoggedEngine):
     script: list[int]
     spare: int | None = None
 
-    def decode(self, cache, logits, sampling, drawn=()):
+    def decode(self, cache, logits, sampling, drawn=(), constraint=None):
         while True:
             token = self.script.pop(0) if self.script or self.spare is None else self.spare
             yield token

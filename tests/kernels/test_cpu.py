@@ -46,48 +46,56 @@ def test_exponential_tanh_and_maximum():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("outputs, inputs", [(1, 1), (3, 7), (65, 130), (200, 64)])
-def test_products_of_plain_numbers(dtype, outputs, inputs):
+@pytest.mark.parametrize("rows", [1, 3, 4, 6])
+@pytest.mark.parametrize("outputs, inputs", [(1, 1), (3, 7), (65, 130), (200, 64), (37, 2100)])
+def test_products_of_plain_numbers(dtype, rows, outputs, inputs):
     a, b = made(outputs, inputs, dtype=dtype), made(outputs + 1, inputs, dtype=dtype, seed=1)
-    x, y, both = made(inputs), torch.empty(outputs), torch.empty(2 * outputs + 1)
-    for call in (products.gemv, products.gemv_parallel):
-        call(numbers.view(a), x.numpy(), y.numpy())
-        assert_close("y", y, a.float() @ x, 1e-6)
+    x, y, both = made(rows, inputs), made(rows, outputs + 2), torch.empty(rows, 2 * outputs + 1)
+    before = y.clone()
+    for call in (products.gemm, products.gemm_parallel):
+        call(numbers.view(a), x.numpy(), y.numpy(), 1)
+        assert_close("y", y[:, 1:-1], x @ a.float().T, 1e-6)
+        assert torch.equal(y[:, [0, -1]], before[:, [0, -1]]), "nothing else is written"
     arrays = [numbers.view(each) for each in (a, b, a[:0])]
-    products.gemv_joined(*arrays, x.numpy(), both.numpy())
-    assert_close("both", both, torch.cat((a, b)).float() @ x, 1e-6)
+    products.gemm_joined(*arrays, x.numpy(), both.numpy(), 0)
+    assert_close("both", both, x @ torch.cat((a, b)).float().T, 1e-6)
 
 
-def test_products_of_8_bits():
+@pytest.mark.parametrize("rows", [1, 5])
+def test_products_of_8_bits(rows):
     codes, scale = lowbit.quantize_rows(made(37, 64))
-    x, y = made(64), torch.empty(37)
-    want = (codes.float() * scale.float()[:, None]) @ x
-    for call in (products.gemv_rows, products.gemv_rows_parallel):
-        call(codes.numpy(), numbers.view(scale), x.numpy(), y.numpy())
+    x, y = made(rows, 64), torch.empty(rows, 37)
+    want = x @ (codes.float() * scale.float()[:, None]).T
+    for call in (products.gemm_rows, products.gemm_rows_parallel):
+        call(codes.numpy(), numbers.view(scale), x.numpy(), y.numpy(), 0)
         assert_close("y", y, want, 1e-6)
 
 
 @pytest.mark.skipif(
     not (four_bits.able() and lowbit.halves_of(64)), reason="needs AVX-512 and its packing"
 )
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("outputs, inputs, group", [(64, 32, 32), (192, 256, 64), (128, 384, 128)])
-def test_products_of_4_bits(outputs, inputs, group):
-    """Exactly the weights' product with the vector rounded to 8 bits, group by group."""
+def test_products_of_4_bits(rows, outputs, inputs, group):
+    """Exactly the weights' product with the vectors rounded to 8 bits, group by group."""
     packed, scales = lowbit.quantize_groups(made(outputs, inputs), group)
     parts = lowbit.numbers(packed, scales, group, torch.float32)
     dense = torch.cat([part.t() for part in parts])
-    x, y = made(inputs, seed=1), torch.empty(outputs)
-    x[32:64] = 0 if inputs > 32 else x[32:64]
-    step = x.view(-1, 32).abs().amax(1, keepdim=True) / 127
-    codes = torch.where(step > 0, (x.view(-1, 32) / step.clamp_min(1e-30)).round(), 0.0)
-    want = dense @ (codes * step).flatten()
-    room = np.empty((inputs // 4, 64), np.int8), *np.empty((2, inputs // 32), np.float32)
+    x, y = made(rows, inputs, seed=1), torch.zeros(rows, outputs + 64)
+    x[:, 32:64] = 0 if inputs > 32 else x[:, 32:64]
+    parted = x.view(rows, -1, 32)
+    step = parted.abs().amax(2, keepdim=True) / 127
+    codes = torch.where(step > 0, (parted / step.clamp_min(1e-30)).round(), 0.0)
+    want = (codes * step).flatten(1) @ dense.T
+    patterns = np.empty((rows, inputs // 4, 64), np.int8)
+    room = patterns, *np.empty((2, rows, inputs // 32), np.float32)
     four_bits.rounded(x.numpy(), *room)
     given = packed.numpy().reshape(outputs // 64, inputs, 32)
     pairs = numbers.view(scales).view(np.uint32).reshape(inputs // group, outputs)
-    for call in (four_bits.gemv_four, four_bits.gemv_four_parallel):
-        call(given, pairs, *room, y.numpy())
-        assert_close("y", y, want, 1e-5)
+    for call in (four_bits.gemm_four, four_bits.gemm_four_parallel):
+        call(given, pairs, *room, y.numpy(), 64)
+        assert_close("y", y[:, 64:], want, 1e-5)
+        assert not y[:, :64].any()
 
 
 SETS = ([5, 0, 300], [0, 0, 0], [1, 1024, 1025], [2100, 3, 64])
@@ -161,5 +169,6 @@ def test_the_gate(gelu):
     both, biases = made(2 * 33), (made(33, seed=1), made(33, seed=2))
     gate, up = both[:33] + biases[0], both[33:] + biases[1]
     want = (reference.geglu if gelu else reference.swiglu)(gate, up)
-    layer.gate(both.numpy(), *(each.numpy() for each in biases), gelu)
-    assert_close("gate", both[:33], want, 1e-5)
+    got = torch.empty(33)
+    layer.gate(both.numpy(), *(each.numpy() for each in biases), gelu, got.numpy())
+    assert_close("gate", got, want, 1e-5)

@@ -228,9 +228,9 @@ def test_retry_of_a_greedy_answer_is_drawn_and_says_so(scene, monkeypatch):
     asked = []
     decode = type(scene.chat.session.engine).decode
 
-    def seen(engine, cache, logits, sampling, drawn=()):
+    def seen(engine, cache, logits, sampling, drawn=(), form=None):
         asked.append((sampling.temperature, sampling.seed))
-        return decode(engine, cache, logits, sampling, drawn)
+        return decode(engine, cache, logits, sampling, drawn, form)
 
     monkeypatch.setattr(type(scene.chat.session.engine), "decode", seen)
     scene.ask("One?", "First.")

@@ -18,7 +18,7 @@ def play(script: dict) -> None:
     step, load = walk.step, Tokenizer.load.__func__  # type: ignore[attr-defined]
     chunks, tokenizers = 0, []
 
-    def scripted_decode(self, cache, logits, sampling, drawn=()):
+    def scripted_decode(self, cache, logits, sampling, drawn=(), constraint=None):
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         for token in tokenizers[-1].encode([(answer, True)], continues=True):
             time.sleep(script.get("token_seconds", 0))

@@ -70,6 +70,11 @@ class ClusterSegment(PQSegment):
         segment = cls(pool, centroids, codes, reads, span[0], bound, level, cells)
         return with_late(segment, tensors)
 
+    def fork(self) -> "ClusterSegment":
+        other = super().fork()
+        other.found = 0
+        return other
+
     @property
     def read_entries(self) -> int:
         """On average, as soon as queries have chosen."""

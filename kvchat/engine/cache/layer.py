@@ -45,6 +45,13 @@ class LayerCache:
         self.archive: Archive | None = None
         self.exact: Exact | None = None
 
+    def fork(self) -> "LayerCache":
+        """A layer that shares what is frozen and goes on by itself: a tail of its own."""
+        other = LayerCache(self.tail.fork(), self.backend)
+        shared = self.segments
+        other.segments = [s.fork() if isinstance(s, LookupSegment) else s for s in shared]
+        return other
+
     @property
     def observers(self) -> list[Observer]:
         """Whoever sees queries now."""
@@ -219,6 +226,16 @@ class KVCache:
             for number, window in (windows or {}).items()
         }
         return cls([LayerCache(tail(), backend) for _ in range(layers)], windows=sliding)
+
+    @torch.inference_mode()
+    def fork(self) -> "KVCache":
+        """A cache that shares the segments and goes on by itself, from the same position.
+
+        Archives and observers stay behind.
+        """
+        windows = {number: window.fork() for number, window in self.windows.items()}
+        layers = [layer.fork() for layer in self.layers]
+        return KVCache(layers, self.position, windows, self.saved)
 
     @property
     def walked(self) -> list[LayerCache | WindowLayer]:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -56,6 +57,12 @@ class LookupSegment(ABC):
         self.late.start = start + entries
         self.steps = 0  # queries that have chosen entries
         self.mass: Tensor | float = 0.0  # of the attention as foretold, that they chose in all
+
+    def fork(self: S) -> S:
+        """A segment that slides by itself over the same pool and index."""
+        other = copy(self)
+        other.late, other.steps, other.mass = self.late.fork(), 0, 0.0
+        return other
 
     @property
     def span(self) -> tuple[int, int]:

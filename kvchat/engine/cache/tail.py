@@ -101,6 +101,14 @@ class Tail:
         if entries > self.capacity:
             self._resize(entries)
 
+    def fork(self) -> "Tail":
+        """A tail of its own with the same entries."""
+        other = Tail(len(self.k), self.k.shape[2], self.k.dtype, self.k.device)
+        other.start = self.start
+        if self.length:
+            other.append(self.keys, self.values)
+        return other
+
     def append(self, k: Tensor, v: Tensor) -> None:
         """Add `k, v [H, T, D]` after the live entries: one rectangular write each."""
         self.grow(k.shape[1])

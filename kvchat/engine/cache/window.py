@@ -25,6 +25,12 @@ class WindowLayer:
         self.tail, self.window, self.backend = tail, window, backend
         self._before: tuple[Tensor, Tensor] | None = None  # of the document, once turns are compact
 
+    def fork(self) -> "WindowLayer":
+        """A layer of its own with the same entries."""
+        other = WindowLayer(self.tail.fork(), self.window, self.backend)
+        other._before = self._before
+        return other
+
     def attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Causal attention of `q [T, H*G, D]`, the queries of the newest T tokens, in their window.
 

@@ -1,9 +1,12 @@
 """A token through all layers by functions that numba compiles: the decode step of a CPU.
 
 About ten calls per layer, none of which allocates; weights and entries stay where the tensors are.
+Several caches take a token each in one step: then a product reads its weights once for all of them,
+and each token attends to its own cache.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -14,23 +17,32 @@ from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.decode import maps
 from kvchat.engine.decode.past import NONE, Past
-from kvchat.engine.decode.room import Room
+from kvchat.engine.decode.room import Room, Rows
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block, RMSNorm
 from kvchat.kernels.cpu.layer import add, gate, norm, place
 
 
+class Turned(NamedTuple):
+    """Where tokens stand: cosine and sine `[B, D/2]`, and what each one's queries are raised by."""
+
+    cos: np.ndarray
+    sin: np.ndarray
+    raised: np.ndarray
+
+
 class LayerStep:
     """One layer: its weights, and the entries of the cache that is decoded over."""
 
-    def __init__(self, model: Decoder, number: int, room: "Room", threads: int):
+    def __init__(self, model: Decoder, number: int, room: Room, threads: int):
         config, block = model.config, model.blocks[number]
         attention, mlp = block.self_attn, block.mlp
-        self.room, self.rope = room, block.kind.rope
+        self.rope = block.kind.rope
         inner = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.eps = np.float32(config.rms_norm_eps)
         self.scale, cap = np.float32(config.head_dim**-0.5), np.float32(config.attention_cap)
-        self.past = Past(room, self.scale, cap, block.kind.window, threads)
+        about = room, self.scale, cap, block.kind.window, threads
+        self.pasts = [Past(*about) for _ in room.lanes]
         self.before = _norm(block.input_layernorm)
         self.qkv = maps.product(inner, room.rounded, threads)
         self.about = (
@@ -61,63 +73,82 @@ class LayerStep:
         )
 
     def __call__(
-        self, layer: LayerCache | WindowLayer, cos: np.ndarray, sin: np.ndarray, raised: Any
+        self, layers: Sequence[LayerCache | WindowLayer], rows: Rows, turned: Turned
     ) -> None:
-        """Run `room.x` through the layer and its cache, in place."""
-        room, tail, past = self.room, layer.tail, self.past
-        past.follow(layer)
-        norm(room.x, self.before, self.eps, room.h)
-        self.qkv(room.h, room.qkv)
-        given = cos, sin, self.factors, raised, past.keys, past.values, tail.place
-        place(room.qkv, *self.about, *given)
-        tail.accept(1)
-        past.attend(layer)
-        if isinstance(layer, LayerCache):
-            for observer in layer.observers:
-                q, lse = room.seen_q.clone(), room.seen_lse.clone()
-                turned = torch.from_numpy(cos)[None], torch.from_numpy(sin)[None]
-                observer.see(q, lse, layer, float(self.scale), *turned)
-        self.o(room.out, room.y)
-        add(room.x, room.y, *self.attended, room.h)
-        self.both(room.h, room.both)
-        gate(room.both, *self.gating)
-        self.down(room.inner, room.y)
-        add(room.x, room.y, *self.finished, room.h)
+        """Run `rows.x`, a token of each layer's cache, through the layer, in place."""
+        each = list(zip(rows.lanes, self.pasts, layers, *turned, strict=False))
+        for lane in rows.lanes:
+            norm(lane.x, self.before, self.eps, lane.h)
+        self.qkv(rows.h, rows.qkv)
+        for lane, past, layer, cos, sin, raised in each:
+            past.follow(layer)
+            given = cos, sin, self.factors, raised, past.keys, past.values, layer.tail.place
+            place(lane.qkv, *self.about, *given)
+            layer.tail.accept(1)
+            past.attend(layer, lane)
+            if isinstance(layer, LayerCache):
+                for observer in layer.observers:
+                    q, lse = lane.seen_q.clone(), lane.seen_lse.clone()
+                    where = torch.from_numpy(cos)[None], torch.from_numpy(sin)[None]
+                    observer.see(q, lse, layer, float(self.scale), *where)
+        self.o(rows.out, rows.y)
+        for lane in rows.lanes:
+            add(lane.x, lane.y, *self.attended, lane.h)
+        self.both(rows.h, rows.both)
+        for lane in rows.lanes:
+            gate(lane.both, *self.gating, lane.inner)
+        self.down(rows.inner, rows.y)
+        for lane in rows.lanes:
+            add(lane.x, lane.y, *self.finished, lane.h)
 
 
 class CompiledStep:
-    """Feeds tokens one by one to a cache."""
+    """Feeds tokens one by one to a cache, or to up to `rows` caches side by side."""
 
-    def __init__(self, model: Decoder):
-        self.model, threads = model, torch.get_num_threads()
+    def __init__(self, model: Decoder, rows: int = 1):
+        self.model, self.rows, threads = model, rows, torch.get_num_threads()
+        self._fed = 0  # rows of the last step
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        self.room = Room(model.config, threads)
+        self.room = Room(model.config, threads, rows)
         self.layers = [LayerStep(model, n, self.room, threads) for n in range(len(model.blocks))]
         self.head = maps.product([model.lm_head], self.room.rounded, threads)
         self.norm = _norm(model.model.norm)
-        self.logits = torch.empty(model.config.vocab_size)
+        self.logits = torch.empty(rows, model.config.vocab_size)
         self._logits = self.logits.numpy()
 
-    def forget(self) -> None:
-        """Let go of the cache, once an answer has ended."""
+    def forget(self, first: int = 0) -> None:
+        """Let go of the caches of rows from `first` on, once their answers have ended."""
         for layer in self.layers:
-            layer.past.forget()
+            for past in layer.pasts[first:]:
+                past.forget()
 
-    @torch.inference_mode()
     def __call__(self, cache: KVCache, token: int) -> Tensor:
         """Append a token to the cache; the logits `[vocab]` (f32) after it, until the next call."""
-        model, room = self.model, self.room
-        room.x[:] = model.embed(torch.tensor([token]))[0].float().numpy()
-        rotations = []
-        for each in model.rotations(torch.tensor([cache.rotary])):
-            raised = np.float32(1 if each.raised is None else float(each.raised))
-            rotations.append((each.cos[0].numpy(), each.sin[0].numpy(), raised))
-        for step, layer in zip(self.layers, cache.walked, strict=True):
-            step(layer, *rotations[step.rope])
-        cache.advance(1)
-        norm(room.x, self.norm, self.layers[0].eps, room.h)
-        self.head(room.h, self._logits)
-        return model.bounded(self.logits)
+        return self.together([cache], [token])[0]
+
+    @torch.inference_mode()
+    def together(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> Tensor:
+        """Append to each cache its token; the logits `[B, vocab]` (f32) until the next call."""
+        model, rows = self.model, self.room.first(len(caches))
+        if len(caches) < self._fed:
+            self.forget(len(caches))
+        self._fed = len(caches)
+        rows.x[:] = model.embed(torch.tensor(tokens)).float().numpy()
+        where, turned = torch.tensor([cache.rotary for cache in caches]), []
+        for each in model.rotations(where):
+            raised = np.ones(len(caches), np.float32)
+            if each.raised is not None:
+                raised[:] = each.raised.view(-1).numpy()
+            turned.append(Turned(each.cos.numpy(), each.sin.numpy(), raised))
+        walked = zip(*(cache.walked for cache in caches), strict=True)
+        for step, layers in zip(self.layers, walked, strict=True):
+            step(layers, rows, turned[step.rope])
+        for cache in caches:
+            cache.advance(1)
+        for lane in rows.lanes:
+            norm(lane.x, self.norm, self.layers[0].eps, lane.h)
+        self.head(rows.h, self._logits[: len(caches)])
+        return model.bounded(self.logits[: len(caches)])
 
 
 def _norm(module: nn.Module) -> np.ndarray:

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,12 +13,14 @@ from torch import Tensor
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.decode.sampler import Sampler, checked
+from kvchat.engine.decode.together import together
 from kvchat.engine.events import drain
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.prefill.walk import extend
 
 LOG = logging.getLogger("kvchat.engine")
 SWITCH = "KVCHAT_GRAPH"
+ROWS = 4  # the room for askers grows by as many
 GRAPH, EAGER = "CUDA graph", "eager"  # how tokens are decoded
 COMPILED = "compiled functions (numba)"
 
@@ -70,7 +72,8 @@ class Writer:
         sampler.waits = self.compiled
         token = sampler.draw(logits)
         yield token
-        while not (reason := self.refusal(cache)):
+        given = "the form of the answer is given" if sampler.constraint is not None else ""
+        while not (reason := given or self.refusal(cache)):
             for layer in cache.layers:
                 layer.tail.grow(1)
             room = min(layer.tail.room for layer in cache.layers)
@@ -81,24 +84,42 @@ class Writer:
                 yield checked(token)
         self._say(COMPILED if self.compiled else f"{EAGER}: {reason}")
         try:
-            while True:
+            while not sampler.is_complete:
                 token = sampler.draw(self._after(cache, token))
                 yield token
         finally:
-            if self._step is not None:
-                self._step.forget()
+            self.forget()
+
+    def together(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> Tensor:
+        """Append to each cache its token; the logits `[B, vocab]` after them, until the next call.
+
+        The entries of caches that are left out from now on are let go of.
+        """
+        if not self.compiled:
+            return together(self.model, caches, tokens)
+        logits: Tensor = self._compiled(len(caches)).together(caches, tokens)
+        return logits
+
+    def forget(self) -> None:
+        """Let go of the caches that were decoded over."""
+        if self._step is not None:
+            self._step.forget()
+
+    def _compiled(self, rows: int) -> Any:
+        """The compiled step, with room for so many caches."""
+        if self._step is None or self._step.rows < rows:
+            # takes numba in, which a card does not need
+            from kvchat.engine.decode.compiled import CompiledStep
+
+            self._step = CompiledStep(self.model, -(-rows // ROWS) * ROWS if rows > 1 else 1)
+        return self._step
 
     def _after(self, cache: KVCache, token: int) -> Tensor:
         """Append a token to the cache; the logits `[vocab]` after it."""
         if not self.compiled:
             x = drain(extend(self.model, cache, [token], 1))
             return self.model.logits(x)[0]
-        if self._step is None:
-            # takes numba in, which a card does not need
-            from kvchat.engine.decode.compiled import CompiledStep
-
-            self._step = CompiledStep(self.model)
-        logits: Tensor = self._step(cache, token)
+        logits: Tensor = self._compiled(1)(cache, token)
         return logits
 
     def _recorded(self, step: Work) -> Work:

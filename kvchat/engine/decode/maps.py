@@ -1,4 +1,4 @@
-"""One token's linear maps as compiled products, by how their weights are stored."""
+"""Linear maps of a few tokens as compiled products, by how their weights are stored."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
@@ -16,23 +16,23 @@ from kvchat.kernels.cpu.numbers import view
 # Values of a matrix, and of a layer's keys, that are worth waking other threads for.
 WORTH = 2**22
 
-Rounded = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Room for an input of so many values in 8 bits; see `four_bits.rounded`."""
+Rounded = Callable[[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Room for so many vectors of so many values in 8 bits; see `four_bits.rounded`."""
 
 Product = Callable[[np.ndarray, np.ndarray], None]
-"""Linear maps of one input: `x [in]` to `y [out]`, both f32, without biases; several maps put
-theirs one after the other."""
+"""Linear maps of the same inputs: `x [B, in]` to `y [B, out]`, both f32 and contiguous, without
+biases; several maps put theirs one after the other."""
 
 
 def product(modules: Sequence[nn.Module], rounded: Rounded, threads: int) -> Product:
-    """The product of maps of one input, by how their weights are stored."""
+    """The product of maps of the same inputs, by how their weights are stored."""
     if all(isinstance(each, Linear) for each in modules):
         weights = [(view(each.weight),) for each in modules]  # type: ignore[arg-type]
-        kernels = products.gemv, products.gemv_parallel, products.gemv_joined
+        kernels = products.gemm, products.gemm_parallel, products.gemm_joined
         return Shared(weights, *kernels, threads)
     if all(isinstance(each, Int8Linear) for each in modules):
         codes = [(view(each.codes), view(each.scale)) for each in modules]  # type: ignore[arg-type]
-        rows = products.gemv_rows, products.gemv_rows_parallel, products.gemv_rows_joined
+        rows = products.gemm_rows, products.gemm_rows_parallel, products.gemm_rows_joined
         return Shared(codes, *rows, threads)
     known = four_bits.able() and lowbit.halves_of(four_bits.ROWS)
     if known and all(isinstance(each, Int4Linear) for each in modules):
@@ -44,43 +44,45 @@ class Shared:
     """By compiled functions that read the weights as they are."""
 
     def __init__(self, weights: list[Any], one: Any, many: Any, joined: Any, threads: int):
-        self._calls: list[tuple[Any, tuple[Any, ...], slice]] = []
+        self._calls: list[tuple[Any, tuple[Any, ...], int]] = []
         rows = [len(first) for first, *_ in weights]
         if threads > 1 and sum(first.size for first, *_ in weights) >= WORTH:
             for each, end in zip(weights, accumulate(rows), strict=True):
-                self._calls.append((many, each, slice(end - len(each[0]), end)))
+                self._calls.append((many, each, end - len(each[0])))
         elif len(weights) == 1:
-            self._calls.append((one, weights[0], slice(None)))
+            self._calls.append((one, weights[0], 0))
         else:  # a call costs as much as a small product
             missing = 3 - len(weights)
             kinds = ([*each, *[each[0][:0]] * missing] for each in zip(*weights, strict=True))
-            self._calls.append((joined, tuple(chain.from_iterable(kinds)), slice(None)))
+            self._calls.append((joined, tuple(chain.from_iterable(kinds)), 0))
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
-        for call, weights, part in self._calls:
-            call(*weights, x, y[part])
+        for call, weights, at in self._calls:
+            call(*weights, x, y, at)
 
 
 class Four:
-    """4 bits by integers: the input is rounded to 8 bits, see `kernels/cpu/four_bits.py`."""
+    """4 bits by integers: inputs are rounded to 8 bits, see `kernels/cpu/four_bits.py`."""
 
     def __init__(self, modules: Sequence[Int4Linear], rounded: Rounded, threads: int):
         self._sets, end = [], 0
         for module in modules:
             groups, outputs, _ = module.scales.shape
-            inputs = groups * module.group
-            packed = module.packed.numpy().reshape(outputs // four_bits.ROWS, inputs, 32)
+            self._inputs = groups * module.group
+            packed = module.packed.numpy()
+            packed = packed.reshape(outputs // four_bits.ROWS, self._inputs, 32)
             scales = view(module.scales).view(np.uint32).reshape(groups, outputs)
-            self._sets.append((packed, scales, slice(end, end + outputs)))
+            self._sets.append((packed, scales, end))
             end += outputs
-        self._rounded = rounded(inputs)
-        many = threads > 1 and end * inputs >= WORTH
-        self._call = four_bits.gemv_four_parallel if many else four_bits.gemv_four
+        self._rounded = rounded
+        many = threads > 1 and end * self._inputs >= WORTH
+        self._call = four_bits.gemm_four_parallel if many else four_bits.gemm_four
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
-        four_bits.rounded(x, *self._rounded)
-        for packed, scales, part in self._sets:
-            self._call(packed, scales, *self._rounded, y[part])
+        room = self._rounded(len(x), self._inputs)
+        four_bits.rounded(x, *room)
+        for packed, scales, at in self._sets:
+            self._call(packed, scales, *room, y, at)
 
 
 class Operators:
@@ -90,7 +92,7 @@ class Operators:
         self._modules = modules
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
-        given, end = torch.from_numpy(x)[None], 0
+        given, end = torch.from_numpy(x), 0
         wide, out = given.to(lowbit.WIDE), torch.from_numpy(y)
         for module in self._modules:
             if isinstance(module, Int4Linear):
@@ -101,4 +103,4 @@ class Operators:
                 assert isinstance(module, Linear), module
                 found = nn.functional.linear(given.to(module.weight.dtype), module.weight)
             begin, end = end, end + found.shape[1]
-            out[begin:end] = found[0]
+            out[:, begin:end] = found

@@ -15,7 +15,7 @@ from kvchat.engine.cache.lookup import LookupSegment
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.decode.maps import WORTH
-from kvchat.engine.decode.room import Arrays, Room
+from kvchat.engine.decode.room import Arrays, Lane, Room
 from kvchat.kernels.cpu.attention import attend, attend_parallel, include
 from kvchat.kernels.cpu.choice import choose, choose_parallel
 from kvchat.kernels.cpu.numbers import view
@@ -150,8 +150,8 @@ class Past:
             self.keys, self.values = view(tail.k), view(tail.v)
             self._live = Set(tail.entries, self.room)
 
-    def attend(self, layer: LayerCache | WindowLayer) -> None:
-        """Attention of the room's queries over the layer, into its `o` and `lse`."""
+    def attend(self, layer: LayerCache | WindowLayer, lane: Lane) -> None:
+        """Attention of a lane's queries over the layer, into its `o` and `lse`."""
         room, tail = self.room, layer.tail
         assert self._live is not None
         newest = min(tail.length, self.window or tail.length)
@@ -168,21 +168,21 @@ class Past:
         entries = sum(int(each.length.sum()) for each in sets)
         many = self.threads > 1 and entries * room.dim >= WORTH
         splits = room.splits if many else 1
-        state, fresh, q = room.state(splits), True, room.queries
+        state, fresh, q = room.state(splits), True, lane.queries
         for number, each in enumerate(sets):
             each.ready(q, self.scale, many)
             last = number == len(sets) - 1 and not others
             each.kernels[many](
                 q, *each.store, each.start, each.length, each.bias, self.scale, self.cap,
                 room.width, splits, fresh, last, *state, room.asked, room.logits, *each.room,
-                room.o, room.lse,
+                lane.o, lane.lse,
             )  # fmt: skip
             fresh = False
         for number, segment in enumerate(others):
-            wide = room.seen_q.to(tail.k.dtype)
+            wide = lane.seen_q.to(tail.k.dtype)
             o, lse = segment.attend(wide, float(self.scale), layer.backend)
             last = number == len(others) - 1
-            include(*state, splits, last, _row(o), _row(lse), room.o, room.lse)
+            include(*state, splits, last, _row(o), _row(lse), lane.o, lane.lse)
 
     def _sets(self, segment: Any) -> list[Set] | None:
         """What the kernels take of a segment; None if they cannot."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,20 @@ AHEAD = 64  # random numbers that are drawn at once
 GAPS = (4.0, 8.0, 16.0)  # below the largest logit, where the likeliest tokens are looked for
 
 
+class Constraint(Protocol):
+    """A form that an answer has to have: a grammar, a JSON schema."""
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """`logits [vocab]`, those of tokens that may not come next -inf; may be in place."""
+
+    def accept(self, token: int) -> None:
+        """Take the token that was drawn. Raises KvchatError("model") if it may not come."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow."""
+
+
 class Sampler:
     """Draws tokens one after another; the same seed and logits give the same tokens.
 
@@ -22,8 +37,14 @@ class Sampler:
     beforehand: nothing here waits for the device but `draw`, and all devices draw alike.
     """
 
-    def __init__(self, sampling: Sampling, device: torch.device, drawn: Sequence[int] = ()):
-        self.sampling = sampling
+    def __init__(
+        self,
+        sampling: Sampling,
+        device: torch.device,
+        drawn: Sequence[int] = (),
+        constraint: Constraint | None = None,
+    ):
+        self.sampling, self.constraint = sampling, constraint
         self.device = device
         self._drawn = list(drawn)
         self._generator = torch.Generator().manual_seed(sampling.seed)
@@ -55,9 +76,18 @@ class Sampler:
         Raises KvchatError("model") if the logits are no numbers.
         """
         self.provide(1)
-        token = self.choose(logits)
+        if self.constraint is not None:
+            logits = self.constraint.masked(logits)
+        token = checked(int(self.choose(logits)))
         self.spend()
-        return checked(int(token))
+        if self.constraint is not None:
+            self.constraint.accept(token)
+        return token
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a constraint lets nothing follow."""
+        return self.constraint is not None and self.constraint.is_complete
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token `[1]` (int64) on the device, -1 if the logits are no numbers.

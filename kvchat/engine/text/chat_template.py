@@ -101,6 +101,22 @@ class Dialogue:
         """A first turn that is over but for its end: the question, and the answer after it."""
         return self._turn(self.form.opening, question, self.header(False), answer)
 
+    def conversation(
+        self, turns: Sequence[tuple[str, str]], question: str, thinks: bool | None = None
+    ) -> list[int]:
+        """Questions with their answers, and one that is to be answered: from the document's end
+        to where that answer (or its thought) begins."""
+        thoughts, before = self.form.thoughts, self.form.opening
+        answered = (
+            self.header(False) if thoughts is None or thoughts.past is None else thoughts.bare
+        )
+        pieces: list[tuple[str, bool]] = []
+        for asked, answer in turns:
+            pieces += [(before, True), (asked, False), (answered, True), (answer, False)]
+            before = self.form.between
+        pieces += [(before, True), (question, False), (self.header(thinks), True)]
+        return self.tokenizer.encode(pieces, continues=True)
+
     def past(self, turn: Turn, is_first: bool) -> Turn:
         """A turn as the template writes it once another question follows: without its thought.
 

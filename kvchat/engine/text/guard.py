@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from tempfile import TemporaryFile
-from threading import Thread
+from threading import RLock, Thread
 from typing import Any, TypeVar
 
 from kvchat.errors import KvchatError
 
 T = TypeVar("T")
+ALONE = RLock()  # stderr is the whole process's
 GROWTH_CAP = 32  # times that a text may grow before it is cut into tokens; Unicode's own is 18
 LONG = 20_000  # characters; what is shorter takes no thread
 SECONDS, PER_SECOND = 30.0, 5_000  # to tokenise a text: this, and a second for so many characters
@@ -107,7 +108,7 @@ def _silent() -> Iterator[None]:
     """What is written to stderr meanwhile appears afterwards; not at all after a panic, which
     writes what it knows there before it can be caught."""
     sys.stderr.flush()
-    with suppress(OSError), TemporaryFile() as aside:
+    with ALONE, suppress(OSError), TemporaryFile() as aside:
         kept = os.dup(2)
         os.dup2(aside.fileno(), 2)
         said = False

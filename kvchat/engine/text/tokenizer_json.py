@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -35,6 +36,7 @@ class JsonTokenizer:
         self._tokenizer, self.special_tokens_map = backend, dict(roles)
         self.chat_template = template
         self._adds_bos = adds_bos
+        self._alone = Lock()  # how it encodes is said before each text
         backend.no_truncation()
         backend.no_padding()
 
@@ -67,9 +69,10 @@ class JsonTokenizer:
         like any other, with `return_offsets_mapping` the characters of each id in
         `offset_mapping`."""
         backend = self._tokenizer
-        backend.encode_special_tokens = split_special_tokens
         encode = backend.encode_batch if return_offsets_mapping else backend.encode_batch_fast
-        [found] = encode([text], add_special_tokens=add_special_tokens)
+        with self._alone:
+            backend.encode_special_tokens = split_special_tokens
+            [found] = encode([text], add_special_tokens=add_special_tokens)
         ids, spans, bos = found.ids, found.offsets, self.bos_token_id
         if add_special_tokens and self._adds_bos and bos is not None and ids[:1] != [bos]:
             ids, spans = [bos, *ids], [(0, 0), *spans]
@@ -111,7 +114,8 @@ class JsonTokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
         """The text of ids."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with self._alone:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def get_chat_template(self) -> str:
         """The chat template. Raises ValueError if there is none for a chat."""

@@ -1,8 +1,8 @@
-"""Products with 4-bit matrices on processors with AVX-512, from torch's own packing.
+"""Products of 4-bit matrices and a few vectors, for processors with AVX-512, from torch's packing.
 
 `packed [out/64, in, 32]` uint8: byte j of an input has row j of the block in its low half, row
 j + 32 in its high one. `scales [in/g, out]` are pairs of bf16, scale and zero, seen as uint32:
-`w = (code - 8) * scale + zero`. The vector is rounded to 8 bits by groups of 32, as llama.cpp does,
+`w = (code - 8) * scale + zero`. A vector is rounded to 8 bits by groups of 32, as llama.cpp does,
 so that codes and it are multiplied as integers: two products and their sum in one instruction.
 """
 
@@ -124,45 +124,53 @@ def _add_group(context, packed, place, patterns, first, scales, pair, xs, total,
 
 @jit()
 def rounded(x, patterns, steps, totals):
-    """`x [in]` in 8 bits: for every 32 of them a step, and the sum of the rounded numbers.
+    """`x [B, in]` in 8 bits: for every 32 of a row a step, and the sum of the rounded numbers.
 
     The sum is of what is multiplied, or the zeros of weights would not fit their codes.
-    `patterns [in/4, 64]` int8 hold, of every four, the first and third 16 times, then the second
-    and fourth: beside codes as they are multiplied.
+    `patterns [B, in/4, 64]` int8 hold, of every four, the first and third 16 times, then the second
+    and fourth: beside codes as they are multiplied. `steps, totals [B, in/32]`.
     """
-    for group in range(x.size // GROUP):
-        part = x[group * GROUP : (group + 1) * GROUP]
-        most = F32(0)
-        for i in range(GROUP):
-            most = max(most, abs(part[i]))
-        step, total = most / F32(127), F32(0)
-        back = F32(0) if most == F32(0) else F32(127) / most
-        for four in range(GROUP // 4):
-            row = patterns[group * (GROUP // 4) + four]
-            a, b = np.rint(part[4 * four] * back), np.rint(part[4 * four + 1] * back)
-            c, d = np.rint(part[4 * four + 2] * back), np.rint(part[4 * four + 3] * back)
-            total += a + b + c + d
-            first, second, third, fourth = np.int8(a), np.int8(b), np.int8(c), np.int8(d)
-            for i in range(0, 32, 2):
-                row[i], row[i + 1], row[32 + i], row[33 + i] = first, third, second, fourth
-        steps[group], totals[group] = step, total * step
+    for b in range(len(x)):
+        for group in range(x.shape[1] // GROUP):
+            part = x[b, group * GROUP : (group + 1) * GROUP]
+            most = F32(0)
+            for i in range(GROUP):
+                most = max(most, abs(part[i]))
+            step, total = most / F32(127), F32(0)
+            back = F32(0) if most == F32(0) else F32(127) / most
+            for four in range(GROUP // 4):
+                row = patterns[b, group * (GROUP // 4) + four]
+                p, q = np.rint(part[4 * four] * back), np.rint(part[4 * four + 1] * back)
+                r, s = np.rint(part[4 * four + 2] * back), np.rint(part[4 * four + 3] * back)
+                total += p + q + r + s
+                first, second, third, fourth = np.int8(p), np.int8(q), np.int8(r), np.int8(s)
+                for i in range(0, 32, 2):
+                    row[i], row[i + 1], row[32 + i], row[33 + i] = first, third, second, fourth
+            steps[b, group], totals[b, group] = step, total * step
 
 
-def _gemv_four(packed, scales, patterns, steps, totals, y):
-    """`y [out] = w x` of the vector that `rounded` has seen."""
+def _gemm_four(packed, scales, patterns, steps, totals, y, at):
+    """`y [B, at : at + out] = x w^T` of the vectors that `rounded` has seen.
+
+    A block of rows stays in the processor's cache while one vector after the other meets it.
+    """
     blocks, inputs, _ = packed.shape
-    outputs, each = y.size, steps.size // len(scales)  # groups of 32 that share a scale
+    outputs, groups = blocks * ROWS, steps.shape[1]
+    each = groups // len(scales)  # groups of 32 that share a scale
     for block in prange(blocks):
         row = block * ROWS
-        for i in range(ROWS):
-            y[row + i] = F32(0)
-        for group in range(steps.size):
-            _add_group(
-                packed, (block * inputs + group * GROUP) * 32, patterns, group * GROUP * 16,
-                scales, group // each * outputs + row, steps[group], totals[group], y, row,
-                (group + AHEAD) // each * outputs + row,
-            )  # fmt: skip
+        for b in range(len(y)):
+            out, first = b * y.shape[1] + at + row, b * inputs * 16
+            for i in range(ROWS):
+                y[b, at + row + i] = F32(0)
+            for group in range(groups):
+                _add_group(
+                    packed, (block * inputs + group * GROUP) * 32,
+                    patterns, first + group * GROUP * 16,
+                    scales, group // each * outputs + row, steps[b, group], totals[b, group],
+                    y, out, (group + AHEAD) // each * outputs + row,
+                )  # fmt: skip
 
 
-gemv_four, gemv_four_parallel = both(_gemv_four)
-PAIRS = ((gemv_four, gemv_four_parallel),)
+gemm_four, gemm_four_parallel = both(_gemm_four)
+PAIRS = ((gemm_four, gemm_four_parallel),)

@@ -90,9 +90,9 @@ def add(x, delta, bias, behind, scale, before, eps, y):
 
 
 @jit()
-def gate(both, gate_bias, up_bias, gelu):
-    """`both[:n] = f(both[:n]) * both[n:]` with biases added before; f is SiLU or GELU by tanh."""
-    inner = both.size // 2
+def gate(both, gate_bias, up_bias, gelu, y):
+    """`y [n] = f(both[:n]) * both[n:]` with biases added before; f is SiLU or GELU by tanh."""
+    inner = y.size
     for i in range(gate_bias.size):
         both[i] += up(gate_bias[i])
         both[inner + i] += up(up_bias[i])
@@ -100,7 +100,7 @@ def gate(both, gate_bias, up_bias, gelu):
         for i in range(inner):
             g = both[i]
             bent = tanh(TANH_GELU * (g + F32(0.044715) * g * g * g))
-            both[i] = F32(0.5) * g * (F32(1) + bent) * both[inner + i]
+            y[i] = F32(0.5) * g * (F32(1) + bent) * both[inner + i]
     else:
         for i in range(inner):
-            both[i] = both[i] / (F32(1) + exp(min(-both[i], HIGHEST))) * both[inner + i]
+            y[i] = both[i] / (F32(1) + exp(min(-both[i], HIGHEST))) * both[inner + i]

@@ -1,0 +1,240 @@
+"""From what a client asks to its answer: the document it is about, tokens, a place in the batch."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+
+from kvchat.chat.chat import Chat
+from kvchat.documents import Document
+from kvchat.documents.document_ids import PROBE, compose
+from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.decode.sampler import Constraint
+from kvchat.engine.sizes import MAX_TOKENS
+from kvchat.engine.text.chat_template import Dialogue
+from kvchat.engine.text.grammar import Forms
+from kvchat.engine.text.tokenizer import Tokenizer
+from kvchat.errors import KvchatError
+from kvchat.serve.asker import Asker, Ended, Event, Failed, Wanted
+from kvchat.serve.document import Served
+from kvchat.serve.library import Library
+from kvchat.serve.refusals import Refusal
+from kvchat.serve.requests import Asked
+from kvchat.serve.scheduler import Scheduler
+
+CHARACTERS = 3  # of a token, at least, in a message that may be long
+GROWTH = 1.3  # of a tail that is preallocated, and 256 entries more
+
+
+@dataclass
+class Talk:
+    """A request on its way: events come through `events`, the last one is Ended or Failed."""
+
+    asked: Asked
+    model: str
+    served: Served | None
+    cached: int = 0  # tokens of the document that were read before
+    prompt_tokens: int = 0
+    asker: Asker | None = None
+    events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
+    created: int = field(default_factory=lambda: int(time.time()))
+    since: float = field(default_factory=perf_counter)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self.events.get()
+            yield event
+            if isinstance(event, Ended | Failed):
+                return
+
+
+class Answers:
+    """Answers to requests. Lives on the event loop."""
+
+    def __init__(
+        self, chat: Chat, library: Library, scheduler: Scheduler, tokenizer: Tokenizer, long: int
+    ):
+        """`tokenizer` is one of the engine's thread alone; first messages of `long` tokens are
+        documents."""
+        self.chat, self.library, self.scheduler = chat, library, scheduler
+        self.tokenizer, self.long = tokenizer, long
+        self.engine = chat.session.engine
+        self._forms: Forms | None = None  # made for the first that is asked for
+
+    @property
+    def model(self) -> str:
+        """The name of the model that knows no document."""
+        return self.chat.model.name
+
+    def begin(self, asked: Asked) -> Talk:
+        """Which document a request is about. Raises Refusal if there is no such model."""
+        served = None
+        if asked.file is not None:
+            served = self.library.documents.get(asked.file)
+            if served is None:
+                raise Refusal(404, f"no file {asked.file[:80]!r}", "messages", "file_not_found")
+        elif asked.model not in ("", self.model, "default"):
+            served = self.library.named(asked.model)
+            if served is None:
+                there = ", ".join([self.model, *(each.name for each in self.library.listed)][:20])
+                raise Refusal(
+                    404, f"no model {asked.model[:80]!r}; there are {there}", "model",
+                    "model_not_found",
+                )  # fmt: skip
+        if served is None and asked.is_chat:
+            asked, served = self._long(asked)
+        if served is not None and not asked.is_chat:
+            raise Refusal(400, "a document answers at /v1/chat/completions", "model")
+        if served is not None:
+            served.users += 1
+        return Talk(asked, served.name if served and served.listed else self.model, served)
+
+    def _long(self, asked: Asked) -> tuple[Asked, Served | None]:
+        """A long first message (or system prompt) as a document, and what is left of it."""
+        least = self.long * CHARACTERS
+        if not self.long:
+            return asked, None
+        if len(asked.system) >= least:
+            document = Document(
+                "system prompt", asked.system, size=len(asked.system), encoding="utf-8"
+            )
+            return replaced(asked, system=""), self.library.add(document, listed=False)
+        first = asked.turns[0][0] if asked.turns else asked.question
+        text, cut, rest = first.rpartition("\n\n")
+        if not cut or len(text) < least or not rest.strip():
+            return asked, None
+        document = _sent("message", text)
+        served = self.library.add(document, listed=False)
+        if not asked.turns:
+            return replaced(asked, question=rest), served
+        turns = ((rest, asked.turns[0][1]), *asked.turns[1:])
+        return replaced(asked, turns=turns), served
+
+    async def start(self, talk: Talk) -> None:
+        """Have the document read, if it is not, and let the question wait for its turn.
+
+        Raises Refusal or KvchatError.
+        """
+        served, asked = talk.served, talk.asked
+        if served is not None:
+            was_there = served.cache is not None
+            await self.library.ready(served)
+            talk.cached = served.tokens if was_there or served.restored else 0
+        wanted, dialogue = await self.library.tokenise(partial(self._wanted, asked, served))
+        before = served.tokens if served is not None else 0
+        talk.prompt_tokens = before + len(wanted.ids)
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            loop.call_soon_threadsafe(talk.events.put_nowait, event)
+
+        def opened() -> KVCache:
+            if served is None:
+                return self.engine.empty_cache()
+            if served.cache is None:
+                raise Refusal(503, "the document has left the memory", after=5)
+            return served.cache.fork()
+
+        planned = self._planned(served, len(wanted.ids) + wanted.max_tokens)
+        talk.asker = Asker(wanted, opened, dialogue, self.tokenizer, tell, planned)
+        self.scheduler.ask(talk.asker)
+
+    def leave(self, talk: Talk) -> None:
+        """The end of a request, whatever it was: its place is free before the next token."""
+        if talk.asker is not None:
+            talk.asker.gone.set()
+            self.scheduler.wake()
+        if talk.served is not None:
+            talk.served.users -= 1
+            talk.served = None
+
+    def _planned(self, served: Served | None, tokens: int) -> int:
+        live = 0
+        if served is not None and served.cache is not None:
+            live = sum(layer.tail.length for layer in served.cache.layers[:1])
+        return self.engine.kv_bytes(int(GROWTH * (tokens + live)) + 256)
+
+    def _wanted(self, asked: Asked, served: Served | None) -> tuple[Wanted, Dialogue]:
+        """Tokens of a question and what comes before it, on the thread of texts."""
+        session, options = self.chat.session, self.chat.options
+        if asked.form is not None or asked.grammar is not None:
+            asked = replaced(asked, thinks=False)  # a thought has another form
+        tokenizer, limit = session.dialogue.tokenizer, session.limit
+        require_short(asked, limit)
+        before = 0
+        if served is not None and served.book is not None:
+            dialogue, before = served.book.dialogue, served.tokens - served.book.saved
+            ids = self._behind(dialogue, asked)
+        elif asked.is_chat:
+            book = compose(tokenizer, (), asked.system, limit, thinks=asked.thinks)
+            dialogue = book.dialogue
+            ids = [*book.ids, *dialogue.conversation(asked.turns, asked.question, asked.thinks)]
+        else:
+            dialogue = Dialogue(tokenizer, has_document=False)
+            ids = [*tokenizer.bos, *tokenizer.encode([(asked.question, False)])]
+        room = limit - before - len(ids)
+        if room < 1:
+            raise KvchatError(
+                "too_long",
+                f"document, conversation and question need {before + len(ids):,} tokens and one "
+                f"for the answer; the context window has {limit:,}",
+                needed=before + len(ids) + 1,
+                limit=limit,
+            )
+        usual = asked.max_tokens or options.max_tokens or MAX_TOKENS
+        wanted = Wanted(
+            ids=ids,
+            sampling=asked.sampling(options.sampling),
+            max_tokens=min(room, usual),
+            ends=frozenset() if asked.ignore_eos else frozenset(session.ends),
+            stop=asked.stop,
+            thinks=asked.thinks,
+            logprobs=asked.logprobs,
+            constraint=self._constraint(asked),
+        )
+        return wanted, dialogue
+
+    def _behind(self, dialogue: Dialogue, asked: Asked) -> list[int]:
+        """A conversation behind a document: the client's system prompt goes before its first
+        question, for the document has been read by then."""
+        turns, question = list(asked.turns), asked.question
+        if asked.system and turns:
+            turns[0] = f"{asked.system}\n\n{turns[0][0]}", turns[0][1]
+        elif asked.system:
+            question = f"{asked.system}\n\n{question}"
+        return dialogue.conversation(turns, question, asked.thinks)
+
+    def _constraint(self, asked: Asked) -> Constraint | None:
+        if asked.form is None and asked.grammar is None:
+            return None
+        if self._forms is None:
+            session = self.chat.session
+            vocabulary = self.engine.config.vocab_size
+            self._forms = Forms(session.dialogue.tokenizer, vocabulary, session.ends)
+        if asked.form is not None:
+            return self._forms.of_schema(asked.form)
+        return self._forms.of_grammar(asked.grammar or "")
+
+
+def require_short(asked: Asked, limit: int) -> None:
+    """Raise KvchatError("too_long") for a text that no tokenizer makes fit. It is not tokenised:
+    others wait for that."""
+    said = sum(len(text) for turn in asked.turns for text in turn)
+    characters = said + len(asked.system) + len(asked.question)
+    if characters > PROBE * limit:
+        raise KvchatError(
+            "too_long",
+            f"the messages have {characters:,} characters; the context window has {limit:,} tokens",
+            limit=limit,
+        )
+
+
+def _sent(title: str, text: str) -> Document:
+    return Document(title, text, size=len(text.encode()), encoding="utf-8")
+
+
+def replaced(asked: Asked, **changes: object) -> Asked:
+    """The same with other values."""
+    return Asked(**(vars(asked) | changes))
