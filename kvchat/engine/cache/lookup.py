@@ -76,7 +76,8 @@ class LookupSegment(ABC):
     @property
     def items(self) -> int:
         """Entries of a head to choose from: all but the sinks."""
-        return self.lengths[0] - self.reads.sinks
+        late = self.late  # asked for at every token: no other property is
+        return late.start + late.length - self.start - self.reads.sinks
 
     @property
     def frozen(self) -> int:

@@ -109,10 +109,10 @@ class Chosen(Set):
         """Entries may have come from the window, or have gone back."""
         segment, late = self.segment, self.segment.late
         codes = segment.codes if isinstance(segment, PQSegment) else None
-        store, coded, items = self._seen
-        if late.k is store and codes is coded and segment.items == items:
+        store, coded, length = self._seen
+        if late.k is store and codes is coded and late.length == length:
             return
-        self._seen = late.k, codes, segment.items
+        self._seen = late.k, codes, late.length
         self._late = view(late.k), view(late.v), late.place - late.length
         self._items = segment.items
         if isinstance(segment, PQSegment):

@@ -109,6 +109,8 @@ class Room:
             each = self.workers, items + items // 8
             numbers, marks = np.empty((4, *each), np.float32), np.empty((2, *each), np.int32)
             known = self._choice = np.empty((each[0], parts, size), np.float32), *numbers, *marks
+        if workers == len(known[0]):
+            return known
         return tuple(array[:workers] for array in known)
 
     def gathered(self, entries: int, dim: int, dtype: torch.dtype) -> Tensor:
