@@ -1,6 +1,5 @@
 """A prefill that is interrupted, left for later, and gone on with."""
 
-
 import pytest
 
 from kvchat.chat import prefill
