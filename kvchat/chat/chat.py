@@ -1,6 +1,6 @@
 """`Chat`: a session with what the program knows around it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +15,18 @@ from kvchat.hub.find import Model
 from kvchat.prompt_cache.documents import Found, PromptCache
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A prefill that was interrupted and can go on: its work, and the seconds that it took; then
+    the book that it reads, the method, and the questions that choose what is kept."""
+
+    work: Generator[Any, None, None]
+    seconds: float
+    book: Book | None = None
+    method: Method | None = None
+    asked: Sequence[str] = ()
 
 
 @dataclass
@@ -33,6 +45,7 @@ class Chat:
     in_view: str = ""  # the question that the kept entries were selected for, if one was
     last: TurnDone | None = None  # of the last answer
     cited: tuple[Turn, list[Source]] | None = None  # the passages that an answer is from
+    waiting: Waiting | None = None  # a prefill of documents that are not there yet
     interactive: bool = False  # a person can be asked, and presses Ctrl-C
 
     @contextmanager

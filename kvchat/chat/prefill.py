@@ -3,11 +3,12 @@ cache stays until the new one is there."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 from typing import TypeVar
 
 from kvchat.chat.auto import few
-from kvchat.chat.chat import Chat
+from kvchat.chat.chat import Chat, Waiting
 from kvchat.chat.shortage import out_of_memory
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.events import Progress, Smaller, drain
@@ -26,6 +27,7 @@ from kvchat.terminal.text import first_line, seconds, size, sizes, unicode
 
 R = TypeVar("R")
 Work = Generator[Progress | Smaller, None, R]
+WAITS = "what is read is kept; /more goes on with the prefill"
 LONG = 5.0  # seconds; a prefill above that is asked for
 
 
@@ -33,12 +35,17 @@ class Dropped(Exception):
     """The person stopped a prefill."""
 
 
-def run(chat: Chat, work: Work[R], label: str, tokens: int) -> R:
+class Later(Dropped):
+    """The person wants to go on later with what is read by now."""
+
+
+def run(chat: Chat, work: Work[R], label: str, tokens: int, waits: bool = False) -> R:
     """Run work of a chat behind a bar. Where somebody sits there, Ctrl-C asks whether to go on.
 
     Raises `Dropped` if not, KvchatError("memory") with what was planned and what is there if memory
-    runs out.
+    runs out. Work that `waits` may be left as it is, with `Later`, to be run on.
     """
+    left = False
     try:
         if not chat.interactive:
             return chat.screen.watch(work, label, tokens)
@@ -49,23 +56,26 @@ def run(chat: Chat, work: Work[R], label: str, tokens: int) -> R:
                 if not interrupt.asked():
                     return
                 with pause(), interrupt.idle():
+                    later, keys = (" / [l]ater", "cld") if waits else ("", "cd")
                     key = choose(
-                        f"interrupted · [c]ontinue / [d]rop the {label} · Enter continues",
-                        "cd",
+                        f"interrupted · [c]ontinue (Enter){later} / [d]rop the {label}",
+                        keys,
                         "c",
                         "d",
                     )
                 interrupt.forget()
-                if key == "d":
-                    raise Dropped
+                if key != "c":
+                    raise Dropped if key == "d" else Later
 
             return chat.screen.watch(work, label, tokens, check)
-    except Dropped:
+    except Dropped as stopped:
+        left = isinstance(stopped, Later)
         raise
     except Exception as error:
         raise out_of_memory(chat, error) from error
     finally:
-        work.close()
+        if not left:
+            work.close()
 
 
 def prefill_first(chat: Chat, folds: Method) -> None:
@@ -77,13 +87,18 @@ def prefill_first(chat: Chat, folds: Method) -> None:
     try:
         with timed(chat.timings, "prefill"):
             restore(chat, method, folds, questions)
-    except Dropped:
+    except Dropped as stopped:
+        if isinstance(stopped, Later) and chat.waiting:
+            chat.waiting = replace(chat.waiting, book=chat.book, method=method, asked=questions)
         tokenizer = session.dialogue.tokenizer
         system, thinks = chat.book.system, options.thinks
         chat.book = compose(tokenizer, (), system, session.limit, thinks=thinks)
         chat.method, session.dialogue = Full(), chat.book.dialogue
         drain(session.prefill(chat.book.ids, Full(), folds))
-        screen.tell("document dropped; /file PATH adds another")
+        if chat.waiting:
+            screen.tell(WAITS)
+        else:
+            screen.tell("document dropped; /file PATH adds another")
         return
     machine.release(session.engine.device)
     if chat.book.files:
@@ -98,11 +113,42 @@ def restore(chat: Chat, method: Method, folds: Method | None, questions: Sequenc
     book = chat.book
 
     def watched(work: Work[None]) -> None:
-        run(chat, work, "prefill", len(book.ids))
+        begin = perf_counter()
+        try:
+            run(chat, work, "prefill", len(book.ids), waits=bool(book.files))
+        except Later:
+            chat.waiting = Waiting(work, perf_counter() - begin)
+            raise
 
     chat.restored = chat.cache.open(chat.session, book, method, folds, watched, questions)
     if chat.restored:
         chat.book = chat.restored.book
+
+
+def go_on(chat: Chat) -> bool:
+    """Go on with the prefill that waits; what was asked meanwhile stands behind it then.
+
+    False if it waits again, or is dropped.
+    """
+    session, screen, waiting = chat.session, chat.screen, chat.waiting
+    assert waiting is not None and waiting.book is not None and waiting.method is not None
+    book, talk, begin = waiting.book, session.all_turns, perf_counter()
+    try:
+        run(chat, waiting.work, "prefill", len(book.ids), waits=True)
+    except Dropped as stopped:
+        took = waiting.seconds + perf_counter() - begin
+        later = isinstance(stopped, Later)
+        chat.waiting = replace(waiting, seconds=took) if later else None
+        screen.tell(WAITS if later else "document dropped; /file PATH adds another")
+        return False
+    chat.timings["prefill"] = waiting.seconds + perf_counter() - begin
+    chat.waiting, chat.book, chat.method = None, book, waiting.method
+    session.dialogue = book.dialogue
+    chat.cache.save(session, book, chat.method, chat.timings["prefill"], waiting.asked)
+    screen.tell(prefill_line(chat, screen.line))
+    turns = session.retold(talk)
+    run(chat, session.restore(turns), "restoring turns", sum(len(turn.ids) for turn in turns))
+    return True
 
 
 @contextmanager

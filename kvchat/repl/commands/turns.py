@@ -10,6 +10,7 @@ from pathlib import Path
 from kvchat.chat.chatlog import new_path
 from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.citing import place, sources
+from kvchat.chat.prefill import go_on
 from kvchat.engine.decode.sampling import COLD, Sampling
 from kvchat.engine.events import drain
 from kvchat.errors import KvchatError
@@ -114,7 +115,16 @@ def edited(text: str) -> str:
 
 
 def more(context: Context, argument: str) -> None:
-    """go on with an answer that was cut"""
+    """go on with an answer that was cut, or with a prefill
+
+    A prefill that was interrupted and left for later goes on where it was; what was asked meanwhile
+    stands behind the documents then.
+    """
+    chat = context.chat
+    if chat.waiting and not chat.book.files:
+        if go_on(chat):
+            context.writer.changed(chat)
+        return
     answer(context, None, 1, "nothing was added")
 
 
