@@ -40,12 +40,12 @@ REST = ("snapkv", "streamingllm", "h2o", "kvmerger", "expected-attention", "knor
 SYSTEMS = (
     ("kvcompress", "25%"), ("kvcompress", "10%"),
     ("full:bits=4", "100%"), ("full:bits=2", "100%"),
-    ("kvzap:bits=4", "25%"),
+    ("kvzap:bits=4", "25%"), ("kvzap:bits=2", "25%"), ("kvzap:bits=4", "10%"),
     ("qaq", "25%"), ("qaq", "10%"),
     ("squeezed", "25%"), ("squeezed", "10%"), ("pqcache", "10%"),
     ("kcache", "25%"), ("kcache", "10%"),
     ("corm", "25%"), ("corm@paper", "100%"),
-    ("elastic", "25%"),
+    ("elastic", "25%"), ("elastic", "10%"),
 )  # fmt: skip
 SYSTEMS_SEEN = (("kvcompress", "10%"), ("corm", "10%"), ("qaq", "10%"))
 DRAWN = ("facts", "facts-seen")
