@@ -12,15 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 PROSE = Path(__file__).with_suffix(".md")
-PLACE = re.compile(r"\{(table|right|kl|kv) ([\w.-]+) ([\w-]+)(?: ([^{}]+))?\}")
+PLACE = re.compile(r"\{(table|right|kl|kv|kept) ([\w.-]+) ([\w-]+)(?: ([^{}]+))?\}")
 LOSS = re.compile(r"\{loss ([\w ]+)\}")
 
 Found = dict[str, Any]
 
 
 def page(prose: str, store: Path = STORE) -> str:
-    """The prose with every `{table MODEL EXPERIMENT}`, `{right MODEL EXPERIMENT CELL}` (also `kl`
-    and `kv`) and `{loss POLICY ENTRIES}` put in.
+    """The prose with every `{table MODEL EXPERIMENT}`, `{right MODEL EXPERIMENT CELL}` (also `kl`,
+    `kv` and `kept`) and `{loss POLICY ENTRIES}` put in.
 
     Raises KeyError for a figure that was not measured.
     """
@@ -31,6 +31,8 @@ def page(prose: str, store: Path = STORE) -> str:
         if what == "table":
             return "\n".join(_table(table))
         found = row(table, cell)
+        if what == "kept":
+            return f"{100 * found['kept']:.0f}"
         if what == "kl":
             return f"{found['kl']['mean']:.3f}"
         return size(found["bytes"]) if what == "kv" else f"{100 * found['score']['mean']:.0f}"

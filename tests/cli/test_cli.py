@@ -259,6 +259,11 @@ def test_bits_and_budgets_reach_the_cache(story):
         (["--method", "full", "--tail-budget", "100"], b"full keeps every entry"),
         (["--method", "kvmerger:mode=eps", "--budget", "30%"], b"finds its own size"),
         (["--method", "h2o:recent=2"], b"recent=2"),
+        (["--tail", "cascade:1x64"], b"--tail cascade:4x512"),
+        (["--tail", "cascade:4x90000"], b"360,000"),
+        (["--tail", "cascade:2x64", "--method", "kcache"], b"kcache keeps every entry"),
+        (["--tail", "cascade:2x64", "--tail-budget", "99"], b"--tail-budget 99"),
+        (["--method", "corm:mode=rule", "--budget", "30%"], b"finds its own size"),
     ],
 )
 def test_what_a_method_cannot_do_is_said_before_anything_is_read(story, arguments, said):

@@ -91,6 +91,21 @@ def test_a_loaded_chat_has_its_own_window_and_tail_budget(scene, folder):
     assert (session.tail_budget, session.limit) == (300, 900)
 
 
+def test_a_loaded_chat_without_end_has_none_either(scene, folder):
+    """Its levels are those that it had, and `/show window` has what is still seen."""
+    scene.chat.options = replace(scene.chat.options, tail="cascade:3x16")
+    other = loaded(scene, folder)
+    session = other.chat.session
+    assert (session.cascade.levels, session.cascade.size) == (3, 16)
+    for number in range(6):
+        other.ask(f"What of {number}?", "It is so.")
+    assert session.levels() and session.cache.saved > 0
+    said = other.run("/show window")
+    assert all(str(level) in said for level in session.levels())
+    other.run("/clear")
+    assert session.cache.saved == 0 and not session.levels()
+
+
 def test_a_loaded_chat_is_selected_by_the_instruction_too(scene, folder):
     other = loaded(scene, folder, select="instruction")
     assert other.chat.in_view == INSTRUCTION and other.kept() != scene.kept()
