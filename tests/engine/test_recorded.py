@@ -15,6 +15,7 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.kernels import reference
 from tests.engine import tiny
 from tests.engine.recorder import Recorder, Waited
+from tests.engine.scripted import ask, new_session
 from tests.engine.test_families import CASES
 from tests.support.closeness import assert_close
 
@@ -99,3 +100,17 @@ def test_observers_see_what_they_see_without(checkpoint, method, count, monkeypa
         for name, tensor in want.items():
             assert_close(name, got[name].double(), tensor.double(), 1e-5)
         assert layer.observer.end == same.observer.end
+
+
+def test_a_conversation_is_compressed_alike(folder):
+    """Its turns are folded after each answer, by what was observed while it was written."""
+    found = []
+    for recorder in (Recorder(), None):
+        session = new_session(folder)
+        session.tail_budget = 64
+        session.engine.writer = Writer(session.engine.model, recorder, "" if recorder else "a test")
+        session.adopt(session.cache, session.document, parse_method("h2o:budget=60%"))
+        for question in ("What did he count?", "And at night?", "Why?", "Who was there?"):
+            ask(session, question, max_tokens=20)
+        found.append((session.turns, session.compacted, session.cache.position))
+    assert found[0] == found[1] and found[0][1] > 0
