@@ -83,19 +83,26 @@ def timed(tokens) -> float:
     return (perf_counter() - begin) / TOKENS
 
 
+def read_bytes(engine: Engine) -> int:
+    """Bytes of the weights that a token reads: of a table that is not the head too, one row."""
+    model = engine.model
+    table = sum(p.nbytes for p in model.model.embed_tokens.parameters())
+    return engine.weights_bytes - (0 if engine.config.tie_word_embeddings else table)
+
+
 def cells(shape: dict, rows: int, weights: str, device: torch.device) -> dict[str, dict]:
     """By way: what runs, and the bytes that a token has to read."""
     engine = ours(weights, shape, device)
     kept = {"all": cache_of(engine, rows), "10 %": cache_of(engine, rows, 0.1)}
     found = {}
     for share, cache in kept.items():
-        read = engine.weights_bytes + cache.memory().total
+        read = read_bytes(engine) + cache.memory().total
         for recorded in (True, False):
             name = f"{share}, {'recorded' if recorded else 'single steps'}"
             found[name] = {"run": writing(engine, cache, recorded), "bytes": read}
     if weights == "auto":
         there = writing_there(theirs(engine, shape), dynamic_cache(engine, rows), device)
-        read = engine.weights_bytes + rows * engine.kv_bytes(1)
+        read = read_bytes(engine) + rows * engine.kv_bytes(1)
         found["all, transformers"] = {"run": there, "bytes": read}
     return found
 

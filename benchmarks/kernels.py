@@ -23,7 +23,7 @@ from rivals import Way
 from torch import Tensor
 
 from kvchat import __version__
-from kvchat.kernels import attention, mass, merge, norm_rope, pq, reference
+from kvchat.kernels import attention, low_bits, mass, merge, norm_rope, pq, reference, retrieval
 from kvchat.kernels.entries import Entries
 
 FOLDER = Path(__file__).parent.parent / "docs" / "bench" / "cards"
@@ -118,12 +118,18 @@ def cells(device: torch.device, small: bool = False) -> list[Cell]:
     add("", pq.pq_score, table, codes, moved=codes.nbytes + 4 * heads * group * n)
     worth = torch.rand(heads, n, device=device)
     add("", pq.pq_select, worth, n // 10, moved=4 * worth.nbytes)
-    pool = random(heads, n, 2, dim)
+    pool = random(heads, n, 2 * dim)
     ids = torch.randint(n, (heads, n // 10), device=device, dtype=torch.int32).sort(1).values
     moved = 2 * ids.numel() * pool[0, 0].nbytes
-    add("", merge.gather_entries, pool, ids, moved=moved)
+    given = (pool[:, :0, :dim],) * 2, ids, 0, n // 10
+    add("", retrieval.pq_fetch, pool, *given, moved=moved)
     if device.type == "cuda":
-        add(", pinned host", merge.gather_entries, pool.cpu().pin_memory(), ids, moved=moved // 2)
+        add(", pinned host", retrieval.pq_fetch, pool.cpu().pin_memory(), *given, moved=moved // 2)
+    row, weight = random(1, hidden), torch.randint(-127, 128, (4 * hidden, hidden), device=device)
+    scale, pairs = random(4 * hidden), weight[:, ::2].to(torch.uint8)
+    eight, four = weight.to(torch.int8), random(hidden // 32, 4 * hidden, 2)
+    add("", low_bits.int8_product, row, eight, scale, moved=eight.nbytes)
+    add("", low_bits.int4_product, row, pairs, four, moved=pairs.nbytes + four.nbytes)
     return made
 
 

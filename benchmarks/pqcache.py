@@ -21,7 +21,8 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.cache.tail import Tail
-from kvchat.engine.engine import DTYPES, Engine
+from kvchat.engine.devices import DTYPES
+from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.build import parse_method

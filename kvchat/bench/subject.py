@@ -8,7 +8,8 @@ import torch
 
 from kvchat import documents
 from kvchat.bench.settings import Settings
-from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
+from kvchat.engine.devices import resolve_device, resolve_dtype
+from kvchat.engine.engine import Engine
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.read import load_config
 from kvchat.engine.weights.checkpoint import random_weights

@@ -17,7 +17,8 @@ from kvchat.chat.thinking import how
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine import gates
 from kvchat.engine.budget import Budget
-from kvchat.engine.engine import Engine, resolve_device, resolve_dtype
+from kvchat.engine.devices import resolve_device, resolve_dtype
+from kvchat.engine.engine import Engine
 from kvchat.engine.events import Loading
 from kvchat.engine.methods import AUTO, UNSEEN
 from kvchat.engine.methods.base import Method
@@ -74,6 +75,7 @@ class Setup:
             self.device.type == "cuda",
             self.options.weights,
             self.options.streams,
+            self.options.attention,
         )
 
 
@@ -121,6 +123,8 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
     process.interruptible()
     with timed(timings, "load"):
         engine = screen.watch(loading, "loading")
+    for line in engine.warnings:
+        screen.warn(line, "kernels")
     engine.chunk = setup.chunk
     session = Session(
         engine,

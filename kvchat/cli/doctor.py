@@ -27,13 +27,13 @@ from kvchat.hub import ollama
 from kvchat.hub.choose import best, offered, recommended
 from kvchat.hub.find import find_model
 from kvchat.hub.places import MODEL_FOLDERS, at_hand, hub_folder, llama_cpp, lm_studio
+from kvchat.kernels import toolchain
 from kvchat.machine.fit import room
 from kvchat.settings import config
 from kvchat.terminal.text import clean, counted, size
 
 NEEDED = ("torch", "transformers", "safetensors", "rich", "prompt_toolkit", "typer")
 OPTIONAL = {
-    "triton": "CUDA kernels; without it CUDA runs plain torch, slowly",
     "flash_attn": "faster prefill on CUDA: pip install 'kvchat[flash]'",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
     "pypdf": "PDF files that pypdfium2 cannot read",
@@ -107,12 +107,23 @@ def _device() -> list[Line]:
     return lines
 
 
+def _kernels() -> list[Line]:
+    """What the kernels of a card need, where there is one or Triton is installed."""
+    if find_spec("triton") is None:
+        return [("no", "triton", "missing (CUDA kernels; a card runs plain torch without, slowly)")]
+    if why := toolchain.lacking():
+        return [("no", "C compiler", f"{why}; a card runs plain torch without, slowly")]
+    known, version = toolchain.checked()
+    found = f"{toolchain.compiler()}, Python.h in {toolchain.headers()}"
+    return [("ok", "C compiler", found), ("ok" if known else "no", "triton", version)]
+
+
 def _weights() -> list[Line]:
     try:
         from kvchat.engine.weights.lowbit import unpacking
     except Exception:
         return []  # torch does not load, which is said above
-    if unpacking("cpu") is None:
+    if unpacking() is None:
         why = "this processor's packing of 4 bits is not known, documents are read slowly with int4"
         return [("no", "weights", f"{', '.join(WEIGHTS)}; {why}")]
     return [("ok", "weights", ", ".join(WEIGHTS))]
@@ -182,6 +193,7 @@ CHECKS: tuple[Callable[[], list[Line]], ...] = (
     _versions,
     _optional,
     _device,
+    _kernels,
     _weights,
     _tables,
     _models,

@@ -1,6 +1,6 @@
 """`Engine`: a loaded model that reads and writes token ids. Knows nothing of text."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,13 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.loop import Writer, compile_beside
 from kvchat.engine.decode.sampler import Constraint, Sampler
 from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.decode.warm_card import Warming
+from kvchat.engine.devices import entry, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.gates import Gate, Scorer, find
 from kvchat.engine.kernels import kernels_on
 from kvchat.engine.methods.base import Method
+from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
@@ -29,27 +32,30 @@ from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.prefill.stream import Replays, stream
 from kvchat.engine.sizes import CHUNKS, Streamed
-from kvchat.engine.sizes import DTYPES as NAMES
-from kvchat.engine.weights.bits import computes_in
 from kvchat.engine.weights.checkpoint import load_weights
 from kvchat.engine.weights.linear import STORED, Embedding, Linear
 from kvchat.errors import KvchatError
 
-DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, kind) for short, kind in NAMES.items() for name in (short, kind)
-}
+WARMED = ("full", "kvzip:budget=50%", "adakv:budget=50%", "pqcache:budget=30%")
+WAIT = 0.2  # seconds between two looks at what is compiled
 
 
 class Engine:
     """One model on one device. Every public entry runs in inference mode."""
 
-    def __init__(self, model: Decoder, attention: str = "auto", kernels: str = "auto"):
-        self.model = model
+    def __init__(
+        self,
+        model: Decoder,
+        attention: str = "auto",
+        kernels: str = "auto",
+        without: Mapping[str, str] | None = None,
+    ):
+        """`without`: attention backends that are not asked, and why."""
+        self.model, self.attention = model, attention
         self.config = model.config
         self.device, self.dtype = model.device, model.dtype
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # kernels start and graphs record on the current one
-        self.backend = choose(attention, self.device, self.config.attention_cap)
+        self.here()
+        self.backend = choose(attention, self.device, self.config.attention_cap, without)
         self.chunk = CHUNKS[self.device.type]
         self.kernels = kernels_on(self.device.type, kernels)
         ops.use(self.kernels)
@@ -68,19 +74,50 @@ class Engine:
     ) -> Generator[Loading, None, "Engine"]:
         """Stream a checkpoint in; the generator's value is the engine.
 
-        Kernels that have to be compiled are, beside it.
+        Kernels that have to be compiled are, beside it: those of a card are waited for. If they
+        cannot run there, and nobody asked for them by name, the engine does without and
+        `warnings` say why.
         """
         where, kind = resolve_device(device), resolve_dtype(dtype, config, weights)
-        choose(attention, where, config.attention_cap)  # refused now if it cannot run
-        if kernels_on(where.type, kernels) == "numba":
+        backend = choose(attention, where, config.attention_cap)  # refused now if it cannot run
+        compiled, warming = kernels_on(where.type, kernels), None
+        if compiled == "numba":
             compile_beside(kind)
-        steps = load_weights(folder, config, kind, where, weights)
-        for item in steps:
-            if isinstance(item, tuple):
-                yield Loading(*item)
-            else:
-                return cls(item, attention, kernels)
-        raise AssertionError("load_weights ends with the model")
+        model = None
+        for item in load_weights(folder, config, kind, where, weights):
+            if isinstance(item, Decoder):
+                model = item
+                break
+            if warming is None and compiled == "triton":  # names and shapes are checked by now
+                methods = [parse_method(spec) for spec in WARMED]
+                warming = Warming(config, kind, where, weights, backend, methods)
+            yield Loading(*item)
+            total = item[1]
+        assert model is not None, "load_weights ends with the model"
+        while warming is not None and not warming.ended(WAIT):
+            yield Loading(total, total, "compiling kernels for this card: the first time only")
+        if warming is None or not warming.problem:
+            return cls(model, attention, kernels)
+        if "triton" in (attention, kernels):
+            raise KvchatError(
+                "device",
+                f"the kernels do not run here: {warming.problem}",
+                "--attention torch --kernels torch",
+                why=warming.problem,
+            )
+        return cls(model, attention, "torch", {"triton": warming.problem})
+
+    def here(self) -> None:
+        """Make the engine's card the one on which this thread starts kernels and records graphs."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What should run here and does not, and what that costs."""
+        broken: dict[str, str] = getattr(self.backend, "broken", {})
+        slower = {"flash": "documents are read by our own kernels", "triton": "torch is slower"}
+        return [f"{name} does not run: {why} ({slower[name]})" for name, why in broken.items()]
 
     @property
     def weights_bytes(self) -> int:
@@ -124,7 +161,7 @@ class Engine:
         """A cache that has seen nothing."""
         return walk.empty_cache(self.model, self.backend)
 
-    @torch.inference_mode()
+    @entry
     def prefill(
         self,
         ids: Sequence[int],
@@ -146,7 +183,7 @@ class Engine:
         given = (self.model, ids, compressions, self.backend, self.chunk, probes, replays)
         return (yield from prefill.prefill(*given, archiving, gate))
 
-    @torch.inference_mode()
+    @entry
     def stream(
         self,
         ids: Sequence[int],
@@ -160,7 +197,7 @@ class Engine:
         given = self.model, ids, compression, self.backend, self.chunk, streamed, probes, replays
         return (yield from stream(*given, gate))
 
-    @torch.inference_mode()
+    @entry
     def append(
         self, cache: KVCache, ids: Sequence[int], method: Method, replays: Sequence[Replay] = ()
     ) -> Generator[Progress | Smaller, None, float]:
@@ -176,7 +213,7 @@ class Engine:
         asked = any(each.gate for each in [*needs, *(method.needs for method in methods)])
         return self.required_gate() if asked else None
 
-    @torch.inference_mode()
+    @entry
     def extend(
         self, cache: KVCache, ids: Sequence[int]
     ) -> Generator[Progress | Smaller, None, Tensor]:
@@ -184,7 +221,7 @@ class Engine:
         x = yield from walk.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]
 
-    @torch.inference_mode()
+    @entry
     def extend_choosing(
         self, cache: KVCache, ids: Sequence[int], method: Method
     ) -> Generator[Progress | Smaller, None, tuple[Tensor, float]]:
@@ -197,7 +234,7 @@ class Engine:
         x, seconds = yield from steps
         return self.model.logits(x[-1:])[0], seconds
 
-    @torch.inference_mode()
+    @entry
     def chosen(self, archives: Sequence[Archive], method: Method) -> KVCache | None:
         """The cache of a document whose archives are there, as a prefill would have left it.
 
@@ -214,17 +251,17 @@ class Engine:
         selection.choose(self.model, cache, method)
         return cache
 
-    @torch.inference_mode()
+    @entry
     def choose(self, cache: KVCache, method: Method) -> float:
         """Choose again what is kept, from the cache's archive; see `selection.choose`."""
         return selection.choose(self.model, cache, method)
 
-    @torch.inference_mode()
+    @entry
     def fold(self, cache: KVCache, method: Method, since: int, end: int) -> None:
         """Compress the entries between positions `since` and `end`; see `compaction.fold`."""
         compaction.fold(self.model, cache, method, since, end)
 
-    @torch.inference_mode()
+    @entry
     def score(self, cache: KVCache, ids: Sequence[int], written: int = 0) -> Tensor:
         """Logits `[T, vocab]` after each of `ids`; the cache is left as it was.
 
@@ -249,11 +286,12 @@ class Engine:
             return nullcontext([])
         return attribution.recorded(self.config, cache)
 
+    @entry
     def replayed(self, cache: KVCache, ids: Sequence[int]) -> list[attribution.Queries]:
         """The same of the cache's newest tokens, which pass again; see `attribution.replayed`."""
         return attribution.replayed(self.model, cache, ids)
 
-    @torch.inference_mode()
+    @entry
     def decode(
         self,
         cache: KVCache,
@@ -272,46 +310,10 @@ class Engine:
         sampler = Sampler(sampling, self.device, drawn, constraint)
         yield from self.writer.write(cache, logits, sampler)
 
-    @torch.inference_mode()
+    @entry
     def step(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> Tensor:
         """Append to each cache its token; the logits `[B, vocab]` after them, until the next call.
 
         The weights are read once for all: several answers at once take little longer than one.
         """
         return self.writer.together(caches, tokens)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises KvchatError("device") if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise KvchatError(
-            "usage", f"{name!r} is not a device", "--device cpu", "--device cuda"
-        ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise KvchatError("usage", f"device {name!r} is not supported", "--device cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        why = "torch is a CPU build" if torch.version.cuda is None else "no device or driver"
-        raise KvchatError("device", f"no CUDA here: {why}", "--device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise KvchatError("device", f"{name}: there are {count} CUDA devices", "--device cuda:0")
-    return device
-
-
-def resolve_dtype(name: str, config: ModelConfig, weights: str = "auto") -> torch.dtype:
-    """`auto` is the checkpoint's own dtype, or bf16 if `weights` say so; else `f32`, `bf16`, `f16`.
-
-    Raises KvchatError("usage") for other names, and for a format of weights that does not exist.
-    """
-    name = computes_in(name, weights)
-    if name == "auto":
-        return DTYPES[config.dtype]
-    if name not in DTYPES:
-        raise KvchatError(
-            "usage", f"{name!r} is not a dtype", "--dtype auto", "--dtype bf16", "--dtype f32"
-        )
-    return DTYPES[name]

@@ -10,10 +10,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Loading:
-    """Weights: bytes of the checkpoint done and in all."""
+    """Weights: bytes of the checkpoint done and in all; `note`: what else has to be done."""
 
     done: int
     total: int
+    note: str = ""
 
 
 @dataclass(frozen=True)

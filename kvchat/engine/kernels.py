@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from kvchat.errors import KvchatError
+from kvchat.kernels.toolchain import lacking
 
 KERNELS = ("auto", "torch", "numba", "triton")
 # The device that each is for, and what pip calls it.
@@ -21,6 +22,8 @@ def kernels_on(device: str, name: str = "auto") -> str:
         )
     if name == "auto":
         usual = next(kernels for kernels, place in PLACES.items() if place == device)
+        if usual == "triton" and lacking():
+            return "torch"
         return usual if find_spec(usual) else "torch"
     if name == "torch":
         return name
@@ -37,4 +40,6 @@ def kernels_on(device: str, name: str = "auto") -> str:
             f"pip install {name}",
             "--kernels torch",
         )
+    if name == "triton" and (why := lacking()):
+        raise KvchatError("device", f"--kernels triton: {why}", "--kernels torch", why=why)
     return name

@@ -23,6 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+LAUNCHERS: list[str] = []  # of `kvchat.kernels`, that operations have on a card
 _without: set[str] = set()  # kernels that are not to be used, in this process
 
 
@@ -57,6 +58,7 @@ def _on_card(
 
     def decorated(plain: Callable[P, R]) -> Callable[P, R]:
         path = f"{module}:{plain.__name__}"
+        LAUNCHERS.append(path)
 
         @wraps(plain)
         def op(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -76,11 +78,16 @@ def _on_card(
 dequantize, quantize = reference.dequantize, reference.quantize
 pack, unpack = reference.pack, reference.unpack
 pq_table, pq_worth = reference.pq_table, reference.pq_worth
-geglu = reference.geglu
 
 merge_entries = _on_card("merge")(reference.merge_entries)
 rope = _on_card("norm_rope")(reference.rope)
 swiglu = _on_card("norm_rope")(reference.swiglu)
+geglu = _on_card("norm_rope")(reference.geglu)
+place_entries = _on_card("place")(reference.place_entries)
+int4_numbers = _on_card("low_bits")(reference.int4_numbers)
+int4_product = _on_card("low_bits")(reference.int4_product)
+pq_rank = _on_card("retrieval")(reference.pq_rank)
+int8_product = _on_card("low_bits")(reference.int8_product)
 
 
 @_on_card("merge", lambda parts: parts[0][0])
@@ -97,13 +104,10 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return joined, torch.logaddexp(lse, other_lse)
 
 
-@_on_card(
-    "gather", lambda pool, ids: ids if ids.device == pool.device or pool.is_pinned() else None
-)
 def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
     """Entries `ids [H, k]` of `pool [H, capacity, ...]`, where `ids` are; see the reference.
 
-    A card reads pinned memory of the host by itself, other memory the host has to gather.
+    For what a card cannot reach: the host gathers, where the pool is.
     """
     heads, capacity = pool.shape[:2]
     base = torch.arange(heads, device=ids.device)[:, None] * capacity
@@ -115,14 +119,38 @@ def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
 @_on_card("norm_rope")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / rms(x) * weight` over the last dim; see the reference."""
-    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    normed = torch.nn.functional.rms_norm(x.to(weight.dtype), (x.shape[-1],), weight, eps)
+    return normed.to(x.dtype)
 
 
 @_on_card("norm_rope")
-def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`x + delta` and its `rms_norm`; see the reference."""
-    added = x + delta
-    return added, rms_norm(added, weight, eps)
+def add_rms_norm(
+    x: Tensor,
+    delta: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    behind: Tensor | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """`x + scale * delta` and its `rms_norm`; see the reference."""
+    if behind is not None:
+        delta = rms_norm(delta, behind, eps)
+    added = x + (delta if scale == 1.0 else delta * scale)
+    return added, added if weight is None else rms_norm(added, weight, eps)
+
+
+@_on_card("retrieval", lambda pool, late, order, *_: order)
+def pq_fetch(
+    pool: Tensor,
+    late: tuple[Tensor, Tensor],
+    order: Tensor,
+    sinks: int,
+    wanted: int,
+    offset: Tensor | None = None,
+    ends: Tensor | None = None,
+) -> Tensor:
+    """The entries that were chosen, copied side by side; see the reference."""
+    return reference.pq_fetch(pool, late, order, sinks, wanted, offset, ends)
 
 
 @_on_card("pq", lambda x, centroids: x if centroids.shape[2] <= 256 else None)

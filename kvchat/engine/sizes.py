@@ -6,6 +6,11 @@ from itertools import pairwise
 # Logits of column_mass alive at once: 2**22 fp32 values are 16 MiB.
 MASS_VALUES = 2**22
 
+# Numbers in fp32 that plain torch attention on a card has of a kind at once: keys, values, and
+# logits and what becomes of them, six kinds of 64 MiB.
+PLAIN_VALUES = 2**24
+PLAIN = 6 * 4 * PLAIN_VALUES
+
 # Tokens that walk a layer at once: they bound the workspace, and Ctrl-C waits for at most one.
 # On a CPU large products are no faster beyond a few hundred entries.
 CHUNKS = {"cpu": 512, "cuda": 2048}

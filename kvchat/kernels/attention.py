@@ -7,8 +7,7 @@ right while entries are added.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from kvchat.kernels.entries import Entries
 from kvchat.kernels.loading import PACKED_ROWS, load_keys, load_values
+from kvchat.kernels.tiles import capability, processors, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LEAST_EACH = 256  # entries; below it a program's fixed costs are larger than its reading
 MAX_GROUP, MAX_DIM = 16, 256
-INTERPRETED = triton.knobs.runtime.interpret
 
 
 @triton.jit
@@ -35,20 +34,21 @@ def _chunks(parts, head, each):
 
 
 @triton.jit
-def _owner(parts, number, each, H: tl.constexpr, BLOCK_H: tl.constexpr):
-    """The head of chunk `number` (H if there is none) and the first chunk of that head."""
+def _owner(parts, number, each, kv_heads, BLOCK_H: tl.constexpr):
+    """The head of chunk `number` (`kv_heads` if there is none) and the first chunk of that head."""
     heads = tl.arange(0, BLOCK_H)
-    counts = tl.where(heads < H, _chunks(parts, tl.where(heads < H, heads, -1), each), 0)
+    known = heads < kv_heads
+    counts = tl.where(known, _chunks(parts, tl.where(known, heads, -1), each), 0)
     ends = tl.cumsum(counts)
-    head = tl.sum(tl.where(heads < H, ends <= number, 0).to(tl.int32))
+    head = tl.sum(tl.where(known, ends <= number, 0).to(tl.int32))
     return head, tl.sum(tl.where(heads < head, counts, 0))
 
 
 @triton.jit
 def _fold(
     acc, best, total, queries, last, part, first, lo, hi, stop, scale,
-    MASKED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    MASKED: tl.constexpr, BITS: tl.constexpr, BIAS: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
     """Entries `lo` to `hi` of a head join the running softmax; query m sees those to `last[m]`."""
     for a in range(lo, hi, BLOCK_N):
@@ -57,7 +57,7 @@ def _fold(
         at = first + entry.to(tl.int64)
         k = load_keys(part, at, live, BITS, D, BLOCK_N, BLOCK_D, queries.dtype)
         logits = tl.dot(queries, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
-        if part[4] is not None:
+        if BIAS:
             bias = tl.load(part[4] + at, mask=live, other=0.0)
             logits += bias[None, :] * LOG2E
         if MASKED:
@@ -74,18 +74,18 @@ def _fold(
     return acc, best, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_heads"])
 def _attend(
-    q, parts, partial, partial_lse, scale, tokens, each, q_token, q_head,
-    BITS: tl.constexpr, CAUSAL: tl.constexpr, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+    q, parts, partial, partial_lse, scale, tokens, each, kv_heads, q_token, q_head,
+    BITS: tl.constexpr, BIAS: tl.constexpr, CAUSAL: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr
 ):  # fmt: skip
     """Chunk `program_id(0)` for a block of the `tokens * G` queries of its head."""
     number = tl.program_id(0)
-    head, chunk = _owner(parts, number, each, H, BLOCK_H)
+    head, chunk = _owner(parts, number, each, kv_heads, BLOCK_H)
     chunk = number - chunk
-    if head < H:
+    if head < kv_heads:
         m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
         d = tl.arange(0, BLOCK_D)
         asked = m < tokens * G
@@ -117,12 +117,12 @@ def _attend(
                 if BLOCK_M > 16:  # products bound it, not memory: most entries go without a mask
                     acc, best, total = _fold(
                         acc, best, total, queries, last, parts[p], first, lo, full, stop, scale,
-                        False, BITS[p], GROUP, D, entries, BLOCK_D
+                        False, BITS[p], BIAS[p], GROUP, D, entries, BLOCK_D
                     )  # fmt: skip
                     lo = tl.maximum(lo, full)
                 acc, best, total = _fold(
                     acc, best, total, queries, last, parts[p], first, lo, hi, stop, scale,
-                    True, BITS[p], GROUP, D, entries, BLOCK_D
+                    True, BITS[p], BIAS[p], GROUP, D, entries, BLOCK_D
                 )  # fmt: skip
                 some = total > 0
                 o = acc / tl.where(some, total, 1.0)[:, None]
@@ -133,10 +133,10 @@ def _attend(
             chunk -= share
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_heads"])
 def _join(
-    parts, partial, partial_lse, o, lse, tokens, each,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr,
+    parts, partial, partial_lse, o, lse, tokens, each, kv_heads,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
     """BLOCK_M queries of a head: its chunks, summed by their log-sum-exps."""
@@ -169,54 +169,22 @@ def _join(
         acc += tl.sum(entries * weights[:, :, None], 1)
         total += tl.sum(weights, 1)
     some = total > 0
-    at = (m // G).to(tl.int64) * H * G + head * G + m % G
+    at = (m // G).to(tl.int64) * kv_heads * G + head * G + m % G
     inside = asked[:, None] & (d < D)[None, :]
-    tl.store(
-        o + at[:, None] * D + d[None, :], acc / tl.where(some, total, 1.0)[:, None], mask=inside
-    )
+    joined = (acc / tl.where(some, total, 1.0)[:, None]).to(o.dtype.element_ty)
+    tl.store(o + at[:, None] * D + d[None, :], joined, mask=inside)
     whole = tl.where(some, base + tl.log(tl.where(some, total, 1.0)), float("-inf"))
     tl.store(lse + at, whole, mask=asked)
 
 
-class Tiles(NamedTuple):
-    """Query entries and key entries of a block, and how the compiler runs it."""
-
-    m: int
-    n: int
-    warps: int
-    stages: int
-
-
-def tiles(queries: int, dim: int, itemsize: int, packed: bool = False) -> Tiles:
-    """Blocks for `queries` entries of one head. They fit the 99 KiB of the smallest card.
-
-    Not measured on a card: chosen by shared memory and registers alone.
-    """
-    wide = triton.next_power_of_2(dim)
-    if itemsize == 4:  # exact products have no tensor cores to go to
-        return Tiles(16, 16, 8 if wide == 256 else 4, 1)
-    if queries <= 16:
-        warps = 8 if packed and wide == 256 else 4
-        return Tiles(16, min(128, max(32, 8192 // wide)), warps, 2)
-    if wide == 256:
-        return Tiles(32 if packed else 64, 32, 8, 2)
-    if queries <= 64:
-        return Tiles(64, 64, 4 if wide == 64 else 8, 2)
-    return Tiles(128, 64 if wide <= 64 else 32, 8, 2)
-
-
-@lru_cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a card; a few where kernels are interpreted."""
-    if device.type != "cuda":
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def ragged_attention(
-    q: Tensor, parts: Sequence[Entries], scale: float, causal: bool = False
+    q: Tensor,
+    parts: Sequence[Entries],
+    scale: float,
+    causal: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """See the reference: `q [T, H*G, D]` over all entry sets, `o` and `lse` in fp32.
+    """See the reference: `q [T, H*G, D]` over all entry sets, `o` in `dtype`, `lse` in fp32.
 
     The host's `spans` bound the launch; what is read is what `start` and `length` say.
     """
@@ -225,20 +193,21 @@ def ragged_attention(
     group = query_heads // heads
     _check(q, parts, group)
     packed = [entries.packing for entries in parts if entries.packing is not None]
-    block = tiles(tokens * group, dim, q.element_size(), bool(packed))
+    size = q.element_size()
+    block = tiles(tokens * group, dim, size, bool(packed), capability(q.device))
     blocks = triton.cdiv(tokens * group, block.m)
     lengths = [n for entries in parts for _, n in entries.spans]
     each = _each(sum(lengths), blocks, processors(q.device))
     chunks = sum(triton.cdiv(n, each) for n in lengths)
     partial = q.new_empty(chunks, tokens * group, dim, dtype=torch.float32)
     partial_lse = q.new_empty(chunks, tokens * group, dtype=torch.float32)
-    o = q.new_empty(q.shape, dtype=torch.float32)
+    o = q.new_empty(q.shape, dtype=dtype)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
     stores = tuple(_store(entries) for entries in parts)
     bits = tuple(16 if entries.packing is None else entries.packing.bits for entries in parts)
+    biased = tuple(entries.bias is not None for entries in parts)
     v_group = dim // packed[0].v_scale.shape[1] if packed else 1
     shape: dict[str, Any] = {
-        "H": heads,
         "G": group,
         "D": dim,
         "BLOCK_H": max(16, triton.next_power_of_2(heads)),
@@ -246,13 +215,13 @@ def ragged_attention(
     }
     if chunks:
         _attend[(chunks, blocks)](
-            q, stores, partial, partial_lse, scale, tokens, each, q.stride(0), q.stride(1),
-            BITS=bits, CAUSAL=causal, GROUP=v_group, BLOCK_M=block.m, BLOCK_N=block.n, **shape,
-            num_warps=block.warps, num_stages=block.stages,
+            q, stores, partial, partial_lse, scale, tokens, each, heads, q.stride(0), q.stride(1),
+            BITS=bits, BIAS=biased, CAUSAL=causal, GROUP=v_group, BLOCK_M=block.m, BLOCK_N=block.n,
+            **shape, num_warps=block.warps, num_stages=block.stages,
         )  # fmt: skip
     many = 16 if tokens * group > 16 else 1  # queries of a program; else it joins many chunks
     _join[(triton.cdiv(tokens * group, many), heads)](
-        stores, partial, partial_lse, o, lse, tokens, each, BLOCK_M=many, BLOCK_C=16 // many,
+        stores, partial, partial_lse, o, lse, tokens, each, heads, BLOCK_M=many, BLOCK_C=16 // many,
         **shape, num_warps=2,
     )  # fmt: skip
     return o, lse
@@ -264,15 +233,18 @@ def _each(entries: int, blocks: int, processors: int) -> int:
     return max(LEAST_EACH, triton.cdiv(entries, wanted * LEAST_EACH) * LEAST_EACH)
 
 
-def _store(entries: Entries) -> tuple[Tensor | int | None, ...]:
-    p = entries.packing
-    scales = (None,) * 4 if p is None else (p.k_scale, p.k_zero, p.v_scale, p.v_zero)
+def _store(entries: Entries) -> tuple[Tensor | int, ...]:
+    """Tensors and the distance of entries. Another tensor stands for what is not there and is not
+    read: triton 3.6 compiles no None inside of a tuple."""
+    p, none = entries.packing, entries.start
+    scales = (none,) * 4 if p is None else (p.k_scale, p.k_zero, p.v_scale, p.v_zero)
+    bias = none if entries.bias is None else entries.bias
     return (
         entries.k,
         entries.v,
         entries.start,
         entries.length,
-        entries.bias,
+        bias,
         *scales,
         entries.k.stride(0),
     )

@@ -1,7 +1,8 @@
 """Product quantization: nearest centroids, look-up scores, and the best entries by a threshold.
 
-PQCache (arXiv 2407.12820). Selecting counts instead of sorting: three passes over the bits of the
-scores find the last one that is taken, a fourth writes the entries down in order.
+PQCache (arXiv 2407.12820). Selecting counts instead of sorting (radix select): three passes over
+the bits of the scores find the last one that is taken, a fourth counts what every program will
+write, a fifth writes the entries down in order. Programs share the entries of a head.
 """
 
 import torch
@@ -99,49 +100,89 @@ def _ordered(worth, at, live):
 
 
 @triton.jit
-def _digit(
-    worth, entries, prefix, need, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """WIDTH more bits of the last key that is taken, and how many are still needed below it."""
-    i = tl.arange(0, BLOCK)
-    found = tl.zeros([1 << WIDTH], tl.int32)
-    for a in range(0, entries, BLOCK):
-        live = a + i < entries
-        key = _ordered(worth, a + i, live)
-        if SHIFT + WIDTH < 32:  # only keys that begin like it
-            live = live & ((key >> (SHIFT + WIDTH)) == prefix)
-        digit = ((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)
-        found += tl.histogram(digit, 1 << WIDTH, mask=live)
+def _digit(counts, prefix, need, WIDTH: tl.constexpr):
+    """WIDTH more bits of the last key that is taken, by the `counts` of keys that begin with
+    `prefix`, and how many keys are still needed below it."""
+    digit = tl.arange(0, 1 << WIDTH)
+    found = tl.load(counts + digit)
     higher = tl.sum(found, 0) - tl.cumsum(found, 0)
-    last = (higher < need) & (higher + found >= need)  # one bin
+    last = (higher < need) & (higher + found >= need)  # one digit
     need -= tl.sum(tl.where(last, higher, 0), 0)
-    bin = tl.sum(tl.where(last, tl.arange(0, 1 << WIDTH), 0), 0)
-    return (prefix << WIDTH) | bin.to(tl.uint32), need
+    chosen = tl.sum(tl.where(last, digit, 0), 0)
+    return (prefix << WIDTH) | chosen.to(tl.uint32), need
 
 
 @triton.jit
-def _select(worth, out, entries, count, BLOCK: tl.constexpr):
-    """One head."""
-    head = tl.program_id(0).to(tl.int64)
-    worth += head * entries
-    out += head * count
-    i = tl.arange(0, BLOCK)
-    prefix = tl.program_id(0).to(tl.uint32) * 0
-    prefix, need = _digit(worth, entries, prefix, count, 21, 11, BLOCK)
-    prefix, need = _digit(worth, entries, prefix, need, 10, 11, BLOCK)
-    prefix, need = _digit(worth, entries, prefix, need, 0, 10, BLOCK)
-    written = need * 0
-    equals = need * 0
-    for a in range(0, entries, BLOCK):
-        live = a + i < entries
-        key = _ordered(worth, a + i, live)
-        equal = live & (key == prefix)
-        order = equals + tl.cumsum(equal.to(tl.int32), 0)
-        taken = (live & (key > prefix)) | (equal & (order <= need))
-        to = written + tl.cumsum(taken.to(tl.int32), 0) - 1
-        tl.store(out + to, a + i, mask=taken)
-        written += tl.sum(taken.to(tl.int32), 0)
-        equals += tl.sum(equal.to(tl.int32), 0)
+def _bound(counts, need, PASS: tl.constexpr):
+    """What PASS passes have found out of a head's last key: its first bits, and what is needed."""
+    prefix = (need * 0).to(tl.uint32)
+    if PASS > 0:
+        prefix, need = _digit(counts, prefix, need, 11)
+    if PASS > 1:
+        prefix, need = _digit(counts + 2048, prefix, need, 11)
+    if PASS > 2:
+        prefix, need = _digit(counts + 4096, prefix, need, 10)
+    return prefix, need
+
+
+@triton.jit
+def _count(
+    worth, counts, entries, count, PASS: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr
+):  # fmt: skip
+    """The digits of BLOCK keys of one head, of those that begin like the last one."""
+    head = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = i < entries
+    key = _ordered(worth + head * entries, i, live)
+    counts += head * 3 * 2048
+    prefix, _ = _bound(counts, count, PASS)
+    if PASS > 0:
+        live = live & ((key >> (SHIFT + WIDTH)) == prefix)
+    digit = ((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)
+    found = tl.histogram(digit, 1 << WIDTH, mask=live)
+    at = counts + PASS * 2048 + tl.arange(0, 1 << WIDTH)
+    tl.atomic_add(at, found, mask=found > 0)  # whole numbers: the order does not matter
+
+
+@triton.jit
+def _taken(worth, entries, key, BLOCK: tl.constexpr):
+    """Of BLOCK keys of one head: which lie above the last one, and which equal it."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = i < entries
+    own = _ordered(worth, i, live)
+    return live & (own > key), live & (own == key)
+
+
+@triton.jit
+def _tally(worth, counts, sums, entries, count, BLOCK: tl.constexpr):
+    """How many keys of a block lie above the last one, and how many equal it."""
+    head = tl.program_id(1).to(tl.int64)
+    key, _ = _bound(counts + head * 3 * 2048, count, 3)
+    above, equal = _taken(worth + head * entries, entries, key, BLOCK)
+    to = sums + (head * tl.num_programs(0) + tl.program_id(0)) * 2
+    tl.store(to, tl.sum(above.to(tl.int32), 0))
+    tl.store(to + 1, tl.sum(equal.to(tl.int32), 0))
+
+
+@triton.jit
+def _select(
+    worth, counts, sums, out, entries, count, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """A block's part of one head, behind the parts of the blocks before."""
+    head = tl.program_id(1).to(tl.int64)
+    key, need = _bound(counts + head * 3 * 2048, count, 3)
+    above, equal = _taken(worth + head * entries, entries, key, BLOCK)
+    block = tl.arange(0, BLOCKS)
+    before = block < tl.program_id(0)
+    at = sums + (head * tl.num_programs(0) + block) * 2
+    higher = tl.sum(tl.load(at, mask=before, other=0), 0)
+    equals = tl.sum(tl.load(at + 1, mask=before, other=0), 0)
+    order = equals + tl.cumsum(equal.to(tl.int32), 0)
+    taken = above | (equal & (order <= need))
+    to = higher + tl.minimum(equals, need) + tl.cumsum(taken.to(tl.int32), 0) - 1
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + head * count + to, i, mask=taken)
 
 
 def pq_select(worth: Tensor, count: int) -> Tensor:
@@ -150,6 +191,16 @@ def pq_select(worth: Tensor, count: int) -> Tensor:
     assert worth.dtype == torch.float32, worth.dtype
     count = min(count, entries)
     out = torch.empty(heads, count, dtype=torch.int32, device=worth.device)
-    if count:
-        _select[(heads,)](worth.contiguous(), out, entries, count, BLOCK=2048, num_warps=8)
+    if count == 0:
+        return out
+    worth, block = worth.contiguous(), 4096
+    blocks = triton.cdiv(entries, block)
+    counts = torch.zeros(heads, 3, 2048, dtype=torch.int32, device=worth.device)
+    sums = torch.empty(heads, blocks, 2, dtype=torch.int32, device=worth.device)
+    size, how = (entries, count), {"BLOCK": block, "num_warps": 8}
+    for number, (shift, width) in enumerate(((21, 11), (10, 11), (0, 10))):
+        _count[(blocks, heads)](worth, counts, *size, number, shift, width, **how)
+    _tally[(blocks, heads)](worth, counts, sums, *size, **how)
+    wide = triton.next_power_of_2(blocks)
+    _select[(blocks, heads)](worth, counts, sums, out, *size, BLOCKS=wide, **how)
     return out

@@ -12,6 +12,63 @@ import torch
 from torch import Tensor
 
 from kvchat.kernels.entries import Entries
+from kvchat.kernels.reference_block import (
+    add_rms_norm as add_rms_norm,
+)
+from kvchat.kernels.reference_block import (
+    geglu as geglu,
+)
+from kvchat.kernels.reference_block import (
+    int4_numbers as int4_numbers,
+)
+from kvchat.kernels.reference_block import (
+    int4_product as int4_product,
+)
+from kvchat.kernels.reference_block import (
+    int8_product as int8_product,
+)
+from kvchat.kernels.reference_block import (
+    place_entries as place_entries,
+)
+from kvchat.kernels.reference_block import (
+    rms_norm as rms_norm,
+)
+from kvchat.kernels.reference_block import (
+    rope as rope,
+)
+from kvchat.kernels.reference_block import (
+    swiglu as swiglu,
+)
+from kvchat.kernels.reference_pq import (
+    cell_worth as cell_worth,
+)
+from kvchat.kernels.reference_pq import (
+    gather_entries as gather_entries,
+)
+from kvchat.kernels.reference_pq import (
+    pq_assign as pq_assign,
+)
+from kvchat.kernels.reference_pq import (
+    pq_decode as pq_decode,
+)
+from kvchat.kernels.reference_pq import (
+    pq_fetch as pq_fetch,
+)
+from kvchat.kernels.reference_pq import (
+    pq_rank as pq_rank,
+)
+from kvchat.kernels.reference_pq import (
+    pq_score as pq_score,
+)
+from kvchat.kernels.reference_pq import (
+    pq_select as pq_select,
+)
+from kvchat.kernels.reference_pq import (
+    pq_table as pq_table,
+)
+from kvchat.kernels.reference_pq import (
+    pq_worth as pq_worth,
+)
 
 NEGATIVE = float("-inf")
 
@@ -178,15 +235,6 @@ def merge_entries(entries: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
     return torch.segment_reduce(weighted, "sum", lengths=lengths, axis=0).to(entries.dtype)
 
 
-def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:
-    """Entries `ids [H, k]` (int32) of `pool [H, capacity, ...]`: `[H, k, ...]` where `ids` are.
-
-    The pool may be memory of the host.
-    """
-    heads = torch.arange(len(pool), device=pool.device)[:, None]
-    return pool[heads, ids.to(pool.device, torch.int64)].to(ids.device)
-
-
 def quantize(x: Tensor, bits: int, meta: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Round groups `x [..., g]` to `bits` bits: codes `[..., g]` (uint8), scale and zero `[...]`.
 
@@ -223,106 +271,3 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     """The inverse of `pack`: `[..., m]` bytes to `[..., m * 8 / bits]` codes."""
     shifts = torch.arange(8 // bits, dtype=torch.uint8, device=packed.device) * bits
     return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
-
-
-def pq_assign(x: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of every sub-vector: `x [H, N, D]` to codes `[H, N, m]`.
-
-    `centroids [H, m, C, d]` with `m * d = D`; codes are uint8 for C up to 256, else int32. The
-    nearest in L2 is the argmax of `x . c - |c|^2 / 2`, in fp32; of equal ones the first (PQCache,
-    arXiv 2407.12820).
-    """
-    parts = x.float().unflatten(-1, (centroids.shape[1], -1)).transpose(1, 2)  # [H, m, N, d]
-    wide = centroids.float()
-    scores = parts @ wide.transpose(2, 3) - wide.square().sum(dim=-1)[:, :, None] / 2
-    kind = torch.uint8 if centroids.shape[2] <= 256 else torch.int32
-    return scores.argmax(dim=-1).transpose(1, 2).to(kind).contiguous()
-
-
-def pq_decode(codes: Tensor, centroids: Tensor) -> Tensor:
-    """What codes `[H, N, m]` stand for: their centroids side by side, `[H, N, D]`."""
-    heads, subspaces = centroids.shape[:2]
-    head = torch.arange(heads, device=codes.device)[:, None, None]
-    subspace = torch.arange(subspaces, device=codes.device)
-    return centroids[head, subspace, codes.long()].flatten(2)
-
-
-def pq_table(q: Tensor, centroids: Tensor, scale: float) -> Tensor:
-    """Scaled products of queries and centroids: `q [H*G, D]` of one token to `[H, G, m, C]`, fp32.
-
-    `centroids [H, m, C, d]`; entry `[h, g, j, c]` is `scale * q_j . centroid[h, j, c]`.
-    """
-    heads, subspaces = centroids.shape[:2]
-    parts = q.float().view(heads, -1, subspaces, centroids.shape[3])  # [H, G, m, d]
-    return torch.einsum("hgjd,hjcd->hgjc", parts * scale, centroids.float())
-
-
-def pq_score(table: Tensor, codes: Tensor) -> Tensor:
-    """Approximate logits `[H, G, N]` (fp32) of coded entries: sums of table entries.
-
-    `table [H, G, m, C]` fp32, `codes [H, N, m]` uint8 (any stride over N). Equal to
-    `scale * q . decoded entry`; ADC of product quantization (Jegou et al., 2011).
-    """
-    subspaces = torch.arange(codes.shape[2], device=codes.device)[:, None]
-    entries = [
-        part[:, subspaces, code.T.long()].sum(dim=1)
-        for part, code in zip(table, codes, strict=True)
-    ]
-    return torch.stack(entries)  # of each head [G, m, N] to [G, N]
-
-
-def pq_worth(scores: Tensor, aggregate: str) -> Tensor:
-    """What an entry is worth to the queries of its group: logits `[H, G, N]` to `[H, N]`, fp32.
-
-    `softmax_sum` adds up the attention over the N entries, `max` takes the largest, `logit_sum`
-    adds up the logits themselves.
-    """
-    if aggregate == "logit_sum":
-        return scores.sum(dim=1)
-    attention = torch.softmax(scores, dim=-1)
-    return attention.sum(dim=1) if aggregate == "softmax_sum" else attention.amax(dim=1)
-
-
-def pq_select(worth: Tensor, count: int) -> Tensor:
-    """The `count` best entries of every head: `worth [H, N]` to entry numbers `[H, count]`,
-    ascending.
-
-    Of entries of equal worth the lower number is chosen. int32.
-    """
-    best = torch.sort(worth, dim=1, descending=True, stable=True).indices[:, :count]
-    return torch.sort(best, dim=1).values.to(torch.int32)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / rms(x) * weight` over the last dim, the statistics in fp32; shape and dtype of `x`."""
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return weight * normed.to(x.dtype)
-
-
-def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`x + delta`, and its `rms_norm`: the residual stream after a sub-layer and the next input."""
-    added = x + delta
-    return added, rms_norm(added, weight, eps)
-
-
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `x [T, heads, D]` by `cos, sin [T, D/2]` (fp32), pairing dim i with dim i + D/2.
-
-    Rotary embedding (arXiv 2104.09864) in the half-split layout of Llama checkpoints.
-    """
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    lower = torch.addcmul(first * cos, second, sin, value=-1)
-    upper = torch.addcmul(second * cos, first, sin)
-    return torch.cat((lower, upper), dim=-1).to(x.dtype)
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """`silu(gate) * up`, element by element (arXiv 2002.05202)."""
-    return torch.nn.functional.silu(gate) * up
-
-
-def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """`gelu(gate) * up`, element by element, GELU by its tanh formula (arXiv 2002.05202)."""
-    return torch.nn.functional.gelu(gate, approximate="tanh") * up

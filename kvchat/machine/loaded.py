@@ -19,4 +19,5 @@ def workload(
         engine.device.type == "cuda",
         engine.model.weights,
         streams,
+        engine.attention,
     )

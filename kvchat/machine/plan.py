@@ -13,6 +13,7 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import (
     ASKED,
     MASS_VALUES,
+    PLAIN,
     REPLAY,
     REQUEST,
     Streamed,
@@ -36,7 +37,7 @@ class Workload:
     """What is planned: prefill of `tokens` tokens, `chunk` at a time, compressed by a method.
 
     Keys and values have `itemsize` bytes each, the context window is `limit` tokens. `cuda`:
-    whether on a card. `weights` is how the weights are stored, as `--weights` says it. If it
+    whether on a card. `weights` and `attention` are as `--weights` and `--attention` say it. If it
     `streams`, what does not fit into the window is read part by part.
     """
 
@@ -49,6 +50,7 @@ class Workload:
     cuda: bool
     weights: str = "auto"
     streams: bool = False
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ def make_plan(work: Workload) -> Plan:
     # at full precision until the layers have competed, or all is read; the newest layer's twice
     unsettled = entries * geometry.plain_bytes * layers - kept if cost.pool or streamed else 0
     unsettled += per_token * alive // layers if cost.pool else 0
-    read = training = 0
+    read = training = beside = 0
+    if work.cuda and (work.attention == "torch" or config.attention_cap):
+        beside += PLAIN
     if (lookup := cost.lookup) is not None:
         heads, dim = config.num_kv_heads, config.head_dim
         whole = per_token * tokens
@@ -171,7 +175,7 @@ def make_plan(work: Workload) -> Plan:
         kv_kept=kept + windows,
         dense_layer=per_token * alive // layers,
         hidden=alive * hidden,
-        workspace=step * wide * max(itemsize, 4) + SCORING + training,
+        workspace=step * wide * max(itemsize, 4) + SCORING + training + beside,
         tail=every * max(work.limit - taken, 0),
         base=CONTEXT if work.cuda else PROCESS,
         replays=round(cost.replayed * (alive + cost.step)) * hidden + unsettled,

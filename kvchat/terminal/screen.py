@@ -262,7 +262,7 @@ class Screen:
 def describe(event: events.Loading | events.Progress, tokens: int, elapsed: float) -> str:
     """The numbers beside a bar: bytes loaded, or layer, speed and KV kept so far."""
     if isinstance(event, events.Loading):
-        return f"{size(event.done)} of {size(event.total)}"
+        return event.note or f"{size(event.done)} of {size(event.total)}"
     speed = tokens * event.done / event.total / max(elapsed, 1e-6)
     kept = f" · KV {size(event.kv_bytes)}" if event.kv_bytes else ""
     return f"layer {event.layer + 1}/{event.layers} · {speed:,.0f} tok/s{kept}"

@@ -156,7 +156,10 @@ def test_memory_that_runs_out_does_not_count_queries_twice(checkpoint, monkeypat
     assert_same_cache(cache, want, 1e-5)
 
 
-def test_archives_on_disk_choose_alike_and_are_found_again(engine, tmp_path):
+@pytest.mark.parametrize("beside", [False, True])
+def test_archives_on_disk_choose_alike_and_are_found_again(engine, tmp_path, monkeypatch, beside):
+    """Written at once, or as a card has it: by a thread, beside the next layer."""
+    monkeypatch.setattr("kvchat.engine.store.archive.beside", lambda entries: beside)
     path = tmp_path / "kv" / "a.safetensors"
     cache = archived(engine, ADAKV, on_disk(engine, path))
     entries = len(IDS) * engine.kv_bytes(1)
@@ -183,10 +186,12 @@ def test_a_damaged_archive_is_noticed_when_it_is_used(engine, tmp_path):
         engine.choose(cache, ADAKV)
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("call", [0, 5, 15])
 def test_a_disk_that_fails_ends_the_archive_and_not_the_reading(
-    engine, tmp_path, monkeypatch, call
+    engine, tmp_path, monkeypatch, call, beside
 ):
+    monkeypatch.setattr("kvchat.engine.store.archive.beside", lambda entries: beside)
     real, calls = os.write, count()
 
     def full(*arguments):

@@ -14,9 +14,10 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.read import load_config
 from kvchat.engine.store.identity import computation
 from kvchat.engine.weights import lowbit
-from kvchat.engine.weights.bits import require_shapes, weights_bytes
-from kvchat.engine.weights.linear import FEW, Int4Linear, Int8Linear, Linear
+from kvchat.engine.weights.bits import group_of, require_shapes, weights_bytes
+from kvchat.engine.weights.linear import FEW, Int4Linear, Int8Linear, Linear, joined
 from kvchat.errors import KvchatError
+from kvchat.kernels import reference
 from tests.engine.tiny import load_oracle, oracle_logits, random_ids, read, save_model
 from tests.support.closeness import assert_close
 
@@ -85,24 +86,51 @@ def test_errors_are_half_a_step():
 def test_a_packing_that_is_not_known_goes_through_the_operator(monkeypatch):
     linear, x = Int4Linear.of(weight(128, 256)), torch.randn(100, 256)
     want, numbers = linear(x), linear.dense(torch.float32)
-    monkeypatch.setattr(lowbit, "unpacking", lambda device: None)
+    monkeypatch.setattr(lowbit, "unpacking", lambda: None)
     assert_close("product", linear(x), want, 0.006)
     assert_close("numbers", linear.dense(torch.float32), numbers, 0.003)
 
 
-def test_tiles_of_tensor_cores_are_undone():
-    """CUDA's packing, written from its description: a lane holds columns of one row."""
-    codes = torch.randint(16, (16, 128), dtype=torch.int32)
-    packed = torch.zeros(2, 4, 32, 1, dtype=torch.int64)  # two tiles of 16 columns each
-    for row in range(16):
-        for column in range(128):
-            tile, inside = divmod(column, 16)
-            half, rest = divmod(inside, 8)
-            lane = 4 * (row % 8) + rest // 2
-            bit = 4 * (4 * (rest % 2) + 2 * (tile % 2) + half)
-            packed[row // 8, tile // 2, lane, 0] |= int(codes[row, column]) << bit
-    signed = torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
-    assert torch.equal(lowbit._tiles(signed, 16, 128).t(), codes)
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_what_a_card_reads_is_what_a_cpu_reads(group, monkeypatch):
+    """The codes of a card are plain pairs; both stand for the same numbers."""
+    plain = weight(128, 2 * group)
+    want = Int4Linear.of(plain).dense(torch.float32)
+    monkeypatch.setattr(lowbit, "_pack", lowbit.pairs)
+    monkeypatch.setattr("kvchat.engine.weights.linear.group_of", lambda inputs: group)
+    packed, scales = lowbit.quantize_groups(plain, group_of(2 * group))
+    got = reference.int4_numbers(packed, scales, torch.float32)
+    assert packed.shape == (128, group) and packed.dtype == torch.uint8
+    assert_close("numbers", got, want, 1e-6)
+    x = torch.randn(5, 2 * group)
+    assert_close("product", reference.int4_product(x, packed, scales), x @ want.T, 1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "int8", "int4"])
+def test_joined_maps_are_theirs_and_store_nothing_twice(kind, bias, monkeypatch):
+    monkeypatch.setattr(lowbit, "_pack", lowbit.pairs)  # as on a card
+    parts = []
+    for outputs in (128, 64, 64):
+        own = torch.nn.Parameter(torch.randn(outputs), False) if bias else None
+        if kind == "plain":
+            parts.append(Linear(256, outputs, bias=bias))
+            parts[-1].weight, parts[-1].bias = torch.nn.Parameter(weight(outputs, 256), False), own
+        else:
+            parts.append(KINDS[kind].of(weight(outputs, 256), own))
+    held = sum(p.nbytes for part in parts for p in part.parameters())
+    before = [{name: p.clone() for name, p in part.named_parameters()} for part in parts]
+    whole = joined(parts)
+    assert sum(p.nbytes for p in whole.parameters()) == held
+    places = {p.untyped_storage().data_ptr() for p in whole.parameters()}
+    for part, own in zip(parts, before, strict=True):
+        for name, p in part.named_parameters():
+            assert torch.equal(p, own[name]) and p.untyped_storage().data_ptr() in places
+    if kind == "plain":
+        x = torch.randn(3, 256)
+        assert_close("y", whole(x), torch.cat([part(x) for part in parts], 1), 1e-6)
+    assert joined([parts[0], Int8Linear.of(weight(64, 256))] if kind != "int8" else
+                  [parts[0], Linear(256, 64)]) is None  # fmt: skip
 
 
 CASES = {

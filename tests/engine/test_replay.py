@@ -95,11 +95,12 @@ def materialised(folder, chunks, replays, weigh: str) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("logits", [1, 300, 2**22])
-def test_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits):
+@pytest.mark.parametrize("logits, heads", [(1, 1), (300, 1), (2**22, 1), (300, 2), (2**22, 2)])
+def test_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits, heads):
     """Chunks of 30 behind a prefix of 3 tokens, each after an instruction of 5; and each asked in
     three lists of two lengths, that see the document and not each other."""
     monkeypatch.setattr(replaying, "LOGITS", logits)
+    monkeypatch.setattr(replaying, "at_once", lambda q, every: min(heads, every))
     chunks = [(3, 33), (33, 63), (63, 70)]
     told = [[*random_ids(5, seed=n), *IDS[a:b]] for n, (a, b) in enumerate(chunks)]
     asked = [[random_ids(n, seed=a + i) for i, n in enumerate((4, 9, 4))] for a, _ in chunks]

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from kvchat.engine.attention.torch_backend import TorchBackend, plain_attend
+from kvchat.engine.cache.pq import PQSegment
+from kvchat.engine.cache.scratch import in_file
 from kvchat.engine.decode import graph
 from kvchat.engine.decode.loop import EAGER, GRAPH, LOG, Writer
 from kvchat.engine.decode.sampling import Sampling
@@ -90,8 +92,8 @@ def test_numbers_that_break_are_noticed_one_token_late(new_engine, monkeypatch):
     """-1 is what the host is told; nobody looks it up as a token."""
     engine = new_engine(Recorder())
     cache, logits = begun(engine)
-    factor, real = torch.ones(1), engine.model.logits
-    monkeypatch.setattr(engine.model, "logits", lambda x: real(x) * factor)
+    factor, real = torch.ones(1), engine.model.predicted
+    monkeypatch.setattr(engine.model, "predicted", lambda h: real(h) * factor)
     tokens = engine.decode(cache, logits, Sampling())
     assert len(list(islice(tokens, 5))) == 5
     factor.fill_(torch.nan)
@@ -102,7 +104,9 @@ def test_numbers_that_break_are_noticed_one_token_late(new_engine, monkeypatch):
 
 def test_what_cannot_be_recorded_is_decoded_eagerly(new_engine, monkeypatch, folder):
     engine = new_engine(Recorder())
-    for method, why in (("pqcache:budget=10%,dense_below=0", "pq"), ("full", "")):
+    inside = "pqcache:budget=10%,dense_below=0,home=disk"
+    monkeypatch.setattr(PQSegment, "by_itself", property(lambda own: not in_file(own.pool)))
+    for method, why in ((inside, "pq"), ("pqcache:budget=10%,dense_below=0", ""), ("full", "")):
         assert engine.writer.refusal(begun(engine, method)[0]).partition(" ")[0] == why
     session = new_session(folder)
     session.tail_budget = 128
@@ -110,7 +114,7 @@ def test_what_cannot_be_recorded_is_decoded_eagerly(new_engine, monkeypatch, fol
     assert session.engine.writer.refusal(session.cache) == ""
     session.adopt(session.cache, session.document, parse_method("adakv:budget=25%"))
     ask(session, "What did he count?", max_tokens=3)
-    assert session.engine.writer.way.startswith(f"{EAGER}: queries")
+    assert session.engine.writer.way == GRAPH, "observed queries are shown afterwards"
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert Writer.on(engine.model, cpu).way.startswith(EAGER)
     writer = Writer.on(engine.model, cuda)
@@ -153,8 +157,11 @@ def test_a_plain_step_waits_for_its_token_alone(new_engine, monkeypatch, method)
 
 
 def test_a_recording_is_made_as_cuda_wants_it(monkeypatch):
-    """Against a stand-in for the interface of torch; a card has never seen it."""
-    log = []
+    """Against a stand-in for the interface of torch; a card has never seen it.
+
+    What fails leaves the thread on the stream that it was on.
+    """
+    log, streams = [], []
 
     class Graph:
         def replay(self):
@@ -167,11 +174,16 @@ def test_a_recording_is_made_as_cuda_wants_it(monkeypatch):
         yield
         log.append("end")
 
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "mine")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     run = graph.cuda_graph(lambda: log.append("work"))
     run(), run()
     assert log == ["begin", "work", "end", "replay", "replay"]
+    with pytest.raises(ZeroDivisionError):
+        graph.cuda_graph(lambda: 1 // 0)
+    assert streams == ["mine", "mine"]
 
 
 def test_a_token_is_read_after_its_own_event(monkeypatch):

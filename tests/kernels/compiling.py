@@ -128,8 +128,9 @@ def main() -> int:
     parser.add_argument("--sample", action="store_true", help="one of every kernel, one card")
     parser.add_argument("--verbose", action="store_true", help="what every kernel takes")
     parser.add_argument("--only", default="", help="kernels whose name begins with this pattern")
+    parser.add_argument("--cards", type=int, nargs="*", choices=list(SHARED_KIB), default=[])
     arguments = parser.parse_args()
-    cards = (86,) if arguments.sample else tuple(SHARED_KIB)
+    cards = tuple(arguments.cards) or ((86,) if arguments.sample else tuple(SHARED_KIB))
     with ProcessPoolExecutor(min(len(cards), os.cpu_count() or 1)) as pool:
         options = arguments.sample, arguments.verbose, arguments.only
         jobs = [pool.submit(compile_for, card, *options) for card in cards]

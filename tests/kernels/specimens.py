@@ -8,7 +8,7 @@ from math import gcd
 
 import torch
 
-from kvchat.kernels import mass, merge, norm_rope, pq
+from kvchat.kernels import low_bits, mass, merge, norm_rope, place, pq, retrieval
 from kvchat.kernels.attention import ragged_attention
 from kvchat.kernels.entries import Entries, Packing
 
@@ -94,16 +94,17 @@ def small() -> list[Specimen]:
             x, weight, sample = zeros(3, hidden), zeros(hidden), (hidden, dtype) == (4096, BF16)
             add(f"norm {dtype}", norm_rope.rms_norm, x, weight, 1e-5)
             add(f"sum, norm {dtype}", norm_rope.add_rms_norm, x, x, weight, 1e-5, sample=sample)
+            add(f"both norms {dtype}", norm_rope.add_rms_norm, x, x, weight, 1e-5, weight, 0.5)
         gate = zeros(3, 14336)
         add(f"swiglu {dtype}", norm_rope.swiglu, gate, gate, sample=dtype == BF16)
+        add(f"geglu {dtype}", norm_rope.geglu, gate, gate)
         for dim in (64, 128, 256):
             sample, angle = (dim, dtype) == (128, BF16), torch.zeros(3, dim // 2)
-            pair, ids = (zeros(1, 32, dim), torch.zeros(1, 32)), torch.zeros(HEADS, 16).int()
+            pair = zeros(1, 32, dim), torch.zeros(1, 32)
             for name, kernel, *given in (
                 ("rope", norm_rope.rope, zeros(3, 32, dim), angle, angle),
                 ("merge", merge.merge_entries, zeros(64, dim), torch.zeros(64), RUNS),
                 ("combine", merge.combine, [pair] * 3),
-                ("gather", merge.gather_entries, zeros(HEADS, 64, 2, dim), ids),
             ):
                 add(f"{name} {dtype}", kernel, *given, sample=sample)
             for parts, count in CODES:
@@ -117,4 +118,72 @@ def small() -> list[Specimen]:
     return made
 
 
-SPECIMENS = [*attentions(), *masses(), *small()]
+def placed() -> list[Specimen]:
+    """One token's entries, by what stands between its projections and attention."""
+    made = []
+    for dim, dtype in product(DIMS, (BF16, F16, F32)):
+        angle, factors, raised = torch.zeros(1, dim // 2), torch.zeros(dim), torch.zeros(1)
+        joined = torch.zeros(1, 12 * dim, dtype=dtype)
+        stores = torch.zeros(2, HEADS, 64, dim, dtype=dtype)
+        given = joined, angle, angle, *stores, torch.zeros(1, dtype=torch.int64)
+        for name, sizes in (("", None), ("head", (dim, dim)), ("all", (8 * dim, HEADS * dim))):
+            norms = None if sizes is None else tuple(torch.zeros(n, dtype=dtype) for n in sizes)
+            for beside in ((None, None), (factors, raised)):
+                what = f"place, D={dim} {dtype} norms {name or 'none'}"
+                sample = (dim, dtype, name) == (128, BF16, "all")
+                launch = partial(place.place_entries, *given, norms, 1e-5, *beside)
+                made.append(Specimen(what, launch, sample and beside[0] is not None))
+    return made
+
+
+def products() -> list[Specimen]:
+    """A few rows by weights in few bits: a token, a question, and all numbers of a weight."""
+    made = []
+    for dtype, tokens in product((BF16, F16, F32), (1, 20, 64)):
+        x, bias = torch.zeros(tokens, 4096, dtype=dtype), torch.zeros(4096, dtype=dtype)
+        codes, scale = torch.zeros(4096, 4096, dtype=torch.int8), torch.zeros(4096, dtype=BF16)
+        what, sample = f"T={tokens} {dtype}", (dtype, tokens) == (BF16, 1)
+        eight = partial(low_bits.int8_product, x, codes, scale, bias)
+        made.append(Specimen(f"int8 {what}", eight, sample))
+        for group in (32, 64, 128):
+            packed = torch.zeros(4096, 2048, dtype=torch.uint8)
+            scales = torch.zeros(4096 // group, 4096, 2, dtype=BF16)
+            four = partial(low_bits.int4_product, x, packed, scales)
+            made.append(Specimen(f"int4 g={group} {what}", four, sample and group == 128))
+            if tokens == 1:
+                back = partial(low_bits.int4_numbers, packed, scales, dtype)
+                made.append(
+                    Specimen(f"int4 numbers g={group} {dtype}", back, sample and group == 32)
+                )
+    return made
+
+
+def retrievals() -> list[Specimen]:
+    """Entries that a token finds by itself, by codes of the default and by other lists."""
+    made = []
+    shapes = product((BF16, F16, F32), (64, 128, 256), ((2, 64), (1, 256)))
+    for dtype, dim, (parts, count) in shapes:
+        q, aggregates = torch.zeros(8, dim, dtype=dtype), ("softmax_sum", "max", "logit_sum")
+        book, cells = torch.zeros(HEADS, parts, count, dim // parts), count**parts
+        sizes, state = torch.zeros(HEADS, cells), torch.zeros(HEADS + 1)
+        usual = (dtype, dim, parts) == (BF16, 128, 2)
+        for aggregate in aggregates if usual else aggregates[:1]:
+            given = q, book, sizes, 100, 0.1, aggregate, state
+            sample = usual and aggregate == aggregates[0]
+            what = f"rank, m={parts} D={dim} {dtype} {aggregate}"
+            made.append(Specimen(what, partial(retrieval.pq_rank, *given), sample))
+        offset, order = (torch.zeros(HEADS, n, dtype=torch.int32) for n in (cells + 1, 500))
+        pool, ends = torch.zeros(HEADS, 400, 2 * dim, dtype=dtype), offset[:, 1:].contiguous()
+        for later in (0, 20):
+            late = tuple(torch.zeros(HEADS, later, dim, dtype=dtype) for _ in range(2))
+            for listed in ((offset, ends), ()):
+                given = pool, late, order, 32, 100, *listed
+                what = f"fetch, m={parts} D={dim} {dtype} {later} later {'' if listed else 'ids'}"
+                sample = usual and later > 0 and bool(listed)
+                made.append(Specimen(what, partial(retrieval.pq_fetch, *given), sample))
+    return made
+
+
+SPECIMENS = [
+    *attentions(), *masses(), *small(), *placed(), *products(), *retrievals()
+]  # fmt: skip

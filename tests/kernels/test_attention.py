@@ -90,10 +90,10 @@ CARD = pytest.param("card", marks=pytest.mark.gpu)
 
 @pytest.fixture(params=["twin", "torch", "ragged", "plain", "triton", CARD])
 def way(request, monkeypatch):
-    """Some queries at a time on the plain path; no padding of short heads for `ragged`."""
+    """A few queries and heads at once on the plain path; no padding of short ones for `ragged`."""
     import tests.kernels.interpreted  # noqa: F401 - bfloat16 as a card has it
 
-    monkeypatch.setattr(torch_backend, "QUERIES", 10)
+    monkeypatch.setattr(torch_backend, "PLAIN_VALUES", 700)
     if request.param == "ragged":
         monkeypatch.setattr(torch_backend, "PADDED", 0)
         return WAYS["torch"]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kvchat.kernels import attention, mass, merge, norm_rope, pq
+from kvchat.kernels import attention, low_bits, mass, merge, norm_rope, place, pq, retrieval
 from tests.kernels import specimens
 
 
@@ -21,7 +21,7 @@ def test_a_sample_fits_its_cards():
 def test_every_kernel_has_a_specimen(monkeypatch):
     """What is launched by nobody is compiled by nobody."""
     launched, kernels = set(), {}
-    for module in (attention, mass, merge, norm_rope, pq):
+    for module in (attention, low_bits, mass, merge, norm_rope, place, pq, retrieval):
         source = Path(module.__file__).read_text("utf-8")
         for name, value in vars(module).items():
             if f"{name}[(" in source and hasattr(value, "fn"):
@@ -36,4 +36,4 @@ def test_every_kernel_has_a_specimen(monkeypatch):
         monkeypatch.setattr(module, name, Noted(path))
     for specimen in specimens.SPECIMENS:
         specimen.launch()
-    assert len(kernels) == 12 and launched == kernels.keys()
+    assert len(kernels) == 19 and launched == kernels.keys()

@@ -13,6 +13,7 @@ from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.engine.model.hugging_face import interpret
 from kvchat.engine.prefill.replay_texts import replays_of
+from kvchat.engine.sizes import PLAIN
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
@@ -47,6 +48,14 @@ def ways(plan, free):
         require_memory(plan, free, "here", "adakv")
     assert caught.value.exit_code == 6 and caught.value.details["free"] == free
     return " ".join(caught.value.tries)
+
+
+def test_a_card_needs_room_for_plain_attention():
+    """What `--attention torch` has at once; nothing on a CPU."""
+    usual = make_plan(work(LLAMA_8B, "full", 8192, cuda=True)).workspace
+    plain = make_plan(work(LLAMA_8B, "full", 8192, cuda=True, attention="torch")).workspace
+    assert plain - usual == PLAIN < 2**29
+    assert make_plan(work(LLAMA_8B, "full", 8192, attention="torch")).workspace == usual
 
 
 def test_plan_of_a_known_model():

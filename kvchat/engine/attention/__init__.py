@@ -20,7 +20,10 @@ PACKAGES = {"flash": ("flash_attn", "kvchat[flash]"), "triton": ("triton", "trit
 
 
 def backend(name: str = "torch") -> Any:
-    """The backend of that name. Raises KvchatError("device") if its package is missing."""
+    """The backend of that name.
+
+    Raises KvchatError("device") if its package is missing, or is there and does not load.
+    """
     if name not in installed():
         package, pip = PACKAGES[name]
         raise KvchatError(
@@ -30,7 +33,16 @@ def backend(name: str = "torch") -> Any:
             "--attention auto",
         )
     module, cls = BACKENDS[name].split(":")
-    return getattr(import_module(module), cls)()
+    try:
+        return getattr(import_module(module), cls)()
+    except Exception as error:  # compiled for another torch, it fails in ways of its own
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise KvchatError(
+            "device",
+            f"--attention {name} does not load: {why}",
+            "--attention triton" if name == "flash" else "--attention torch",
+            why=why,
+        ) from error
 
 
 def installed() -> list[str]:

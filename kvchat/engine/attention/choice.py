@@ -1,6 +1,6 @@
 """Which backend answers: the first of a list that does not refuse. Reasons are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,19 @@ from kvchat.engine.attention import BACKENDS, backend, installed
 from kvchat.engine.attention.entries import Backend, Call, Entries, JointBackend
 from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.errors import KvchatError
+from kvchat.kernels import toolchain
 
 
-def choose(name: str, device: torch.device, cap: float = 0.0) -> Backend:
+def choose(
+    name: str, device: torch.device, cap: float = 0.0, without: Mapping[str, str] | None = None
+) -> Backend:
     """The attention of a device by name: `auto` or one of `BACKENDS`.
 
     Logits capped at `cap` (not 0) are torch's alone.
 
-    `flash` only prefills, so whoever `auto` would ask does the rest. Raises KvchatError("usage")
+    `flash` only prefills, so whoever `auto` would ask does the rest. What is installed and does not
+    load is passed over, unless it was asked for by name, and so are backends `without` which it is
+    to go, for reasons that are known; `Choice.broken` has the reasons. Raises KvchatError("usage")
     for an unknown name, KvchatError("device") for what cannot run here.
     """
     if name != "auto" and name not in BACKENDS:
@@ -36,15 +41,36 @@ def choose(name: str, device: torch.device, cap: float = 0.0) -> Backend:
         names = ["torch"]
     if name == "flash":
         names = ["flash", *(other for other in names if other != "flash")]
-    backends: list[Backend] = [backend(each) for each in names]
-    return backends[0] if names == ["torch"] and device.type != "cuda" else Choice(backends)
+    backends: list[Backend] = []
+    broken: dict[str, str] = {}
+    known = dict(without or {})
+    if device.type == "cuda" and (lacking := toolchain.lacking()):
+        known.setdefault("triton", lacking)
+    for each in names:
+        try:
+            if each in known:
+                raise KvchatError(
+                    "device",
+                    f"--attention {each} does not run: {known[each]}",
+                    "--attention torch --kernels torch",
+                    why=known[each],
+                )
+            backends.append(backend(each))
+        except KvchatError as error:
+            if each == name:
+                raise
+            broken[each] = str(error.details.get("why", error.message))
+    if names == ["torch"] and device.type != "cuda":
+        return backends[0]
+    return Choice(backends, broken)
 
 
 class Choice(JointBackend):
     """Asks its backends in turn; what they answer to a shape is remembered."""
 
-    def __init__(self, backends: Sequence[Any]):
+    def __init__(self, backends: Sequence[Any], broken: Mapping[str, str] | None = None):
         self.backends = backends
+        self.broken = dict(broken or {})  # what is installed and does not load, and why
         self.refused: dict[Call, dict[str, str]] = {}
         self._chosen: dict[Call, Any] = {}
 
@@ -65,14 +91,19 @@ class Choice(JointBackend):
         return self._able(call).causal(q, k, v, scale)
 
     def joint(
-        self, q: Tensor, parts: Sequence[Entries], scale: float
+        self,
+        q: Tensor,
+        parts: Sequence[Entries],
+        scale: float,
+        dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor] | None:
         chosen: JointBackend | None = self._ask(Call.of("joint", q, parts))
-        return None if chosen is None else chosen.joint(q, parts, scale)
+        return None if chosen is None else chosen.joint(q, parts, scale, dtype)
 
     def report(self) -> list[str]:
-        """A line for every shape that a backend refused."""
-        return [f"{call}: {_reasons(reasons)}" for call, reasons in self.refused.items()]
+        """A line for every backend that does not load, and for every shape that one refused."""
+        broken = [f"{name} does not run: {why}" for name, why in self.broken.items()]
+        return broken + [f"{call}: {_reasons(reasons)}" for call, reasons in self.refused.items()]
 
     def _able(self, call: Call) -> Backend:
         chosen: Backend | None = self._ask(call)

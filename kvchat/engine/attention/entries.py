@@ -42,11 +42,16 @@ class JointBackend(ABC):
 
     @abstractmethod
     def joint(
-        self, q: Tensor, parts: Sequence[Entries], scale: float
+        self,
+        q: Tensor,
+        parts: Sequence[Entries],
+        scale: float,
+        dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor] | None:
         """`q [T, H*G, D]`, the queries of the newest T entries of the last part, over all parts.
 
-        None where they have to be attended to one by one.
+        The output is in `dtype` where the backend can choose. None where parts have to be attended
+        to one by one.
         """
 
 

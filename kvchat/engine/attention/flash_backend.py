@@ -31,7 +31,14 @@ class FlashBackend:
             return "takes heads of a multiple of 8, up to 256"
         return None
 
-    def joint(self, q: Tensor, parts: Sequence[Entries], scale: float) -> tuple[Tensor, Tensor]:
+    def joint(
+        self,
+        q: Tensor,
+        parts: Sequence[Entries],
+        scale: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """See `JointBackend.joint`; the output is in the dtype of `q`."""
         stores, spans = (parts[0].k, parts[0].v), parts[0].spans
         k, v = (dense(store, spans).transpose(0, 1)[None] for store in stores)  # [1, N, H, D]
         o, lse, _ = flash_attn_func(

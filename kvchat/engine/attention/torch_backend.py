@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Call, Entries, dense, even
+from kvchat.engine.sizes import PLAIN_VALUES
 from kvchat.kernels.reference import combine, dense_attention
 
 FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -15,7 +16,6 @@ FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # faster for narrow ones; not in 16 bits, where they would round the logits.
 FEW = 16
 BLOCK = 32  # queries that the fused kernel takes in one block
-QUERIES = 256  # that the plain path takes at a time
 PIECE = 2**17  # values of keys that are worth a thread
 PADDED = 2**17  # values of keys that are sooner copied than attended to head by head
 
@@ -154,31 +154,44 @@ def plain_attend(
 ) -> tuple[Tensor, Tensor]:
     """`q [T, H*G, D]` over all of `entries`, the logits materialized in fp32, for any device.
 
-    The host waits for nothing: lengths that only the device knows become a mask. Heads of one
-    length go together, others one by one.
+    Logits, and keys and values in fp32, are at most `PLAIN_VALUES` numbers at once. The host waits
+    for nothing: places and lengths that only the device knows become a mask. Heads of one length
+    go together, others one by one.
     """
     if entries.bias is None and even(entries.spans):
-        length = entries.length if entries.bounds else None
+        live = None
+        if entries.bounds:
+            (first, _), *others = entries.spans
+            step = others[0][0] - first if others else 0
+            every = torch.arange(len(entries.spans), dtype=torch.int32, device=q.device)
+            live = _live(entries.start - (every * step + first), entries.length)
         k, v = (dense(store, entries.spans) for store in (entries.k, entries.v))
-        return _visible(q, k, v, length, None, scale, cap)
+        return _visible(q, k, v, live, None, scale, cap)
     group = q.shape[1] // len(entries.spans)
     parts = []
     for head, (a, n) in enumerate(entries.spans):
         own = q[:, head * group : (head + 1) * group]
         k, v = entries.k[None, a : a + n], entries.v[None, a : a + n]
-        length = entries.length[head : head + 1] if entries.bounds else None
+        one = slice(head, head + 1)
+        live = _live(entries.start[one] - a, entries.length[one]) if entries.bounds else None
         bias = None if entries.bias is None else entries.bias[None, a : a + n]
-        parts.append(_visible(own, k, v, length, bias, scale, cap))
+        parts.append(_visible(own, k, v, live, bias, scale, cap))
     return torch.cat([o for o, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
+
+
+def _live(first: Tensor, length: Tensor) -> Tensor:
+    """From and to, `[H, 2]`, of `length [H]` entries from the `first [H]` of a head's store on."""
+    return torch.stack((first, first + length), dim=1)
 
 
 def plain_causal(
     q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """`q [T, H*G, D]` over `k, v [H, T, D]`, query t sees entries 0..t."""
-    parts = []
-    for a in range(0, q.shape[0], QUERIES):
-        b = min(a + QUERIES, q.shape[0])
+    tokens, query_heads, _ = q.shape
+    step, parts = max(1, PLAIN_VALUES // (query_heads * tokens)), []
+    for a in range(0, tokens, step):
+        b = min(a + step, tokens)
         parts.append(dense_attention(q[a:b], k[:, :b], v[:, :b], scale, causal=True, cap=cap))
     return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
 
@@ -187,20 +200,32 @@ def _visible(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    length: Tensor | None,
+    live: Tensor | None,
     bias: Tensor | None,
     scale: float,
     cap: float,
 ) -> tuple[Tensor, Tensor]:
-    """`q [T, H*G, D]` over the first `length [H]` entries of `k, v [H, N, D]`; None means all."""
-    if length is not None:
-        hidden = torch.arange(k.shape[1], device=k.device) >= length[:, None]  # [H, N]
+    """`q [T, H*G, D]` over entries `live [H, 2]`, from and to, of `k, v [H, N, D]`; None: all."""
+    if live is not None:
+        entry = torch.arange(k.shape[1], device=k.device)
+        hidden = (entry < live[:, :1]) | (entry >= live[:, 1:])  # [H, N]
         # what was never written may be NaN
         k, v = (store.masked_fill(hidden[..., None], 0.0) for store in (k, v))
         every = torch.zeros_like(hidden, dtype=torch.float32) if bias is None else bias
         bias = every.masked_fill(hidden, -torch.inf)
-    parts = [
-        dense_attention(part, k, v, scale, causal=False, bias=bias, cap=cap)
-        for part in q.split(QUERIES)
-    ]
-    return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+    heads, entries, dim = k.shape
+    group = q.shape[1] // heads
+    together = max(1, PLAIN_VALUES // max(1, entries * dim))  # heads whose numbers are in fp32
+    found = []
+    for first in range(0, heads, together):
+        some = slice(first, first + together)
+        own = q[:, first * group : (first + together) * group]
+        step = max(1, PLAIN_VALUES // max(1, own.shape[1] * entries))
+        added = None if bias is None else bias[some]
+        parts = [
+            dense_attention(part, k[some], v[some], scale, causal=False, bias=added, cap=cap)
+            for part in own.split(step)
+        ]
+        found.append([torch.cat(each) for each in zip(*parts, strict=True)])
+    o, lse = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+    return o, lse

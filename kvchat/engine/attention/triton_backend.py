@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kvchat.engine.attention.entries import Call, Entries
 from kvchat.kernels import attention as kernels
+from kvchat.kernels import tiles
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -19,7 +20,7 @@ class TritonBackend:
 
     def can(self, call: Call) -> str | None:
         """Why not, or None."""
-        if call.device != "cuda" and not kernels.INTERPRETED:
+        if call.device != "cuda" and not tiles.INTERPRETED:
             return f"runs on cuda, not on {call.device}"
         if call.dtype not in DTYPES:
             return f"takes {', '.join(str(kind) for kind in DTYPES)}"
@@ -42,5 +43,11 @@ class TritonBackend:
             q, [Entries(*flat, start, length, spans)], scale, causal=True
         )
 
-    def joint(self, q: Tensor, parts: Sequence[Entries], scale: float) -> tuple[Tensor, Tensor]:
-        return kernels.ragged_attention(q, parts, scale, causal=True)
+    def joint(
+        self,
+        q: Tensor,
+        parts: Sequence[Entries],
+        scale: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        return kernels.ragged_attention(q, parts, scale, causal=True, dtype=dtype)

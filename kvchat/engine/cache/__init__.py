@@ -12,6 +12,9 @@ SEGMENTS = {
     "quantized": "kvchat.engine.cache.quantized:QuantizedSegment",
 }
 
+HOMES = ("device", "host", "disk")
+"""Where entries lie that queries choose among."""
+
 AGGREGATES = ("softmax_sum", "max", "logit_sum")
 """How the queries of a group agree on the entries that a decoded token reads."""
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvchat.kernels.reference import cell_worth
+
 FIRST = 256  # cells that are ranked before all are: the best entries are in few
 EMPTY = float("-inf")
 PENDING = 1024  # entries that wait outside of the list for the next sorting
@@ -32,7 +34,8 @@ class Cells:
         """The list of `codes [H, N, m]` with C `centroids` per sub-space."""
         cell = joint(codes, centroids)
         size = centroids ** codes.shape[2]
-        count = torch.stack([torch.bincount(entry, minlength=size) for entry in cell])
+        count = torch.zeros(len(cell), size, dtype=torch.int64, device=cell.device)
+        count.scatter_add_(1, cell, torch.ones_like(cell))  # bincount would wait for a card
         offset = torch.nn.functional.pad(count.cumsum(dim=1), (1, 0))
         order = torch.sort(cell, dim=1, stable=True).indices
         return cls(offset.int(), order.int(), cell[:, :0].int(), count.float())
@@ -48,8 +51,8 @@ class Cells:
         return Cells(self.offset, self.order, pending, count)
 
     def worth(self, table: Tensor, aggregate: str) -> Tensor:
-        """What an entry of each cell is worth, `[H, C^m]`; see `worth_of`."""
-        return worth_of(table, self.count, aggregate)
+        """What an entry of each cell is worth, `[H, C^m]`; see its twin."""
+        return cell_worth(table, self.count, aggregate)
 
     def select(self, worth: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """`ops.pq_select` over the entries: the `count` best of every head, `[H, count]` int32.
@@ -117,25 +120,6 @@ class Cells:
             return found
         head, at = cells.gather(1, self.pending.long()).nonzero(as_tuple=True)
         return torch.cat((found, (head * total + entries + at).int()))
-
-
-def worth_of(table: Tensor, count: Tensor, aggregate: str) -> Tensor:
-    """What an entry of each cell is worth, `[H, C^m]`: `ops.pq_worth` of its entries' scores.
-
-    `table [H, G, m, C]` as in `ops.pq_table`; cells have `count [H, C^m]` entries.
-    """
-    heads, group = table.shape[:2]
-    logits = table[:, :, 0]
-    for part in table.unbind(dim=2)[1:]:
-        logits = (logits[..., None] + part[:, :, None]).view(heads, group, -1)
-    if aggregate == "logit_sum":
-        return logits.sum(dim=1)
-    logits = logits + torch.where(count == 0, EMPTY, 0.0)[:, None]
-    share = (logits - logits.amax(dim=-1, keepdim=True)).exp_()  # [H, G, cells]
-    total = share @ count[:, :, None]  # [H, G, 1]
-    if aggregate == "softmax_sum":
-        return (1 / total).transpose(1, 2).matmul(share)[:, 0]
-    return (share / total).amax(dim=1)
 
 
 def joint(codes: Tensor, centroids: int) -> Tensor:

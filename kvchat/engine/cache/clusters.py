@@ -9,9 +9,10 @@ from torch import Tensor
 from kvchat.engine import ops
 from kvchat.engine.attention.entries import Entries
 from kvchat.engine.cache import AGGREGATES
-from kvchat.engine.cache.cells import Cells, worth_of
+from kvchat.engine.cache.cells import Cells
 from kvchat.engine.cache.lookup import Reads, fields_of, named_fields, with_late
 from kvchat.engine.cache.pq import PQSegment
+from kvchat.kernels.reference import cell_worth
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Level:
     def closed(self, q: Tensor, scale: float, aggregate: str, count: Tensor) -> Tensor:
         """The clusters `[H, C]` (bool), of `count [H, C]` entries, that `q [H*G, D]` passes by."""
         table = ops.pq_table(q, self.centroids, scale)
-        worth = worth_of(table, self.sizes(count), aggregate)
+        worth = cell_worth(table, self.sizes(count), aggregate)
         return (worth < self.bound[:, None]).gather(1, self.owner.long())
 
 
@@ -74,6 +75,10 @@ class ClusterSegment(PQSegment):
         other = super().fork()
         other.found = 0
         return other
+
+    @property
+    def by_itself(self) -> bool:
+        return False  # how many entries a head reads is known when they are chosen
 
     @property
     def read_entries(self) -> int:

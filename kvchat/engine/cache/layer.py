@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.entries import Backend, JointBackend
+from kvchat.engine.attention.entries import Backend, Entries, JointBackend
 from kvchat.engine.cache.archive import Archive, Exact
 from kvchat.engine.cache.lookup import LookupSegment
 from kvchat.engine.cache.segment import Memory, Segment
@@ -58,27 +58,40 @@ class LayerCache:
         seeing = self.observer, self.asking, self.citing
         return [each for each in seeing if each is not None]
 
-    def attend(self, q: Tensor, scale: float, ahead: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, q: Tensor, scale: float, ahead: Entries | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Exact causal attention of `q [T, H*G, D]`, the queries of the newest T tokens.
 
-        Returns `o [T, H*G, D]` and `lse [T, H*G]` over every visible entry, both fp32. `ahead [H]`
-        (int32) says how many entries of the tail the one token of a recorded step attends to: a
-        number that the device alone knows, so the same calls serve every such token.
+        Returns `o [T, H*G, D]`, in fp32 or the dtype of `q`, and `lse [T, H*G]` (fp32) over every
+        visible entry. `ahead` are the entries of the tail that the one token of a recorded step
+        attends to: numbers that the device alone knows, so the same calls serve every such token.
         """
         past: list[Segment | Exact] = [*self.segments]
         if self.exact is not None:
             past = [self.exact, *self.since(self.exact.span[1])]
-        tail = self.tail.entries if ahead is None else self.tail.entries_ahead(ahead)
+        alone = len(q) == 1 and (ahead is not None or q.is_cuda)  # nobody is to wait for the host
+        found = [
+            (part.entries_for(q[0], scale),)
+            if alone and isinstance(part, LookupSegment) and part.by_itself
+            else part.parts
+            for part in past
+        ]
+        tail = self.tail.entries if ahead is None else ahead
         if self._joint is not None:
-            stored = [(part, part.parts) for part in past]
-            entries = [each for _, own in stored for each in own or ()]
-            joint = self._joint.joint(q, [*entries, tail], scale)
+            entries = [each for own in found for each in own or ()]
+            others = [part for part, own in zip(past, found, strict=True) if own is None]
+            dtype = torch.float32 if others else q.dtype
+            joint = self._joint.joint(q, [*entries, tail], scale, dtype)
             if joint is not None:  # else the backend takes one set of entries at a time
-                others = [
-                    part.attend(q, scale, self.backend) for part, own in stored if own is None
-                ]
-                return ops.combine([joint, *others])
-        seen = [part.attend(q, scale, self.backend) for part in past]
+                seen = [part.attend(q, scale, self.backend) for part in others]
+                return ops.combine([joint, *seen]) if seen else joint
+        seen = []
+        for part, own in zip(past, found, strict=True):
+            if own is None or own is part.parts:
+                seen.append(part.attend(q, scale, self.backend))
+            else:
+                seen += [self.backend.attend(q, each, scale) for each in own]
         if ahead is None:
             return ops.combine([*seen, self.tail.attend(q, scale, self.backend)])
         return ops.combine([*seen, self.backend.attend(q, tail, scale)])
@@ -277,6 +290,13 @@ class KVCache:
         self.position += tokens
         for layer in self.layers:
             layer.settle(self.position)
+
+    @property
+    def steady(self) -> int | None:
+        """Tokens that come before entries leave a tail for the segment in front of it; None: they
+        never do."""
+        fronts = [front for layer in self.layers if (front := layer.sliding) is not None]
+        return min((front.due(self.position) for front in fronts), default=None)
 
     def accept(self, tokens: int) -> None:
         """Count `tokens` more as seen whose entries are behind the live ones of every tail."""

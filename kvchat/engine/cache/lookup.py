@@ -57,11 +57,15 @@ class LookupSegment(ABC):
         self.late.start = start + entries
         self.steps = 0  # queries that have chosen entries
         self.mass: Tensor | float = 0.0  # of the attention as foretold, that they chose in all
+        # the same of those that chose without the host: the mass of each head [H], and how many
+        self._state: Tensor | None = None
+        self._group = 1
 
     def fork(self: S) -> S:
         """A segment that slides by itself over the same pool and index."""
         other = copy(self)
         other.late, other.steps, other.mass = self.late.fork(), 0, 0.0
+        other._state = None
         return other
 
     @property
@@ -92,14 +96,48 @@ class LookupSegment(ABC):
     @property
     def captured(self) -> float | None:
         """The mean share of the attention, as foretold, that the chosen entries have had."""
-        if not self.steps or AGGREGATES[self.reads.aggregate] != "softmax_sum":
+        if AGGREGATES[self.reads.aggregate] != "softmax_sum":
             return None
-        return float(self.mass) / self.steps
+        steps, mass = float(self.steps), float(self.mass)
+        if self._state is not None:
+            steps += float(self._state[-1])
+            mass += float(self._state[:-1].mean()) / self._group
+        return mass / steps if steps else None
 
     def end(self, position: int) -> int:
         """Where it ends when `position` tokens have been seen: by whole blocks."""
         beyond = max(0, position - self.frozen)
         return self.late.start + beyond // self.reads.block * self.reads.block
+
+    def due(self, position: int) -> int:
+        """Tokens that come before entries slide into it, once `position` have been seen."""
+        beyond = position - self.frozen
+        return self.reads.block - (beyond % self.reads.block if beyond > 0 else beyond)
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether a device finds what a query attends to without the host: by `entries_for`."""
+        return False
+
+    def entries_for(self, q: Tensor, scale: float) -> Entries:
+        """The sinks and what `q [H*G, D]` attends to beside, copied together; nobody waits."""
+        raise NotImplementedError
+
+    def state(self, queries: int) -> Tensor:
+        """What `entries_for` counts, for as many query heads: `[H + 1]` (fp32), the share of the
+        attention that the chosen entries had, by head, and how often they were chosen."""
+        if self._state is None:
+            self._state = torch.zeros(len(self.pool) + 1, device=self.late.k.device)
+            self._group = queries // len(self.pool)
+        return self._state
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor, tuple[tuple[int, int], ...]]:
+        """Where each head's entries are among those of `entries_for`; made once."""
+        heads, each = len(self.pool), self.reads.sinks + self.reads.count
+        start = torch.arange(heads, dtype=torch.int32, device=self.late.k.device) * each
+        spans = tuple((head * each, each) for head in range(heads))
+        return start, torch.full_like(start, each), spans
 
     def extend(self, k: Tensor, v: Tensor) -> None:
         """Take in the entries `k, v [H, n, D]` that leave the window. Unchanged if it fails."""

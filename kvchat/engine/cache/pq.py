@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
+from kvchat.engine.attention.entries import Entries
 from kvchat.engine.cache import AGGREGATES
 from kvchat.engine.cache.cells import Cells
 from kvchat.engine.cache.lookup import LookupSegment, Reads, fields_of, named_fields, with_late
@@ -72,6 +73,32 @@ class PQSegment(LookupSegment):
             worth = each.gather(1, chosen.long()).sum(dim=1)
         self.chose(worth.mean() / table.shape[1])
         return chosen
+
+    @property
+    def by_itself(self) -> bool:
+        reached = self.pool.device == self.codes.device or self.pool.is_pinned()
+        return reached and self.reads.count < self.items
+
+    def entries_for(self, q: Tensor, scale: float) -> Entries:
+        if self.cells is not None and self.cells.pending.shape[1]:
+            self.cells = self._listed(self.codes)  # the list alone is looked into
+        cells, reads, state = self.cells, self.reads, self.state(len(q))
+        book, aggregate = self.centroids, AGGREGATES[reads.aggregate]
+        given = self.pool, (self.late.keys, self.late.values)
+        if cells is not None:
+            ends = ops.pq_rank(q, book, cells.count, reads.count, scale, aggregate, state)
+            listed = cells.offset, ends
+            copied = ops.pq_fetch(*given, cells.order, reads.sinks, reads.count, *listed)
+        else:
+            scores = ops.pq_score(ops.pq_table(q, book, scale), self.codes)
+            worth = ops.pq_worth(scores, aggregate)
+            chosen = ops.pq_select(worth, reads.count)
+            state[:-1] += worth.gather(1, chosen.long()).sum(dim=1)
+            state[-1:] += 1
+            copied = ops.pq_fetch(*given, chosen, reads.sinks, reads.count)
+        flat, (start, length, spans) = copied.flatten(0, 1), self._places
+        width = flat.shape[1] // 2
+        return Entries(flat[:, :width], flat[:, width:], start, length, spans)
 
     @property
     def index(self) -> dict[str, Tensor]:

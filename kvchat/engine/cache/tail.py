@@ -66,14 +66,20 @@ class Tail:
         """Entries per head that can be added before the store grows."""
         return self.capacity - self.place
 
-    def entries_ahead(self, length: Tensor) -> Entries:
-        """The first `length [H]` (int32) entries, a number that the device alone knows."""
+    @property
+    def first(self) -> Tensor:
+        """Where each head's entries begin in the store seen as `[H * capacity, D]`, `[H]` int32."""
+        return self._first
+
+    def entries_ahead(self, length: Tensor, start: Tensor | None = None) -> Entries:
+        """`length [H]` (int32) entries from `start [H]` in the store on, or from the first:
+        numbers that the device alone knows."""
         heads, capacity, dim = self.k.shape
         most = capacity - self._offset
         return Entries(
             k=self.k.view(-1, dim),
             v=self.v.view(-1, dim),
-            start=self._first,
+            start=self._first if start is None else start,
             length=length,
             spans=tuple((head * capacity + self._offset, most) for head in range(heads)),
             bounds=True,
@@ -125,11 +131,6 @@ class Tail:
         if entries > self.room:
             length = self.length + entries
             self._resize(length + max(STEPS[self.k.device.type], length // 8))
-
-    def write(self, k: Tensor, v: Tensor, place: Tensor) -> None:
-        """Put `k, v [H, 1, D]` at `place [1]`; they count when `accept` says so."""
-        self.k.index_copy_(1, place, k)
-        self.v.index_copy_(1, place, v)
 
     def accept(self, entries: int) -> None:
         """Count `entries` that were written behind the live ones."""

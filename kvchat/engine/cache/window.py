@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kvchat.engine.attention.entries import Backend
+from kvchat.engine.attention.entries import Backend, Entries, JointBackend
 from kvchat.engine.cache.segment import Memory
 from kvchat.engine.cache.tail import Tail
 from kvchat.kernels.reference import windowed_attention
@@ -31,11 +31,20 @@ class WindowLayer:
         other._before = self._before
         return other
 
-    def attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, q: Tensor, scale: float, ahead: Entries | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Causal attention of `q [T, H*G, D]`, the queries of the newest T tokens, in their window.
 
         Returns `o [T, H*G, D]`, and log-sum-exps `[T, H*G]` if all of the tail is seen, else none.
+        `ahead` as in `LayerCache.attend`.
         """
+        if ahead is not None:
+            if isinstance(self.backend, JointBackend):
+                joint = self.backend.joint(q, [ahead], scale, q.dtype)
+                if joint is not None:
+                    return joint
+            return self.backend.attend(q, ahead, scale)
         tokens, length = len(q), self.tail.length
         if length <= self.window:
             return self.tail.attend(q, scale, self.backend)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.lookup import LookupSegment
 from kvchat.engine.decode.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.decode.sampler import Sampler, checked
 from kvchat.engine.decode.together import together
@@ -23,6 +24,7 @@ SWITCH = "KVCHAT_GRAPH"
 ROWS = 4  # the room for askers grows by as many
 GRAPH, EAGER = "CUDA graph", "eager"  # how tokens are decoded
 COMPILED = "compiled functions (numba)"
+OBSERVED = 256  # queries of every layer that are kept until they are shown to who observes them
 
 
 class Writer:
@@ -56,15 +58,13 @@ class Writer:
         """Why a step over this cache cannot be recorded, or an empty string."""
         if self.refused:
             return self.refused
-        kinds = {part.kind for part in cache.segments() if part.parts is None}
-        if kinds:
-            return f"{', '.join(sorted(kinds))} segments choose entries for every token"
-        if cache.windows:
-            return "sliding layers"
-        if any(layer.observers for layer in cache.layers):
-            return "queries are observed, for turns will be compressed"
-        if len({(layer.tail.place, layer.tail.length) for layer in cache.layers}) > 1:
-            return "layers have different numbers of live entries"
+        asks = {
+            part.kind
+            for part in cache.segments()
+            if part.parts is None and not (isinstance(part, LookupSegment) and part.by_itself)
+        }
+        if asks:
+            return f"{', '.join(sorted(asks))} segments choose entries with the host's help"
         return ""
 
     def write(self, cache: KVCache, logits: Tensor, sampler: Sampler) -> Iterator[int]:
@@ -74,14 +74,22 @@ class Writer:
         yield token
         given = "the form of the answer is given" if sampler.constraint is not None else ""
         while not (reason := given or self.refusal(cache)):
-            for layer in cache.layers:
+            for layer in cache.walked:
                 layer.tail.grow(1)
-            room = min(layer.tail.room for layer in cache.layers)
+            room = min(layer.tail.room for layer in cache.walked)
+            if (steady := cache.steady) is not None:
+                room = min(room, steady)  # then entries move, and the step is recorded anew
+            if any(layer.observers for layer in cache.layers):
+                room = min(room, OBSERVED)
             sampler.provide(room)
-            step = Step(self.model, cache, token, sampler)
-            for token in ahead(step, room, self._recorded):
-                cache.accept(1)  # the token before; this one's entry does not count yet
-                yield checked(token)
+            step, counted = Step(self.model, cache, token, sampler, room), 0
+            try:
+                for token in ahead(step, room, self._recorded):
+                    cache.accept(1)  # the token before; this one's entry does not count yet
+                    counted += 1
+                    yield checked(token)
+            finally:
+                step.show(counted)
         self._say(COMPILED if self.compiled else f"{EAGER}: {reason}")
         try:
             while not sampler.is_complete:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache import AGGREGATES
+from kvchat.engine.cache.homes import locked
 from kvchat.engine.cache.lookup import LookupSegment, Reads
 from kvchat.engine.cache.scratch import scratch
 from kvchat.engine.cache.segment import Segment
@@ -83,21 +84,20 @@ class Lookup(LookupOptions, Method):
         return self.index(prefilled, prefilled.shape[1] - reads.window, reads)
 
     def stored_at_home(self, prefilled: Prefilled, *parts: Tensor) -> Tensor:
-        """Parts `[H, N, D]` of entries side by side, on the device, in pinned host memory or in a
-        file that is mapped.
+        """Parts `[H, N, D]` of entries side by side, on the device, in host memory that it reaches
+        or in a file that is mapped.
 
         `auto`: on the device as long as it has room for the layers that are left.
         """
         (heads, entries, dim), (first, *_) = parts[0].shape, parts
-        shape, device, pinned = (heads, entries, dim * len(parts)), first.device, False
+        shape, device, host = (heads, entries, dim * len(parts)), first.device, False
         if self.home == "disk":
             return put(scratch(shape, first.dtype), *parts)
         if device.type == "cuda" and self.home != "device":
             layers = prefilled.num_layers - prefilled.layer
             free = torch.cuda.mem_get_info(device)[0]
-            pinned = self.home == "host" or free < sum(each.nbytes for each in parts) * layers
-        place = torch.device("cpu") if pinned else device
-        return put(torch.empty(shape, dtype=first.dtype, device=place, pin_memory=pinned), *parts)
+            host = self.home == "host" or free < sum(each.nbytes for each in parts) * layers
+        return put(locked(shape, first.dtype) if host else first.new_empty(shape), *parts)
 
 
 def put(pool: Tensor, *parts: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kvchat.engine import ops
 from kvchat.engine.budget import Geometry
-from kvchat.engine.cache.cells import Cells, worth_of
+from kvchat.engine.cache.cells import Cells
 from kvchat.engine.cache.clusters import ClusterSegment, Level
 from kvchat.engine.cache.lookup import Reads
 from kvchat.engine.methods.base import Prefilled
@@ -15,6 +15,7 @@ from kvchat.engine.methods.kmeans import means, train
 from kvchat.engine.methods.lookup import Lookup
 from kvchat.engine.methods.lookup_options import SqueezedOptions
 from kvchat.engine.methods.needs import Needs
+from kvchat.kernels.reference import cell_worth
 
 WIDE = 2  # times the entries that are wanted pass the first of two levels
 
@@ -103,7 +104,9 @@ class Squeezed(SqueezedOptions, Lookup):
         """
         aggregate, scale = self.aggregate, prefilled.scale
         tables = (ops.pq_table(q, centroids, scale) for q in prefilled.queries)
-        return torch.stack([worth_of(t, n, aggregate) for t, n in zip(tables, count, strict=True)])
+        return torch.stack(
+            [cell_worth(t, n, aggregate) for t, n in zip(tables, count, strict=True)]
+        )
 
     def _bound(self, worth: Tensor, count: Tensor, wanted: int) -> Tensor:
         """What a cluster must be worth `[H]`, so that on average a query passes `wanted` entries.

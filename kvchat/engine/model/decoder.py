@@ -1,12 +1,14 @@
 """The decoder that all families share, taken apart: caching and observing happen outside."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from kvchat.engine.model.config import ModelConfig, Rope
 from kvchat.engine.model.layers import Block, RMSNorm, Rotation
 from kvchat.engine.model.rope import frequencies
-from kvchat.engine.weights.linear import Embedding, Linear
+from kvchat.engine.weights.linear import Embedding, Linear, held
 
 
 class Stack(nn.Module):
@@ -40,6 +42,13 @@ class Decoder(nn.Module):
         """Where the weights are."""
         return self.model.norm.weight.device
 
+    def held(self) -> Iterator[tuple[int, Block]]:
+        """Every block and its number, while a document passes it: on a card with room weights in
+        few bits are turned back once, not for every chunk."""
+        for number, block in enumerate(self.blocks):
+            with held(block.maps, self.dtype.itemsize):
+                yield number, block
+
     @property
     def full_blocks(self) -> list[Block]:
         """The blocks that attend to all tokens."""
@@ -72,7 +81,11 @@ class Decoder(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Next-token logits `[T, vocab]` of final hidden states `x [T, hidden]`."""
-        return self.bounded(self.lm_head(self.model.norm(x)))
+        return self.predicted(self.model.norm(x))
+
+    def predicted(self, h: Tensor) -> Tensor:
+        """Next-token logits `[T, vocab]` of normed hidden states `h [T, hidden]`."""
+        return self.bounded(self.lm_head(h))
 
     def bounded(self, y: Tensor) -> Tensor:
         """Logits `y` of the output projection, divided and capped where the model does so."""

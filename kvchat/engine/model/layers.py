@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from kvchat.engine import ops
+from kvchat.engine.cache.tail import Tail
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.weights.linear import Linear
+from kvchat.engine.weights.linear import FewBits, Linear, joined
 
 
 class Rotation(NamedTuple):
@@ -37,8 +38,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape and dtype of `x`."""
-        if self.weight.dtype != x.dtype:
-            return ops.rms_norm(x.to(self.weight.dtype), self.weight, self.eps).to(x.dtype)
         return ops.rms_norm(x, self.weight, self.eps)
 
 
@@ -61,10 +60,39 @@ class Attention(nn.Module):
             self.k_norm: nn.Module = RMSNorm(sizes[1], config.rms_norm_eps)
         else:
             self.q_norm = self.k_norm = nn.Identity()
+        self.sizes = (queries, kv, kv)
+        self._joined: list[nn.Module] = []  # of q, k and v, which are views of it; no submodule
+
+    @property
+    def maps(self) -> list[nn.Module]:
+        """What is multiplied with."""
+        return [*(self._joined or (self.q_proj, self.k_proj, self.v_proj)), self.o_proj]
+
+    def join(self) -> None:
+        """Make one product of three."""
+        whole = joined([self.q_proj, self.k_proj, self.v_proj])
+        self._joined = [] if whole is None else [whole]
+
+    def together(self, x: Tensor) -> Tensor:
+        """Queries, keys and values `[T, (H*G + 2H) * D]` side by side, as they are projected."""
+        if self._joined:
+            y: Tensor = self._joined[0](x)
+            return y
+        return torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=1)
+
+    @property
+    def norms(self) -> tuple[Tensor, Tensor] | None:
+        """The weights of the norms of queries and keys."""
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            return self.q_norm.weight, self.k_norm.weight
+        return None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[T, H*G, D]`, keys and values `[T, H, D]` of normed `x [T, hidden]`."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self._joined:
+            q, k, v = self._joined[0](x).split(self.sizes, dim=1)
+        else:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         split = (len(x), -1, self.head_dim)
         if self.by_head:
             return self.q_norm(q.view(split)), self.k_norm(k.view(split)), v.view(split)
@@ -81,11 +109,42 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias)
         self.gated = ops.swiglu if config.activation == "silu" else ops.geglu
+        self._joined: list[nn.Module] = []  # of gate and up, which are views of it; no submodule
+
+    @property
+    def maps(self) -> list[nn.Module]:
+        """What is multiplied with."""
+        return [*(self._joined or (self.gate_proj, self.up_proj)), self.down_proj]
+
+    def join(self) -> None:
+        """Make one product of gate and up."""
+        whole = joined([self.gate_proj, self.up_proj])
+        self._joined = [] if whole is None else [whole]
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
-        y: Tensor = self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
+        if self._joined:
+            gate, up = self._joined[0](x).chunk(2, dim=1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        y: Tensor = self.down_proj(self.gated(gate, up))
         return y
+
+
+class Pending(NamedTuple):
+    """What a block leaves to be added to the residual stream: `scale * behind(delta)`."""
+
+    delta: Tensor
+    behind: nn.Module
+    scale: float
+
+    def added(self, x: Tensor, norm: nn.Module, eps: float) -> tuple[Tensor, Tensor]:
+        """The stream `x [T, hidden]` with it, and the `norm` of that (itself where there is
+        none)."""
+        weight, own = (
+            each.weight if isinstance(each, RMSNorm) else None for each in (norm, self.behind)
+        )
+        return ops.add_rms_norm(x, self.delta, weight, eps, own, self.scale)
 
 
 class Block(nn.Module):
@@ -110,9 +169,26 @@ class Block(nn.Module):
         self.post_attention_layernorm = norm(before)
         self.mlp = MLP(config)
         self.mlp_output_norm = norm(behind)
-        self.residual = config.residual_scale
+        self.residual, self.eps = config.residual_scale, config.rms_norm_eps
         self.factors = _query_factors(config, self.kind.rope)
         self._query: float | Tensor | None = None
+        self._wide_factors: Tensor | None = None
+
+    def join(self) -> None:
+        """Make one product of those that share their input; a card starts each for some µs."""
+        self.self_attn.join()
+        self.mlp.join()
+
+    @property
+    def maps(self) -> list[nn.Module]:
+        """What is multiplied with."""
+        return [*self.self_attn.maps, *self.mlp.maps]
+
+    def let_go(self) -> None:
+        """Give up the numbers of weights that are held: memory has run out."""
+        for each in self.maps:
+            if isinstance(each, FewBits):
+                each.hold(False)
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[T, H*G, D]`, keys and values `[H, T, D]` of `x [T, hidden]`, rotated.
@@ -141,17 +217,42 @@ class Block(nn.Module):
         weight: Tensor = self.self_attn.o_proj.dense(dtype)  # [hidden, H*G*D]
         return weight.t().view(-1, self.self_attn.head_dim, weight.shape[0])
 
+    def begin(self, x: Tensor, pending: Pending | None) -> tuple[Tensor, Tensor]:
+        """The residual stream with what the block before has left, and this block's input."""
+        if pending is None:
+            return x, self.input_layernorm(x)
+        return pending.added(x, self.input_layernorm, self.eps)
+
+    def place(self, h: Tensor, rotation: Rotation, tail: Tail, place: Tensor) -> Tensor:
+        """As `project`, of the block's input `h [T, hidden]`: returns the queries, and puts keys
+        and values into the tail's store from `place [1]` on. One launch on a card."""
+        if self.factors is not None and self._wide_factors is None:
+            self._wide_factors = torch.tensor(self.factors, device=h.device)
+        attention, raised = self.self_attn, rotation.raised
+        return ops.place_entries(
+            attention.together(h),
+            rotation.cos,
+            rotation.sin,
+            tail.k,
+            tail.v,
+            place,
+            attention.norms,
+            self.eps,
+            self._wide_factors,
+            None if raised is None else raised.flatten(),
+        )
+
+    def attended(self, x: Tensor, o: Tensor) -> tuple[Tensor, Pending]:
+        """The residual stream with the attended `o [T, H*G, D]`, and what the MLP makes of it."""
+        delta = self.self_attn.o_proj(o.flatten(1).to(x.dtype))
+        first = Pending(delta, self.attention_output_norm, self.residual)
+        x, h = first.added(x, self.post_attention_layernorm, self.eps)
+        return x, Pending(self.mlp(h), self.mlp_output_norm, self.residual)
+
     def finish(self, x: Tensor, o: Tensor) -> Tensor:
         """The layer's output `[T, hidden]` from its input `x` and the attended `o [T, H*G, D]`."""
-        delta = self.attention_output_norm(self.self_attn.o_proj(o.flatten(1).to(x.dtype)))
-        norm = self.post_attention_layernorm
-        if isinstance(norm, RMSNorm) and self.residual == 1.0 and norm.weight.dtype == x.dtype:
-            x, normed = ops.add_rms_norm(x, delta, norm.weight, norm.eps)
-        else:
-            x = x + delta * self.residual
-            normed = norm(x)
-        y: Tensor = x + self.mlp_output_norm(self.mlp(normed)) * self.residual
-        return y
+        x, pending = self.attended(x, o)
+        return pending.added(x, nn.Identity(), self.eps)[0]
 
 
 def _query_factors(config: ModelConfig, number: int) -> tuple[float, ...] | None:

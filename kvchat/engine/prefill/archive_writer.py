@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
+from kvchat.engine.cache.homes import locked
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
@@ -77,7 +78,7 @@ class Archiving(ABC):
 
 
 class InMemory(Archiving):
-    """Archives in host memory, pinned beside a CUDA device."""
+    """Archives in host memory, locked beside a CUDA device."""
 
     def __init__(self, needs: Needs = OBSERVED) -> None:
         self.needs = needs
@@ -116,11 +117,7 @@ class Notes(Archiving):
 
 
 def _host(entries: Tensor) -> Tensor:
-    """A contiguous copy in host memory, pinned if it comes from a GPU and that is granted."""
+    """A contiguous copy in host memory, which a GPU that it comes from can read."""
     if not entries.is_cuda:
         return entries.clone(memory_format=torch.contiguous_format)
-    try:
-        store = torch.empty(entries.shape, dtype=entries.dtype, pin_memory=True)
-    except RuntimeError:  # the system does not lock so much memory
-        store = torch.empty(entries.shape, dtype=entries.dtype)
-    return store.copy_(entries)
+    return locked(entries.shape, entries.dtype).copy_(entries)

@@ -114,7 +114,7 @@ def prefill(
     pools = [Pool(c.method, k.layers, geometry) for c, k in zip(compressions, caches, strict=True)]
     kept = done = 0
     select = 0.0
-    for number, block in enumerate(model.blocks):
+    for number, block in model.held():
         kind, recent = block.kind, Observation(own)
         tail = Tail(heads, dim, x.dtype, device)
         layer: AnyLayer

@@ -165,28 +165,39 @@ def scores(
     """
     start, end = replay.start, replay.end
     heads, _, dim = tail.keys.shape
-    first = tail.keys[:, : min(SINKS, start)] if sinks is None else sinks
     grouped = q.view(len(q), heads, -1, dim).transpose(0, 1)  # [H, t, G, D]
     beside = own.view(len(q), heads, -1).transpose(0, 1)  # [H, t, G]
     norms = None if output is None else _norms(tail.values[:, start:end], output)  # [H, G, n]
     best = {how: torch.zeros(heads, end - start, device=q.device) for how in weighings}
-    step = max(1, LOGITS // (grouped.shape[2] * (end - start + SINKS)))
-    for head in range(heads):
-        sub = torch.cat((first[head], tail.keys[head, start:end])).float()
+    each = at_once(q, heads) if sinks is None else 1
+    step = max(1, LOGITS // (each * grouped.shape[2] * (end - start + SINKS)))
+    for begin in range(0, heads, each):
+        some = slice(begin, begin + each)
+        ahead: Tensor = (
+            tail.keys[some, : min(SINKS, start)] if sinks is None else sinks[begin][None]
+        )
+        sub = torch.cat((ahead, tail.keys[some, start:end]), dim=1).float()  # [h, n, D]
         for a in range(0, len(q), step):
-            part = grouped[head, a : a + step].float()  # [s, G, D]
-            logits = capped(torch.einsum("sgd,nd->sgn", part, sub) * scale, cap)
-            total = torch.logaddexp(logits.logsumexp(-1), beside[head, a : a + step].float())
-            seen = torch.exp(logits[..., len(first[head]) :] - total[..., None])  # [s, G, n]
+            part = grouped[some, a : a + step].float()  # [h, s, G, D]
+            logits = capped(torch.einsum("hsgd,hnd->hsgn", part, sub) * scale, cap)
+            total = torch.logaddexp(logits.logsumexp(-1), beside[some, a : a + step].float())
+            seen = torch.exp(logits[..., ahead.shape[1] :] - total[..., None])  # [h, s, G, n]
             if "mass" in best:
-                _raise(best["mass"][head], seen)
+                _raise(best["mass"][some], seen)
             if norms is not None:
-                seen *= norms[head]
+                seen *= norms[some, None]
                 if "value" in best:
-                    _raise(best["value"][head], seen)
+                    _raise(best["value"][some], seen)
                 if "change" in best:
-                    _raise(best["change"][head], seen / sizes[a : a + len(part), None, None])
+                    inputs = sizes[a : a + part.shape[1], None, None]
+                    _raise(best["change"][some], seen / inputs)
     return best
+
+
+def at_once(q: Tensor, heads: int) -> int:
+    """KV heads that are scored at once: on a CPU one, whose logits stay in the cache; a card starts
+    a kernel for all of them as soon as for one."""
+    return heads if q.is_cuda else 1
 
 
 def squares(
@@ -219,8 +230,8 @@ def squares(
 
 
 def _raise(best: Tensor, seen: Tensor) -> None:
-    """Let `best [n]` be at least every `seen [s, G, n]`."""
-    torch.maximum(best, seen.amax(dim=(0, 1)), out=best)
+    """Let `best [h, n]` be at least every `seen [h, s, G, n]`."""
+    torch.maximum(best, seen.amax(dim=(1, 2)), out=best)
 
 
 def _norms(values: Tensor, output: Tensor) -> Tensor:

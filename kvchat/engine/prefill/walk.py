@@ -100,6 +100,7 @@ def walk(
         layer.tail.truncate(entries)
         for observer, before in zip(layer.observers, observed, strict=True):
             vars(observer).update(before)
+        block.let_go()
         if x.is_cuda:
             torch.cuda.empty_cache()
         yield smaller
@@ -116,6 +117,7 @@ def retell(
             return
         except Exception as error:
             smaller = pace.slow(error)
+        block.let_go()
         if x.is_cuda:  # outside of the handler, as above
             torch.cuda.empty_cache()
         yield smaller

@@ -3,6 +3,7 @@
 The file depends on document and model alone, so that any method can choose from it.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,11 @@ from kvchat.engine.store.tensors import Mapped, Stopped, Writer, aligned
 from kvchat.errors import KvchatError
 
 KIND = "kvchat archive"
+
+
+def beside(entries: Tensor) -> bool:
+    """Whether a layer is worth copying to be written beside the next one."""
+    return entries.is_cuda
 
 
 class OnDisk(Archiving):
@@ -48,16 +54,35 @@ class OnDisk(Archiving):
         self._writer: Writer | None = None
         self._shape: Shape | None = None  # of a layer's entries
         self._archives: Sequence[Archive] = ()
+        self._writing: threading.Thread | None = None
 
     def __exit__(self, *_: object) -> None:
+        self._wait()
         self._open.__exit__(Stopped, Stopped(), None)  # of a file that is not whole nothing stays
 
     def keep(self, number: int, keys: Tensor, values: Tensor, observed: dict[str, Tensor]) -> None:
-        """Write a layer's entries; with the last one the file is whole."""
+        """Write a layer's entries; with the last one the file is whole.
+
+        Those of a card are written by a thread, one layer at a time, while it reads the next one.
+        """
+        self._wait()
         if self.problem is not None:
             return
         ordered = aligned({"k": keys, "v": values} | observed)
         self._shape = Shape(keys.shape[0], keys.shape[2], keys.dtype)
+        if not beside(keys):
+            self._put(number, ordered)
+            return
+        copied = {name: tensor.cpu() for name, tensor in ordered.items()}
+        self._writing = threading.Thread(target=self._put, args=(number, copied), name="archive")
+        self._writing.start()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def _put(self, number: int, ordered: dict[str, Tensor]) -> None:
         try:
             if self._writer is None:
                 slots = {
@@ -79,6 +104,7 @@ class OnDisk(Archiving):
 
     def archives(self) -> Sequence[Archive]:
         """One per layer, mapped; none if the disk has failed."""
+        self._wait()
         if self.problem is None and not self._archives:
             try:
                 assert self._shape is not None, "a layer has been written"

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kvchat.engine.cache import SEGMENTS
+from kvchat.engine.cache import HOMES, SEGMENTS
+from kvchat.engine.cache.homes import home_of, placed
 from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.cache.window import WindowLayer
@@ -36,6 +37,10 @@ class Part(NamedTuple):
     kind: str
     span: tuple[int, int]
     tensors: dict[str, Tensor]
+
+    def home(self, device: torch.device) -> str:
+        """Where its entries are that queries choose among; `device` if there are none."""
+        return home_of(self.tensors["pool"], device) if "pool" in self.tensors else HOMES[0]
 
     def segment(self) -> Segment:
         """A segment of these tensors."""
@@ -97,7 +102,10 @@ def save(
         if layer.keys.shape[1]:
             tensors[f"{number}.tail.k"] = layer.keys
             tensors[f"{number}.tail.v"] = layer.values
-    segments = [[{"kind": p.kind, "span": p.span} for p in layer.parts] for layer in layers]
+    segments = [
+        [{"kind": p.kind, "span": p.span, "home": p.home(engine.device)} for p in layer.parts]
+        for layer in layers
+    ]
     write(path, tensors, describe(KIND, fingerprint, about, segments), stopped)
 
 
@@ -157,10 +165,14 @@ def _layers(header: Header, contents: Contents, engine: Engine, tokens: int) -> 
     none = torch.empty(shape.heads, 0, shape.dim, dtype=engine.dtype)
     for number, segments in enumerate(header.segments):
         parts = []
-        for which, (kind, span) in enumerate(segments):
+        for which, (kind, span, home) in enumerate(segments):
             own = contents.part(f"{number}.{which}.").tensors
             require_segment(kind, own, span, shape, tokens)
-            here = {name: tensor.to(engine.device) for name, tensor in own.items()}
+            homes = {"pool": home}
+            here = {
+                name: placed(tensor, homes.get(name, HOMES[0]), engine.device)
+                for name, tensor in own.items()
+            }
             parts.append(Part(kind, span, here))
         tail = contents.part(f"{number}.tail.")
         ends = [none, none]

@@ -9,10 +9,12 @@ each tensor's.
 import json
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvchat.engine.cache import HOMES
 from kvchat.engine.store import FORMAT, Refused
 
 CHECKS = "crc32"
@@ -34,13 +36,14 @@ NOTED: dict[str, tuple[type, ...]] = {
 class Header:
     """What stands in front of the tensors, checked when it is read.
 
-    `about` is what was noted for the person, `segments` are kind and span of every layer's; `names`
-    are in the order of the file, `crc` is of the header's bytes.
+    `about` is what was noted for the person, `segments` are kind, span and home (of entries that a
+    token chooses among) of every layer's; `names` are in the order of the file, `crc` is of the
+    header's bytes.
     """
 
     metadata: dict[str, str]
     about: dict[str, Any]
-    segments: list[list[tuple[str, tuple[int, int]]]]
+    segments: list[list[tuple[str, tuple[int, int], str]]]
     names: tuple[str, ...]
     crc: int
 
@@ -81,7 +84,7 @@ def read(path: Path) -> Header:
         names = sorted(table, key=lambda name: table[name]["data_offsets"])
         about = _noted(json.loads(metadata["about"]))
         segments = [
-            [(str(part["kind"]), _span(part["span"])) for part in layer]
+            [(str(part["kind"]), _span(part["span"]), _home(part)) for part in layer]
             for layer in json.loads(metadata.get("segments", "[]"))
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -102,6 +105,13 @@ def _noted(given: Any) -> dict[str, Any]:
         if name in about and type(about[name]) not in kind:
             raise TypeError(name)
     return about
+
+
+def _home(part: Mapping[str, Any]) -> str:
+    home = part.get("home", HOMES[0])
+    if home not in HOMES:
+        raise ValueError(f"a home of {home!r}")
+    return str(home)
 
 
 def _span(given: Any) -> tuple[int, int]:

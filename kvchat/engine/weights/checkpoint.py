@@ -175,6 +175,9 @@ def _finished(model: Decoder) -> Decoder:
     """The model once every tensor has its place."""
     lowbit.room.cache_clear()
     model.tie()
+    if model.device.type == "cuda":  # elsewhere weights stay where they are, mapped to a file
+        for block in model.blocks:
+            block.join()
     return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""Weight quantization to 8 and 4 bits, the packing of torch's weight-only operators, and back.
+"""Weight quantization to 8 and 4 bits, how codes are packed, and back.
 
 Letters: `[out, in]` a weight, T tokens, g values of a group.
 """
@@ -36,12 +36,12 @@ def quantize_rows(weight: Tensor | Packed) -> tuple[Tensor, Tensor]:
 def quantize_groups(weight: Tensor | Packed, group: int) -> tuple[Tensor, Tensor]:
     """4 bits: packed codes, and `scales [in/g, out, 2]` (bf16 scale and zero of each group).
 
-    `w = (code - 8) * scale + zero`. The packing is that of the device's operator.
+    `w = (code - 8) * scale + zero`. The packing is that of the CPU's operator, or plain `pairs`.
     """
     outputs, inputs = weight.shape
     scales = torch.empty(inputs // group, outputs, 2, dtype=WIDE, device=weight.device)
     codes = _store(weight, torch.int32)
-    packed = _pack(codes[:ROWS].zero_(), group)  # for its shape
+    packed = _pack(codes[:ROWS].zero_())  # for its shape
     each = ROWS // len(packed)  # rows of the weight in one of `packed`
     packed = packed.new_empty(outputs // each, *packed.shape[1:])
     for a, b, copied in _copied(weight):
@@ -52,7 +52,7 @@ def quantize_groups(weight: Tensor | Packed, group: int) -> tuple[Tensor, Tensor
         scales[:, a:b] = torch.stack((scale, zero), dim=2).transpose(0, 1)
         step = scale.float().where(scale > 0, 1.0)
         part.sub_(zero.float()[..., None]).div_(step[..., None]).round_().add_(8).clamp_(0, 15)
-        packed[a // each : b // each] = _pack(codes[: b - a].copy_(copied), group)
+        packed[a // each : b // each] = _pack(codes[: b - a].copy_(copied))
     return packed, scales
 
 
@@ -64,7 +64,7 @@ def pack_groups(weight: Packed) -> tuple[Tensor, Tensor]:
     for a, b in slices(weight.shape, weight.device):
         codes, scale, low = weight.groups(slice(a, b))
         scales[:, a:b] = torch.stack((scale, low + 8 * scale), dim=2).transpose(0, 1)
-        parts.append(_pack(codes.int(), BLOCK))
+        parts.append(_pack(codes.int()))
     return torch.cat(parts), scales
 
 
@@ -77,26 +77,26 @@ def plain(weight: Packed, dtype: torch.dtype) -> Tensor:
 
 
 @cache
-def unpacking(device: str) -> Callable[[Tensor, int, int], Tensor] | None:
-    """What undoes the packing of a device's operator, found by trial; None if nothing does.
+def unpacking() -> Callable[[Tensor, int, int], Tensor] | None:
+    """What undoes the packing of the CPU's operator, found by trial; None if nothing does.
 
     It takes the packed rows, their number n and `in`, and gives codes `[in, n]`.
     """
     codes = torch.randint(16, (2 * ROWS, 128), generator=torch.Generator().manual_seed(0))
-    packed = _pack(codes.int().to(device), group=128)
+    packed = _pack(codes.int())
     for undo in UNPACKINGS:
         try:
             found = undo(packed, *codes.shape)
         except RuntimeError:  # a view that this packing does not have
             continue
-        if torch.equal(found.cpu().t().long(), codes):
+        if torch.equal(found.t().long(), codes):
             return undo
     return None
 
 
 def halves_of(rows: int) -> bool:
     """Whether the CPU's operator packs blocks of so many rows, half of them in each half byte."""
-    undo = unpacking("cpu")
+    undo = unpacking()
     return isinstance(undo, partial) and undo.func is _halves and undo.args == (rows,)
 
 
@@ -131,8 +131,8 @@ def slices(shape: tuple[int, ...], device: torch.device) -> list[tuple[int, int]
 
 
 def numbers(packed: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The transposed weight `[in, n]`, a slice of rows after the other."""
-    undo = unpacking(packed.device.type)
+    """The transposed weight `[in, n]` on a CPU, a slice of rows after the other."""
+    undo = unpacking()
     assert undo is not None
     groups, outputs, _ = scales.shape
     each = outputs // len(packed)  # rows of the weight in one of `packed`
@@ -145,18 +145,21 @@ def numbers(packed: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> I
 
 
 def operator(x: Tensor, packed: Tensor, scales: Tensor, group: int) -> Tensor:
-    """`x [T, in]` (bf16) times the transposed weight of `quantize_groups`, by torch's operator."""
-    if x.device.type == "cpu":
-        return torch._weight_int4pack_mm_for_cpu(x, packed, group, scales)
-    return torch._weight_int4pack_mm(x, packed, group, scales)
+    """`x [T, in]` (bf16) times the transposed weight of `quantize_groups`, by torch's operator on
+    a CPU."""
+    return torch._weight_int4pack_mm_for_cpu(x, packed, group, scales)
 
 
-def _pack(codes: Tensor, group: int) -> Tensor:
-    """Codes `[out, in]` int32 as the operator of their device takes them."""
+def _pack(codes: Tensor) -> Tensor:
+    """Codes `[out, in]` int32 as torch's operator on a CPU takes them, as our kernels elsewhere."""
     if codes.device.type == "cpu":
         return torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-    pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
-    return torch._convert_weight_to_int4pack(pairs, group // 16)
+    return pairs(codes)
+
+
+def pairs(codes: Tensor) -> Tensor:
+    """Codes `[out, in]`, two neighbours in a byte `[out, in / 2]`; see `ops.int4_numbers`."""
+    return (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8)
 
 
 def _halves(block: int, packed: Tensor, outputs: int, inputs: int) -> Tensor:
@@ -171,20 +174,9 @@ def _pairs(block: int, packed: Tensor, outputs: int, inputs: int) -> Tensor:
     return torch.cat((lines & 15, lines >> 4), dim=3).view(inputs, outputs)
 
 
-def _tiles(packed: Tensor, outputs: int, inputs: int) -> Tensor:
-    """Tensor-core tiles of CUDA, `[out/8, in/16J', 32, J']` int32: lane `4 * row + c` has columns
-    2c, 2c+1, 2c+8 and 2c+9 of two tiles of 16, first the even ones."""
-    shifts = 4 * torch.arange(8, dtype=torch.int32, device=packed.device)
-    codes = (packed[..., None] >> shifts) & 15
-    codes = codes.view(outputs // 8, packed.shape[1], 8, 4, packed.shape[3], 2, 2, 2)
-    # out/8, K, row, c, j, odd, tile, half -> K, j, tile, half, c, odd, out/8, row
-    return codes.permute(1, 4, 6, 7, 3, 5, 0, 2).reshape(inputs, outputs)
-
-
 UNPACKINGS: tuple[Callable[[Tensor, int, int], Tensor], ...] = (
     partial(_halves, 64),  # AVX-512
     partial(_halves, 32),  # AVX2
     partial(_pairs, 32),
     partial(_pairs, 16),
-    _tiles,
 )
