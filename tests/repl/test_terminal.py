@@ -110,7 +110,7 @@ def test_ctrl_c_while_answering_keeps_what_came(start, tmp_path):
 def interrupted(start):
     script = {"chunk_seconds": 0.05, "answers": YES}
     terminal = start(script, "--prefill-chunk", "32", until=r"prefill .*layer 1/2")
-    terminal.send("\x03", r"\[c\]ontinue / \[d\]rop")
+    terminal.send("\x03", r"\[l\]ater / \[d\]rop")
     return terminal
 
 

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import pexpect
 import ptyprocess
+import torch
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.output import create_output
 
@@ -32,16 +33,10 @@ DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SI
             signal.SIGHUP: signal.SIG_DFL, signal.SIGTSTP: signal.SIG_DFL}  # fmt: skip
 
 
-def settle() -> None:
-    """Wait for what is compiled beside: a child forked meanwhile would wait for its locks."""
-    for thread in threading.enumerate():
-        if thread.name == "kvchat-compile":
-            thread.join()
-
-
 def become(arguments: list[str], environment: dict[str, str], prepare: Callable) -> NoReturn:
     """In a child whose first three files are what they should be: run the command line and end."""
     code = 1
+    torch.set_num_threads(1)  # a test may have set more, and those of the parent are not here
     try:
         os.environ.clear()
         os.environ.update(environment)
@@ -81,7 +76,6 @@ def kvchat(
             scripted_program.play(script)
 
     given, out, err = os.pipe(), os.pipe(), os.pipe()
-    settle()
     child = os.fork()
     if not child:
         for file in (given[1], out[0], err[0]):  # or standard input would never end
@@ -146,7 +140,6 @@ class Child(pexpect.spawn):
         super().__init__(sys.executable, **options)
 
     def _spawnpty(self, args, env=None, dimensions=(24, 80), **_):
-        settle()
         process, terminal = pty.fork()
         if not process:
             size = struct.pack("HHHH", *dimensions, 0, 0)

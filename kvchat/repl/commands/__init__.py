@@ -72,7 +72,7 @@ COMMANDS: dict[str, Command] = {
     "drop": Command(documents.drop, "N", rare=True),
     "system": Command(documents.system, "[TEXT | -]"),
     "search": Command(documents.search, "TEXT"),
-    "model": Command(models.model, "[NAME]", models.completes),
+    "model": Command(models.model, "[NAME]", models.completes, rare=True),
     "method": Command(compression.method, "[SPEC]", compression.completes),
     "budget": Command(compression.budget, "[SIZE]"),
     "select": Command(compression.select, "[QUESTION | -]"),
