@@ -147,3 +147,17 @@ def test_a_template_of_several_and_of_none(tokenizer):
     assert Dialogue(tokenizer).form.is_template
     tokenizer.hf.chat_template = None
     assert not Dialogue(tokenizer).form.is_template
+
+
+def test_a_full_memory_forgets_nothing_that_is_asked_for(monkeypatch):
+    """One day of two is known, and there is no room for the other."""
+    monkeypatch.setattr(rendering, "KEPT", 1)
+    rendering._known.clear()
+    later, template = date(2026, 12, 1), "{{ strftime_now('%d') }}"
+    for days, texts in [
+        ([DAY], ["30"]),
+        ([DAY, later, DAY], ["30", "01", "30"]),
+        ([later], ["01"]),
+    ]:
+        found = render(template, {}, [(QUESTION, {})], days)
+        assert [each.texts[0] for each in found] == texts

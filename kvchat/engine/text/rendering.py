@@ -40,15 +40,15 @@ def render(
     Nothing is raised for what a template does: it has reasons instead of texts then.
     """
     what = json.dumps([dict(variables), asked])
-    missing = [day for day in dict.fromkeys(days) if (template, what, day) not in _known]
-    if missing:
-        found = _run(template, variables, asked, missing)
+    known = ((day, _known.get((template, what, day))) for day in dict.fromkeys(days))
+    found = {day: each for day, each in known if each is not None}
+    if missing := [day for day in dict.fromkeys(days) if day not in found]:
+        new = dict(zip(missing, _run(template, variables, asked, missing), strict=True))
         if len(_known) + len(missing) > KEPT:
             _known.clear()
-        _known.update(
-            {(template, what, day): each for day, each in zip(missing, found, strict=True)}
-        )
-    return [_known[template, what, day] for day in days]
+        _known.update({(template, what, day): each for day, each in new.items()})
+        found |= new
+    return [found[day] for day in days]
 
 
 def _run(
