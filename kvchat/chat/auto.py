@@ -19,6 +19,7 @@ from kvchat.terminal.text import size
 ROOM = 0.85  # of the free memory that a plan may take: other programs want some too
 TALK = 4096  # tokens of questions and answers that there is to be room for: few fill a window
 QUARTER = 0.25  # of a document that exceeds the window
+FEWER = "8", "4"  # bits of a value, where 16 do not fit
 READ = Budget(fraction=0.1)  # of entries outside of the device, by a decoded token
 
 
@@ -67,9 +68,10 @@ def choose(
 ) -> tuple[Method, str]:
     """The method that keeps most of the document in the memory that is there, and why it is so.
 
-    Everything if that fits with room to spare; else every KV pair outside of the device, found
-    again for each token; else the best ones, as many as fit. If nothing fits, the smallest. Of a
-    document that is read part by part a quarter at most: where parts overlap, less is clearer.
+    Everything if that fits with room to spare; else every KV pair in fewer bits, which loses less
+    than evicting; else outside of the device, found again for each token; else the best ones in few
+    bits, as many as fit. If nothing fits, the smallest. Of a document that is read part by part a
+    quarter at most: where parts overlap, less is clearer.
     `loaded`: process and weights are there, and no longer to be planned for.
     """
     most = int(ROOM * space.device)
@@ -95,12 +97,19 @@ def choose(
     if fits(full):
         return full, f"every KV pair is kept: all fits into {size(space.device)}"
     short = f"KV in full takes {size(plan.kv_full)}, {size(space.device)} are free"
+    for fewer in () if options.kv_bits else FEWER:
+        method = parse_method("full", extra=[f"bits={fewer}"])
+        if fits(method):
+            return method, f"{short}: every KV pair is kept in {fewer} bits"
     for method, room in _outside(space):
         if not options.kv_bits and plan.kv_full <= ROOM * room and fits(method):
             where = "host memory" if room == space.host else "the disk"
             return method, f"{short}: every KV pair stays in {where}, each token reads {READ}"
-    method = _largest(options, gated, fits)
-    return method, f"{short}: {name_of(method)} keeps the best {method.budget}"
+    few = options if options.kv_bits else replace(options, kv_bits=FEWER[-1])
+    method = _largest(few, gated, fits)
+    return method, (
+        f"{short}: {name_of(method)} keeps the best {method.budget} in {method.bits} bits"
+    )
 
 
 def _largest(

@@ -39,16 +39,23 @@ def test_everything_is_kept_where_it_fits():
     assert name_of(method) == "full" and method.budget == Budget(fraction=1.0) and why
 
 
+def test_fewer_bits_come_before_anything_is_left_out():
+    bits = [choose(Space(free * GIB // 4, 0, 100 * GIB))[0].bits for free in (36, 28, 24)]
+    assert bits == [16, 8, 4]
+    for free in (36, 28, 24):
+        assert name_of(choose(Space(free * GIB // 4, 0, 100 * GIB))[0]) == "full"
+
+
 @pytest.mark.parametrize(("host", "home"), [(64 * GIB, "host"), (2 * GIB, "disk")])
 def test_what_a_card_has_no_room_for_stays_outside(host, home):
     """Every pair, and each token reads a tenth; on the disk if host memory is short too."""
-    method, _ = choose(Space(6 * GIB, host, 100 * GIB), cuda=True)
+    method, _ = choose(Space(9 * GIB // 2, host, 100 * GIB), cuda=True)
     assert name_of(method) == "pqcache" and method.home == home
     assert method.budget == auto.READ
 
 
 def test_without_a_card_the_disk_takes_what_memory_cannot():
-    method, _ = choose(Space(6 * GIB, 0, 100 * GIB))
+    method, _ = choose(Space(9 * GIB // 2, 0, 100 * GIB))
     assert name_of(method) == "pqcache" and method.home == "disk"
 
 
@@ -56,10 +63,11 @@ def test_without_a_card_the_disk_takes_what_memory_cannot():
 def test_without_room_anywhere_the_best_that_fit_stay(gated, name):
     """The largest budget of the ladder: less memory never keeps more."""
     shares = []
-    for free in (9, 7, 6, 5, 4, 1):
-        method, _ = choose(Space(free * GIB, 0, GIB), gated)
+    for free in (36, 28, 24, 20, 19, 18, 17, 4):
+        method, _ = choose(Space(free * GIB // 4, 0, GIB), gated)
         shares.append(method.budget.fraction)
         assert name_of(method) == (name if method.budget.fraction < 1 else "full")
+        assert method.bits == 4 or shares[-1] == 1.0
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0 and len(set(shares)) > 2
 
