@@ -105,7 +105,8 @@ def attended(
     there = [at for at in following if all(at in each.rows for each in found)]
     known = torch.tensor(document, device=device)
     after = torch.tensor([following[at] for at in there], device=device, dtype=torch.long)
-    times = (known[None] == after[:, None]).sum(dim=1).tolist()
+    counts = torch.bincount(known, minlength=max(following.values(), default=0) + 1)
+    times = counts[after].tolist()
     # rare ones tell most, and what the document has not cannot be copied from it
     ranked = sorted(range(len(there)), key=lambda number: times[number] or len(document))
     chosen = sorted(ranked[:TOKENS])
