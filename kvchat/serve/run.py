@@ -138,8 +138,10 @@ async def read_all(library: Library, named: list[Served], screen: Screen) -> Non
             continue
         about = served.about(library.engine)
         how = "loaded from cache" if served.restored else "read"
+        kept, full = about["kv_bytes"], about["full_bytes"]
+        of = f" of {size(full)}" if kept < full else ""
         screen.tell(
             f"{served.name}: {served.tokens:,} tokens {how} in {seconds(served.seconds)} · "
-            f"{about['method']} keeps {size(about['kv_bytes'])} of {size(about['full_bytes'])}"
+            f"{about['method']} keeps {size(kept)}{of}"
         )
         library.chat.cache.tell()
