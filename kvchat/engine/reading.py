@@ -11,11 +11,9 @@ from kvchat.engine.answering import (
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.compaction import folding
 from kvchat.engine.conversation import Work, ids_of, require_fit, tokens_of
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.gates.check import Check
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.cascade import Cascade
 from kvchat.engine.methods.needs import Kind
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.prefill.archive_writer import Archiving, Notes
@@ -30,20 +28,9 @@ from kvchat.errors import KvchatError
 class Reading(Answering):
     """The document in front of the turns: what is kept of it, and how it is read."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        dialogue: Dialogue,
-        end_tokens: Sequence[int] = (),
-        limit: int = 0,
-        tail_budget: int = 0,
-        streams: bool = False,
-        cascade: Cascade | None = None,
-    ):
-        super().__init__(engine, dialogue, end_tokens, limit, tail_budget, streams, cascade)
-        self.chooser: Method | None = None  # that chose what is kept of the document
-        self.select_seconds = 0.0  # that compressing took at the last prefill
-        self.gate_correlation: float | None = None  # of what a gate told of the document; see Check
+    chooser: Method | None = None  # that chose what is kept of the document
+    select_seconds = 0.0  # that compressing took at the last prefill
+    gate_correlation: float | None = None  # of what a gate told of the document; see Check
 
     def read(
         self,

@@ -4,26 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
-import torch
 from torch import Tensor
 
-from kvchat.engine.budget import Geometry
-from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.gates import Gate
+from kvchat.engine.gates.listener import LEAST, Listener
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.kvzip import KVzip, together
-from kvchat.engine.methods.needs import GATE, Needs
+from kvchat.engine.methods.needs import GATE
 from kvchat.engine.methods.options import REPEAT
 from kvchat.engine.prefill.replay import Replay
 
 TOKENS = 64  # of the document's middle that are replayed
 LOST = 0.8  # a gate with less than this share of its correlation is out of its depth
-LEAST = 1e-8  # of a score, whose logarithm counts
 
 
 @dataclass(frozen=True)
-class Check(KVzip):
-    """kvzip that keeps nothing: it compares the gate's scores with those of the replay.
+class Check(Listener):
+    """Compares the gate's scores with those of a short replay.
 
     `sums` gets, for every layer, the covariance of both logarithms within heads and both variances.
     """
@@ -31,24 +27,12 @@ class Check(KVzip):
     chunk: int = TOKENS
     sums: list[tuple[float, float, float]] = field(default_factory=list, compare=False)
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(replay_scores=frozenset({*self.scores, GATE}))
-
-    def together(self, geometry: Geometry) -> None:  # type: ignore[override]
-        """Its layers share nothing."""
-
-    def entries(self, geometry: Geometry) -> list[int]:
-        return [0] * geometry.layers
-
-    def compress(self, prefilled: Prefilled) -> FlatSegment:
-        """Nothing is kept."""
+    def hear(self, prefilled: Prefilled, shown: Tensor) -> None:
+        """Compare both, where a replay is about the entries."""
         assert prefilled.told is not None
-        shown = together([prefilled.told[each] for each in self.scores])
         there = shown.isfinite().all(dim=0)
         x, y = (_centred(table[:, there]) for table in (shown, prefilled.told[GATE]))
         self.sums.append((float((x * y).sum()), float((x * x).sum()), float((y * y).sum())))
-        return prefilled.keep(torch.zeros_like(prefilled.exists))
 
     def replay(self, ids: Sequence[int]) -> Replay:
         """The tokens in the middle of a document, once more."""

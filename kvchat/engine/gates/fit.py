@@ -9,21 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvchat.engine.budget import Geometry
-from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.gates import Gate
+from kvchat.engine.gates.listener import LEAST, Listener
 from kvchat.engine.methods.base import Prefilled
-from kvchat.engine.methods.kvzip import KVzip, together
-from kvchat.engine.methods.needs import GATE, Needs
+from kvchat.engine.methods.kvzip import KVzip
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.prefill.replay_texts import replays_of
 from kvchat.engine.text.chat_template import Dialogue
 
 RIDGE = 0.03  # of the mean square of an input: what is added to each of them
 END = 128  # entries of a document's end that have an offset by their place
-LEAST = 1e-8  # of a score, whose logarithm is fitted
 
 
 @dataclass
@@ -111,33 +108,20 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Lesson(KVzip):
-    """kvzip that keeps nothing, and gives inputs and scores of every layer to the sums."""
+class Lesson(Listener):
+    """Gives inputs and scores of every layer to the sums."""
 
     sums: Any = None
     inputs: Any = None
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(replay_scores=frozenset({*self.scores, GATE}))
-
-    def together(self, geometry: Geometry) -> None:  # type: ignore[override]
-        """Its layers share nothing."""
-
-    def entries(self, geometry: Geometry) -> list[int]:
-        return [0] * geometry.layers
-
-    def compress(self, prefilled: Prefilled) -> FlatSegment:
-        """Nothing is kept."""
-        assert prefilled.told is not None
-        table = together([prefilled.told[each] for each in self.scores])
-        told = table.isfinite().all(dim=0)
+    def hear(self, prefilled: Prefilled, shown: Tensor) -> None:
+        """Add the entries that have a score, but for the last one."""
+        told = shown.isfinite().all(dim=0)
         told[-1] = False
         x = self.inputs.pop(prefilled.layer)[told]
         x = torch.cat([x.float(), torch.ones(len(x), 1, device=x.device)], dim=1)
-        target = table[:, told].clamp_min(LEAST).log().T
+        target = shown[:, told].clamp_min(LEAST).log().T
         self.sums[prefilled.layer].add(x.cpu(), target.cpu())
-        return prefilled.keep(torch.zeros_like(prefilled.exists))
 
 
 class Inputs(dict[int, Tensor]):
