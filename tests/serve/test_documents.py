@@ -36,6 +36,11 @@ def sent(client, name, text, **fields):
     return status, json.loads(found)
 
 
+def ids(client):
+    """Those of all documents that the server has."""
+    return [each["id"] for each in client.get("/v1/files")[1]["data"]]
+
+
 def test_a_document_is_sent_asked_about_and_deleted(client):
     status, found = sent(client, "Old Valley.txt", valley(9), purpose="user_data")
     assert status == 200 and found["object"] == "file" and found["filename"] == "Old Valley.txt"
@@ -46,7 +51,7 @@ def test_a_document_is_sent_asked_about_and_deleted(client):
     assert client.ask(QUESTION, model=found["id"])["model"] == name
     again = client.get(f"/v1/files/{found['id']}")[1]
     assert again["status"] == "processed" and again["kvchat"]["kv_bytes"] > 0
-    assert found["id"] in [each["id"] for each in client.get("/v1/files")[1]["data"]]
+    assert found["id"] in ids(client)
     assert client.send("GET", f"/v1/files/{found['id']}/content")[2].decode() == valley(9)
     once_more = sent(client, "Old Valley.txt", valley(9))[1]
     assert once_more["id"] == found["id"], "the same document is not read twice"
@@ -96,11 +101,11 @@ def test_what_is_no_document_or_no_method_is_refused(client, fields, text, statu
 
 
 def test_a_document_that_is_too_long_is_refused_with_numbers(client):
-    files = client.get("/v1/files")[1]["data"]
+    files = ids(client)
     status, refused = sent(client, "long.txt", "word " * 60_000)
     assert status == 400 and refused["error"]["code"] == "context_length_exceeded"
     assert re.search(r"\d\d,\d{3} tokens", refused["error"]["message"])
-    assert client.get("/v1/files")[1]["data"] == files
+    assert ids(client) == files
 
 
 def test_one_that_is_longer_than_the_window_is_read_in_parts(tmp_path, book):
@@ -154,7 +159,7 @@ def test_documents_of_earlier_runs_come_back_from_disk(tmp_path):
     (tmp_path / "served" / "file-000000000000000000000000.json").write_text("{broken")
     with served(tmp_path) as server:
         client = server.client
-        assert [each["id"] for each in client.get("/v1/files")[1]["data"]] == [found["id"]]
+        assert ids(client) == [found["id"]]
         assert client.ask(QUESTION, model="kept")["choices"] == answer
         assert client.metric("documents_read_total") == 0
         assert client.metric("documents_restored_total") == 1
