@@ -1,5 +1,6 @@
 """Files and folders as they should be: plain ones are read, our own are private."""
 
+import mmap
 import os
 from pathlib import Path
 
@@ -29,3 +30,21 @@ def private_folder(path: Path) -> Path:
             if not folder.is_dir():
                 raise
     return path
+
+
+class MappedFile:
+    """A file in memory: `data`, with as many bytes. Copy on write, for torch wants memory that
+    could be written. Raises OSError, and ValueError for an empty file.
+    """
+
+    def __init__(self, path: Path):
+        with path.open("rb") as file:
+            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def give_back(self, begin: int, size: int) -> None:
+        """Let the system have the memory of bytes that were read and are not wanted soon."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        if begin + size > first:
+            self.data.madvise(mmap.MADV_DONTNEED, first, begin + size - first)

@@ -21,6 +21,7 @@ FLOORS = {
     "kvchat": 0,
     "kvchat.errors": 0,
     "kvchat.files": 0,
+    "kvchat.ram": 0,
     "kvchat.kernels": 1,
     "kvchat.engine.sizes": 0,
     "kvchat.engine.ops": 2.0,

@@ -8,11 +8,11 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from kvchat import ram
 from kvchat.engine.methods import UNSEEN
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import CHUNKS, ITEM_BYTES, reserve_of
-from kvchat.machine import ram
 from kvchat.machine.plan import Workload, make_plan
 from kvchat.terminal.text import size
 

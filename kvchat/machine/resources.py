@@ -12,7 +12,7 @@ from time import perf_counter_ns
 import psutil
 import torch
 
-from kvchat.machine import ram
+from kvchat import ram
 from kvchat.machine.plan import CONTEXT
 from kvchat.terminal.text import size
 

@@ -8,11 +8,12 @@ import pynvml
 import pytest
 import torch
 
+from kvchat import ram
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.geometries import GEOMETRIES
 from kvchat.engine.model.hugging_face import interpret
 from kvchat.errors import KvchatError
-from kvchat.machine import gpu_processes, ram
+from kvchat.machine import gpu_processes
 from kvchat.machine import resources as machine
 from kvchat.machine.plan import Workload, make_plan, require_memory
 

@@ -1,6 +1,5 @@
 """The tensors of a GGUF file: mapped, turned into numbers slice by slice, under our names."""
 
-import mmap
 import re
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from kvchat.engine.gguf.blocks import Block
 from kvchat.engine.gguf.file import GGUF, TensorInfo
 from kvchat.engine.gguf.quants import groups, numbers
+from kvchat.files import MappedFile
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
@@ -94,7 +94,7 @@ def read(info: TensorInfo) -> Tensor | Packed:
     """A tensor, mapped: plain numbers in their shape, or a matrix in blocks; of a vector in blocks
     the numbers."""
     data = torch.frombuffer(
-        _mapped(info.path), dtype=torch.uint8, count=info.size, offset=info.offset
+        _mapped(info.path).data, dtype=torch.uint8, count=info.size, offset=info.offset
     )
     if info.block.name in PLAIN:
         return data.view(PLAIN[info.block.name]).view(info.shape)
@@ -104,19 +104,13 @@ def read(info: TensorInfo) -> Tensor | Packed:
 
 
 @cache
-def _mapped(path: Path) -> mmap.mmap:
-    """A file in memory. Copy on write: torch wants memory that could be written."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+def _mapped(path: Path) -> MappedFile:
+    return MappedFile(path)
 
 
 def forget(info: TensorInfo) -> None:
-    """Give back the memory of a tensor that was read, for nobody reads it again."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        begin = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = info.offset + info.size - begin
-        if size > 0:
-            _mapped(info.path).madvise(mmap.MADV_DONTNEED, begin, size)
+    """Give back the memory of a tensor that was read, until it is used again."""
+    _mapped(info.path).give_back(info.offset, info.size)
 
 
 def release() -> None:

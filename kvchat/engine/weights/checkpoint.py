@@ -12,15 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kvchat import ram
 from kvchat.engine.gguf import is_gguf, tensors
 from kvchat.engine.gguf.file import GGUF
 from kvchat.engine.gguf.tensors import Packed
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder, empty_decoder
 from kvchat.engine.weights import lowbit, names, safetensors
-from kvchat.engine.weights.bits import format_of, require_shapes
+from kvchat.engine.weights.bits import format_of, require_shapes, weights_bytes
 from kvchat.engine.weights.linear import STORED, TABLES, Embedding, in_few_bits
 from kvchat.engine.weights.names import Slot
+from kvchat.engine.weights.pages import Pages, large_pages
 from kvchat.engine.weights.safetensors import Stored
 from kvchat.errors import KvchatError
 
@@ -43,13 +45,14 @@ def load_weights(
     """Build the model and stream its tensors in, one at a time, from a folder or a GGUF file.
 
     Yields `(bytes done, bytes in all)` of the checkpoint, first with nothing done but every name
-    and shape checked from the headers, then the model. On the CPU, tensors that already have the
-    wanted dtype stay mapped to the file; others are converted, or stored in the few bits of
-    `weights`, one by one. Blocks of GGUF become what `bits.format_of` says. Raises
-    KvchatError("model") listing at most five names and the file, or the shapes that cannot be
-    stored as `weights`.
+    and shape checked from the headers, then the model. Tensors are converted to the wanted dtype,
+    or stored in the few bits of `weights`, one by one; on a CPU they come into large pages, or stay
+    mapped to the file where memory is short. Blocks of GGUF become what `bits.format_of` says.
+    Raises KvchatError("model") listing at most five names and the file, or the shapes that cannot
+    be stored as `weights`.
     """
     model = _build(config, dtype, weights)
+    pages = _pages(model, device)
     with ExitStack() as opened:
         places = _checked(path, model, opened)
         total, done = sum(stored.size for stored, _ in places), 0
@@ -57,9 +60,8 @@ def load_weights(
         for stored, slots in places:
             tensor = stored.read()
             for slot in slots:
-                _place(model, slot.name, _own(config, slot, tensor), device)
-            if isinstance(tensor, Packed):
-                stored.forget()
+                _place(model, slot.name, _own(config, slot, tensor), device, pages)
+            stored.forget()  # what stays mapped comes again when it is used
             del tensor
             done += stored.size
             yield done, total
@@ -88,14 +90,16 @@ def random_weights(
 ) -> Decoder:
     """The model of a config with random weights (std 0.02), for `bench --dummy`."""
     model = _build(config, dtype, weights)
+    pages, few = _pages(model, device), weights in STORED
+    empty = partial(torch.empty, device=device) if pages is None or few else pages.empty
     generator = torch.Generator(device=device).manual_seed(seed)
     for name, slot in list(model.named_parameters()):
-        if name.endswith("norm.weight"):
-            tensor = torch.ones(slot.shape, dtype=dtype, device=device)
+        tensor = empty(tuple(slot.shape), dtype=dtype)
+        if name.endswith(NORM):
+            tensor.fill_(1.0)
         else:
-            tensor = torch.empty(slot.shape, dtype=dtype, device=device)
             tensor.normal_(0.0, 0.02, generator=generator)
-        _place(model, name, tensor, device)
+        _place(model, name, tensor, device, pages if few else None)
     return _finished(model)
 
 
@@ -104,6 +108,13 @@ def _build(config: ModelConfig, dtype: torch.dtype, weights: str) -> Decoder:
     model = empty_decoder(config, dtype)
     model.weights = weights
     return model
+
+
+def _pages(model: Decoder, device: torch.device) -> Pages | None:
+    """Large pages for the weights on a CPU; None where these would take most of what is free: what
+    is mapped to a file can be larger than memory."""
+    size = weights_bytes(model.config, model.dtype.itemsize, model.weights)
+    return Pages() if device.type == "cpu" and large_pages() and 2 * size <= ram.free() else None
 
 
 def _checked(path: Path, model: Decoder, opened: ExitStack) -> Places:
@@ -181,7 +192,9 @@ def _finished(model: Decoder) -> Decoder:
     return model.eval()
 
 
-def _place(model: Decoder, name: str, tensor: Tensor | Packed, device: torch.device) -> None:
+def _place(
+    model: Decoder, name: str, tensor: Tensor | Packed, device: torch.device, pages: Pages | None
+) -> None:
     """Give a tensor its place; a matrix in few bits takes the place of the module itself."""
     path, _, leaf = name.rpartition(".")
     module, dtype = model.get_submodule(path), model.dtype
@@ -194,7 +207,15 @@ def _place(model: Decoder, name: str, tensor: Tensor | Packed, device: torch.dev
         if stored in STORED:
             stored = TABLES if table else stored
             small = in_few_bits(module, tensor.to(device), stored, dtype)
+            if pages is not None:
+                for part in small.parameters():
+                    part.data = pages.empty(tuple(part.shape), part.dtype).copy_(part)
             model.set_submodule(path, small)
             return
-    plain = lowbit.plain(tensor, dtype) if isinstance(tensor, Packed) else tensor
+    if pages is not None:
+        plain = lowbit.fill(pages.empty(tuple(tensor.shape), dtype), tensor)
+    elif isinstance(tensor, Packed):
+        plain = lowbit.fill(torch.empty(tensor.shape, dtype=dtype), tensor)
+    else:
+        plain = tensor
     setattr(module, leaf, nn.Parameter(plain.to(device, dtype), requires_grad=False))

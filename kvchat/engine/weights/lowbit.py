@@ -68,12 +68,13 @@ def pack_groups(weight: Packed) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), scales
 
 
-def plain(weight: Packed, dtype: torch.dtype) -> Tensor:
-    """All numbers `[out, in]` of a matrix in blocks, a slice after the other."""
-    found = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for a, b in slices(weight.shape, weight.device):
-        found[a:b] = weight[a:b]
-    return found
+def fill(place: Tensor, weight: Tensor | Packed) -> Tensor:
+    """Write the numbers of a weight into `place`; those of a matrix in blocks by slices."""
+    if isinstance(weight, Tensor):
+        return place.copy_(weight)
+    for a, b in slices(weight.shape, place.device):
+        place[a:b] = weight[a:b]
+    return place
 
 
 @cache

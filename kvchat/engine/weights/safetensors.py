@@ -1,6 +1,7 @@
 """The safetensors files of a checkpoint: found, opened, and what is in them. Nothing is read but
 headers."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from kvchat.engine.gguf.tensors import Packed
 from kvchat.engine.model.hugging_face import LFS_MARK, read_json
 from kvchat.engine.sizes import DTYPES, ITEM_BYTES
 from kvchat.errors import KvchatError
-from kvchat.files import is_regular
+from kvchat.files import MappedFile, is_regular
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST = 200  # characters of a name that are shown
@@ -27,14 +29,15 @@ OTHER_FORMATS = {".bin": "pickle", ".pth": "pickle", ".pt": "pickle"}
 class Stored:
     """A tensor of a checkpoint that has not been read: `size` bytes of a file.
 
-    `forget()` gives back the memory of what was read and is not used.
+    `read()` gives it as it lies in the mapped file; `forget()` gives the memory back until it is
+    used again.
     """
 
     shape: tuple[int, ...]
     size: int
     file: Path
     read: Callable[[], Tensor | Packed]
-    forget: Callable[[], None] = lambda: None
+    forget: Callable[[], None]
 
 
 def stored(
@@ -46,6 +49,8 @@ def stored(
     """
     for shard in find_shards(folder):
         file = opened.enter_context(_opened(shard))
+        mapped = MappedFile(shard)
+        begins = _begins(mapped)
         for name in file.keys():  # noqa: SIM118 - not a dict
             header = file.get_slice(name)
             kind, shape = header.get_dtype(), tuple(header.get_shape())
@@ -58,7 +63,24 @@ def stored(
                     "use the original checkpoint in bf16, f16 or f32",
                 )
             size = math.prod(shape) * ITEM_BYTES[dtype] if dtype else 0
-            yield name, Stored(shape, size, shard, partial(file.get_tensor, name))
+            read = partial(_read, mapped, begins[name], shape, getattr(torch, dtype or "uint8"))
+            yield (
+                name,
+                Stored(shape, size, shard, read, partial(mapped.give_back, begins[name], size)),
+            )
+
+
+def _begins(mapped: MappedFile) -> dict[str, int]:
+    """Where each tensor begins, in bytes of a file whose header the library has checked."""
+    length = int.from_bytes(mapped.data[:8], "little")
+    header = json.loads(mapped.data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return {name: 8 + length + about["data_offsets"][0] for name, about in header.items()}
+
+
+def _read(mapped: MappedFile, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    count = math.prod(shape)
+    return torch.frombuffer(mapped.data, dtype=dtype, count=count, offset=begin).view(shape)
 
 
 def find_shards(folder: Path) -> list[Path]:
