@@ -47,7 +47,8 @@ def load_weights(
     Yields `(bytes done, bytes in all)` of the checkpoint, first with nothing done but every name
     and shape checked from the headers, then the model. Tensors are converted to the wanted dtype,
     or stored in the few bits of `weights`, one by one; on a CPU they come into large pages, or stay
-    mapped to the file where memory is short. Blocks of GGUF become what `bits.format_of` says.
+    mapped to the file where memory is short. A table of which only rows are read stays mapped.
+    Blocks of GGUF become what `bits.format_of` says.
     Raises KvchatError("model") listing at most five names and the file, or the shapes that cannot
     be stored as `weights`.
     """
@@ -212,7 +213,8 @@ def _place(
                     part.data = pages.empty(tuple(part.shape), part.dtype).copy_(part)
             model.set_submodule(path, small)
             return
-    if pages is not None:
+    looked_up = isinstance(module, Embedding) and not model.config.tie_word_embeddings
+    if pages is not None and not looked_up:  # a row per token can come from the file
         plain = lowbit.fill(pages.empty(tuple(tensor.shape), dtype), tensor)
     elif isinstance(tensor, Packed):
         plain = lowbit.fill(torch.empty(tensor.shape, dtype=dtype), tensor)
