@@ -47,6 +47,10 @@ SYSTEMS = (
     ("corm", "25%"), ("corm@paper", "100%"),
     ("elastic", "25%"), ("elastic", "10%"),
 )  # fmt: skip
+BYTES = (  # a quarter and a tenth of the bytes of everything in 16 bits
+    ("kvzap:bits=4", "72%"), ("kvzap:bits=4", "29%"),
+    ("kvzip:bits=4", "72%"), ("kvzip:bits=4", "29%"),
+)  # fmt: skip
 SYSTEMS_SEEN = (("kvcompress", "10%"), ("corm", "10%"), ("qaq", "10%"))
 DRAWN = ("facts", "facts-seen")
 SEEN = ("kvzap", "adakv", "snapkv", "pyramidkv")
@@ -75,6 +79,8 @@ EXPERIMENTS = (
     Experiment("facts-rest", "facts:stories.jsonl", 3, 10, False, cells(REST, "50%", "25%")),
     Experiment("facts-systems", "facts:stories.jsonl", 3, 10, False, SYSTEMS),
     Experiment("facts-systems-seen", "facts:meetings.jsonl", 3, 10, True, SYSTEMS_SEEN),
+    Experiment("facts-bytes", "facts:stories.jsonl", 15, 10, False, BYTES),
+    Experiment("stories-bytes", "references:stories.jsonl", 3, 3, False, BYTES),
     Experiment("stories", "references:stories.jsonl", 3, 3, False, cells(HEAD, "25%", "10%")),
 )
 
