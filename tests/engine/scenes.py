@@ -13,7 +13,7 @@ from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.base import Method, Moments, Prefilled
 from kvchat.engine.methods.eviction import Eviction
 from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
-from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
+from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS, WHOLE
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import load
 from kvchat.engine.prefill.global_budget import Pool
@@ -73,7 +73,7 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
         ),
         told={
             ReplayScore(tell, chunk, weigh): torch.rand(heads, tokens, generator=generator)
-            for tell, chunk in ((REPEAT, 512), (ASK, 2048))
+            for tell, chunk in ((REPEAT, 512), (WHOLE, 512), (ASK, 2048))
             for weigh in WEIGHINGS
         }
         | {GATE: torch.rand(heads, tokens, generator=generator)},

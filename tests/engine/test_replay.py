@@ -13,7 +13,7 @@ from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.kvzip import Askall, KVzip, KVzipPlus
 from kvchat.engine.methods.needs import Needs, ReplayScore
-from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS
+from kvchat.engine.methods.options import ASK, REPEAT, WEIGHINGS, WHOLE
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.prefill import replay as replaying
@@ -28,7 +28,7 @@ from tests.support.closeness import assert_close
 IDS = random_ids(70, seed=9)
 
 
-KINDS = [(REPEAT, 512), (ASK, 2048)]
+KINDS = [(REPEAT, 512), (WHOLE, 512), (ASK, 2048)]
 NEEDS = Needs(
     replay_scores=frozenset(ReplayScore(*k, weigh) for k, weigh in product(KINDS, WEIGHINGS))
 )
@@ -49,8 +49,11 @@ def test_the_hand_worked_oracle():
 
 
 @torch.inference_mode()
-def materialised(folder, chunks, replays, weigh: str) -> list[torch.Tensor]:
-    """Scores `[H, T]` per layer from transformers' own projections, all replays apart."""
+def materialised(folder, chunks, replays, weigh: str, local=False) -> list[torch.Tensor]:
+    """Scores `[H, T]` per layer from transformers' own projections, all replays apart.
+
+    With `local` a replay sees the first four entries and those that it is about.
+    """
     oracle = load_oracle(folder, "eager")
     heads, group, dim = 2, 2, 16
     found = [torch.full((heads, len(IDS)), float("inf")) for _ in oracle.model.layers]
@@ -63,10 +66,15 @@ def materialised(folder, chunks, replays, weigh: str) -> list[torch.Tensor]:
             for name, module in parts.items():
                 note = lambda _, __, out, s=store, n=name: s.update({n: out[0]})  # noqa: E731
                 hooks.append(module.register_forward_hook(note))
-        past = oracle(torch.tensor([IDS + replay]), use_cache=True).past_key_values
+        total, length = len(IDS) + len(replay), len(replay)
+        shown = torch.ones(total, total).tril().bool()
+        if local:
+            shown[len(IDS) :, min(4, a) : a] = shown[len(IDS) :, b : len(IDS)] = False
+        mask = torch.zeros(1, 1, total, total).masked_fill(~shown, float("-inf"))
+        given = torch.tensor([IDS + replay])
+        past = oracle(given, attention_mask=mask, use_cache=True).past_key_values
         for hook in hooks:
             hook.remove()
-        total, length = len(IDS) + len(replay), len(replay)
         cos, sin = oracle.model.rotary_emb(seen[0]["q"], torch.arange(total)[None])
         for number, (layer, store) in enumerate(zip(oracle.model.layers, seen, strict=True)):
             q = store["q"].view(total, heads * group, dim)
@@ -105,7 +113,11 @@ def test_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits, head
     told = [[*random_ids(5, seed=n), *IDS[a:b]] for n, (a, b) in enumerate(chunks)]
     asked = [[random_ids(n, seed=a + i) for i, n in enumerate((4, 9, 4))] for a, _ in chunks]
     replays = [
-        *(Replay((REPEAT, 512), (ids,), a, b) for ids, (a, b) in zip(told, chunks, strict=True)),
+        *(
+            Replay((what, 512), (ids,), a, b)
+            for what in (REPEAT, WHOLE)
+            for ids, (a, b) in zip(told, chunks, strict=True)
+        ),
         *(Replay((ASK, 2048), tuple(ids), a, b) for ids, (a, b) in zip(asked, chunks, strict=True)),
     ]
     engine, recorder = load_engine(checkpoint(), chunk=16), Recorder(NEEDS)
@@ -115,9 +127,10 @@ def test_layer_by_layer_equals_all_at_once(checkpoint, monkeypatch, logits, head
     assert reading.caches[0].memory() == plain.caches[0].memory()
     spread = [(chunk, ids) for chunk, lists in zip(chunks, asked, strict=True) for ids in lists]
     for weigh in WEIGHINGS:
-        repeats = materialised(checkpoint(), chunks, told, weigh)
+        repeats = materialised(checkpoint(), chunks, told, weigh, local=True)
+        wholes = materialised(checkpoint(), chunks, told, weigh)
         asks = materialised(checkpoint(), *zip(*spread, strict=True), weigh)
-        for kind, want in (((REPEAT, 512), repeats), ((ASK, 2048), asks)):
+        for kind, want in zip(KINDS, (repeats, wholes, asks), strict=True):
             for given, table in zip(recorder.shown, want, strict=True):
                 got = given.told
                 worst = 1e-6 if weigh == "mass" else 1e-5

@@ -87,20 +87,24 @@ class Tail:
 
     def newest(self, entries: int) -> Entries:
         """The newest `entries` live entries, for attention backends."""
+        return self.some(self.length - entries, self.length)
+
+    def some(self, a: int, b: int) -> Entries:
+        """Live entries `a` to `b`, for attention backends."""
         dim = self.k.shape[2]
         return Entries(
             k=self.k.view(-1, dim),
             v=self.v.view(-1, dim),
-            start=self._first + (self.length - entries),
-            length=torch.full_like(self._lengths, entries),
-            spans=self.newest_spans(entries),
+            start=self._first + a,
+            length=torch.full_like(self._lengths, b - a),
+            spans=self.spans(a, b),
         )
 
-    def newest_spans(self, entries: int) -> tuple[tuple[int, int], ...]:
-        """First place and number of every head's newest `entries` in the store `[H * capacity]`."""
+    def spans(self, a: int, b: int) -> tuple[tuple[int, int], ...]:
+        """Where live entries `a` to `b` of every head lie in the store `[H * capacity]`, and their
+        number."""
         heads, capacity, _ = self.k.shape
-        first = self._offset + self.length - entries
-        return tuple((head * capacity + first, entries) for head in range(heads))
+        return tuple((head * capacity + self._offset + a, b - a) for head in range(heads))
 
     def reserve(self, entries: int) -> None:
         """Make room for exactly `entries` entries per head, if there is less."""

@@ -155,7 +155,7 @@ class Past:
         room, tail = self.room, layer.tail
         assert self._live is not None
         newest = min(tail.length, self.window or tail.length)
-        self._live.take(tail.newest_spans(newest))
+        self._live.take(tail.spans(tail.length - newest, tail.length))
         sets, others = [], []
         if isinstance(layer, LayerCache):
             for segment in layer.segments:

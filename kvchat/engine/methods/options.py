@@ -12,7 +12,11 @@ from kvchat.engine.sizes import CHUNK, REPLAY
 from kvchat.errors import KvchatError
 
 T = TypeVar("T")
-REPEAT, ASK = "repeat", "ask"  # what a replay is: the text again, or its sentences as questions
+# what a replay is: the text again, beside that part of the document or beside all of it, or its
+# sentences as questions
+REPEAT, WHOLE, ASK = "repeat", "whole", "ask"
+TELLS = (REPEAT, WHOLE, ASK)
+TELL = "replays: the text again, beside its own part or the whole; or its sentences"
 POOLS = ("max", "avg")
 SCORES = ("mass", "squared")
 CORM_MODES = ("budget", "rule")
@@ -232,10 +236,10 @@ class KVzapOptions(ToldOptions):
 class KVzipOptions(ToldOptions):
     """Of methods that replay the document."""
 
-    tell: str = option(REPEAT, "replays: the text again, or its sentences", choices=(REPEAT, ASK))
+    tell: str = option(REPEAT, TELL, choices=TELLS)
     chunk: int = option(CHUNK, "tokens of the document that one replay is about", 32, REPLAY)
     weigh: str = option("both", WEIGH, choices=(*WEIGHINGS, "both"))
-    PRESETS: ClassVar = {"paper": {"weigh": "mass", "even": 0.0, "near": 0.0}}
+    PRESETS: ClassVar = {"paper": {"tell": WHOLE, "weigh": "mass", "even": 0.0, "near": 0.0}}
 
 
 @dataclass(frozen=True)
@@ -243,14 +247,14 @@ class KVzipPlusOptions(KVzipOptions):
     """Weighed by what an entry can change."""
 
     weigh: str = option("change", WEIGH, choices=(*WEIGHINGS, "both"))
-    PRESETS: ClassVar = {"paper": {"even": 0.0, "near": 0.0}}
+    PRESETS: ClassVar = {"paper": {"tell": WHOLE, "even": 0.0, "near": 0.0}}
 
 
 @dataclass(frozen=True)
 class AskallOptions(KVzipOptions):
     """Sentences as questions."""
 
-    tell: str = option(ASK, "replays: the text again, or its sentences", choices=(REPEAT, ASK))
+    tell: str = option(ASK, TELL, choices=TELLS)
     chunk: int = option(REPLAY, "tokens of the document that one replay is about", 32, REPLAY)
     weigh: str = option("value", WEIGH, choices=(*WEIGHINGS, "both"))
     PRESETS: ClassVar = {}

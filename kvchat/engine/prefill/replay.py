@@ -3,22 +3,25 @@ they get meanwhile.
 
 KVzip (arXiv 2505.23416): entries that are needed to reconstruct the text are needed for any
 question. Here a replay walks the layers beside the document, so only one layer's keys are ever
-alive.
+alive. What repeats a part of the text sees, of the document, that part and the first `SINKS`
+entries: so replays cost as many operations for each token however long the document is, and choose
+no worse than those that see all of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.attention.entries import Backend
+from kvchat.engine.attention.entries import Backend, Entries
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.methods.needs import Kind, Needs, ReplayScore
+from kvchat.engine.methods.options import REPEAT
 from kvchat.engine.model.layers import Block, Rotation
 from kvchat.kernels.reference import capped
 
@@ -88,19 +91,27 @@ class Retelling:
         if isinstance(self.layer, WindowLayer):
             return block.finish(x, self._in_window(self.layer, q, k, v, replay, scale))
         own = squares(self.backend, q, k, v, replay.lengths, scale)
+        first = self._first(self.layer, replay.start)
+        about = self.tail.some(replay.start, replay.end)
         told = []
         for a in range(0, len(x), step):
             some = slice(a, a + step)
-            past = [part.attend(q[some], scale, self.backend) for part in self.layer.segments]
-            exact = self.backend.attend(q[some], self.tail.entries, scale)
-            o, _ = ops.combine([*past, exact, (own[0][some], own[1][some])])
+            if replay.kind[0] == REPEAT:
+                near = (about,) if first is None else (first, about)
+                seen = [self.backend.attend(q[some], entries, scale) for entries in near]
+            else:
+                seen = [old.attend(q[some], scale, self.backend) for old in self.layer.segments]
+                seen.append(self.backend.attend(q[some], self.tail.entries, scale))
+            o, _ = ops.combine([*seen, (own[0][some], own[1][some])])
             told.append(block.finish(x[some], o))
         weighings = {how for *kind, how in self.needs.replay_scores if tuple(kind) == replay.kind}
         if weighings:
             sizes = block.input_layernorm(x).float().norm(dim=-1)
             output = block.output(x.dtype) if weighings != {"mass"} else None
             cap = self.backend.cap
-            sinks = self._sinks(replay.start)
+            sinks = None
+            if first is not None and self.layer.segments:
+                sinks = [first.k[a : a + n] for a, n in first.spans]
             given = self.tail, q, own[1], replay, weighings, scale, sizes, output, cap, sinks
             found = scores(*given)
             for how, part in found.items():
@@ -130,13 +141,14 @@ class Retelling:
             for score, table in self.tables.items()
         }
 
-    def _sinks(self, start: int) -> list[Tensor]:
-        """Keys `[n, D]` of each head's first entries: those before the tail's entry `start`, or of
-        the segment that the tail stands behind."""
-        if isinstance(self.layer, LayerCache) and self.layer.segments:
-            (first, *_) = self.layer.segments[0].parts or ()
-            return [first.k[a : a + min(SINKS, n)] for a, n in first.spans]
-        return list(self.tail.keys[:, : min(SINKS, start)])
+    def _first(self, layer: LayerCache, start: int) -> Entries | None:
+        """Each head's first entries: of the segment that the tail stands behind, or those before
+        the tail's entry `start`."""
+        if layer.segments:
+            (first, *_) = layer.segments[0].parts or ()
+            spans = tuple((a, min(SINKS, n)) for a, n in first.spans)
+            return replace(first, length=first.length.clamp(max=SINKS), spans=spans)
+        return self.tail.some(0, min(SINKS, start)) if start else None
 
     def _table(self, score: ReplayScore) -> Tensor:
         if score not in self.tables:
@@ -161,7 +173,8 @@ def scores(
 
     Returns `[H, end - start]` for each weighing. `own [t, H*G]` are the log-sum-exps of what every
     query sees of its own list, `sizes [t]` the norms of the attention block's inputs,
-    `output [H*G, D, hidden]` the output projection, `sinks [n, D]` each head's first keys.
+    `output [H*G, D, hidden]` the output projection, `sinks [n, D]` each head's first keys if the
+    tail does not begin with them.
     """
     start, end = replay.start, replay.end
     heads, _, dim = tail.keys.shape
@@ -180,17 +193,21 @@ def scores(
         for a in range(0, len(q), step):
             part = grouped[some, a : a + step].float()  # [h, s, G, D]
             logits = capped(torch.einsum("hsgd,hnd->hsgn", part, sub) * scale, cap)
-            total = torch.logaddexp(logits.logsumexp(-1), beside[some, a : a + step].float())
-            seen = torch.exp(logits[..., ahead.shape[1] :] - total[..., None])  # [h, s, G, n]
-            if "mass" in best:
-                _raise(best["mass"][some], seen)
+            most = logits.amax(-1, keepdim=True)
+            powers = logits.sub_(most).exp_()  # in place, and once: this is most of the work
+            alone = powers.sum(-1, keepdim=True).log() + most
+            total = torch.logaddexp(alone, beside[some, a : a + step, :, None].float())
+            seen = powers[..., ahead.shape[1] :].mul_((most - total).exp())  # [h, s, G, n]
+            found = {"mass": seen.amax(1)} if norms is None or "mass" in best else {}
             if norms is not None:
-                seen *= norms[some, None]
                 if "value" in best:
-                    _raise(best["value"][some], seen)
+                    found["value"] = seen.amax(1) * norms[some]
                 if "change" in best:
-                    inputs = sizes[a : a + part.shape[1], None, None]
-                    _raise(best["change"][some], seen / inputs)
+                    seen.div_(sizes[a : a + part.shape[1], None, None])
+                    found["change"] = seen.amax(1) * norms[some]
+            for how, by_query_head in found.items():
+                here = best[how][some]
+                torch.maximum(here, by_query_head.amax(1), out=here)
     return best
 
 
@@ -227,11 +244,6 @@ def squares(
         o[entries] = part.view(*shape, q.shape[2]).transpose(0, 1).float()
         lse[entries] = part_lse.view(shape).transpose(0, 1).float()
     return o, lse
-
-
-def _raise(best: Tensor, seen: Tensor) -> None:
-    """Let `best [h, n]` be at least every `seen [h, s, G, n]`."""
-    torch.maximum(best, seen.amax(dim=(1, 2)), out=best)
 
 
 def _norms(values: Tensor, output: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
 from kvchat.engine.methods.needs import Kind
-from kvchat.engine.methods.options import ASK, REPEAT
+from kvchat.engine.methods.options import ASK, REPEAT, WHOLE
 from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.sizes import REPLAY
 from kvchat.engine.text.chat_template import Dialogue
@@ -19,35 +19,33 @@ def replays_of(dialogue: Dialogue, document: Sequence[int], kinds: Iterable[Kind
     first = _first(dialogue, document)
     return [
         replay
-        for what, chunk in sorted(kinds)
-        for replay in KINDS[what](dialogue, document, first, chunk)
+        for kind in sorted(kinds)
+        for replay in KINDS[kind[0]](dialogue, document, first, kind)
     ]
 
 
 def repeated(
-    dialogue: Dialogue, document: Sequence[int], first: int, chunk: int
+    dialogue: Dialogue, document: Sequence[int], first: int, kind: Kind
 ) -> Iterator[Replay]:
-    """The text from token `first` on, `chunk` tokens at a time, each part after an instruction to
+    """The text from token `first` on, so many tokens at a time, each part after an instruction to
     repeat it (KVzip, arXiv 2505.23416, section 3.2)."""
-    for start in range(first, len(document), chunk):
-        end = min(start + chunk, len(document))
+    for start, end in _parts(document, first, kind):
         asked = "Repeat the previous context exactly."
         if start > first:
             lead = dialogue.tokenizer.decode(document[start - 8 : start])
             asked = f"Repeat the part of the previous context that begins with: {lead}"
         # as an answer without a thought, where the template has thoughts
         told = [*dialogue.exchange(asked, ""), *document[start:end]]
-        yield Replay((REPEAT, chunk), (told,), start, end)
+        yield Replay(kind, (told,), start, end)
 
 
-def asked(dialogue: Dialogue, document: Sequence[int], first: int, chunk: int) -> Iterator[Replay]:
+def asked(dialogue: Dialogue, document: Sequence[int], first: int, kind: Kind) -> Iterator[Replay]:
     """Every sentence from token `first` on as a first question and its answer.
 
     The sentence's beginning is the question, its end the answer: so the model looks for what a
     question will need, in the way in which it will be asked, and needs nobody to think of one.
     """
-    for start in range(first, len(document), chunk):
-        end = min(start + chunk, len(document))
+    for start, end in _parts(document, first, kind):
         turns: list[list[int]] = []
         for a, b in sentences(dialogue, document[start:end]):
             text = dialogue.tokenizer.decode(document[start + a : start + b])
@@ -55,13 +53,13 @@ def asked(dialogue: Dialogue, document: Sequence[int], first: int, chunk: int) -
             if answer:
                 turns.append(dialogue.exchange(question, answer))
             if sum(map(len, turns)) >= REPLAY:
-                yield Replay((ASK, chunk), tuple(turns), start, end)
+                yield Replay(kind, tuple(turns), start, end)
                 turns = []
         if turns:
-            yield Replay((ASK, chunk), tuple(turns), start, end)
+            yield Replay(kind, tuple(turns), start, end)
 
 
-KINDS = {REPEAT: repeated, ASK: asked}
+KINDS = {REPEAT: repeated, WHOLE: repeated, ASK: asked}
 
 
 def sentences(dialogue: Dialogue, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -74,6 +72,13 @@ def sentences(dialogue: Dialogue, ids: Sequence[int]) -> Iterator[tuple[int, int
         if (ends and length >= SHORTEST) or length == LONGEST or end == len(ids):
             yield start, end
             start = end
+
+
+def _parts(document: Sequence[int], first: int, kind: Kind) -> Iterator[tuple[int, int]]:
+    """Where the parts that replays of a kind are about begin and end."""
+    _, chunk = kind
+    for start in range(first, len(document), chunk):
+        yield start, min(start + chunk, len(document))
 
 
 def _first(dialogue: Dialogue, document: Sequence[int]) -> int:
