@@ -51,12 +51,12 @@ class KVMerger(KVMergerOptions, Method):
         """Entries of each layer; skipped layers keep all, the others share what is left."""
         geometry = self.priced(geometry)
         total, layers = self.budget.entries(geometry, self.extra), geometry.layers
-        first, last = self._skips(total, geometry)
+        if total == geometry.full:
+            return [total] * layers
+        first, last = map(int, self.skip.split("+"))
         left = layers * total - (first + last) * geometry.full
         others = layers - first - last
         if others == 0 or left < others * geometry.heads:
-            if total == geometry.full:
-                return [total] * layers
             least = ((first + last) * geometry.full + others * geometry.heads) / layers
             each = -int(-least // geometry.heads)
             raise KvchatError(
@@ -102,18 +102,6 @@ class KVMerger(KVMergerOptions, Method):
         heaviest = mass.masked_fill(protected | ~prefilled.exists, budgets.ABSENT)
         top = torch.sort(heaviest, dim=1, descending=True, stable=True).indices[:, :heavy]
         return protected.scatter(1, top, True) & prefilled.exists
-
-    def _skips(self, total: int, geometry: Geometry) -> tuple[int, int]:
-        """Layers left whole at both ends."""
-        if self.mode == "budget" and total == geometry.full:
-            return 0, 0
-        if self.skip != "auto":
-            first, last = map(int, self.skip.split("+"))
-            return first, last
-        # the first two and the last of a deep model, if the others keep half of an even share
-        left = geometry.layers * total - 3 * geometry.full
-        fits = geometry.layers >= 16 and left >= (geometry.layers - 3) * total / 2
-        return (2, 1) if fits else (0, 0)
 
 
 def _best(mass: Tensor, guarded: Tensor, total: int) -> Tensor:

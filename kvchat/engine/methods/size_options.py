@@ -10,7 +10,7 @@ from kvchat.errors import KvchatError
 MODES = ("budget", "eps")
 VALUES = ("votes", "paper")
 MEANS = ("votes", "plain")
-AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "skip": "0+0", "value": "paper"}
+AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "value": "paper"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class KVMergerOptions(Stored):
     heavy: float = option(0.06, "share of the kept entries that are attended to most", 0, 1)
     sinks: int = option(4, "first tokens that always stay", 0)
     longest: int = option(16, "entries that merge into one at most; 0: any number", 0)
-    skip: str = option("auto", "FIRST+LAST layers that stay whole")
+    skip: str = option("0+0", "FIRST+LAST layers that stay whole")
     sigma: float = option(0.0, "width of the Gaussian; 0: from the mean distance in a run", 0)
     value: str = option("votes", "tokens weigh in the softmax, or multiply values", choices=VALUES)
     PRESETS: ClassVar = {
@@ -41,10 +41,9 @@ class KVMergerOptions(Stored):
         if self.longest == 1:
             raise KvchatError("usage", "longest=1 merges nothing", "longest=16")
         parts = self.skip.split("+")
-        if self.skip != "auto" and not (len(parts) == 2 and all(p.isdecimal() for p in parts)):
-            raise KvchatError(
-                "usage", f"skip={self.skip} is not FIRST+LAST layers", "skip=2+1", "skip=auto"
-            )
+        if not (len(parts) == 2 and all(p.isdecimal() for p in parts)):
+            given = f"skip={self.skip} is not FIRST+LAST layers"
+            raise KvchatError("usage", given, "skip=2+1", "skip=0+0")
         if self.mode == "eps":
             object.__setattr__(self, "budget", own_size(self.mode, self.budget, "kvmerger"))
 
