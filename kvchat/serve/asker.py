@@ -1,7 +1,7 @@
 """One answer while it is written: its tokens, its text, and what ends it."""
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -13,12 +13,9 @@ from kvchat.engine.decode.repetition import Repetition
 from kvchat.engine.decode.sampler import Constraint, Sampler
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
 from kvchat.engine.text.tokenizer import Tokenizer
-
-Feeding = Generator[Progress | Smaller, None, Tensor]
 
 
 @dataclass(frozen=True)
@@ -93,9 +90,9 @@ class Asker:
     since: float = field(default_factory=perf_counter)
     cache: KVCache | None = None
 
-    def begin(self, engine: Engine) -> Feeding:
-        """Feed the question; `take` its logits."""
-        self.cache = cache = self.open()
+    def begin(self, engine: Engine) -> None:
+        """Have a cache, to which the question is fed; `take` the logits after it."""
+        self.cache = self.open()
         self._answer: Answer = fresh_answer(self.dialogue, self.tokenizer, self.wanted.thinks)
         self._answer.stops = tuple(filter(None, (*self.dialogue.form.stop, *self.wanted.stop)))
         constraint = self.wanted.constraint
@@ -105,8 +102,6 @@ class Asker:
         self._told = self._shown = self.count = 0
         self._likely: list[Likely] = []
         self._first = 0.0
-        logits = yield from engine.extend(cache, self.wanted.ids)
-        return logits
 
     def take(self, logits: Tensor) -> int | None:
         """The next token by `logits [vocab]`; None if the answer has ended."""

@@ -61,6 +61,42 @@ def test_answers_are_those_of_one_asker(checkpoint, kernels, method):
     assert cache.memory() == before and cache.position == len(IDS), "the document is as it was"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_questions_are_fed_as_each_alone(checkpoint, method):
+    """Of several documents, behind turns and none, of one token and of many: in one pass."""
+    engine = load_engine(checkpoint())
+    cache, _ = read(engine, IDS, parse_method(method))
+    other, _ = read(engine, random_ids(40, seed=7))
+    starts = [cache, cache, other, cache, engine.empty_cache()]
+    ours, theirs = ([own.fork() for own in starts] for _ in range(2))
+    for rounds in range(2):
+        asked = [question[rounds:] or [3] for question in QUESTIONS]
+        got = drain(engine.extend_all(ours, asked))
+        want = torch.stack([
+            drain(engine.extend(own, ids)) for own, ids in zip(theirs, asked, strict=True)
+        ])  # fmt: skip
+        assert_close("logits", got, want, 1e-5)
+        assert [own.position for own in ours] == [own.position for own in theirs]
+    for mine, single in zip(ours, theirs, strict=True):
+        for one, two in zip(mine.walked, single.walked, strict=True):
+            assert one.tail.start == two.tail.start
+            assert_close("keys", one.tail.keys, two.tail.keys, 1e-5)
+
+
+def test_feeding_that_is_given_up_leaves_nothing(checkpoint):
+    engine = load_engine(checkpoint())
+    cache, _ = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))
+    forks = [cache.fork() for _ in range(3)]
+    work = engine.extend_all(forks, QUESTIONS[:3])
+    next(work)
+    assert forks[1].walked[0].tail.length > cache.walked[0].tail.length
+    work.close()
+    for own in forks:
+        assert own.position == len(IDS)
+        for layer, before in zip(own.walked, cache.walked, strict=True):
+            assert layer.tail.length == before.tail.length
+
+
 @pytest.mark.parametrize("case", ["gemma2", "gemma3", "qwen3", "phi3", "granite"])
 def test_families(tmp_path, case):
     """Windows, norms, scalars: logits by both ways of a step are those of one token at a time."""
