@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 from kvchat.chat.chat import Chat
+from kvchat.chat.citing import reported
 from kvchat.documents import Document
 from kvchat.documents.document_ids import PROBE, compose
 from kvchat.engine.cache.layer import KVCache
@@ -18,6 +20,7 @@ from kvchat.engine.text.grammar import Forms
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 from kvchat.serve.asker import Asker, Ended, Event, Failed, Wanted
+from kvchat.serve.citing import Cites
 from kvchat.serve.document import Served
 from kvchat.serve.library import Library
 from kvchat.serve.refusals import Refusal
@@ -193,6 +196,7 @@ class Answers:
             thinks=asked.thinks,
             logprobs=asked.logprobs,
             constraint=self._constraint(asked),
+            cites=self._cites(asked, served, len(ids)),
         )
         return wanted, dialogue
 
@@ -205,6 +209,24 @@ class Answers:
         elif asked.system:
             question = f"{asked.system}\n\n{question}"
         return dialogue.conversation(turns, question, asked.thinks)
+
+    @staticmethod
+    def _cites(asked: Asked, served: Served | None, fed: int) -> Cites | None:
+        if not asked.sources or served is None or served.book is None:
+            return None
+        book = served.book
+        last = len(book.dialogue.following(asked.question)) if asked.turns else fed
+        return Cites(book.ids, served.counts, fed - last)
+
+    async def sources(self, talk: Talk, ended: Ended) -> list[dict[str, Any]] | None:
+        """Where in its document an answer is from, as `--json` has it; None: nobody asks."""
+        if not talk.asked.sources:
+            return None
+        if talk.served is None or talk.served.book is None or not ended.weights:
+            return []
+        book, file = talk.served.book, talk.served.id
+        found = await self.library.tokenise(partial(book.sources, ended.weights))
+        return [each | {"file_id": file} for each in reported(found)]
 
     def _constraint(self, asked: Asked) -> Constraint | None:
         if asked.form is None and asked.grammar is None:

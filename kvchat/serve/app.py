@@ -166,7 +166,7 @@ class Server:
             if isinstance(each, Failed):
                 raise each.error
             if isinstance(each, Ended):
-                return reply.whole(each)
+                return reply.whole(each, await self.answers.sources(talk, each))
             reply.take(each)
         raise AssertionError("an answer ends")
 
@@ -195,7 +195,7 @@ class Server:
                 if isinstance(each, Piece):
                     yield event(reply.piece(each))
                     continue
-                for last in reply.last(each):
+                for last in reply.last(each, await self.answers.sources(talk, each)):
                     yield event(last)
                 yield DONE
                 return

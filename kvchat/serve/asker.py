@@ -1,8 +1,8 @@
 """One answer while it is written: its tokens, its text, and what ends it."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
 from kvchat.engine.text.tokenizer import Tokenizer
+from kvchat.serve.citing import Cited, Cites
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Wanted:
     thinks: bool | None = None
     logprobs: int | None = None
     constraint: Constraint | None = None
+    cites: Cites | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of an answer; `reason` as in `TurnDone`, seconds from its arrival and of decoding."""
+    """The end of an answer; `reason` as in `TurnDone`, seconds from its arrival and of decoding.
+
+    `weights [N]`: how much it attends to the document's tokens, where that is wanted.
+    """
 
     reason: str
     tokens: int
     reasoning_tokens: int
     waited: float
     decoding: float
+    weights: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -102,15 +108,22 @@ class Asker:
         self._told = self._shown = self.count = 0
         self._likely: list[Likely] = []
         self._first = 0.0
+        self._cited: Cited | None = None
+        self.ended: Ended | None = None
+        if (cites := self.wanted.cites) is not None:
+            self._cited = Cited(engine, self.cache, self.wanted.ids, cites)
 
     def take(self, logits: Tensor) -> int | None:
-        """The next token by `logits [vocab]`; None if the answer has ended."""
+        """The next token by `logits [vocab]`; None if the answer has ended: then it is to
+        `finish`."""
         token, wanted = self._sampler.draw(logits), self.wanted
         self.count += 1
         self._first = self._first or perf_counter()
         if wanted.logprobs is not None:
             self._likely.append(likely(logits, token, wanted.logprobs))
         answer = self._answer
+        if self._cited is not None:
+            self._cited.push(token, self.count > 1 and self.count - 1 <= answer.thought_tokens)
         answer.push(token, is_end=token in wanted.ends)
         reason = ""
         if answer.stopped or token in wanted.ends or self._sampler.is_complete:
@@ -126,8 +139,16 @@ class Asker:
             return token
         now = perf_counter()
         waited, decoding = self._first - self.since, now - self._first
-        self.tell(Ended(reason, self.count, answer.thought_tokens, waited, decoding))
+        self.ended = Ended(reason, self.count, answer.thought_tokens, waited, decoding)
         return None
+
+    def finish(self) -> Generator[None, None, None]:
+        """Tell the end, once it is known where in the document the answer is from; in pieces."""
+        assert self.ended is not None
+        if self._cited is not None:
+            weights = yield from self._cited.weights()
+            self.ended = replace(self.ended, weights=weights.tolist())
+        self.tell(self.ended)
 
     def _say(self) -> None:
         answer = self._answer

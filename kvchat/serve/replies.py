@@ -11,6 +11,7 @@ from kvchat.serve.asker import Ended, Likely, Piece
 
 # An answer that went round in circles is one that was cut.
 REASONS = {"stop": "stop", "length": "length", "repetition": "length"}
+Sources = Sequence[dict[str, Any]] | None
 
 
 class Reply:
@@ -31,7 +32,7 @@ class Reply:
         self._thought.append(piece.thought)
         self._likely += piece.likely
 
-    def whole(self, ended: Ended) -> dict[str, Any]:
+    def whole(self, ended: Ended, sources: Sources) -> dict[str, Any]:
         """The answer in one object."""
         text, thought = "".join(self._text), "".join(self._thought).rstrip()
         choice: dict[str, Any] = {"index": 0, "finish_reason": REASONS[ended.reason]}
@@ -42,6 +43,7 @@ class Reply:
         else:
             choice["text"] = text
         choice["logprobs"] = probs
+        choice |= {} if sources is None else {"sources": sources}
         kind = "chat.completion" if self._is_chat else "text_completion"
         return self._object(kind, [choice]) | {"usage": self.usage(ended)}
 
@@ -56,9 +58,10 @@ class Reply:
             delta["content"] = piece.text
         return self._chunk(delta, piece.text, piece.likely)
 
-    def last(self, ended: Ended) -> list[dict[str, Any]]:
-        """What ends the pieces: the reason, and the tokens if they are wanted."""
+    def last(self, ended: Ended, sources: Sources) -> list[dict[str, Any]]:
+        """What ends the pieces: the reason, the sources and the tokens if they are wanted."""
         found = [self._chunk({}, "", reason=REASONS[ended.reason])]
+        found[0]["choices"][0] |= {} if sources is None else {"sources": sources}
         if self._talk.asked.include_usage:
             kind = "chat.completion.chunk" if self._is_chat else "text_completion"
             found.append(self._object(kind, []) | {"usage": self.usage(ended)})

@@ -52,6 +52,7 @@ class Asked:
     form: Mapping[str, Any] | None = None
     grammar: str | None = None
     is_chat: bool = True
+    sources: bool = False  # whether it is wanted what of the document the answer is from
     ignore_eos: bool = False  # for measurements: an answer ends by its length alone
 
     def sampling(self, usual: Sampling) -> Sampling:
@@ -87,6 +88,7 @@ def chat(raw: Mapping[str, Any]) -> Asked:
     return Asked(
         **_common(raw), question=question, system=system, turns=turns, file=file, logprobs=probs,
         thinks=_thinks(raw), form=form, grammar=grammar,
+        sources=_value(raw, "sources", bool, False),
     )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ class Scheduler(threading.Thread):
         self._answering: list[Asker] = []  # whose turn has come: they are fed, or write
         self._feeding = Feeder(engine, self._fed, self._fail)
         self._writing: list[tuple[Asker, int]] = []  # with the token that is to be fed
+        self._finishing: deque[tuple[Asker, Job]] = deque()  # whose last token is there
         self._stopping = False
 
     # From other threads
@@ -142,6 +143,7 @@ class Scheduler(threading.Thread):
             self._read_on()
             if self._writing:
                 self._write()
+            self._finish()
         self._end()
 
     def _wait(self) -> bool:
@@ -164,6 +166,7 @@ class Scheduler(threading.Thread):
             self.counts.cancelled += before - len(self._waiting) - len(self._answering)
         self._feeding.drop_gone()
         self._writing = [each for each in self._writing if not each[0].gone.is_set()]
+        self._finishing = deque(each for each in self._finishing if not each[0].gone.is_set())
 
     def _let_in(self) -> None:
         while True:
@@ -200,6 +203,21 @@ class Scheduler(threading.Thread):
                 self._readings.popleft()
                 reading.done.set_exception(told(error))
 
+    def _finish(self) -> None:
+        """See where answers are from whose last token is there, for a slice of time."""
+        end = perf_counter() + SLICE
+        while self._finishing and perf_counter() < end:
+            asker, work = self._finishing[0]
+            try:
+                next(work)
+            except StopIteration:
+                self._finishing.popleft()
+                self.counts.finished += 1
+                self._left(asker)
+            except Exception as error:
+                self._finishing.popleft()
+                self._fail(asker, error)
+
     def _fed(self, asker: Asker, logits: torch.Tensor) -> None:
         self.counts.fed += len(asker.wanted.ids)
         if (token := self._take(asker, logits)) is not None:
@@ -233,8 +251,7 @@ class Scheduler(threading.Thread):
             self._fail(asker, error)
             return None
         if token is None:
-            self.counts.finished += 1
-            self._left(asker)
+            self._finishing.append((asker, asker.finish()))
         return token
 
     def _left(self, asker: Asker) -> None:
@@ -252,7 +269,7 @@ class Scheduler(threading.Thread):
         with self._changed:
             left = [*self._waiting, *self._answering]
             readings, self._readings = self._readings, deque()
-            self._waiting, self._writing = deque(), []
+            self._waiting, self._writing, self._finishing = deque(), [], deque()
         self._feeding.clear()
         for asker in left:
             self._fail(asker, stopping)
