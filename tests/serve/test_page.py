@@ -2,20 +2,14 @@
 
 import json
 import re
-import shutil
 import urllib.request
-from contextlib import contextmanager
 from html.parser import HTMLParser
-
-import pytest
 
 from kvchat.serve.app import PAGE
 from tests.serve.conftest import served, valley
+from tests.serve.pages import ANSWER, QUESTION, ask, browser, page_at, shown
 
-QUESTION, ANSWER = "What is the stone of Arvid Abbott?", "ruby"
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None
-)
+__all__ = ["browser"]  # a fixture
 
 
 class Elements(HTMLParser):
@@ -43,72 +37,11 @@ def test_nothing_comes_from_elsewhere_and_everything_has_a_name():
     assert set(re.findall(r"\$\(\"([a-z-]+)\"\)", text)) <= set(ids)
 
 
-def contrast(one, other):
-    """WCAG's ratio of two colours `#rrggbb`."""
-    shades = []
-    for colour in (one, other):
-        full = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
-        parts = [int(full[n : n + 2], 16) / 255 for n in (0, 2, 4)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        shades.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
-    return (max(shades) + 0.05) / (min(shades) + 0.05)
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_contrast(dark):
-    rules = re.findall(r":root \{([^}]*)\}", PAGE.read_text("utf-8"))[dark]
-    colours = dict(re.findall(r"--([a-z-]+): (#\w+)", rules))
-    for front in ("front", "soft", "accent", "bad"):
-        for back in ("back", "panel"):
-            assert contrast(colours[front], colours[back]) >= 4.5, (front, back)
-    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
-    assert contrast(colours["front"], colours["mark"]) >= 4.5
-
-
 def test_the_page_runs_no_foreign_script(server):
     with urllib.request.urlopen(f"{server.url}/") as answer:
         policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy and "connect-src 'self'" in policy
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One for all tests, where there is one."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("there is no Chromium")
-    with playwright.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@contextmanager
-def page_at(browser, url, **context):
-    """The page, and what it complained of."""
-    with browser.new_context(**context) as own:
-        own.set_default_timeout(20_000)
-        page, problems = own.new_page(), []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and problems.append(said.text))
-        page.goto(url)
-        yield page, problems
-
-
-def ask(page, question, answer):
-    """Ask by the keyboard, and wait for the answer's end."""
-    page.get_by_role("textbox", name="Question").fill(question)
-    page.keyboard.press("Enter")
-    turn = page.locator(".turn").last
-    turn.locator(".answer").filter(has_text=answer).wait_for()
-    turn.get_by_text("first after").wait_for()
-    return turn
-
-
-def shown(page, title):
-    """The place of a document in the list."""
-    return page.get_by_role("listitem").filter(has_text=title)
 
 
 def test_a_document_is_chosen_read_and_asked_about(browser, tmp_path):
@@ -268,52 +201,6 @@ def test_an_answer_is_stopped_while_it_comes(browser, server):
         page.get_by_role("alert").get_by_text("2.00 MiB are free").wait_for()
         assert page.locator(".turn").last.get_by_text("2.00 MiB are free").is_visible()
         assert not [each for each in problems if "503" not in each]
-
-
-LOOKS = """() => {
-    const shade = (colour) => colour.match(/[\\d.]+/g).map(Number);
-    const hex = (parts) => "#" + parts.slice(0, 3).map((p) => p.toString(16).padStart(2, "0")).join("");
-    const found = [];
-    for (const node of document.querySelectorAll("body *")) {
-        const own = [...node.childNodes].some((each) => each.nodeType === 3 && each.data.trim());
-        if (!own || !node.checkVisibility() || node.closest(":disabled, script")) continue;
-        let back = node;
-        while (back && (shade(getComputedStyle(back).backgroundColor)[3] === 0)) back = back.parentElement;
-        found.push([node.textContent.slice(0, 30), hex(shade(getComputedStyle(node).color)),
-                    hex(shade(getComputedStyle(back || document.body).backgroundColor))]);
-    }
-    return found;
-}"""  # noqa: E501
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1400])
-def test_how_it_looks(browser, server, scheme, width):
-    """Nothing is cut off on a phone, and all of it can be read, in both schemes."""
-    given = {"viewport": {"width": width, "height": 740}, "color_scheme": scheme}
-    with page_at(browser, server.url, reduced_motion="reduce", **given) as (page, problems):
-        shown(page, "valley.txt").wait_for()
-        turn = ask(page, QUESTION, ANSWER)
-        turn.get_by_role("button").first.click()
-        page.locator("mark").first.wait_for()
-        page.evaluate(
-            """show({ id: "file-1", filename: "a".repeat(200), status: "error",
-                      status_details: "b".repeat(200), kvchat: {} });
-               say("c".repeat(200), true)"""
-        )
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        looks = page.evaluate(LOOKS)
-        assert len(looks) > 20
-        assert not [each for each in looks if contrast(*each[1:]) < 4.5]
-        assert page.evaluate(
-            "getComputedStyle(document.getElementById('talk')).scrollBehavior"
-        ) == ("auto")
-        moving = (
-            "[...document.querySelectorAll('*')].filter((each) => "
-            "getComputedStyle(each).transitionDuration !== '0s' || each.getAnimations().length)"
-        )
-        assert page.evaluate(f"{moving}.length") == 0
-        assert problems == []
 
 
 def test_a_key_is_asked_for(browser, tmp_path):
