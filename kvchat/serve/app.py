@@ -162,13 +162,15 @@ class Server:
     async def _whole(self, talk: Talk) -> dict[str, Any]:
         await self.answers.start(talk)
         reply = Reply(talk, self.answers.chat.session.dialogue.tokenizer)
-        async for each in talk:
+        while reply.left:
+            number, each = await talk.events.get()
             if isinstance(each, Failed):
                 raise each.error
             if isinstance(each, Ended):
-                return reply.whole(each, await self.answers.sources(talk, each))
-            reply.take(each)
-        raise AssertionError("an answer ends")
+                reply.end(number, each, await self.answers.sources(talk, each))
+            else:
+                reply.take(number, each)
+        return reply.whole()
 
     async def _pieces(self, talk: Talk, started: bool) -> AsyncGenerator[bytes, None]:
         reply = Reply(talk, self.answers.chat.session.dialogue.tokenizer)
@@ -181,24 +183,25 @@ class Server:
                     starting.result()
                 finally:
                     starting.cancel()
-            if (first := reply.first()) is not None:
+            for first in reply.first():
                 yield event(first)
-            while True:
+            while reply.left:
                 try:
                     async with asyncio.timeout(ALIVE):  # wait_for of 3.11 can lose a cancellation
-                        each = await talk.events.get()
+                        number, each = await talk.events.get()
                 except TimeoutError:
                     yield comment("waiting")
                     continue
                 if isinstance(each, Failed):
                     raise each.error
                 if isinstance(each, Piece):
-                    yield event(reply.piece(each))
+                    yield event(reply.piece(number, each))
                     continue
-                for last in reply.last(each, await self.answers.sources(talk, each)):
-                    yield event(last)
-                yield DONE
-                return
+                reply.end(number, each, await self.answers.sources(talk, each))
+                yield event(reply.last(number))
+            if talk.asked.include_usage:
+                yield event(reply.counted())
+            yield DONE
         except Exception as error:
             yield event(Refusal.of(error).body())
 

@@ -11,7 +11,7 @@ from kvchat.engine.answering import fresh_answer
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.repetition import Repetition
 from kvchat.engine.decode.sampler import Constraint, Sampler
-from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.decode.sampling import Leaning, Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
@@ -33,6 +33,7 @@ class Wanted:
     logprobs: int | None = None
     constraint: Constraint | None = None
     cites: Cites | None = None
+    leaning: Leaning | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class Asker:
         self.cache = self.open()
         self._answer: Answer = fresh_answer(self.dialogue, self.tokenizer, self.wanted.thinks)
         self._answer.stops = tuple(filter(None, (*self.dialogue.form.stop, *self.wanted.stop)))
-        constraint = self.wanted.constraint
-        self._sampler = Sampler(self.wanted.sampling, engine.device, constraint=constraint)
+        wanted = self.wanted
+        given = wanted.constraint, wanted.leaning
+        self._sampler = Sampler(wanted.sampling, engine.device, (), *given)
         self._sampler.waits = engine.device.type == "cpu"
         self._circles = Repetition()
         self._told = self._shown = self.count = 0
