@@ -132,6 +132,19 @@ def test_weights_in_few_bits(checkpoint, weights):
         assert_close("logits", row, step(cache.fork(), token), 1e-4)
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_questions_in_few_bits(checkpoint, weights):
+    """A question's numbers are the same whatever is fed beside it, and close to a chat's."""
+    engine = load_engine(checkpoint(**WIDE), weights=weights)
+    cache, _ = read(engine, IDS)
+    questions = [random_ids(count, seed=count) for count in (3, 9, 1)]
+    many = drain(engine.extend_all([cache.fork() for _ in questions], questions))
+    for row, question in zip(many, questions, strict=True):
+        alone = drain(engine.extend_all([cache.fork()], [question]))[0]
+        assert_close("alone", row, alone, 1e-5 if weights == "int4" else 1e-2)
+        assert_close("chat", row, drain(engine.extend(cache.fork(), question)), 5e-2)
+
+
 def test_a_fork_shares_what_is_frozen(checkpoint):
     engine = load_engine(checkpoint())
     cache, _ = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.events import Progress
 from kvchat.engine.model.decoder import Decoder
+from kvchat.engine.model.layers import Block, Rotation
+from kvchat.engine.weights.host import rounding
 
 
 @torch.inference_mode()
@@ -39,18 +42,8 @@ def together(
     walked, total = [cache.walked for cache in caches], ends[-1] * len(model.blocks)
     try:
         for number, (block, *layers) in enumerate(zip(model.blocks, *walked, strict=True), 1):
-            rotation = every[block.kind.rope]
-            q, k, v = block.project(x, rotation)
-            scale, attended = q.shape[-1] ** -0.5, []
-            for (a, b), layer in zip(rows, layers, strict=True):
-                layer.tail.append(k[:, a:b], v[:, a:b])
-                o, lse = layer.attend(q[a:b], scale)
-                if isinstance(layer, LayerCache):
-                    for observer in layer.observers:
-                        part = rotation.part(a, b)
-                        observer.see(q[a:b], lse, layer, scale, part.cos, part.sin)
-                attended.append(o)
-            x = block.finish(x, torch.cat(attended))
+            with rounding():  # as it is decoded
+                x = _through(block, layers, x, every[block.kind.rope], rows)
             yield Progress(number - 1, len(model.blocks), number * len(x), total, 0)
     except BaseException:
         for layers, position in zip(walked, before, strict=True):
@@ -60,3 +53,24 @@ def together(
     for cache, each in zip(caches, ids, strict=True):
         cache.advance(len(each))
     return model.logits(x[[end - 1 for end in ends]])
+
+
+def _through(
+    block: Block,
+    layers: Sequence[LayerCache | WindowLayer],
+    x: Tensor,
+    rotation: Rotation,
+    rows: Sequence[tuple[int, int]],
+) -> Tensor:
+    """Run `x [R, hidden]` through a block; `rows` are those of each cache's newest tokens."""
+    q, k, v = block.project(x, rotation)
+    scale, attended = q.shape[-1] ** -0.5, []
+    for (a, b), layer in zip(rows, layers, strict=True):
+        layer.tail.append(k[:, a:b], v[:, a:b])
+        o, lse = layer.attend(q[a:b], scale)
+        if isinstance(layer, LayerCache):
+            for observer in layer.observers:
+                part = rotation.part(a, b)
+                observer.see(q[a:b], lse, layer, scale, part.cos, part.sin)
+        attended.append(o)
+    return block.finish(x, torch.cat(attended))
