@@ -221,7 +221,11 @@ async def refused(request: Request, error: Exception) -> Response:
 async def unknown(request: Request, error: Exception) -> Response:
     """A path that there is not, or a method that it does not take."""
     assert isinstance(error, HTTPException)
-    what = f"{request.method} {request.url.path[:200]}"
-    text = {404: f"no {what}", 405: f"{what} is not allowed"}.get(error.status_code, error.detail)
+    path = request.url.path[:200]
+    what = f"{request.method} {path}"
+    where = "" if path.startswith("/v1/") else ": OpenAI's API is below /v1"
+    where = where if not path.startswith("/api/") else " (this is no ollama): OpenAI's is below /v1"
+    known = {404: f"no {what}{where}", 405: f"{what} is not allowed"}
+    text = known.get(error.status_code, error.detail)
     refusal = Refusal(error.status_code, text, code="unknown_url")
     return JSONResponse(refusal.body(), error.status_code, dict(error.headers or {}))
