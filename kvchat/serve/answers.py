@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
@@ -22,6 +23,7 @@ from kvchat.errors import KvchatError
 from kvchat.serve.asker import Asker, Ended, Event, Wanted
 from kvchat.serve.citing import Cites
 from kvchat.serve.document import Served
+from kvchat.serve.forms import FormRoom
 from kvchat.serve.library import Library
 from kvchat.serve.refusals import Refusal
 from kvchat.serve.requests import Asked
@@ -58,7 +60,7 @@ class Answers:
         self.chat, self.library, self.scheduler = chat, library, scheduler
         self.tokenizer, self.long = tokenizer, long
         self.engine = chat.session.engine
-        self._forms: Forms | None = None  # made for the first that is asked for
+        self.forms = FormRoom(self._make_forms)
 
     @property
     def model(self) -> str:
@@ -119,7 +121,9 @@ class Answers:
             was_there = served.cache is not None
             await self.library.ready(served)
             talk.cached = served.tokens if was_there or served.restored else 0
-        every, dialogue = await self.library.tokenise(partial(self._wanted, asked, served))
+        forms = await self.forms.made(asked)
+        work = partial(self._wanted, asked, served, forms)
+        every, dialogue = await self.library.tokenise(work)
         before = served.tokens if served is not None else 0
         talk.prompt_tokens = before + len(every[0].ids)
         loop = asyncio.get_running_loop()
@@ -156,7 +160,9 @@ class Answers:
             live = sum(layer.tail.length for layer in served.cache.layers[:1])
         return self.engine.kv_bytes(int(GROWTH * (tokens + live)) + 256)
 
-    def _wanted(self, asked: Asked, served: Served | None) -> tuple[list[Wanted], Dialogue]:
+    def _wanted(
+        self, asked: Asked, served: Served | None, forms: Sequence[Constraint | None]
+    ) -> tuple[list[Wanted], Dialogue]:
         """Tokens of a question and what comes before it, for each of the choices; on the thread of
         texts."""
         session, options = self.chat.session, self.chat.options
@@ -195,7 +201,7 @@ class Answers:
             stop=asked.stop,
             thinks=asked.thinks,
             logprobs=asked.logprobs,
-            constraint=self._constraint(asked),
+            constraint=forms[0],
             cites=self._cites(asked, served, len(ids)),
             leaning=asked.leaning,
         )
@@ -203,9 +209,9 @@ class Answers:
             replace(
                 wanted,
                 sampling=replace(sampling, seed=(sampling.seed + number) % 2**63),
-                constraint=self._constraint(asked),
+                constraint=form,
             )
-            for number in range(1, asked.n)
+            for number, form in enumerate(forms[1:], 1)
         ]
         return [wanted, *others], dialogue
 
@@ -245,16 +251,10 @@ class Answers:
         found = await self.library.tokenise(partial(book.sources, ended.weights))
         return [each | {"file_id": file} for each in reported(found)]
 
-    def _constraint(self, asked: Asked) -> Constraint | None:
-        if asked.form is None and asked.grammar is None:
-            return None
-        if self._forms is None:
-            session = self.chat.session
-            vocabulary = self.engine.config.vocab_size
-            self._forms = Forms(session.dialogue.tokenizer, vocabulary, session.ends)
-        if asked.form is not None:
-            return self._forms.of_schema(asked.form)
-        return self._forms.of_grammar(asked.grammar or "")
+    def _make_forms(self) -> Forms:
+        session = self.chat.session
+        vocabulary = self.engine.config.vocab_size
+        return Forms(session.dialogue.tokenizer, vocabulary, session.ends)
 
 
 def require_short(asked: Asked, limit: int) -> None:

@@ -117,6 +117,7 @@ def served(folder, *files, **given):
         yield SimpleNamespace(
             client=client, server=server, chat=chat, settings=settings, app=app,
             settings_folder=folder / "served", scheduler=routes.scheduler, library=routes.library,
+            files=routes.files,
             port=client.port, url=f"http://127.0.0.1:{client.port}",
         )  # fmt: skip
     finally:
@@ -129,7 +130,7 @@ def served(folder, *files, **given):
 
 @contextmanager
 def held(server, waiting=0):
-    """The engine does nothing meanwhile; at the end so many requests wait, and go on together."""
+    """The engine does nothing meanwhile; at its end so many requests wait, or more, and go on together."""
     begun, done = threading.Event(), threading.Event()
 
     def work():
@@ -141,7 +142,7 @@ def held(server, waiting=0):
     assert begun.wait(60)
     try:
         yield
-        server.client.until(lambda: server.scheduler.waiting == waiting)
+        server.client.until(lambda: server.scheduler.waiting >= waiting)
     finally:
         done.set()
 
@@ -166,6 +167,30 @@ def server(folder, book):
     with served(folder, book) as found:
         found.client.read()
         yield found
+
+
+def settled(server):
+    """Wait until nothing is read, fed or written any more."""
+    scheduler, library = server.scheduler, server.library
+    server.client.until(
+        lambda: not (
+            server.files._tasks or library._reading or scheduler.reading
+            or scheduler.busy or scheduler.waiting
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(request):
+    """What a test leaves is over before the next one: the shared server has its one document."""
+    yield
+    if "server" not in request.fixturenames:
+        return
+    server = request.getfixturevalue("server")
+    settled(server)
+    for each in server.client.get("/v1/files")[1]["data"]:
+        if each["model"] != "valley":
+            server.client.send("DELETE", f"/v1/files/{each['id']}")
 
 
 @pytest.fixture
