@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from kvchat.engine.engine import Engine
+from kvchat.engine.events import Progress
 from kvchat.serve.asker import Asker
 
 TOGETHER = 128  # tokens of questions that are fed at once: with more of them others wait too long
+EARLY = 0.2  # of a group's work: until then it is sooner begun anew with who has come since
 
 
 @dataclass
@@ -22,6 +24,8 @@ class Group:
     askers: list[Asker | None]
     work: Generator[Any, None, Tensor]
     is_long: bool
+    done: float = 0.0  # share of the work
+    renewed: bool = False
 
     @property
     def there(self) -> list[Asker]:
@@ -75,7 +79,9 @@ class Feeder:
             return
         group = self._groups[0]
         try:
-            next(group.work)
+            event = next(group.work)
+            if isinstance(event, Progress):
+                group.done = event.done / event.total
             self._groups.rotate(-1)
         except StopIteration as done:
             self._groups.popleft()
@@ -91,19 +97,32 @@ class Feeder:
                 self._singly = len(group.there)
 
     def _form(self) -> None:
-        """Make a group of those that wait, unless there is one: they gather meanwhile."""
-        if not self._new or any(not group.is_long for group in self._groups):
+        """Make a group of those that wait, unless there is one that is on its way: they gather
+        meanwhile."""
+        if not self._new:
             return
-        chosen = [self._new.popleft()]
-        tokens = len(chosen[0].wanted.ids)
+        there, renewed = list[Asker](), False
+        if (group := next((each for each in self._groups if not each.is_long), None)) is not None:
+            there, renewed = group.there, True
+            tokens = sum(len(asker.wanted.ids) for asker in (*there, self._new[0]))
+            if group.renewed or group.done > EARLY or tokens > TOGETHER or self._singly:
+                return
+            group.work.close()
+            self._groups.remove(group)
+        if not there:
+            there = self._opened([self._new.popleft()])
         if self._singly:
             self._singly -= 1
         else:
+            tokens, chosen = sum(len(asker.wanted.ids) for asker in there), []
             while self._new and (tokens := tokens + len(self._new[0].wanted.ids)) <= TOGETHER:
                 chosen.append(self._new.popleft())
-        opened = [asker for asker in chosen if self._begun(asker)]
-        if opened:
-            self._groups.append(self._group(opened))
+            there += self._opened(chosen)
+        if there:
+            self._groups.append(self._group(there, renewed))
+
+    def _opened(self, askers: list[Asker]) -> list[Asker]:
+        return [asker for asker in askers if self._begun(asker)]
 
     def _begun(self, asker: Asker) -> bool:
         try:
@@ -113,12 +132,13 @@ class Feeder:
             return False
         return True
 
-    def _group(self, askers: list[Asker]) -> Group:
+    def _group(self, askers: list[Asker], renewed: bool) -> Group:
         ids = [asker.wanted.ids for asker in askers]
         caches = [asker.cache for asker in askers if asker.cache is not None]
         if len(askers) == 1 and len(ids[0]) > TOGETHER:
             return Group([*askers], self._chunked(askers[0]), True)
-        return Group([*askers], self.engine.extend_all(caches, ids), False)
+        work = self.engine.extend_all(caches, ids)
+        return Group([*askers], work, False, renewed=renewed)
 
     def _chunked(self, asker: Asker) -> Generator[Any, None, Tensor]:
         assert asker.cache is not None

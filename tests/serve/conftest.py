@@ -130,7 +130,7 @@ def served(folder, *files, **given):
 
 @contextmanager
 def held(server, waiting=0):
-    """The engine does nothing meanwhile; at its end so many requests wait, or more, and go on together."""
+    """The engine does nothing meanwhile; then as many requests wait, and go on together."""
     begun, done = threading.Event(), threading.Event()
 
     def work():

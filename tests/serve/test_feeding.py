@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kvchat.engine.events import Progress
 from kvchat.serve import feeding
 from kvchat.serve.feeding import Feeder
 
@@ -14,7 +15,7 @@ from kvchat.serve.feeding import Feeder
 class Scripted:
     """An engine that notes what is fed, in so many pieces of work. A token 13 fails."""
 
-    def __init__(self, layers=3):
+    def __init__(self, layers=10):
         self.layers, self.fed, self.closed = layers, [], 0
 
     def extend_all(self, caches, ids):
@@ -23,7 +24,7 @@ class Scripted:
             for number in range(self.layers):
                 if number == 1 and any(13 in each for each in ids):
                     raise RuntimeError("thirteen")
-                yield number
+                yield Progress(number, self.layers, number + 1, self.layers, 0)
         except GeneratorExit:
             self.closed += 1
             raise
@@ -66,12 +67,22 @@ def finish(feeder):
 
 def test_those_that_wait_are_fed_together(scene):
     scene.feeder.add(asker("a", [1, 2]))
-    scene.feeder.step()
+    for _ in range(5):
+        scene.feeder.step()
     for name in "bcd":
         scene.feeder.add(asker(name, [ord(name)]))
     finish(scene.feeder)
     assert scene.engine.fed == [[2], [1, 1, 1]], "b to d gathered while a was fed"
     assert scene.done == [("a", 2), ("b", 98), ("c", 99), ("d", 100)]
+
+
+def test_a_group_that_has_just_begun_is_begun_anew_once(scene):
+    for name in "abc":
+        scene.feeder.add(asker(name, [ord(name)]))
+        scene.feeder.step()
+    finish(scene.feeder)
+    assert scene.engine.fed == [[1], [1, 1], [1]] and scene.engine.closed == 1
+    assert scene.done == [("a", 97), ("b", 98), ("c", 99)]
 
 
 def test_as_many_as_do_not_hold_up_others(scene):
@@ -96,7 +107,8 @@ def test_who_has_gone_is_left_out(scene):
     askers = [asker(name, [1]) for name in "abc"]
     for each in askers:
         scene.feeder.add(each)
-    scene.feeder.step()
+    for _ in range(5):
+        scene.feeder.step()
     late = asker("d", [1])
     scene.feeder.add(late)
     askers[1].gone.set()
