@@ -58,7 +58,7 @@ def in_process(given: argparse.Namespace) -> tuple[dict[str, Way], Clock]:
     def one_after_another() -> list:
         answers = []
         for number, own in enumerate(begun()):
-            logits = drain(engine.extend(own, asked[number] or [7]))
+            [logits] = drain(engine.extend_all([own], [asked[number] or [7]]))
             drawn = engine.decode(own, logits, Sampling())
             answers.append([next(drawn) for _ in range(given.write)])
             drawn.close()

@@ -56,6 +56,7 @@ class Served:
     begun: float = 0.0
     used: float = 0.0
     users: int = 0
+    deleted: bool = False
     watchers: set[Callable[[], None]] = field(default_factory=set)
 
     @cached_property

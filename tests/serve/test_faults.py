@@ -41,10 +41,14 @@ def still_answers(client):
     return time.perf_counter() - begin
 
 
-def endless(client, stream):
-    """A request whose answer takes long: the open connection."""
-    body = json.dumps(LONG | {"stream": stream, "logprobs": True}).encode()
-    line = socket.create_connection(("127.0.0.1", client.port))
+def endless(client, stream, small=None):
+    """A request whose answer takes long: the open connection, with a `small` buffer."""
+    asked = LONG | {"stream": stream, "logprobs": True, "top_logprobs": 20 if small else 0}
+    body = json.dumps(asked).encode()
+    line = socket.socket()
+    if small is not None:
+        line.setsockopt(socket.SOL_SOCKET, small, 1024)
+    line.connect(("127.0.0.1", client.port))
     line.sendall(head(CHAT, len(body)) + body)
     client.until(lambda: client.metric("answering") >= 1)
     return line
@@ -81,6 +85,16 @@ def test_a_client_that_does_not_read_holds_up_nobody(client):
     assert still_answers(client) < 10
     line.close()
     client.until(lambda: client.metric("answering") == 0)
+
+
+def test_an_answer_that_is_not_taken_ends(client, monkeypatch):
+    """The connection, and all that is kept for it."""
+    monkeypatch.setattr(patience, "TAKE_SECONDS", 0.2)
+    cancelled = client.metric("answers_cancelled_total")
+    line = endless(client, True, socket.SO_RCVBUF)
+    client.until(lambda: client.metric("answers_cancelled_total") == cancelled + 1)
+    line.close()
+    still_answers(client)
 
 
 @pytest.mark.parametrize(
