@@ -52,6 +52,10 @@ class FormRoom:
         work = partial(self._compiled, asked)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     def _compiled(self, asked: Asked) -> list[Constraint | None]:
         if self._forms is None:
             self._forms = self._make()

@@ -122,6 +122,7 @@ def application(chat: Chat, settings: Settings, files: list[Document], screen: S
             scheduler.stop()
             await asyncio.to_thread(scheduler.join)
             library.texts.shutdown(wait=False, cancel_futures=True)
+            answers.forms.close()
 
     hosts = (*LOCAL, settings.host.lower()) if not settings.key else ()
     guarded, most = routes.app(lifespan), settings.max_upload

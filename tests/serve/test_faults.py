@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kvchat.engine.text.chat_template import Dialogue
 from kvchat.serve import patience, wire
 from tests.serve.conftest import served
 from tests.serve.test_documents import form
@@ -36,9 +37,7 @@ def head(path, length, kind="application/json", method="POST"):
 
 
 def still_answers(client):
-    begin = time.perf_counter()
     assert ANSWER in client.ask(QUESTION)["choices"][0]["message"]["content"]
-    return time.perf_counter() - begin
 
 
 def endless(client, stream, small=None):
@@ -59,9 +58,7 @@ def test_a_client_that_goes_away_frees_its_place(client, stream):
     cancelled = client.metric("answers_cancelled_total")
     line = endless(client, stream)
     line.close()
-    begin = time.perf_counter()
-    client.until(lambda: client.metric("answering") == 0, seconds=2)
-    assert time.perf_counter() - begin < 2
+    client.until(lambda: client.metric("answering") == 0)
     assert client.metric("answers_cancelled_total") == cancelled + 1
     still_answers(client)
 
@@ -74,15 +71,15 @@ def test_one_that_goes_while_its_question_is_read(client):
     with socket.create_connection(("127.0.0.1", client.port)) as line:
         line.sendall(head(CHAT, len(body)) + body)
         client.until(lambda: client.metric("answering") == 1)
-        assert still_answers(client) < 5, "another one is answered beside"
-    client.until(lambda: client.metric("answering") == 0, seconds=1)
+        still_answers(client)  # another one is answered beside
+    client.until(lambda: client.metric("answering") == 0)
     assert client.metric("answers_cancelled_total") == cancelled + 1
 
 
 def test_a_client_that_does_not_read_holds_up_nobody(client):
     line = endless(client, True)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-    assert still_answers(client) < 10
+    still_answers(client)
     line.close()
     client.until(lambda: client.metric("answering") == 0)
 
@@ -142,39 +139,39 @@ def test_bodies_that_are_too_large_are_refused_unread(client, server):
 
 def test_half_open_and_slow_connections(client, monkeypatch):
     """Heads that never end and bodies that never come: others are answered meanwhile."""
-    monkeypatch.setattr(wire, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(wire, "BODY_SECONDS", 1.0)
     lines = []
     for data in (b"", b"POST /v1/ch", head(CHAT, 500), head(CHAT, 500) + b'{"model"'):
-        line = socket.create_connection(("127.0.0.1", client.port), timeout=5)
+        line = socket.create_connection(("127.0.0.1", client.port), timeout=60)
         line.sendall(data)
         lines.append(line)
-    assert still_answers(client) < 10
+    still_answers(client)
     assert b" 408 " in lines[2].recv(4096) and b" 408 " in lines[3].recv(4096)
     for line in lines:
         line.close()
 
 
 def test_connections_that_say_nothing_are_closed(client, monkeypatch):
-    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 1.0)
     with (
-        socket.create_connection(("127.0.0.1", client.port), timeout=5) as silent,
-        socket.create_connection(("127.0.0.1", client.port), timeout=5) as slow,
+        socket.create_connection(("127.0.0.1", client.port), timeout=60) as silent,
+        socket.create_connection(("127.0.0.1", client.port), timeout=60) as slow,
     ):
         slow.sendall(b"GET /health HTT")
         assert silent.recv(10) == b"" and slow.recv(10) == b""
-    line = endless(client, True)  # one that is answered is not
-    time.sleep(0.4)
+    line, end = endless(client, True), time.monotonic() + 1.5  # one that is answered is not
+    while time.monotonic() < end:
+        assert line.recv(65536)
     assert client.metric("answering") == 1
     line.close()
     client.until(lambda: client.metric("answering") == 0)
 
 
-def test_texts_that_cannot_fit_are_not_looked_at(client):
-    begin = time.perf_counter()
+def test_texts_that_cannot_fit_are_not_looked_at(client, monkeypatch):
+    monkeypatch.setattr(Dialogue, "conversation", None)
     asked = {"model": "valley", "messages": [{"role": "user", "content": "x " * 3 * 10**6}]}
     status, found = client.post(CHAT, asked)
     assert status == 400 and found["error"]["code"] == "context_length_exceeded"
-    assert time.perf_counter() - begin < 3
 
 
 def test_what_is_no_http(client):

@@ -1,6 +1,8 @@
 """Forms that are meant to take for ever: refused in time, and others are answered meanwhile."""
 
+import asyncio
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,16 +26,31 @@ def asked(client, schema):
     return client.post(CHAT, body(response_format=form, max_tokens=8))
 
 
-def test_one_that_compiles_for_ever_holds_up_nobody(client, monkeypatch):
+def test_one_that_compiles_for_ever_is_refused(client, monkeypatch):
     monkeypatch.setattr(forms, "SECONDS", 1)
-    with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(asked, client, ENDLESS)
-        for _ in range(3):
-            assert client.ask(QUESTION)["choices"]
-        assert not late.done(), "they were answered before"
-        status, found = late.result()
+    status, found = asked(client, ENDLESS)
     assert status == 400 and found["error"]["param"] == "response_format"
+    monkeypatch.setattr(forms.FormRoom, "_problem", None)
     assert asked(client, ENDLESS) == (status, found), "it is not tried again"
+
+
+def test_others_are_answered_while_one_is_compiled(client, monkeypatch):
+    begun, done, problem = threading.Event(), threading.Event(), forms.FormRoom._problem
+
+    async def slowly(self, kind, text):
+        begun.set()
+        while not done.is_set():
+            await asyncio.sleep(0.01)
+        return await problem(self, kind, text)
+
+    with monkeypatch.context() as patched, ThreadPoolExecutor(1) as pool:
+        patched.setattr(forms.FormRoom, "_problem", slowly)
+        late = pool.submit(asked, client, {"enum": ["ruby"]})
+        assert begun.wait(60)
+        assert client.ask(QUESTION)["choices"]
+        done.set()
+        status, found = late.result()
+    assert status == 200 and found["choices"][0]["message"]["content"] == '"ruby"'
 
 
 @pytest.mark.parametrize(
