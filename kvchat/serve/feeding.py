@@ -12,7 +12,7 @@ from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress
 from kvchat.serve.asker import Asker
 
-TOGETHER = 128  # tokens of questions that are fed at once: with more of them others wait too long
+TOGETHER = 256  # tokens of questions that are fed at once: with more of them others wait too long
 EARLY = 0.2  # of a group's work: until then it is sooner begun anew with who has come since
 
 

@@ -16,7 +16,7 @@ from kvchat.engine.weights import lowbit
 
 # Values of a matrix, and of a layer's keys, that are worth waking other threads for.
 WORTH = 2**22
-MOST = 128  # tokens for which this is faster than to turn the weight back
+MOST = 256  # tokens for which this is faster than to turn the weight back
 
 _rounding = False
 
