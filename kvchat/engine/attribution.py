@@ -105,6 +105,7 @@ def attended(
     return drain(attending(found, following, document))
 
 
+@torch.inference_mode()
 def attending(
     found: Sequence[Queries], following: Mapping[int, int], document: Sequence[int]
 ) -> Generator[None, None, Tensor]:

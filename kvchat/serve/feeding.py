@@ -111,7 +111,7 @@ class Feeder:
             self._groups.remove(group)
         if not there:
             there = self._opened([self._new.popleft()])
-        if self._singly:
+        if alone := self._singly > 0:
             self._singly -= 1
         else:
             tokens, chosen = sum(len(asker.wanted.ids) for asker in there), []
@@ -119,7 +119,7 @@ class Feeder:
                 chosen.append(self._new.popleft())
             there += self._opened(chosen)
         if there:
-            self._groups.append(self._group(there, renewed))
+            self._groups.append(self._group(there, renewed, alone))
 
     def _opened(self, askers: list[Asker]) -> list[Asker]:
         return [asker for asker in askers if self._begun(asker)]
@@ -132,10 +132,11 @@ class Feeder:
             return False
         return True
 
-    def _group(self, askers: list[Asker], renewed: bool) -> Group:
+    def _group(self, askers: list[Asker], renewed: bool, alone: bool) -> Group:
+        """Those that are long, or fed alone, go in chunks that become smaller if memory ends."""
         ids = [asker.wanted.ids for asker in askers]
         caches = [asker.cache for asker in askers if asker.cache is not None]
-        if len(askers) == 1 and len(ids[0]) > TOGETHER:
+        if alone or len(ids[0]) > TOGETHER:
             return Group([*askers], self._chunked(askers[0]), True)
         work = self.engine.extend_all(caches, ids)
         return Group([*askers], work, False, renewed=renewed)

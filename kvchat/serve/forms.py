@@ -84,8 +84,8 @@ class FormRoom:
         try:
             async with asyncio.timeout(PATIENCE):
                 said, _ = await process.communicate(json.dumps(request).encode())
-        except TimeoutError:
-            return f"compiling it takes more than {PATIENCE:.0f} s"
+        except TimeoutError:  # not by itself: that would have ended it sooner
+            raise Refusal(503, "there is no time to compile the form", after=5) from None
         finally:
             if process.returncode is None:
                 process.kill()

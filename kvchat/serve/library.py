@@ -136,6 +136,7 @@ class Library:
         """Forget a document. Who is asking about it goes on; else it is not read any further."""
         served.deleted = True
         self.documents.pop(served.id, None)
+        self._reading.pop(served.id, None)  # it may be sent again while this goes on
         if self.folder is not None and served.sent:
             await asyncio.to_thread(documents.forget, self.folder, served)
 
@@ -153,7 +154,8 @@ class Library:
         await asyncio.shield(running)
 
     def _read_once(self, served: Served, done: "asyncio.Future[Any]") -> None:
-        self._reading.pop(served.id, None)
+        if self._reading.get(served.id) is done:
+            del self._reading[served.id]
         if not done.cancelled():
             done.exception()  # whoever waited has it
         self.chat.cache.tell()

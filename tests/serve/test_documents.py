@@ -182,9 +182,22 @@ def test_a_document_that_is_deleted_while_it_is_read_is_read_no_further(server, 
         found = sent(client, "long.txt", valley(100))[1]
         client.until(lambda: server.scheduler.reading == 2)
         assert client.send("DELETE", f"/v1/files/{found['id']}")[0] == 200
-    client.until(lambda: not server.library._reading)
+        again = sent(client, "long.txt", valley(100))[1]
+        assert again["id"] == found["id"]
+        client.send("DELETE", f"/v1/files/{found['id']}")
+    client.until(lambda: not server.scheduler.reading)
     assert client.metric("documents_read_total") == reads
     assert not (server.settings_folder / f"{found['id']}.json").exists()
+
+
+def test_one_that_is_sent_again_while_it_is_deleted_is_read(server, client):
+    with held(server):
+        found = sent(client, "twice.txt", valley(15))[1]
+        client.until(lambda: server.scheduler.reading == 2)
+        client.send("DELETE", f"/v1/files/{found['id']}")
+        assert sent(client, "twice.txt", valley(15))[1]["id"] == found["id"]
+    assert client.read("twice")["status"] == "processed"
+    assert (server.settings_folder / f"{found['id']}.json").exists()
 
 
 def test_documents_of_earlier_runs_come_back_from_disk(tmp_path):
