@@ -247,9 +247,10 @@ class Answers:
             return None
         if talk.served is None or talk.served.book is None or not ended.weights:
             return []
-        book, file = talk.served.book, talk.served.id
+        book, served = talk.served.book, talk.served
         found = await self.library.tokenise(partial(book.sources, ended.weights))
-        return [each | {"file_id": file} for each in reported(found)]
+        about = {"document": served.document.title, "file_id": served.id}  # no path
+        return [each | about for each in reported(found)]
 
     def _make_forms(self) -> Forms:
         session = self.chat.session

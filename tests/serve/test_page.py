@@ -2,8 +2,11 @@
 
 import json
 import re
+import threading
 import urllib.request
+from contextlib import contextmanager
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 from kvchat.serve.app import PAGE
 from tests.serve.conftest import served, valley
@@ -212,3 +215,41 @@ def test_a_key_is_asked_for(browser, tmp_path):
         page.get_by_role("button", name="Use").click()
         page.get_by_text("tokens of context").wait_for()
         assert page.get_by_label("API key of this server").is_hidden()
+
+
+@contextmanager
+def other_site():
+    """The origin of another server on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as site:
+        thread = threading.Thread(target=site.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{site.server_port}"
+        site.shutdown()
+        thread.join()
+
+
+def test_a_page_of_another_origin_asks_where_it_is_named(browser, tmp_path, monkeypatch):
+    """What a browser makes of our headers: one origin may, with and without a preflight."""
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "do_GET", lambda self: self.send_error(404))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    asks = """async (url) => {
+        const headers = { "content-type": "application/json" };
+        const asked = { messages: [{ role: "user", content: "Who?" }], max_tokens: 1 };
+        const options = { method: "POST", headers, body: JSON.stringify(asked) };
+        try {
+            const list = await (await fetch(url + "/v1/models")).json();
+            const answer = await fetch(url + "/v1/chat/completions", options);
+            return [list.data[0].id, (await answer.json()).object];
+        } catch (error) { return error.name; }
+    }"""
+    with (
+        other_site() as friend,
+        other_site() as other,
+        served(tmp_path, origins=[friend]) as server,
+        browser.new_context() as own,
+    ):
+        page = own.new_page()
+        page.goto(f"{friend}/")
+        assert page.evaluate(asks, server.url) == ["demo", "chat.completion"]
+        page.goto(f"{other}/")
+        assert page.evaluate(asks, server.url) == "TypeError"

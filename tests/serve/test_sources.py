@@ -59,7 +59,7 @@ def test_offsets_are_those_of_the_content(client):
     for each in found:
         assert text[each["start"] : each["end"]] == each["text"]
         assert 0 < each["weight"] <= 1
-    assert "Arvid Abbott" in found[0]["text"]
+    assert "Arvid Abbott" in found[0]["text"] and found[0]["document"] == "valley.txt"
     events = client.stream(CHAT, {"model": "valley", "stream": True, "sources": True,
                                   "messages": [{"role": "user", "content": QUESTION}]})  # fmt: skip
     assert events[-2]["choices"][0]["sources"] == found
