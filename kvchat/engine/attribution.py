@@ -7,7 +7,7 @@ Heads in the middle of a model look at the place in the document that the next t
 it goes to the very token that was drawn, and attention to other tokens counts little.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvchat.engine.attention.entries import Entries
 from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.events import drain
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.kernels.reference import capped
@@ -101,21 +102,35 @@ def attended(
     `following` are the tokens that follow those at some positions; `document` are the N ids that
     the cache begins with.
     """
+    return drain(attending(found, following, document))
+
+
+@torch.inference_mode()
+def attending(
+    found: Sequence[Queries], following: Mapping[int, int], document: Sequence[int]
+) -> Generator[None, None, Tensor]:
+    """The same, the value of a generator that yields after every layer."""
     device = found[0].layer.tail.k.device
     there = [at for at in following if all(at in each.rows for each in found)]
     known = torch.tensor(document, device=device)
     after = torch.tensor([following[at] for at in there], device=device, dtype=torch.long)
     counts = torch.bincount(known, minlength=max(following.values(), default=0) + 1)
     times = counts[after].tolist()
-    # rare ones tell most, and what the document has not cannot be copied from it
-    ranked = sorted(range(len(there)), key=lambda number: times[number] or len(document))
+    ranked = sorted(range(len(there)), key=lambda number: rank(times[number], document))
     chosen = sorted(ranked[:TOKENS])
     mass = Mass(after[chosen], known)
     for each in found if chosen else ():
         rows = [each.rows[there[number]] for number in chosen]
         q, lse = torch.stack([q for q, _ in rows]), torch.stack([lse for _, lse in rows])
         mass.add(each.layer, q, lse, q.shape[-1] ** -0.5)
+        yield
     return mass.weight
+
+
+def rank(times: int, document: Sequence[int]) -> int:
+    """How little it tells that a token follows which the document has so many times; the least
+    first: rare ones tell most, and what the document has not cannot be copied from it."""
+    return times or len(document)
 
 
 class Mass:

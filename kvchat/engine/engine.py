@@ -15,6 +15,7 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.loop import Writer, compile_beside
 from kvchat.engine.decode.sampler import Constraint, Sampler
 from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.decode.together import together
 from kvchat.engine.decode.warm_card import Warming
 from kvchat.engine.devices import entry, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, Progress, Smaller, drain
@@ -220,6 +221,14 @@ class Engine:
         """Append `ids` to a cache; the generator's value is the last logits `[vocab]`."""
         x = yield from walk.extend(self.model, cache, ids, self.chunk)
         return self.model.logits(x[-1:])[0]
+
+    @entry
+    def extend_all(
+        self, caches: Sequence[KVCache], ids: Sequence[Sequence[int]]
+    ) -> Generator[Progress, None, Tensor]:
+        """Append to each cache its `ids`, all at once; the generator's value are the last logits
+        `[B, vocab]`; see `together.together`."""
+        return (yield from together(self.model, caches, ids))
 
     @entry
     def extend_choosing(

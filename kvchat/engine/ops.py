@@ -25,13 +25,22 @@ R = TypeVar("R")
 
 LAUNCHERS: list[str] = []  # of `kvchat.kernels`, that operations have on a card
 _without: set[str] = set()  # kernels that are not to be used, in this process
+_with: set[str] = set()  # those that were asked for
 
 
 def use(kernels: str) -> None:
-    """Take Triton's kernels on a card, or with `torch` do without; see `kernels.kernels_on`."""
+    """Take Triton's kernels on a card, numba's on a CPU, or with `torch` do without; see
+    `kernels.kernels_on`."""
     _without.clear()
+    _with.clear()
+    _with.add(kernels)
     if kernels == "torch":
         _without.add("triton")
+
+
+def compiled() -> bool:
+    """Whether numba's functions are in use."""
+    return "numba" in _with
 
 
 def kernel(path: str, x: Tensor) -> Callable[..., Any] | None:

@@ -2,23 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 from kvchat.chat.chat import Chat
+from kvchat.chat.citing import reported
 from kvchat.documents import Document
 from kvchat.documents.document_ids import PROBE, compose
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampler import Constraint
+from kvchat.engine.decode.sampling import Leaning
 from kvchat.engine.sizes import MAX_TOKENS
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.grammar import Forms
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
-from kvchat.serve.asker import Asker, Ended, Event, Failed, Wanted
+from kvchat.serve.asker import Asker, Ended, Event, Wanted
+from kvchat.serve.citing import Cites
 from kvchat.serve.document import Served
+from kvchat.serve.forms import FormRoom
 from kvchat.serve.library import Library
 from kvchat.serve.refusals import Refusal
 from kvchat.serve.requests import Asked
@@ -30,24 +35,18 @@ GROWTH = 1.3  # of a tail that is preallocated, and 256 entries more
 
 @dataclass
 class Talk:
-    """A request on its way: events come through `events`, the last one is Ended or Failed."""
+    """A request on its way: events come through `events`, with the number of the choice they are
+    of; the last one of each is Ended or Failed."""
 
     asked: Asked
     model: str
     served: Served | None
     cached: int = 0  # tokens of the document that were read before
     prompt_tokens: int = 0
-    asker: Asker | None = None
-    events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
+    askers: list[Asker] = field(default_factory=list)
+    events: "asyncio.Queue[tuple[int, Event]]" = field(default_factory=asyncio.Queue)
     created: int = field(default_factory=lambda: int(time.time()))
     since: float = field(default_factory=perf_counter)
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while True:
-            event = await self.events.get()
-            yield event
-            if isinstance(event, Ended | Failed):
-                return
 
 
 class Answers:
@@ -61,7 +60,7 @@ class Answers:
         self.chat, self.library, self.scheduler = chat, library, scheduler
         self.tokenizer, self.long = tokenizer, long
         self.engine = chat.session.engine
-        self._forms: Forms | None = None  # made for the first that is asked for
+        self.forms = FormRoom(self._make_forms)
 
     @property
     def model(self) -> str:
@@ -122,13 +121,15 @@ class Answers:
             was_there = served.cache is not None
             await self.library.ready(served)
             talk.cached = served.tokens if was_there or served.restored else 0
-        wanted, dialogue = await self.library.tokenise(partial(self._wanted, asked, served))
+        forms = await self.forms.made(asked)
+        work = partial(self._wanted, asked, served, forms)
+        every, dialogue = await self.library.tokenise(work)
         before = served.tokens if served is not None else 0
-        talk.prompt_tokens = before + len(wanted.ids)
+        talk.prompt_tokens = before + len(every[0].ids)
         loop = asyncio.get_running_loop()
 
-        def tell(event: Event) -> None:
-            loop.call_soon_threadsafe(talk.events.put_nowait, event)
+        def tell(number: int, event: Event) -> None:
+            loop.call_soon_threadsafe(talk.events.put_nowait, (number, event))
 
         def opened() -> KVCache:
             if served is None:
@@ -137,14 +138,17 @@ class Answers:
                 raise Refusal(503, "the document has left the memory", after=5)
             return served.cache.fork()
 
-        planned = self._planned(served, len(wanted.ids) + wanted.max_tokens)
-        talk.asker = Asker(wanted, opened, dialogue, self.tokenizer, tell, planned)
-        self.scheduler.ask(talk.asker)
+        for number, wanted in enumerate(every):
+            planned = self._planned(served, len(wanted.ids) + wanted.max_tokens)
+            own = partial(tell, number)
+            talk.askers.append(Asker(wanted, opened, dialogue, self.tokenizer, own, planned))
+            self.scheduler.ask(talk.askers[-1])
 
     def leave(self, talk: Talk) -> None:
         """The end of a request, whatever it was: its place is free before the next token."""
-        if talk.asker is not None:
-            talk.asker.gone.set()
+        for asker in talk.askers:
+            asker.gone.set()
+        if talk.askers:
             self.scheduler.wake()
         if talk.served is not None:
             talk.served.users -= 1
@@ -156,8 +160,11 @@ class Answers:
             live = sum(layer.tail.length for layer in served.cache.layers[:1])
         return self.engine.kv_bytes(int(GROWTH * (tokens + live)) + 256)
 
-    def _wanted(self, asked: Asked, served: Served | None) -> tuple[Wanted, Dialogue]:
-        """Tokens of a question and what comes before it, on the thread of texts."""
+    def _wanted(
+        self, asked: Asked, served: Served | None, forms: Sequence[Constraint | None]
+    ) -> tuple[list[Wanted], Dialogue]:
+        """Tokens of a question and what comes before it, for each of the choices; on the thread of
+        texts."""
         session, options = self.chat.session, self.chat.options
         if asked.form is not None or asked.grammar is not None:
             asked = replaced(asked, thinks=False)  # a thought has another form
@@ -184,17 +191,37 @@ class Answers:
                 limit=limit,
             )
         usual = asked.max_tokens or options.max_tokens or MAX_TOKENS
+        sampling = asked.sampling(options.sampling)
+        self._require_known(asked.leaning)
         wanted = Wanted(
             ids=ids,
-            sampling=asked.sampling(options.sampling),
+            sampling=sampling,
             max_tokens=min(room, usual),
             ends=frozenset() if asked.ignore_eos else frozenset(session.ends),
             stop=asked.stop,
             thinks=asked.thinks,
             logprobs=asked.logprobs,
-            constraint=self._constraint(asked),
+            constraint=forms[0],
+            cites=self._cites(asked, served, len(ids)),
+            leaning=asked.leaning,
         )
-        return wanted, dialogue
+        others = [
+            replace(
+                wanted,
+                sampling=replace(sampling, seed=(sampling.seed + number) % 2**63),
+                constraint=form,
+            )
+            for number, form in enumerate(forms[1:], 1)
+        ]
+        return [wanted, *others], dialogue
+
+    def _require_known(self, leaning: Leaning | None) -> None:
+        vocabulary = self.engine.config.vocab_size
+        for token in leaning.bias if leaning is not None else ():
+            if token >= vocabulary:
+                raise Refusal(
+                    400, f"logit_bias: there are {vocabulary:,} tokens, no {token:,}", "logit_bias"
+                )
 
     def _behind(self, dialogue: Dialogue, asked: Asked) -> list[int]:
         """A conversation behind a document: the client's system prompt goes before its first
@@ -206,16 +233,29 @@ class Answers:
             question = f"{asked.system}\n\n{question}"
         return dialogue.conversation(turns, question, asked.thinks)
 
-    def _constraint(self, asked: Asked) -> Constraint | None:
-        if asked.form is None and asked.grammar is None:
+    @staticmethod
+    def _cites(asked: Asked, served: Served | None, fed: int) -> Cites | None:
+        if not asked.sources or served is None or served.book is None:
             return None
-        if self._forms is None:
-            session = self.chat.session
-            vocabulary = self.engine.config.vocab_size
-            self._forms = Forms(session.dialogue.tokenizer, vocabulary, session.ends)
-        if asked.form is not None:
-            return self._forms.of_schema(asked.form)
-        return self._forms.of_grammar(asked.grammar or "")
+        book = served.book
+        last = len(book.dialogue.following(asked.question)) if asked.turns else fed
+        return Cites(book.ids, served.counts, fed - last)
+
+    async def sources(self, talk: Talk, ended: Ended) -> list[dict[str, Any]] | None:
+        """Where in its document an answer is from, as `--json` has it; None: nobody asks."""
+        if not talk.asked.sources:
+            return None
+        if talk.served is None or talk.served.book is None or not ended.weights:
+            return []
+        book, served = talk.served.book, talk.served
+        found = await self.library.tokenise(partial(book.sources, ended.weights))
+        about = {"document": served.document.title, "file_id": served.id}  # no path
+        return [each | about for each in reported(found)]
+
+    def _make_forms(self) -> Forms:
+        session = self.chat.session
+        vocabulary = self.engine.config.vocab_size
+        return Forms(session.dialogue.tokenizer, vocabulary, session.ends)
 
 
 def require_short(asked: Asked, limit: int) -> None:

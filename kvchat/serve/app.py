@@ -162,13 +162,15 @@ class Server:
     async def _whole(self, talk: Talk) -> dict[str, Any]:
         await self.answers.start(talk)
         reply = Reply(talk, self.answers.chat.session.dialogue.tokenizer)
-        async for each in talk:
+        while reply.left:
+            number, each = await talk.events.get()
             if isinstance(each, Failed):
                 raise each.error
             if isinstance(each, Ended):
-                return reply.whole(each)
-            reply.take(each)
-        raise AssertionError("an answer ends")
+                reply.end(number, each, await self.answers.sources(talk, each))
+            else:
+                reply.take(number, each)
+        return reply.whole()
 
     async def _pieces(self, talk: Talk, started: bool) -> AsyncGenerator[bytes, None]:
         reply = Reply(talk, self.answers.chat.session.dialogue.tokenizer)
@@ -181,24 +183,25 @@ class Server:
                     starting.result()
                 finally:
                     starting.cancel()
-            if (first := reply.first()) is not None:
+            for first in reply.first():
                 yield event(first)
-            while True:
+            while reply.left:
                 try:
                     async with asyncio.timeout(ALIVE):  # wait_for of 3.11 can lose a cancellation
-                        each = await talk.events.get()
+                        number, each = await talk.events.get()
                 except TimeoutError:
                     yield comment("waiting")
                     continue
                 if isinstance(each, Failed):
                     raise each.error
                 if isinstance(each, Piece):
-                    yield event(reply.piece(each))
+                    yield event(reply.piece(number, each))
                     continue
-                for last in reply.last(each):
-                    yield event(last)
-                yield DONE
-                return
+                reply.end(number, each, await self.answers.sources(talk, each))
+                yield event(reply.last(number))
+            if talk.asked.include_usage:
+                yield event(reply.counted())
+            yield DONE
         except Exception as error:
             yield event(Refusal.of(error).body())
 
@@ -218,7 +221,11 @@ async def refused(request: Request, error: Exception) -> Response:
 async def unknown(request: Request, error: Exception) -> Response:
     """A path that there is not, or a method that it does not take."""
     assert isinstance(error, HTTPException)
-    what = f"{request.method} {request.url.path[:200]}"
-    text = {404: f"no {what}", 405: f"{what} is not allowed"}.get(error.status_code, error.detail)
+    path = request.url.path[:200]
+    what = f"{request.method} {path}"
+    where = "" if path.startswith("/v1/") else ": OpenAI's API is below /v1"
+    where = where if not path.startswith("/api/") else " (this is no ollama): OpenAI's is below /v1"
+    known = {404: f"no {what}{where}", 405: f"{what} is not allowed"}
+    text = known.get(error.status_code, error.detail)
     refusal = Refusal(error.status_code, text, code="unknown_url")
     return JSONResponse(refusal.body(), error.status_code, dict(error.headers or {}))

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from torch import Tensor
@@ -11,14 +11,12 @@ from kvchat.engine.answering import fresh_answer
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.repetition import Repetition
 from kvchat.engine.decode.sampler import Constraint, Sampler
-from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.decode.sampling import Leaning, Sampling
 from kvchat.engine.engine import Engine
-from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.stop_strings import Answer
 from kvchat.engine.text.tokenizer import Tokenizer
-
-Feeding = Generator[Progress | Smaller, None, Tensor]
+from kvchat.serve.citing import Cited, Cites
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,8 @@ class Wanted:
     thinks: bool | None = None
     logprobs: int | None = None
     constraint: Constraint | None = None
+    cites: Cites | None = None
+    leaning: Leaning | None = None
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of an answer; `reason` as in `TurnDone`, seconds from its arrival and of decoding."""
+    """The end of an answer; `reason` as in `TurnDone`, seconds from its arrival and of decoding.
+
+    `weights [N]`: how much it attends to the document's tokens, where that is wanted.
+    """
 
     reason: str
     tokens: int
     reasoning_tokens: int
     waited: float
     decoding: float
+    weights: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -93,29 +97,35 @@ class Asker:
     since: float = field(default_factory=perf_counter)
     cache: KVCache | None = None
 
-    def begin(self, engine: Engine) -> Feeding:
-        """Feed the question; `take` its logits."""
-        self.cache = cache = self.open()
+    def begin(self, engine: Engine) -> None:
+        """Have a cache, to which the question is fed; `take` the logits after it."""
+        self.cache = self.open()
         self._answer: Answer = fresh_answer(self.dialogue, self.tokenizer, self.wanted.thinks)
         self._answer.stops = tuple(filter(None, (*self.dialogue.form.stop, *self.wanted.stop)))
-        constraint = self.wanted.constraint
-        self._sampler = Sampler(self.wanted.sampling, engine.device, constraint=constraint)
+        wanted = self.wanted
+        given = wanted.constraint, wanted.leaning
+        self._sampler = Sampler(wanted.sampling, engine.device, (), *given)
         self._sampler.waits = engine.device.type == "cpu"
         self._circles = Repetition()
         self._told = self._shown = self.count = 0
         self._likely: list[Likely] = []
         self._first = 0.0
-        logits = yield from engine.extend(cache, self.wanted.ids)
-        return logits
+        self._cited: Cited | None = None
+        self.ended: Ended | None = None
+        if (cites := self.wanted.cites) is not None:
+            self._cited = Cited(engine, self.cache, self.wanted.ids, cites)
 
     def take(self, logits: Tensor) -> int | None:
-        """The next token by `logits [vocab]`; None if the answer has ended."""
+        """The next token by `logits [vocab]`; None if the answer has ended: then it is to
+        `finish`."""
         token, wanted = self._sampler.draw(logits), self.wanted
         self.count += 1
         self._first = self._first or perf_counter()
         if wanted.logprobs is not None:
             self._likely.append(likely(logits, token, wanted.logprobs))
         answer = self._answer
+        if self._cited is not None:
+            self._cited.push(token, self.count > 1 and self.count - 1 <= answer.thought_tokens)
         answer.push(token, is_end=token in wanted.ends)
         reason = ""
         if answer.stopped or token in wanted.ends or self._sampler.is_complete:
@@ -131,8 +141,16 @@ class Asker:
             return token
         now = perf_counter()
         waited, decoding = self._first - self.since, now - self._first
-        self.tell(Ended(reason, self.count, answer.thought_tokens, waited, decoding))
+        self.ended = Ended(reason, self.count, answer.thought_tokens, waited, decoding)
         return None
+
+    def finish(self) -> Generator[None, None, None]:
+        """Tell the end, once it is known where in the document the answer is from; in pieces."""
+        assert self.ended is not None
+        if self._cited is not None:
+            weights = yield from self._cited.weights()
+            self.ended = replace(self.ended, weights=weights.tolist())
+        self.tell(self.ended)
 
     def _say(self) -> None:
         answer = self._answer

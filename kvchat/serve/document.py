@@ -5,8 +5,10 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,13 @@ class Served:
     begun: float = 0.0
     used: float = 0.0
     users: int = 0
+    deleted: bool = False
     watchers: set[Callable[[], None]] = field(default_factory=set)
+
+    @cached_property
+    def counts(self) -> Counter[int]:
+        """How often it has each token."""
+        return Counter(self.book.ids if self.book else ())
 
     @property
     def tokens(self) -> int:

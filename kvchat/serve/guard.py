@@ -3,7 +3,8 @@
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -30,12 +31,20 @@ class Guard:
     A page of another site can make a browser ask a server on the same machine. So a request that
     says it comes from elsewhere is refused, and so is one for another host than ours, as a name
     that has been pointed at this machine would be. `hosts`: names that we go by; empty: any, for a
-    key protects us.
+    key protects us. Pages of the `origins` may ask: their browsers are told so.
     """
 
-    def __init__(self, app: ASGIApp, key: str, hosts: tuple[str, ...], most: int, metrics: Metrics):
+    def __init__(
+        self,
+        app: ASGIApp,
+        key: str,
+        hosts: tuple[str, ...],
+        most: int,
+        metrics: Metrics,
+        origins: Collection[str] = (),
+    ):
         self.app, self.key, self.hosts, self.most = app, key.encode(), hosts, most
-        self.metrics = metrics
+        self.metrics, self.origins = metrics, {origin.encode() for origin in origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,7 +53,13 @@ class Guard:
             else:
                 await self.app(scope, receive, send)
             return
-        begin, path, status = perf_counter(), scope["path"], 0
+        # programs put addresses together from parts that begin or end with a slash
+        path = "/" + "/".join(filter(None, scope["path"].split("/")))
+        scope = {**scope, "path": path, "raw_path": path.encode()}
+        begin, status = perf_counter(), 0
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        origin = headers.get(b"origin", b"")
+        friend = origin if origin in self.origins else b""
 
         async def answered(message: Message) -> None:
             nonlocal status
@@ -52,11 +67,16 @@ class Guard:
                 status = message["status"]
                 there = {name.lower() for name, _ in message.get("headers", ())}
                 more = [pair for pair in SECURITY.items() if pair[0] not in there]
+                if friend:
+                    more += [(b"access-control-allow-origin", friend), (b"vary", b"origin")]
                 message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
         try:
-            self._require(scope)
+            if friend and scope["method"] == "OPTIONS":
+                await allow(answered, headers.get(b"access-control-request-headers", b""))
+                return
+            self._require(path, headers, friend)
             await self.app(scope, self._counted(scope, receive), answered)
         except Refusal as refusal:
             if not status:
@@ -68,18 +88,21 @@ class Guard:
         finally:
             self.metrics.request(scope, status or 499, perf_counter() - begin)
 
-    def _require(self, scope: Scope) -> None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
+    def _require(self, path: str, headers: Mapping[bytes, bytes], friend: bytes) -> None:
         host = _host(headers.get(b"host", b""))
         if self.hosts and host not in self.hosts:
             raise Refusal(403, "this server goes by another name", code="wrong_host")
         origin = headers.get(b"origin", b"")
-        if origin and origin != b"null" and self._host_of(origin) != headers.get(b"host", b""):
-            raise Refusal(403, "requests of other sites are refused", code="cross_origin")
+        other = origin and origin != b"null" and self._host_of(origin) != headers.get(b"host", b"")
         elsewhere = headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none")
-        if (elsewhere or origin == b"null") and scope["path"] != "/":
-            raise Refusal(403, "requests of other sites are refused", code="cross_origin")
-        if self.key and scope["path"] not in OPEN and not self._knows(headers):
+        if not friend and (other or ((elsewhere or origin == b"null") and path != "/")):
+            named = origin.decode("latin-1")[:80] if other else "ORIGIN"
+            raise Refusal(
+                403,
+                f"pages of other sites may not ask (kvchat serve --allow-origin {named})",
+                code="cross_origin",
+            )
+        if self.key and path not in OPEN and not self._knows(headers):
             raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
 
     @staticmethod
@@ -110,6 +133,19 @@ class Guard:
             return message
 
         return counted
+
+
+async def allow(send: Callable[[Message], Awaitable[Any]], named: bytes) -> None:
+    """Tell a browser that a page may send what it asks to send, headers that are `named` too."""
+    plain = re.fullmatch(rb"[A-Za-z0-9, -]{0,2000}", named)
+    raw = [
+        (b"access-control-allow-methods", b"GET, POST, DELETE"),
+        (b"access-control-allow-headers", named if plain else b"authorization, content-type"),
+        (b"access-control-allow-private-network", b"true"),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": raw})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _host(value: bytes) -> str:

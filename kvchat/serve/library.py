@@ -129,10 +129,14 @@ class Library:
                 await asyncio.to_thread(documents.keep, self.folder, served)
             except OSError as error:
                 LOG.warning("%s is not kept: %s", served.document.title, error.strerror or error)
+            if served.deleted:  # meanwhile
+                await asyncio.to_thread(documents.forget, self.folder, served)
 
     async def remove(self, served: Served) -> None:
-        """Forget a document. Who is asking about it goes on."""
+        """Forget a document. Who is asking about it goes on; else it is not read any further."""
+        served.deleted = True
         self.documents.pop(served.id, None)
+        self._reading.pop(served.id, None)  # it may be sent again while this goes on
         if self.folder is not None and served.sent:
             await asyncio.to_thread(documents.forget, self.folder, served)
 
@@ -150,7 +154,8 @@ class Library:
         await asyncio.shield(running)
 
     def _read_once(self, served: Served, done: "asyncio.Future[Any]") -> None:
-        self._reading.pop(served.id, None)
+        if self._reading.get(served.id) is done:
+            del self._reading[served.id]
         if not done.cancelled():
             done.exception()  # whoever waited has it
         self.chat.cache.tell()
@@ -230,6 +235,9 @@ class Library:
             except StopIteration as done:
                 reading = done.value
                 break
+            if served.deleted and not served.users:
+                work.close()
+                raise Refusal(404, "the document was deleted", code="file_not_found")
             if isinstance(event, Progress):
                 served.progress = event
                 loop.call_soon_threadsafe(served.tell)

@@ -7,25 +7,23 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from kvchat.engine.decode.sampling import Sampling
+from kvchat.engine.decode.sampling import Leaning, Sampling
 from kvchat.errors import KvchatError
 from kvchat.serve.refusals import Refusal
 
 SYSTEM, USER, ASSISTANT = ("system", "developer"), "user", "assistant"
 MOST_LOGPROBS, MOST_STOPS, MOST_MESSAGES = 20, 16, 10_000
+MOST_CHOICES, MOST_BIASED = 16, 1024
 # What is asked for in vain, and what there is in its place; empty values ask for nothing.
 UNKNOWN = {
     "tools": "tools are not called; leave them out",
     "functions": "functions are not called; leave them out",
     "tool_choice": "tools are not called; leave it out",
     "function_call": "functions are not called; leave it out",
-    "logit_bias": "logit_bias is not supported",
     "audio": "answers are text",
-    "prediction": "prediction is not supported",
-    "frequency_penalty": "frequency_penalty is not supported; repeat_penalty is",
-    "presence_penalty": "presence_penalty is not supported; repeat_penalty is",
+    "web_search_options": "nothing is searched for",
 }
-NOTHING: tuple[Any, ...] = (None, [], {}, 0, "none", "auto")
+NOTHING: tuple[Any, ...] = (None, [], {}, "none", "auto")
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,9 @@ class Asked:
     form: Mapping[str, Any] | None = None
     grammar: str | None = None
     is_chat: bool = True
+    sources: bool = False  # whether it is wanted what of the document the answer is from
+    n: int = 1  # answers
+    leaning: Leaning | None = None
     ignore_eos: bool = False  # for measurements: an answer ends by its length alone
 
     def sampling(self, usual: Sampling) -> Sampling:
@@ -87,6 +88,7 @@ def chat(raw: Mapping[str, Any]) -> Asked:
     return Asked(
         **_common(raw), question=question, system=system, turns=turns, file=file, logprobs=probs,
         thinks=_thinks(raw), form=form, grammar=grammar,
+        sources=_value(raw, "sources", bool, False),
     )  # fmt: skip
 
 
@@ -105,11 +107,12 @@ def completion(raw: Mapping[str, Any]) -> Asked:
 
 
 def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
+    none = "none" in (raw.get("tool_choice"), raw.get("function_call"))
     for name, why in UNKNOWN.items():
-        if raw.get(name) not in NOTHING:
+        if raw.get(name) not in NOTHING and not (none and name in ("tools", "functions")):
             raise Refusal(400, why, name, "unsupported_parameter")
-    if (_whole(raw, "n", 1, 10**6) or 1) > 1:
-        raise Refusal(400, "n must be 1: ask again, requests are answered together", "n")
+    if raw.get("modalities") not in (None, [], ["text"]):
+        raise Refusal(400, "answers are text", "modalities", "unsupported_parameter")
     model = _value(raw, "model", str, "")
     stop = raw.get("stop")
     stops = [stop] if isinstance(stop, str) else stop or []
@@ -118,8 +121,10 @@ def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not all(isinstance(each, str) and 0 < len(each) <= 1000 for each in stops):
         raise Refusal(400, "stop must be texts of 1 to 1,000 characters", "stop")
     options = _value(raw, "stream_options", dict, {})
-    most = _whole(raw, "max_completion_tokens", 1, 2**31) or _whole(raw, "max_tokens", 1, 2**31)
+    most = _most(raw, "max_completion_tokens") or _most(raw, "max_tokens")
     return {
+        "n": _whole(raw, "n", 1, MOST_CHOICES) or 1,
+        "leaning": _leaning(raw),
         "model": model,
         "sampled": _sampled(raw),
         "max_tokens": most,
@@ -130,17 +135,41 @@ def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _most(raw: Mapping[str, Any], name: str) -> int | None:
+    """Tokens of an answer; -1, as some programs have it, says nothing."""
+    return None if raw.get(name) == -1 else _whole(raw, name, 1, 2**31)
+
+
+def _leaning(raw: Mapping[str, Any]) -> Leaning | None:
+    presence, frequency = (_number(raw, f"{name}_penalty", -2, 2) or 0.0
+                           for name in ("presence", "frequency"))  # fmt: skip
+    asked = _value(raw, "logit_bias", dict, {})
+    if len(asked) > MOST_BIASED:
+        raise Refusal(400, f"logit_bias has more than {MOST_BIASED:,} tokens", "logit_bias")
+    bias = {}
+    for token in asked:
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise Refusal(400, f"logit_bias: {token[:20]!r} is no token's number", "logit_bias")
+        bias[int(token)] = _number(asked, token, -100, 100) or 0.0
+    return Leaning(presence, frequency, bias) if presence or frequency or bias else None
+
+
+def _number(raw: Mapping[str, Any], name: str, least: int, most: int) -> float | None:
+    value = raw.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise Refusal(400, f"{name} must be a number", name)
+    if not (isfinite(value) and least <= value <= most):
+        raise Refusal(400, f"{name} must be between {least} and {most}", name)
+    return float(value)
+
+
 def _sampled(raw: Mapping[str, Any]) -> dict[str, float | int]:
     found: dict[str, float | int] = {}
     for name, most in (("temperature", 100), ("top_p", 1), ("min_p", 1), ("repeat_penalty", 100)):
-        value = raw.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise Refusal(400, f"{name} must be a number", name)
-        if not (isfinite(value) and 0 <= value <= most):
-            raise Refusal(400, f"{name} must be between 0 and {most}", name)
-        found[name] = float(value)
+        if (value := _number(raw, name, 0, most)) is not None:
+            found[name] = value
     if found.get("top_p") == 0:  # the likeliest token alone
         found |= {"top_p": 1.0, "temperature": 0.0}
     for name in ("top_k", "seed"):
@@ -225,8 +254,9 @@ def _content(content: Any, where: str) -> tuple[str, str | None]:
     for part in content if isinstance(content, list) else [None]:
         part = part if isinstance(part, dict) else {}
         kind = part.get("type")
-        if kind in ("text", "input_text") and isinstance(part.get("text"), str):
-            texts.append(sound(part["text"]))
+        said = part.get("refusal" if kind == "refusal" else "text")
+        if kind in ("text", "input_text", "output_text", "refusal") and isinstance(said, str):
+            texts.append(sound(said))
         elif kind in ("file", "input_file"):
             about = part.get("file", part)
             file = about.get("file_id") if isinstance(about, dict) else None

@@ -122,9 +122,11 @@ def application(chat: Chat, settings: Settings, files: list[Document], screen: S
             scheduler.stop()
             await asyncio.to_thread(scheduler.join)
             library.texts.shutdown(wait=False, cancel_futures=True)
+            answers.forms.close()
 
     hosts = (*LOCAL, settings.host.lower()) if not settings.key else ()
-    return Guard(routes.app(lifespan), settings.key, hosts, settings.max_upload, metrics)
+    guarded, most = routes.app(lifespan), settings.max_upload
+    return Guard(guarded, settings.key, hosts, most, metrics, settings.origins)
 
 
 async def read_all(library: Library, named: list[Served], screen: Screen) -> None:

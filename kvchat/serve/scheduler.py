@@ -11,7 +11,7 @@ from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -19,12 +19,14 @@ import torch
 from kvchat.engine.engine import Engine
 from kvchat.errors import KvchatError, is_out_of_memory
 from kvchat.machine import resources as machine
-from kvchat.serve.asker import Asker, Failed, Feeding
+from kvchat.serve.asker import Asker, Failed
+from kvchat.serve.feeding import Feeder
 from kvchat.serve.refusals import Refusal
 from kvchat.terminal.text import size
 
 LOG = logging.getLogger("kvchat.serve")
 SLICE = 0.05  # seconds of reading between two decoded tokens
+GATHERING = 0.003  # seconds for others to come as well, when there was nothing to do
 ROOM = 0.85  # of the free memory that requests may plan with
 Job = Generator[Any, None, Any]
 
@@ -61,8 +63,10 @@ class Scheduler(threading.Thread):
         self._changed = threading.Condition()
         self._waiting: deque[Asker] = deque()
         self._readings: deque[Reading] = deque()
-        self._feeding: deque[tuple[Asker, Feeding]] = deque()
+        self._answering: list[Asker] = []  # whose turn has come: they are fed, or write
+        self._feeding = Feeder(engine, self._fed, self._fail)
         self._writing: list[tuple[Asker, int]] = []  # with the token that is to be fed
+        self._finishing: deque[tuple[Asker, Job]] = deque()  # whose last token is there
         self._stopping = False
 
     # From other threads
@@ -110,7 +114,7 @@ class Scheduler(threading.Thread):
     @property
     def busy(self) -> int:
         """Answers that are being written."""
-        return len(self._feeding) + len(self._writing)
+        return len(self._answering)
 
     @property
     def waiting(self) -> int:
@@ -125,8 +129,8 @@ class Scheduler(threading.Thread):
     def room(self) -> int:
         """Bytes that one more request may plan with."""
         left = int(ROOM * machine.left(self.engine.device, self.limit))
-        each = [asker for asker, _ in (*self._feeding, *self._writing)]
-        promised = sum(max(asker.planned - asker.held, 0) for asker in each)
+        each = (max(asker.planned - asker.held, 0) for asker in tuple(self._answering))
+        promised = sum(each)
         return max(left - promised, 0)
 
     # The thread
@@ -139,28 +143,30 @@ class Scheduler(threading.Thread):
             self._read_on()
             if self._writing:
                 self._write()
+            self._finish()
         self._end()
 
     def _wait(self) -> bool:
         """Wait until there is something to do; False: nothing any more."""
         with self._changed:
+            slept = False
             while not (self._stopping or self._waiting or self._readings or self.busy):
                 self.engine.writer.forget()
                 self._changed.wait()
-            return not self._stopping
+                slept = True
+        if slept and not self._stopping:
+            sleep(GATHERING)
+        return not self._stopping
 
     def _drop_gone(self) -> None:
         with self._changed:
-            stay = deque(asker for asker in self._waiting if not asker.gone.is_set())
-            self.counts.cancelled += len(self._waiting) - len(stay)
-            self._waiting = stay
-        for asker, work in [each for each in self._feeding if each[0].gone.is_set()]:
-            work.close()
-            self._feeding.remove((asker, work))
-            self.counts.cancelled += 1
-        left = [each for each in self._writing if not each[0].gone.is_set()]
-        self.counts.cancelled += len(self._writing) - len(left)
-        self._writing = left
+            before = len(self._waiting) + len(self._answering)
+            self._waiting = deque(asker for asker in self._waiting if not asker.gone.is_set())
+            self._answering = [asker for asker in self._answering if not asker.gone.is_set()]
+            self.counts.cancelled += before - len(self._waiting) - len(self._answering)
+        self._feeding.drop_gone()
+        self._writing = [each for each in self._writing if not each[0].gone.is_set()]
+        self._finishing = deque(each for each in self._finishing if not each[0].gone.is_set())
 
     def _let_in(self) -> None:
         while True:
@@ -172,7 +178,8 @@ class Scheduler(threading.Thread):
                     return  # it is its turn, once somebody has gone
                 self._waiting.popleft()
                 if asker.planned <= room:
-                    self._feeding.append((asker, asker.begin(self.engine)))
+                    self._answering.append(asker)
+                    self._feeding.add(asker)
                     next_one = None
                 else:
                     next_one = asker
@@ -180,21 +187,10 @@ class Scheduler(threading.Thread):
                 self._fail(next_one, too_large(asker.planned, room))
 
     def _read_on(self) -> None:
-        """Read questions, and documents, for a slice of time each; questions in turn."""
+        """Read questions, and documents, for a slice of time each."""
         end = perf_counter() + SLICE
-        while self._feeding and perf_counter() < end:
-            asker, work = self._feeding[0]
-            try:
-                next(work)
-                self._feeding.rotate(-1)
-            except StopIteration as done:
-                self._feeding.popleft()
-                self.counts.fed += len(asker.wanted.ids)
-                if (token := self._take(asker, done.value)) is not None:
-                    self._writing.append((asker, token))
-            except Exception as error:
-                self._feeding.popleft()
-                self._fail(asker, error)
+        while not self._feeding.is_idle and perf_counter() < end:
+            self._feeding.step()
         end = perf_counter() + SLICE
         while self._readings and perf_counter() < end:
             reading = self._readings[0]
@@ -206,6 +202,26 @@ class Scheduler(threading.Thread):
             except Exception as error:
                 self._readings.popleft()
                 reading.done.set_exception(told(error))
+
+    def _finish(self) -> None:
+        """See where answers are from whose last token is there, for a slice of time."""
+        end = perf_counter() + SLICE
+        while self._finishing and perf_counter() < end:
+            asker, work = self._finishing[0]
+            try:
+                next(work)
+            except StopIteration:
+                self._finishing.popleft()
+                self.counts.finished += 1
+                self._left(asker)
+            except Exception as error:
+                self._finishing.popleft()
+                self._fail(asker, error)
+
+    def _fed(self, asker: Asker, logits: torch.Tensor) -> None:
+        self.counts.fed += len(asker.wanted.ids)
+        if (token := self._take(asker, logits)) is not None:
+            self._writing.append((asker, token))
 
     def _write(self) -> None:
         """A token more for every answer."""
@@ -234,20 +250,27 @@ class Scheduler(threading.Thread):
         except Exception as error:
             self._fail(asker, error)
             return None
-        self.counts.finished += token is None
+        if token is None:
+            self._finishing.append((asker, asker.finish()))
         return token
+
+    def _left(self, asker: Asker) -> None:
+        with self._changed:
+            self._answering = [each for each in self._answering if each is not asker]
 
     def _fail(self, asker: Asker, error: Exception) -> None:
         self.counts.failed += 1
+        self._left(asker)
         with suppress(Exception):
             asker.tell(Failed(told(error)))
 
     def _end(self) -> None:
         stopping = Refusal(503, "the server is stopping", after=5)
         with self._changed:
-            left = [*self._waiting, *(a for a, _ in self._feeding), *(a for a, _ in self._writing)]
+            left = [*self._waiting, *self._answering]
             readings, self._readings = self._readings, deque()
-            self._waiting, self._feeding, self._writing = deque(), deque(), []
+            self._waiting, self._writing, self._finishing = deque(), [], deque()
+        self._feeding.clear()
         for asker in left:
             self._fail(asker, stopping)
         for reading in readings:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,13 @@ class Settings:
     )
     api_key: str | None = option(
         "--api-key", SERVER, f"Key that clients must send; better in {KEY}."
+    )
+    origins: Sequence[str] = option(
+        "--allow-origin",
+        SERVER,
+        "Origin of a page that may ask (http://localhost:3000); repeatable.",
+        default=(),
+        many=True,
     )
     askers: int = option(
         "--askers", SERVER, "Answers that are decoded together (4).", whole(1, 64), default=4
@@ -102,6 +110,13 @@ class Settings:
 
     def require_safe(self) -> None:
         """Raise KvchatError("usage") for a server that others reach and nothing protects."""
+        for origin in self.origins:
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin):
+                raise KvchatError(
+                    "usage",
+                    f"--allow-origin {origin} is not one origin: scheme, host and port, no path",
+                    "--allow-origin http://localhost:3000",
+                )
         if not self.is_local and not self.key:
             raise KvchatError(
                 "usage",

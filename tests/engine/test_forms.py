@@ -11,7 +11,7 @@ from kvchat.engine.events import TurnDone, drain
 from kvchat.engine.model.read import load_config
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
-from kvchat.engine.text.grammar import Forms
+from kvchat.engine.text.grammar import Forms, closed
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 from tests.support.errors import refused
@@ -102,3 +102,22 @@ def test_what_may_not_come_is_never_drawn(forms):
     other = next(token for token in range(forms._vocabulary) if token not in allowed)
     with pytest.raises(KvchatError):
         form.accept(other)
+
+
+def test_objects_have_the_properties_that_are_named():
+    """Unless the schema says that they may have others, or what it says beside would contradict."""
+    named = {"type": "object", "properties": {"a": {"type": "string"}}}
+    inner = {"type": "array", "items": named}
+    got = closed({"properties": {"b": inner}, "$defs": {"c": named}, "anyOf": [named]})
+    assert got["properties"]["b"]["items"]["additionalProperties"] is False
+    assert got["$defs"]["c"]["additionalProperties"] is False
+    assert got["anyOf"][0]["additionalProperties"] is False and "additionalProperties" not in got
+    said = named | {"additionalProperties": {"type": "integer"}}
+    assert closed(said) == said and closed({"type": "object"}) == {"type": "object"}
+    both = {"allOf": [named, {"properties": {"b": {}}}]}
+    assert closed(both) == both
+
+
+def test_one_of_several_forms(session, forms):
+    schema = {"oneOf": [{"enum": ["red"]}, {"enum": ["blue"]}]}
+    assert json.loads(asked(session, forms.of_schema(schema), seed=3).answer) in ("red", "blue")

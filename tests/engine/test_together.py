@@ -61,6 +61,42 @@ def test_answers_are_those_of_one_asker(checkpoint, kernels, method):
     assert cache.memory() == before and cache.position == len(IDS), "the document is as it was"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_questions_are_fed_as_each_alone(checkpoint, method):
+    """Of several documents, behind turns and none, of one token and of many: in one pass."""
+    engine = load_engine(checkpoint())
+    cache, _ = read(engine, IDS, parse_method(method))
+    other, _ = read(engine, random_ids(40, seed=7))
+    starts = [cache, cache, other, cache, engine.empty_cache()]
+    ours, theirs = ([own.fork() for own in starts] for _ in range(2))
+    for rounds in range(2):
+        asked = [question[rounds:] or [3] for question in QUESTIONS]
+        got = drain(engine.extend_all(ours, asked))
+        want = torch.stack([
+            drain(engine.extend(own, ids)) for own, ids in zip(theirs, asked, strict=True)
+        ])  # fmt: skip
+        assert_close("logits", got, want, 1e-5)
+        assert [own.position for own in ours] == [own.position for own in theirs]
+    for mine, single in zip(ours, theirs, strict=True):
+        for one, two in zip(mine.walked, single.walked, strict=True):
+            assert one.tail.start == two.tail.start
+            assert_close("keys", one.tail.keys, two.tail.keys, 1e-5)
+
+
+def test_feeding_that_is_given_up_leaves_nothing(checkpoint):
+    engine = load_engine(checkpoint())
+    cache, _ = read(engine, IDS, parse_method("adakv:budget=40%,window=8"))
+    forks = [cache.fork() for _ in range(3)]
+    work = engine.extend_all(forks, QUESTIONS[:3])
+    next(work)
+    assert forks[1].walked[0].tail.length > cache.walked[0].tail.length
+    work.close()
+    for own in forks:
+        assert own.position == len(IDS)
+        for layer, before in zip(own.walked, cache.walked, strict=True):
+            assert layer.tail.length == before.tail.length
+
+
 @pytest.mark.parametrize("case", ["gemma2", "gemma3", "qwen3", "phi3", "granite"])
 def test_families(tmp_path, case):
     """Windows, norms, scalars: logits by both ways of a step are those of one token at a time."""
@@ -94,6 +130,19 @@ def test_weights_in_few_bits(checkpoint, weights):
     step = CompiledStep(engine.model)
     for row, token in zip(got, tokens, strict=True):
         assert_close("logits", row, step(cache.fork(), token), 1e-4)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_questions_in_few_bits(checkpoint, weights):
+    """A question's numbers are the same whatever is fed beside it, and close to a chat's."""
+    engine = load_engine(checkpoint(**WIDE), weights=weights)
+    cache, _ = read(engine, IDS)
+    questions = [random_ids(count, seed=count) for count in (3, 9, 1)]
+    many = drain(engine.extend_all([cache.fork() for _ in questions], questions))
+    for row, question in zip(many, questions, strict=True):
+        alone = drain(engine.extend_all([cache.fork()], [question]))[0]
+        assert_close("alone", row, alone, 1e-5 if weights == "int4" else 1e-2)
+        assert_close("chat", row, drain(engine.extend(cache.fork(), question)), 5e-2)
 
 
 def test_a_fork_shares_what_is_frozen(checkpoint):

@@ -6,7 +6,7 @@ import torch
 
 from kvchat.engine.weights import lowbit
 from kvchat.kernels import reference
-from kvchat.kernels.cpu import attention, four_bits, layer, numbers, products
+from kvchat.kernels.cpu import attention, four_bits, layer, numbers, products, quads
 from tests.support.closeness import assert_close
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -74,10 +74,13 @@ def test_products_of_8_bits(rows):
 @pytest.mark.skipif(
     not (four_bits.able() and lowbit.halves_of(64)), reason="needs AVX-512 and its packing"
 )
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kernels", [four_bits, quads], ids=["words", "quads"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
 @pytest.mark.parametrize("outputs, inputs, group", [(64, 32, 32), (192, 256, 64), (128, 384, 128)])
-def test_products_of_4_bits(rows, outputs, inputs, group):
+def test_products_of_4_bits(kernels, rows, outputs, inputs, group):
     """Exactly the weights' product with the vectors rounded to 8 bits, group by group."""
+    if not kernels.able():
+        pytest.skip("another processor's")
     packed, scales = lowbit.quantize_groups(made(outputs, inputs), group)
     parts = lowbit.numbers(packed, scales, group, torch.float32)
     dense = torch.cat([part.t() for part in parts])
@@ -87,12 +90,11 @@ def test_products_of_4_bits(rows, outputs, inputs, group):
     step = parted.abs().amax(2, keepdim=True) / 127
     codes = torch.where(step > 0, (parted / step.clamp_min(1e-30)).round(), 0.0)
     want = (codes * step).flatten(1) @ dense.T
-    patterns = np.empty((rows, inputs // 4, 64), np.int8)
-    room = patterns, *np.empty((2, rows, inputs // 32), np.float32)
-    four_bits.rounded(x.numpy(), *room)
+    room = kernels.room(rows, inputs)
+    kernels.rounded(x.numpy(), *room)
     given = packed.numpy().reshape(outputs // 64, inputs, 32)
     pairs = numbers.view(scales).view(np.uint32).reshape(inputs // group, outputs)
-    for call in (four_bits.gemm_four, four_bits.gemm_four_parallel):
+    for call in (kernels.product, kernels.product_parallel):
         call(given, pairs, *room, y.numpy(), 64)
         assert_close("y", y[:, 64:], want, 1e-5)
         assert not y[:, :64].any()

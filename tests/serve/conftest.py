@@ -104,6 +104,7 @@ def served(folder, *files, **given):
     prepared = prepare(options, screen, piped=False)
     chat = open_chat(replace(prepared, files=[], options=replace(options, files=())), screen)
     app = run.application(chat, settings, prepared.files, screen)
+    routes = app.app.routes[0].endpoint.__self__
     listening = run.listen(settings)
     server = run.server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -115,7 +116,8 @@ def served(folder, *files, **given):
             time.sleep(0.005)
         yield SimpleNamespace(
             client=client, server=server, chat=chat, settings=settings, app=app,
-            settings_folder=folder / "served",
+            settings_folder=folder / "served", scheduler=routes.scheduler, library=routes.library,
+            files=routes.files,
             port=client.port, url=f"http://127.0.0.1:{client.port}",
         )  # fmt: skip
     finally:
@@ -124,6 +126,25 @@ def served(folder, *files, **given):
         listening.close()
         chat.cache.__exit__(None, None, None)
         assert not thread.is_alive()
+
+
+@contextmanager
+def held(server, waiting=0):
+    """The engine does nothing meanwhile; then as many requests wait, and go on together."""
+    begun, done = threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        assert done.wait(60)
+        yield
+
+    server.scheduler.read(work())
+    assert begun.wait(60)
+    try:
+        yield
+        server.client.until(lambda: server.scheduler.waiting >= waiting)
+    finally:
+        done.set()
 
 
 @pytest.fixture(scope="package")
@@ -146,6 +167,30 @@ def server(folder, book):
     with served(folder, book) as found:
         found.client.read()
         yield found
+
+
+def settled(server):
+    """Wait until nothing is read, fed or written any more."""
+    scheduler, library = server.scheduler, server.library
+    server.client.until(
+        lambda: not (
+            server.files._tasks or library._reading or scheduler.reading
+            or scheduler.busy or scheduler.waiting
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(request):
+    """What a test leaves is over before the next one: the shared server has its one document."""
+    yield
+    if "server" not in request.fixturenames:
+        return
+    server = request.getfixturevalue("server")
+    settled(server)
+    for each in server.client.get("/v1/files")[1]["data"]:
+        if each["model"] != "valley":
+            server.client.send("DELETE", f"/v1/files/{each['id']}")
 
 
 @pytest.fixture

@@ -141,7 +141,13 @@ def test_completions(client):
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0]"),
         ({"tools": [{"type": "function"}]}, 400, "tools"),
-        ({"n": 2}, 400, "n"),
+        ({"n": 0}, 400, "n"),
+        ({"n": 17}, 400, "n"),
+        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, 400, "tools"),
+        ({"tool_choice": "required"}, 400, "tool_choice"),
+        ({"modalities": ["text", "audio"]}, 400, "modalities"),
+        ({"temperature": math.nan}, 400, "temperature"),
+        ({"top_p": math.inf}, 400, "top_p"),
         ({"temperature": -1}, 400, "temperature"),
         ({"temperature": "hot"}, 400, "temperature"),
         ({"temperature": True}, 400, "temperature"),
@@ -151,10 +157,15 @@ def test_completions(client):
         ({"stop": [""]}, 400, "stop"),
         ({"stop": ["x"] * 17}, 400, "stop"),
         ({"stream": "yes"}, 400, "stream"),
-        ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, 400, "5"),
+        ({"logit_bias": {"999999": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, 400, "logit_bias"),
+        ({"logit_bias": [5]}, 400, "logit_bias"),
         ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
         ({"response_format": {"type": "yaml"}}, 400, "response_format"),
-        ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
+        ({"frequency_penalty": 2.5}, 400, "frequency_penalty"),
+        ({"presence_penalty": "much"}, 400, "presence_penalty"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(client, changes, status, param):
@@ -166,8 +177,18 @@ def test_what_cannot_be_done_is_refused_by_name(client, changes, status, param):
 
 
 def test_what_means_nothing_is_taken(client):
-    more = {"tools": [], "n": 1, "frequency_penalty": 0, "user": "me", "store": False}
+    more = {
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "n": 1,
+        "frequency_penalty": 0,
+        "user": "me",
+        "store": False,
+    }
     more |= {"logit_bias": {}, "response_format": {"type": "text"}, "tool_choice": "none"}
+    more |= {"functions": [{"name": "f"}], "function_call": "none", "max_tokens": -1, "seed": None}
+    more |= {"stop": None, "stream": None, "stream_options": None, "top_logprobs": None}
+    more |= {"modalities": ["text"], "prediction": {"type": "content", "content": "x"}}
+    more |= {"service_tier": "auto", "metadata": {"a": "b"}, "of_tomorrow": [1, {"x": None}]}
     assert ANSWER in client.ask(QUESTION, **more)["choices"][0]["message"]["content"]
 
 
@@ -197,10 +218,25 @@ def test_an_answer_in_a_given_form(client):
 
 def test_other_paths(client):
     assert client.post("/v1/embeddings", {"input": "x"})[0] == 400
-    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", CHAT, 405)):
+    unknown = [("GET", "/v1/nothing", 404), ("GET", CHAT, 405), ("POST", "/v1/responses", 404)]
+    for path in ("/api/tags", "/api/version", "/models", "/v1", "/favicon.ico"):
+        unknown.append(("GET", path, 404))
+    for method, path, status in unknown:
         got, _, data = client.send(method, path)
         assert got == status and json.loads(data)["error"]["code"] == "unknown_url"
     assert client.get("/health") == (200, {"status": "ok"})
+
+
+def test_addresses_with_a_slash_more(client):
+    """As programs make them of a base that ends with one."""
+    for path in ("/v1/models/", "//v1/models", "/v1//models"):
+        assert client.get(path) == client.get("/v1/models")
+    assert client.get("/v1/models/valley/")[0] == 200
+    assert client.post(CHAT + "/", body(max_tokens=1))[0] == 200
+    for path in ("/", "/v1/models", "/health"):
+        status, headers, data = client.send("HEAD", path)
+        assert status == 200 and data == b"" and int(headers["content-length"]) > 0
+    assert client.send("OPTIONS", CHAT)[0] == 405
 
 
 def test_metrics(client):

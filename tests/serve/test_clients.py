@@ -1,8 +1,10 @@
-"""Programs that people use already: the openai package and curl."""
+"""Programs that people use already: the openai package, LangChain, llm and curl."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 
 import openai
 import pytest
@@ -66,6 +68,36 @@ def test_openai_errors(own):
     with pytest.raises(openai.BadRequestError) as caught:
         own.embeddings.create(model="demo", input="x")
     assert caught.value.code == "unsupported_endpoint"
+
+
+def test_langchain(server):
+    """The recipe of the guide; and answers in a form."""
+    langchain = pytest.importorskip("langchain_openai")
+    url = f"{server.url}/v1"
+    model = langchain.ChatOpenAI(base_url=url, api_key="none", model="valley", max_retries=0)
+    found = model.invoke(QUESTION)
+    assert ANSWER in found.content and found.usage_metadata["input_token_details"]["cache_read"]
+    assert "".join(piece.content for piece in model.stream(QUESTION)) == found.content
+    schema = {"title": "Stone", "type": "object", "required": ["stone"]}
+    schema |= {"properties": {"stone": {"type": "string", "enum": ["ruby", "jade"]}}}
+    formed = model.with_structured_output(schema, method="json_schema").invoke(QUESTION)
+    assert formed == {"stone": "ruby"}
+    assert [each.content for each in model.batch([QUESTION] * 3)] == [found.content] * 3
+    with pytest.raises(openai.BadRequestError) as caught:
+        model.bind_tools([schema | {"description": "x"}]).invoke(QUESTION)
+    assert caught.value.param == "tools"
+
+
+def test_llm(server, tmp_path):
+    """The recipe of the guide."""
+    pytest.importorskip("llm")
+    lines = ["- model_id: book", "  model_name: valley", f'  api_base: "{server.url}/v1"']
+    (tmp_path / "extra-openai-models.yaml").write_text("\n".join(lines))
+    asked = [sys.executable, "-m", "llm", "-m", "book", "--key", "none", QUESTION]
+    environment = os.environ | {"LLM_USER_PATH": str(tmp_path)}
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert ANSWER in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")

@@ -6,11 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from kvchat.serve import document as documents
-from tests.serve.conftest import Client, served, valley
+from tests.serve.conftest import Client, held, served, valley
 from tests.support.program import ONE_THREAD
 
 QUESTION, ANSWER = "What is the trade of Felix Irons?", "roofing"
@@ -147,6 +148,56 @@ def test_a_short_first_message_is_none(client):
     reads = client.metric("documents_read_total")
     client.ask(f"{valley(2)}\n\n{QUESTION}", model="demo", max_tokens=2)
     assert client.metric("documents_read_total") == reads
+
+
+def test_one_document_from_many_is_read_once(client):
+    reads = client.metric("documents_read_total")
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda _: sent(client, "same.txt", valley(30)), range(8)))
+        text = f"{valley(25)}\n\n{QUESTION}"
+        answers = list(pool.map(lambda _: client.ask(text, model="demo"), range(8)))
+    assert {status for status, _ in got} == {200} and len({each["id"] for _, each in got}) == 1
+    client.read("same")
+    assert len({str(each["choices"]) for each in answers}) == 1
+    assert client.metric("documents_read_total") == reads + 2
+
+
+def test_a_document_that_is_deleted_while_it_is_asked_about(server, client):
+    """Who asks is answered; then nothing of it is left."""
+    found = sent(client, "gone.txt", valley(9))[1]
+    client.read("gone")
+    with ThreadPoolExecutor(1) as pool:
+        with held(server, waiting=1):
+            asked = pool.submit(client.ask, QUESTION, model="gone")
+            client.until(lambda: server.scheduler.waiting == 1)
+            assert client.send("DELETE", f"/v1/files/{found['id']}")[0] == 200
+        assert ANSWER in asked.result()["choices"][0]["message"]["content"]
+    assert client.get(f"/v1/files/{found['id']}")[0] == 404
+    assert not (server.settings_folder / f"{found['id']}.json").exists()
+
+
+def test_a_document_that_is_deleted_while_it_is_read_is_read_no_further(server, client):
+    reads = client.metric("documents_read_total")
+    with held(server):
+        found = sent(client, "long.txt", valley(100))[1]
+        client.until(lambda: server.scheduler.reading == 2)
+        assert client.send("DELETE", f"/v1/files/{found['id']}")[0] == 200
+        again = sent(client, "long.txt", valley(100))[1]
+        assert again["id"] == found["id"]
+        client.send("DELETE", f"/v1/files/{found['id']}")
+    client.until(lambda: not server.scheduler.reading)
+    assert client.metric("documents_read_total") == reads
+    assert not (server.settings_folder / f"{found['id']}.json").exists()
+
+
+def test_one_that_is_sent_again_while_it_is_deleted_is_read(server, client):
+    with held(server):
+        found = sent(client, "twice.txt", valley(15))[1]
+        client.until(lambda: server.scheduler.reading == 2)
+        client.send("DELETE", f"/v1/files/{found['id']}")
+        assert sent(client, "twice.txt", valley(15))[1]["id"] == found["id"]
+    assert client.read("twice")["status"] == "processed"
+    assert (server.settings_folder / f"{found['id']}.json").exists()
 
 
 def test_documents_of_earlier_runs_come_back_from_disk(tmp_path):

@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kvchat.engine.text.chat_template import Dialogue
 from kvchat.serve import patience, wire
-from kvchat.serve.settings import Settings
 from tests.serve.conftest import served
 from tests.serve.test_documents import form
-from tests.support.errors import refused
 
 QUESTION, ANSWER = "What is the stone of Arvid Abbott?", "ruby"
 CHAT = "/v1/chat/completions"
@@ -38,15 +37,17 @@ def head(path, length, kind="application/json", method="POST"):
 
 
 def still_answers(client):
-    begin = time.perf_counter()
     assert ANSWER in client.ask(QUESTION)["choices"][0]["message"]["content"]
-    return time.perf_counter() - begin
 
 
-def endless(client, stream):
-    """A request whose answer takes long: the open connection."""
-    body = json.dumps(LONG | {"stream": stream, "logprobs": True}).encode()
-    line = socket.create_connection(("127.0.0.1", client.port))
+def endless(client, stream, small=None):
+    """A request whose answer takes long: the open connection, with a `small` buffer."""
+    asked = LONG | {"stream": stream, "logprobs": True, "top_logprobs": 20 if small else 0}
+    body = json.dumps(asked).encode()
+    line = socket.socket()
+    if small is not None:
+        line.setsockopt(socket.SOL_SOCKET, small, 1024)
+    line.connect(("127.0.0.1", client.port))
     line.sendall(head(CHAT, len(body)) + body)
     client.until(lambda: client.metric("answering") >= 1)
     return line
@@ -57,9 +58,7 @@ def test_a_client_that_goes_away_frees_its_place(client, stream):
     cancelled = client.metric("answers_cancelled_total")
     line = endless(client, stream)
     line.close()
-    begin = time.perf_counter()
-    client.until(lambda: client.metric("answering") == 0, seconds=2)
-    assert time.perf_counter() - begin < 2
+    client.until(lambda: client.metric("answering") == 0)
     assert client.metric("answers_cancelled_total") == cancelled + 1
     still_answers(client)
 
@@ -72,17 +71,27 @@ def test_one_that_goes_while_its_question_is_read(client):
     with socket.create_connection(("127.0.0.1", client.port)) as line:
         line.sendall(head(CHAT, len(body)) + body)
         client.until(lambda: client.metric("answering") == 1)
-        assert still_answers(client) < 5, "another one is answered beside"
-    client.until(lambda: client.metric("answering") == 0, seconds=1)
+        still_answers(client)  # another one is answered beside
+    client.until(lambda: client.metric("answering") == 0)
     assert client.metric("answers_cancelled_total") == cancelled + 1
 
 
 def test_a_client_that_does_not_read_holds_up_nobody(client):
     line = endless(client, True)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-    assert still_answers(client) < 10
+    still_answers(client)
     line.close()
     client.until(lambda: client.metric("answering") == 0)
+
+
+def test_an_answer_that_is_not_taken_ends(client, monkeypatch):
+    """The connection, and all that is kept for it."""
+    monkeypatch.setattr(patience, "TAKE_SECONDS", 0.2)
+    cancelled = client.metric("answers_cancelled_total")
+    line = endless(client, True, socket.SO_RCVBUF)
+    client.until(lambda: client.metric("answers_cancelled_total") == cancelled + 1)
+    line.close()
+    still_answers(client)
 
 
 @pytest.mark.parametrize(
@@ -130,39 +139,39 @@ def test_bodies_that_are_too_large_are_refused_unread(client, server):
 
 def test_half_open_and_slow_connections(client, monkeypatch):
     """Heads that never end and bodies that never come: others are answered meanwhile."""
-    monkeypatch.setattr(wire, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(wire, "BODY_SECONDS", 1.0)
     lines = []
     for data in (b"", b"POST /v1/ch", head(CHAT, 500), head(CHAT, 500) + b'{"model"'):
-        line = socket.create_connection(("127.0.0.1", client.port), timeout=5)
+        line = socket.create_connection(("127.0.0.1", client.port), timeout=60)
         line.sendall(data)
         lines.append(line)
-    assert still_answers(client) < 10
+    still_answers(client)
     assert b" 408 " in lines[2].recv(4096) and b" 408 " in lines[3].recv(4096)
     for line in lines:
         line.close()
 
 
 def test_connections_that_say_nothing_are_closed(client, monkeypatch):
-    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 1.0)
     with (
-        socket.create_connection(("127.0.0.1", client.port), timeout=5) as silent,
-        socket.create_connection(("127.0.0.1", client.port), timeout=5) as slow,
+        socket.create_connection(("127.0.0.1", client.port), timeout=60) as silent,
+        socket.create_connection(("127.0.0.1", client.port), timeout=60) as slow,
     ):
         slow.sendall(b"GET /health HTT")
         assert silent.recv(10) == b"" and slow.recv(10) == b""
-    line = endless(client, True)  # one that is answered is not
-    time.sleep(0.4)
+    line, end = endless(client, True), time.monotonic() + 1.5  # one that is answered is not
+    while time.monotonic() < end:
+        assert line.recv(65536)
     assert client.metric("answering") == 1
     line.close()
     client.until(lambda: client.metric("answering") == 0)
 
 
-def test_texts_that_cannot_fit_are_not_looked_at(client):
-    begin = time.perf_counter()
+def test_texts_that_cannot_fit_are_not_looked_at(client, monkeypatch):
+    monkeypatch.setattr(Dialogue, "conversation", None)
     asked = {"model": "valley", "messages": [{"role": "user", "content": "x " * 3 * 10**6}]}
     status, found = client.post(CHAT, asked)
     assert status == 400 and found["error"]["code"] == "context_length_exceeded"
-    assert time.perf_counter() - begin < 3
 
 
 def test_what_is_no_http(client):
@@ -172,22 +181,6 @@ def test_what_is_no_http(client):
     long = raw(client, b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", wait=2)
     assert b" 40" in long[:20] or long == b""
     still_answers(client)
-
-
-def test_requests_of_other_sites_are_refused(client):
-    """A page of another site, and a name that has been pointed at this machine."""
-    for headers in (
-        {"origin": "https://evil.example"},
-        {"origin": "null"},
-        {"sec-fetch-site": "cross-site"},
-        {"host": "evil.example"},
-        {"host": f"evil.example:{client.port}"},
-    ):
-        status, found = client.post(CHAT, {"model": "valley", "messages": []}, **headers)
-        assert status == 403 and found["error"]["type"] == "permission_error"
-    own = {"origin": f"http://127.0.0.1:{client.port}", "sec-fetch-site": "same-origin"}
-    assert client.post(CHAT, {"model": "valley", "messages": []}, **own)[0] == 400
-    assert client.send("GET", "/", headers={"sec-fetch-site": "cross-site"})[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -251,30 +244,3 @@ def test_memory_is_planned_for_each_request(tmp_path, book, monkeypatch):
             wanted = [asked | {"max_tokens": 1000}] * 6
             got = list(pool.map(lambda each: client.post(CHAT, each), wanted))
         assert [status for status, _ in got] == [200] * 6
-
-
-def test_a_key(tmp_path, book):
-    with served(tmp_path, book, api_key="secret-key") as server:
-        client = server.client
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic c2VjcmV0"}):
-            status, found = client.get("/v1/models", **headers)
-            assert status == 401 and found["error"]["code"] == "invalid_api_key"
-            assert client.get("/metrics", **headers)[0] == 401
-        assert client.get("/v1/models", authorization="Bearer secret-key")[0] == 200
-        assert client.get("/v1/models", **{"x-api-key": "secret-key"})[0] == 200
-        assert client.get("/health") == (200, {"status": "ok"})
-        assert client.send("GET", "/")[0] == 200
-
-
-def test_a_server_that_others_reach_needs_a_key(monkeypatch):
-    monkeypatch.delenv("KVCHAT_API_KEY", raising=False)
-    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
-        with refused("usage"):
-            Settings(host=host).require_safe()
-        Settings(host=host, api_key="long enough").require_safe()
-    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        Settings(host=host).require_safe()
-    with refused("usage"):
-        Settings(api_key="short").require_safe()
-    monkeypatch.setenv("KVCHAT_API_KEY", "from the environment")
-    Settings(host="0.0.0.0").require_safe()

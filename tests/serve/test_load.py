@@ -3,52 +3,69 @@
 import json
 import random
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from tests.serve.conftest import valley
+from tests.serve.conftest import held, valley
+from tests.serve.test_documents import sent
 
 FACT = re.compile(r"The (\w+) of (\w+ \w+) is (\w+)[.,]")
 REQUESTS, CLIENTS = 200, 8
+CHAT = "/v1/chat/completions"
+KINDS = (*("whole", "stream", "gone") * 2, "several", "warm", "long")
 
 
-def test_200_requests_of_8_clients(client):
-    """Whole and streamed, about a document and without one, some given up in between; every answer
-    is that of its own question."""
+def test_200_requests_of_8_clients(server, client):
+    """Whole and streamed, several choices, about two documents and without one, behind long
+    questions, some given up in between; every answer is that of its own question, and so are its
+    sources."""
+    sent(client, "other.txt", valley(20), method="streamingllm", budget="90%")
+    client.read("other")
     facts = [each for each in FACT.findall(valley(12)) if each[0] != "colour"]
-    questions = [f"What is the {thing} of {name}?" for thing, name, _ in facts]
-    alone = {each: client.ask(each)["choices"][0]["message"]["content"] for each in questions}
-    assert len(set(alone.values())) > 4
-    draw = random.Random(5)
-    plans = [(draw.choice(questions), draw.choice(["whole", "stream", "warm", "gone"]), n)
-             for n in range(REQUESTS)]  # fmt: skip
+    asked = [f"What is the {thing} of {name}?" for thing, name, _ in facts]
+    questions = [(model, question) for question in asked for model in ("valley", "other")]
 
-    def asked(plan):
-        question, kind, number = plan
-        body = {"model": "valley", "messages": [{"role": "user", "content": question}]}
+    def of(choice):
+        return choice["message"]["content"], str(choice["sources"])
+
+    def answer(model, question, **more):
+        return [of(each) for each in client.ask(question, model, sources=True, **more)["choices"]]
+
+    alone = {each: answer(*each)[0] for each in questions}
+    assert len(set(alone.values())) > 8
+    draw = random.Random(5)
+    plans = [(draw.choice(questions), draw.choice(KINDS), n) for n in range(REQUESTS)]
+
+    def is_right(plan):
+        (model, question), kind, number = plan
+        body = {"model": model, "messages": [{"role": "user", "content": question}]}
         if kind == "whole":
-            return client.ask(question)["choices"][0]["message"]["content"] == alone[question]
+            return answer(model, question) == [alone[model, question]]
+        if kind == "several":
+            return answer(model, question, n=2) == [alone[model, question]] * 2
         if kind == "stream":
-            events = client.stream("/v1/chat/completions", body | {"stream": True})
+            events = client.stream(CHAT, body | {"stream": True, "sources": True})
             pieces = (each["choices"][0]["delta"].get("content", "") for each in events[:-1])
-            return events[-1] == "[DONE]" and "".join(pieces) == alone[question]
+            found = "".join(pieces), str(events[-2]["choices"][0]["sources"])
+            return events[-1] == "[DONE]" and found == alone[model, question]
         if kind == "warm":
             more = {"temperature": 1.5, "seed": number, "max_tokens": 8, "model": "demo"}
-            return client.post("/v1/chat/completions", body | more)[0] == 200
+            return client.post(CHAT, body | more)[0] == 200
+        if kind == "long":
+            return bool(client.ask("word " * 140 + question, model, max_tokens=3)["choices"])
         data = json.dumps(body | {"max_tokens": 500, "temperature": 2.0}).encode()
         head = {"content-type": "application/json"}
         with suppress(OSError):
-            client.send("POST", "/v1/chat/completions", data, head, timeout=0.005)
+            client.send("POST", CHAT, data, head, timeout=0.005)
         return True
 
-    begin = time.perf_counter()
+    names = "answers_failed_total", "decode_steps_total", "completion_tokens_total"
+    before = [client.metric(name) for name in names]
     with ThreadPoolExecutor(CLIENTS) as pool:
-        right = list(pool.map(asked, plans))
-    took = time.perf_counter() - begin
+        with held(server, waiting=CLIENTS):
+            each = [pool.submit(is_right, plan) for plan in plans]
+        right = [one.result(120) for one in each]
     assert all(right), [plan for plan, good in zip(plans, right, strict=True) if not good]
-    assert took < 60
     client.until(lambda: client.metric("answering") + client.metric("waiting") == 0)
-    steps, tokens = client.metric("decode_steps_total"), client.metric("completion_tokens_total")
-    assert tokens > 1.2 * steps, "they were decoded together"
-    assert client.metric("answers_failed_total") == 0
+    failed, steps, tokens = (client.metric(n) - b for n, b in zip(names, before, strict=True))
+    assert failed == 0 and tokens > steps, "they were decoded together"

@@ -1,20 +1,18 @@
 """The page: its file by itself, and in a headless Chromium where there is one."""
 
+import json
 import re
-import shutil
+import threading
 import urllib.request
 from contextlib import contextmanager
 from html.parser import HTMLParser
-
-import pytest
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 from kvchat.serve.app import PAGE
 from tests.serve.conftest import served, valley
+from tests.serve.pages import ANSWER, QUESTION, ask, browser, page_at, shown
 
-QUESTION, ANSWER = "What is the stone of Arvid Abbott?", "ruby"
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None
-)
+__all__ = ["browser"]  # a fixture
 
 
 class Elements(HTMLParser):
@@ -42,28 +40,6 @@ def test_nothing_comes_from_elsewhere_and_everything_has_a_name():
     assert set(re.findall(r"\$\(\"([a-z-]+)\"\)", text)) <= set(ids)
 
 
-def contrast(one, other):
-    """WCAG's ratio of two colours `#rrggbb`."""
-    shades = []
-    for colour in (one, other):
-        full = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
-        parts = [int(full[n : n + 2], 16) / 255 for n in (0, 2, 4)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        shades.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
-    return (max(shades) + 0.05) / (min(shades) + 0.05)
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_contrast(dark):
-    rules = re.findall(r":root \{([^}]*)\}", PAGE.read_text("utf-8"))[dark]
-    colours = dict(re.findall(r"--([a-z-]+): (#\w+)", rules))
-    for front in ("front", "soft", "accent", "bad"):
-        for back in ("back", "panel"):
-            assert contrast(colours[front], colours[back]) >= 4.5, (front, back)
-    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
-    assert contrast(colours["front"], colours["mark"]) >= 4.5
-
-
 def test_the_page_runs_no_foreign_script(server):
     with urllib.request.urlopen(f"{server.url}/") as answer:
         policy = answer.headers["content-security-policy"]
@@ -71,94 +47,209 @@ def test_the_page_runs_no_foreign_script(server):
     assert "frame-ancestors 'none'" in policy and "connect-src 'self'" in policy
 
 
-@contextmanager
-def page_at(url, **context):
-    """The page in a browser, and what it complained of."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_context(**context).new_page()
-        problems = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and problems.append(said.text))
-        page.goto(url)
-        yield page, problems
-        browser.close()
-
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
-
-
-@needs_browser
-def test_a_document_is_chosen_read_and_asked_about(tmp_path):
-    pytest.importorskip("playwright")
+def test_a_document_is_chosen_read_and_asked_about(browser, tmp_path):
     path = tmp_path / "chosen.txt"
     path.write_text(valley(12), "utf-8")
-    with served(tmp_path) as server, page_at(f"{server.url}/") as (page, problems):
+    with served(tmp_path) as server, page_at(browser, server.url) as (page, problems):
         page.get_by_role("combobox", name="Budget kept").select_option("50%")
         page.get_by_role("combobox", name="Method").select_option("streamingllm")
         page.get_by_label("Choose a document").set_input_files(path)
-        item = page.get_by_role("listitem").filter(has_text="chosen.txt")
-        item.get_by_text("streamingllm keeps 50 % of entries").wait_for(timeout=20_000)
-        assert (
-            "KV" in item.inner_text()
-            and page.get_by_role("heading", level=2).nth(1).inner_text() == "Ask about chosen.txt"
-        )
-        path.write_text(valley(13), "utf-8")
+        shown(page, "chosen.txt").get_by_text("streamingllm keeps 50 % of entries").wait_for()
+        assert "KV" in shown(page, "chosen.txt").inner_text()
+        assert page.locator("#about").inner_text() == "Ask about chosen.txt"
+        path.write_text(f"\U0001f6a2\U0001f6a2 {valley(13)}", "utf-8")
         page.get_by_role("combobox", name="Method").select_option("auto")
         page.get_by_role("combobox", name="Budget kept").select_option("")
         page.get_by_label("Choose a document").set_input_files(path)
-        other = page.get_by_role("listitem").filter(has_text="full keeps 100 %")
-        other.wait_for(timeout=20_000)
-        # by keyboard alone
-        page.get_by_role("textbox", name="Question").focus()
-        page.keyboard.type(QUESTION)
-        page.keyboard.press("Enter")
-        log = page.get_by_role("log")
-        log.get_by_text(ANSWER).wait_for(timeout=20_000)
-        log.get_by_text("tokens were read before").wait_for(timeout=20_000)
+        other = shown(page, "full keeps 100 %")
+        other.wait_for()
+        turn = ask(page, QUESTION, ANSWER)
+        assert "tokens were read before" in turn.inner_text()
         assert page.get_by_role("button", name="Stop").is_disabled()
-        page.get_by_text("The document's text").click()
-        page.locator("mark").first.wait_for(timeout=20_000)
-        assert ANSWER in " ".join(page.locator("mark").all_inner_texts())
+        # what the answer is from, in the list and in the text, behind characters of two halves
+        source = turn.get_by_role("list", name="Sources").get_by_role("button").first
+        source.focus()
+        page.keyboard.press("Enter")
+        mark = page.locator("mark:focus")
+        mark.wait_for()
+        assert ANSWER in mark.inner_text() and mark.inner_text().endswith(".")
+        assert mark.inner_text()[:40] in source.inner_text()
+        assert page.locator("#text").inner_text().startswith("\U0001f6a2\U0001f6a2 ")
         other.get_by_role("button", name="Delete chosen.txt").click()
         other.wait_for(state="detached")
         assert problems == []
 
 
-@needs_browser
-def test_phone_width_stop_and_dark(server):
-    pytest.importorskip("playwright")
-    small = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
-    with page_at(f"{server.url}/", **small) as (page, problems):
-        page.get_by_role("listitem").filter(has_text="valley.txt").wait_for(timeout=20_000)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= 360
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 23, 22)"
-        page.route("**/v1/chat/completions", lambda route: None)  # an answer that never comes
-        page.get_by_role("textbox", name="Question").fill("Who?")
-        page.get_by_role("button", name="Ask").click()
-        stop = page.get_by_role("button", name="Stop")
-        page.wait_for_function("!document.getElementById('stop').disabled")
-        stop.focus()
-        page.keyboard.press("Enter")
-        page.get_by_role("log").get_by_text("stopped").wait_for(timeout=5000)
-        names = page.locator("button").evaluate_all(
-            "all => all.map(each => each.getAttribute('aria-label') || each.textContent.trim())"
+CONTROLS = ("button", "textbox", "combobox", "listbox", "progressbar", "checkbox", "link", "radio")
+
+
+def test_what_a_screen_reader_is_told(browser, server):
+    """Names, roles and values of every control, also while a document comes."""
+    with page_at(browser, server.url) as (page, problems):
+        shown(page, "valley.txt").wait_for()
+        ask(page, QUESTION, ANSWER)
+        page.evaluate(
+            """show({ id: "file-1", filename: "half.txt", status: "processing",
+                      kvchat: { progress: 0.4, seconds_left: 7, kv_bytes: 2048 } })"""
         )
-        assert all(names)
+        tree = page.locator("body").aria_snapshot()
+        found = re.findall(r"^ *- ([a-z]+)( \"[^\n]+?\")?((?: \[[^\]]+\])*):?", tree, re.MULTILINE)
+        unnamed = [role for role, name, _ in found if role in CONTROLS and not name]
+        assert not unnamed, tree
+        kinds = {role for role, _, _ in found}
+        assert {"banner", "complementary", "main", "log", "list", "heading", "status"} <= kinds
+        levels = [int(level) for level in re.findall(r"- heading .*\[level=(\d)\]", tree)]
+        assert levels == [1, 2, 2, 3]
+        bar = page.get_by_role("progressbar", name="Reading half.txt")
+        assert bar.evaluate("bar => [bar.value, bar.max]") == [0.4, 1]
+        assert "reading 40 %, about 7 s left, KV 2.00 KiB" in shown(page, "half.txt").inner_text()
+        log = page.get_by_role("log", name="Questions and answers")
+        assert log.get_attribute("aria-live") == "polite"
+        assert log.get_attribute("aria-busy") == "false"
+        assert page.get_by_role("button", name="valley.txt", exact=True).get_attribute(
+            "aria-pressed"
+        ) == "true"  # fmt: skip
         assert problems == []
 
 
-@needs_browser
-def test_a_key_is_asked_for(tmp_path):
-    pytest.importorskip("playwright")
+def test_by_keyboard_alone(browser, server):
+    """Everything is reached, in the order in which it is read, and one sees where one is."""
+    with page_at(browser, server.url) as (page, _):
+        shown(page, "valley.txt").wait_for()
+        order = []
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            now = page.evaluate(
+                """() => {
+                    const at = document.activeElement, style = getComputedStyle(at);
+                    const box = at.getBoundingClientRect();
+                    return [at.id || at.getAttribute("aria-label") || at.textContent.trim(),
+                            style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+                            box.width > 0 && box.height > 0];
+                }"""
+            )
+            assert now[1] and now[2], now
+            order.append(now[0])
+            if now[0] == "clear":
+                break
+        wanted = ["file", "method", "budget", "valley.txt", "Delete valley.txt", "talk"]
+        wanted += ["The document's text", "question", "send", "clear"]
+        at = [order.index(name) for name in wanted]
+        assert at == sorted(at), order
+
+
+def dropped(page, name, text):
+    """Drop a file on the page."""
+    data = page.evaluate_handle(
+        """([name, text]) => {
+            const data = new DataTransfer();
+            data.items.add(new File([text], name, { type: "text/plain" }));
+            return data;
+        }""",
+        [name, text],
+    )
+    page.dispatch_event("#drop", "dragover", {"dataTransfer": data})
+    assert page.locator("#drop.over").count() == 1
+    page.dispatch_event("#drop", "drop", {"dataTransfer": data})
+    assert page.locator("#drop.over").count() == 0
+
+
+def test_two_documents_that_are_dropped(browser, tmp_path):
+    """Each has its conversation; what cannot be read is told."""
+    with served(tmp_path) as server, page_at(browser, server.url) as (page, problems):
+        page.get_by_text("tokens of context").wait_for()
+        dropped(page, "one.txt", valley(12))
+        shown(page, "one.txt").get_by_text("keeps 100 %").wait_for()
+        first = ask(page, QUESTION, ANSWER).inner_text()
+        dropped(page, "two.txt", valley(9))
+        shown(page, "two.txt").get_by_text("keeps 100 %").wait_for()
+        page.get_by_text("Ask about two.txt").wait_for()
+        assert page.locator(".turn").count() == 0
+        ask(page, "What is the trade of Felix Irons?", "roofing")
+        page.get_by_role("button", name="one.txt", exact=True).click()
+        assert page.locator(".turn").count() == 1
+        assert page.locator(".turn").inner_text() == first
+        ask(page, "And the trade of Felix Irons?", "roofing")
+        assert problems == []
+        dropped(page, "empty.txt", "")
+        page.get_by_role("alert").filter(has_text="empty.txt").wait_for()
+        dropped(page, "three.txt", valley(3))
+        shown(page, "three.txt").get_by_text("keeps 100 %").wait_for()
+        assert page.get_by_role("alert").inner_text() == "", "it is over"
+
+
+def test_an_answer_is_stopped_while_it_comes(browser, server):
+    def longer(route):
+        more = {"ignore_eos": True, "temperature": 50, "max_tokens": 20_000}
+        route.continue_(post_data=json.dumps(route.request.post_data_json | more))
+
+    with page_at(browser, server.url) as (page, problems):
+        shown(page, "valley.txt").wait_for()
+        page.route("**/v1/chat/completions", longer)
+        page.get_by_role("textbox", name="Question").fill("Tell me all.")
+        page.get_by_role("button", name="Ask").click()
+        page.locator(".answer").filter(has_text=re.compile("[^ ]{3}.{20}", re.DOTALL)).wait_for()
+        assert page.get_by_role("log").get_attribute("aria-busy") == "true"
+        assert page.get_by_role("button", name="Ask").is_disabled()
+        page.get_by_role("button", name="Stop").focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("log").get_by_text("stopped").wait_for()
+        server.client.until(lambda: server.client.metric("answering") == 0)
+        assert page.get_by_role("button", name="Ask").is_enabled()
+        page.unroute("**/v1/chat/completions")
+        body = json.dumps({"error": {"message": "2.00 MiB are free"}})
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(status=503, body=body))
+        page.get_by_role("textbox", name="Question").fill("Who?")
+        page.keyboard.press("Enter")
+        page.get_by_role("alert").get_by_text("2.00 MiB are free").wait_for()
+        assert page.locator(".turn").last.get_by_text("2.00 MiB are free").is_visible()
+        assert not [each for each in problems if "503" not in each]
+
+
+def test_a_key_is_asked_for(browser, tmp_path):
     with (
         served(tmp_path, api_key="secret-key") as server,
-        page_at(f"{server.url}/") as (page, _),
+        page_at(browser, server.url) as (page, _),
     ):
         page.get_by_label("API key of this server").fill("secret-key")
         page.get_by_role("button", name="Use").click()
-        page.get_by_text("tokens of context").wait_for(timeout=10_000)
+        page.get_by_text("tokens of context").wait_for()
         assert page.get_by_label("API key of this server").is_hidden()
+
+
+@contextmanager
+def other_site():
+    """The origin of another server on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as site:
+        thread = threading.Thread(target=site.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{site.server_port}"
+        site.shutdown()
+        thread.join()
+
+
+def test_a_page_of_another_origin_asks_where_it_is_named(browser, tmp_path, monkeypatch):
+    """What a browser makes of our headers: one origin may, with and without a preflight."""
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "do_GET", lambda self: self.send_error(404))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    asks = """async (url) => {
+        const headers = { "content-type": "application/json" };
+        const asked = { messages: [{ role: "user", content: "Who?" }], max_tokens: 1 };
+        const options = { method: "POST", headers, body: JSON.stringify(asked) };
+        try {
+            const list = await (await fetch(url + "/v1/models")).json();
+            const answer = await fetch(url + "/v1/chat/completions", options);
+            return [list.data[0].id, (await answer.json()).object];
+        } catch (error) { return error.name; }
+    }"""
+    with (
+        other_site() as friend,
+        other_site() as other,
+        served(tmp_path, origins=[friend]) as server,
+        browser.new_context() as own,
+    ):
+        page = own.new_page()
+        page.goto(f"{friend}/")
+        assert page.evaluate(asks, server.url) == ["demo", "chat.completion"]
+        page.goto(f"{other}/")
+        assert page.evaluate(asks, server.url) == "TypeError"

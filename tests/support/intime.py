@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def in_time(seconds: int = 20) -> Iterator[None]:
+def in_time(seconds: int = 60) -> Iterator[None]:
     """Raise AssertionError inside if it takes longer."""
 
     def over(*_: object) -> None:

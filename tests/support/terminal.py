@@ -109,7 +109,7 @@ class Terminal:
 
     def close(self) -> int:
         """Wait for the end and return the exit status."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + WAIT
         while self.child.isalive() and time.monotonic() < end:
             self._read()
         while self._read():  # what was drawn last is still on its way

@@ -104,7 +104,7 @@ class Writer:
         The entries of caches that are left out from now on are let go of.
         """
         if not self.compiled:
-            return together(self.model, caches, tokens)
+            return drain(together(self.model, caches, [[token] for token in tokens]))
         logits: Tensor = self._compiled(len(caches)).together(caches, tokens)
         return logits
 

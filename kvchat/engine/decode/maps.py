@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from kvchat.engine.weights import lowbit
+from kvchat.engine.weights import host, lowbit
+from kvchat.engine.weights.host import WORTH
 from kvchat.engine.weights.linear import Int4Linear, Int8Linear, Linear
-from kvchat.kernels.cpu import four_bits, products
+from kvchat.kernels.cpu import four_bits, products, quads
 from kvchat.kernels.cpu.numbers import view
-
-# Values of a matrix, and of a layer's keys, that are worth waking other threads for.
-WORTH = 2**22
 
 Rounded = Callable[[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Room for so many vectors of so many values in 8 bits; see `four_bits.rounded`."""
+
+INTEGERS = quads if quads.able() else four_bits  # how 4 bits are multiplied here
 
 Product = Callable[[np.ndarray, np.ndarray], None]
 """Linear maps of the same inputs: `x [B, in]` to `y [B, out]`, both f32 and contiguous, without
@@ -69,18 +69,16 @@ class Four:
         for module in modules:
             groups, outputs, _ = module.scales.shape
             self._inputs = groups * module.group
-            packed = module.packed.numpy()
-            packed = packed.reshape(outputs // four_bits.ROWS, self._inputs, 32)
-            scales = view(module.scales).view(np.uint32).reshape(groups, outputs)
-            self._sets.append((packed, scales, end))
+            arrays = host.arrays(module.packed, module.scales, module.group)
+            self._sets.append((*arrays, end))
             end += outputs
         self._rounded = rounded
         many = threads > 1 and end * self._inputs >= WORTH
-        self._call = four_bits.gemm_four_parallel if many else four_bits.gemm_four
+        self._call = INTEGERS.product_parallel if many else INTEGERS.product
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
         room = self._rounded(len(x), self._inputs)
-        four_bits.rounded(x, *room)
+        INTEGERS.rounded(x, *room)
         for packed, scales, at in self._sets:
             self._call(packed, scales, *room, y, at)
 

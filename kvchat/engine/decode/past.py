@@ -14,8 +14,8 @@ from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.lookup import LookupSegment
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.window import WindowLayer
-from kvchat.engine.decode.maps import WORTH
 from kvchat.engine.decode.room import Arrays, Lane, Room
+from kvchat.engine.weights.host import WORTH
 from kvchat.kernels.cpu.attention import attend, attend_parallel, include
 from kvchat.kernels.cpu.choice import choose, choose_parallel
 from kvchat.kernels.cpu.numbers import view

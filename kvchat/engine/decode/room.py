@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.cache import GROUP
+from kvchat.engine.decode.maps import INTEGERS
 from kvchat.engine.model.config import ModelConfig
-from kvchat.kernels.cpu import four_bits
 from kvchat.kernels.cpu.attention import BLOCK, padded, together
 
 Arrays = tuple[np.ndarray, ...]
@@ -80,10 +80,7 @@ class Room:
     def rounded(self, count: int, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What 4-bit products need of `count` inputs; products of one size share it."""
         if (count, inputs) not in self._rounded:
-            groups = inputs // four_bits.GROUP
-            steps, totals = np.empty((2, count, groups), np.float32)
-            patterns = np.empty((count, inputs // 4, 64), np.int8)
-            self._rounded[count, inputs] = patterns, steps, totals
+            self._rounded[count, inputs] = INTEGERS.room(count, inputs)
         return self._rounded[count, inputs]
 
     def state(self, splits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

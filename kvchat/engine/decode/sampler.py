@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvchat.engine.decode.sampling import COLD, Sampling
+from kvchat.engine.decode.sampling import COLD, Leaning, Sampling
 from kvchat.errors import KvchatError
 
 AHEAD = 64  # random numbers that are drawn at once
@@ -43,8 +43,9 @@ class Sampler:
         device: torch.device,
         drawn: Sequence[int] = (),
         constraint: Constraint | None = None,
+        leaning: Leaning | None = None,
     ):
-        self.sampling, self.constraint = sampling, constraint
+        self.sampling, self.constraint, self.leaning = sampling, constraint, leaning
         self.device = device
         self._drawn = list(drawn)
         self._generator = torch.Generator().manual_seed(sampling.seed)
@@ -53,6 +54,7 @@ class Sampler:
         self._used = torch.zeros(1, dtype=torch.int64, device=device)
         self._left = 0
         self._seen: Tensor | None = None  # tokens that were drawn, bool [vocab]
+        self._leaned: Tensor | None = None  # what is added to logits, fp32 [vocab]
         self.waits = False  # whether the host may look at logits before a token is chosen
 
     def provide(self, tokens: int) -> None:
@@ -102,6 +104,8 @@ class Sampler:
                 self._seen = torch.zeros_like(wide, dtype=torch.bool)
                 self._seen[self._drawn] = True
             wide = penalised(wide, self._seen, self.sampling.repeat_penalty)
+        if self.leaning is not None:
+            wide = wide + self._leans(self.leaning, wide)
         if self.sampling.temperature < COLD:
             token = wide.argmax(0, keepdim=True)
         else:
@@ -110,7 +114,27 @@ class Sampler:
             self._used += 1
         if self._seen is not None:
             self._seen.scatter_(0, token, True)
+        if self.leaning is not None:
+            self._lean(self.leaning, token)
         return token.masked_fill(broken, -1)
+
+    def _leans(self, leaning: Leaning, logits: Tensor) -> Tensor:
+        """What is added to `logits [vocab]` by now."""
+        if self._leaned is None:
+            self._leaned = torch.zeros_like(logits)
+            self._there = torch.zeros_like(logits, dtype=torch.bool)
+            for token, value in leaning.bias.items():
+                self._leaned[token] = value
+            for each in self._drawn:
+                self._lean(leaning, torch.tensor([each], device=logits.device))
+        return self._leaned
+
+    def _lean(self, leaning: Leaning, token: Tensor) -> None:
+        """Count a `token [1]` that was drawn."""
+        assert self._leaned is not None
+        first = ~self._there[token]
+        self._leaned[token] -= leaning.frequency + leaning.presence * first
+        self._there.scatter_(0, token, True)
 
     def _drawn_from(self, logits: Tensor, chance: Tensor) -> Tensor:
         """The token `[1]` that `chance [1]` gives."""

@@ -1,11 +1,22 @@
 """How the next token is to be chosen. Imports no torch: settings and plans read it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from kvchat.errors import KvchatError
 
 # Dividing logits by less than this overflows; the likeliest token is certain long before.
 COLD = 1e-5
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """What is added to logits: `bias` to those of some tokens; to those of tokens that the answer
+    has, less by `presence`, and by `frequency` for each time that it has them."""
+
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

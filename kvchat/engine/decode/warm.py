@@ -15,10 +15,11 @@ from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.decode.compiled import CompiledStep
+from kvchat.engine.decode.maps import INTEGERS
 from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
 from kvchat.engine.prefill.walk import empty_cache
 from kvchat.engine.weights.checkpoint import random_weights
-from kvchat.kernels.cpu import attention, choice, four_bits, packed, products
+from kvchat.kernels.cpu import attention, choice, packed, products
 
 HEADS, DIM, ENTRIES = 2, 32, 32
 Pairs = tuple[tuple[Any, Any], ...]  # functions for one thread, and for several
@@ -79,7 +80,7 @@ def warm(dtype: torch.dtype, kind: str = "") -> None:
         with torch.inference_mode():
             CompiledStep(model)(_cache(model, dtype, kind), 0)
     if torch.get_num_threads() > 1:
-        pairs = (*products.PAIRS, *four_bits.PAIRS, (attention.attend, attention.attend_parallel))
+        pairs = (*products.PAIRS, *INTEGERS.PAIRS, (attention.attend, attention.attend_parallel))
         for one, many in KINDS[kind][1] if kind else pairs:
             for signature in one.signatures:
                 if not running():

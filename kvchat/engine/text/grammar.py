@@ -18,6 +18,12 @@ from kvchat.errors import KvchatError
 
 # One way of writing, or a small model writes white space for ever.
 COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+COMPACT["coerce_one_of"] = True  # what fits several of them is taken as well
+# Beside any of these, "no other properties" could contradict what they want.
+OPEN = frozenset(
+    {"additionalProperties", "patternProperties", "unevaluatedProperties", "dependentSchemas",
+     "allOf", "anyOf", "oneOf", "$ref", "if", "not"}
+)  # fmt: skip
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 LARGEST = 2**18  # characters of a schema or a grammar
 
@@ -83,7 +89,10 @@ class Forms:
 
     def of_schema(self, schema: Mapping[str, Any]) -> Form:
         """An answer that is JSON by a schema. Raises KvchatError("usage")."""
-        text = json.dumps(schema)
+        try:
+            text = json.dumps(closed(schema))
+        except RecursionError:
+            raise _refused("it is nested too deeply") from None
         try:
             grammar = self._library.LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
         except ValueError as error:
@@ -101,6 +110,25 @@ class Forms:
         if matcher.is_error():
             raise _refused(matcher.get_error())
         return Form(matcher, self._vocabulary)
+
+
+def closed(schema: Any) -> Any:
+    """The same with no properties but those that are named, where it does not say that others may
+    be: small models write such for ever."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    parts = {"items", "prefixItems", "anyOf", "oneOf", "contains"}
+    maps = {"properties", "$defs", "definitions"}
+    found = {}
+    for key, value in schema.items():
+        if key in maps and isinstance(value, Mapping):
+            value = {name: closed(each) for name, each in value.items()}
+        found[key] = closed(value) if key in parts else value
+    if isinstance(found.get("properties"), Mapping) and not OPEN & found.keys():
+        found["additionalProperties"] = False
+    return found
 
 
 def _refused(reason: str) -> KvchatError:

@@ -12,11 +12,12 @@ from torch.nn.functional import linear
 from kvchat.engine import ops
 from kvchat.engine.gguf.blocks import GROUPED
 from kvchat.engine.gguf.tensors import Packed
-from kvchat.engine.weights import lowbit
+from kvchat.engine.weights import host, lowbit
 from kvchat.engine.weights.bits import group_of
 
 # For more tokens than this a product with the weight turned back, slice by slice, is faster.
 FEW = 64
+SINGLE = 20  # the same for 8 bits on a CPU, whose operator takes them one by one
 
 
 def _kept(tensor: Tensor) -> nn.Parameter:
@@ -146,7 +147,7 @@ class Int8Linear(FewBits):
             if len(x) <= FEW:
                 return ops.int8_product(x, self.codes, self.scale, self.bias)
             return self.many(x)
-        if len(x) <= FEW:
+        if len(x) <= SINGLE:
             y = torch._weight_int8pack_mm(x.to(lowbit.WIDE), self.codes, self.scale).to(x.dtype)
         else:
             cuts = lowbit.slices(self.codes.shape, x.device)
@@ -191,7 +192,9 @@ class Int4Linear(FewBits):
             if len(x) <= FEW:
                 return ops.int4_product(x, self.packed, self.scales, self.bias)
             return self.many(x)
-        if len(x) <= FEW or lowbit.unpacking() is None:
+        if (compiled := host.product(x, self.packed, self.scales, self.group)) is not None:
+            y = compiled.to(x.dtype)
+        elif len(x) <= FEW or lowbit.unpacking() is None:
             wide = x.to(lowbit.WIDE)
             y = lowbit.operator(wide, self.packed, self.scales, self.group).to(x.dtype)
         else:

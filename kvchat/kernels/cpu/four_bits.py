@@ -172,5 +172,11 @@ def _gemm_four(packed, scales, patterns, steps, totals, y, at):
                 )  # fmt: skip
 
 
-gemm_four, gemm_four_parallel = both(_gemm_four)
-PAIRS = ((gemm_four, gemm_four_parallel),)
+def room(count, inputs):
+    """What `rounded` writes of so many vectors."""
+    patterns, groups = np.empty((count, inputs // 4, 64), np.int8), inputs // GROUP
+    return patterns, *np.empty((2, count, groups), np.float32)
+
+
+product, product_parallel = both(_gemm_four)
+PAIRS = ((product, product_parallel),)
