@@ -62,7 +62,7 @@ class Told(ToldOptions, Pooled):
         times the norm of the value, as much in all as the document's scores.
         """
         assert prefilled.told is not None, "the prefill gives what `needs` names"
-        table = together([prefilled.told[each] for each in self.scores])
+        table = together(prefilled, [prefilled.told[each] for each in self.scores])
         finite = table.masked_fill(table.isinf(), 0.0)
         within = table + self.near * pool(finite, NEAR, "avg")
         if prefilled.asked:
@@ -73,16 +73,19 @@ class Told(ToldOptions, Pooled):
         return table, within
 
 
-def together(tables: Sequence[Tensor]) -> Tensor:
-    """The sum of score tables `[H, T]` of a layer, all brought to the mean of the first one.
+def together(prefilled: Prefilled, tables: Sequence[Tensor]) -> Tensor:
+    """The sum of score tables `[H, T]` of a layer, all brought to the mean of the first one over
+    the heads of all ranks.
 
     What is infinite in the first stays so.
     """
-    first, *more = tables
+    if len(tables) == 1:
+        return tables[0]
+    first, *more = (prefilled.every(table) for table in tables)
     told = first.isfinite()
     for other in more:
         first = first + other * (first[told].mean() / other[told].mean().clamp_min(1e-30))
-    return first
+    return prefilled.own(first)
 
 
 @dataclass(frozen=True)
