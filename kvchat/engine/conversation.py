@@ -70,8 +70,8 @@ class Conversation:
         return self.cache.memory()
 
     def full_bytes(self) -> int:
-        """Bytes that the tokens seen would hold uncompressed."""
-        return self.engine.kv_bytes(self.cache.position)
+        """Bytes that the tokens seen would hold uncompressed, on this rank."""
+        return self.engine.kv_bytes(self.cache.position) // self.engine.peers.count
 
     @property
     def compacted(self) -> int:

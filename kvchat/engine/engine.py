@@ -296,6 +296,21 @@ class Engine:
         compaction.fold(self.model, cache, method, since, end)
 
     @entry
+    def kept(self, cache: KVCache, end: int) -> list[list[int]]:
+        """Entries of each layer's heads, those of all ranks, that are kept of the first `end`
+        tokens, where segments begin."""
+        local = torch.tensor([layer.kept(end) for layer in cache.layers])
+        return self.peers.joined(local, 1).tolist()  # type: ignore[no-any-return]
+
+    @entry
+    def held(self, cache: KVCache, end: int) -> list[int]:
+        """Bytes that each rank holds of the first `end` tokens."""
+        found = sum(layer.window_bytes for layer in cache.layers)
+        segments = (s for layer in cache.layers for s in layer.segments if s.span[0] < end)
+        found += sum(segment.memory().total for segment in segments)
+        return self.peers.joined(torch.tensor([found])).tolist()  # type: ignore[no-any-return]
+
+    @entry
     def watch(self, cache: KVCache, method: Method, since: int) -> None:
         """Let a cache gather what a method will want to know; see `compaction.watch`."""
         compaction.watch(cache, method, since)

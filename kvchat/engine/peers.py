@@ -76,7 +76,7 @@ class Group(Peers):
             whole = torch.cat([part[:n] for part, n in zip(found, sizes, strict=True)])
         else:
             whole = found.flatten(0, 1)
-        return whole.movedim(0, dim)
+        return whole.movedim(0, dim).contiguous()  # products of others are others
 
     def ragged(self, x: Tensor) -> tuple[Tensor, slice]:
         sizes = self.joined(torch.tensor([len(x)], device=x.device)).tolist()

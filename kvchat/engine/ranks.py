@@ -34,7 +34,7 @@ class Lead:
     def __init__(self, group: Group):
         self.group = group
         self._busy = False  # in an entry: caches that change in there change everywhere
-        self._lost: KvchatError | None = None
+        self.lost: KvchatError | None = None
         self._numbers: weakref.WeakKeyDictionary[KVCache, int] = weakref.WeakKeyDictionary()
         self._next = self._works = 0
         self._later: list[tuple[str, int]] = []  # told before the next command
@@ -85,7 +85,7 @@ class Lead:
 
     def end(self) -> None:
         """Let the others go."""
-        if self._lost is None:
+        if self.lost is None:
             self._say("end")
 
     def _known(self, value: Any) -> Any:
@@ -98,8 +98,8 @@ class Lead:
         return value
 
     def _say(self, *command: Any) -> None:
-        if self._lost is not None:
-            raise self._lost
+        if self.lost is not None:
+            raise self.lost
         later, self._later[:] = self._later[:], ()
         text = io.BytesIO()
         pickler = pickle.Pickler(text)
@@ -121,10 +121,10 @@ class Lead:
             yield
         except (KvchatError, StopIteration) as error:
             if isinstance(error, KvchatError) and "ranks" in error.details:
-                self._lost = error
+                self.lost = error
             raise
         except BaseException as error:
-            self._lost = KvchatError(
+            self.lost = KvchatError(
                 "device",
                 f"the processes that hold the model are out of step: {type(error).__name__}",
                 "start again",

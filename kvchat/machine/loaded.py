@@ -20,4 +20,5 @@ def workload(
         engine.model.weights,
         streams,
         engine.attention,
+        engine.peers.count,
     )

@@ -24,6 +24,7 @@ FOREVER = timedelta(days=3650)  # a person may think that long before the next q
 CONNECT = 120.0  # seconds for others to begin
 MOMENT = 2.0  # seconds in which an ended process can be asked why
 THREADS = "OMP_NUM_THREADS"
+_begun: list[int] = []
 
 
 def placed() -> tuple[int, int]:
@@ -60,6 +61,13 @@ def begin(devices: int | None, program: Sequence[str] = ("-m", "kvchat")) -> Any
     """The `Lead` of so many ranks, the others being started; None for one device."""
     if (count := wanted(devices)) == 1:
         return None
+    if _begun:
+        raise KvchatError(
+            "usage",
+            f"one model at a time goes over {count} devices",
+            "a new kvchat with the other model",
+        )
+    _begun.append(count)
     from kvchat.engine.peers import Group
     from kvchat.engine.ranks import Lead
 
@@ -127,11 +135,11 @@ class Others:
             time.sleep(0.02)
         return "no answer"
 
-    def close(self) -> None:
+    def close(self, at_once: bool) -> None:
         """Wait for all to end, not for long."""
         for each in self.processes:
             try:
-                each.wait(MOMENT)
+                each.wait(0 if at_once else MOMENT)
             except subprocess.TimeoutExpired:
                 each.kill()
                 each.wait()
@@ -221,7 +229,7 @@ def _end(lead: Any, others: Others | None) -> None:
     with suppress(Exception):
         lead.end()
     if others is not None:
-        others.close()
+        others.close(at_once=lead.lost is not None)
 
 
 @contextmanager

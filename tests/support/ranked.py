@@ -33,7 +33,7 @@ class Shown(Engine):
         return found
 
     @entry
-    def held(self):
+    def weights_held(self):
         """Bytes of weights on each rank."""
         return self.peers.joined(torch.tensor([self.weights_bytes])).tolist()
 

@@ -78,7 +78,7 @@ def _heads(context: Context, argument: str) -> None:
 
 def _coverage(context: Context, argument: str) -> None:
     session, screen = context.chat.session, context.screen
-    tokens, config = len(session.document), session.engine.config
+    tokens, config = len(session.document), session.engine.model.config  # of this rank's heads
     if not tokens:
         screen.tell("there is no document")
         return
