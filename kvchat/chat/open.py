@@ -131,7 +131,10 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         engine = screen.watch(loading, "loading")
     for line in engine.warnings:
         screen.warn(line, "kernels")
-    engine.chunk = setup.chunk
+    engine.pace(setup.chunk)
+    if engine.peers.count > 1:
+        held = " + ".join(alike(*engine.weights_held()))
+        screen.say(f"weights on {engine.peers.count} devices: {held}")
     session = Session(
         engine,
         book.dialogue,

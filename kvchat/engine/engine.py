@@ -296,6 +296,16 @@ class Engine:
         compaction.fold(self.model, cache, method, since, end)
 
     @entry
+    def pace(self, chunk: int) -> None:
+        """Let so many tokens walk a layer at once."""
+        self.chunk = chunk
+
+    @entry
+    def weights_held(self) -> list[int]:
+        """Bytes of the weights on each rank."""
+        return self.peers.joined(torch.tensor([self.weights_bytes])).tolist()  # type: ignore[no-any-return]
+
+    @entry
     def kept(self, cache: KVCache, end: int) -> list[list[int]]:
         """Entries of each layer's heads, those of all ranks, that are kept of the first `end`
         tokens, where segments begin."""

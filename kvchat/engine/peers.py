@@ -5,6 +5,7 @@ Nothing is ever summed over processes on the way to a token: parts are joined. S
 for bit, what one process alone would, and all decide alike.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,10 @@ class Peers:
         """A tensor of which every rank has some numbers, and zeros for those of others; in place.
         """
         return x
+
+    def exchanged(self, value: Any) -> list[Any]:
+        """What every rank has of something, in the order of ranks."""
+        return [value]
 
 
 ALONE = Peers()
@@ -90,6 +95,12 @@ class Group(Peers):
         self._do(lambda d: d.all_reduce(_bytes(x)))  # a byte and zeros: nothing is rounded
         return x
 
+    def exchanged(self, value: Any) -> list[Any]:
+        text = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        sizes = self.joined(torch.tensor([len(text)])).tolist()
+        parts = self.joined(text, 0, sizes).split(sizes)
+        return [pickle.loads(part.numpy().tobytes()) for part in parts]
+
     def send(self, payload: bytes | None = None) -> bytes:
         """What the first rank says: it gives a payload, the others wait for it, however long."""
         size = torch.tensor([0 if payload is None else len(payload)])
@@ -116,7 +127,7 @@ class Group(Peers):
             raise KvchatError(
                 "device",
                 f"one of the {self.count} processes that hold the model has ended: {why}",
-                "the same with -v",
+                "the same again",
                 "--devices 1",
                 ranks=self.count,
             ) from None

@@ -36,6 +36,13 @@ def placed() -> tuple[int, int]:
     return (rank, count) if count > 1 else (0, 1)
 
 
+def follows() -> bool:
+    """Whether this process does what the first rank says. Those of an evaluation know by
+    themselves."""
+    command = next((each for each in sys.argv[1:] if not each.startswith("-")), "")
+    return placed()[0] > 0 and command != "eval"
+
+
 def wanted(devices: int | None) -> int:
     """Over how many ranks the model goes. Raises KvchatError("usage")."""
     _, count = placed()
@@ -79,6 +86,22 @@ def begin(devices: int | None, program: Sequence[str] = ("-m", "kvchat")) -> Any
     atexit.register(_end, lead, others)
     _share_cores(count)
     return lead
+
+
+def team(devices: int | None) -> Any:
+    """This process among others that do the same command, each with all of the model; the others
+    are started by the first one. Raises KvchatError("usage")."""
+    from kvchat.engine.peers import ALONE, Group
+
+    count, (rank, started) = wanted(devices), placed()
+    if count == 1:
+        return ALONE
+    _share_cores(count)
+    if started > 1:
+        return Group(rank, count, _join)
+    others = Others(count, ("-m", "kvchat", *sys.argv[1:]))
+    atexit.register(others.close, at_once=False)
+    return Group(0, count, others.connect, others.why)
 
 
 class Others:
@@ -181,6 +204,7 @@ def _watch(parent: int) -> None:
     """End when the process that has started us has: it may wait for nobody."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    rmtree(Path(os.environ[STORE]).parent, ignore_errors=True)
     os._exit(0)
 
 
