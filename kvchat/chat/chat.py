@@ -80,7 +80,9 @@ class Chat:
     def document_entries(self) -> list[list[int]]:
         """Per layer and KV head the entries that are kept of the document."""
         end, session = len(self.session.document), self.session
-        return session.engine.kept(session.cache, end) if end else [[] for _ in session.cache.layers]
+        return (
+            session.engine.kept(session.cache, end) if end else [[] for _ in session.cache.layers]
+        )
 
     def merge_sets(self) -> list[list[list[int]]]:
         """Per layer and KV head how many tokens each kept entry stands for, if entries were

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from kvchat.engine import attribution
 from kvchat.engine.conversation import Conversation, ids_of
 from kvchat.engine.decode.repetition import Repetition
 from kvchat.engine.decode.sampler import Constraint

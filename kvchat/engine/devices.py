@@ -43,18 +43,25 @@ def on_its_card(method: Callable[P, R]) -> Callable[P, R]:
 def entry(method: Callable[P, R]) -> Callable[P, R]:
     """What runs a model: in inference mode, on the engine's card whatever thread calls it, and on
     all ranks that hold a part of the model."""
-    inner, name, bind = torch.inference_mode()(method), method.__name__, signature(method).bind
+    inner, name, form = torch.inference_mode()(method), method.__name__, signature(method)
+
+    def in_order(args: Any, kwargs: Any) -> tuple[Any, ...]:
+        given = form.bind(*args, **kwargs)
+        given.apply_defaults()  # or those behind a gap would be lost
+        return given.args
 
     def begin(engine: Any) -> Any:
         engine.here()
+        if engine.lead is not None:
+            assert engine.number == engine.lead.loaded, "the other ranks have another model by now"
         return engine.lead
 
     @wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if (lead := begin(args[0])) is None:
             return inner(*args, **kwargs)
-        given = bind(*args, **kwargs).args
-        found: R = lead.call(name, lambda: inner(*given), given[1:])  # type: ignore[call-arg, arg-type]
+        given = in_order(args, kwargs)
+        found: R = lead.call(name, lambda: inner(*given), given[1:])  # type: ignore[call-arg]
         return found
 
     @wraps(method)
@@ -62,8 +69,8 @@ def entry(method: Callable[P, R]) -> Callable[P, R]:
         lead = begin(args[0])  # when the first step is asked for, by who asks
         if lead is None:
             return (yield from inner(*args, **kwargs))  # type: ignore[misc]
-        given = bind(*args, **kwargs).args
-        return (yield from lead.steps(name, inner(*given), given[1:]))  # type: ignore[call-arg, arg-type]
+        given = in_order(args, kwargs)
+        return (yield from lead.steps(name, inner(*given), given[1:]))  # type: ignore[call-arg]
 
     return steps if isgeneratorfunction(method) else run
 

@@ -49,6 +49,7 @@ class Engine:
     with a `lead` the other ranks do the same."""
 
     lead: Lead | None = None
+    number = 0  # of the lead's models
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class Engine:
                 why=without["triton"],
             )
         engine = cls(model, attention, "torch" if without else kernels, without)
-        engine.lead = lead
+        engine.lead, engine.number = lead, lead.loaded if lead is not None else 0
         return engine
 
     def here(self) -> None:
@@ -303,14 +304,14 @@ class Engine:
     @entry
     def weights_held(self) -> list[int]:
         """Bytes of the weights on each rank."""
-        return self.peers.joined(torch.tensor([self.weights_bytes])).tolist()  # type: ignore[no-any-return]
+        return self.peers.joined(torch.tensor([self.weights_bytes])).tolist()
 
     @entry
     def kept(self, cache: KVCache, end: int) -> list[list[int]]:
         """Entries of each layer's heads, those of all ranks, that are kept of the first `end`
         tokens, where segments begin."""
         local = torch.tensor([layer.kept(end) for layer in cache.layers])
-        return self.peers.joined(local, 1).tolist()  # type: ignore[no-any-return]
+        return self.peers.joined(local, 1).tolist()
 
     @entry
     def held(self, cache: KVCache, end: int) -> list[int]:
@@ -318,7 +319,7 @@ class Engine:
         found = sum(layer.window_bytes for layer in cache.layers)
         segments = (s for layer in cache.layers for s in layer.segments if s.span[0] < end)
         found += sum(segment.memory().total for segment in segments)
-        return self.peers.joined(torch.tensor([found])).tolist()  # type: ignore[no-any-return]
+        return self.peers.joined(torch.tensor([found])).tolist()
 
     @entry
     def watch(self, cache: KVCache, method: Method, since: int) -> None:

@@ -40,8 +40,7 @@ class Peers:
         return x
 
     def merged(self, x: Tensor) -> Tensor:
-        """A tensor of which every rank has some numbers, and zeros for those of others; in place.
-        """
+        """A tensor of which each rank has some numbers, and zeros for those of others; in place."""
         return x
 
     def exchanged(self, value: Any) -> list[Any]:
@@ -112,6 +111,13 @@ class Group(Peers):
             text = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         self._do(lambda d: d.broadcast(text, 0))
         return text.numpy().tobytes()
+
+    def leave(self) -> None:
+        """Let go of the connections."""
+        import torch.distributed
+
+        if self._connected and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     def _do(self, work: Callable[[Any], Any]) -> None:
         """A collective operation. Raises KvchatError("device") if a rank has ended."""

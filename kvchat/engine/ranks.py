@@ -3,8 +3,8 @@ it asks its engine for.
 
 Every public entry of an `Engine` (`devices.entry`) goes through `Lead` where there are others: it
 says what it is about to do, and they do the same with theirs. What comes back is the same on all
-ranks, but for caches: each has its part, and they are called by number. A generator is moved on step
-by step, so a consumer that stops in between stops all of them.
+ranks, but for caches: each has its part, and they are called by number. A generator is moved on
+step by step, so a consumer that stops in between stops all of them.
 """
 
 import io
@@ -33,6 +33,7 @@ class Lead:
 
     def __init__(self, group: Group):
         self.group = group
+        self.loaded = 0  # models, of which the others have the last one
         self._busy = False  # in an entry: caches that change in there change everywhere
         self.lost: KvchatError | None = None
         self._numbers: weakref.WeakKeyDictionary[KVCache, int] = weakref.WeakKeyDictionary()
@@ -80,7 +81,8 @@ class Lead:
             self._say("cache", name, (cache, *args))
 
     def load(self, *how: Any) -> None:
-        """Let the others load their parts."""
+        """Let the others load their parts, in place of those of a model before."""
+        self.loaded += 1
         self._say("load", *how)
 
     def end(self) -> None:

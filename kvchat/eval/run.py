@@ -67,8 +67,10 @@ def run(settings: Settings) -> int:
     digests = {source.name: source.digest for source in asked if source.name in settings.data}
     described = asdict(settings) | {"model": found.name, "out": "", "data": digests}
     del described["devices"]  # however many, the answers are the same
-    answers = None if peers.rank else Answers(
-        Path(settings.out) if settings.out else default_folder(described)
+    answers = (
+        None
+        if peers.rank
+        else Answers(Path(settings.out) if settings.out else default_folder(described))
     )
     config = load_config(found.path)
     dialogue = Dialogue(Tokenizer.load(found.path))

@@ -24,7 +24,7 @@ FOREVER = timedelta(days=3650)  # a person may think that long before the next q
 CONNECT = 120.0  # seconds for others to begin
 MOMENT = 2.0  # seconds in which an ended process can be asked why
 THREADS = "OMP_NUM_THREADS"
-_begun: list[int] = []
+_begun: list[tuple[Any, Any, int]] = []  # the lead, the others, and whose they are
 
 
 def placed() -> tuple[int, int]:
@@ -74,7 +74,6 @@ def begin(devices: int | None, program: Sequence[str] = ("-m", "kvchat")) -> Any
             f"one model at a time goes over {count} devices",
             "a new kvchat with the other model",
         )
-    _begun.append(count)
     from kvchat.engine.peers import Group
     from kvchat.engine.ranks import Lead
 
@@ -83,9 +82,23 @@ def begin(devices: int | None, program: Sequence[str] = ("-m", "kvchat")) -> Any
     connect = _join if others is None else others.connect
     group = Group(0, count, connect, (lambda: "") if others is None else others.why)
     lead = Lead(group)
-    atexit.register(_end, lead, others)
+    _begun.append((lead, others, os.getpid()))
     _share_cores(count)
     return lead
+
+
+@atexit.register
+def finish() -> None:
+    """Let the others go, and wait for their end."""
+    for lead, others, owner in _begun:
+        if os.getpid() != owner:  # a fork of it
+            continue
+        with suppress(Exception):
+            lead.end()
+        if others is not None:
+            others.close(at_once=lead.lost is not None)
+            lead.group.leave()
+    _begun.clear()
 
 
 def team(devices: int | None) -> Any:
@@ -187,7 +200,7 @@ def follower(load: Callable[..., Any] | None = None) -> int:
     group = Group(rank, count, _join)
     _share_cores(count)
     try:
-        loading = load or Engine.load
+        loading: Callable[..., Any] = load or Engine.load
         follow(group, lambda *how: drain(loading(*how, peers=group)))
     except KvchatError as error:
         if "ranks" in error.details:  # another has ended, and the first one says so
@@ -230,7 +243,9 @@ def _store(path: Path, count: int) -> Any:
     for name in ("lo", "lo0"):  # of one machine: no look-up of its name
         if Path(f"/sys/class/net/{name}").exists() or sys.platform == "darwin":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else name)
-    store = distributed.FileStore(str(path), count)
+    store = distributed.FileStore(  # type: ignore[attr-defined]
+        str(path), count
+    )
     store.set_timeout(timedelta(seconds=CONNECT))
     return store
 
@@ -247,13 +262,6 @@ def _share_cores(count: int) -> None:
 
     if THREADS not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
-
-
-def _end(lead: Any, others: Others | None) -> None:
-    with suppress(Exception):
-        lead.end()
-    if others is not None:
-        others.close(at_once=lead.lost is not None)
 
 
 @contextmanager

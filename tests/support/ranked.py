@@ -1,5 +1,5 @@
-"""An engine over two processes that shows what each of them keeps. Run as a program it is the second
-one."""
+"""An engine over two processes that shows what each of them keeps. Run as a program it is the
+second one."""
 
 import os
 
@@ -16,7 +16,7 @@ class Shown(Engine):
     """An engine whose caches can be looked at from the first rank."""
 
     @entry
-    def kept(self, cache):
+    def shown(self, cache):
         """Of every layer: entries of each head, their positions, and all tensors by name as far as
         they are alike in shape, all ranks' one after the other."""
         found = []
@@ -31,11 +31,6 @@ class Shown(Engine):
                 lengths = torch.tensor(segment.lengths)
                 found.append((segment.kind, self.peers.joined(lengths).tolist(), whole))
         return found
-
-    @entry
-    def weights_held(self):
-        """Bytes of weights on each rank."""
-        return self.peers.joined(torch.tensor([self.weights_bytes])).tolist()
 
 
 if __name__ == "__main__":

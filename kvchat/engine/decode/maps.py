@@ -103,7 +103,9 @@ class Joined:
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
         join = self._peers.joined
-        given = join(torch.from_numpy(x), 1, self._inputs).contiguous().numpy() if self._inputs else x
+        given = (
+            join(torch.from_numpy(x), 1, self._inputs).contiguous().numpy() if self._inputs else x
+        )
         part = np.empty((len(x), self._outputs[self._peers.rank]), np.float32)
         self._own(given, part)
         if self._bias is not None:

@@ -110,9 +110,7 @@ class Squeezed(SqueezedOptions, Lookup):
             [cell_worth(t, n, aggregate) for t, n in zip(tables, count, strict=True)]
         )
 
-    def _bound(
-        self, worth: Tensor, count: Tensor, wanted: int, peers: Peers = ALONE
-    ) -> Tensor:
+    def _bound(self, worth: Tensor, count: Tensor, wanted: int, peers: Peers = ALONE) -> Tensor:
         """What a cluster must be worth `[H]`, so that on average a query passes `wanted` entries.
 
         `worth [W, H, C]` to each of W queries, of clusters with `count [H, C]` entries.

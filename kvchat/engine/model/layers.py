@@ -118,7 +118,7 @@ class Attention(nn.Module):
 
     def projection(self, dtype: torch.dtype) -> Tensor:
         """The numbers of the output projection of this rank's heads, `[hidden, H*G*D]`."""
-        weight: Tensor = self.o_proj.dense(dtype)  # type: ignore[operator]
+        weight: Tensor = self.o_proj.dense(dtype)
         return self.peers.own(self.peers.joined(weight, 0, self.cuts), 1)
 
 
@@ -182,9 +182,7 @@ class Block(nn.Module):
     identity.
     """
 
-    def __init__(
-        self, config: ModelConfig, number: int, peers: Peers = ALONE, inner: int = 0
-    ):
+    def __init__(self, config: ModelConfig, number: int, peers: Peers = ALONE, inner: int = 0):
         """`inner` values of the MLP are those of all ranks together."""
         super().__init__()
         self.kind = config.layers[number]

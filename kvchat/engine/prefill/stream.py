@@ -44,8 +44,8 @@ def stream(
 ) -> Generator[Progress | Smaller, None, Prefill]:
     """Prefill a new cache with `ids`, read part by part as `streamed` says.
 
-    `replays` are those of every part, if there are any; otherwise as `prefill.prefill`, which reads each part. A method
-    that keeps every entry is applied at the end. Its value has one cache.
+    `replays` are those of every part, if there are any; otherwise as `prefill.prefill`, which reads
+    each part. A method that keeps every entry is applied at the end. Its value has one cache.
     """
     method, config = compression.method, model.config
     heads, layers = model.whole.num_kv_heads, len(config.full_layers)

@@ -107,9 +107,7 @@ def random_weights(
     return _finished(model)
 
 
-def _build(
-    config: ModelConfig, dtype: torch.dtype, weights: str, peers: Peers = ALONE
-) -> Decoder:
+def _build(config: ModelConfig, dtype: torch.dtype, weights: str, peers: Peers = ALONE) -> Decoder:
     require_shapes(config, weights)
     model = empty_decoder(config, dtype, peers)
     require_shapes(model.config, weights)
