@@ -173,7 +173,7 @@ def make_plan(work: Workload) -> Plan:
         kept = (read if outside else dense) + layers * index
         training = lookup.training_bytes(tokens, heads, dim)
         unsettled = per_token * tokens if streamed and outside else 0
-    in_int4 = weights_bytes(work.config, itemsize, "int4")
+    in_int4 = 0 if refused(config, "int4") else weights_bytes(work.config, itemsize, "int4")
     return Plan(
         weights=weights_bytes(work.config, itemsize, work.weights) // work.devices,
         kv_full=per_token * tokens + windows,
@@ -184,7 +184,7 @@ def make_plan(work: Workload) -> Plan:
         tail=every * max(work.limit - taken, 0),
         base=CONTEXT if work.cuda else PROCESS,
         replays=round(cost.replayed * (alive + cost.step)) * hidden + unsettled,
-        weights_int4=0 if refused(config, "int4") else in_int4 // work.devices,
+        weights_int4=in_int4 // work.devices,
         read=read,
     )
 
