@@ -183,10 +183,10 @@ def test_heads_that_cannot_be_shared_out(checkpoint):
     assert "--devices 2" in caught.value.tries
 
 
-@pytest.mark.parametrize(("outputs", "count"), [(896, 2), (576, 3), (100, 3), (192, 2)])
+@pytest.mark.parametrize(("outputs", "count"), [(896, 2), (576, 3), (100, 3), (192, 2), (64, 2)])
 def test_cuts(outputs, count):
     cuts = Shard(0, count).cuts(outputs)
-    assert sum(cuts) == outputs and max(cuts) - min(cuts) <= 64
+    assert sum(cuts) == outputs and 0 <= max(cuts) - min(cuts) <= 64 and min(cuts) > 0
     ends = [Shard(rank, count).rows(outputs) for rank in range(count)]
     assert [b - a for a, b in ends] == cuts and ends[0][0] == 0 and ends[-1][1] == outputs
 

@@ -19,7 +19,7 @@ class Shard:
 
     def cuts(self, outputs: int) -> list[int]:
         """How many of a matrix's outputs each rank holds."""
-        unit = ROWS if outputs % ROWS == 0 else 1
+        unit = ROWS if outputs % ROWS == 0 and outputs >= ROWS * self.count else 1
         units, more = divmod(outputs // unit, self.count)
         return [(units + (rank < more)) * unit for rank in range(self.count)]
 
