@@ -26,6 +26,7 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.shard import Shard
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, Streamed, reserve_of
 from kvchat.errors import KvchatError
@@ -264,6 +265,7 @@ def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     options, prepared = setup.options, setup.prepared
     wanted = options.dtype, options.device, options.weights, options.attention, options.kernels
     config = prepared.config.within(setup.limit)
+    Shard(0, ranks.wanted(options.devices)).of(config)  # refused before others begin
     lead = ranks.begin(options.devices)
     loading = Engine.load(prepared.model.path, config, *wanted, lead)
     next(loading)
