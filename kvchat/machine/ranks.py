@@ -187,7 +187,8 @@ def follower(load: Callable[..., Any] | None = None) -> int:
 
     `load` loads an engine where it is not `Engine.load`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends it to all; the first decides
+        signal.signal(number, signal.SIG_IGN)
     rank, count = placed()
     parent = os.getppid()
     if STORE in os.environ:
