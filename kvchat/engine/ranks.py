@@ -196,6 +196,6 @@ def follow(group: Group, load: Callable[..., Any]) -> None:
                 name, (cache, *args) = about
                 getattr(cache, name)(*args)
         except KvchatError as error:
-            if "ranks" in error.details:
+            if what == "load" or "ranks" in error.details:
                 raise
             works.pop(about[0] if what == "next" else 0, None)  # the first rank met it too
