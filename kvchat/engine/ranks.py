@@ -44,8 +44,8 @@ class Lead:
         """Do `work`, and have it done: entry `name` of the engine with these arguments."""
         if self._busy:
             return work()
-        self._say("call", name, args)
-        with self._working():
+        with self._in_step():
+            self._say("call", name, args)
             return self._known(work())
 
     def steps(
@@ -55,47 +55,56 @@ class Lead:
         if self._busy:
             return (yield from work)
         self._works += 1
-        number = self._works
-        self._say("begin", name, args)
-        ended = False
+        number, ended = self._works, False
+        with self._in_step():
+            self._say("begin", name, args)
         try:
             while True:
-                self._say("next", number)
-                try:
-                    with self._working():
+                with self._in_step():
+                    self._say("next", number)
+                    try:
                         item = next(work)
-                except BaseException as end:
-                    ended = True
-                    if isinstance(end, StopIteration):
-                        return self._known(end.value)
-                    raise
+                    except StopIteration as end:
+                        ended, item = True, self._known(end.value)
+                    except BaseException:
+                        ended = True
+                        raise
+                if ended:
+                    return item
                 yield item
         finally:
             if not ended:
                 work.close()
                 self._later.append(("close", number))
 
-    def changed(self, cache: KVCache, name: str, args: tuple[Any, ...]) -> None:
-        """A cache is about to change by itself; see `mirrored`."""
-        if not self._busy:
+    @contextmanager
+    def changing(self, cache: KVCache, name: str, args: tuple[Any, ...]) -> Iterator[None]:
+        """A cache changes by itself in here; see `mirrored`."""
+        if self._busy:
+            yield
+            return
+        with self._in_step():
             self._say("cache", name, (cache, *args))
+            yield
 
     def load(self, *how: Any) -> None:
         """Let the others load their parts, in place of those of a model before."""
         self.loaded += 1
-        self._say("load", *how)
+        with self._in_step():
+            self._say("load", *how)
 
     def end(self) -> None:
         """Let the others go."""
         if self.lost is None:
-            self._say("end")
+            with self._in_step():
+                self._say("end")
 
     def _known(self, value: Any) -> Any:
         for cache in caches_in(value):
             if cache not in self._numbers:
                 self._numbers[cache] = self._next
                 weakref.finalize(cache, self._later.append, ("drop", self._next))
-                cache.mirror = self.changed
+                cache.mirror = self.changing
                 self._next += 1
         return value
 
@@ -107,35 +116,50 @@ class Lead:
         pickler = pickle.Pickler(text)
         pickler.persistent_id = self._numbers_of  # type: ignore[method-assign]
         pickler.dump((later, command))
-        with self._working():
-            self.group.send(text.getvalue())
+        self.group.send(text.getvalue())
 
     def _numbers_of(self, thing: Any) -> int | None:
         return self._numbers[thing] if isinstance(thing, KVCache) else None
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Ctrl-C comes between two steps: in the midst of one the others would wait for ever."""
-        held = {signal.SIGINT} if threading.current_thread() is threading.main_thread() else set()
-        signal.pthread_sigmask(signal.SIG_BLOCK, held)
-        self._busy = True
-        try:
-            yield
-        except (KvchatError, StopIteration) as error:
-            if isinstance(error, KvchatError) and "ranks" in error.details:
-                self.lost = error
-            raise
-        except BaseException as error:
-            self.lost = KvchatError(
-                "device",
-                f"the processes that hold the model are out of step: {type(error).__name__}",
-                "start again",
-                ranks=self.group.count,
-            )
-            raise
-        finally:
-            self._busy = False
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+    def _in_step(self) -> Iterator[None]:
+        """What is said and done in here is done by all, or by nobody any more."""
+        with uninterrupted():
+            self._busy = True
+            try:
+                yield
+            except KvchatError as error:
+                if "ranks" in error.details:
+                    self.lost = error
+                raise
+            except BaseException as error:
+                self.lost = KvchatError(
+                    "device",
+                    f"the processes that hold the model are out of step: {type(error).__name__}",
+                    "start again",
+                    ranks=self.group.count,
+                )
+                raise
+            finally:
+                self._busy = False
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C comes behind this: in the midst of it the others would wait for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed and callable(before):
+            before(signal.SIGINT, None)
+        elif pressed and before == signal.SIG_DFL:
+            signal.raise_signal(signal.SIGINT)
 
 
 def caches_in(value: Any) -> list[KVCache]:

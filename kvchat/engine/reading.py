@@ -90,7 +90,7 @@ class Reading(Answering):
         for each in compressions:
             kinds = each.method.needs.kinds
             how = replace(streamed, replayed=bool(kinds))
-            parts = [ids[a:b] for a, b in streamed.parts] if kinds else []
+            parts = [ids[a:b] for a, b in how.parts] if kinds else []
             replays = [replays_of(self.dialogue, part, kinds) for part in parts]
             found.append((yield from self.engine.stream(ids, each, how, probes, replays)))
         caches, seconds = [f.caches[0] for f in found], sum(f.select_seconds for f in found)

@@ -4,6 +4,7 @@ same bit for bit, memory is half, and a process that dies is told in one line.""
 import os
 import signal
 from itertools import islice
+from threading import Timer
 
 import pytest
 import torch
@@ -123,6 +124,20 @@ def test_a_cache_changes_everywhere(pair):
     torch.testing.assert_close(logits, rest[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(weights, rest[1], rtol=1e-3, atol=1e-5)
     assert position == rest[2] == 184
+
+
+def test_ctrl_c_comes_between_two_steps(pair):
+    """Both are in step behind it, whenever it was pressed."""
+    one, two = pair
+    work = two.prefill(IDS, [Compression(method_of("adakv", "30%"))])
+    next(work)
+    pressed = Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        pressed.start()
+        for _ in range(1000):
+            list(islice(work, 1)) or two.weights_held()
+    work.close()
+    same(told(one, method_of("adakv", "30%")), told(two, method_of("adakv", "30%")))
 
 
 def test_parts_and_more_documents(pair):

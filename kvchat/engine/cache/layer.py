@@ -1,6 +1,7 @@
 """One layer's cache and the whole cache: all that a model attends to of the past."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, ParamSpec, Protocol
 
@@ -194,7 +195,7 @@ class LayerCache:
         return sum((s.memory() for s in self.segments), self.tail.memory())
 
 
-Mirror = Callable[["KVCache", str, tuple[Any, ...]], None]
+Mirror = Callable[["KVCache", str, tuple[Any, ...]], AbstractContextManager[None]]
 
 
 def mirrored(method: Callable[P, None]) -> Callable[P, None]:
@@ -204,9 +205,11 @@ def mirrored(method: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         assert not kwargs, "what is mirrored has its arguments in order"
         cache: Any = args[0]
-        if cache.mirror is not None:
-            cache.mirror(cache, method.__name__, args[1:])
-        method(*args, **kwargs)
+        if cache.mirror is None:
+            method(*args, **kwargs)
+            return
+        with cache.mirror(cache, method.__name__, args[1:]):
+            method(*args, **kwargs)
 
     return run
 
