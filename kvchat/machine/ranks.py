@@ -205,6 +205,7 @@ def follower(load: Callable[..., Any] | None = None) -> int:
         follow(group, lambda *how: drain(loading(*how, peers=group)))
     except KvchatError as error:
         if "ranks" in error.details:  # another has ended, and the first one says so
+            _clear(parent)
             return 0
         print(f"rank {rank}: {error.message}", file=sys.stderr)
         return error.exit_code
@@ -218,8 +219,15 @@ def _watch(parent: int) -> None:
     """End when the process that has started us has: it may wait for nobody."""
     while os.getppid() == parent:
         time.sleep(0.5)
-    rmtree(Path(os.environ[STORE]).parent, ignore_errors=True)
+    _clear(parent)
     os._exit(0)
+
+
+def _clear(parent: int) -> None:
+    """Remove the folder of ours, if the process that made it has left it behind."""
+    time.sleep(0.1)  # it may be about to end
+    if STORE in os.environ and os.getppid() != parent:
+        rmtree(Path(os.environ[STORE]).parent, ignore_errors=True)
 
 
 def _join() -> None:
