@@ -5,7 +5,7 @@ SOURCES := kvchat tests benchmarks models/demo/recipe models/fetch.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types test test-compile test-gpu test-model check demo demo-model model chat bench
-.PHONY: bench-card bench-decode bench-kernels bench-rivals results results-demo clean
+.PHONY: first-card bench-card bench-decode bench-kernels bench-rivals results results-demo clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ results-demo: setup  ## measure docs/results-demo.md again (under an hour on two
 
 bench-kernels: setup  ## every kernel against its twin and the card's limits (CUDA device)
 	@$(BIN)/python benchmarks/kernels.py
+
+first-card: setup  ## numbers, kernels and speed of a card that kvchat meets first (7 minutes)
+	@$(BIN)/python benchmarks/first_card.py
 
 bench-card: setup  ## writing speed against transformers (CUDA device)
 	@$(BIN)/python benchmarks/card.py

@@ -46,7 +46,7 @@ def kvchat(path: str, weights: str, method: str, depth: int, threads: int) -> tu
 
     @torch.inference_mode()
     def write(token: int) -> object:
-        return engine.writer._after(found["cache"], token).argmax()
+        return engine.writer.after(found["cache"], token).argmax()
 
     return read, write
 

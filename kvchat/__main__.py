@@ -10,7 +10,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ctrl-C while the command line is imported ends the program without a traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from kvchat.cli.main import main  # noqa: E402
+from kvchat.machine.ranks import follower, follows  # noqa: E402
 
 if __name__ == "__main__":
+    if follows():  # a rank beside the first one, which has the terminal
+        os._exit(follower())  # what libraries say at their end is nobody's business
+    from kvchat.cli.main import main
+
     main()

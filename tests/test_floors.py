@@ -25,6 +25,7 @@ FLOORS = {
     "kvchat.kernels": 1,
     "kvchat.engine.sizes": 0,
     "kvchat.engine.ops": 2.0,
+    "kvchat.engine.peers": 2.0,
     "kvchat.engine.gguf": 2.0,
     "kvchat.engine.attention": 2.1,
     "kvchat.engine.cache": 2.2,

@@ -18,7 +18,7 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.hub.find import longer_windows
 from kvchat.machine import resources as machine
-from kvchat.machine.loaded import workload
+from kvchat.machine.loaded import left, workload
 from kvchat.machine.plan import Workload, make_plan
 from kvchat.terminal.text import alike, seconds
 
@@ -81,9 +81,9 @@ def append(chat: Chat, added: Sequence[Document]) -> bool:
 
 def leave_out(chat: Chat, number: int) -> bool:
     """Go on without document `number`. False if the person would rather not."""
-    left = (*chat.book.files[:number], *chat.book.files[number + 1 :])
-    book = _book(chat, left, chat.book.system)
-    method, questions = (chat.method, chat.chosen_for) if left else (Full(), [])
+    others = (*chat.book.files[:number], *chat.book.files[number + 1 :])
+    book = _book(chat, others, chat.book.system)
+    method, questions = (chat.method, chat.chosen_for) if others else (Full(), [])
     return recompress(chat, method, book, questions)
 
 
@@ -139,8 +139,8 @@ def by_memory(chat: Chat, book: Book) -> Method:
         return workload(engine, method, len(book.ids), session.limit, session.streams)
 
     host = machine.free(machine.CPU) if engine.device.type == "cuda" else 0
-    left = machine.left(engine.device, options.mem_limit)
-    space = auto.Space.beside(left, host, chat.cache.root)
+    free = left(engine, options.mem_limit)
+    space = auto.Space.beside(free, host, chat.cache.root)
     method, why = auto.choose(options, engine.gate is not None, work, space, loaded=True)
     chat.screen.say(why)
     return method

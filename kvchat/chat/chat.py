@@ -79,8 +79,10 @@ class Chat:
 
     def document_entries(self) -> list[list[int]]:
         """Per layer and KV head the entries that are kept of the document."""
-        end = len(self.session.document)
-        return [layer.kept(end) if end else [] for layer in self.session.cache.layers]
+        end, session = len(self.session.document), self.session
+        return (
+            session.engine.kept(session.cache, end) if end else [[] for _ in session.cache.layers]
+        )
 
     def merge_sets(self) -> list[list[list[int]]]:
         """Per layer and KV head how many tokens each kept entry stands for, if entries were
@@ -99,10 +101,12 @@ class Chat:
 
     def document_kept(self) -> int:
         """Bytes of the document's entries, and of what stands beside them."""
-        windows = sum(layer.window_bytes for layer in self.session.cache.layers)
-        segments = (s for layer in self.document_segments() for s in layer)
-        kept: int = sum(s.memory().total for s in segments)
-        return windows + kept
+        return sum(self.document_held())
+
+    def document_held(self) -> list[int]:
+        """The same on each device."""
+        session = self.session
+        return session.engine.held(session.cache, len(session.document))
 
     def attended_share(self) -> str:
         """What a written token reads of the document, if it is not all that is kept: `10 %`."""

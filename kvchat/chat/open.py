@@ -26,12 +26,13 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.shard import Shard
 from kvchat.engine.session import Session
 from kvchat.engine.sizes import CHUNKS, Streamed, reserve_of
 from kvchat.errors import KvchatError
 from kvchat.hub.find import longer_windows
 from kvchat.hub.tokenizer import load_tokenizer
-from kvchat.machine import gpu_processes
+from kvchat.machine import gpu_processes, ranks
 from kvchat.machine import resources as machine
 from kvchat.machine.plan import (
     Plan,
@@ -63,6 +64,11 @@ class Setup:
     method: Method
     ends: list[int]
 
+    def free(self) -> int:
+        """Bytes that are free for each part of the model."""
+        free = machine.free(self.device, self.options.mem_limit)
+        return free if self.device.type == "cuda" else free // ranks.wanted(self.options.devices)
+
     def workload(self, tokens: int) -> Workload:
         """What is planned for a document of so many tokens."""
         return Workload(
@@ -76,6 +82,7 @@ class Setup:
             self.options.weights,
             self.options.streams,
             self.options.attention,
+            ranks.wanted(self.options.devices),
         )
 
 
@@ -102,7 +109,7 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
     require_levels(options, len(book.ids) - book.saved, setup.limit)
     if book.ids:  # a budget that cannot be met is refused before the weights load
         setup.method.entries(geometry_of(config, setup.dtype.itemsize, len(book.ids)))
-    plan, free = make_plan(setup.workload(len(book.ids))), machine.free(device, options.mem_limit)
+    plan, free = make_plan(setup.workload(len(book.ids))), setup.free()
     if book.files:
         _introduce(setup, book, plan, free, screen)
         if why:
@@ -125,7 +132,10 @@ def open_chat(prepared: Prepared, screen: Screen, interactive: bool = False) -> 
         engine = screen.watch(loading, "loading")
     for line in engine.warnings:
         screen.warn(line, "kernels")
-    engine.chunk = setup.chunk
+    engine.pace(setup.chunk)
+    if engine.peers.count > 1:
+        held = " + ".join(alike(*engine.weights_held()))
+        screen.say(f"weights on {engine.peers.count} devices: {held}")
     session = Session(
         engine,
         book.dialogue,
@@ -167,6 +177,12 @@ def settle(prepared: Prepared) -> Setup:
             "-p QUESTION  (known before the prefill)",
         )
     require_tail(options, method)
+    if options.select == "question":
+        ranks.refuse(options.devices, "--select question")
+    if options.full_copy == "disk":
+        ranks.refuse(options.devices, "--keep-full disk")
+    if options.prompt_cache != "off" and ranks.wanted(options.devices) > 1:
+        options = options.changed("prompt_cache", "off", "--devices")
     options, ends = with_model_defaults(options, prepared.model)
     device = resolve_device(options.device)
     return Setup(
@@ -206,7 +222,7 @@ def gated(prepared: Prepared) -> bool:
 def _by_memory(setup: Setup, tokens: int) -> tuple[Setup, str]:
     """The setup with the method that memory allows for a document, and why it is that one."""
     options, device = setup.options, setup.device
-    free = machine.free(device, options.mem_limit)
+    free = setup.free()
     host = machine.free(machine.CPU) if device.type == "cuda" else 0
     space = auto.Space.beside(free, host, folder(options.prompt_cache_dir))
 
@@ -249,7 +265,9 @@ def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     options, prepared = setup.options, setup.prepared
     wanted = options.dtype, options.device, options.weights, options.attention, options.kernels
     config = prepared.config.within(setup.limit)
-    loading = Engine.load(prepared.model.path, config, *wanted)
+    Shard(0, ranks.wanted(options.devices)).of(config)  # refused before others begin
+    lead = ranks.begin(options.devices)
+    loading = Engine.load(prepared.model.path, config, *wanted, lead)
     next(loading)
     return loading
 
@@ -307,13 +325,15 @@ def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) 
     if streamed is not None:
         streamed = replace(streamed, replayed=bool(setup.method.needs.kinds))
     screen.say(window_line(len(book.ids), setup.limit, streamed))
-    full, kept = alike(plan.kv_full, plan.kv_kept)
+    count = ranks.wanted(setup.options.devices)
+    full, kept = alike(count * plan.kv_full, count * plan.kv_kept)
     compressed = f" in full → {kept} with {name_of(setup.method)} {setup.method.budget}{plan.reads}"
     what = "" if setup.method == Full() else compressed
     screen.say(f"plan: KV {full}{what} (estimated)")
     prefill, chat, left = alike(plan.prefill, plan.chat, free)
+    each = f"on each of {count} devices " if count > 1 else ""
     screen.say(
-        f"      {prefill} during the prefill, {chat} with the window full; "
+        f"      {each}{prefill} during the prefill, {chat} with the window full; "
         f"{left} free on {setup.device}"
     )
 

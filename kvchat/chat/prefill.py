@@ -18,7 +18,7 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.errors import KvchatError
 from kvchat.machine import resources as machine
-from kvchat.machine.loaded import workload
+from kvchat.machine.loaded import left, workload
 from kvchat.machine.plan import geometry_of, make_plan
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.key_prompt import choose
@@ -256,7 +256,7 @@ def require_room(chat: Chat, method: Method, tokens: int) -> None:
     plan = make_plan(workload(engine, method, tokens, chat.session.limit, chat.session.streams))
     # weights and process are there already; the old cache stays until the new one is there
     needed = plan.prefill - plan.weights - plan.base
-    free = machine.left(engine.device, chat.options.mem_limit)
+    free = left(engine, chat.options.mem_limit)
     if needed > free:
         raise KvchatError(
             "memory",

@@ -95,16 +95,19 @@ def _device() -> list[Line]:
     except Exception as error:  # a broken installation fails in its own ways
         return [("BAD", "torch", f"does not load: {error}")]
     cpu = torch.device("cpu")
+    there = torch.distributed.is_available()
+    group = "gloo on a CPU, nccl on cards (--devices N, torchrun)" if there else "torch has none"
+    several: Line = ("ok" if there else "no", "several devices", group)
     memory = f"{size(machine.free(cpu))} of {size(machine.total(cpu))} RAM free"
     lines = [("ok", "cpu", f"{machine.processor()}, {torch.get_num_threads()} threads, {memory}")]
     if not torch.cuda.is_available():
         why = "torch is a CPU build" if torch.version.cuda is None else "no device or driver"
-        return [*lines, ("no", "cuda", f"{why}; the CPU is used")]
+        return [*lines, ("no", "cuda", f"{why}; the CPU is used"), several]
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         free, total = machine.free(device), machine.total(device)
         lines.append(("ok", machine.device_name(device), f"{size(free)} of {size(total)} free"))
-    return lines
+    return [*lines, several]
 
 
 def _kernels() -> list[Line]:

@@ -32,8 +32,7 @@ def report(chat: Chat, question: str, done: TurnDone, warnings: list[str]) -> di
     memory, archived = session.memory(), session.cache.archived()
     chosen = session.question_seconds
     kept = session.cache.kept
-    config = session.engine.config
-    entries = document * config.full_heads
+    entries = document * session.engine.model.config.full_heads  # of this rank
     prefill = 0.0 if chat.restored else timings["prefill"]
     device = session.engine.device
     before = sum(len(turn.ids) for turn in session.turns[:-1])

@@ -32,6 +32,7 @@ from kvchat.cli.prompt_cache import cache
 from kvchat.cli.serve import serve
 from kvchat.documents import STDIN, capped
 from kvchat.errors import KvchatError
+from kvchat.machine import ranks
 from kvchat.settings import config, text_files
 from kvchat.settings.options import Options
 from kvchat.terminal import log
@@ -137,6 +138,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "doctor": doctor,
     "completion": shells.completion,
 }
+ALONE = ("bench", "calibrate", "serve", "demo")  # commands for one device
 GROUPS = {"models": models, "sessions": sessions, "cache": cache, "config": config_file}
 for name, command in COMMANDS.items():
     app.command(name)(command)
@@ -174,6 +176,8 @@ def with_command(arguments: list[str]) -> list[str]:
     first = next(
         (i for i, text in enumerate(arguments) if not ANYWHERE.fullmatch(text)), len(arguments)
     )
+    if (name := " ".join(arguments[first : first + 1])) in ALONE:
+        ranks.refuse(None, f"kvchat {name}")
     if arguments[first : first + 1] and arguments[first] in COMMANDS | GROUPS:
         return arguments[first:]
     if arguments and arguments[0] in {"chat", "--help", "-h", "--version"}:

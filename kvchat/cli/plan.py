@@ -51,6 +51,9 @@ class PlanOptions:
     dtype: str = shared(Options, "dtype")
     weights: str = shared(Options, "weights")
     device: str = shared(Options, "device", default="cpu", help="cpu or cuda: what to plan for.")
+    devices: int | None = shared(
+        Options, "devices", help="How many share the model out: a part of it is planned (1)."
+    )
     json: bool = shared(Options, "json", help="As JSON.")
 
 
@@ -149,7 +152,7 @@ def settle(wanted: PlanOptions) -> Frame:
     itemsize = ITEM_BYTES[dtype]
     streams = wanted.overflow == "stream"
     given = config, itemsize, 0, parse_spec("full"), limit, chunk, cuda, wanted.weights, streams
-    return Frame(name, Workload(*given))
+    return Frame(name, Workload(*given, devices=wanted.devices or 1))
 
 
 def lengths_of(found: Sequence[int], frame: Frame) -> list[int]:
@@ -229,5 +232,7 @@ def show(
     for spec, tokens, each in rows:
         if each.read:
             console.print(Text(f"{labels[spec]}, {tokens:,} tokens{each.reads}"))
+    if work.devices > 1:
+        console.print(f"all of it on each of {work.devices} devices")
     console.print("beside it --keep-full host holds KV full in RAM, --keep-full disk on disk")
     console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

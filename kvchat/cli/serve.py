@@ -8,6 +8,7 @@ import typer
 
 from kvchat.cli.flags import takes
 from kvchat.errors import KvchatError
+from kvchat.machine import ranks
 from kvchat.serve.settings import CHAT, Settings
 from kvchat.settings import config
 from kvchat.settings.option import read_all
@@ -39,6 +40,7 @@ def serve(
     settings = read_all(Settings, given)
     settings.require_safe()
     options = config.settle({name: given[name] for name in CHAT}, config.load())
+    ranks.refuse(options.devices, "kvchat serve")
     if options.overflow not in ("error", "stream"):  # of the configuration: for chats
         options = options.changed("overflow", "error", "kvchat serve")
     screen = Screen(options.quiet, False, options.verbose)

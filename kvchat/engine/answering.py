@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from kvchat.engine import attribution
 from kvchat.engine.conversation import Conversation, ids_of
 from kvchat.engine.decode.repetition import Repetition
 from kvchat.engine.decode.sampler import Constraint
@@ -66,8 +65,8 @@ class Answering(Conversation):
         }
         layers, found = self.cache.layers, self._seen
         if not any(begin in each.rows and each.layer in layers for each in found):
-            found = self.engine.replayed(self.cache, turn.ids)
-        return attribution.attended(found, following, self.document)
+            found = []
+        return self.engine.attended(self.cache, turn.ids, following, self.document, found)
 
     def _fed(self, begun: Turn, ids: list[int]) -> Feeding[Tensor]:
         """Append `ids` to the cache. The last logits."""

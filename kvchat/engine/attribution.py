@@ -19,6 +19,7 @@ from kvchat.engine.cache.layer import KVCache, LayerCache
 from kvchat.engine.events import drain
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.kernels.reference import capped
 
 LAYERS = 1 / 3, 3 / 4  # of a model's depth, between which layers are looked at
@@ -94,20 +95,26 @@ def replayed(model: Decoder, cache: KVCache, ids: Sequence[int]) -> list[Queries
 
 @torch.inference_mode()
 def attended(
-    found: Sequence[Queries], following: Mapping[int, int], document: Sequence[int]
+    found: Sequence[Queries],
+    following: Mapping[int, int],
+    document: Sequence[int],
+    peers: Peers = ALONE,
 ) -> Tensor:
     """How much a turn attends to each token of its document, `[N]` fp32; 0 for a token that was
     evicted everywhere.
 
     `following` are the tokens that follow those at some positions; `document` are the N ids that
-    the cache begins with.
+    the cache begins with. The queries are those of one rank's heads; all ranks' count.
     """
-    return drain(attending(found, following, document))
+    return drain(attending(found, following, document, peers))
 
 
 @torch.inference_mode()
 def attending(
-    found: Sequence[Queries], following: Mapping[int, int], document: Sequence[int]
+    found: Sequence[Queries],
+    following: Mapping[int, int],
+    document: Sequence[int],
+    peers: Peers = ALONE,
 ) -> Generator[None, None, Tensor]:
     """The same, the value of a generator that yields after every layer."""
     device = found[0].layer.tail.k.device
@@ -124,6 +131,8 @@ def attending(
         q, lse = torch.stack([q for q, _ in rows]), torch.stack([lse for _, lse in rows])
         mass.add(each.layer, q, lse, q.shape[-1] ** -0.5)
         yield
+    mass.all, mass.copied = peers.added(mass.all), peers.added(mass.copied)
+    mass.heads *= peers.count
     return mass.weight
 
 

@@ -148,7 +148,8 @@ def union(
     old = _flat(layer.since(since))
     heads, _, dim = tail.keys.shape
     lengths = old.lengths if old else (0,) * heads
-    entries = max(lengths) + new
+    most = int(model.peers.joined(torch.tensor(lengths)).max())  # of any head
+    entries = most + new
     keys, values = tail.keys.new_zeros(2, heads, entries, dim)
     position = torch.full((heads, entries), -1, dtype=torch.int32, device=keys.device)
     count = torch.ones_like(position)
@@ -195,7 +196,8 @@ def union(
         cap=layer.backend.cap,
         position=position,
         count=count if old is not None and old.count is not None else None,
-        absent=max(lengths) - torch.tensor(lengths, device=keys.device),
+        absent=most - torch.tensor(lengths, device=keys.device),
+        peers=model.peers,
     )
 
 

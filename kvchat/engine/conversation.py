@@ -8,12 +8,11 @@ from itertools import accumulate
 from kvchat.engine.attribution import Queries
 from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.cache.segment import Memory
-from kvchat.engine.compaction import folding, watch
+from kvchat.engine.compaction import folding
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, Turn, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.cascade import Cascade
-from kvchat.engine.prefill.observation import Observation
 from kvchat.engine.sizes import reserve_of
 from kvchat.engine.text.chat_template import Dialogue, common
 from kvchat.errors import KvchatError
@@ -71,8 +70,8 @@ class Conversation:
         return self.cache.memory()
 
     def full_bytes(self) -> int:
-        """Bytes that the tokens seen would hold uncompressed."""
-        return self.engine.kv_bytes(self.cache.position)
+        """Bytes that the tokens seen would hold uncompressed, on this rank."""
+        return self.engine.kv_bytes(self.cache.position) // self.engine.peers.count
 
     @property
     def compacted(self) -> int:
@@ -213,19 +212,17 @@ class Conversation:
             queries.forget(position)
         if position >= self.cache.frozen:
             self.cache.truncate(position)
-            for layer in self.cache.layers:
-                if isinstance(layer.observer, Observation):
-                    layer.observer.forget(position)
+            self.cache.forget(position)
             return True
-        self.cache.thaw(len(self.document))
-        self.cache.saved = self._saved
+        self.cache.thaw(len(self.document), self._saved)
         self._watch(self.cache, self.method)
         return False
 
     def _watch(self, cache: KVCache, folds: Method | None, since: int | None = None) -> None:
         """Let a cache gather what compressing its turns will need."""
         if rule := self._rule(folds):
-            watch(cache, rule[1], len(self.document) if since is None else since)
+            start = len(self.document) if since is None else since
+            self.engine.watch(cache, rule[1], start)
 
     def _rule(self, folds: Method | None) -> tuple[int, Method] | None:
         """How many live entries turns may have, and what compresses older ones."""

@@ -1,13 +1,15 @@
 """Which device and dtype a model has, and that every thread works on its card."""
 
+import os
 from collections.abc import Callable
 from functools import wraps
-from inspect import isgeneratorfunction
+from inspect import isgeneratorfunction, signature
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.engine.sizes import DTYPES as NAMES
 from kvchat.engine.weights.bits import computes_in
 from kvchat.errors import KvchatError
@@ -19,30 +21,69 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
-def entry(method: Callable[P, R]) -> Callable[P, R]:
-    """What runs a model: in inference mode, and on the engine's card whatever thread calls it."""
+def on_its_card(method: Callable[P, R]) -> Callable[P, R]:
+    """The same for what one rank does by itself."""
     inner = torch.inference_mode()(method)
-
-    def begin(engine: Any) -> None:
-        engine.here()
 
     @wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        begin(args[0])
+        engine: Any = args[0]
+        engine.here()
         return inner(*args, **kwargs)
 
     @wraps(method)
     def steps(*args: P.args, **kwargs: P.kwargs) -> Any:
-        begin(args[0])  # when the first step is asked for, by who asks
+        engine: Any = args[0]
+        engine.here()
         return (yield from inner(*args, **kwargs))  # type: ignore[misc]
 
     return steps if isgeneratorfunction(method) else run
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises KvchatError("device") if it is not there."""
+def entry(method: Callable[P, R]) -> Callable[P, R]:
+    """What runs a model: in inference mode, on the engine's card whatever thread calls it, and on
+    all ranks that hold a part of the model."""
+    inner, name, form = torch.inference_mode()(method), method.__name__, signature(method)
+
+    def in_order(args: Any, kwargs: Any) -> tuple[Any, ...]:
+        given = form.bind(*args, **kwargs)
+        given.apply_defaults()  # or those behind a gap would be lost
+        return given.args
+
+    def begin(engine: Any) -> Any:
+        engine.here()
+        if engine.lead is not None:
+            assert engine.number == engine.lead.loaded, "the other ranks have another model by now"
+        return engine.lead
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if (lead := begin(args[0])) is None:
+            return inner(*args, **kwargs)
+        given = in_order(args, kwargs)
+        found: R = lead.call(name, lambda: inner(*given), given[1:])  # type: ignore[call-arg]
+        return found
+
+    @wraps(method)
+    def steps(*args: P.args, **kwargs: P.kwargs) -> Any:
+        lead = begin(args[0])  # when the first step is asked for, by who asks
+        if lead is None:
+            return (yield from inner(*args, **kwargs))  # type: ignore[misc]
+        given = in_order(args, kwargs)
+        return (yield from lead.steps(name, inner(*given), given[1:]))  # type: ignore[call-arg]
+
+    return steps if isgeneratorfunction(method) else run
+
+
+def resolve_device(name: str, peers: Peers = ALONE) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`; of several ranks on cards each has its own.
+
+    Raises KvchatError("device") if it is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and peers.count > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', peers.rank)}"
     try:
         device = torch.device(name)
     except RuntimeError:

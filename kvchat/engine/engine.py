@@ -17,7 +17,7 @@ from kvchat.engine.decode.sampler import Constraint, Sampler
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.decode.together import together
 from kvchat.engine.decode.warm_card import Warming
-from kvchat.engine.devices import entry, resolve_device, resolve_dtype
+from kvchat.engine.devices import entry, on_its_card, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, Progress, Smaller, drain
 from kvchat.engine.gates import Gate, Scorer, find
 from kvchat.engine.kernels import kernels_on
@@ -26,12 +26,15 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
+from kvchat.engine.model.shard import Shard
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.engine.prefill import prefill, walk
 from kvchat.engine.prefill.append import append
-from kvchat.engine.prefill.archive_writer import Archiving
+from kvchat.engine.prefill.archive_writer import Archiving, Notes
 from kvchat.engine.prefill.prefill import Compression, Prefill
 from kvchat.engine.prefill.replay import Replay
-from kvchat.engine.prefill.stream import Replays, stream
+from kvchat.engine.prefill.stream import stream
+from kvchat.engine.ranks import Lead
 from kvchat.engine.sizes import CHUNKS, Streamed
 from kvchat.engine.weights.checkpoint import load_weights
 from kvchat.engine.weights.linear import STORED, Embedding, Linear
@@ -42,7 +45,11 @@ WAIT = 0.2  # seconds between two looks at what is compiled
 
 
 class Engine:
-    """One model on one device. Every public entry runs in inference mode."""
+    """One model on one device, or a rank's part of it. Every public entry runs in inference mode;
+    with a `lead` the other ranks do the same."""
+
+    lead: Lead | None = None
+    number = 0  # of the lead's models
 
     def __init__(
         self,
@@ -53,7 +60,7 @@ class Engine:
     ):
         """`without`: attention backends that are not asked, and why."""
         self.model, self.attention = model, attention
-        self.config = model.config
+        self.config, self.peers = model.whole, model.peers
         self.device, self.dtype = model.device, model.dtype
         self.here()
         self.backend = choose(attention, self.device, self.config.attention_cap, without)
@@ -72,24 +79,38 @@ class Engine:
         weights: str = "auto",
         attention: str = "auto",
         kernels: str = "auto",
+        lead: Lead | None = None,
+        peers: Peers = ALONE,
     ) -> Generator[Loading, None, "Engine"]:
         """Stream a checkpoint in; the generator's value is the engine.
 
+        With a `lead`, this is the first of several ranks, and the others load their parts beside;
+        those are told the same with their `peers`.
         Kernels that have to be compiled are, beside it: those of a card are waited for. If they
         cannot run there, and nobody asked for them by name, the engine does without and
         `warnings` say why.
         """
-        where, kind = resolve_device(device), resolve_dtype(dtype, config, weights)
+        if lead is not None:
+            peers = lead.group
+            Shard(peers.rank, peers.count).of(config)  # refused before anybody begins
+        where, kind = resolve_device(device, peers), resolve_dtype(dtype, config, weights)
         backend = choose(attention, where, config.attention_cap)  # refused now if it cannot run
         compiled, warming = kernels_on(where.type, kernels), None
         if compiled == "numba":
             compile_beside(kind)
         model = None
-        for item in load_weights(folder, config, kind, where, weights):
+        loading = load_weights(folder, config, kind, where, weights, peers)
+        begun = next(loading)  # names and shapes are checked by now
+        assert not isinstance(begun, Decoder), "load_weights begins with sizes"
+        yield Loading(*begun)
+        total = begun[1]
+        if lead is not None:
+            lead.load(folder, config, dtype, device, weights, attention, kernels)
+        for item in loading:
             if isinstance(item, Decoder):
                 model = item
                 break
-            if warming is None and compiled == "triton":  # names and shapes are checked by now
+            if warming is None and compiled == "triton":
                 methods = [parse_method(spec) for spec in WARMED]
                 warming = Warming(config, kind, where, weights, backend, methods)
             yield Loading(*item)
@@ -97,16 +118,17 @@ class Engine:
         assert model is not None, "load_weights ends with the model"
         while warming is not None and not warming.ended(WAIT):
             yield Loading(total, total, "compiling kernels for this card: the first time only")
-        if warming is None or not warming.problem:
-            return cls(model, attention, kernels)
-        if "triton" in (attention, kernels):
+        without = {"triton": warming.problem} if warming is not None and warming.problem else None
+        if without and "triton" in (attention, kernels):
             raise KvchatError(
                 "device",
-                f"the kernels do not run here: {warming.problem}",
+                f"the kernels do not run here: {without['triton']}",
                 "--attention torch --kernels torch",
-                why=warming.problem,
+                why=without["triton"],
             )
-        return cls(model, attention, "torch", {"triton": warming.problem})
+        engine = cls(model, attention, "torch" if without else kernels, without)
+        engine.lead, engine.number = lead, lead.loaded if lead is not None else 0
+        return engine
 
     def here(self) -> None:
         """Make the engine's card the one on which this thread starts kernels and records graphs."""
@@ -158,6 +180,7 @@ class Engine:
         """Bytes that so many tokens hold in an uncompressed cache."""
         return self.config.kv_values(tokens) * self.dtype.itemsize
 
+    @entry
     def empty_cache(self) -> KVCache:
         """A cache that has seen nothing."""
         return walk.empty_cache(self.model, self.backend)
@@ -182,7 +205,10 @@ class Engine:
         if gate is None:
             gate = self._prepared([each.method for each in compressions], needs)
         given = (self.model, ids, compressions, self.backend, self.chunk, probes, replays)
-        return (yield from prefill.prefill(*given, archiving, gate))
+        found = yield from prefill.prefill(*given, archiving, gate)
+        for cache in found.caches if isinstance(archiving, Notes) else ():
+            archiving.add_to(cache)  # type: ignore[union-attr]
+        return found
 
     @entry
     def stream(
@@ -191,7 +217,7 @@ class Engine:
         compression: Compression,
         streamed: Streamed,
         probes: Sequence[Sequence[int]] = (),
-        replays: Replays = lambda part: (),
+        replays: Sequence[Sequence[Replay]] = (),
     ) -> Generator[Progress | Smaller, None, Prefill]:
         """Read `ids` that are longer than the window, part by part; see `stream.stream`."""
         gate = self._prepared([compression.method], [])
@@ -271,6 +297,36 @@ class Engine:
         compaction.fold(self.model, cache, method, since, end)
 
     @entry
+    def pace(self, chunk: int) -> None:
+        """Let so many tokens walk a layer at once."""
+        self.chunk = chunk
+
+    @entry
+    def weights_held(self) -> list[int]:
+        """Bytes of the weights on each rank."""
+        return self.peers.joined(torch.tensor([self.weights_bytes])).tolist()
+
+    @entry
+    def kept(self, cache: KVCache, end: int) -> list[list[int]]:
+        """Entries of each layer's heads, those of all ranks, that are kept of the first `end`
+        tokens, where segments begin."""
+        local = torch.tensor([layer.kept(end) for layer in cache.layers])
+        return self.peers.joined(local, 1).tolist()
+
+    @entry
+    def held(self, cache: KVCache, end: int) -> list[int]:
+        """Bytes that each rank holds of the first `end` tokens."""
+        found = sum(layer.window_bytes for layer in cache.layers)
+        segments = (s for layer in cache.layers for s in layer.segments if s.span[0] < end)
+        found += sum(segment.memory().total for segment in segments)
+        return self.peers.joined(torch.tensor([found])).tolist()
+
+    @entry
+    def watch(self, cache: KVCache, method: Method, since: int) -> None:
+        """Let a cache gather what a method will want to know; see `compaction.watch`."""
+        compaction.watch(cache, method, since)
+
+    @entry
     def score(self, cache: KVCache, ids: Sequence[int], written: int = 0) -> Tensor:
         """Logits `[T, vocab]` after each of `ids`; the cache is left as it was.
 
@@ -289,18 +345,38 @@ class Engine:
     def recorded(self, cache: KVCache) -> AbstractContextManager[list[attribution.Queries]]:
         """Keep queries of what passes meanwhile, to tell what an answer is from.
 
-        None are kept where tokens are decoded by a recorded step, which shows nobody its queries.
+        None are kept where tokens are decoded by a recorded step, which shows nobody its queries,
+        nor where other ranks have some of them.
         """
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" or self.peers.count > 1:
             return nullcontext([])
         return attribution.recorded(self.config, cache)
 
-    @entry
+    @on_its_card
     def replayed(self, cache: KVCache, ids: Sequence[int]) -> list[attribution.Queries]:
         """The same of the cache's newest tokens, which pass again; see `attribution.replayed`."""
         return attribution.replayed(self.model, cache, ids)
 
     @entry
+    def attended(
+        self,
+        cache: KVCache,
+        ids: Sequence[int],
+        following: Mapping[int, int],
+        document: Sequence[int],
+        found: Sequence[attribution.Queries] = (),
+    ) -> Tensor:
+        """How much the cache's newest tokens `ids` attend to each token of its document, `[N]`: by
+        the queries that were recorded, else they pass again; see `attribution.attended`."""
+        found = found or attribution.replayed(self.model, cache, ids)
+        return attribution.attended(found, following, document, self.peers)
+
+    @entry
+    def feed(self, cache: KVCache, token: int) -> Tensor:
+        """Append a token to the cache; the logits `[vocab]` after it, until the next call."""
+        return self.writer.after(cache, token)
+
+    @on_its_card
     def decode(
         self,
         cache: KVCache,
@@ -317,7 +393,8 @@ class Engine:
         is *pending* and belongs to the next `extend`.
         """
         sampler = Sampler(sampling, self.device, drawn, constraint)
-        yield from self.writer.write(cache, logits, sampler)
+        feed = self.feed if self.peers.count > 1 else None
+        yield from self.writer.write(cache, logits, sampler, feed)
 
     @entry
     def step(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> Tensor:

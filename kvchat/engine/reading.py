@@ -3,7 +3,6 @@
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 from kvchat.engine.answering import (
     Answering,
@@ -71,8 +70,6 @@ class Reading(Answering):
         with archiving or nullcontext():
             noting = notes if whole else archiving
             found = yield from self.engine.prefill(ids, wanted, probes, replays, noting)
-        for cache in found.caches if whole else ():
-            notes.add_to(cache)
         self.gate_correlation = None if check is None else check.correlation
         del found.caches[len(compressions) :]
         return found
@@ -92,8 +89,9 @@ class Reading(Answering):
         found = []
         for each in compressions:
             kinds = each.method.needs.kinds
-            replays = partial(replays_of, self.dialogue, kinds=kinds)
             how = replace(streamed, replayed=bool(kinds))
+            parts = [ids[a:b] for a, b in how.parts] if kinds else []
+            replays = [replays_of(self.dialogue, part, kinds) for part in parts]
             found.append((yield from self.engine.stream(ids, each, how, probes, replays)))
         caches, seconds = [f.caches[0] for f in found], sum(f.select_seconds for f in found)
         return Prefill(caches, found[-1].logits, seconds, found[-1].asides)

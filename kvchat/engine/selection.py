@@ -51,7 +51,8 @@ class Selection:
         keys = _archive(cache.layers[0]).keys
         heads, self.tokens, dim = keys.shape
         layers, tail = len(cache.layers), cache.layers[0].tail.k
-        geometry = Geometry(self.tokens, heads, layers, dim, keys.element_size())
+        every = heads * model.peers.count
+        geometry = Geometry(self.tokens, every, layers, dim, keys.element_size())
         backend = cache.layers[0].backend
         self._new = KVCache.empty(layers, heads, dim, keys.dtype, tail.device, backend)
         self._pool = Pool(method, self._new.layers, geometry)

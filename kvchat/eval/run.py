@@ -5,6 +5,7 @@ import json
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -12,26 +13,31 @@ import torch
 
 from kvchat import __version__, process
 from kvchat.engine.budget import Budget
+from kvchat.engine.devices import resolve_device
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.read import load_config
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 from kvchat.eval.answers import Answers, default_folder
+from kvchat.eval.case import Case
 from kvchat.eval.measure import Cell, measure
 from kvchat.eval.report import Record, rows, sized, tables
 from kvchat.eval.settings import Settings
 from kvchat.eval.sources import Source, fitted, met, sources
 from kvchat.eval.tasks import TASKS
 from kvchat.hub.find import find_model
+from kvchat.machine import ranks
 from kvchat.machine import resources as machine
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, counted, seconds
 
+Place = tuple[str, int, int]  # task, length, and number of a document
 VIEWS = {"unseen": False, "seen": True}
 
 
@@ -52,25 +58,37 @@ def run(settings: Settings) -> int:
         Answers(Path(settings.out))
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    screen = Screen(verbose=True)
+    peers = ranks.team(settings.devices)
+    screen = Screen(quiet=peers.rank > 0, verbose=True)
     for source in asked:
         for reason, count in source.given.left_out.items():
             screen.say(f"{clean(source.name)}: {counted(count, 'line')} left out: {clean(reason)}")
     found = find_model(settings.model)
     digests = {source.name: source.digest for source in asked if source.name in settings.data}
     described = asdict(settings) | {"model": found.name, "out": "", "data": digests}
-    answers = Answers(Path(settings.out) if settings.out else default_folder(described))
+    del described["devices"]  # however many, the answers are the same
+    answers = (
+        None
+        if peers.rank
+        else Answers(Path(settings.out) if settings.out else default_folder(described))
+    )
     config = load_config(found.path)
     dialogue = Dialogue(Tokenizer.load(found.path))
-    loading = Engine.load(found.path, config, settings.dtype, settings.device, settings.weights)
+    device = str(resolve_device(settings.device, peers))  # each has all of the model
+    loading = Engine.load(found.path, config, settings.dtype, device, settings.weights)
     session = Session(
         screen.watch(loading, "loading"), dialogue, streams=settings.overflow == "stream"
     )
     description = {"settings": described} | describe(session.engine)
-    answers.resume(description)
+    if answers is not None:
+        answers.resume(description)
+    done = peers.exchanged(answers.done if answers is not None else set())[0]
     with Interrupt() as interrupt:
-        for new in measured(settings, asked, session, answers.done, screen, interrupt):
-            answers.add(new)
+        for new in measured(settings, asked, session, done, screen, interrupt, peers):
+            if answers is not None:
+                answers.add(new)
+        if answers is None:  # the first rank has all of them
+            return 0
         if interrupt.asked():
             screen.say("interrupted; the same command goes on from there")
     screen.say(f"answers in {clean(str(answers.folder))}")
@@ -111,41 +129,72 @@ def cells_of(settings: Settings) -> list[Cell]:
     return list(known.values())
 
 
+def waiting(
+    settings: Settings, asked: list[Source], session: Session, done: set[Place]
+) -> Iterator[tuple[Source, Place, Case]]:
+    """The documents that are not measured yet, until all questions are asked."""
+    for source, length in [(each, length) for each in asked for length in each.lengths]:
+        questions = number = 0
+        while questions < settings.questions:
+            case = source.case(session.dialogue, length, number)
+            if case is None:
+                break
+            if (place := (source.name, length, number)) not in done:
+                yield source, place, case
+            questions += len(case.questions)
+            number += 1
+
+
 def measured(
     settings: Settings,
     asked: list[Source],
     session: Session,
-    done: set[tuple[str, int, int]],
+    done: set[Place],
     screen: Screen,
     interrupt: Interrupt,
+    peers: Peers = ALONE,
 ) -> Iterator[list[Record]]:
-    """The records of one document after another, until all questions are asked or Ctrl-C."""
-    cells = cells_of(settings)
-    for source, length in [(each, length) for each in asked for length in each.lengths]:
-        questions = number = 0
-        while questions < settings.questions and not interrupt.asked():
-            case = source.case(session.dialogue, length, number)
-            if case is None:
-                break
-            where = source.name, length, number
-            if where not in done:
-                begin = perf_counter()
-                fits = fitted(case, session.dialogue, session.limit, settings.overflow)
-                named: Record = dict(zip(("task", "length", "document"), where, strict=True))
-                found = []
-                for record in measure(session, fits, cells):
-                    found.append(named | record)
-                    if interrupt.asked():
-                        return
-                note = "" if fits is case else f" · cut at its {settings.overflow}"
-                tokens = found[0]["document_tokens"]
-                if length and not met(tokens, length):
-                    note = f" · it has {tokens:,}, for it cannot be as long as was asked for"
-                name = f"{clean(source.name)} · {sized(length)} · document {number}"
-                screen.say(f"{name}{note} · {seconds(perf_counter() - begin)}")
-                yield found
-            questions += len(case.questions)
-            number += 1
+    """The records of one document after another, until all questions are asked or Ctrl-C.
+
+    Of `peers` each takes one of as many documents.
+    """
+    cells, left = cells_of(settings), waiting(settings, asked, session, done)
+    while turn := list(islice(left, peers.count)):
+        own = turn[peers.rank : peers.rank + 1]
+        found = [one_measured(settings, *each, session, cells, interrupt) for each in own]
+        every = peers.exchanged(([], "") if not found else found[0])
+        for records, said in every:
+            if records:
+                screen.say(said)
+                yield records
+        if any(peers.exchanged(interrupt.asked())):
+            return
+
+
+def one_measured(
+    settings: Settings,
+    source: Source,
+    place: Place,
+    case: Case,
+    session: Session,
+    cells: list[Cell],
+    interrupt: Interrupt,
+) -> tuple[list[Record], str]:
+    """The records of one document, none after Ctrl-C; and what is said of it."""
+    begin, (_, length, number) = perf_counter(), place
+    fits = fitted(case, session.dialogue, session.limit, settings.overflow)
+    named: Record = dict(zip(("task", "length", "document"), place, strict=True))
+    found = []
+    for record in measure(session, fits, cells):
+        found.append(named | record)
+        if interrupt.asked():
+            return [], ""
+    note = "" if fits is case else f" · cut at its {settings.overflow}"
+    tokens = found[0]["document_tokens"]
+    if length and not met(tokens, length):
+        note = f" · it has {tokens:,}, for it cannot be as long as was asked for"
+    name = f"{clean(source.name)} · {sized(length)} · document {number}"
+    return found, f"{name}{note} · {seconds(perf_counter() - begin)}"
 
 
 def describe(engine: Engine) -> Record:

@@ -73,6 +73,9 @@ class Settings:
         default=("unseen", "seen"),
     )
     device: str = shared(Options, "device")
+    devices: int | None = shared(
+        Options, "devices", help="Share the documents out over so many processes (1)."
+    )
     dtype: str = shared(Options, "dtype")
     weights: str = shared(Options, "weights")
     threads: int | None = shared(Options, "threads")

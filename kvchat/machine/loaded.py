@@ -2,7 +2,15 @@
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.methods.base import Method
+from kvchat.machine import resources as machine
 from kvchat.machine.plan import Workload, planned
+
+
+def left(engine: Engine, limit: int | None) -> int:
+    """Bytes that each part of the model may take beyond what it uses now: on a CPU all are in one
+    memory."""
+    free = machine.left(engine.device, limit)
+    return free if engine.device.type == "cuda" else free // engine.peers.count
 
 
 def workload(
@@ -20,4 +28,5 @@ def workload(
         engine.model.weights,
         streams,
         engine.attention,
+        engine.peers.count,
     )

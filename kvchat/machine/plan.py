@@ -10,6 +10,7 @@ from kvchat.engine.methods.needs import Chosen
 from kvchat.engine.methods.options import ASK
 from kvchat.engine.methods.specs import Spec, options_class, parse_spec, spec_of
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.shard import Shard
 from kvchat.engine.sizes import (
     ASKED,
     MASS_VALUES,
@@ -38,7 +39,8 @@ class Workload:
 
     Keys and values have `itemsize` bytes each, the context window is `limit` tokens. `cuda`:
     whether on a card. `weights` and `attention` are as `--weights` and `--attention` say it. If it
-    `streams`, what does not fit into the window is read part by part.
+    `streams`, what does not fit into the window is read part by part. What is planned is the part
+    of one of `devices`.
     """
 
     config: ModelConfig
@@ -51,6 +53,7 @@ class Workload:
     weights: str = "auto"
     streams: bool = False
     attention: str = "auto"
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -134,14 +137,15 @@ def make_plan(work: Workload) -> Plan:
 
     Raises KvchatError("usage") if the budget cannot keep an entry per head.
     """
-    config, itemsize, tokens = work.config, work.itemsize, work.tokens
+    config, itemsize, tokens = Shard(0, work.devices).of(work.config), work.itemsize, work.tokens
     cost, layers = cost_of(work.method), len(config.full_layers)
     per_token = config.kv_values_per_token * itemsize
     every = config.num_layers * config.layer_values_per_token * itemsize  # of turns, in the tails
     windows = config.kv_values(tokens) * itemsize - per_token * tokens
     geometry = geometry_of(config, itemsize, tokens)
     geometry = replace(geometry, bits=cost.bits, residual=cost.residual)
-    entries = work.method.budget.entries(geometry) if tokens else 0
+    whole = replace(geometry, heads=work.config.num_kv_heads)  # a budget is that of all devices
+    entries = work.method.budget.entries(whole) // work.devices if tokens else 0
     streamed = Streamed.of(tokens, work.limit) if work.streams else None
     if streamed:
         streamed = replace(streamed, replayed=cost.replayed > 0)
@@ -149,8 +153,8 @@ def make_plan(work: Workload) -> Plan:
     step = min(max(work.chunk, cost.step), max(alive, 1))
     # of one chunk: the MLP's two inner activations and a few of the hidden size, one in fp32
     wide = 3 * config.intermediate_size + 6 * config.hidden_size
-    whole = min(entries, cost.residual * geometry.heads) if cost.bits < 16 else 0
-    each = whole * geometry.plain_bytes + (entries - whole) * geometry.entry_bytes
+    plain = min(entries, cost.residual * geometry.heads) if cost.bits < 16 else 0
+    each = plain * geometry.plain_bytes + (entries - plain) * geometry.entry_bytes
     kept, hidden = round(each) * layers, config.hidden_size * itemsize
     # at full precision until the layers have competed, or all is read; the newest layer's twice
     unsettled = entries * geometry.plain_bytes * layers - kept if cost.pool or streamed else 0
@@ -160,17 +164,18 @@ def make_plan(work: Workload) -> Plan:
         beside += PLAIN
     if (lookup := cost.lookup) is not None:
         heads, dim = config.num_kv_heads, config.head_dim
-        whole = per_token * tokens
+        dense = per_token * tokens
         coded = tokens - entries // heads > lookup.dense_below  # or there is too little to choose
         index = lookup.index_bytes(tokens, heads, dim) if coded else 0
         # of entries that are only half at home the other half is read in any case
-        read = round(lookup.AWAY * kept + (1 - lookup.AWAY) * whole) if coded else 0
+        read = round(lookup.AWAY * kept + (1 - lookup.AWAY) * dense) if coded else 0
         outside = coded and (lookup.home == "disk" or (lookup.home == "host" and work.cuda))
-        kept = (read if outside else whole) + layers * index
+        kept = (read if outside else dense) + layers * index
         training = lookup.training_bytes(tokens, heads, dim)
         unsettled = per_token * tokens if streamed and outside else 0
+    in_int4 = 0 if refused(config, "int4") else weights_bytes(work.config, itemsize, "int4")
     return Plan(
-        weights=weights_bytes(config, itemsize, work.weights),
+        weights=weights_bytes(work.config, itemsize, work.weights) // work.devices,
         kv_full=per_token * tokens + windows,
         kv_kept=kept + windows,
         dense_layer=per_token * alive // layers,
@@ -179,7 +184,7 @@ def make_plan(work: Workload) -> Plan:
         tail=every * max(work.limit - taken, 0),
         base=CONTEXT if work.cuda else PROCESS,
         replays=round(cost.replayed * (alive + cost.step)) * hidden + unsettled,
-        weights_int4=0 if refused(config, "int4") else weights_bytes(config, itemsize, "int4"),
+        weights_int4=in_int4 // work.devices,
         read=read,
     )
 

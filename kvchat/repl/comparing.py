@@ -70,7 +70,8 @@ def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) ->
         cascade=session.cascade,
     )
     talk = sum(len(turn.ids) for turn in history)
-    archives = [layer.archive for layer in session.cache.layers if layer.archive]
+    alone = engine.peers.count == 1  # or the other ranks' copies would be wanted too
+    archives = [layer.archive for layer in session.cache.layers if layer.archive and alone]
     selected = engine.chosen(archives, other) if archives else None
     if selected:
         screen.say(f"{name_of(other)} is selected from the full copy: nothing is processed again")

@@ -140,6 +140,17 @@ def notes(found: Breakdown) -> list[str]:
     return text
 
 
+def on_devices(chat: Chat) -> list[str]:
+    """What each device holds, where there are several: the rest is said of the first one."""
+    session, engine = chat.session, chat.session.engine
+    if engine.peers.count == 1:
+        return []
+    weights, kept = engine.weights_held(), engine.held(session.cache, session.cache.position)
+    both = (" + ".join(alike(*each)) for each in (weights, kept))
+    told = "weights {}, KV kept of documents and old turns {}".format(*both)
+    return [f"on {engine.peers.count} devices: {told}; the above is the first one's"]
+
+
 def line(found: Breakdown, width: int) -> str:
     """The same in one line of at most `width` columns, for the toolbar."""
     kept = found.document + found.tail + found.index

@@ -266,6 +266,13 @@ class Options:
     device: str = option(
         "--device", MACHINE, "auto, cpu, cuda, cuda:N.", table=FILE, default="auto", common=True
     )
+    devices: int | None = option(
+        "--devices",
+        MACHINE,
+        "Share the model out over so many devices: processes on a CPU, cards with CUDA (1).",
+        whole(1, 64),
+        FILE,
+    )
     dtype: str = option("--dtype", MACHINE, "auto, bf16, f16, f32.", table=FILE, default="auto")
     weights: str = option(
         "--weights",

@@ -1,7 +1,9 @@
 """One layer's cache and the whole cache: all that a model attends to of the past."""
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, ParamSpec, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from kvchat.engine.cache.segment import Memory, Segment
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.cache.window import WindowLayer
 
+P = ParamSpec("P")
+
 
 class Observer(Protocol):
     """Sees the queries that attend to a layer."""
@@ -25,6 +29,9 @@ class Observer(Protocol):
 
         They were rotated by `cos, sin [T, D/2]`.
         """
+
+    def forget(self, position: int) -> None:
+        """Drop what was noted of tokens from `position` on."""
 
 
 class LayerCache:
@@ -188,6 +195,25 @@ class LayerCache:
         return sum((s.memory() for s in self.segments), self.tail.memory())
 
 
+Mirror = Callable[["KVCache", str, tuple[Any, ...]], AbstractContextManager[None]]
+
+
+def mirrored(method: Callable[P, None]) -> Callable[P, None]:
+    """A change of a cache that the other ranks' parts of it follow."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        assert not kwargs, "what is mirrored has its arguments in order"
+        cache: Any = args[0]
+        if cache.mirror is None:
+            method(*args, **kwargs)
+            return
+        with cache.mirror(cache, method.__name__, args[1:]):
+            method(*args, **kwargs)
+
+    return run
+
+
 class KVCache:
     """The cache of one conversation.
 
@@ -208,6 +234,7 @@ class KVCache:
         self.windows = dict(windows or {})
         self.position = position
         self.saved = saved
+        self.mirror: Mirror | None = None
 
     @property
     def rotary(self) -> int:
@@ -304,11 +331,13 @@ class KVCache:
             layer.tail.accept(tokens)
         self.advance(tokens)
 
+    @mirrored
     def trim(self) -> None:
         """Give back what is preallocated for tokens to come."""
         for layer in self.walked:
             layer.tail.trim()
 
+    @mirrored
     def truncate(self, position: int) -> None:
         """Forget every token from `position` on. They must not be frozen."""
         assert self.frozen <= position <= self.position, (
@@ -318,11 +347,21 @@ class KVCache:
             layer.truncate(position)
         self.position = position
 
-    def thaw(self, position: int) -> None:
-        """Forget every token from `position` on, frozen ones too; a segment must end there."""
+    @mirrored
+    def forget(self, position: int) -> None:
+        """Let observers drop what they noted of tokens from `position` on."""
+        for layer in self.layers:
+            if layer.observer is not None:
+                layer.observer.forget(position)
+
+    @mirrored
+    def thaw(self, position: int, saved: int | None = None) -> None:
+        """Forget every token from `position` on, frozen ones too; a segment must end there. The
+        positions that are `saved` may be others then."""
         for layer in self.walked:
             layer.thaw(position)
         self.position = position
+        self.saved = self.saved if saved is None else saved
 
     def segments(self) -> Iterator[Segment]:
         """Every segment of every layer."""

@@ -53,9 +53,16 @@ class LayerStep:
         )
         self.factors = _factors(block)
         self.o = maps.product([attention.o_proj], room.rounded, threads)
+        self.down = maps.product([mlp.down_proj], room.rounded, threads)
+        biases = _bias(attention.o_proj), _bias(mlp.down_proj)
+        if (peers := model.peers).count > 1:
+            heads = [config.num_heads * config.head_dim] * peers.count
+            self.o = maps.Joined(self.o, peers, attention.cuts, heads, _or_none(biases[0]))
+            self.down = maps.Joined(self.down, peers, mlp.cuts, mlp.inner, _or_none(biases[1]))
+            biases = NONE, NONE
         residual = np.float32(config.residual_scale)
         self.attended = (
-            _bias(attention.o_proj),
+            biases[0],
             _norm(block.attention_output_norm),
             residual,
             _norm(block.post_attention_layernorm),
@@ -63,9 +70,8 @@ class LayerStep:
         )
         self.both = maps.product([mlp.gate_proj, mlp.up_proj], room.rounded, threads)
         self.gating = _bias(mlp.gate_proj), _bias(mlp.up_proj), config.activation != "silu"
-        self.down = maps.product([mlp.down_proj], room.rounded, threads)
         self.finished = (
-            _bias(mlp.down_proj),
+            biases[1],
             _norm(block.mlp_output_norm),
             residual,
             NONE,
@@ -112,6 +118,8 @@ class CompiledStep:
         self.room = Room(model.config, threads, rows)
         self.layers = [LayerStep(model, n, self.room, threads) for n in range(len(model.blocks))]
         self.head = maps.product([model.lm_head], self.room.rounded, threads)
+        if model.peers.count > 1:
+            self.head = maps.Joined(self.head, model.peers, model.tokens)
         self.norm = _norm(model.model.norm)
         self.logits = torch.empty(rows, model.config.vocab_size)
         self._logits = self.logits.numpy()
@@ -158,6 +166,10 @@ def _norm(module: nn.Module) -> np.ndarray:
 def _bias(module: nn.Module) -> np.ndarray:
     bias = getattr(module, "bias", None)
     return NONE if bias is None else _wide(bias)
+
+
+def _or_none(bias: np.ndarray) -> np.ndarray | None:
+    return bias if bias.size else None
 
 
 def _wide(vector: Tensor) -> np.ndarray:

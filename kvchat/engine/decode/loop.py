@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,6 +24,7 @@ SWITCH = "KVCHAT_GRAPH"
 ROWS = 4  # the room for askers grows by as many
 GRAPH, EAGER = "CUDA graph", "eager"  # how tokens are decoded
 COMPILED = "compiled functions (numba)"
+Feed = Callable[[KVCache, int], Tensor]
 OBSERVED = 256  # queries of every layer that are kept until they are shown to who observes them
 
 
@@ -49,6 +50,8 @@ class Writer:
     @classmethod
     def on(cls, model: Decoder, device: torch.device, kernels: str = "torch") -> "Writer":
         """As the device can with these kernels, and as `KVCHAT_GRAPH` in the environment allows."""
+        if model.peers.count > 1 and model.config.qk_norm == "whole":
+            kernels = "torch"  # a norm over the heads of all ranks is no compiled function
         if device.type != "cuda":
             why = f"CUDA graphs run on cuda, not on {device.type}"
             return cls(model, refused=why, compiled=kernels == "numba")
@@ -67,12 +70,16 @@ class Writer:
             return f"{', '.join(sorted(asks))} segments choose entries with the host's help"
         return ""
 
-    def write(self, cache: KVCache, logits: Tensor, sampler: Sampler) -> Iterator[int]:
-        """Tokens after `logits [vocab]`, without end; see `Engine.decode`."""
+    def write(
+        self, cache: KVCache, logits: Tensor, sampler: Sampler, feed: Feed | None = None
+    ) -> Iterator[int]:
+        """Tokens after `logits [vocab]`, without end; see `Engine.decode`. Where others compute a
+        part, `feed` does what `after` does, with them."""
         sampler.waits = self.compiled
         token = sampler.draw(logits)
         yield token
         given = "the form of the answer is given" if sampler.constraint is not None else ""
+        given = f"{self.model.peers.count} devices" if feed else given
         while not (reason := given or self.refusal(cache)):
             for layer in cache.walked:
                 layer.tail.grow(1)
@@ -93,7 +100,7 @@ class Writer:
         self._say(COMPILED if self.compiled else f"{EAGER}: {reason}")
         try:
             while not sampler.is_complete:
-                token = sampler.draw(self._after(cache, token))
+                token = sampler.draw((feed or self.after)(cache, token))
                 yield token
         finally:
             self.forget()
@@ -122,7 +129,7 @@ class Writer:
             self._step = CompiledStep(self.model, -(-rows // ROWS) * ROWS if rows > 1 else 1)
         return self._step
 
-    def _after(self, cache: KVCache, token: int) -> Tensor:
+    def after(self, cache: KVCache, token: int) -> Tensor:
         """Append a token to the cache; the logits `[vocab]` after it."""
         if not self.compiled:
             x = drain(extend(self.model, cache, [token], 1))

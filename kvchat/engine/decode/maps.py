@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kvchat.engine.peers import Peers
 from kvchat.engine.weights import host, lowbit
 from kvchat.engine.weights.host import WORTH
 from kvchat.engine.weights.linear import Int4Linear, Int8Linear, Linear
@@ -81,6 +82,35 @@ class Four:
         INTEGERS.rounded(x, *room)
         for packed, scales, at in self._sets:
             self._call(packed, scales, *room, y, at)
+
+
+class Joined:
+    """A product of which every rank has some outputs: all have them all afterwards.
+
+    `outputs` of each rank; `inputs` of each, where a rank has a part of these too.
+    """
+
+    def __init__(
+        self,
+        own: Product,
+        peers: Peers,
+        outputs: Sequence[int],
+        inputs: Sequence[int] = (),
+        bias: np.ndarray | None = None,
+    ):
+        self._own, self._peers, self._bias = own, peers, bias
+        self._outputs, self._inputs = outputs, inputs
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
+        join = self._peers.joined
+        given = (
+            join(torch.from_numpy(x), 1, self._inputs).contiguous().numpy() if self._inputs else x
+        )
+        part = np.empty((len(x), self._outputs[self._peers.rank]), np.float32)
+        self._own(given, part)
+        if self._bias is not None:
+            part += self._bias
+        y[:] = join(torch.from_numpy(part), 1, self._outputs).numpy()
 
 
 class Operators:

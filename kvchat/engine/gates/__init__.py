@@ -77,7 +77,7 @@ def digest(config: ModelConfig, norms: Mapping[str, Tensor]) -> str:
 def digest_of(model: Decoder) -> str:
     """The digest of a model that is loaded."""
     norms = {name: w for name, w in model.named_parameters() if name.endswith(NORM)}
-    return digest(model.config, norms)
+    return digest(model.whole, norms)
 
 
 def exists(path: Path, config: ModelConfig) -> bool:
@@ -92,7 +92,7 @@ def folder() -> Path:
 
 def find(model: Decoder) -> Gate | None:
     """The gate of a model: one that was fitted here, or one that ships; None if there is none."""
-    return _found(model.config, digest_of(model))
+    return _found(model.whole, digest_of(model))
 
 
 def _found(config: ModelConfig, name: str) -> Gate | None:

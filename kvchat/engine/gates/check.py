@@ -31,7 +31,8 @@ class Check(Listener):
         """Compare both, where a replay is about the entries."""
         assert prefilled.told is not None
         there = shown.isfinite().all(dim=0)
-        x, y = (_centred(table[:, there]) for table in (shown, prefilled.told[GATE]))
+        both = (prefilled.every(table[:, there]) for table in (shown, prefilled.told[GATE]))
+        x, y = map(_centred, both)
         self.sums.append((float((x * y).sum()), float((x * x).sum()), float((y * y).sum())))
 
     def replay(self, ids: Sequence[int]) -> Replay:

@@ -32,7 +32,9 @@ class Listener(KVzip):
     def compress(self, prefilled: Prefilled) -> FlatSegment:
         """Nothing is kept."""
         assert prefilled.told is not None
-        self.hear(prefilled, together([prefilled.told[each] for each in self.scores]))
+        self.hear(
+            prefilled, together([prefilled.told[each] for each in self.scores], prefilled.peers)
+        )
         return prefilled.keep(torch.zeros_like(prefilled.exists))
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """What a method may see and what it must be."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -13,6 +13,7 @@ from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods.needs import Needs, ReplayScore
+from kvchat.engine.peers import ALONE, Peers
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Prefilled:
     head to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how
     many tokens it stands for, the first `absent[h]` entries of head h do not exist, and all of them
     stand for the positions from `start` to `end`.
+
+    All of this is of the heads of one rank. What compares heads goes through `every`, which has
+    those of all `peers`, and back through `own`; budgets, `heads`, `entries` and `geometry` are of
+    all of them.
     """
 
     keys: Tensor
@@ -65,6 +70,25 @@ class Prefilled:
     end: int | None = None
     cap: float = 0.0
     asked: bool = False
+    peers: Peers = ALONE
+
+    def every(self, x: Tensor, dim: int = 0) -> Tensor:
+        """What `x` is of this rank's heads along `dim`, of the heads of all ranks."""
+        return self.peers.joined(x, dim)
+
+    def own(self, x: Tensor, dim: int = 0) -> Tensor:
+        """Of all heads along `dim`, those of this rank: the inverse of `every`."""
+        return self.peers.own(x, dim)
+
+    def counts(self, every: Sequence[int]) -> list[int]:
+        """The same of a number for every head."""
+        each = len(every) // self.peers.count
+        return list(every[self.peers.rank * each : (self.peers.rank + 1) * each])
+
+    @property
+    def heads(self) -> int:
+        """KV heads of all ranks."""
+        return len(self.keys) * self.peers.count
 
     @property
     def span(self) -> tuple[int, int]:
@@ -73,15 +97,15 @@ class Prefilled:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """KV heads and tokens."""
+        """KV heads of this rank, and tokens."""
         return self.keys.shape[0], self.keys.shape[1]
 
     @property
     def geometry(self) -> Geometry:
         """What a budget is shared out over."""
-        (start, end), (heads, _, dim) = self.span, self.keys.shape
+        (start, end), dim = self.span, self.keys.shape[2]
         itemsize = self.keys.element_size()
-        return Geometry(end - start, heads, self.num_layers, dim, itemsize)
+        return Geometry(end - start, self.heads, self.num_layers, dim, itemsize)
 
     @property
     def exists(self) -> Tensor:
@@ -94,8 +118,8 @@ class Prefilled:
     @property
     def entries(self) -> int:
         """How many entries there are, over all heads."""
-        heads, tokens = self.shape
-        return heads * tokens - (0 if self.absent is None else int(self.absent.sum()))
+        absent = 0 if self.absent is None else int(self.every(self.absent).sum())
+        return self.heads * self.shape[1] - absent
 
     def keep(self, kept: Tensor) -> FlatSegment:
         """The entries where `kept [H, T]` is true."""

@@ -48,9 +48,10 @@ class Elastic(ElasticOptions, Method):
         mass = prefilled.column_mass
         assert mass is not None, "the prefill gives what `needs` names"
         heads, tokens = prefilled.shape
-        counts = budgets.uniform(total, prefilled.exists.sum(dim=1).tolist())
-        importance = mass.mean(dim=0).repeat(heads, 1)
-        each = total // heads
+        existing = prefilled.every(prefilled.exists.sum(dim=1)).tolist()
+        counts = prefilled.counts(budgets.uniform(total, existing))
+        importance = prefilled.every(mass).mean(dim=0).repeat(heads, 1)
+        each = total // prefilled.heads
         recent = min(self.recent, max(1, each // 2))
         if prefilled.position is None:  # a document, not a conversation
             importance[:, : min(self.sinks, each - recent)] = float("inf")

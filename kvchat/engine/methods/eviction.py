@@ -43,7 +43,8 @@ class Eviction(EvictionOptions, Method):
         """
 
     def allocate(self, scores: Tensor, total: int) -> list[int]:
-        """How many of the scored entries each head keeps, `total` in all: equally many."""
+        """How many of the scored entries each head of all ranks keeps, `total` in all: equally
+        many."""
         return budgets.uniform(total, (scores != budgets.ABSENT).sum(dim=1).tolist())
 
     def order(self, prefilled: Prefilled, scores: Tensor, counts: list[int]) -> Tensor:
@@ -67,7 +68,7 @@ class Eviction(EvictionOptions, Method):
 
     def reduce(self, prefilled: Prefilled, total: int) -> FlatSegment:
         """The best `total` entries of the layer, those that always stay among them."""
-        heads, tokens = prefilled.shape
+        heads, tokens = prefilled.heads, prefilled.shape[1]
         if total >= prefilled.entries:
             return prefilled.keep_all()
         recent = self.newest(self.budget.entries(self.priced(prefilled.geometry)) // heads)
@@ -76,7 +77,7 @@ class Eviction(EvictionOptions, Method):
         if prefilled.position is None:  # a document, not a conversation
             scores[:, : min(self.sinks, prefix // heads)] = float("inf")
         scores.masked_fill_(~prefilled.exists[:, :scorable], budgets.ABSENT)
-        counts = self.allocate(scores, prefix)
+        counts = prefilled.counts(self.allocate(prefilled.every(scores), prefix))
         return keep_ranked(prefilled, self.order(prefilled, scores, counts), counts, recent)
 
 

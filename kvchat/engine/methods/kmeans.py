@@ -4,19 +4,22 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.engine.sizes import PER_CENTROID
 
 SETTLED = 0.005  # K-means ends when fewer codes than this share change
 
 
-def train(keys: Tensor, subspaces: int, centroids: int, iters: int, seed: int) -> Tensor:
+def train(
+    keys: Tensor, subspaces: int, centroids: int, iters: int, seed: int, peers: Peers = ALONE
+) -> Tensor:
     """Centroids `[H, m, C, d]` (fp32) of `keys [H, N, D]`: m `subspaces` of C `centroids`, N at
     least C.
 
     Lloyd's iterations in L2, on at most 256 * C sampled entries, from C of them that are drawn
     without replacement, the same for all heads and sub-spaces. Means are fp32 and added up in entry
     order, so the same seed gives the same centroids. An empty cluster keeps its centroid. Ends
-    early when under 0.5 % of the codes change.
+    early when under 0.5 % of the codes of all `peers` change.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(keys.shape[1], generator=generator)[: PER_CENTROID * centroids]
@@ -28,8 +31,10 @@ def train(keys: Tensor, subspaces: int, centroids: int, iters: int, seed: int) -
     before = None
     for _ in range(iters):
         codes = ops.pq_assign(entries, found)
-        if before is not None and int((codes != before).sum()) < SETTLED * codes.numel():
-            break
+        if before is not None:
+            changed = int(peers.added((codes != before).sum()))
+            if changed < SETTLED * codes.numel() * peers.count:
+                break
         found, before = means(parts, codes, found), codes
     return found
 

@@ -84,16 +84,19 @@ class KVMerger(KVMergerOptions, Method):
         if self.mode == "eps":
             links = links_above(delta, free, self.eps, self.longest)
         else:
-            links = best_links(delta, free, prefilled.entries - total, self.longest)
+            most = prefilled.entries - total, self.longest
+            links = prefilled.own(best_links(prefilled.every(delta), prefilled.every(free), *most))
         slots = merge(prefilled, links, mass, protected, self.sigma, self.value)
-        if self.mode == "budget" and len(slots) > total:
-            slots = slots.where(_best(slots.mass, slots.guarded, total))
+        if self.mode == "budget":
+            (mass, own), (guarded, _) = map(prefilled.peers.ragged, (slots.mass, slots.guarded))
+            if len(mass) > total:
+                slots = slots.where(_best(mass, guarded, total)[own])
         return slots.segment(heads, prefilled.span, self.value)
 
     def _protected(self, prefilled: Prefilled, mass: Tensor, total: int) -> Tensor:
         """Sinks, heavy and recent entries `[H, T]`: shares of an even share of the budget."""
         heads, tokens = prefilled.shape
-        each = total // heads
+        each = total // prefilled.heads
         recent, heavy = max(1, int(self.recent * each)), int(self.heavy * each)
         sinks = min(self.sinks, max(each - recent - heavy, 0)) if prefilled.position is None else 0
         protected = torch.zeros(heads, tokens, dtype=torch.bool, device=mass.device)

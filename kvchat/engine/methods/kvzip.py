@@ -19,6 +19,7 @@ from kvchat.engine.methods.options import (
 )
 from kvchat.engine.methods.pooled import Pooled
 from kvchat.engine.methods.scores import group_mass, pool, pooled_mass
+from kvchat.engine.peers import ALONE, Peers
 
 BOTH = "mass", "change"  # the scores that are added
 FOLD_WINDOW, FOLD_KERNEL = 32, 7  # of a conversation's newest queries
@@ -62,7 +63,7 @@ class Told(ToldOptions, Pooled):
         times the norm of the value, as much in all as the document's scores.
         """
         assert prefilled.told is not None, "the prefill gives what `needs` names"
-        table = together([prefilled.told[each] for each in self.scores])
+        table = together([prefilled.told[each] for each in self.scores], prefilled.peers)
         finite = table.masked_fill(table.isinf(), 0.0)
         within = table + self.near * pool(finite, NEAR, "avg")
         if prefilled.asked:
@@ -73,16 +74,19 @@ class Told(ToldOptions, Pooled):
         return table, within
 
 
-def together(tables: Sequence[Tensor]) -> Tensor:
-    """The sum of score tables `[H, T]` of a layer, all brought to the mean of the first one.
+def together(tables: Sequence[Tensor], peers: Peers = ALONE) -> Tensor:
+    """The sum of score tables `[H, T]` of a layer, all brought to the mean of the first one over
+    the heads of all `peers`.
 
     What is infinite in the first stays so.
     """
-    first, *more = tables
+    if len(tables) == 1:
+        return tables[0]
+    first, *more = (peers.joined(table) for table in tables)
     told = first.isfinite()
     for other in more:
         first = first + other * (first[told].mean() / other[told].mean().clamp_min(1e-30))
-    return first
+    return peers.own(first)
 
 
 @dataclass(frozen=True)

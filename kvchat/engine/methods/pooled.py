@@ -28,9 +28,7 @@ class Pooled(PooledOptions, Eviction):
 
     def recent_of(self, prefilled: Prefilled) -> int:
         """How many of the newest entries every head keeps."""
-        return self.newest(
-            self.budget.entries(self.priced(prefilled.geometry)) // len(prefilled.keys)
-        )
+        return self.newest(self.budget.entries(self.priced(prefilled.geometry)) // prefilled.heads)
 
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         return self.tables(prefilled)[0][:, :entries].clone()

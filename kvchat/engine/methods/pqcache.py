@@ -53,6 +53,7 @@ class PQCache(PQCacheOptions, Lookup):
     def index(self, prefilled: Prefilled, coded: int, reads: Reads) -> PQSegment:
         keys, values = prefilled.keys[:, :coded], prefilled.values[:, :coded]
         middle = keys[:, reads.sinks :]
-        centroids = train(middle, self.m, 2**self.code_bits, self.iters, self.seed)
+        how = self.iters, self.seed, prefilled.peers
+        centroids = train(middle, self.m, 2**self.code_bits, *how)
         pool = self.stored_at_home(prefilled, keys, values)
         return PQSegment(pool, centroids, ops.pq_assign(middle, centroids), reads, prefilled.start)

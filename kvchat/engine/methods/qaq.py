@@ -78,34 +78,38 @@ class QAQ(QAQOptions, Method):
                 bits = self.buckets(prefilled, reaches, 2.0**middle, total)
                 low, high = (low, middle) if cost(bits, geometry) <= room else (middle, high)
             bits = self.buckets(prefilled, reaches, 2.0**high, total)
+        bits = prefilled.own(bits)
         kept = bits > 0
         return MixedSegment.of(prefilled.keep(kept), bits[kept], WIDTHS[1:])
 
     def extend(self, prefilled: Prefilled) -> FlatSegment:
         """Turns stay in the model's precision: those that are attended to most."""
-        heads, tokens = prefilled.shape
+        heads, tokens = prefilled.heads, prefilled.shape[1]
         total = min(self.share(prefilled), prefilled.entries)
         recent = min(self.recent, max(1, total // heads // 2))
         scores = most_mass(prefilled, tokens - recent)
         scores.masked_fill_(~prefilled.exists[:, : tokens - recent], budgets.ABSENT)
-        existing = (scores != budgets.ABSENT).sum(dim=1).tolist()
-        counts = budgets.uniform(min(total - heads * recent, sum(existing)), existing)
+        existing = prefilled.every((scores != budgets.ABSENT).sum(dim=1)).tolist()
+        every = budgets.uniform(min(total - heads * recent, sum(existing)), existing)
+        counts = prefilled.counts(every)
         return keep_ranked(prefilled, ranked(scores), counts, recent)
 
     def ranges(self, prefilled: Prefilled) -> Reaches:
-        """What a layer's entries need bits for."""
+        """What a layer's entries need bits for, those of all ranks."""
         _, tokens = prefilled.shape
         values, keys = prefilled.values.float(), prefilled.keys.float()
         allowed = 2 * sqrt(12 / tokens) / most_mass(prefilled, tokens).clamp_min(1e-30)
         around = keys - keys.mean(dim=1, keepdim=True)
         spans = [each.amax(dim=-1) - each.amin(dim=-1) for each in (values, around)]
         absent = 2 * values.abs().amax(dim=-1)
-        return Reaches(absent / allowed, spans[0] / allowed, spans[1] / 2)
+        found = absent / allowed, spans[0] / allowed, spans[1] / 2
+        return Reaches(*map(prefilled.every, found))
 
     def key_error(self, prefilled: Prefilled, eps: float) -> float:
         """How far a key may be off."""
         tokens = max(prefilled.shape[1], 2)
-        norm = self.norm or float(prefilled.queries.float().norm(dim=-1).mean())
+        norms = prefilled.queries.float().norm(dim=-1)
+        norm = self.norm or float(prefilled.every(norms, 1).mean())
         inner = 3 * log(tokens) - log(tokens - 1) + 2 * log(eps)
         large = inner if inner > 30 else log(exp(inner) + 1)
         return sqrt(12 / max(norm, 1e-9) * large)
@@ -115,8 +119,7 @@ class QAQ(QAQOptions, Method):
 
         Newest entries and sinks stay whole, at most half of an even share of `total` of the former.
         """
-        heads, tokens = prefilled.shape
-        each = total // heads
+        tokens, each = prefilled.shape[1], total // prefilled.heads
         recent = min(self.recent, max(1, each // 2), tokens)
         for_key = torch.log2(reaches.key / self.key_error(prefilled, eps) + 1)
         needed = torch.maximum(torch.log2(reaches.value / eps + 1), for_key)

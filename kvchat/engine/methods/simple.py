@@ -72,7 +72,7 @@ class CaM(CaMOptions, StreamingLLM):
         assert prefilled.column_mass is not None, "the prefill gives what `needs` names"
         total = min(self.share(prefilled), prefilled.entries)
         values = prefilled.values.clone()
-        leaving = (prefilled.entries - total) // prefilled.shape[0]
+        leaving = (prefilled.entries - total) // prefilled.heads
         first = 0 if prefilled.absent is None else int(prefilled.absent.max())
         for entry in range(first, first + leaving):
             spill(values, prefilled.column_mass, entry, self.targets)
@@ -115,7 +115,7 @@ class TOVA(TOVAOptions, Eviction):
     def score(self, prefilled: Prefilled, entries: int, each: int) -> Tensor:
         """The same for every head, so every head keeps the same tokens."""
         heads, _ = prefilled.shape
-        return observed_mass(prefilled, entries).mean(dim=0).repeat(heads, 1)
+        return prefilled.every(observed_mass(prefilled, entries)).mean(dim=0).repeat(heads, 1)
 
 
 @dataclass(frozen=True)

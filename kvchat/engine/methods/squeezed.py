@@ -15,6 +15,7 @@ from kvchat.engine.methods.kmeans import means, train
 from kvchat.engine.methods.lookup import Lookup
 from kvchat.engine.methods.lookup_options import SqueezedOptions
 from kvchat.engine.methods.needs import Needs
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.kernels.reference import cell_worth
 
 WIDE = 2  # times the entries that are wanted pass the first of two levels
@@ -68,32 +69,33 @@ class Squeezed(SqueezedOptions, Lookup):
         geometry = prefilled.geometry
         each = self.budget.entries(geometry) // geometry.heads
         number = self.centroids(each, geometry)
-        centroids, codes = self._clustered(middle, number)
+        peers = prefilled.peers
+        centroids, codes = self._clustered(middle, number, peers)
         cells, level = Cells.of(codes, centroids.shape[2]), None
         closed = torch.zeros_like(cells.count, dtype=torch.bool)[None]
         if self.levels == 2:
             upper = round(self.coarse / self.clusters * number)
-            coarse, owner = self._clustered(centroids[:, 0], upper)
+            coarse, owner = self._clustered(centroids[:, 0], upper, peers)
             level = Level(coarse, owner[..., 0], cells.count.new_zeros(len(keys)))
             sizes = level.sizes(cells.count)
             worth = self._worth(prefilled, coarse, sizes.expand(len(prefilled.queries), -1, -1))
-            bound = self._bound(worth, sizes, WIDE * reads.count)
+            bound = self._bound(worth, sizes, WIDE * reads.count, peers)
             level = Level(coarse, owner[..., 0], bound)
             passed = worth >= bound[:, None]
             closed = ~passed.gather(2, level.owner.long().expand(len(worth), -1, -1))
         count = cells.count.masked_fill(closed, 0.0).expand(len(prefilled.queries), -1, -1)
         worth = self._worth(prefilled, centroids, count).masked_fill(count == 0, 0.0)
-        bound = self._bound(worth, cells.count, reads.count)
+        bound = self._bound(worth, cells.count, reads.count, peers)
         pool = self.stored_at_home(prefilled, keys, values)
         start = prefilled.start
         return ClusterSegment(pool, centroids, codes, reads, start, bound, level, cells)
 
-    def _clustered(self, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _clustered(self, keys: Tensor, count: int, peers: Peers = ALONE) -> tuple[Tensor, Tensor]:
         """`count` clusters of keys `[H, N, D]` by direction, 2 to N: their means `[H, 1, C, D]`
         (fp32) and the cluster of each key `[H, N, 1]` (int32)."""
         count = min(max(2, count), keys.shape[1])
         turned = torch.nn.functional.normalize(keys.float(), dim=-1)
-        found = train(turned, 1, count, self.iters, self.seed)
+        found = train(turned, 1, count, self.iters, self.seed, peers)
         codes = ops.pq_assign(turned, found)
         return means(keys.float()[:, None], codes, found), codes.int()
 
@@ -108,11 +110,13 @@ class Squeezed(SqueezedOptions, Lookup):
             [cell_worth(t, n, aggregate) for t, n in zip(tables, count, strict=True)]
         )
 
-    def _bound(self, worth: Tensor, count: Tensor, wanted: int) -> Tensor:
+    def _bound(self, worth: Tensor, count: Tensor, wanted: int, peers: Peers = ALONE) -> Tensor:
         """What a cluster must be worth `[H]`, so that on average a query passes `wanted` entries.
 
         `worth [W, H, C]` to each of W queries, of clusters with `count [H, C]` entries.
         """
+        if self.per == "layer":
+            worth, count = peers.joined(worth, 1), peers.joined(count)
         queries, heads, _ = worth.shape
         sizes = count.expand(queries, -1, -1).transpose(0, 1).flatten(1)  # [H, W * C]
         table, together = worth.transpose(0, 1).flatten(1), 1
@@ -121,4 +125,5 @@ class Squeezed(SqueezedOptions, Lookup):
         best, order = torch.sort(table, dim=1, descending=True)
         passed = sizes.gather(1, order).cumsum(dim=1, dtype=torch.float64)
         last = (passed <= wanted * queries * together).sum(dim=1, keepdim=True) - 1
-        return best.gather(1, last.clamp(min=0))[:, 0].repeat(together)
+        found = best.gather(1, last.clamp(min=0))[:, 0].repeat(together)
+        return peers.own(found) if self.per == "layer" else found

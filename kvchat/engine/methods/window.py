@@ -230,7 +230,7 @@ class DefensiveKV(DefensiveOptions, Window):
         heads, _ = prefilled.shape
         norm = projected_norm(prefilled, entries)
         scores = defensive_mass(prefilled, entries, self.kernel)
-        scores *= norm / norm.sum(dim=0).clamp_min(1e-30)
+        scores *= norm / prefilled.every(norm).sum(dim=0).clamp_min(1e-30)
         mean = group_mass(prefilled, entries)
         best, order = torch.sort(mean, dim=1, descending=True, stable=True)
         missing = self.secure - (

@@ -8,31 +8,44 @@ from torch import Tensor, nn
 from kvchat.engine.model.config import ModelConfig, Rope
 from kvchat.engine.model.layers import Block, RMSNorm, Rotation
 from kvchat.engine.model.rope import frequencies
+from kvchat.engine.model.shard import Shard
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.engine.weights.linear import Embedding, Linear, held
 
 
 class Stack(nn.Module):
     """What checkpoints call `model`: embedding, layers, final norm."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, whole: ModelConfig, peers: Peers = ALONE):
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, n) for n in range(config.num_layers))
+        shard = Shard(peers.rank, peers.count)
+        config, inner = shard.of(whole), whole.intermediate_size
+        begin, end = shard.rows(config.vocab_size)
+        self.embed_tokens = Embedding(end - begin, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(config, n, peers, inner) for n in range(config.num_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Decoder(nn.Module):
     """A decoder with normed blocks, rotary positions and tied or untied embeddings.
 
-    `dtype` is what is computed in; weights may be stored in others.
+    `dtype` is what is computed in; weights may be stored in others. Beside `peers` it holds a part:
+    `config` then has the heads of this rank, `whole` those of all.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype = torch.float32, peers: Peers = ALONE
+    ):
         super().__init__()
-        self.config, self.dtype = config, dtype
-        self.model = Stack(config)
+        shard = Shard(peers.rank, peers.count)
+        self.whole, self.config, self.dtype, self.peers = config, shard.of(config), dtype, peers
+        self.model = Stack(config, peers)
         self.blocks: list[Block] = list(self.model.layers)  # type: ignore[arg-type]
-        self.lm_head: nn.Module = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tokens, self.first = shard.cuts(config.vocab_size), shard.rows(config.vocab_size)[0]
+        rows = self.tokens[peers.rank]
+        self.lm_head: nn.Module = Linear(config.hidden_size, rows, bias=False)
         self.weights = "auto"  # how they are stored, see `bits.WEIGHTS`
         self._inverse: list[Tensor] = []
         self.tie()
@@ -61,10 +74,20 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states `[T, hidden]` of `ids [T]`."""
-        x: Tensor = self.model.embed_tokens(ids)
+        x = self._looked_up(ids)
         scale = self.config.embedding_scale
         # the scale is rounded as the model was trained with it
         return x if scale == 1.0 else x * x.new_tensor(scale)
+
+    def _looked_up(self, ids: Tensor) -> Tensor:
+        """Rows of the table, whoever has them."""
+        if self.peers.count == 1:
+            found: Tensor = self.model.embed_tokens(ids)
+            return found
+        rows = self.tokens[self.peers.rank]
+        own = (ids >= self.first) & (ids < self.first + rows)
+        found = self.model.embed_tokens((ids - self.first).clamp(0, rows - 1))
+        return self.peers.merged(found.masked_fill(~own[:, None], 0))
 
     def rotations(self, positions: Tensor) -> list[Rotation]:
         """At `positions [T]`, for each of the config's `ropes`."""
@@ -85,7 +108,7 @@ class Decoder(nn.Module):
 
     def predicted(self, h: Tensor) -> Tensor:
         """Next-token logits `[T, vocab]` of normed hidden states `h [T, hidden]`."""
-        return self.bounded(self.lm_head(h))
+        return self.bounded(self.peers.joined(self.lm_head(h), 1, self.tokens))
 
     def bounded(self, y: Tensor) -> Tensor:
         """Logits `y` of the output projection, divided and capped where the model does so."""
@@ -104,7 +127,9 @@ def _raised(rope: Rope, positions: Tensor) -> Tensor | None:
     return (1 + rope.beta * beyond)[:, None, None]
 
 
-def empty_decoder(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+def empty_decoder(
+    config: ModelConfig, dtype: torch.dtype = torch.float32, peers: Peers = ALONE
+) -> Decoder:
     """A model on the meta device: shapes and names, no memory."""
     with torch.device("meta"):
-        return Decoder(config, dtype)
+        return Decoder(config, dtype, peers)

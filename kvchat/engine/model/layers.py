@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from kvchat.engine import ops
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.shard import Shard
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.engine.weights.linear import FewBits, Linear, joined
 
 
@@ -44,18 +46,21 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """The four projections of grouped-query attention, and the norms of queries and keys."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, peers: Peers = ALONE):
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, self.peers = config.head_dim, peers
         queries = config.num_heads * config.head_dim
         kv = config.num_kv_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, queries, bias=config.qkv_bias)
         self.k_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias)
         self.v_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias)
-        self.o_proj = Linear(queries, config.hidden_size, bias=config.output_bias)
+        self.cuts = Shard(peers.rank, peers.count).cuts(config.hidden_size)
+        outputs = self.cuts[peers.rank]
+        self.o_proj = Linear(queries * peers.count, outputs, bias=config.output_bias)
         self.by_head = config.qk_norm == "head"
         if config.qk_norm:
             sizes = (config.head_dim,) * 2 if self.by_head else (queries, kv)
+            sizes = sizes if self.by_head else (sizes[0] * peers.count, sizes[1] * peers.count)
             self.q_norm: nn.Module = RMSNorm(sizes[0], config.rms_norm_eps)
             self.k_norm: nn.Module = RMSNorm(sizes[1], config.rms_norm_eps)
         else:
@@ -96,18 +101,40 @@ class Attention(nn.Module):
         split = (len(x), -1, self.head_dim)
         if self.by_head:
             return self.q_norm(q.view(split)), self.k_norm(k.view(split)), v.view(split)
-        return self.q_norm(q).view(split), self.k_norm(k).view(split), v.view(split)
+        q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
+        return q.view(split), k.view(split), v.view(split)
+
+    def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """`x` of this rank's heads, normed over all heads."""
+        if self.peers.count == 1 or not isinstance(norm, RMSNorm):
+            y: Tensor = norm(x)
+            return y
+        return self.peers.own(norm(self.peers.joined(x, 1)), 1)
+
+    def outputs(self, o: Tensor) -> Tensor:
+        """What heads have attended to, `[T, H*G*D]` of this rank's, as `[T, hidden]`."""
+        y: Tensor = self.o_proj(self.peers.joined(o, 1))
+        return self.peers.joined(y, 1, self.cuts)
+
+    def projection(self, dtype: torch.dtype) -> Tensor:
+        """The numbers of the output projection of this rank's heads, `[hidden, H*G*D]`."""
+        weight: Tensor = self.o_proj.dense(dtype)
+        return self.peers.own(self.peers.joined(weight, 0, self.cuts), 1)
 
 
 class MLP(nn.Module):
     """A gated MLP: `down(f(gate(x)) * up(x))`, f is SiLU (SwiGLU) or GELU (GeGLU, 2002.05202)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, peers: Peers = ALONE, whole: int = 0):
+        """`whole` inner values are those of all ranks together."""
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        shard = Shard(peers.rank, peers.count)
+        self.peers, self.cuts = peers, shard.cuts(hidden)
+        self.inner = shard.cuts(whole or inner)
         self.gate_proj = Linear(hidden, inner, bias=bias)
         self.up_proj = Linear(hidden, inner, bias=bias)
-        self.down_proj = Linear(inner, hidden, bias=bias)
+        self.down_proj = Linear(sum(self.inner), self.cuts[peers.rank], bias=bias)
         self.gated = ops.swiglu if config.activation == "silu" else ops.geglu
         self._joined: list[nn.Module] = []  # of gate and up, which are views of it; no submodule
 
@@ -127,8 +154,8 @@ class MLP(nn.Module):
             gate, up = self._joined[0](x).chunk(2, dim=1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        y: Tensor = self.down_proj(self.gated(gate, up))
-        return y
+        y: Tensor = self.down_proj(self.peers.joined(self.gated(gate, up), 1, self.inner))
+        return self.peers.joined(y, 1, self.cuts)
 
 
 class Pending(NamedTuple):
@@ -155,7 +182,8 @@ class Block(nn.Module):
     identity.
     """
 
-    def __init__(self, config: ModelConfig, number: int):
+    def __init__(self, config: ModelConfig, number: int, peers: Peers = ALONE, inner: int = 0):
+        """`inner` values of the MLP are those of all ranks together."""
         super().__init__()
         self.kind = config.layers[number]
         before, behind = config.norms in ("pre", "both"), config.norms in ("post", "both")
@@ -164,10 +192,10 @@ class Block(nn.Module):
             return RMSNorm(config.hidden_size, config.rms_norm_eps) if there else nn.Identity()
 
         self.input_layernorm = norm(before)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, peers)
         self.attention_output_norm = norm(behind)
         self.post_attention_layernorm = norm(before)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, peers, inner)
         self.mlp_output_norm = norm(behind)
         self.residual, self.eps = config.residual_scale, config.rms_norm_eps
         self.factors = _query_factors(config, self.kind.rope)
@@ -214,7 +242,7 @@ class Block(nn.Module):
 
     def output(self, dtype: torch.dtype) -> Tensor:
         """The output projection by query head, `[H*G, D, hidden]`; a view of plain weights."""
-        weight: Tensor = self.self_attn.o_proj.dense(dtype)  # [hidden, H*G*D]
+        weight = self.self_attn.projection(dtype)
         return weight.t().view(-1, self.self_attn.head_dim, weight.shape[0])
 
     def begin(self, x: Tensor, pending: Pending | None) -> tuple[Tensor, Tensor]:
@@ -244,7 +272,7 @@ class Block(nn.Module):
 
     def attended(self, x: Tensor, o: Tensor) -> tuple[Tensor, Pending]:
         """The residual stream with the attended `o [T, H*G, D]`, and what the MLP makes of it."""
-        delta = self.self_attn.o_proj(o.flatten(1).to(x.dtype))
+        delta = self.self_attn.outputs(o.flatten(1).to(x.dtype))
         first = Pending(delta, self.attention_output_norm, self.residual)
         x, h = first.added(x, self.post_attention_layernorm, self.eps)
         return x, Pending(self.mlp(h), self.mlp_output_norm, self.residual)

@@ -18,18 +18,19 @@ class Known:
     """Entries of a layer that still matter, head after head: those that are kept so far, and those
     that raise the share of their head.
 
-    `worth, rank, head, held [n]`: what each is worth beside those of other heads, how many entries
-    of its own head go before it, whose it is, and whether it is kept.
+    `worth, rank, head, held, mine [n]`: what each is worth beside those of other heads, how many
+    entries of its own head go before it, whose it is, whether it is kept, and by this process.
     """
 
     worth: Tensor
     rank: Tensor
     head: Tensor
     held: Tensor
+    mine: Tensor
 
     def where(self, chosen: Tensor) -> "Known":
         """The entries for which `chosen [n]` is true."""
-        return Known(self.worth[chosen], self.rank[chosen], self.head[chosen], self.held[chosen])
+        return Known(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
 class Pool:
@@ -63,9 +64,15 @@ class Pool:
         assert isinstance(segment, FlatSegment), segment.kind
         worth, within = self.method.worth(prefilled, segment)
         heads = torch.arange(self.heads, device=worth.device)
-        owner = heads.repeat_interleave(torch.tensor(segment.lengths, device=worth.device))
+        lengths = torch.tensor(segment.lengths, device=worth.device)
+        ranks = _ranks(within, segment.lengths)
+        # every rank knows what the entries of all heads are worth, and so decides as the others
+        (worth, own), (ranks, _) = (prefilled.peers.ragged(each) for each in (worth, ranks))
+        owner = heads.repeat_interleave(prefilled.every(lengths))
         held = torch.ones_like(worth, dtype=torch.bool)
-        self.known.append(Known(worth, _ranks(within, segment.lengths), owner, held))
+        mine = torch.zeros_like(held)
+        mine[own] = True
+        self.known.append(Known(worth, ranks, owner, held, mine))
         if sum(len(each.worth) for each in self.known) > self.entries:
             self._drop(self.entries)
 
@@ -87,10 +94,11 @@ class Pool:
             known = self.known[number]
             own = shares[number * self.heads : (number + 1) * self.heads]
             kept = known.held & (known.rank < torch.tensor(own, device=among.device)[known.head])
-            if not bool(kept[known.held].all()):
+            stays = kept[known.held & known.mine]
+            if not bool(stays.all()):
                 (segment,) = self.layers[number].segments
                 assert isinstance(segment, FlatSegment), segment.kind
-                self.layers[number].segments = [segment.where(kept[known.held])]
+                self.layers[number].segments = [segment.where(stays)]
             known.held = kept
             self.known[number] = known.where(kept | among)
 

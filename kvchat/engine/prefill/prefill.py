@@ -88,7 +88,8 @@ def prefill(
     config, device = model.config, model.device
     tokens, layers, full = len(ids), config.num_layers, config.full_layers
     heads, dim = config.num_kv_heads, config.head_dim
-    geometry = Geometry(tokens, heads, len(full), dim, model.dtype.itemsize)
+    every = model.whole.num_kv_heads
+    geometry = Geometry(tokens, every, len(full), dim, model.dtype.itemsize)
     for compression in compressions:
         compression.method.entries(geometry)  # a budget that cannot be met is refused now
     asked = reduce(or_, (c.method.needs for c in compressions), Needs())
@@ -110,7 +111,7 @@ def prefill(
     coming = rotations_at(model, moves.end if moves else tokens, asked.future)
     scoring = {probe for compression in compressions for probe in compression.probes}
     room = tokens + max(map(len, asides), default=0)
-    pace = Pace(chunk)
+    pace = Pace(chunk, halved=model.peers.count > 1)
     pools = [Pool(c.method, k.layers, geometry) for c, k in zip(compressions, caches, strict=True)]
     kept = done = 0
     select = 0.0
@@ -133,7 +134,8 @@ def prefill(
         if own.gate and not kind.window:
             assert gate is not None, "the engine has refused the method without a gate"
             left = behind.left(tokens) if behind else 0
-            scores[GATE] = _gated(gate, full.index(number), block, x, chunk, left)
+            worth = _gated(gate, full.index(number), block, x, chunk, left)
+            scores[GATE] = model.peers.own(worth)
         for item in walk(block, layer, x, turns, pace):
             if isinstance(item, Smaller):
                 yield item
@@ -229,6 +231,7 @@ def prefilled(
         output=block.output(keys.dtype),
         cap=layer.backend.cap,
         asked=bool(probes),
+        peers=block.self_attn.peers,
     )
 
 

@@ -77,6 +77,7 @@ class Retelling:
         self.tail = layer.tail
         self.backend = backend
         self.tables: dict[ReplayScore, Tensor] = {}  # [H, T]
+        self._output: Tensor | None = None
 
     def tell(
         self, block: Block, x: Tensor, rotation: Rotation, replay: Replay, step: int
@@ -107,7 +108,9 @@ class Retelling:
         weighings = {how for *kind, how in self.needs.replay_scores if tuple(kind) == replay.kind}
         if weighings:
             sizes = block.input_layernorm(x).float().norm(dim=-1)
-            output = block.output(x.dtype) if weighings != {"mass"} else None
+            if weighings != {"mass"} and self._output is None:
+                self._output = block.output(x.dtype)  # all replays share it
+            output = self._output if weighings != {"mass"} else None
             cap = self.backend.cap
             sinks = None
             if first is not None and self.layer.segments:

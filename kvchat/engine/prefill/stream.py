@@ -5,7 +5,7 @@ method; then its entries move, so that parts overlap (`layout`). So the time gro
 no longer with its square, and only one part's hidden states are alive.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from math import ceil
 
@@ -19,6 +19,7 @@ from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.model.decoder import Decoder
+from kvchat.engine.peers import Peers
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.engine.prefill.layout import Behind
 from kvchat.engine.prefill.prefill import Compression, Prefill, prefill
@@ -28,7 +29,6 @@ from kvchat.engine.sizes import Streamed
 from kvchat.errors import KvchatError
 
 JOINED = "", "quantized", "pq", "keys"  # kinds of segments that parts can become
-Replays = Callable[[Sequence[int]], Sequence[Replay]]
 
 
 def stream(
@@ -39,28 +39,29 @@ def stream(
     chunk: int,
     streamed: Streamed,
     probes: Sequence[Sequence[int]] = (),
-    replays: Replays = lambda part: (),
+    replays: Sequence[Sequence[Replay]] = (),
     gate: Scorer | None = None,
 ) -> Generator[Progress | Smaller, None, Prefill]:
     """Prefill a new cache with `ids`, read part by part as `streamed` says.
 
-    `replays` makes those of a part; otherwise as `prefill.prefill`, which reads each part. A method
-    that keeps every entry is applied at the end. Its value has one cache.
+    `replays` are those of every part, if there are any; otherwise as `prefill.prefill`, which reads
+    each part. A method that keeps every entry is applied at the end. Its value has one cache.
     """
     method, config = compression.method, model.config
-    heads, layers = config.num_kv_heads, len(config.full_layers)
+    heads, layers = model.whole.num_kv_heads, len(config.full_layers)
     geometry = Geometry(len(ids), heads, layers, config.head_dim, model.dtype.itemsize)
     cache, select = empty_cache(model, backend), 0.0
     for number, (a, b) in enumerate(streamed.parts):
         part, own = ids[a:b], replace(compression, method=of_part(method, geometry, a, b))
-        given = model, part, [own], backend, chunk, probes, replays(part), None, gate
+        told = replays[number] if replays else ()
+        given = model, part, [own], backend, chunk, probes, told, None, gate
         steps = prefill(*given, Behind(cache, streamed.starts[number], len(ids)))
         held = sum(layer.kept_bytes for layer in cache.layers)
         reading = yield from _shifted(steps, a, b, len(ids), held)
         join(cache, reading.caches[0])
         select += reading.select_seconds
     if method.retrieves:
-        cache = _applied(method, cache, empty_cache(model, backend), geometry)
+        cache = _applied(method, cache, empty_cache(model, backend), geometry, model.peers)
     for layer in cache.layers:
         layer.segments = [method.stored(segment) for segment in layer.segments]
     return Prefill([cache], reading.logits, select, reading.asides)
@@ -117,14 +118,16 @@ def join(cache: KVCache, part: KVCache) -> None:
     cache.windows, cache.position, cache.saved = part.windows, part.position, part.saved
 
 
-def _applied(method: Method, full: KVCache, new: KVCache, geometry: Geometry) -> KVCache:
+def _applied(
+    method: Method, full: KVCache, new: KVCache, geometry: Geometry, peers: Peers
+) -> KVCache:
     """The cache of a method that keeps every entry, which are all in a `full` one."""
     pool, new.windows = Pool(method, new.layers, geometry), full.windows
     for number, layer in enumerate(full.layers):
         (segment,) = layer.segments
         assert isinstance(segment, FlatSegment), segment.kind
         keys, values = (
-            each.view(geometry.heads, geometry.tokens, geometry.dim)
+            each.view(len(segment.lengths), geometry.tokens, geometry.dim)
             for each in (segment.k, segment.v)
         )
         none, layer.segments = keys.new_empty(0), []
@@ -137,6 +140,7 @@ def _applied(method: Method, full: KVCache, new: KVCache, geometry: Geometry) ->
             scale=geometry.dim**-0.5,
             layer=number,
             num_layers=geometry.layers,
+            peers=peers,
         )
         pool.take(given)
     new.position, new.saved = full.position, full.saved

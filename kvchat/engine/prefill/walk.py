@@ -56,7 +56,8 @@ def step(block: Block, layer: AnyLayer, x: Tensor, rotation: Rotation) -> Tensor
 
 @dataclass
 class Pace:
-    """Tokens that walk a layer at once; halved one time if memory does not suffice."""
+    """Tokens that walk a layer at once; halved one time if memory does not suffice. Not where
+    several ranks walk in step: memory of one of them does not tell of the others."""
 
     chunk: int
     halved: bool = False
@@ -138,7 +139,7 @@ def extend(
     before, total = cache.position, len(ids) * model.config.num_layers
     x = model.embed(torch.tensor(ids, device=model.device))  # [T, hidden]
     every, layers = rotations_at(model, cache.rotary, len(ids)), cache.walked
-    pace, done = Pace(chunk), 0
+    pace, done = Pace(chunk, halved=model.peers.count > 1), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, layers, strict=True)):
             with around(number, block, layer):

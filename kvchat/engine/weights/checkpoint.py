@@ -18,6 +18,8 @@ from kvchat.engine.gguf.file import GGUF
 from kvchat.engine.gguf.tensors import Packed
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder, empty_decoder
+from kvchat.engine.model.shard import WHOLE, Shard
+from kvchat.engine.peers import ALONE, Peers
 from kvchat.engine.weights import lowbit, names, safetensors
 from kvchat.engine.weights.bits import format_of, require_shapes, weights_bytes
 from kvchat.engine.weights.linear import STORED, TABLES, Embedding, in_few_bits
@@ -41,6 +43,7 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     weights: str = "auto",
+    peers: Peers = ALONE,
 ) -> Iterator[tuple[int, int] | Decoder]:
     """Build the model and stream its tensors in, one at a time, from a folder or a GGUF file.
 
@@ -48,20 +51,20 @@ def load_weights(
     and shape checked from the headers, then the model. Tensors are converted to the wanted dtype,
     or stored in the few bits of `weights`, one by one; on a CPU they come into large pages, or stay
     mapped to the file where memory is short. A table of which only rows are read stays mapped.
-    Blocks of GGUF become what `bits.format_of` says.
-    Raises KvchatError("model") listing at most five names and the file, or the shapes that cannot
-    be stored as `weights`.
+    Blocks of GGUF become what `bits.format_of` says. A rank beside `peers` takes its rows of every
+    matrix, and touches no others. Raises KvchatError("model") listing at most five names and the
+    file, or the shapes that cannot be stored as `weights`.
     """
-    model = _build(config, dtype, weights)
-    pages = _pages(model, device)
+    model = _build(config, dtype, weights, peers)
+    shard, pages = Shard(peers.rank, peers.count), _pages(model, device)
     with ExitStack() as opened:
-        places = _checked(path, model, opened)
+        places = _checked(path, model if shard.count == 1 else empty_decoder(config), opened)
         total, done = sum(stored.size for stored, _ in places), 0
         yield done, total
         for stored, slots in places:
             tensor = stored.read()
             for slot in slots:
-                _place(model, slot.name, _own(config, slot, tensor), device, pages)
+                _place(model, slot.name, _own(config, slot, tensor, shard), device, pages)
             stored.forget()  # what stays mapped comes again when it is used
             del tensor
             done += stored.size
@@ -104,9 +107,10 @@ def random_weights(
     return _finished(model)
 
 
-def _build(config: ModelConfig, dtype: torch.dtype, weights: str) -> Decoder:
+def _build(config: ModelConfig, dtype: torch.dtype, weights: str, peers: Peers = ALONE) -> Decoder:
     require_shapes(config, weights)
-    model = empty_decoder(config, dtype)
+    model = empty_decoder(config, dtype, peers)
+    require_shapes(model.config, weights)
     model.weights = weights
     return model
 
@@ -169,10 +173,14 @@ def _tensors(
             yield name, one, slots
 
 
-def _own(config: ModelConfig, slot: Slot, tensor: Tensor | Packed) -> Tensor | Packed:
-    """What of a checkpoint's tensor belongs into a slot, in our order and meaning."""
-    if slot.rows is not None:
-        part = slice(*slot.rows)
+def _own(
+    config: ModelConfig, slot: Slot, tensor: Tensor | Packed, shard: Shard = WHOLE
+) -> Tensor | Packed:
+    """What of a checkpoint's tensor belongs into a slot of this rank, in our order and meaning."""
+    first, end = slot.rows or (0, len(tensor))
+    a, b = shard.taken(slot.name, end - first)
+    part = slice(first + a, first + b)
+    if part != slice(0, len(tensor)):
         tensor = tensor.taken(part) if isinstance(tensor, Packed) else tensor[part]
     if (order := names.rows_of(config, slot.name, len(tensor))) is not None:
         rows = torch.tensor(order)

@@ -43,7 +43,7 @@ def _memory(context: Context, argument: str) -> None:
     screen.tell(f"memory usage · {found.device}")
     screen.tell(f"  {memory.strip(found, screen.width - 2, screen.glyphs)}")
     screen.columns(memory.table(found, screen.glyphs))
-    for note in memory.notes(found):
+    for note in [*memory.notes(found), *memory.on_devices(context.chat)]:
         screen.tell(f"  {note}")
 
 
@@ -78,7 +78,7 @@ def _heads(context: Context, argument: str) -> None:
 
 def _coverage(context: Context, argument: str) -> None:
     session, screen = context.chat.session, context.screen
-    tokens, config = len(session.document), session.engine.config
+    tokens, config = len(session.document), session.engine.model.config  # of this rank's heads
     if not tokens:
         screen.tell("there is no document")
         return
