@@ -36,8 +36,10 @@ EACH = 4  # one of so many of them is looked at
 SHARES = (0.05, 0.1, 0.25, 0.5)  # of the entries before them that stay
 RECENT = (0.5, 0.97)  # of those so many are the newest, the rest are attended to most
 HIDDEN = 64  # hidden features
-STEPS = 400
+STEPS = 1200
 RATE = 3e-3
+BEGINNING = -3.0  # logarithm of the share of what is gone that a state has at first
+FLOOR = 0.2  # of the mean error, beside an example's own: what its error is measured by
 
 
 class Example(NamedTuple):
@@ -125,6 +127,9 @@ class Fit:
             found = fitted(learnt, output.float().cpu())
             with torch.no_grad():
                 left = error(found, judged or learnt, output.float().cpu())
+            if left >= 1:  # maps that help nowhere else are none
+                answers = found.answers._replace(mix=torch.zeros_like(found.answers.mix))
+                found, left = found._replace(answers=answers), 1.0
             named = dict(zip(NAMES, map(Tensor.contiguous, flat(found)), strict=True))
             _write(path, named | {"left": torch.tensor(left)})
             yield left
@@ -187,7 +192,8 @@ def fitted(every: Sequence[Example], output: Tensor, steps: int = STEPS, seed: i
         for each in weights:
             each.requires_grad_()
         with torch.no_grad():
-            norm = error(None, every, output)
+            lost = [float(_loss(None, each, output)) for each in every]
+        floor = FLOOR * sum(lost) / len(lost)
         optimizer = torch.optim.Adam(weights, lr=RATE)
         order: list[int] = []
         for step in range(steps):
@@ -195,8 +201,9 @@ def fitted(every: Sequence[Example], output: Tensor, steps: int = STEPS, seed: i
                 group["lr"] = RATE * (1 + cos(pi * step / steps)) / 2
             if not order:
                 order = torch.randperm(len(every), generator=generator).tolist()
-            example = every[order.pop()]
-            loss = _loss(_features(weights, scale), example, output) / norm
+            number = order.pop()
+            loss = _loss(_features(weights, scale), every[number], output)
+            loss = loss / (lost[number] + floor + 1e-30)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -237,7 +244,7 @@ def _features(weights: Sequence[Tensor], scale: tuple[Tensor, Tensor]) -> Featur
 def _beginning(
     every: Sequence[Example], generator: torch.Generator
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-    """Random maps, whose state weighs on the mean as much as what is gone."""
+    """Random maps, whose state weighs a part of what is gone."""
     heads, _, dim = every[0].keys.shape
     query_heads = every[0].queries.shape[1]
 
@@ -268,7 +275,7 @@ def _beginning(
         _, lse = state.attend(each.queries)
         own = lse.unflatten(1, (heads, -1)).transpose(0, 1)  # [H, W, G]
         missing.append((gone - own).mean(dim=(1, 2)))
-    weights[-1] = torch.stack(missing).mean(dim=0) - 1.0
+    weights[-1] = torch.stack(missing).mean(dim=0) + BEGINNING
     return weights, scale
 
 
