@@ -124,7 +124,7 @@ class Fit:
                 raise KvchatError(
                     "usage", least, "longer texts", "kvchat calibrate MODEL --for less"
                 )
-            found = fitted(learnt, output.float().cpu())
+            found = fitted(learnt, output.float().cpu(), STEPS)
             with torch.no_grad():
                 left = error(found, judged or learnt, output.float().cpu())
             if left >= 1:  # maps that help nowhere else are none
@@ -184,7 +184,7 @@ def examples(
             yield Example(keys[:, :before], values[:, :before], gone, queries, kept, lse, whole)
 
 
-def fitted(every: Sequence[Example], output: Tensor, steps: int = STEPS, seed: int = 0) -> Features:
+def fitted(every: Sequence[Example], output: Tensor, steps: int, seed: int = 0) -> Features:
     """Maps of one layer; `output [H*G, D, hidden]` is its output projection."""
     with torch.enable_grad(), torch.inference_mode(False):
         generator = torch.Generator().manual_seed(seed)
