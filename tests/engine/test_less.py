@@ -41,9 +41,9 @@ def only(*numbers: float) -> list[torch.Tensor]:
 def test_the_papers_equation_by_hand():
     """One feature, heads of one number: a kept key beside two that are gone, one query."""
     (a, b), (c, d, e) = (0.7, 1.1), (-0.4, 0.9, 1.5)
-    maps = Features(Asks(*only(a, b)), Answers(*only(c, d, e)))
+    maps = Features(Asks(*only(a, b), torch.tensor([log(2.0)])), Answers(*only(c, d, e)))
     keys, values, q, scale = [1.0, -2.0, 0.5], [3.0, -1.0, 2.0], 0.8, 0.5
-    phi = abs(g(g(q * a) * b))
+    phi = 2 * abs(g(g(q * a) * b))
     psi = [abs(g(g(k * c) * d) * e) for k in keys]
     h, z = psi[1] * values[1] + psi[2] * values[2], psi[1] + psi[2]
     own = exp(scale * q * keys[0])
@@ -70,7 +70,7 @@ def test_heads_share_the_state_of_their_kv_head(monkeypatch):
     for t in range(5):
         for head in range(6):
             kv = head // 3
-            weights = (psi[kv] @ phi[t, head]) * gone[kv]
+            weights = (psi[kv] @ phi[t, head]) * gone[kv] * maps.asks.shift[head].exp()
             assert torch.allclose(lse[t, head], weights.sum().log(), atol=1e-5)
             assert torch.allclose(o[t, head], weights @ values[kv] / weights.sum(), atol=1e-5)
 

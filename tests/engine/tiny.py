@@ -71,7 +71,11 @@ def random_features(layers: int, heads: int, group: int, dim: int, seed: int = 6
 
     return [
         Features(
-            Asks(random(heads * group, dim, 12), random(heads * group, 12, RANK)),
+            Asks(
+                random(heads * group, dim, 12),
+                random(heads * group, 12, RANK),
+                random(1, heads * group)[0],
+            ),
             Answers(random(heads, dim, 12), random(heads, 12, RANK), random(heads, RANK, RANK)),
         )
         for _ in range(layers)

@@ -19,13 +19,18 @@ ENTRIES, ASKS = "entries.", "asks."  # how names of tensors begin
 
 
 class Asks(NamedTuple):
-    """What makes features of queries: `inner [H*G, D, E]` and `outer [H*G, E, R]`, fp32."""
+    """What makes features of queries: `inner [H*G, D, E]` and `outer [H*G, E, R]`, fp32.
+
+    The features are to be multiplied by `exp(shift)`, `shift [H*G]`, which can be out of fp32's
+    range.
+    """
 
     inner: Tensor
     outer: Tensor
+    shift: Tensor
 
     def __call__(self, q: Tensor) -> Tensor:
-        """Features `[T, H*G, R]` of `q [T, H*G, D]`, none of them negative."""
+        """Features `[T, H*G, R]` of `q [T, H*G, D]`, none of them negative, without the shift."""
         hidden = gelu(q.float().transpose(0, 1) @ self.inner)
         return gelu(hidden @ self.outer).abs().transpose(0, 1)
 
@@ -90,7 +95,8 @@ class State:
         o = (weights @ self.total) / mass
         shape = heads, len(q), -1
         o = o.view(*shape, o.shape[-1]).transpose(0, 1).flatten(1, 2)
-        return o, mass.log().view(shape).transpose(0, 1).flatten(1)
+        lse = mass.log().view(shape).transpose(0, 1).flatten(1)
+        return o, lse + self.asks.shift
 
     def memory(self) -> Memory:
         """Exact bytes of the sums. The maps are the model's."""

@@ -19,7 +19,8 @@ from kvchat.engine.store.atomic import NewFile
 
 SUFFIX = ".less"
 KIND = "kvchat maps"
-NAMES = "asks.inner", "asks.outer", "answers.inner", "answers.outer", "answers.mix"
+SHIFT = "asks.shift"  # a logarithm, and large
+NAMES = "asks.inner", "asks.outer", "asks.shift", "answers.inner", "answers.outer", "answers.mix"
 
 
 def flat(features: Features) -> list[Tensor]:
@@ -29,7 +30,7 @@ def flat(features: Features) -> list[Tensor]:
 
 def of(tensors: list[Tensor]) -> Features:
     """The inverse of `flat`."""
-    return Features(Asks(*tensors[:2]), Answers(*tensors[2:]))
+    return Features(Asks(*tensors[:3]), Answers(*tensors[3:]))
 
 
 def find(model: Decoder) -> list[Features] | None:
@@ -57,7 +58,7 @@ def save(path: Path, layers: list[Features], about: Mapping[str, Any]) -> None:
     """Write the maps of all layers. Raises OSError."""
     stacks = zip(*map(flat, layers), strict=True)
     tensors = {
-        name: torch.stack(stack).to(torch.bfloat16)
+        name: torch.stack(stack).to(torch.float32 if name == SHIFT else torch.bfloat16)
         for name, stack in zip(NAMES, stacks, strict=True)
     }
     text = {name: str(value) for name, value in about.items()} | {"kind": KIND}
@@ -72,7 +73,7 @@ def _fit(tensors: Mapping[str, Tensor], config: ModelConfig) -> bool:
     wanted = [
         (layers, heads, *shape)
         for heads, shapes in (
-            (config.num_heads, ((dim, hidden), (hidden, RANK))),
+            (config.num_heads, ((dim, hidden), (hidden, RANK), ())),
             (config.num_kv_heads, ((dim, hidden), (hidden, RANK), (RANK, RANK))),
         )
         for shape in shapes

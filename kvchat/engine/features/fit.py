@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
 from shutil import rmtree
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -127,9 +127,8 @@ class Fit:
             found = fitted(learnt, output.float().cpu(), STEPS)
             with torch.no_grad():
                 left = error(found, judged or learnt, output.float().cpu())
-            if left >= 1:  # maps that help nowhere else are none
-                answers = found.answers._replace(mix=torch.zeros_like(found.answers.mix))
-                found, left = found._replace(answers=answers), 1.0
+            if not left < 1:  # maps that help nowhere else are none
+                found, left = Features(*(_nothing(each) for each in found)), 1.0
             named = dict(zip(NAMES, map(Tensor.contiguous, flat(found)), strict=True))
             _write(path, named | {"left": torch.tensor(left)})
             yield left
@@ -228,17 +227,23 @@ def _loss(features: Features | None, example: Example, output: Tensor) -> Tensor
         other, lse = state.attend(example.queries)
         share = torch.sigmoid(lse - example.lse)[..., None]
         o = o + share * (other - o)
-    missed = torch.einsum("whd,hdx->wx", o - example.whole, output)
+    missed: Tensor = torch.einsum("whd,hdx->wx", o - example.whole, output)
     return missed.square().mean()
 
 
 def _features(weights: Sequence[Tensor], scale: tuple[Tensor, Tensor]) -> Features:
-    """Maps for plain inputs from those of inputs with mean square 1, whose last is a logarithm."""
-    asks, outer, answers, key_outer, mix, log = weights
+    """Maps for plain inputs from those of inputs with mean square 1, whose last is the shift."""
+    asks, outer, answers, key_outer, mix, shift = weights
+    group = len(asks) // len(answers)
     return Features(
-        Asks(asks / scale[0], outer),
-        Answers(answers / scale[1], key_outer, mix * log.exp()[:, None, None]),
+        Asks(asks / scale[0], outer, shift.repeat_interleave(group)),
+        Answers(answers / scale[1], key_outer, mix),
     )
+
+
+def _nothing(maps: Any) -> Any:
+    """Maps of the same shapes whose state weighs nothing."""
+    return type(maps)(*map(torch.zeros_like, maps))
 
 
 def _beginning(
@@ -249,7 +254,8 @@ def _beginning(
     query_heads = every[0].queries.shape[1]
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) * shape[-2] ** -0.5
+        found: Tensor = torch.randn(shape, generator=generator) * shape[-2] ** -0.5
+        return found
 
     def size(vectors: Tensor) -> Tensor:  # of [heads, n, D]
         return vectors.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp_min(1e-6)

@@ -186,6 +186,7 @@ def _low_rank(contents: Contents, span: Span, shape: Shape) -> None:
     contents.take("total", wide, heads, rank, dim)
     queries, _, hidden = contents.take("asks.inner", wide, None, dim, None).shape
     contents.take("asks.outer", wide, queries, hidden, rank)
+    contents.take("asks.shift", wide, queries)
     if not queries or queries % heads:
         raise Refused(f"its maps are of {queries} heads over {heads}")
 
