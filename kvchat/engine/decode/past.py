@@ -158,16 +158,16 @@ class Past:
         newest = min(tail.length, self.window or tail.length)
         self._live.take(tail.spans(tail.length - newest, tail.length))
         sets, beside = [], []  # what kernels read, and what torch has attended to
-        wide = lane.seen_q.to(tail.k.dtype)
         if isinstance(layer, LayerCache):
             for segment in layer.segments:
                 found = self._sets(segment)
                 if found is None:
+                    wide = lane.seen_q.to(tail.k.dtype)
                     beside.append(segment.attend(wide, float(self.scale), layer.backend))
                 else:
                     sets += found
                 if isinstance(segment, LowRankSegment):
-                    beside.append(segment.state.attend(wide))
+                    beside.append(segment.state.attend(lane.seen_q))
         sets.append(self._live)
         entries = sum(int(each.length.sum()) for each in sets)
         many = self.threads > 1 and entries * room.dim >= WORTH

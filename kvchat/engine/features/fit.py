@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,9 +61,7 @@ class Study(Method):
 
     seen: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
-    @property
-    def budget(self) -> Budget:
-        return EVERYTHING
+    budget: ClassVar[Budget] = EVERYTHING
 
     @property
     def needs(self) -> Needs:
@@ -135,10 +133,8 @@ class Fit:
 
     def found(self) -> list[Features]:
         """The maps of all layers."""
-        every = [
-            load_file(self.folder / f"{number}.layer")
-            for number in range(len(self.engine.config.full_layers))
-        ]
+        numbers = range(len(self.engine.config.full_layers))
+        every = [load_file(self.folder / f"{number}.layer") for number in numbers]
         return [of([each[name] for name in NAMES]) for each in every]
 
     def forget(self) -> None:
