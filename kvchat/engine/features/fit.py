@@ -32,11 +32,11 @@ from kvchat.engine.sizes import RANK
 from kvchat.errors import KvchatError
 
 LATER = 512  # tokens of a document's end: they ask, and nothing of them is evicted
-EACH = 4  # one of so many of them is looked at
+EACH = 8  # one of so many of them is looked at
 SHARES = (0.05, 0.1, 0.25, 0.5)  # of the entries before them that stay
-RECENT = (0.5, 0.97)  # of those so many are the newest, the rest are attended to most
+RECENT = 0.5  # of those so many are the newest, the rest are attended to most
 HIDDEN = 64  # hidden features
-STEPS = 1200
+STEPS = 600
 RATE = 3e-3
 BEGINNING = -3.0  # logarithm of the share of what is gone that a state has at first
 FLOOR = 0.2  # of the mean error, beside an example's own: what its error is measured by
@@ -154,7 +154,7 @@ class Fit:
 def examples(
     keys: Tensor, values: Tensor, queries: Tensor, seen: Tensor, mass: Tensor
 ) -> Iterator[Example]:
-    """Evictions from a layer, one for each of `SHARES` and `RECENT`.
+    """Evictions from a layer, one for each of `SHARES`.
 
     `keys, values [H, T, D]`, `queries [W, H*G, D]` that see the first `seen [W]` entries, `mass
     [H, T]` the attention that entries get.
@@ -166,17 +166,16 @@ def examples(
     logits = logits.masked_fill(hidden[None, :, None], -torch.inf)
     whole, _ = _attended(logits, values)
     for share in SHARES:
-        for recent in RECENT:
-            newest = max(1, round(share * recent * before))
-            heavy = max(1, round(share * before) - newest)
-            gone = torch.ones(heads, before, dtype=torch.bool)
-            gone[:, before - newest :] = False
-            best = mass[:, : before - newest].topk(heavy, dim=1).indices
-            gone.scatter_(1, best, value=False)
-            left = logits.clone()
-            left[..., :before].masked_fill_(gone[:, None, None], -torch.inf)
-            kept, lse = _attended(left, values)
-            yield Example(keys[:, :before], values[:, :before], gone, queries, kept, lse, whole)
+        newest = max(1, round(share * RECENT * before))
+        heavy = max(1, round(share * before) - newest)
+        gone = torch.ones(heads, before, dtype=torch.bool)
+        gone[:, before - newest :] = False
+        best = mass[:, : before - newest].topk(heavy, dim=1).indices
+        gone.scatter_(1, best, value=False)
+        left = logits.clone()
+        left[..., :before].masked_fill_(gone[:, None, None], -torch.inf)
+        kept, lse = _attended(left, values)
+        yield Example(keys[:, :before], values[:, :before], gone, queries, kept, lse, whole)
 
 
 def fitted(every: Sequence[Example], output: Tensor, steps: int, seed: int = 0) -> Features:
