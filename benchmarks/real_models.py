@@ -53,10 +53,7 @@ BYTES = (  # a quarter and a tenth of the bytes of everything in 16 bits
     ("kvzip:bits=4", "72%"), ("kvzip:bits=4", "29%"),
 )  # fmt: skip
 SYSTEMS_SEEN = (("kvcompress", "10%"), ("corm", "10%"), ("qaq", "10%"))
-LESS = (
-    ("h2o", "25%"), ("less", "25%"), ("h2o", "10%"), ("less", "10%"),
-    ("streamingllm", "25%"), ("less@lambda", "25%"),
-)  # fmt: skip
+LESS = (("h2o", "25%"), ("less", "25%"), ("h2o", "10%"), ("less", "10%"))
 DRAWN = ("facts", "facts-seen")
 SEEN = ("kvzap", "adakv", "snapkv", "pyramidkv")
 
@@ -83,7 +80,7 @@ EXPERIMENTS = (
     Experiment("facts-seen", "facts:meetings.jsonl", 3, 10, True, cells(SEEN, "10%", "5%")),
     Experiment("facts-rest", "facts:stories.jsonl", 3, 10, False, cells(REST, "50%", "25%")),
     Experiment("facts-systems", "facts:stories.jsonl", 3, 10, False, SYSTEMS),
-    Experiment("facts-less", "facts:stories.jsonl", 9, 10, False, LESS),
+    Experiment("facts-less", "facts:stories.jsonl", 3, 10, False, LESS),
     Experiment("facts-systems-seen", "facts:meetings.jsonl", 3, 10, True, SYSTEMS_SEEN),
     Experiment("facts-bytes", "facts:stories.jsonl", 15, 10, False, BYTES),
     Experiment("stories-bytes", "references:stories.jsonl", 3, 3, False, BYTES),
