@@ -19,7 +19,6 @@ from kvchat.engine.cache.layer import KVCache
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain
-from kvchat.engine.memory import trim
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.prefill.prefill import Compression
@@ -213,7 +212,7 @@ def decode(engine: Engine, cache: KVCache, tokens: int) -> int:
 
 
 def _begin(device: torch.device) -> int:
-    trim()
+    machine.trim()
     machine.reset_peak(device)
     return machine.in_use(device)
 

@@ -16,7 +16,6 @@ from kvchat.engine.cache.low_rank import LowRankSegment, joined
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.gates import Scorer
-from kvchat.engine.memory import trim
 from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
@@ -60,7 +59,6 @@ def stream(
         held = sum(layer.kept_bytes for layer in cache.layers)
         reading = yield from _shifted(steps, a, b, len(ids), held)
         join(cache, reading.caches[0])
-        trim()  # or what parts have freed adds up, in holes that the next one does not fit
         select += reading.select_seconds
     if method.retrieves:
         cache = _applied(method, cache, empty_cache(model, backend), geometry)
