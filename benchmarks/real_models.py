@@ -3,7 +3,8 @@
     python benchmarks/real_models.py --texts FOLDER MODEL…
 
 FOLDER has stories.jsonl and meetings.jsonl: lines with `text` and `questions` with `references`
-(SQuALITY and QMSum in this form; docs/eval.md says more). Facts are hidden in pieces of these texts
+(SQuALITY and QMSum in this form; docs/eval.md says more). `less` wants its maps: `kvchat calibrate
+MODEL --for less` before. Facts are hidden in pieces of these texts
 by a seed on which nothing was tuned. A document is a piece of work of its own, kept under
 `.results/`; a run that was stopped goes on with what is missing. `--only` names experiments, and
 what is stored of others stays. `--page` writes the page alone.
@@ -52,6 +53,7 @@ BYTES = (  # a quarter and a tenth of the bytes of everything in 16 bits
     ("kvzip:bits=4", "72%"), ("kvzip:bits=4", "29%"),
 )  # fmt: skip
 SYSTEMS_SEEN = (("kvcompress", "10%"), ("corm", "10%"), ("qaq", "10%"))
+LESS = (("h2o", "25%"), ("less", "25%"), ("h2o", "10%"), ("less", "10%"))
 DRAWN = ("facts", "facts-seen")
 SEEN = ("kvzap", "adakv", "snapkv", "pyramidkv")
 
@@ -78,6 +80,7 @@ EXPERIMENTS = (
     Experiment("facts-seen", "facts:meetings.jsonl", 3, 10, True, cells(SEEN, "10%", "5%")),
     Experiment("facts-rest", "facts:stories.jsonl", 3, 10, False, cells(REST, "50%", "25%")),
     Experiment("facts-systems", "facts:stories.jsonl", 3, 10, False, SYSTEMS),
+    Experiment("facts-less", "facts:stories.jsonl", 3, 10, False, LESS),
     Experiment("facts-systems-seen", "facts:meetings.jsonl", 3, 10, True, SYSTEMS_SEEN),
     Experiment("facts-bytes", "facts:stories.jsonl", 15, 10, False, BYTES),
     Experiment("stories-bytes", "references:stories.jsonl", 3, 3, False, BYTES),

@@ -16,9 +16,10 @@ def calibrate(
     texts: Annotated[list[str] | None, typer.Argument(help="Documents to fit it to.")] = None,
     **given: Any,
 ) -> int:
-    """Fit the gate of a model: kvzap then compresses in one prefill what kvzip does in two.
+    """Fit what a method wants of a model: the gate of kvzap, or with --for less its maps.
 
-    Each text is read with kvzip's replays; a linear map per layer then foretells their scores.
+    Each text is read, for the gate with kvzip's replays, whose scores a linear map per layer then
+    foretells; for the maps as it is, and entries that are evicted are then made good by a state.
     Some minutes on a CPU for a model below 1 B parameters; Ctrl-C stops, and the same command goes
     on.
     """

@@ -12,6 +12,7 @@ from kvchat.engine import attribution, compaction, ops, selection
 from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.low_rank import Features
 from kvchat.engine.decode.loop import Writer, compile_beside
 from kvchat.engine.decode.sampler import Constraint, Sampler
 from kvchat.engine.decode.sampling import Sampling
@@ -19,6 +20,7 @@ from kvchat.engine.decode.together import together
 from kvchat.engine.decode.warm_card import Warming
 from kvchat.engine.devices import entry, on_its_card, resolve_device, resolve_dtype
 from kvchat.engine.events import Loading, Progress, Smaller, drain
+from kvchat.engine.features import find as find_features
 from kvchat.engine.gates import Gate, Scorer, find
 from kvchat.engine.kernels import kernels_on
 from kvchat.engine.methods.base import Method
@@ -163,6 +165,25 @@ class Engine:
             )
         return self.gate
 
+    @cached_property
+    def features(self) -> list[Features] | None:
+        """The maps of LESS of every layer that attends to all tokens, if they were fitted."""
+        return find_features(self.model)
+
+    def _fitted(self, needs: Sequence[Needs]) -> None:
+        """Give the blocks maps that are needed. Raises KvchatError("usage") if there are none."""
+        if not any(each.features for each in needs):
+            return
+        if self.features is None:
+            raise KvchatError(
+                "usage",
+                "there are no maps for this model, and less needs them",
+                "kvchat calibrate MODEL --for less  (fits them: some minutes)",
+                "--method h2o  (the same entries, without a state of the others)",
+            )
+        for block, features in zip(self.model.full_blocks, self.features, strict=True):
+            block.features = features
+
     @property
     def weights(self) -> str:
         """How weights are stored: in few bits, the dtype that is computed in, or what of these a
@@ -237,8 +258,9 @@ class Engine:
         for method in methods if self.kernels == "numba" else ():
             if method.kind:
                 compile_beside(self.dtype, method.kind)
-        asked = any(each.gate for each in [*needs, *(method.needs for method in methods)])
-        return self.required_gate() if asked else None
+        asked = [*needs, *(method.needs for method in methods)]
+        self._fitted(asked)
+        return self.required_gate() if any(each.gate for each in asked) else None
 
     @entry
     def extend(
@@ -265,6 +287,7 @@ class Engine:
         The generator's value are the last logits `[vocab]` and the seconds that choosing took; see
         `selection.extend_choosing`.
         """
+        self._fitted([method.needs])
         steps = selection.extend_choosing(self.model, cache, ids, self.chunk, method)
         x, seconds = yield from steps
         return self.model.logits(x[-1:])[0], seconds
@@ -283,12 +306,14 @@ class Engine:
             layer.archive = archive
         if not selection.can_choose(cache, method):
             return None
+        self._fitted([method.needs])
         selection.choose(self.model, cache, method)
         return cache
 
     @entry
     def choose(self, cache: KVCache, method: Method) -> float:
         """Choose again what is kept, from the cache's archive; see `selection.choose`."""
+        self._fitted([method.needs])
         return selection.choose(self.model, cache, method)
 
     @entry

@@ -54,6 +54,7 @@ class Reading(Answering):
                     "usage",
                     f"no full copy can be kept of a document of {len(ids):,} tokens that is read "
                     f"in {len(streamed.parts)} parts",
+                    "-p QUESTION  (known before the prefill: nothing need be kept for it)",
                     "--keep-full off",
                     "--method pqcache  (keeps every entry by itself)",
                 )

@@ -15,6 +15,8 @@ PLAIN = 6 * 4 * PLAIN_VALUES
 # On a CPU large products are no faster beyond a few hundred entries.
 CHUNKS = {"cpu": 512, "cuda": 2048}
 
+RANK = 8  # features of a key or query in a state of what was evicted
+
 REPLAY = 2048  # tokens of a replay of many short texts, in one go
 CHUNK = 512  # tokens of the document that one replay repeats
 REQUEST = 54  # tokens that ask for a repetition, before each part; less with a large vocabulary

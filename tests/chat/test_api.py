@@ -7,11 +7,13 @@ import sys
 import pytest
 
 import kvchat
+from kvchat.chat.attach import attach
+from kvchat.documents import read
 from kvchat.engine import sizes
 from kvchat.engine.events import Delta, TurnDone
 from kvchat.errors import KvchatError
 from tests.support.forked import kvchat as program
-from tests.support.program import DEMO
+from tests.support.program import DEMO, SAMPLE
 
 STORY = "The boat of Mara Voss is Endeavour. " + "The mill stands by the river. " * 60
 QUESTION = "What is the boat of Mara Voss?"
@@ -38,6 +40,32 @@ def test_an_answer_says_where_it_is_from(story):
         assert STORY[source.start : source.end] == source.text and 0.1 <= source.weight <= 1
         assert source.document == str(story) and source.label == "line 1"
         assert list(chat.sources) == list(answer.sources)
+
+
+def test_sources_search_and_files_of_a_document_that_is_read_in_parts(tmp_path, monkeypatch):
+    """Places are those of the document, whatever positions its parts stand at."""
+    monkeypatch.setattr(sizes, "SMALL", 10)
+    text = f"{SAMPLE.read_text('utf-8')[5000:9500]}\n"
+    (tmp_path / "book.txt").write_text(text)
+    (tmp_path / "more.txt").write_text("The lamp of Otto Birk is green. " * 4)
+    place = [tmp_path / "book.txt"]
+    given = {"method": "kvzip", "budget": "60%", "ctx_size": "512", "overflow": "stream"}
+    with kvchat.open(str(DEMO), place, prompt_cache="off", max_tokens=12, **given) as opened:
+        chat = opened._chat
+        assert chat.book.streamed is not None and len(chat.book.streamed.parts) > 3
+        wanted = "What is the boat of Henrik Ingram?"
+        [source, *_] = opened.ask(wanted).sources
+        assert "Henrik Ingram is Endeavour" in text[source.start : source.end] == source.text
+        assert chat.book.found("boat Henrik Ingram")[0].text == source.text
+        assert attach(chat, [read(str(tmp_path / "more.txt"))])
+        assert [file.title for file in chat.book.files] == ["book.txt", "more.txt"]
+        [source, *_] = opened.ask(wanted).sources
+        assert source.text == text[source.start : source.end]
+        assert "Henrik Ingram" in source.text
+    asked = [str(place[0]), "-p", wanted, "-c", "512", "--overflow", "stream", "--budget", "15%"]
+    asked += ["--method", "adakv", "--prompt-cache", "off", "--select"]
+    told, blind = (program(*asked, how).stdout for how in ("question", "document"))
+    assert b"Endeavour" in told and blind and b"Endeavour" not in blind
 
 
 def test_a_short_document_is_kept_whole_whatever_the_method(story, monkeypatch):

@@ -18,15 +18,15 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import load
 from kvchat.engine.prefill.global_budget import Pool
 from kvchat.kernels.reference import dense_attention
-from tests.engine.tiny import torch_backend
+from tests.engine.tiny import random_features, torch_backend
 from tests.support.closeness import assert_close
 
 EVICTING = [n for n in METHODS if issubclass(load(n), Eviction)]
 """Methods that keep entries as they are, or drop them."""
 RETRIEVING = [n for n, entry in METHODS.items() if entry.retrieves]
 """Methods that keep every entry, where each written token chooses what it reads."""
-KEEPING = [n for n in METHODS if n not in RETRIEVING and n != "qaq"]
-"""Methods whose budget is what is kept, by the entry; that of qaq is in bytes."""
+KEEPING = [n for n in METHODS if n not in RETRIEVING and n not in ("qaq", "less")]
+"""Methods whose budget is what is kept, by the entry; those of qaq and less pay for more."""
 
 
 def paired(names: Sequence[str], *columns: Sequence, times: int = 1) -> list[tuple]:
@@ -78,6 +78,7 @@ def prefilled(keys: Tensor, queries: Tensor, scale: float, start: int = 0) -> Pr
         }
         | {GATE: torch.rand(heads, tokens, generator=generator)},
         output=torch.randn(query_heads, dim, 2 * dim, generator=generator),
+        features=random_features(1, heads, query_heads // heads, dim)[0],
     )
 
 

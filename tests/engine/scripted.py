@@ -22,7 +22,7 @@ class LoggedEngine(Engine):
     def __init__(self, engine: Engine):
         super().__init__(engine.model)
         self.chunk = engine.chunk
-        vars(self)["gate"] = engine.gate
+        vars(self)["gate"], vars(self)["features"] = engine.gate, engine.features
         self.log: list[int] = []
 
     def prefill(self, ids, *rest, **more):

@@ -29,6 +29,7 @@ IDS, AFTER = random_ids(90), random_ids(6, seed=3)
 METHODS = (
     "full", "adakv:budget=40%,window=8", "kvzip:budget=40%", "kvmerger:budget=50%",
     "adakv:budget=40%,window=8,bits=8", "kvzip:budget=60%,bits=4", "streamingllm:budget=40%",
+    "less:budget=60%",
 )  # fmt: skip
 
 

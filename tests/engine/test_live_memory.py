@@ -105,9 +105,9 @@ def large(tmp_path_factory):
     [("bf16", "auto", 0.5), ("f32", "auto", 0.891), ("f32", "int8", 0.252), ("f32", "int4", 0.145)],
 )
 def test_loading_grows_by_the_weights_and_one_tensor_at_most(large, dtype, weights, share):
-    """Of plain numbers that need no conversion the table that is looked up stays mapped to the file:
-    it is not anonymous at all. What is stored in few bits is made from there, so plain numbers
-    never stand beside it."""
+    """Of plain numbers that need no conversion the table that is looked up stays mapped to the
+    file: it is not anonymous at all. What is stored in few bits is made from there, so plain
+    numbers never stand beside it."""
     folder, total, largest = large
     command = [sys.executable, "-c", SCRIPT, str(folder), dtype, weights]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -50,7 +50,8 @@ def rewritten(path, **changes):
 METHODS = ["full", "adakv:budget=30%,window=8", "kvmerger:budget=50%", "kvzip", "snapkv:bits=4",
            "pqcache:budget=30%,dense_below=0,code_bits=4,sinks=3",
            "squeezed:budget=30%,dense_below=0,levels=2",
-           "kcache:budget=30%,dense_below=0", "qaq:budget=30%", "elastic"]  # fmt: skip
+           "kcache:budget=30%,dense_below=0", "qaq:budget=30%", "elastic",
+           "less:budget=60%", "less:budget=60%,bits=8"]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,6 +9,7 @@ from datetime import date
 
 import pytest
 
+from kvchat.engine.text import tokenizer as text_tokenizer
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.engine.text.template_form import UNDATED
 from kvchat.engine.text.tokenizer import TextStream, Tokenizer
@@ -46,6 +47,22 @@ def test_pieces_encode_like_the_whole_text(tokenizer):
             pieces += [(random_text(dice, WORDS, 4), False), (dice.choice(names), True)]
         pieces.append((random_text(dice, WORDS, 4), dice.random() < 0.5))
         assert tokenizer.encode(pieces) == whole(tokenizer, "".join(text for text, _ in pieces))
+
+
+def test_long_text_is_encoded_piece_by_piece_to_the_same_ids(tokenizer, monkeypatch):
+    """And each id begins where it did; a text without a place to cut stays in one piece."""
+    dice = random.Random(3)
+    for text in (random_text(dice, WORDS + EMOJI, 3000) * 3, "x" * 900, "\n" * 900, "灯台" * 400):
+        for pieces in ([(text, False)], [("The", True), (text, False)]):
+            monkeypatch.setattr(text_tokenizer, "PIECE", 10**9)
+            whole_ids, begins = tokenizer.encode(pieces), tokenizer.begins(pieces)
+            monkeypatch.setattr(text_tokenizer, "PIECE", 200)
+            assert tokenizer.encode(pieces) == whole_ids
+            assert tokenizer.begins(pieces) == begins
+    text = " ".join(["The keeper counted ships."] * 40)
+    cut = list(tokenizer._cut(text, "start"))
+    assert len(cut) > 4 and "".join(piece for piece, _ in cut) == text
+    assert [after for _, after in cut] == ["start", *["text"] * (len(cut) - 1)]
 
 
 def test_a_continuation_encodes_like_the_end_of_the_text(tokenizer):

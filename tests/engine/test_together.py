@@ -18,7 +18,7 @@ QUESTIONS = [random_ids(count, seed=count) for count in (3, 9, 1, 30, 5)]
 METHODS = (
     "full", "adakv:budget=40%,window=8", "kvzip:budget=60%,bits=4", "streamingllm:budget=40%",
     "pqcache:budget=20%,block=4,dense_below=100", "kcache:budget=40%,block=4,dense_below=100",
-    "squeezed:budget=40%,block=4,dense_below=100",
+    "squeezed:budget=40%,block=4,dense_below=100", "less:budget=60%",
 )  # fmt: skip
 
 
@@ -51,8 +51,9 @@ def together(engine, cache, questions, tokens=8):
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("method", METHODS)
 def test_answers_are_those_of_one_asker(checkpoint, kernels, method):
-    engine = load_engine(checkpoint())
-    engine = Engine(engine.model, kernels=kernels)
+    made = load_engine(checkpoint())
+    engine = Engine(made.model, kernels=kernels)
+    vars(engine)["features"] = made.features
     cache, _ = read(engine, IDS, parse_method(method))
     before = cache.memory()
     answers, sizes = together(engine, cache, QUESTIONS)

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.engine.attention import backend
 from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.low_rank import Answers, Asks, Features
 from kvchat.engine.decode.loop import compile_beside
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
@@ -15,6 +16,7 @@ from kvchat.engine.gates import Gate
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.sizes import RANK
 
 SHAPE = {
     "vocab_size": 96,
@@ -60,6 +62,26 @@ def random_gate(engine: Engine, seed: int = 5) -> Gate:
     return Gate(weight, torch.rand(layers, heads, 20, generator=generator))
 
 
+def random_features(layers: int, heads: int, group: int, dim: int, seed: int = 6) -> list[Features]:
+    """Maps that make anything of queries and keys."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * shape[-2] ** -0.5
+
+    return [
+        Features(
+            Asks(
+                random(heads * group, dim, 12),
+                random(heads * group, 12, RANK),
+                random(1, heads * group)[0],
+            ),
+            Answers(random(heads, dim, 12), random(heads, 12, RANK), random(heads, RANK, RANK)),
+        )
+        for _ in range(layers)
+    ]
+
+
 def load_engine(
     folder: Path, dtype: str = "f32", chunk: int = 2048, weights: str = "auto"
 ) -> Engine:
@@ -67,6 +89,10 @@ def load_engine(
     engine = drain(Engine.load(folder, load_config(folder), dtype, "cpu", weights))
     engine.chunk = chunk
     vars(engine)["gate"] = random_gate(engine)
+    config = engine.config
+    group = config.num_heads // config.num_kv_heads
+    shape = len(config.full_layers), config.num_kv_heads, group, config.head_dim
+    vars(engine)["features"] = random_features(*shape)
     compile_beside(engine.dtype).join()  # or it would work beside what a test measures
     return engine
 

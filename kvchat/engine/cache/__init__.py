@@ -8,6 +8,7 @@ SEGMENTS = {
     "pq": "kvchat.engine.cache.pq:PQSegment",
     "clusters": "kvchat.engine.cache.clusters:ClusterSegment",
     "keys": "kvchat.engine.cache.keys:KeySegment",
+    "low-rank": "kvchat.engine.cache.low_rank:LowRankSegment",
     "mixed": "kvchat.engine.cache.mixed:MixedSegment",
     "quantized": "kvchat.engine.cache.quantized:QuantizedSegment",
 }

@@ -12,6 +12,7 @@ from kvchat.engine.cache.clusters import ClusterSegment
 from kvchat.engine.cache.keys import KeySegment
 from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.lookup import LookupSegment
+from kvchat.engine.cache.low_rank import LowRankSegment
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.decode.room import Arrays, Lane, Room
@@ -156,14 +157,17 @@ class Past:
         assert self._live is not None
         newest = min(tail.length, self.window or tail.length)
         self._live.take(tail.spans(tail.length - newest, tail.length))
-        sets, others = [], []
+        sets, beside = [], []  # what kernels read, and what torch has attended to
         if isinstance(layer, LayerCache):
             for segment in layer.segments:
                 found = self._sets(segment)
                 if found is None:
-                    others.append(segment)
+                    wide = lane.seen_q.to(tail.k.dtype)
+                    beside.append(segment.attend(wide, float(self.scale), layer.backend))
                 else:
                     sets += found
+                if isinstance(segment, LowRankSegment):
+                    beside.append(segment.state.attend(lane.seen_q))
         sets.append(self._live)
         entries = sum(int(each.length.sum()) for each in sets)
         many = self.threads > 1 and entries * room.dim >= WORTH
@@ -171,17 +175,15 @@ class Past:
         state, fresh, q = room.state(splits), True, lane.queries
         for number, each in enumerate(sets):
             each.ready(q, self.scale, many)
-            last = number == len(sets) - 1 and not others
+            last = number == len(sets) - 1 and not beside
             each.kernels[many](
                 q, *each.store, each.start, each.length, each.bias, self.scale, self.cap,
                 room.width, splits, fresh, last, *state, room.asked, room.logits, *each.room,
                 lane.o, lane.lse,
             )  # fmt: skip
             fresh = False
-        for number, segment in enumerate(others):
-            wide = lane.seen_q.to(tail.k.dtype)
-            o, lse = segment.attend(wide, float(self.scale), layer.backend)
-            last = number == len(others) - 1
+        for number, (o, lse) in enumerate(beside):
+            last = number == len(beside) - 1
             include(*state, splits, last, _row(o), _row(lse), lane.o, lane.lse)
 
     def _sets(self, segment: Any) -> list[Set] | None:
@@ -199,6 +201,8 @@ class Past:
     def _made(self, segment: Any) -> list[Set] | None:
         if isinstance(segment, LookupSegment):
             return [Chosen(segment, self.room)]
+        if isinstance(segment, LowRankSegment):
+            segment = segment.entries
         return [Set(part, self.room) for part in segment.parts or ()] or None
 
 

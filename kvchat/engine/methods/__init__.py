@@ -24,6 +24,7 @@ CHAT = ("the attention that entries of the conversation receive",
         "a second pass over the conversation's entries per token")  # fmt: skip
 REPLAYS = ("replays: the document is repeated by the model",
            "a second prefill with three times the attention FLOPs")  # fmt: skip
+FITTED = ("the attention that each entry gets, and maps fitted to the model", MASS[1])
 GATED = ("a gate: a linear map per layer, fitted to the model", "next to nothing")
 ASKING = ("replays: every sentence is put to the model as a question",
           "1.5 to 2 more prefills with twice the attention FLOPs")  # fmt: skip
@@ -89,6 +90,8 @@ METHODS = {
         "every entry joins the nearest of those attended to most"),
     "cam": entry("simple:CaM", declared.CaMOptions, CHAT, "ICML 2024 (CaM)",
         "StreamingLLM; old turns merge values into later entries"),
+    "less": entry("less:Less", sizes.LessOptions, FITTED, "arXiv 2402.09398",
+        "H2O's entries, and a small state of all the others"),
     "qaq": entry("qaq:QAQ", sizes.QAQOptions, WINDOW, "arXiv 2403.04643",
         "bits of each entry by what an error of it would change"),
     "corm": entry("window:CORM", declared.CORMOptions, WINDOW, "arXiv 2404.15949",

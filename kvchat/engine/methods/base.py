@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
+from kvchat.engine.cache.low_rank import Features
 from kvchat.engine.cache.quantized import QuantizedSegment
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods.needs import Needs, ReplayScore
@@ -39,7 +40,7 @@ class Prefilled:
     they are not). Where the method's `needs` name them: `column_mass [H, T]` fp32, summed over
     queries and query heads, `moments`, and the scores `told[score] [H, T]` of replays or of a gate,
     infinite for entries that no replay is about. `output [H*G, D, hidden]` is the output projection
-    by query head.
+    by query head, `features` are the maps of LESS, where the model has them.
 
     Entries of a conversation that were kept before and entries that join them differ in number from
     head to head: then `position [H, T]` (int32) says where each belongs, `count [H, T]` (int32) how
@@ -64,6 +65,7 @@ class Prefilled:
     moments: Moments | None = None
     told: Mapping[ReplayScore, Tensor] | None = None
     output: Tensor | None = None
+    features: Features | None = None
     position: Tensor | None = None
     count: Tensor | None = None
     absent: Tensor | None = None

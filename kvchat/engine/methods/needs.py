@@ -27,12 +27,14 @@ class Needs:
     `queries`: how many of the last queries (W). `column_mass`: the attention that every entry gets
     from all queries. `future`: over how many coming positions the moments of the queries are to be
     averaged; 0 for no moments. `replay_scores`: scores from replays of the document.
+    `features`: maps that were fitted to the model.
     """
 
     queries: int = 0
     column_mass: bool = False
     future: int = 0
     replay_scores: frozenset[ReplayScore] = frozenset()
+    features: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
@@ -40,6 +42,7 @@ class Needs:
             self.column_mass or other.column_mass,
             max(self.future, other.future),
             self.replay_scores | other.replay_scores,
+            self.features or other.features,
         )
 
     def __bool__(self) -> bool:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvchat.engine.budget import DEFAULT_BUDGET, Budget
-from kvchat.engine.methods.options import Options, Stored, option, own_size
+from kvchat.engine.methods.options import EvictionOptions, Options, Stored, option, own_size
 from kvchat.errors import KvchatError
 
 MODES = ("budget", "eps")
 VALUES = ("votes", "paper")
 MEANS = ("votes", "plain")
+SPARSE = ("h2o", "streamingllm", "snapkv", "adakv")
 AS_PRINTED = {"mode": "eps", "sinks": 0, "longest": 0, "value": "paper"}
 
 
@@ -57,6 +58,17 @@ class ElasticOptions(Stored):
     recent: int = option(32, "newest entries that are anchors", 1)
     value: str = option("votes", "a merged entry counts as its tokens, or once", choices=MEANS)
     PRESETS: ClassVar = {"paper": {"sinks": 1, "recent": 25, "value": "plain"}}
+
+
+@dataclass(frozen=True)
+class LessOptions(EvictionOptions):
+    """Of a state of what is evicted. `paper` has H2O's entries, `lambda` sinks and newest ones."""
+
+    sparse: str = option("h2o", "the method that says which entries stay", choices=SPARSE)
+    PRESETS: ClassVar = {
+        "paper": {"sparse": "h2o", "sinks": 0},
+        "lambda": {"sparse": "streamingllm"},
+    }
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Squeezed(SqueezedOptions, Lookup):
     query. A bound is chosen by the last `window` queries, so that they read the budget on average,
     centroids included; later ones read as much as they need. With `levels=2` clusters are clustered
     once more, and only those in a cluster that is worth enough are compared. Different here: a
-    bound of each layer or head, where the authors have one for all; the queries of a KV head agree
+    bound of each layer or head, met by each observed query's own worths, where the authors have one
+    for all, a quantile of worths on the mean of these queries; the queries of a KV head agree
     (`aggregate`); sinks and a window of the newest entries are read in any case (not by `paper`),
     and what leaves the window joins the nearest cluster; K-means begins with drawn keys.
     """

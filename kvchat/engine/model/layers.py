@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kvchat.engine import ops
+from kvchat.engine.cache.low_rank import Features
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.shard import Shard
@@ -199,6 +200,7 @@ class Block(nn.Module):
         self.mlp_output_norm = norm(behind)
         self.residual, self.eps = config.residual_scale, config.rms_norm_eps
         self.factors = _query_factors(config, self.kind.rope)
+        self.features: Features | None = None  # that were fitted to the model
         self._query: float | Tensor | None = None
         self._wide_factors: Tensor | None = None
 

@@ -229,6 +229,7 @@ def prefilled(
         moments=moments([document, *probes], coming, needs.future) if needs.future else None,
         told=told,
         output=block.output(keys.dtype),
+        features=block.features,
         cap=layer.backend.cap,
         asked=bool(probes),
         peers=block.self_attn.peers,

@@ -12,6 +12,7 @@ from math import ceil
 from kvchat.engine.attention.entries import Backend
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.low_rank import LowRankSegment, joined
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.gates import Scorer
@@ -110,11 +111,11 @@ def join(cache: KVCache, part: KVCache) -> None:
     """Put what was kept of a part behind what was kept before it."""
     for layer, new in zip(cache.layers, part.layers, strict=True):
         (segment,) = new.segments
-        assert isinstance(segment, FlatSegment), segment.kind
         before = layer.segments[0] if layer.segments else None
-        assert before is None or isinstance(before, FlatSegment)
+        assert isinstance(segment, FlatSegment | LowRankSegment), segment.kind
+        assert before is None or isinstance(before, FlatSegment | LowRankSegment)
         layer.thaw(segment.span[1])
-        layer.segments = [segment if before is None else before.joined(segment)]
+        layer.segments = [segment if before is None else joined(before, segment)]
     cache.windows, cache.position, cache.saved = part.windows, part.position, part.saved
 
 

@@ -79,6 +79,8 @@ def require_segment(
         _quantized(contents, span, shape)
     elif kind == "mixed":
         _mixed(contents, span, shape)
+    elif kind == "low-rank":
+        _low_rank(contents, span, shape)
     elif kind == "pq":
         _coded(contents, span, shape, tokens, torch.uint8)
     elif kind == "clusters":
@@ -173,6 +175,20 @@ def _mixed(contents: Contents, span: Span, shape: Shape) -> None:
         part = contents.part(f"{width}.")
         (_flat if width == "16" else _quantized)(part, span, shape)
         part.end()
+
+
+def _low_rank(contents: Contents, span: Span, shape: Shape) -> None:
+    part = contents.part("entries.")
+    (_quantized if "k_scale" in part else _flat)(part, span, shape)
+    part.end()
+    heads, dim, wide = shape.heads, shape.dim, torch.float32
+    rank = contents.take("mass", wide, heads, None).shape[1]
+    contents.take("total", wide, heads, rank, dim)
+    queries, _, hidden = contents.take("asks.inner", wide, None, dim, None).shape
+    contents.take("asks.outer", wide, queries, hidden, rank)
+    contents.take("asks.shift", wide, queries)
+    if not queries or queries % heads:
+        raise Refused(f"its maps are of {queries} heads over {heads}")
 
 
 def _lookup(contents: Contents, span: Span, shape: Shape, tokens: int, width: int) -> int:

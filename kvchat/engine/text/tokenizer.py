@@ -17,6 +17,10 @@ FILES = ("tokenizer.json", "tokenizer.model")
 KINDS = (".json", ".jinja", ".model", ".txt")  # of files that the library may look into
 ASCII_SPACES = " \t\n\v\f\r"
 INCOMPLETE = "\ufffd"
+WORD = re.compile(r"(?<=\S) (?=\w)|(?<=\n)(?=\w)")  # where one begins
+PIECE = 2**16  # characters that are tokenised at once, about: a library takes 100 bytes for each
+AROUND = 256  # characters on either side of a cut that have to part there
+CUTS = 16  # places where a cut is tried, before a piece gets longer
 ANCHOR = "\n"
 
 
@@ -116,6 +120,35 @@ class Tokenizer:
         return [*atoms, (text[end:], None)]
 
     def _plain(self, text: str, after: str) -> list[int]:
+        return [
+            each
+            for piece, before in self._cut(text, after)
+            for each in self._at_once(piece, before)
+        ]
+
+    def _cut(self, text: str, after: str) -> Iterator[tuple[str, str]]:
+        """Pieces of a run of plain text and what stands before each, that give the ids of the run.
+
+        They begin with a word, where the text around has the same ids in one piece and in two.
+        """
+        start, end = 0, PIECE
+        while len(text) > end + PIECE // 2:
+            places = [match.start() for match in WORD.finditer(text, end - PIECE // 2, end)]
+            good = (place for place in places[: -CUTS - 1 : -1] if self._parts(text, place))
+            if (place := next(good, None)) is None:
+                end += PIECE // 2
+                continue
+            yield text[start:place], after
+            start, end, after = place, place + PIECE, "text"
+        yield text[start:], after
+
+    def _parts(self, text: str, at: int) -> bool:
+        """Whether what stands around a place has the same ids in one piece and in two."""
+        left, right = text[max(0, at - AROUND) : at], text[at : at + AROUND]
+        whole, *two = (self._at_once(each, "text") for each in (left + right, left, right))
+        return whole == two[0] + two[1]
+
+    def _at_once(self, text: str, after: str) -> list[int]:
         text, anchored = self._fitted(text, after)
         if not text:
             return []
@@ -135,6 +168,13 @@ class Tokenizer:
 
     def _plain_begins(self, text: str, after: str) -> list[int]:
         """Where the ids of a run of plain text begin in it."""
+        found, at = list[int](), 0
+        for piece, before in self._cut(text, after):
+            found += [at + begin for begin in self._begins_at_once(piece, before)]
+            at += len(piece)
+        return found
+
+    def _begins_at_once(self, text: str, after: str) -> list[int]:
         fitted, anchored = self._fitted(text, after)
         cut = len(text) - len(fitted)
         if not fitted:
@@ -154,7 +194,7 @@ class Tokenizer:
             len(given),
         )
         if found is None:
-            count = len(self._plain(text, after))
+            count = len(self._at_once(text, after))
             return [len(text) * number // count for number in range(count)]
         shift = cut - (len(given) - len(fitted))
         return [max(0, begin + shift) for begin, _ in found[len(anchor) :]]
