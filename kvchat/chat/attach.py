@@ -88,9 +88,23 @@ def leave_out(chat: Chat, number: int) -> bool:
 
 
 def instruct(chat: Chat, system: str) -> bool:
-    """Go on with another system prompt. False if the person would rather not."""
-    book = _book(chat, chat.book.files, system)
-    return recompress(chat, book=book, questions=chat.chosen_for)
+    """Go on with another system prompt: behind documents it changes what only the turns need.
+
+    False if the person would rather not. Raises KvchatError.
+    """
+    if not chat.book.files or chat.options.folds:
+        book = _book(chat, chat.book.files, system)
+        return recompress(chat, book=book, questions=chat.chosen_for)
+    book, talk = chat.book.told(system), tokens_of(chat.session.turns)
+    if not agreed(chat, talk):
+        return False
+    try:
+        run(chat, chat.session.rephrase(book.dialogue), "restoring turns", talk)
+    except Dropped:
+        chat.screen.tell("interrupted: nothing has changed")
+        return False
+    chat.book = book
+    return True
 
 
 def forget(chat: Chat) -> None:
@@ -117,6 +131,7 @@ def _book(chat: Chat, files: Sequence[Document], system: str) -> Book:
         chat.options.overflow,
         longer_windows,
         thinks=chat.options.thinks,
+        folds=chat.options.folds,
     )
     if book.cut:
         chat.screen.warn(f"{book.title}: {book.cut}")

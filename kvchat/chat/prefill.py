@@ -133,6 +133,8 @@ def go_on(chat: Chat) -> bool:
     session, screen, waiting = chat.session, chat.screen, chat.waiting
     assert waiting is not None and waiting.book is not None and waiting.method is not None
     book, talk, begin = waiting.book, session.all_turns, perf_counter()
+    if not chat.options.folds:
+        book = book.told(chat.book.system)  # it may be another one by now
     try:
         run(chat, waiting.work, "prefill", len(book.ids), waits=True)
     except Dropped as stopped:

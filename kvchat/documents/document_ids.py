@@ -55,11 +55,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Book:
-    """Documents and system prompt with the ids that stand for them.
+    """Documents with the ids that stand for them, and the system prompt of their chat.
 
-    `text` is that of the documents, as far as it is in the ids; `streamed` how they are read if
-    they do not fit into the context window and nothing is to be cut. `added` are the texts of the
-    last files, with their titles, if those came later: their ids stand behind the others'.
+    It stands behind the documents, in the first turn (`Dialogue.told`), or else at the end of the
+    ids: where there is no document, or turns are compressed. `text` is that of the documents, as
+    far as it is in the ids; `streamed` how they are read if they do not fit into the context window
+    and nothing is to be cut. `added` are the texts of the last files, with their titles, if those
+    came later: their ids stand behind the others'.
     """
 
     dialogue: Dialogue
@@ -70,6 +72,16 @@ class Book:
     cut: Cut | None = None
     streamed: Streamed | None = None
     added: tuple[str, ...] = ()
+
+    def told(self, system: str) -> "Book":
+        """The same documents under another system prompt, which stands behind them: no id of them
+        changes."""
+        return replace(self, dialogue=self.dialogue.told(system), system=system)
+
+    def whole(self, text: str) -> str:
+        """A text of documents, and the system prompt if the ids have that too."""
+        told = "" if self.dialogue.system else self.system
+        return "\n\n".join(part for part in (text, told) if part)
 
     def with_added(self, files: Sequence[Document]) -> "Book":
         """The same book and other files behind it: no id of it changes."""
@@ -87,7 +99,7 @@ class Book:
         if self.dialogue.day in (None, day):
             return self
         dialogue = self.dialogue.on(day)
-        ids = dialogue.document(self.text, self.system)
+        ids = dialogue.document(self.whole(self.text))
         ids += [i for text in self.added for i in dialogue.added(text)]
         streamed = replace(self.streamed, tokens=len(ids)) if self.streamed else None
         return replace(self, dialogue=dialogue, ids=ids, streamed=streamed)
@@ -104,10 +116,13 @@ class Book:
 
     @cached_property
     def begins(self) -> list[int]:
-        """Where each of the ids begins in the joined `parts`, in characters; below 0 in what
-        stands before them."""
-        found = self.dialogue.document_begins(self.text, self.system)
+        """Where each of the ids begins in the joined `parts`, in characters; below 0 in what is
+        not theirs."""
         at = len(self.text)
+        found = [
+            begin if begin < at else -1
+            for begin in self.dialogue.document_begins(self.whole(self.text))
+        ]
         for text in self.added:
             found += [at + begin for begin in self.dialogue.added_begins(text)]
             at += len(text)
@@ -184,30 +199,37 @@ def compose(
     ways: Callable[[int], Sequence[str]] = lambda needed: (),
     day: date | None = None,
     thinks: bool | None = None,
+    folds: bool = False,
 ) -> Book:
     """The book of files and a system prompt. Raises KvchatError("too_long").
 
+    `folds`: turns are to be compressed; the system prompt stands before them then, to stay.
     `ways(needed)` are further ways out for the error; `day` and `thinks` are for the `Dialogue`. A
     text that is far too long is measured by its beginning: tokenising a library takes minutes and
     gigabytes.
     """
-    dialogue = Dialogue(tokenizer, has_document=bool(files or system), day=day, thinks=thinks)
+    dialogue = Dialogue(
+        tokenizer, bool(files or system), day, thinks, system if files and not folds else ""
+    )
     text = joined(files)
     book = Book(dialogue, tuple(files), system, text)
-    reserve = reserve_of(limit)
-    beginning = text[: PROBE * limit]
-    ids = dialogue.document(beginning, system)
-    needed = len(ids) * max(len(text), 1) // max(len(beginning), 1)
+    behind = dialogue.told_tokens
+    room = limit - reserve_of(limit) - behind
+    whole = book.whole(text)
+    beginning = whole[: PROBE * limit]
+    ids = dialogue.document(beginning)
+    needed = len(ids) * max(len(whole), 1) // max(len(beginning), 1)
     streams = overflow == "stream"
-    if len(beginning) < len(text) and (streams or needed + reserve <= limit):
-        ids = dialogue.document(text, system)
+    if len(beginning) < len(whole) and (streams or needed <= room):
+        ids = dialogue.document(whole)
         needed = len(ids)
-    if streams or needed + reserve <= limit:
+    if streams or needed <= room:
         return replace(book, ids=ids, streamed=Streamed.of(needed, limit))
-    estimated = len(beginning) < len(text)
+    estimated = len(beginning) < len(whole)
     if overflow == "error" or not text:
+        needed += behind
         raise _too_long(book, needed, limit, estimated, ways(needed))
-    return _cut(book, text, needed, limit - reserve, overflow)
+    return _cut(book, text, needed, room, overflow)
 
 
 def joined(files: Sequence[Document]) -> str:
@@ -225,7 +247,7 @@ def headed(files: Sequence[Document]) -> list[str]:
 
 def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
     """The book with as much text as fits into `room` tokens, a mark where something is missing."""
-    fixed = len(book.dialogue.document("", book.system))
+    fixed = len(book.dialogue.document(book.whole("")))
     share = (room - fixed) / max(needed - fixed, 1)
     for _ in range(12):
         kept = max(int(len(text) * share), 0)
@@ -233,14 +255,16 @@ def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
         left = len(text) - len(front) - len(back)
         mark = f"[{left:,} characters left out]"
         shortened = "\n\n".join(part for part in (front, mark, back) if part)
-        ids = book.dialogue.document(shortened, book.system)
+        ids = book.dialogue.document(book.whole(shortened))
         if len(ids) <= room:
             dropped = max(needed - len(ids), 0)
             cut = Cut(policy, dropped, left, needed, len(front))
             return replace(book, text=shortened, ids=ids, cut=cut)
         share *= 0.995 * room / len(ids)
     raise KvchatError(
-        "too_long", f"the system prompt alone needs {fixed:,} tokens; {room:,} are there"
+        "too_long",
+        f"the system prompt alone needs {fixed + book.dialogue.told_tokens:,} tokens; "
+        f"{room + book.dialogue.told_tokens:,} are there",
     )
 
 

@@ -161,7 +161,7 @@ def tokens_of_files(chat: Chat) -> list[int]:
     """Tokens of each file: exact for a single one, else by tokenizing each by itself."""
     files, session = chat.book.files, chat.session
     if len(files) == 1:
-        lead = len(session.dialogue.document("", chat.book.system))
+        lead = len(session.dialogue.document(""))
         return [len(session.document) - lead]
     encode = session.dialogue.tokenizer.encode
     return [len(encode([(f"# {f.title}\n\n{f.text}", False)], continues=True)) for f in files]

@@ -414,6 +414,11 @@ class Options:
         return int(levels), int(size)
 
     @property
+    def folds(self) -> bool:
+        """Whether old turns are compressed."""
+        return bool(self.tail_budget or self.cascade)
+
+    @property
     def sampling(self) -> Sampling:
         """How tokens are drawn; what nobody gave is the engine's default."""
         values = {name: getattr(self, name) for name in SAMPLING}
