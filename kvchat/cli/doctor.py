@@ -37,6 +37,7 @@ OPTIONAL = {
     "flash_attn": "faster prefill on CUDA: pip install 'kvchat[flash]'",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
     "pypdf": "PDF files that pypdfium2 cannot read",
+    "rapidocr": "scanned pages and pictures: pip install 'kvchat[ocr]'",
     "matplotlib": "pictures of bench and eval: pip install 'kvchat[plot]'",
 }
 Line = tuple[str, str, str]  # mark, name, what was found
