@@ -174,9 +174,9 @@ def decode(
         raise KvchatError("input", f"{name} has {len(data):,} bytes and no text")
     text, places = "", []
     for part in parts:
-        text += "\n\n" * bool(text)
+        text += sections.gap if text else ""
         places.append(Place(part.name, len(text)))
-        text += part.text.strip("\n") if total > 1 else part.text
+        text += part.text.strip("\n") if total > 1 and sections.gap else part.text
     return Document(
         name,
         text,

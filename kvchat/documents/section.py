@@ -17,7 +17,7 @@ class Section(NamedTuple):
 class Sections:
     """A document in parts; `unit` is what a part is called, in the plural: `WHOLE` for just one.
 
-    `unread` are the indices of parts that are pictures of text.
+    `unread` are the indices of parts that are pictures of text, `gap` is what stands between two.
     """
 
     parts: tuple[Section, ...]
@@ -25,3 +25,4 @@ class Sections:
     encoding: str
     notices: tuple[str, ...] = ()
     unread: tuple[int, ...] = ()
+    gap: str = "\n\n"

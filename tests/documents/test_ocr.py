@@ -51,7 +51,9 @@ def mixed(*order):
         if kind == "b":
             made.new_page(612, 792)
         else:
-            page = scan() if kind == "s" else pdf("The keeper counted the ships of the harbour. " * 3)
+            page = (
+                scan() if kind == "s" else pdf("The keeper counted the ships of the harbour. " * 3)
+            )
             made.import_pages(pypdfium2.PdfDocument(page))
     data = io.BytesIO()
     made.save(data)

@@ -45,6 +45,21 @@ def test_places_are_pages_then_headings_then_lines():
     assert named("One.\nTwo.\nThree.", "Three") == "line 3"
 
 
+def test_clauses_are_named_by_their_numbers():
+    law = "LEASE\n\n§ 1 Parties\n\nOne.\n\n§ 2a Rent\nTwo is as § 9\nsays here.\n\nThree."
+    assert named(law, "Two") == named(law, "Three") == "§ 2a Rent"
+    assert named("Article IV\n\nOne.\n\nArt. 5 Rent\n\nTwo.", "Two") == "Art. 5 Rent"
+    plain = "1. Parties\n\nOne.\n\n1.2 The rent\n\nTwo.\n\n3. Buy milk.\n4. Go\n\nThree."
+    assert named(plain, "Three") == "1.2 The rent", "a list is none"
+
+
+def test_remarks_of_code_are_no_headings():
+    code = "# Install\nOne\n\n# Use\nTwo\n"
+    assert named(code, "Two") == "Use" and named(code, "Two", "a.sh") == "line 5"
+    listing = f"# First\n\n```sh\n{code}```\n\nThree\n\n# Last\n"
+    assert named(listing, "Three") == "First"
+
+
 def test_the_best_passages_are_joined_with_their_neighbours():
     text = "Aa. Bb. Cc. Dd."
     parts, begins = spans(text), [0, 4, 8, 12]
