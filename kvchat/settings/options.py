@@ -345,15 +345,6 @@ class Options:
     markdown: bool = option(
         "--markdown/--no-markdown", SCREEN, "Render Markdown.", SWITCH, UI, default=True, live=True
     )
-    theme: str = option(
-        "--theme",
-        SCREEN,
-        "Colours of code in answers.",
-        one_of("dark", "light"),
-        UI,
-        default="dark",
-        live=True,
-    )
     color: str = option(
         "--color", SCREEN, "Colours.", one_of("auto", "always", "never"), UI, default="auto"
     )

@@ -57,7 +57,8 @@ def test_a_docx_has_pages_beside_a_text_that_they_do_not_change():
 def test_an_odt_has_pages_too():
     body = (
         "<text:p>One <text:soft-page-break/>two.</text:p>"
-        '<text:p text:style-name="P1">Three</text:p><text:p text:style-name="P2">Four</text:p><text:soft-page-break/><text:p>Five</text:p>'
+        '<text:p text:style-name="P1">Three</text:p><text:p text:style-name="P2">Four</text:p>'
+        "<text:soft-page-break/><text:p>Five</text:p>"
     )
     data = odf("text", body, STYLES)
     found = documents.decode("a.odt", data)

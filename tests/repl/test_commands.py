@@ -131,7 +131,7 @@ def test_names_may_be_shortened_and_old_ones_point_to_new_ones(scene):
         *((line, "usage") for line in (
             "/nonsense", "/s", "/", "/help nonsense", "/file 'open", "/set temprature 1",
             "/set temperature hot", "/set temperature -1", "/set stats loud", "/set max_tokens 0",
-            "/set theme blue", "/show weather", "/show memory now", "/show heads 99",
+            "/set stats blue", "/show weather", "/show memory now", "/show heads 99",
             "/show heads x", "/method adakw", "/method adakv:kernel=4", "/budget lots", "/undo 3",
             "/undo x", "/save ../up", "/rename ../up", "/drop 2", "/drop x", "/copy 1",
             "/compare adakv:window=8", "/compare full", "/export chat.doc", "/clear all",

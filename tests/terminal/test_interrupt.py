@@ -50,7 +50,11 @@ class Typed:
 def scene(tmp_path, monkeypatch, chat_folder):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     before = signal.getsignal(signal.SIGINT)
+    ends = (signal.SIGTERM, signal.SIGHUP)  # nohup has those it starts ignore one
+    held = {number: signal.signal(number, signal.SIG_DFL) for number in ends}
     yield Scene(chat_folder("byte-level", "chatml"))
+    for number, handler in held.items():
+        signal.signal(number, handler)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -133,6 +137,17 @@ def test_a_signal_to_end_between_an_answer_and_its_saving_saves_first(scene, mon
     with pytest.raises(SystemExit) as left:
         repl.talk(scene.context, Typed("What?", "never asked"))
     assert left.value.code == 128 + number and on_disk() == [("What?", "Ships.")]
+
+
+def test_a_signal_that_whoever_started_us_ignores_stays_ignored():
+    """As nohup has it."""
+    held = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as calm:
+            press(1, signal.SIGHUP)
+            assert not calm.asked()
+    finally:
+        signal.signal(signal.SIGHUP, held)
 
 
 def test_a_press_right_behind_enter_stops_the_question(scene):
