@@ -139,17 +139,6 @@ def test_a_signal_to_end_between_an_answer_and_its_saving_saves_first(scene, mon
     assert left.value.code == 128 + number and on_disk() == [("What?", "Ships.")]
 
 
-def test_a_signal_that_whoever_started_us_ignores_stays_ignored():
-    """As nohup has it."""
-    held = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Interrupt() as calm:
-            press(1, signal.SIGHUP)
-            assert not calm.asked()
-    finally:
-        signal.signal(signal.SIGHUP, held)
-
-
 def test_a_press_right_behind_enter_stops_the_question(scene):
     scene.script("Ships.")
     assert repl.talk(scene.context, Typed("What?", early=True)) == 0
