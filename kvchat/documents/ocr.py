@@ -97,8 +97,8 @@ def with_text(
             _remember(pictures, data, found)
     for number in unread:
         parts[number] = Section(parts[number].name, found[number])
-    what = f"{len(unread):,} of {len(parts):,} pages are" if len(parts) > 1 else "the text is"
-    note = f"{name}: {what} recognised from pictures (OCR): letters may be wrong"
+    what = f"{len(unread):,} of {len(parts):,} pages" if len(parts) > 1 else "all of it"
+    note = f"{name}: {what} recognised from pictures (OCR); letters may be wrong"
     return replace(sections, parts=tuple(parts), notices=(*sections.notices, note))
 
 

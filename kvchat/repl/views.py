@@ -128,7 +128,10 @@ def coverage(
         mark = "▲" if unicode else "^"
         line = "".join(mark if cell in marked else " " for cell in range(len(found)))
         lines.append(f"{line.rstrip()} the last answer is from here")
-    lines += [axis(places, end, len(found)), "least kept:"]
+    lines.append(axis(places, end, len(found)))
+    if min(piece.share for piece in found) == most:
+        return [*lines, f"{most:.0%} is kept of every part: no place is worse than another"]
+    lines.append("least kept:")
     if len(places) > 1:
         ends = [*(start for _, start in places[1:]), end]
         shares = [

@@ -11,6 +11,7 @@ from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import AUTO, BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import switched, with_budget
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import method_options, name_of, options
 from kvchat.errors import KvchatError
 from kvchat.repl import comparing
@@ -43,6 +44,8 @@ def method(context: Context, argument: str) -> None:
 
 def full_spec(chat: Chat) -> str:
     """The chat's method with its budget and all its options."""
+    if chat.method == Full():
+        return "full (every KV pair)"
     values = {"budget": chat.method.budget, **method_options(chat.method)}
     return f"{name_of(chat.method)}:{', '.join(f'{key}={value}' for key, value in values.items())}"
 
