@@ -167,8 +167,8 @@ def _announce(chat: Chat, book: Book, method: Method) -> None:
     work = workload(chat.session.engine, method, tokens, limit, chat.session.streams)
     plan = make_plan(work)
     full, kept = alike(plan.kv_full, plan.kv_kept)
+    compressed = f" in full → {kept} with {name_of(method)}" if method != Full() else ""
     read = f"{tokens / limit:.0%}" if book.streamed is None else f"{tokens / limit:.1f} times"
     chat.screen.tell(
-        f"{tokens:,} tokens · {read} of the {limit:,} context window · plan: KV "
-        f"{full} in full → {kept} with {name_of(method)}"
+        f"{tokens:,} tokens · {read} of the {limit:,} context window · plan: KV {full}{compressed}"
     )

@@ -28,7 +28,7 @@ from kvchat.terminal.text import first_line, seconds, size, sizes, unicode
 R = TypeVar("R")
 Work = Generator[Progress | Smaller, None, R]
 WAITS = "what is read is kept; /more goes on with the prefill"
-LONG = 5.0  # seconds; a prefill above that is asked for
+LONG = 15.0  # seconds; a prefill above that is asked for
 
 
 class Dropped(Exception):
@@ -213,7 +213,7 @@ def recompress(
     chat.cache.kept(archiving)
     if not questions and not found:
         chat.cache.save(session, book, method, took_all)
-    if book.ids:
+    if book.files:
         chat.timings["prefill"] = took_all
         screen.tell(prefill_line(chat, screen.line))
         say_gate(chat)

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from kvchat.documents import Document, Place
 
 # Where one sentence or paragraph ends and another begins.
-ENDS = re.compile(r"(?<=[.!?。！？…])[\"'”’»)\]]*\s+|(?<=[。！？])|\n[ \t]*\n\s*|(?<=:)\s*\n\s*")
+# What goes on in small letters has not ended, nor does a title or an initial end anything.
+ENDS = re.compile(
+    r"(?<=[.!?。！？…])(?<!\b[A-Z]\.)(?<!\bMr\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bNo\.)(?<!\bMrs\.)"
+    r"[\"'”’»)\]]*\s+(?=[^\sa-zß-öø-ÿ]|\Z)"
+    r"|(?<=[。！？])|\n[ \t]*\n\s*|(?<=:)\s*\n\s*"
+)
 LONG = 300  # characters of a passage, about: a longer one is cut at the end of a line or word
 LABEL = 40  # characters of a label, at most
 MOST, NEXT = 4, 0.4  # parts that are cited, and of the best one's weight what another must have

@@ -138,8 +138,11 @@ def notes(found: Breakdown) -> list[str]:
         seen = f" · {found.captured:.0%} of the attention, by codes" if found.captured else ""
         text.append(f"each decoded token attends to {found.read} of the document{seen}")
     if found.host or found.disk:
+        beside = "in host RAM" if found.device.startswith("cuda") else "beside it, for /budget"
         device, host, disk = alike(kept, found.host, found.disk)
-        text.append(f"KV on the device {device} · in host RAM {host} · on disk, mapped {disk}")
+        parts = [f"KV on the device {device}"]
+        parts += [f"{beside} {host}"] if found.host else []
+        text.append(" · ".join([*parts, *([f"on disk, mapped {disk}"] if found.disk else [])]))
     return text
 
 

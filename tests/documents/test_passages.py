@@ -29,6 +29,13 @@ def test_spans_are_sentences_and_no_longer_than_a_few_lines():
     assert "".join("".join(parts).split()) == "".join(text.split()), "nothing is lost"
 
 
+def test_an_abbreviation_ends_no_sentence():
+    text = "Fire it from 7 a.m. to 9 p.m. only. Ask Mr. Brown or P. Lee at St. Ives. Done!"
+    assert [text[a:b] for a, b in spans(text)] == [
+        "Fire it from 7 a.m. to 9 p.m. only.", "Ask Mr. Brown or P. Lee at St. Ives.", "Done!"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("form", ["[Page {}]", "--- page {} ---", "Page {} of 9", "p. {}",
                                   "<page {}>"])  # fmt: skip
 def test_marks_of_pages_stand_in_a_text(form):

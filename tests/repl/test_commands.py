@@ -1,6 +1,7 @@
 """Every command with a good, a bad and no argument, with and without a document."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -314,6 +315,8 @@ def test_files_and_system_prompt(scene, home, folder):
     again = Scene(folder)
     drain(again.chat.session.restore(scene.chat.session.turns))
     assert "Be brief." not in first(again), "a saved chat opens under the system prompt of now"
+    told = scene.chat.session.dialogue.told_tokens
+    assert re.search(rf"system prompt +{told} ", scene.run("/show window"))
     scene.run("/system -")
     assert not scene.chat.book.system and "Be brief." not in first(scene)
     assert scene.turns == [("What?", "Ships.")]

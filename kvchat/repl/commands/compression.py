@@ -20,6 +20,7 @@ from kvchat.settings.options import SAVED_CHAT
 from kvchat.terminal.text import first_line, ratio
 
 UNQUANTIZED = "full:bits=16"
+COMPARED = ("full", "kvzip", "snapkv", "streamingllm")  # what is named to compare with
 
 
 def method(context: Context, argument: str) -> None:
@@ -135,9 +136,9 @@ def compare(context: Context, argument: str) -> None:
         first, question = UNQUANTIZED, argument
     other = method_of(chat, first)
     if other == chat.method:
-        names = (name for name in METHODS if name != name_of(other))
+        names = [name for name in COMPARED if name != name_of(other)]
         ways = (f"/compare {name}" for name in names)
-        raise KvchatError("usage", f"{first} is what the chat uses", *ways)
+        raise KvchatError("usage", f"{first} is what the chat uses", *ways, "kvchat methods")
     comparing.run(chat, context.screen, other, question.strip())
 
 

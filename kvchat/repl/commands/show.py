@@ -123,11 +123,14 @@ def _window(context: Context, argument: str) -> None:
     turns = session.cache.position - len(session.document)
     saved, place = session.document_saved, session.cache.rotary
     turned = place - len(session.document) + saved
-    parts = [("system prompt, template", max(len(session.document) - sum(files), 0))]
+    told = session.dialogue.told_tokens if session.turns else 0  # it begins the first turn
+    head = max(len(session.document) - sum(files), 0)
+    parts = [("template" if told or not chat.book.system else "system prompt, template", head)]
     parts += [(f.title, count) for f, count in zip(chat.book.files, files, strict=True)]
-    parts.append((counted(len(session.turns), "turn"), turned))
+    parts += [("system prompt", told)] if told else []
+    parts.append((counted(len(session.turns), "turn"), turned - told))
     if saved:  # it takes fewer positions than it has tokens
-        parts = [(chat.book.title, len(session.document) - saved), (parts[-1])]
+        parts = [(chat.book.title, len(session.document) - saved), *parts[-1 - bool(told) :]]
     parts.append(("free", session.limit - place))
     screen.tell(f"context window: {session.limit:,} tokens")
     for line in views.bars(parts, session.limit, screen.width - 2, screen.glyphs):
