@@ -6,6 +6,7 @@ import pytest
 
 from kvchat.terminal.colours import console
 from kvchat.terminal.markdown import Blocks, rendered
+from tests.support import forked
 from tests.support.terminal import DONE, PROMPT, Terminal
 
 STORY = "The keeper counted ships. At night he counted the stars above the sea.\n" * 8
@@ -106,3 +107,10 @@ def test_a_chat_has_readable_colours_alone(seen):
 def test_a_chat_has_no_colours_where_none_are_wanted(seen, arguments, environment):
     text, colours = seen(*arguments, **environment)
     assert not COLOUR.search(text) and colours == {"default"}
+
+
+@pytest.mark.parametrize("arguments", [["chat", "--help"], ["sessions"], ["plan", "-h"]])
+def test_help_has_readable_colours_alone(arguments):
+    text = forked.kvchat(*arguments, FORCE_COLOR="1", TERM="xterm").stdout.decode()
+    found = {int(code) for code in re.findall(r"\x1b\[(?:\d;)*(\d\d)m", text)}
+    assert "\x1b[1m" in text and found <= {31, 35}
