@@ -130,7 +130,8 @@ class Book:
             return found
         whole = sum(len(part) for part in self.parts)
         gone = whole - len(self.text)  # the end of the text stands where it stood, from its end
-        return [at if at < self.cut.start else max(at + gone, self.cut.start) for at in found]
+        front, end = self.cut.start, self.cut.start + self.cut.characters - gone
+        return [at if at < front else at + gone if at >= end else -1 for at in found]
 
     @cached_property
     def passages(self) -> list[tuple[int, int]]:

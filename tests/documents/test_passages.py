@@ -99,6 +99,9 @@ def test_a_source_is_in_its_own_file_whatever_was_cut(chat_folder, overflow):
     book = compose(tokenizer, files, "Be brief.", 2000, overflow)
     assert book.cut is not None and len(book.begins) == len(book.ids)
     joined = f"# a.txt\n\n{files[0].text}\n\n# b.txt\n\n{files[1].text}"
+    nowhere = [i for i, at in zip(book.ids, book.begins, strict=True) if at == -1]
+    mark = f"[{book.cut.characters:,} characters left out]"
+    assert mark in tokenizer.decode(nowhere), "no file has it"
     wanted = {"head": ["b.txt"], "tail": ["a.txt"], "middle": ["a.txt", "b.txt"]}[overflow]
     for name in wanted:
         at = joined.index(FACT) if name == "a.txt" else joined.rindex(FACT)

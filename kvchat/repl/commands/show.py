@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import accumulate, chain
 
 from kvchat.chat.citing import sources_begin
 from kvchat.documents import Place
@@ -113,7 +113,7 @@ def _places(context: Context) -> list[tuple[str, int]]:
 
 def _token_at(context: Context, character: int) -> int:
     """The first token of the documents that begins at a character of their text, or later."""
-    begins = context.chat.book.begins
+    begins = list(accumulate(context.chat.book.begins, max))
     return min(bisect_left(begins, character), len(begins) - 1)
 
 
