@@ -5,7 +5,8 @@ import re
 import pytest
 
 from kvchat.documents import decode
-from kvchat.documents.document_ids import compose, ends
+from kvchat.documents.document_ids import compose
+from kvchat.documents.overflow import ends
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
