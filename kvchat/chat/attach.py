@@ -59,7 +59,7 @@ def append(chat: Chat, added: Sequence[Document]) -> bool:
     require_room(chat, method, len(ids))
     tokens = len(ids) + talk
     screen.tell(f"{len(ids):,} tokens behind the {len(chat.book.ids):,} that are there")
-    if not agreed(chat, tokens):
+    if not agreed(chat, talk, len(ids), method):
         return False
     begin = perf_counter()
     try:

@@ -195,7 +195,7 @@ def recompress(
             method.entries(geometry_of(config, itemsize, len(book.ids)))
         require_room(chat, method, len(book.ids))
     tokens = talk + (0 if found else len(book.ids))
-    if not agreed(chat, tokens):
+    if not agreed(chat, talk, tokens - talk, method):
         return False
     begin = perf_counter()
     archiving = None if found else chat.cache.archiving(book, method)
@@ -240,11 +240,18 @@ def say_gate(chat: Chat) -> None:
     )
 
 
-def agreed(chat: Chat, tokens: int) -> bool:
-    """Say how long a prefill of `tokens` takes, and ask if that is long."""
+def passes(method: Method) -> float:
+    """How much work a prefill is, about, against that of a method without replays."""
+    return 1 + 1.5 * len(method.needs.kinds)
+
+
+def agreed(chat: Chat, talk: int, document: int = 0, method: Method | None = None) -> bool:
+    """Say how long a prefill of turns of `talk` tokens and of a document takes, and ask if that is
+    long. `method`: what compresses the document, if it is not what the chat uses."""
     if not chat.read_speed:
         return True
-    took = tokens / chat.read_speed
+    tokens, usual = talk + document, passes(chat.method)
+    took = (talk / usual + document * passes(method or chat.method) / usual) / chat.read_speed
     line = f"prefill of {tokens:,} tokens takes about {seconds(took)}"
     if took < LONG or chat.options.yes:
         chat.screen.say(line)

@@ -68,6 +68,8 @@ def talk(context: commands.Context, lines: Lines) -> int:
                 continue
             pressed = -AGAIN_SECONDS  # a press before this line has nothing to do with the next
             calm.forget(before=lines.sent)
+            for text in lines.pasted:
+                screen.excerpt(text)
             if lines.stop_typed():  # after Enter, before anybody listened for it
                 calm.press()
             try:

@@ -40,6 +40,7 @@ class Lines:
     ):
         """`coloured`: as terminal and environment say; else bold and reversed text alone."""
         self.pastes: dict[str, str] = {}
+        self.pasted: list[str] = []  # what the last line had in place of marks
         self.shows_memory = False  # F2
         self.is_paste = False  # whether the last line was nothing but a large paste
         self.sent = 0.0  # when Enter was pressed last, by `monotonic`
@@ -83,6 +84,7 @@ class Lines:
     def expanded(self, text: str) -> str:
         """`text` with what was pasted in place of its mark, and without block quotes."""
         self.is_paste = text.strip() in self.pastes
+        self.pasted = [pasted for mark, pasted in self.pastes.items() if mark in text]
         for mark, pasted in self.pastes.items():
             text = text.replace(mark, pasted)
         self.pastes.clear()

@@ -26,7 +26,7 @@ from kvchat.errors import KvchatError
 from kvchat.terminal.colours import ERROR, FAINT, NOTICE, console
 from kvchat.terminal.live import away, shown
 from kvchat.terminal.log import LOG
-from kvchat.terminal.text import WORDS, clean, laid, size
+from kvchat.terminal.text import WORDS, clean, counted, laid, size
 
 R = TypeVar("R")
 Work = events.Loading | events.Progress | events.Smaller
@@ -34,6 +34,7 @@ W = TypeVar("W", bound=Work)
 Pause = Callable[[], AbstractContextManager[None]]
 LABEL = TextColumn("{task.description}", markup=False)
 FRAMES = 12  # a second, of what moves
+EXCERPT = 3  # lines of a text that is shown in part
 NARROW = 18  # columns that the last of several needs
 FRESH = 10.0  # seconds that the toolbar shows a notice
 LONG = 10.0  # seconds of work after which its end is announced
@@ -109,6 +110,14 @@ class Screen:
         shown = Text("\n".join(clean(line).strip() for line in text.split("\n")))
         shown.highlight_words([clean(word) for word in words], "bold", case_sensitive=False)
         self.err.print(Padding(shown, (0, 0, 0, 4)))
+
+    def excerpt(self, text: str) -> None:
+        """The first lines of a text that stands behind a mark, and how many follow."""
+        lines = [clean(line) for line in text.splitlines() if line.strip()]
+        for line in lines[:EXCERPT]:
+            self.err.print(Text(f"    {line}", style=FAINT), no_wrap=True, overflow="ellipsis")
+        if (more := len(lines) - EXCERPT) > 0:
+            self.tell(f"    … {counted(more, 'line')} more", style=FAINT)
 
     def whisper(self, text: str) -> None:
         """A piece of text beside the answer, as it comes: what the model thinks."""

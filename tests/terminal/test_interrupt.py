@@ -31,7 +31,7 @@ def press(count: int = 1, number: int = signal.SIGINT) -> None:
 class Typed:
     """Lines that are typed one after the other, or what happens in place of one; then Ctrl-D."""
 
-    sent, shows_memory, is_paste = 0.0, False, False
+    sent, shows_memory, is_paste, pasted = 0.0, False, False, ()
 
     def __init__(self, *typed, early=False):
         self.typed, self.early = list(typed), early
