@@ -7,6 +7,7 @@ Heads in the middle of a model look at the place in the document that the next t
 it goes to the very token that was drawn, and attention to other tokens counts little.
 """
 
+from bisect import bisect_left
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ UNCOPIED = 0.1  # what attention to another token than the drawn one counts
 TOKENS = 32  # of a turn that are looked at: those that are rarest in the document
 REPLAYED = 1024  # of a turn that pass the layers again, at most
 SLICE = 2**22  # logits alive at once
+ROOM = 128  # tokens whose queries are kept without moving them
 
 
 @dataclass
@@ -35,18 +37,39 @@ class Queries:
     log-sum-exps `[H*G]` of all that they see. An `Observer`."""
 
     layer: LayerCache
-    rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    positions: list[int] = field(default_factory=list)  # ascending
+    store: tuple[Tensor, Tensor] | None = None  # with room for more
 
     def see(
         self, q: Tensor, lse: Tensor, layer: LayerCache, scale: float, cos: Tensor, sin: Tensor
     ) -> None:
         """Take in the newest tokens; see `Observer.see`."""
-        first = layer.tail.start + layer.tail.length - len(q)
-        self.rows |= enumerate(zip(q.clone(), lse.clone(), strict=True), first)
+        self.take(q, lse, layer.tail.start + layer.tail.length - len(q))
+
+    def take(self, q: Tensor, lse: Tensor, first: int) -> None:
+        """Copy queries of tokens from position `first` on: a token is two writes."""
+        there, end = len(self.positions), len(self.positions) + len(q)
+        if self.store is None or end > len(self.store[0]):
+            old, room = self.store, max(ROOM, 2 * end)
+            self.store = (
+                q.new_empty(room, *q.shape[1:], dtype=torch.float32),
+                lse.new_empty(room, *lse.shape[1:], dtype=torch.float32),
+            )
+            for new, before in zip(self.store, old or (), strict=False):
+                new[:there] = before[:there]
+        self.store[0][there:end], self.store[1][there:end] = q, lse
+        self.positions += range(first, first + len(q))
 
     def forget(self, position: int) -> None:
         """Drop the tokens from `position` on."""
-        self.rows = {at: row for at, row in self.rows.items() if at < position}
+        del self.positions[bisect_left(self.positions, position) :]
+
+    def rows(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Queries and log-sum-exps of the tokens at some positions, `[T, H*G, D]`, `[T, H*G]`."""
+        assert self.store is not None
+        numbers = [bisect_left(self.positions, at) for at in positions]
+        at = torch.tensor(numbers, device=self.store[0].device)
+        return self.store[0][at], self.store[1][at]
 
 
 def numbers(config: ModelConfig) -> list[int]:
@@ -88,7 +111,7 @@ def replayed(model: Decoder, cache: KVCache, ids: Sequence[int]) -> list[Queries
         o, lse = layer.attend(q, q.shape[-1] ** -0.5)
         x = block.finish(x, o)
         if (wanted := found.get(id(layer))) is not None:
-            wanted.rows = dict(enumerate(zip(q, lse, strict=True), first))
+            wanted.take(q, lse, first)
             left -= 1
     return list(found.values())
 
@@ -118,7 +141,8 @@ def attending(
 ) -> Generator[None, None, Tensor]:
     """The same, the value of a generator that yields after every layer."""
     device = found[0].layer.tail.k.device
-    there = [at for at in following if all(at in each.rows for each in found)]
+    seen = set[int].intersection(*(set(each.positions) for each in found))
+    there = [at for at in following if at in seen]
     known = torch.tensor(document, device=device)
     after = torch.tensor([following[at] for at in there], device=device, dtype=torch.long)
     counts = torch.bincount(known, minlength=max(following.values(), default=0) + 1)
@@ -127,8 +151,7 @@ def attending(
     chosen = sorted(ranked[:TOKENS])
     mass = Mass(after[chosen], known)
     for each in found if chosen else ():
-        rows = [each.rows[there[number]] for number in chosen]
-        q, lse = torch.stack([q for q, _ in rows]), torch.stack([lse for _, lse in rows])
+        q, lse = each.rows([there[number] for number in chosen])
         mass.add(each.layer, q, lse, q.shape[-1] ** -0.5)
         yield
     mass.all, mass.copied = peers.added(mass.all), peers.added(mass.copied)
@@ -191,17 +214,26 @@ class Mass:
             own = slice(head * group, (head + 1) * group)
             for a in range(start, start + length, step):
                 part = slice(a, min(a + step, start + length))
-                at = position[part].long()
-                logits = torch.einsum("tgd,nd->tgn", q[:, own].float(), entries.k[part].float())
-                logits = capped(logits * scale, cap)
+                asked = q[:, own].transpose(0, 1).float().flatten(0, 1) * scale  # [G*T, D]
+                logits = capped(asked @ entries.k[part].float().T, cap)
                 if entries.bias is not None:
                     logits += entries.bias[part]
-                mass = torch.exp(logits - lse[:, own, None].float()).sum(dim=1)
-                inside = at < len(self.document)  # what follows belongs to turns
-                self._count(mass[:, inside], at[inside])
+                whole = lse[:, own].T.float().reshape(-1, 1)
+                mass = logits.sub_(whole).exp_().view(group, len(q), -1).sum(dim=0)
+                self._count(mass, position[part].long())
 
     def _count(self, mass: Tensor, at: Tensor) -> None:
-        """Count the attention `mass [T, n]` to the document's tokens `at [n]`."""
+        """Count the attention `mass [T, n]` to the tokens at positions `at [n]`, as far as they are
+        the document's."""
+        inside = at < len(self.document)  # what follows belongs to turns
+        if bool((at.diff() == 1).all()):  # every entry is there: no position is looked up
+            first, count = int(at[0]), int(inside.sum())
+            part = slice(first, first + count)
+            self.all[:, part] += mass[:, :count]
+            same = self.document[part] == self.after[:, None]
+            self.copied[part] += (mass[:, :count] * same).sum(dim=0)
+            return
+        mass, at = mass[:, inside], at[inside]
         self.all.index_add_(1, at, mass)
         same = self.document[at] == self.after[:, None]
         self.copied.index_add_(0, at, (mass * same).sum(dim=0))

@@ -70,7 +70,7 @@ def test_attention_is_summed_over_heads_and_queries(engine):
     for number, each in zip(numbers, queries, strict=True):
         keys = cache.layers[number].segments[0].k.view(2, len(IDS), -1)
         for t in range(5):
-            q, lse = each.rows[len(IDS) + t]
+            q, lse = (found[0] for found in each.rows([len(IDS) + t]))
             for head in range(len(q)):
                 scores = keys[head // 2] @ q[head] * q.shape[1] ** -0.5
                 mass = torch.exp(scores - lse[head])
