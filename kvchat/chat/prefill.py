@@ -242,7 +242,7 @@ def say_gate(chat: Chat) -> None:
 
 def passes(method: Method) -> float:
     """How much work a prefill is, about, against that of a method without replays."""
-    return 1 + 1.5 * len(method.needs.kinds)
+    return 1 + len(method.needs.kinds)
 
 
 def agreed(chat: Chat, talk: int, document: int = 0, method: Method | None = None) -> bool:
