@@ -97,7 +97,7 @@ def table(found: Breakdown, unicode: bool) -> list[tuple[str, str, str, str]]:
     """Shade, name, bytes, and what they are; the bytes of one line are in one unit."""
     kept = found.document + found.tail
     whole = found.document_full
-    share = f" ({found.document / whole:.0%} of it in full)" if found.document < whole else ""
+    share = f" ({found.document / whole:.0%} of the full cache)" if found.document < whole else ""
     cache, document, tail = alike(kept, found.document, found.tail)
     process, peak = alike(found.process, found.peak)
     free, total = alike(found.free, found.total)

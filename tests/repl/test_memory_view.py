@@ -62,7 +62,7 @@ NUMBER = re.compile(r"[\d.]+ ?(B|KiB|MiB|GiB)\b")
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_the_view_fits_and_has_one_unit_in_a_line(width):
     table, notes = memory.table(SEEN, True), memory.notes(SEEN)
-    assert "(25% of it in full)" in table[1][-1]
+    assert "(25% of the full cache)" in table[1][-1]
     whole = memory.table(replace(SEEN, document=19700000), True)
     assert "%" not in whole[1][-1], "what is kept whole is no share, whatever stands beside it"
     assert ("KV cache", ["4.80 MiB", "4.75 MiB", "0.05 MiB"]) in [
