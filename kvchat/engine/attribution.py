@@ -26,6 +26,9 @@ from kvchat.kernels.reference import capped
 LAYERS = 1 / 3, 3 / 4  # of a model's depth, between which layers are looked at
 UNCOPIED = 0.1  # what attention to another token than the drawn one counts
 TOKENS = 32  # of a turn that are looked at: those that are rarest in the document
+# What they cost grows with the document: so that it stays a few per cent of an answer, fewer are
+# looked at in a long one. Tokens of both multiplied, and tokens of a turn at least.
+PAIRS, FEWEST = 24 * 4096, 8
 REPLAYED = 1024  # of a turn that pass the layers again, at most
 SLICE = 2**22  # logits alive at once
 ROOM = 128  # tokens whose queries are kept without moving them
@@ -148,7 +151,8 @@ def attending(
     counts = torch.bincount(known, minlength=max(following.values(), default=0) + 1)
     times = counts[after].tolist()
     ranked = sorted(range(len(there)), key=lambda number: rank(times[number], document))
-    chosen = sorted(ranked[:TOKENS])
+    most = min(TOKENS, max(FEWEST, PAIRS // max(len(document), 1)))
+    chosen = sorted(ranked[:most])
     mass = Mass(after[chosen], known)
     for each in found if chosen else ():
         q, lse = each.rows([there[number] for number in chosen])
