@@ -7,7 +7,6 @@ Heads in the middle of a model look at the place in the document that the next t
 it goes to the very token that was drawn, and attention to other tokens counts little.
 """
 
-from bisect import bisect_left
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,8 +39,10 @@ class Queries:
     log-sum-exps `[H*G]` of all that they see. An `Observer`."""
 
     layer: LayerCache
-    positions: list[int] = field(default_factory=list)  # ascending
+    slots: dict[int, int] = field(default_factory=dict)  # of the store, by position
     store: tuple[Tensor, Tensor] | None = None  # with room for more
+    free: list[int] = field(default_factory=list)
+    used: int = 0
 
     def see(
         self, q: Tensor, lse: Tensor, layer: LayerCache, scale: float, cos: Tensor, sin: Tensor
@@ -51,7 +52,11 @@ class Queries:
 
     def take(self, q: Tensor, lse: Tensor, first: int) -> None:
         """Copy queries of tokens from position `first` on: a token is two writes."""
-        there, end = len(self.positions), len(self.positions) + len(q)
+        if len(q) == 1 and self.free:
+            begin = self.free.pop()
+        else:
+            begin, self.used = self.used, self.used + len(q)
+        end = begin + len(q)
         if self.store is None or end > len(self.store[0]):
             old, room = self.store, max(ROOM, 2 * end)
             self.store = (
@@ -59,19 +64,24 @@ class Queries:
                 lse.new_empty(room, *lse.shape[1:], dtype=torch.float32),
             )
             for new, before in zip(self.store, old or (), strict=False):
-                new[:there] = before[:there]
-        self.store[0][there:end], self.store[1][there:end] = q, lse
-        self.positions += range(first, first + len(q))
+                new[:begin] = before[:begin]
+        self.store[0][begin:end], self.store[1][begin:end] = q, lse
+        self.slots.update(zip(range(first, first + len(q)), range(begin, end), strict=True))
+
+    def drop(self, position: int) -> None:
+        """Let go of a token, if it is there."""
+        if (slot := self.slots.pop(position, None)) is not None:
+            self.free.append(slot)
 
     def forget(self, position: int) -> None:
         """Drop the tokens from `position` on."""
-        del self.positions[bisect_left(self.positions, position) :]
+        for at in [at for at in self.slots if at >= position]:
+            self.drop(at)
 
     def rows(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Queries and log-sum-exps of the tokens at some positions, `[T, H*G, D]`, `[T, H*G]`."""
         assert self.store is not None
-        numbers = [bisect_left(self.positions, at) for at in positions]
-        at = torch.tensor(numbers, device=self.store[0].device)
+        at = torch.tensor([self.slots[at] for at in positions], device=self.store[0].device)
         return self.store[0][at], self.store[1][at]
 
 
@@ -144,7 +154,7 @@ def attending(
 ) -> Generator[None, None, Tensor]:
     """The same, the value of a generator that yields after every layer."""
     device = found[0].layer.tail.k.device
-    seen = set[int].intersection(*(set(each.positions) for each in found))
+    seen = set[int].intersection(*(set(each.slots) for each in found))
     there = [at for at in following if at in seen]
     known = torch.tensor(document, device=device)
     after = torch.tensor([following[at] for at in there], device=device, dtype=torch.long)
