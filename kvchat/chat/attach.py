@@ -59,7 +59,7 @@ def append(chat: Chat, added: Sequence[Document]) -> bool:
     require_room(chat, method, len(ids))
     tokens = len(ids) + talk
     screen.tell(f"{len(ids):,} tokens behind the {len(chat.book.ids):,} that are there")
-    if not agreed(chat, tokens):
+    if not agreed(chat, talk, len(ids), method):
         return False
     begin = perf_counter()
     try:
@@ -88,9 +88,23 @@ def leave_out(chat: Chat, number: int) -> bool:
 
 
 def instruct(chat: Chat, system: str) -> bool:
-    """Go on with another system prompt. False if the person would rather not."""
-    book = _book(chat, chat.book.files, system)
-    return recompress(chat, book=book, questions=chat.chosen_for)
+    """Go on with another system prompt: behind documents it changes what only the turns need.
+
+    False if the person would rather not. Raises KvchatError.
+    """
+    if not chat.book.files or chat.options.folds:
+        book = _book(chat, chat.book.files, system)
+        return recompress(chat, book=book, questions=chat.chosen_for)
+    book, talk = chat.book.told(system), tokens_of(chat.session.turns)
+    if not agreed(chat, talk):
+        return False
+    try:
+        run(chat, chat.session.rephrase(book.dialogue), "restoring turns", talk)
+    except Dropped:
+        chat.screen.tell("interrupted: nothing has changed")
+        return False
+    chat.book = book
+    return True
 
 
 def forget(chat: Chat) -> None:
@@ -117,6 +131,7 @@ def _book(chat: Chat, files: Sequence[Document], system: str) -> Book:
         chat.options.overflow,
         longer_windows,
         thinks=chat.options.thinks,
+        folds=chat.options.folds,
     )
     if book.cut:
         chat.screen.warn(f"{book.title}: {book.cut}")
@@ -152,8 +167,8 @@ def _announce(chat: Chat, book: Book, method: Method) -> None:
     work = workload(chat.session.engine, method, tokens, limit, chat.session.streams)
     plan = make_plan(work)
     full, kept = alike(plan.kv_full, plan.kv_kept)
+    compressed = f" in full → {kept} with {name_of(method)}" if method != Full() else ""
     read = f"{tokens / limit:.0%}" if book.streamed is None else f"{tokens / limit:.1f} times"
     chat.screen.tell(
-        f"{tokens:,} tokens · {read} of the {limit:,} context window · plan: KV "
-        f"{full} in full → {kept} with {name_of(method)}"
+        f"{tokens:,} tokens · {read} of the {limit:,} context window · plan: KV {full}{compressed}"
     )

@@ -10,6 +10,7 @@ from kvchat.chat.chatlog_names import HeldName
 from kvchat.engine.events import Turn, TurnDone
 from kvchat.engine.methods.specs import method_options, name_of
 from kvchat.engine.store import tokenizer_digest
+from kvchat.terminal.colours import NOTICE
 from kvchat.terminal.interrupt import shielded
 from kvchat.terminal.screen import Screen
 
@@ -99,7 +100,7 @@ class ChatLogWriter:
             self.problem = f"the chat cannot be saved ({error.strerror}): {self.path}"
             self._screen.warn(self.problem, "not saved")
             if self._screen.quiet:  # which is no reason to lose what was asked in silence
-                self._screen.tell(f"kvchat: {self.problem}", "yellow")
+                self._screen.tell(f"kvchat: {self.problem}", NOTICE)
             self.close()
             self.path = None
 

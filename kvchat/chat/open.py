@@ -293,6 +293,7 @@ def _book(setup: Setup) -> Book:
         ways,
         day,
         options.thinks,
+        options.folds,
     )
 
 

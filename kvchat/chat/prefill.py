@@ -28,7 +28,7 @@ from kvchat.terminal.text import first_line, seconds, size, sizes, unicode
 R = TypeVar("R")
 Work = Generator[Progress | Smaller, None, R]
 WAITS = "what is read is kept; /more goes on with the prefill"
-LONG = 5.0  # seconds; a prefill above that is asked for
+LONG = 15.0  # seconds; a prefill above that is asked for
 
 
 class Dropped(Exception):
@@ -133,6 +133,8 @@ def go_on(chat: Chat) -> bool:
     session, screen, waiting = chat.session, chat.screen, chat.waiting
     assert waiting is not None and waiting.book is not None and waiting.method is not None
     book, talk, begin = waiting.book, session.all_turns, perf_counter()
+    if not chat.options.folds:
+        book = book.told(chat.book.system)  # it may be another one by now
     try:
         run(chat, waiting.work, "prefill", len(book.ids), waits=True)
     except Dropped as stopped:
@@ -193,7 +195,7 @@ def recompress(
             method.entries(geometry_of(config, itemsize, len(book.ids)))
         require_room(chat, method, len(book.ids))
     tokens = talk + (0 if found else len(book.ids))
-    if not agreed(chat, tokens):
+    if not agreed(chat, talk, tokens - talk, method):
         return False
     begin = perf_counter()
     archiving = None if found else chat.cache.archiving(book, method)
@@ -211,7 +213,7 @@ def recompress(
     chat.cache.kept(archiving)
     if not questions and not found:
         chat.cache.save(session, book, method, took_all)
-    if book.ids:
+    if book.files:
         chat.timings["prefill"] = took_all
         screen.tell(prefill_line(chat, screen.line))
         say_gate(chat)
@@ -238,11 +240,18 @@ def say_gate(chat: Chat) -> None:
     )
 
 
-def agreed(chat: Chat, tokens: int) -> bool:
-    """Say how long a prefill of `tokens` takes, and ask if that is long."""
+def passes(method: Method) -> float:
+    """How much work a prefill is, about, against that of a method without replays."""
+    return 1 + len(method.needs.kinds)
+
+
+def agreed(chat: Chat, talk: int, document: int = 0, method: Method | None = None) -> bool:
+    """Say how long a prefill of turns of `talk` tokens and of a document takes, and ask if that is
+    long. `method`: what compresses the document, if it is not what the chat uses."""
     if not chat.read_speed:
         return True
-    took = tokens / chat.read_speed
+    tokens, usual = talk + document, passes(chat.method)
+    took = (talk / usual + document * passes(method or chat.method) / usual) / chat.read_speed
     line = f"prefill of {tokens:,} tokens takes about {seconds(took)}"
     if took < LONG or chat.options.yes:
         chat.screen.say(line)

@@ -149,6 +149,7 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
             options.overflow,
             day=chatlog.saved_day(found),
             thinks=options.thinks,
+            folds=options.folds,
         )
         if book.cut:
             screen.warn(f"{book.title}: {book.cut}")

@@ -3,17 +3,20 @@
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from select import select
 from threading import Timer
+from time import perf_counter
 
 from kvchat import documents
 from kvchat.chat.paths import expanded
+from kvchat.documents.ocr import Pictures
+from kvchat.prompt_cache.files import folder
 from kvchat.settings.options import Options
 from kvchat.terminal.screen import Screen
-from kvchat.terminal.text import clean, unicode
+from kvchat.terminal.text import clean, seconds, unicode
 
 SOON = 1.0  # seconds in which something should come through a pipe
 SAVED = "-:"  # before the name of a text that a saved chat has
@@ -74,8 +77,28 @@ def open_document(path: str, options: Options, screen: Screen) -> documents.Docu
         name, text = path.removeprefix(SAVED), options.texts[path]
         return documents.decode(name, text.encode("utf-8", "replace"))
     how = (options.encoding, options.pages, options.loader, options.loaders, options.clean)
-    with _patiently(path, screen):
-        return documents.read(path, *how)
+    with _patiently(path, screen), ExitStack() as area:
+        return documents.read(path, *how, pictures_of(path, options, screen, area))
+
+
+def pictures_of(path: str, options: Options, screen: Screen, area: ExitStack) -> Pictures:
+    """How a document's pictures are read: a live line in `area` says how far it is; what is
+    recognised stays in the prompt cache's folder, unless nothing is to be kept."""
+    title, begin = Path(path).name, perf_counter()
+    keeps = options.prompt_cache != "off"
+    known: list[int] = []  # how many at first
+    show: Callable[[str], None] | None = None
+
+    def seen(done: int, total: int) -> None:
+        nonlocal show
+        show = show or area.enter_context(screen.still())
+        known.append(done)
+        new, took = done - known[0], perf_counter() - begin
+        left = f" · {seconds(took / new * (total - done))} left" if new and total > done else ""
+        page = f"page {min(done + 1, total):,} of {total:,}" if total > 1 else "the picture"
+        show(f"recognising {title}: {page}{left} · Ctrl-C stops")
+
+    return Pictures(seen, folder(options.prompt_cache_dir) / "ocr" if keeps else None)
 
 
 @contextmanager

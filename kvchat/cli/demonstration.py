@@ -20,6 +20,7 @@ from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
 from kvchat.hub.places import CHECKOUT, PACKAGE
 from kvchat.settings.options import Options
+from kvchat.terminal.colours import ERROR
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size, sizes
 
@@ -102,10 +103,10 @@ def show(screen: Screen, question: str, expected: str, given: dict[str, str]) ->
     line = Text()
     for text in given.values():
         good = text == expected
-        line.append(f"{'right' if good else 'WRONG':<8}", style="green" if good else "red")
+        line.append(f"{'right' if good else 'WRONG':<8}", style="" if good else ERROR)
     screen.out.print(line.append(clean(question)))
     notes = [Text(clean(expected), style="dim")]
     if given["full"] != expected:
-        notes.append(Text(f"full cache: {clean(given['full'])}", style="red"))
+        notes.append(Text(f"full cache: {clean(given['full'])}", style=ERROR))
     for note in notes:
         screen.out.print(Padding(note, (0, 0, 0, 8 * len(given))))

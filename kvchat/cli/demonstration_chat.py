@@ -19,6 +19,7 @@ from kvchat.engine.prefill.prefill import Compression
 from kvchat.errors import KvchatError
 from kvchat.hub.find import find_model
 from kvchat.settings.options import Options
+from kvchat.terminal.colours import ERROR
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size
 
@@ -102,7 +103,7 @@ def ask(chat: Chat, question: str, answer: str, columns: list[Column], screen: S
         each.answers.append(done)
         good = is_right(done.answer, answer)
         each.right += good
-        line.append(f"{'right' if good else 'WRONG':<9}", style="green" if good else "red")
+        line.append(f"{'right' if good else 'WRONG':<9}", style="" if good else ERROR)
         told.append(Text(f"{each.name}: {clean(' '.join(done.answer.split()))}", style="dim"))
     screen.out.print(line.append(f"{clean(question)} ({answer})"))
     for text in told:

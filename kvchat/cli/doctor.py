@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from kvchat import __version__
@@ -30,6 +29,7 @@ from kvchat.hub.places import MODEL_FOLDERS, at_hand, hub_folder, llama_cpp, lm_
 from kvchat.kernels import toolchain
 from kvchat.machine.fit import room
 from kvchat.settings import config
+from kvchat.terminal.colours import ERROR, NOTICE, console
 from kvchat.terminal.text import clean, counted, size
 
 NEEDED = ("torch", "transformers", "safetensors", "rich", "prompt_toolkit", "typer")
@@ -37,6 +37,7 @@ OPTIONAL = {
     "flash_attn": "faster prefill on CUDA: pip install 'kvchat[flash]'",
     "pypdfium2": "PDF files: pip install 'kvchat[pdf]'",
     "pypdf": "PDF files that pypdfium2 cannot read",
+    "rapidocr": "scanned pages and pictures: pip install 'kvchat[ocr]'",
     "matplotlib": "pictures of bench and eval: pip install 'kvchat[plot]'",
 }
 Line = tuple[str, str, str]  # mark, name, what was found
@@ -44,12 +45,12 @@ Line = tuple[str, str, str]  # mark, name, what was found
 
 def doctor() -> int:
     """Check installation, devices and configuration."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    out = console(soft_wrap=True)
     lines = [line for check in CHECKS for line in check()]
-    colors = {"ok": "green", "no": "yellow", "BAD": "red"}
+    colors = {"ok": "", "no": NOTICE, "BAD": f"bold {ERROR}"}
     for mark, name, found in lines:
-        console.print(Text(f"{mark:<4}", colors[mark]), Text(clean(f"{name:<18} {found}")), sep="")
-    console.print(recommendation())
+        out.print(Text(f"{mark:<4}", colors[mark]), Text(clean(f"{name:<18} {found}")), sep="")
+    out.print(recommendation())
     bad = any(mark == "BAD" for mark, _, _ in lines)
     return EXIT_CODES["device"] if bad else 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from inspect import Parameter, Signature
 from typing import Annotated, Any
 
@@ -53,6 +54,15 @@ def takes(
     return decorate
 
 
+def readable_help() -> None:
+    """Let help have colours that can be read on white and on black."""
+    look: Any = import_module("typer.rich_utils")  # 50 ms that only help needs
+    for name, style in list(vars(look).items()):
+        if name.startswith("STYLE_") and isinstance(style, str):
+            kept = [word for word in style.split() if word not in ("cyan", "green", "yellow")]
+            setattr(look, name, " ".join(kept))
+
+
 def group(about: str) -> typer.Typer:
     """A command with commands; without one of them it prints its help."""
     app = typer.Typer(help=about, invoke_without_command=True)
@@ -60,6 +70,7 @@ def group(about: str) -> typer.Typer:
     @app.callback()
     def alone(context: typer.Context) -> None:
         if context.invoked_subcommand is None:
+            readable_help()
             print(context.get_help())
 
     return app

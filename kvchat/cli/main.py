@@ -157,6 +157,8 @@ def run(arguments: list[str]) -> int:
     def invoke() -> int | None:
         if shells.VARIABLE in os.environ:
             shells.complete(app)
+        if {"-h", "--help"} & set(arguments):
+            flags.readable_help()
         # not command.main(): it turns a closed pipe into exit code 1
         with typer.main.get_command(app).make_context("kvchat", with_command(arguments)) as made:
             code: int | None = made.command.invoke(made)

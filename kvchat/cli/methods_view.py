@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from kvchat.engine.methods import AUTO, METHODS, UNSEEN, UNSEEN_AT_ONCE
 from kvchat.engine.methods.specs import load, method_name, options, presets
 from kvchat.terminal import tables
+from kvchat.terminal.colours import console
 from kvchat.terminal.tables import Column
 
 COLUMNS = (Column("method"), Column("what it does"), Column("cost", 1), Column("looks at", 2))
@@ -24,8 +24,8 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
 ) -> int:
     """The compression methods, or one of them with its options."""
-    console = Console(highlight=False, markup=False)
-    for line in table(tables.columns_of(console)) if name is None else details(name):
+    out = console()
+    for line in table(tables.columns_of(out)) if name is None else details(name):
         print(line)
     return 0
 

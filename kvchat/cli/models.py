@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from kvchat.hub import catalog
@@ -15,6 +14,7 @@ from kvchat.hub.places import at_hand
 from kvchat.machine.fit import USUAL, Room, room
 from kvchat.settings import config
 from kvchat.terminal import tables
+from kvchat.terminal.colours import console
 from kvchat.terminal.tables import Column
 from kvchat.terminal.text import clean, size
 
@@ -85,28 +85,28 @@ def report(found: list[Described], here: Room) -> dict[str, Any]:
 
 def table(found: list[Described], here: Room) -> None:
     """The table for the eye: what can be loaded by place, below it what cannot, and why."""
-    console = Console(highlight=False, markup=False)
+    out = console()
     able = [each for each in found if not each.reason]
     rows: list[str | tuple[str, ...]] = []
     for each in able:
         if (place := clean(each.place)) not in rows:
             rows.append(place)
         rows.append((f"  {clean(each.name)}", *cells(each)))
-    for line in tables.lines(COLUMNS, rows, tables.columns_of(console)):
-        console.print(Text(line, "dim" if line in rows else ""), soft_wrap=True)
+    for line in tables.lines(COLUMNS, rows, tables.columns_of(out)):
+        out.print(Text(line, "dim" if line in rows else ""), soft_wrap=True)
     if refused := [each for each in found if each.reason]:
-        console.print("cannot be loaded:")
+        out.print("cannot be loaded:")
         for each in refused:
             line = f"  {clean(each.name)} ({each.place}): {clean(each.reason)}"
-            console.print(Text(line), overflow="fold")
-    console.print(
+            out.print(Text(line), overflow="fold")
+    out.print(
         Text(f"fits: with a document of {USUAL:,} tokens, {here}; int4: with --weights int4", "dim")
     )
     if here.free and any(not each.chat and not each.toy for each in able):
         bare = ", ".join(clean(each.name) for each in able if not each.chat and not each.toy)
-        console.print(Text(f"without a chat template: {bare}", "dim"))
+        out.print(Text(f"without a chat template: {bare}", "dim"))
     names = ", ".join(entry.name for entry in catalog.entries())
-    console.print(f"kvchat models pull NAME downloads one: {names}, or ORG/REPO")
+    out.print(f"kvchat models pull NAME downloads one: {names}, or ORG/REPO")
 
 
 def cells(model: Described) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def pull(
 
 def downloads(rows: list[Offered], here: Room) -> None:
     """The table of what can be downloaded."""
-    console = Console(highlight=False, markup=False)
+    out = console()
     shown = [
         (
             each.entry.name,
@@ -174,7 +174,7 @@ def downloads(rows: list[Offered], here: Room) -> None:
         )
         for each in rows
     ]
-    for line in tables.lines(DOWNLOADS, shown, tables.columns_of(console)):
-        console.print(Text(line), soft_wrap=True)
-    console.print(Text(f"needs: with a document of {USUAL:,} tokens; {here}", "dim"))
-    console.print("kvchat models pull NAME, or ORG/REPO of Hugging Face")
+    for line in tables.lines(DOWNLOADS, shown, tables.columns_of(out)):
+        out.print(Text(line), soft_wrap=True)
+    out.print(Text(f"needs: with a document of {USUAL:,} tokens; {here}", "dim"))
+    out.print("kvchat models pull NAME, or ORG/REPO of Hugging Face")

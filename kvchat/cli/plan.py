@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +25,7 @@ from kvchat.settings.kinds import SIZE
 from kvchat.settings.lists import METHOD_SPECS, counts
 from kvchat.settings.option import option, read_all, shared
 from kvchat.settings.options import CACHE, DUMMY, MODEL, Options
+from kvchat.terminal.colours import NOTICE, console
 from kvchat.terminal.text import alike, clean, size
 
 SHARES = (8, 4, 2, 1)  # of the window, where no `--tokens` are given
@@ -106,11 +106,9 @@ def plan(**given: Any) -> int:
     show(frame, labels, rows, wanted.fit)
     if not wanted.fit and room(wanted.device).device == wanted.device:
         line = recommendation(labels, rows, room(wanted.device))
-        Console(highlight=False, markup=False).print(Text(line))
+        console().print(Text(line))
     if not wanted.fit and (beyond := too_long(wanted.tokens, frame)):
-        Console(highlight=False, markup=False, stderr=True).print(
-            Text(refusal(beyond, frame), "yellow")
-        )
+        console(stderr=True).print(Text(refusal(beyond, frame), NOTICE))
     return 0
 
 
@@ -201,18 +199,18 @@ def show(
     fit: int | None,
 ) -> None:
     """The table for the eye."""
-    console = Console(highlight=False, markup=False)
+    out = console()
     work, config = frame.work, frame.work.config
     weights = weights_bytes(config, work.itemsize, work.weights)
     stored_as = f" in {work.weights}" if work.weights != "auto" else ""
-    console.print(
+    out.print(
         f"{clean(frame.name)} · {config.family}, {config.parameters / 1e6:,.1f} M parameters · "
         f"window {work.limit:,} tokens · {size(config.kv_values_per_token * work.itemsize)} of "
         f"KV per token · weights {size(weights)}{stored_as}",
         soft_wrap=False,
     )
     if fit:
-        console.print(f"the longest document that fits into {size(fit)}:")
+        out.print(f"the longest document that fits into {size(fit)}:")
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     last = f"+ {reserve_of(work.limit):,} tokens" if fit else "window full"
     for column in ("method", "tokens", "KV full", "KV kept", "prefill", last):
@@ -223,16 +221,16 @@ def show(
             f"{tokens:,}",
             *map(size, (each.kv_full, each.kv_kept, each.prefill, each.chat)),
         )
-    console.print(table)
+    out.print(table)
     where = "the CUDA context" if work.cuda else "the process"
     if fit and not any(tokens for _, tokens, _ in rows):
-        console.print(f"nothing fits: the weights and {where} alone take more")
+        out.print(f"nothing fits: the weights and {where} alone take more")
         for way in smaller_weights(rows[0][2], fit):
-            console.print(f"  try: {way}")
+            out.print(f"  try: {way}")
     for spec, tokens, each in rows:
         if each.read:
-            console.print(Text(f"{labels[spec]}, {tokens:,} tokens{each.reads}"))
+            out.print(Text(f"{labels[spec]}, {tokens:,} tokens{each.reads}"))
     if work.devices > 1:
-        console.print(f"all of it on each of {work.devices} devices")
-    console.print("beside it --keep-full host holds KV full in RAM, --keep-full disk on disk")
-    console.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))
+        out.print(f"all of it on each of {work.devices} devices")
+    out.print("beside it --keep-full host holds KV full in RAM, --keep-full disk on disk")
+    out.print(Text(f"estimated; the last two columns include weights and {where}", "dim"))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from kvchat.cli.flags import group
@@ -13,6 +12,7 @@ from kvchat.prompt_cache import files
 from kvchat.settings import config
 from kvchat.settings.kinds import SIZE
 from kvchat.terminal import tables
+from kvchat.terminal.colours import console
 from kvchat.terminal.tables import Column
 from kvchat.terminal.text import clean, counted, seconds, size
 
@@ -39,13 +39,13 @@ def root() -> Path:
 def show_all() -> int:
     """Cached documents, the last used first, with the seconds that each saves."""
     there = files.entries(root())
-    console = Console(highlight=False, markup=False)
+    out = console()
     rows = [[clean(cell) for cell in cells(entry)] for entry in there]
     if rows:
-        for line in tables.lines(COLUMNS, rows, tables.columns_of(console)):
-            console.print(Text(line), soft_wrap=True)
+        for line in tables.lines(COLUMNS, rows, tables.columns_of(out)):
+            out.print(Text(line), soft_wrap=True)
     total = sum(entry.size for entry in there)
-    console.print(
+    out.print(
         f"{counted(len(there), 'cached document')}, {size(total)} of at most {size(files.CAP)}, "
         f"in {clean(str(root()))}",
         soft_wrap=True,

@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from kvchat.documents import cleaning, program
+from kvchat.documents import cleaning, ocr, program
+from kvchat.documents.ocr import UNTOLD, Pictures
 from kvchat.documents.section import WHOLE, Section, Sections
 from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean
@@ -46,6 +47,7 @@ FORMATS = {
     "pptx": Format("kvchat.documents.office", (), ZIP, b"ppt/presentation.xml"),
     "xlsx": Format("kvchat.documents.office", (), ZIP, b"xl/workbook.xml"),
     "pdf": Format("kvchat.documents.pdf", (), rb"%PDF"),
+    "image": Format("kvchat.documents.image", (), rb"\x89PNG\r\n|\xff\xd8\xff|II\*\0|MM\0\*"),
     "rtf": Format("kvchat.documents.rtf", (), rb"\s*\{\\rtf"),
     "fb2": Format("kvchat.documents.fb2", (), FB2),
     "mail": Format("kvchat.documents.mail", (".eml",), rb"(Return-Path|Received|Delivered-To):\s"),
@@ -93,6 +95,7 @@ def read(
     loader: str = "auto",
     commands: Mapping[str, Sequence[str]] | None = None,
     clean_pages: bool = False,
+    pictures: Pictures = UNTOLD,
 ) -> Document:
     """The text of a file, or of standard input for `-`. Raises KvchatError("input").
 
@@ -101,7 +104,8 @@ def read(
     """
     if path == STDIN:
         data = capped("stdin", sys.stdin.buffer)
-        return decode("stdin", data, encoding, pages, loader, clean_pages=clean_pages)
+        how = encoding, pages, loader, "", clean_pages
+        return decode("stdin", data, *how, None, pictures)
     name = clean(path)
     try:
         file = Path(path).expanduser()
@@ -111,9 +115,8 @@ def read(
             data = capped(name, stream)
         own = (commands or {}).get(file.suffix.lower()) if loader == "auto" else None
         sections = program.load(name, file, own) if own else None
-        return decode(
-            name, data, encoding, pages, loader, str(file.resolve()), clean_pages, sections
-        )
+        how = encoding, pages, loader, str(file.resolve()), clean_pages
+        return decode(name, data, *how, sections, pictures)
     except FileNotFoundError:
         close = _similar(file)
         raise KvchatError("input", f"{name} does not exist", *close) from None
@@ -145,6 +148,7 @@ def decode(
     path: str = "",
     clean_pages: bool = False,
     sections: Sections | None = None,
+    pictures: Pictures = UNTOLD,
 ) -> Document:
     """The document in `data`, or that `sections` are if they were extracted already.
 
@@ -154,22 +158,25 @@ def decode(
         raise KvchatError("input", f"{name} is empty (0 bytes)")
     if sections is None:
         sections = loaded(name, data, encoding, loader)
+    total = len(sections.parts)
+    wanted = list(range(total))
+    if pages and sections.unit != WHOLE:
+        wanted = chosen(name, sections, pages)
+    sections = ocr.with_text(name, data, sections, wanted, pictures)
     if clean_pages:
         sections = cleaning.cleaned(name, sections)
-    parts, notices, total = sections.parts, [*sections.notices], len(sections.parts)
+    parts, notices = [sections.parts[number] for number in wanted], [*sections.notices]
     if pages and sections.unit == WHOLE:
         notices.append(f"{name} has no pages: all of it is read in spite of --pages")
-    elif pages:
-        parts = chosen(name, sections, pages)
-        if len(parts) < total:
-            notices.append(f"{name}: {len(parts):,} of {total:,} {sections.unit}, as --pages says")
+    elif len(parts) < total:
+        notices.append(f"{name}: {len(parts):,} of {total:,} {sections.unit}, as --pages says")
     if not any(part.text.strip() for part in parts):
         raise KvchatError("input", f"{name} has {len(data):,} bytes and no text")
     text, places = "", []
     for part in parts:
-        text += "\n\n" * bool(text)
+        text += sections.gap if text else ""
         places.append(Place(part.name, len(text)))
-        text += part.text.strip("\n") if total > 1 else part.text
+        text += part.text.strip("\n") if total > 1 and sections.gap else part.text
     return Document(
         name,
         text,
@@ -223,8 +230,8 @@ def require_pages(files: Sequence[Document], pages: str | None) -> None:
         raise KvchatError("usage", f"{names}: no pages or chapters that --pages could choose")
 
 
-def chosen(name: str, sections: Sections, pages: str) -> tuple[Section, ...]:
-    """The parts that `pages` names: `3`, `1-40`, `1-3,7,90-`. Raises KvchatError."""
+def chosen(name: str, sections: Sections, pages: str) -> list[int]:
+    """The indices of the parts that `pages` names: `3`, `1-40`, `1-3,7,90-`. Raises KvchatError."""
     total, picked = len(sections.parts), set()
     for piece in pages.split(","):
         match = re.fullmatch(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?", piece.strip())
@@ -239,7 +246,7 @@ def chosen(name: str, sections: Sections, pages: str) -> tuple[Section, ...]:
                 f"--pages 1-{total}",
             )
         picked |= set(range(first, last + 1))
-    return tuple(sections.parts[number - 1] for number in sorted(picked))
+    return [number - 1 for number in sorted(picked)]
 
 
 def _similar(file: Path) -> list[str]:

@@ -4,6 +4,7 @@ What was done is said with numbers."""
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from unicodedata import normalize
 
 from kvchat.documents.section import Section, Sections
@@ -46,7 +47,7 @@ def cleaned(name: str, sections: Sections) -> Sections:
         f"{name}: {count:,} repeated header and footer lines ({characters:,} characters) were left "
         f"out and {words:,} broken words joined, as --clean says"
     )
-    return Sections(tuple(parts), sections.unit, sections.encoding, (*sections.notices, note))
+    return replace(sections, parts=tuple(parts), notices=(*sections.notices, note))
 
 
 def headers(borders: Sequence[Mapping[int, str]]) -> set[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 from kvchat.documents import Document, Place
+from kvchat.documents.overflow import FRONT, Cut, ends, too_long
 from kvchat.documents.passages import Source, best, label_at, marks, spans
 from kvchat.documents.search import search
 from kvchat.engine.sizes import Streamed, reserve_of
@@ -21,45 +21,17 @@ from kvchat.errors import KvchatError
 PROBE = 16  # characters per token of the context window that are tokenised before the rest is
 SUPPORT = 0.01  # of a head's attention, over an answer: less is no source
 SHARE = 0.1  # of the attention to the documents: an answer from all over has no source
-# The share of the text that stays in front of the cut, by the part that is cut.
-FRONT = {"head": 0.0, "tail": 1.0, "middle": 0.5}
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What `--overflow` left out, from character `start` on; `tokens` is estimated if the text is
-    far too long."""
-
-    policy: str
-    tokens: int
-    characters: int
-    total_tokens: int
-    start: int = 0
-
-    def report(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "policy": self.policy,
-            "dropped_tokens": self.tokens,
-            "dropped_characters": self.characters,
-            "total_tokens": self.total_tokens,
-        }
-
-    def __str__(self) -> str:
-        where = {"head": "from the beginning", "tail": "from the end", "middle": "from the middle"}
-        return (
-            f"{self.tokens:,} of {self.total_tokens:,} tokens ({self.characters:,} characters) "
-            f"were cut {where[self.policy]}, as --overflow {self.policy} says"
-        )
 
 
 @dataclass(frozen=True)
 class Book:
-    """Documents and system prompt with the ids that stand for them.
+    """Documents with the ids that stand for them, and the system prompt of their chat.
 
-    `text` is that of the documents, as far as it is in the ids; `streamed` how they are read if
-    they do not fit into the context window and nothing is to be cut. `added` are the texts of the
-    last files, with their titles, if those came later: their ids stand behind the others'.
+    It stands behind the documents, in the first turn (`Dialogue.told`), or else at the end of the
+    ids: where there is no document, or turns are compressed. `text` is that of the documents, as
+    far as it is in the ids; `streamed` how they are read if they do not fit into the context window
+    and nothing is to be cut. `added` are the texts of the last files, with their titles, if those
+    came later: their ids stand behind the others'.
     """
 
     dialogue: Dialogue
@@ -70,6 +42,16 @@ class Book:
     cut: Cut | None = None
     streamed: Streamed | None = None
     added: tuple[str, ...] = ()
+
+    def told(self, system: str) -> "Book":
+        """The same documents under another system prompt, which stands behind them: no id of them
+        changes."""
+        return replace(self, dialogue=self.dialogue.told(system), system=system)
+
+    def whole(self, text: str) -> str:
+        """A text of documents, and the system prompt if the ids have that too."""
+        told = "" if self.dialogue.system else self.system
+        return "\n\n".join(part for part in (text, told) if part)
 
     def with_added(self, files: Sequence[Document]) -> "Book":
         """The same book and other files behind it: no id of it changes."""
@@ -87,7 +69,7 @@ class Book:
         if self.dialogue.day in (None, day):
             return self
         dialogue = self.dialogue.on(day)
-        ids = dialogue.document(self.text, self.system)
+        ids = dialogue.document(self.whole(self.text))
         ids += [i for text in self.added for i in dialogue.added(text)]
         streamed = replace(self.streamed, tokens=len(ids)) if self.streamed else None
         return replace(self, dialogue=dialogue, ids=ids, streamed=streamed)
@@ -104,10 +86,13 @@ class Book:
 
     @cached_property
     def begins(self) -> list[int]:
-        """Where each of the ids begins in the joined `parts`, in characters; below 0 in what
-        stands before them."""
-        found = self.dialogue.document_begins(self.text, self.system)
+        """Where each of the ids begins in the joined `parts`, in characters; below 0 in what is
+        not theirs."""
         at = len(self.text)
+        found = [
+            begin if begin < at else -1
+            for begin in self.dialogue.document_begins(self.whole(self.text))
+        ]
         for text in self.added:
             found += [at + begin for begin in self.dialogue.added_begins(text)]
             at += len(text)
@@ -115,7 +100,8 @@ class Book:
             return found
         whole = sum(len(part) for part in self.parts)
         gone = whole - len(self.text)  # the end of the text stands where it stood, from its end
-        return [at if at < self.cut.start else max(at + gone, self.cut.start) for at in found]
+        front, end = self.cut.start, self.cut.start + self.cut.characters - gone
+        return [at if at < front else at + gone if at >= end else -1 for at in found]
 
     @cached_property
     def passages(self) -> list[tuple[int, int]]:
@@ -184,30 +170,37 @@ def compose(
     ways: Callable[[int], Sequence[str]] = lambda needed: (),
     day: date | None = None,
     thinks: bool | None = None,
+    folds: bool = False,
 ) -> Book:
     """The book of files and a system prompt. Raises KvchatError("too_long").
 
+    `folds`: turns are to be compressed; the system prompt stands before them then, to stay.
     `ways(needed)` are further ways out for the error; `day` and `thinks` are for the `Dialogue`. A
     text that is far too long is measured by its beginning: tokenising a library takes minutes and
     gigabytes.
     """
-    dialogue = Dialogue(tokenizer, has_document=bool(files or system), day=day, thinks=thinks)
+    dialogue = Dialogue(
+        tokenizer, bool(files or system), day, thinks, system if files and not folds else ""
+    )
     text = joined(files)
     book = Book(dialogue, tuple(files), system, text)
-    reserve = reserve_of(limit)
-    beginning = text[: PROBE * limit]
-    ids = dialogue.document(beginning, system)
-    needed = len(ids) * max(len(text), 1) // max(len(beginning), 1)
+    behind = dialogue.told_tokens
+    room = limit - reserve_of(limit) - behind
+    whole = book.whole(text)
+    beginning = whole[: PROBE * limit]
+    ids = dialogue.document(beginning)
+    needed = len(ids) * max(len(whole), 1) // max(len(beginning), 1)
     streams = overflow == "stream"
-    if len(beginning) < len(text) and (streams or needed + reserve <= limit):
-        ids = dialogue.document(text, system)
+    if len(beginning) < len(whole) and (streams or needed <= room):
+        ids = dialogue.document(whole)
         needed = len(ids)
-    if streams or needed + reserve <= limit:
+    if streams or needed <= room:
         return replace(book, ids=ids, streamed=Streamed.of(needed, limit))
-    estimated = len(beginning) < len(text)
+    estimated = len(beginning) < len(whole)
     if overflow == "error" or not text:
-        raise _too_long(book, needed, limit, estimated, ways(needed))
-    return _cut(book, text, needed, limit - reserve, overflow)
+        needed += behind
+        raise too_long(book.title, files, needed, limit, estimated, ways(needed))
+    return _cut(book, text, needed, room, overflow)
 
 
 def joined(files: Sequence[Document]) -> str:
@@ -225,7 +218,7 @@ def headed(files: Sequence[Document]) -> list[str]:
 
 def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
     """The book with as much text as fits into `room` tokens, a mark where something is missing."""
-    fixed = len(book.dialogue.document("", book.system))
+    fixed = len(book.dialogue.document(book.whole("")))
     share = (room - fixed) / max(needed - fixed, 1)
     for _ in range(12):
         kept = max(int(len(text) * share), 0)
@@ -233,60 +226,14 @@ def _cut(book: Book, text: str, needed: int, room: int, policy: str) -> Book:
         left = len(text) - len(front) - len(back)
         mark = f"[{left:,} characters left out]"
         shortened = "\n\n".join(part for part in (front, mark, back) if part)
-        ids = book.dialogue.document(shortened, book.system)
+        ids = book.dialogue.document(book.whole(shortened))
         if len(ids) <= room:
             dropped = max(needed - len(ids), 0)
             cut = Cut(policy, dropped, left, needed, len(front))
             return replace(book, text=shortened, ids=ids, cut=cut)
         share *= 0.995 * room / len(ids)
     raise KvchatError(
-        "too_long", f"the system prompt alone needs {fixed:,} tokens; {room:,} are there"
-    )
-
-
-def ends(text: str, kept: int, front: float) -> tuple[str, str]:
-    """The first `front` share of `kept` characters and the rest from the end, whole words only."""
-    head = text[: int(kept * front)]
-    if head:
-        head = head[: head.rfind(" ") + 1].rstrip() or head
-    count = kept - int(kept * front)
-    tail = text[len(text) - count :] if count else ""
-    if tail and (space := tail.find(" ")) >= 0:
-        tail = tail[space + 1 :]
-    return head, tail
-
-
-def _too_long(
-    book: Book, needed: int, limit: int, estimated: bool, ways: Sequence[str]
-) -> KvchatError:
-    reserve = reserve_of(limit)
-    over, share = needed + reserve - limit, (limit - reserve) / needed
-    about = "about " if estimated else ""
-    until, pages = _parts(book.files, share)
-    return KvchatError(
         "too_long",
-        f"{book.title or 'the system prompt'} needs {about}{needed:,} tokens; the context "
-        f"window has {limit:,} ({reserve:,} are kept for questions and answers)",
-        "--overflow stream  (reads all of it, part by part)",
-        f"--overflow tail  (keeps the first {share:.0%}{until})",
-        f"--overflow middle  (cuts {about}{over:,} tokens from the middle)",
-        f"--overflow head  (keeps the last {share:.0%})",
-        *pages,
-        *ways,
-        needed=needed,
-        limit=limit,
-        reserve=reserve,
+        f"the system prompt alone needs {fixed + book.dialogue.told_tokens:,} tokens; "
+        f"{room + book.dialogue.told_tokens:,} are there",
     )
-
-
-def _parts(files: Sequence[Document], share: float) -> tuple[str, list[str]]:
-    """Where the share that fits ends, and `--pages` for it, if there are places with names."""
-    if len(files) != 1 or len(files[0].places) < 2:
-        return "", []
-    file, room = files[0], share * len(files[0].text)
-    starts = [place.start for place in file.places]
-    reached = sum(start < room for start in starts)
-    fitting = sum(end <= room for end in [*starts[1:], len(file.text)])
-    until = f", into {file.places[reached - 1].name}" if reached else ""
-    way = f"--pages 1-{fitting}  ({fitting} of {len(starts)} {file.unit})"
-    return until, [way] if fitting else []

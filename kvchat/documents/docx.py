@@ -4,22 +4,24 @@ import re
 from xml.etree.ElementTree import Element
 
 from kvchat.documents.archive import Archive
-from kvchat.documents.section import WHOLE, Section, Sections
+from kvchat.documents.paged import FORCED, LAID, fronted, paged
+from kvchat.documents.section import Sections
 from kvchat.errors import KvchatError
 
 MAIN = "word/document.xml"
 W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 HEADING = re.compile(r"Heading([1-9])")  # Word has nine levels
-BREAKS = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n"}
+BREAKS = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n", f"{W}lastRenderedPageBreak": LAID}
 
 
 def load(name: str, data: bytes, encoding: str | None) -> Sections:
-    """The text of a word document; deleted text of tracked changes is left out."""
+    """The text of a word document, in pages where it tells; deleted text of tracked changes is left
+    out."""
     body = Archive(name, data).xml(MAIN).find(f"{W}body")
     if body is None:
         raise KvchatError("input", f"{name} has no text body", "save it as plain text")
     text = "\n\n".join(part for part in map(_block, body) if part)
-    return Sections((Section(name, text),), WHOLE, "docx")
+    return paged(name, text, "docx")
 
 
 def _block(element: Element) -> str:
@@ -41,12 +43,20 @@ def _paragraph(paragraph: Element) -> str:
     for node in paragraph.iter():
         if node.tag == f"{W}t":
             pieces.append(node.text or "")
+        elif node.tag == f"{W}br" and node.get(f"{W}type") == "page":
+            pieces.append(FORCED)
         elif node.tag in BREAKS:
             pieces.append(BREAKS[node.tag])
     text = "".join(pieces).strip()
+    if _is_on(paragraph.find(f"{W}pPr/{W}pageBreakBefore")):
+        text = FORCED + text
     style = paragraph.find(f"{W}pPr/{W}pStyle")
     kind = style.get(f"{W}val", "") if style is not None else ""
     if text and (heading := HEADING.fullmatch(kind)):
-        return f"{'#' * min(int(heading[1]), 6)} {text}"
+        return fronted(text, f"{'#' * min(int(heading[1]), 6)} ")
     listed = paragraph.find(f"{W}pPr/{W}numPr") is not None
-    return f"- {text}" if text and listed else text
+    return fronted(text, "- ") if text and listed else text
+
+
+def _is_on(element: Element | None) -> bool:
+    return element is not None and element.get(f"{W}val") not in ("0", "false", "off")

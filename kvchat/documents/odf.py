@@ -1,23 +1,28 @@
 """OpenDocument: paragraphs, headings, lists and tables of a text; sheets and slides too."""
 
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, SubElement
 
 from kvchat.documents.archive import Archive
-from kvchat.documents.section import WHOLE, Section, Sections
+from kvchat.documents.paged import FORCED, LAID, fronted, paged
+from kvchat.documents.section import Section, Sections
 from kvchat.documents.xml import local
 from kvchat.errors import KvchatError
 
 MAIN = "content.xml"
 # Deleted text, remarks, what is drawn or computed, and texts that stand elsewhere too.
 SILENT = {"tracked-changes", "annotation", "forms", "sequence-decls", "notes", "binary-data"}
-BREAKS = {"tab": "\t", "line-break": "\n"}
+BREAKS = {"tab": "\t", "line-break": "\n", "soft-page-break": LAID}
 SPACES = 100  # the most that one element can stand for
 PAGES = {"table": "sheets", "page": "slides"}
 
 
 def load(name: str, data: bytes, encoding: str | None) -> Sections:
-    """The text of a document; sheets and slides are its parts. Raises KvchatError("input")."""
-    body = Archive(name, data).xml(MAIN).find("{*}body")
+    """The text of a document, in pages where it tells; sheets and slides are its parts.
+
+    Raises KvchatError("input").
+    """
+    root = Archive(name, data).xml(MAIN)
+    body = root.find("{*}body")
     if body is None or not len(body):
         raise KvchatError("input", f"{name} has no text body", "save it as plain text")
     kind = body[0]
@@ -30,11 +35,33 @@ def load(name: str, data: bytes, encoding: str | None) -> Sections:
         )
         if parts:
             return Sections(parts, PAGES[local(pages[0])], "odf")
-    return Sections((Section(name, _blocks(kind)),), WHOLE, "odf")
+    _mark_breaks(root, kind)
+    return paged(name, _blocks(kind), "odf")
+
+
+def _mark_breaks(root: Element, text: Element) -> None:
+    """Write into paragraphs that their style says begin or end a page."""
+    before, after = set[str](), set[str]()
+    for style in root.iterfind("{*}automatic-styles/{*}style"):
+        for inner in style.iterfind("{*}paragraph-properties"):
+            for end, names in (("}break-before", before), ("}break-after", after)):
+                if _attribute(inner, end) == "page":
+                    names.add(_attribute(style, "}name"))
+    for element in text.iter() if before or after else ():
+        style_name = _attribute(element, "}style-name")
+        if local(element) in ("p", "h") and style_name in before | after:
+            if style_name in before:
+                element.text = FORCED + (element.text or "")
+            if style_name in after:
+                SubElement(element, "end").tail = FORCED
+
+
+def _attribute(element: Element, end: str) -> str:
+    return next((value for key, value in element.attrib.items() if key.endswith(end)), "")
 
 
 def _name(page: Element) -> str:
-    return next((value for key, value in page.attrib.items() if key.endswith("}name")), "")
+    return _attribute(page, "}name")
 
 
 def _blocks(element: Element) -> str:
@@ -48,12 +75,14 @@ def _block(element: Element) -> str:
     if kind == "p":
         return _line(element).strip()
     if kind == "h":
-        level = next((v for k, v in element.attrib.items() if k.endswith("}outline-level")), "1")
+        level = _attribute(element, "}outline-level") or "1"
         depth = int(level) if level in {*"123456"} else 6
         text = _line(element).strip()
-        return f"{'#' * depth} {text}" if text else ""
+        return fronted(text, f"{'#' * depth} ") if text else ""
+    if kind in BREAKS:
+        return BREAKS[kind]
     if kind == "list-item":
-        return "\n".join(f"- {line}" for line in filter(None, map(_block, element)))
+        return "\n".join(fronted(line, "- ") for line in filter(None, map(_block, element)))
     if kind == "list":
         return "\n".join(filter(None, map(_block, element)))
     if kind == "table-row":
@@ -70,7 +99,7 @@ def _line(element: Element) -> str:
     for inner in element:
         kind = local(inner)
         if kind == "s":
-            count = next((v for k, v in inner.attrib.items() if k.endswith("}c")), "1")
+            count = _attribute(inner, "}c") or "1"
             is_number = len(count) < 5 and count.isdecimal()
             pieces.append(" " * (min(int(count), SPACES) if is_number else 1))
         elif kind in BREAKS:

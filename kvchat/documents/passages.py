@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from kvchat.documents import Document, Place
 
 # Where one sentence or paragraph ends and another begins.
-ENDS = re.compile(r"(?<=[.!?。！？…])[\"'”’»)\]]*\s+|(?<=[。！？])|\n[ \t]*\n\s*|(?<=:)\s*\n\s*")
+# What goes on in small letters has not ended, nor does a title or an initial end anything.
+ENDS = re.compile(
+    r"(?<=[.!?。！？…])(?<!\b[A-Z]\.)(?<!\bMr\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bNo\.)(?<!\bMrs\.)"
+    r"[\"'”’»)\]]*\s+(?=[^\sa-zß-öø-ÿ]|\Z)"
+    r"|(?<=[。！？])|\n[ \t]*\n\s*|(?<=:)\s*\n\s*"
+)
 LONG = 300  # characters of a passage, about: a longer one is cut at the end of a line or word
 LABEL = 40  # characters of a label, at most
 MOST, NEXT = 4, 0.4  # parts that are cited, and of the best one's weight what another must have
@@ -21,10 +26,24 @@ PAGES = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 HEADINGS = re.compile(r"^#{1,6}[ \t]+(\S.*)$", re.MULTILINE)
+FENCES = re.compile(r"^(```|~~~).*?(?:^\1|\Z)", re.MULTILINE | re.DOTALL)
 CHAPTERS = re.compile(
     r"^[ \t]*((?:chapter|kapitel|chapitre|capítulo|part|book|act|letter)[ \t]+"
     r"(?:[ivxlc]{1,8}|\d{1,3}|one|two|three|four|five|six|seven|eight|nine|ten)\b[^\n]{0,60})$",
     re.IGNORECASE | re.MULTILINE,
+)
+# Of contracts and laws: a line of its own that begins with the number of a clause.
+CLAUSES = re.compile(
+    r"^[ \t]*((?:§+|art(?:icle|ikel|icolo|\.)?|section|sec\.|clause|abschnitt|schedule|annex)"
+    r"[ \t]*(?:[ivxlc]{1,8}|\d{1,4}[a-z]?(?:\.\d{1,3}){0,3})\b[^\n]{0,60})$"
+    r"|^[ \t]*(\d{1,3}(?:\.\d{1,3}){0,3}\.?[ \t]+[^\W\d_][^\n]{1,58}[^\s.,;:!?])$",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Files in which `#` begins a remark and a number nothing: only their lines are counted.
+CODE = re.compile(
+    r"\.(py|pyi|sh|bash|zsh|rb|pl|r|jl|ya?ml|toml|ini|cfg|conf|env|c|h|cc|cpp|hpp|cs|java|js|ts|go|rs"
+    r"|php|lua|sql|mk|cmake|csv|tsv|jsonl?|log)$",
+    re.IGNORECASE,
 )
 
 
@@ -86,11 +105,37 @@ def marks(document: Document) -> tuple[Place, ...]:
         if number == 1 and document.text[:begin].strip():  # they stand below their pages
             pages = [(1, 0, 0), *((number + 1, end, end) for number, _, end in pages)]
         return tuple(Place(f"p. {number}", start) for number, start, _ in pages)
-    for form in (HEADINGS, CHAPTERS):
-        found = [Place(_short(m[1]), m.start()) for m in form.finditer(document.text)]
-        if len(found) > 1:
+    if CODE.search(document.name):
+        return ()
+    for form in (_headings, _chapters, _clauses):
+        if len(found := form(document.text)) > 1:
             return tuple(found)
     return ()
+
+
+def _headings(text: str) -> list[Place]:
+    """Headings of Markdown; in a listing of code they are remarks."""
+    listings = [(m.start(), m.end()) for m in FENCES.finditer(text)]
+    starts, found = [start for start, _ in listings], []
+    for m in HEADINGS.finditer(text):
+        at = bisect_right(starts, m.start()) - 1
+        if at < 0 or m.start() >= listings[at][1]:
+            found.append(Place(_short(m[1]), m.start()))
+    return found
+
+
+def _chapters(text: str) -> list[Place]:
+    return [Place(_short(m[1]), m.start()) for m in CHAPTERS.finditer(text)]
+
+
+def _clauses(text: str) -> list[Place]:
+    """Numbered clauses behind an empty line; where the number has no name, before one too."""
+    found = []
+    for m in CLAUSES.finditer(text):
+        before = text[max(m.start() - 2, 0) : m.start()]
+        if before in ("", "\n", "\n\n") and (m[1] or text[m.end() : m.end() + 2] == "\n\n"):
+            found.append(Place(_short(m[1] or m[2]), m.start()))
+    return found
 
 
 def label_at(document: Document, known: Sequence[Place], offset: int) -> str:

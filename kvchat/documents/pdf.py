@@ -8,29 +8,24 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+from kvchat.documents.child import LIMIT, SECONDS
 from kvchat.documents.cleaning import as_letters, joined
 from kvchat.documents.section import Section, Sections
 from kvchat.errors import KvchatError
 
-SECONDS = 300
 LEAST_PER_PAGE = 20  # characters; below that it is a scan
-ROOM = 4 * 2**30  # bytes of address space: a page of a few bytes can unfold to any size
 
-LIMIT = f"""
-import resource
-try:
-    resource.setrlimit(resource.RLIMIT_AS, ({ROOM}, {ROOM}))
-except (OSError, ValueError):  # macOS has no such limit
-    pass
-"""
-# stdin: the file. stdout: a list of page texts as JSON, or a message.
+# stdin: the file. stdout: per page its text, and whether there are pictures, as JSON; or a message.
 CHILDREN = {
     "pypdfium2": """
 import json, sys
 import pypdfium2
 try:
     pdf = pypdfium2.PdfDocument(sys.stdin.buffer.read())
-    found = [page.get_textpage().get_text_bounded() for page in pdf]
+    found = [
+        (page.get_textpage().get_text_bounded(), any(page.get_objects([3], max_depth=2)))
+        for page in pdf
+    ]
 except pypdfium2.PdfiumError as error:
     found = str(error)
 print(json.dumps(found))
@@ -41,7 +36,9 @@ import pypdf
 logging.disable()
 try:
     pdf = pypdf.PdfReader(io.BytesIO(sys.stdin.buffer.read()))
-    found = [page.extract_text() for page in pdf.pages]
+    found = [
+        (page.extract_text(), "/XObject" in (page.get("/Resources") or {})) for page in pdf.pages
+    ]
 except Exception as error:
     found = f"password: {error}" if "ecrypt" in str(error) else f"{type(error).__name__}: {error}"
 print(json.dumps(found))
@@ -71,20 +68,23 @@ def load(name: str, data: bytes, encoding: str | None) -> Sections:
         except KvchatError:
             raise error from None
         notices = (f"{error.message}; read with {others[0]} instead",)
-    pages = [joined(as_letters(text.replace("\r\n", "\n")))[0] for text in found]
+    pages = [joined(as_letters(text.replace("\r\n", "\n")))[0] for text, _ in found]
     characters = sum(len(page.strip()) for page in pages)
-    if characters < min(LEAST_PER_PAGE * len(pages), 200) and len(pages):
-        raise KvchatError(
-            "input",
-            f"{name}: {len(pages):,} pages, {characters:,} characters of text: probably scanned",
-            "run OCR first, for instance ocrmypdf",
-        )
+    scanned = characters < min(LEAST_PER_PAGE * len(pages), 200)
+    unread = (
+        number
+        for number, (text, has_pictures) in enumerate(found)
+        if len(text.strip()) < LEAST_PER_PAGE and (has_pictures or scanned)
+    )
     parts = (Section(f"page {number}", text) for number, text in enumerate(pages, 1))
-    return Sections(tuple(parts), "pages", "pdf", notices)
+    return Sections(tuple(parts), "pages", "pdf", notices, tuple(unread))
 
 
-def pages_of(name: str, data: bytes, reader: str) -> list[str]:
-    """The texts that one reader finds. Raises KvchatError("input")."""
+def pages_of(name: str, data: bytes, reader: str) -> list[tuple[str, bool]]:
+    """The text of every page that one reader finds, and whether it has pictures.
+
+    Raises KvchatError("input").
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-c", LIMIT + CHILDREN[reader]],
@@ -97,7 +97,7 @@ def pages_of(name: str, data: bytes, reader: str) -> list[str]:
     if done.returncode:
         raise KvchatError("input", f"{name} is damaged: {reader} died on it")
     try:
-        found: list[str] | str = json.loads(done.stdout)
+        found: list[tuple[str, bool]] | str = json.loads(done.stdout)
     except ValueError:
         raise KvchatError("input", f"{name} is damaged: {reader} stumbled over it") from None
     if isinstance(found, str):

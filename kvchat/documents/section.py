@@ -15,9 +15,14 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class Sections:
-    """A document in parts; `unit` is what a part is called, in the plural: `WHOLE` for just one."""
+    """A document in parts; `unit` is what a part is called, in the plural: `WHOLE` for just one.
+
+    `unread` are the indices of parts that are pictures of text, `gap` is what stands between two.
+    """
 
     parts: tuple[Section, ...]
     unit: str
     encoding: str
     notices: tuple[str, ...] = ()
+    unread: tuple[int, ...] = ()
+    gap: str = "\n\n"

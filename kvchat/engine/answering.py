@@ -64,7 +64,7 @@ class Answering(Conversation):
             begin + number: token for number, token in enumerate(ids[1:]) if number not in thought
         }
         layers, found = self.cache.layers, self._seen
-        if not any(begin in each.rows and each.layer in layers for each in found):
+        if not any(begin in each.slots and each.layer in layers for each in found):
             found = []
         return self.engine.attended(self.cache, turn.ids, following, self.document, found)
 

@@ -25,8 +25,12 @@ from kvchat.kernels.reference import capped
 LAYERS = 1 / 3, 3 / 4  # of a model's depth, between which layers are looked at
 UNCOPIED = 0.1  # what attention to another token than the drawn one counts
 TOKENS = 32  # of a turn that are looked at: those that are rarest in the document
+# What they cost grows with the document: so that it stays a few per cent of an answer, fewer are
+# looked at in a long one. Tokens of both multiplied, and tokens of a turn at least.
+PAIRS, FEWEST = 24 * 4096, 8
 REPLAYED = 1024  # of a turn that pass the layers again, at most
 SLICE = 2**22  # logits alive at once
+ROOM = 128  # tokens whose queries are kept without moving them
 
 
 @dataclass
@@ -35,18 +39,50 @@ class Queries:
     log-sum-exps `[H*G]` of all that they see. An `Observer`."""
 
     layer: LayerCache
-    rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    slots: dict[int, int] = field(default_factory=dict)  # of the store, by position
+    store: tuple[Tensor, Tensor] | None = None  # with room for more
+    free: list[int] = field(default_factory=list)
+    used: int = 0
 
     def see(
         self, q: Tensor, lse: Tensor, layer: LayerCache, scale: float, cos: Tensor, sin: Tensor
     ) -> None:
         """Take in the newest tokens; see `Observer.see`."""
-        first = layer.tail.start + layer.tail.length - len(q)
-        self.rows |= enumerate(zip(q.clone(), lse.clone(), strict=True), first)
+        self.take(q, lse, layer.tail.start + layer.tail.length - len(q))
+
+    def take(self, q: Tensor, lse: Tensor, first: int) -> None:
+        """Copy queries of tokens from position `first` on: a token is two writes."""
+        if len(q) == 1 and self.free:
+            begin = self.free.pop()
+        else:
+            begin, self.used = self.used, self.used + len(q)
+        end = begin + len(q)
+        if self.store is None or end > len(self.store[0]):
+            old, room = self.store, max(ROOM, 2 * end)
+            self.store = (
+                q.new_empty(room, *q.shape[1:], dtype=torch.float32),
+                lse.new_empty(room, *lse.shape[1:], dtype=torch.float32),
+            )
+            for new, before in zip(self.store, old or (), strict=False):
+                new[:begin] = before[:begin]
+        self.store[0][begin:end], self.store[1][begin:end] = q, lse
+        self.slots.update(zip(range(first, first + len(q)), range(begin, end), strict=True))
+
+    def drop(self, position: int) -> None:
+        """Let go of a token, if it is there."""
+        if (slot := self.slots.pop(position, None)) is not None:
+            self.free.append(slot)
 
     def forget(self, position: int) -> None:
         """Drop the tokens from `position` on."""
-        self.rows = {at: row for at, row in self.rows.items() if at < position}
+        for at in [at for at in self.slots if at >= position]:
+            self.drop(at)
+
+    def rows(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Queries and log-sum-exps of the tokens at some positions, `[T, H*G, D]`, `[T, H*G]`."""
+        assert self.store is not None
+        at = torch.tensor([self.slots[at] for at in positions], device=self.store[0].device)
+        return self.store[0][at], self.store[1][at]
 
 
 def numbers(config: ModelConfig) -> list[int]:
@@ -88,7 +124,7 @@ def replayed(model: Decoder, cache: KVCache, ids: Sequence[int]) -> list[Queries
         o, lse = layer.attend(q, q.shape[-1] ** -0.5)
         x = block.finish(x, o)
         if (wanted := found.get(id(layer))) is not None:
-            wanted.rows = dict(enumerate(zip(q, lse, strict=True), first))
+            wanted.take(q, lse, first)
             left -= 1
     return list(found.values())
 
@@ -118,17 +154,18 @@ def attending(
 ) -> Generator[None, None, Tensor]:
     """The same, the value of a generator that yields after every layer."""
     device = found[0].layer.tail.k.device
-    there = [at for at in following if all(at in each.rows for each in found)]
+    seen = set[int].intersection(*(set(each.slots) for each in found))
+    there = [at for at in following if at in seen]
     known = torch.tensor(document, device=device)
     after = torch.tensor([following[at] for at in there], device=device, dtype=torch.long)
     counts = torch.bincount(known, minlength=max(following.values(), default=0) + 1)
     times = counts[after].tolist()
     ranked = sorted(range(len(there)), key=lambda number: rank(times[number], document))
-    chosen = sorted(ranked[:TOKENS])
+    most = min(TOKENS, max(FEWEST, PAIRS // max(len(document), 1)))
+    chosen = sorted(ranked[:most])
     mass = Mass(after[chosen], known)
     for each in found if chosen else ():
-        rows = [each.rows[there[number]] for number in chosen]
-        q, lse = torch.stack([q for q, _ in rows]), torch.stack([lse for _, lse in rows])
+        q, lse = each.rows([there[number] for number in chosen])
         mass.add(each.layer, q, lse, q.shape[-1] ** -0.5)
         yield
     mass.all, mass.copied = peers.added(mass.all), peers.added(mass.copied)
@@ -191,17 +228,26 @@ class Mass:
             own = slice(head * group, (head + 1) * group)
             for a in range(start, start + length, step):
                 part = slice(a, min(a + step, start + length))
-                at = position[part].long()
-                logits = torch.einsum("tgd,nd->tgn", q[:, own].float(), entries.k[part].float())
-                logits = capped(logits * scale, cap)
+                asked = q[:, own].transpose(0, 1).float().flatten(0, 1) * scale  # [G*T, D]
+                logits = capped(asked @ entries.k[part].float().T, cap)
                 if entries.bias is not None:
                     logits += entries.bias[part]
-                mass = torch.exp(logits - lse[:, own, None].float()).sum(dim=1)
-                inside = at < len(self.document)  # what follows belongs to turns
-                self._count(mass[:, inside], at[inside])
+                whole = lse[:, own].T.float().reshape(-1, 1)
+                mass = logits.sub_(whole).exp_().view(group, len(q), -1).sum(dim=0)
+                self._count(mass, position[part].long())
 
     def _count(self, mass: Tensor, at: Tensor) -> None:
-        """Count the attention `mass [T, n]` to the document's tokens `at [n]`."""
+        """Count the attention `mass [T, n]` to the tokens at positions `at [n]`, as far as they are
+        the document's."""
+        inside = at < len(self.document)  # what follows belongs to turns
+        if bool((at.diff() == 1).all()):  # every entry is there: no position is looked up
+            first, count = int(at[0]), int(inside.sum())
+            part = slice(first, first + count)
+            self.all[:, part] += mass[:, :count]
+            same = self.document[part] == self.after[:, None]
+            self.copied[part] += (mass[:, :count] * same).sum(dim=0)
+            return
+        mass, at = mass[:, inside], at[inside]
         self.all.index_add_(1, at, mass)
         same = self.document[at] == self.after[:, None]
         self.copied.index_add_(0, at, (mass * same).sum(dim=0))

@@ -100,6 +100,8 @@ class Conversation:
         session is as it was.
         """
         there, every = len(self.turns), [*self.turns, *turns]
+        if not there:  # they may have been written under another system prompt
+            every = self._opening(every, self.dialogue)
         every = [*self._past(every[:-1]), *every[-1:]]
         if self.cascade is not None:
             yield from self._holding(every)
@@ -115,27 +117,41 @@ class Conversation:
             self.turns = every
         self._fold()
 
+    def rephrase(self, dialogue: Dialogue) -> Work:
+        """Go on in another form of a conversation about the same document: its turns are fed again,
+        of which the oldest go where the window has no room for all.
+
+        If the consumer stops in between, the session is as it was.
+        """
+        turns = self._opening(self.turns, dialogue)
+        left = self._newest(turns, 1, dialogue=dialogue)
+        yield from self._holding(left)
+        self.forgotten += turns[: len(turns) - len(left)]
+        self.dialogue = dialogue
+
     # Which turns there are
 
     def _past(self, turns: Sequence[Turn]) -> list[Turn]:
         """Turns as they are once others follow: without thoughts, if the template drops them."""
         return [self.dialogue.past(turn, number == 0) for number, turn in enumerate(turns)]
 
-    def _newest(self, turns: list[Turn], needed: int, least: int = 0) -> list[Turn]:
+    def _newest(
+        self, turns: list[Turn], needed: int, least: int = 0, dialogue: Dialogue | None = None
+    ) -> list[Turn]:
         """Those of `turns`, at least so many of the last, that leave the window room for `needed`
         tokens.
 
         Where some must go, a quarter of the room is freed: those that stay are fed again, which
         should not be due for every question.
         """
-        room = self.window - len(self.document)
+        room, dialogue = self.window - len(self.document), dialogue or self.dialogue
         if tokens_of(turns) + needed <= room:
             return turns
         for first in range(1, len(turns) - least):
-            left = self._opening(turns[first:], self.dialogue)
+            left = self._opening(turns[first:], dialogue)
             if tokens_of(left) <= (room - needed) * 3 // 4:
                 return left
-        return self._opening(turns[len(turns) - least :], self.dialogue)
+        return self._opening(turns[len(turns) - least :], dialogue)
 
     def _opening(self, turns: Sequence[Turn], dialogue: Dialogue) -> list[Turn]:
         """Turns of which the first stands behind the document, in the form of `dialogue`."""

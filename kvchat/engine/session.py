@@ -95,8 +95,8 @@ class Session(Reading):
     ) -> TurnEvents:
         """Go on with the last answer where a limit or the user cut it; `TurnDone` has all of it.
 
-        The oldest turns go where the window is full. Raises KvchatError("usage") if it ended by
-        itself.
+        The oldest turns go where the window is full. Raises KvchatError("usage") at once if it
+        ended by itself.
         """
         last = self.turns[-1].whole or self.turns[-1] if self.turns else None
         if last is None or last.finish_reason == "stop" or not last.pending:
@@ -105,15 +105,17 @@ class Session(Reading):
                 "there is no answer to go on with" if last is None else "the answer has ended",
                 "/retry  (answers again)" if last else "ask a question first",
             )
+        return self._more(last, Wanted(sampling or Sampling(), max_tokens, stop, cancelled))
+
+    def _more(self, last: Turn, wanted: Wanted) -> TurnEvents:
         every = [*self.turns[:-1], last]  # a question that was given up has dropped its thought
         ids = list(last.pending)
-        answer = min(max_tokens, reserve_of(self.limit) // 2)
+        answer = min(wanted.max_tokens, reserve_of(self.limit) // 2)
         if self.cascade is not None:
             yield from self._unending(every, len(ids) + answer)
         turns = self._newest(every, len(ids) + answer, least=1)
         self._room(len(self.document) + tokens_of(turns), len(ids))
-        if (yield from self._left(every, turns, last, cancelled)):
-            wanted = Wanted(sampling or Sampling(), max_tokens, stop, cancelled)
+        if (yield from self._left(every, turns, last, wanted.cancelled)):
             yield from self._answer(turns[-1], ids, wanted)
 
     def _unending(self, past: list[Turn], needed: int) -> TurnEvents:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
-from kvchat.documents.document_ids import FRONT, ends
+from kvchat.documents.overflow import FRONT, ends
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.errors import KvchatError
 from kvchat.eval.case import Case, Draw, Given, Task

@@ -77,7 +77,7 @@ def built(chat: Chat, screen: Screen, other: Method, history: Sequence[Turn]) ->
         screen.say(f"{name_of(other)} is selected from the full copy: nothing is processed again")
     else:
         require_room(chat, other, len(document))
-        if not agreed(chat, talk + len(document)):
+        if not agreed(chat, talk, len(document), other):
             return None
     if session.by_question and archives:
         screen.tell(f"{name_of(other)} selects by the documents' end, not by the question")

@@ -27,7 +27,8 @@ class Breakdown:
     others: int  # other processes, and what the system keeps for itself
     free: int
     total: int
-    full: int
+    full: int  # what document and conversation would hold uncompressed
+    document_full: int
     host: int
     disk: int
     read: str  # what a decoded token attends to of the document; empty: all that is kept
@@ -67,6 +68,7 @@ def breakdown(chat: Chat) -> Breakdown:
         free=free,
         total=total,
         full=session.full_bytes(),
+        document_full=chat.document_full(),
         host=used.host + archived.host,
         disk=used.disk + archived.disk,
         read=chat.attended_share(),
@@ -94,7 +96,8 @@ def strip(found: Breakdown, width: int, unicode: bool) -> str:
 def table(found: Breakdown, unicode: bool) -> list[tuple[str, str, str, str]]:
     """Shade, name, bytes, and what they are; the bytes of one line are in one unit."""
     kept = found.document + found.tail
-    share = f" ({found.document / found.full:.0%} of the full cache)" if found.full else ""
+    whole = found.document_full
+    share = f" ({found.document / whole:.0%} of the full cache)" if found.document < whole else ""
     cache, document, tail = alike(kept, found.document, found.tail)
     process, peak = alike(found.process, found.peak)
     free, total = alike(found.free, found.total)
@@ -135,8 +138,11 @@ def notes(found: Breakdown) -> list[str]:
         seen = f" · {found.captured:.0%} of the attention, by codes" if found.captured else ""
         text.append(f"each decoded token attends to {found.read} of the document{seen}")
     if found.host or found.disk:
+        beside = "in host RAM" if found.device.startswith("cuda") else "beside it, for /budget"
         device, host, disk = alike(kept, found.host, found.disk)
-        text.append(f"KV on the device {device} · in host RAM {host} · on disk, mapped {disk}")
+        parts = [f"KV on the device {device}"]
+        parts += [f"{beside} {host}"] if found.host else []
+        text.append(" · ".join([*parts, *([f"on disk, mapped {disk}"] if found.disk else [])]))
     return text
 
 

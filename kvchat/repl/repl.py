@@ -14,6 +14,7 @@ from kvchat.engine.methods.specs import name_of
 from kvchat.errors import KvchatError
 from kvchat.repl import commands, memory
 from kvchat.repl.completion import SlashCompleter
+from kvchat.terminal.colours import ERROR
 from kvchat.terminal.interrupt import AGAIN_SECONDS, Interrupt
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.line_editor import Lines
@@ -34,7 +35,8 @@ def run(prepared: Prepared, screen: Screen) -> int:
         if chat.session.turns:
             last = chat.session.turns[-1]
             screen.say(f"last question: {first_line(last.question)}")
-        lines = Lines(SlashCompleter(context), chat.options.history, chat.options.vi)
+        coloured = chat.options.color != "never"
+        lines = Lines(SlashCompleter(context), chat.options.history, chat.options.vi, coloured)
         try:
             return talk(context, lines)
         finally:
@@ -66,6 +68,8 @@ def talk(context: commands.Context, lines: Lines) -> int:
                 continue
             pressed = -AGAIN_SECONDS  # a press before this line has nothing to do with the next
             calm.forget(before=lines.sent)
+            for text in lines.pasted:
+                screen.excerpt(text)
             if lines.stop_typed():  # after Enter, before anybody listened for it
                 calm.press()
             try:
@@ -108,7 +112,7 @@ def obey(context: commands.Context, line: str, is_paste: bool = False) -> None:
 def say_error(screen: Screen, error: KvchatError) -> None:
     """What went wrong and the ways out, in a line each: here it needs no program's name."""
     LOG.error(clean(error.message))
-    screen.tell(error.message, "red")
+    screen.tell(error.message, ERROR)
     if error.tries:
         screen.tell(f"  try: {' · '.join(error.tries)}")
 

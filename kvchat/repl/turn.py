@@ -20,6 +20,7 @@ from kvchat.engine.events import (
     Unending,
 )
 from kvchat.terminal.answer_view import LiveAnswer, PlainAnswer
+from kvchat.terminal.colours import FAINT
 from kvchat.terminal.interrupt import Interrupt
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import counted, fitted, kept_of, seconds
@@ -98,9 +99,7 @@ def ask(
         view: LiveAnswer | PlainAnswer
         if on_delta is None and screen.live and sys.stdout.isatty():
             earlier = session.turns[-1].answer if question is None and session.turns else ""
-            view = LiveAnswer(
-                screen.out, lambda: str(meter), options.markdown, options.theme, earlier
-            )
+            view = LiveAnswer(screen.out, lambda: str(meter), options.markdown, earlier)
         else:
             aside = screen.whisper if leaves else on_thought
             view = PlainAnswer(screen.busy(QUESTION), on_delta, aside, options.raw)
@@ -188,13 +187,13 @@ def say_turn(done: TurnDone, chat: Chat, screen: Screen) -> None:
     """Print what stays after a turn, where the answer is from and its numbers, as is wanted."""
     say_sources(chat, screen)
     if chat.options.stats != "off":
-        screen.say(turn_line(done, chat, screen.line), style="dim")
+        screen.say(turn_line(done, chat, screen.line), style=FAINT)
 
 
 def say_sources(chat: Chat, screen: Screen) -> None:
     """Say where the answer is from, if that can be told."""
     if chat.options.sources and (found := sources(chat)):
-        screen.say("  " + line(found, chat, screen.line - 2), style="dim")
+        screen.say("  " + line(found, chat, screen.line - 2), style=FAINT)
 
 
 def ending(done: TurnDone, chat: Chat) -> str:

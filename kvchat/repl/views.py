@@ -128,7 +128,10 @@ def coverage(
         mark = "▲" if unicode else "^"
         line = "".join(mark if cell in marked else " " for cell in range(len(found)))
         lines.append(f"{line.rstrip()} the last answer is from here")
-    lines += [axis(places, end, len(found)), "least kept:"]
+    lines.append(axis(places, end, len(found)))
+    if min(piece.share for piece in found) == most:
+        return [*lines, f"{most:.0%} is kept of every part: no place is worse than another"]
+    lines.append("least kept:")
     if len(places) > 1:
         ends = [*(start for _, start in places[1:]), end]
         shares = [
@@ -161,7 +164,7 @@ def tokens_of_files(chat: Chat) -> list[int]:
     """Tokens of each file: exact for a single one, else by tokenizing each by itself."""
     files, session = chat.book.files, chat.session
     if len(files) == 1:
-        lead = len(session.dialogue.document("", chat.book.system))
+        lead = len(session.dialogue.document(""))
         return [len(session.document) - lead]
     encode = session.dialogue.tokenizer.encode
     return [len(encode([(f"# {f.title}\n\n{f.text}", False)], continues=True)) for f in files]

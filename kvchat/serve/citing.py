@@ -41,7 +41,7 @@ class Kept(Queries):
         first = layer.tail.start + layer.tail.length - len(q)
         for number in range(len(q)):
             if first + number in self.wanted or first + number >= self.since:
-                self.rows[first + number] = q[number].clone(), lse[number].clone()
+                self.take(q[number : number + 1], lse[number : number + 1], first + number)
 
 
 class Cited:
@@ -63,7 +63,7 @@ class Cited:
         """A token follows; one that is the thought's counts nothing."""
         if is_thought:
             for each in self._kept:
-                each.rows.pop(self._next - 1, None)
+                each.drop(self._next - 1)
         else:
             self._follows(self._next - 1, token)
         self._next += 1
@@ -85,4 +85,4 @@ class Cited:
             _, least = self._ranked.pop()
             del self._following[least]
             for each in self._kept:
-                each.rows.pop(least, None)
+                each.drop(least)

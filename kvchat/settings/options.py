@@ -345,15 +345,6 @@ class Options:
     markdown: bool = option(
         "--markdown/--no-markdown", SCREEN, "Render Markdown.", SWITCH, UI, default=True, live=True
     )
-    theme: str = option(
-        "--theme",
-        SCREEN,
-        "Colours of code in answers.",
-        one_of("dark", "light"),
-        UI,
-        default="dark",
-        live=True,
-    )
     color: str = option(
         "--color", SCREEN, "Colours.", one_of("auto", "always", "never"), UI, default="auto"
     )
@@ -412,6 +403,11 @@ class Options:
             return None
         levels, _, size = self.tail.removeprefix("cascade:").partition("x")
         return int(levels), int(size)
+
+    @property
+    def folds(self) -> bool:
+        """Whether old turns are compressed."""
+        return bool(self.tail_budget or self.cascade)
 
     @property
     def sampling(self) -> Sampling:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.segment import Segment, Segments
 from rich.text import Text
 
+from kvchat.terminal.colours import FAINT
 from kvchat.terminal.live import shown
 from kvchat.terminal.markdown import Blocks, Code, Prose, rendered
 from kvchat.terminal.text import clean
@@ -28,13 +29,12 @@ class LiveAnswer:
         console: Console,
         status: Callable[[], str],
         markdown: bool = True,
-        theme: str = "dark",
         before: str = "",
     ):
         """`before` is an earlier part of the answer: its last block, which is not finished, is
         rendered again with what comes."""
         self._console, self._status = console, status
-        self._markdown, self._theme = markdown, theme
+        self._markdown = markdown
         self._blocks, self._thought = Blocks(), ""
         self._blocks.push(before)
         if before.endswith("\n\n") and not self._blocks.in_code:
@@ -85,7 +85,7 @@ class LiveAnswer:
         with self._turn:
             self._thought = ""
             if line:
-                self._console.print(Text(line, style="dim"))
+                self._console.print(Text(line, style=FAINT))
                 self._printed = True
 
     def _print(self, blocks: list[Prose | Code]) -> None:
@@ -93,7 +93,7 @@ class LiveAnswer:
             in_code = isinstance(block, Code)
             shown: RenderableType | None = Text(clean(block.text))
             if self._markdown or in_code:
-                shown = rendered(block, self._theme)
+                shown = rendered(block)
             with self._turn:
                 if self._printed and not (in_code and self._after_code):
                     self._console.print()
@@ -106,7 +106,7 @@ class LiveAnswer:
         # more than this cannot be in the last lines, however they are broken
         text, style = self._blocks.rest, ""
         if self._thought:
-            text, style = self._thought, "dim"
+            text, style = self._thought, FAINT
         rest = clean(text[-2 * width * LIVE_LINES :]).strip("\n")
         lines = [
             line[start : start + width]
@@ -121,7 +121,7 @@ class LiveAnswer:
         status = self._status()
         if len(status) > width:
             status = status[: width - 1] + "…"
-        return Group(*parts, Text(status, style="cyan", no_wrap=True, overflow="crop"))
+        return Group(*parts, Text(status, style=FAINT, no_wrap=True, overflow="crop"))
 
 
 class PlainAnswer:

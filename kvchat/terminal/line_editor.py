@@ -17,19 +17,30 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.output import ColorDepth
+from prompt_toolkit.styles import Style
 
 from kvchat.files import private_folder
 from kvchat.terminal.text import clean, first_line
 
 BLOCK = '"""'
+SUGGESTED = "#767676"  # as readable on white as on black
 PASTE = 2000  # characters above which a paste is shown as its size
 
 
 class Lines:
     """The prompt. Large pastes are shown as `[pasted N lines]` and put back when sent."""
 
-    def __init__(self, completer: Completer, keep_history: bool = True, vi: bool = False):
+    def __init__(
+        self,
+        completer: Completer,
+        keep_history: bool = True,
+        vi: bool = False,
+        coloured: bool = True,
+    ):
+        """`coloured`: as terminal and environment say; else bold and reversed text alone."""
         self.pastes: dict[str, str] = {}
+        self.pasted: list[str] = []  # what the last line had in place of marks
         self.shows_memory = False  # F2
         self.is_paste = False  # whether the last line was nothing but a large paste
         self.sent = 0.0  # when Enter was pressed last, by `monotonic`
@@ -47,6 +58,8 @@ class Lines:
             enable_open_in_editor=True,
             search_ignore_case=True,
             reserve_space_for_menu=4,
+            color_depth=None if coloured else ColorDepth.DEPTH_1_BIT,
+            style=Style.from_dict({"auto-suggestion": SUGGESTED}),
         )
 
     def read(self, toolbar: Callable[[], str] | None = None, changes: bool = False) -> str:
@@ -71,6 +84,7 @@ class Lines:
     def expanded(self, text: str) -> str:
         """`text` with what was pasted in place of its mark, and without block quotes."""
         self.is_paste = text.strip() in self.pastes
+        self.pasted = [pasted for mark, pasted in self.pastes.items() if mark in text]
         for mark, pasted in self.pastes.items():
             text = text.replace(mark, pasted)
         self.pastes.clear()

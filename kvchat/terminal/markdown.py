@@ -5,13 +5,25 @@ import re
 from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
-from rich.console import RenderableType
-from rich.markdown import Markdown
-from rich.syntax import Syntax
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.markdown import Heading, Markdown
+from rich.style import Style
+from rich.syntax import ANSISyntaxTheme, Syntax
 from rich.text import Text
 
 from kvchat.terminal.text import clean
 
+# Colours of code, as in `colours`.
+CODE = ANSISyntaxTheme(
+    {
+        ("Comment",): Style(dim=True, italic=True),
+        ("Keyword",): Style(bold=True),
+        ("Operator", "Word"): Style(bold=True),
+        ("Name", "Tag"): Style(bold=True),
+        ("Literal", "String"): Style(color="magenta"),
+        ("Literal", "Number"): Style(color="magenta"),
+    }
+)
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)")
 
 
@@ -104,32 +116,41 @@ def code_blocks(text: str) -> list[str]:
     return ["\n".join(lines) for lines in found if lines]
 
 
-def rendered(block: Prose | Code, theme: str = "dark") -> RenderableType | None:
-    """What to print for a block; None for the end of a code fence.
-
-    `theme` is what the terminal's background is; code has the 16 colours that every terminal has.
-    """
+def rendered(block: Prose | Code) -> RenderableType | None:
+    """What to print for a block; None for the end of a code fence."""
     if isinstance(block, Prose):
-        return markdown(clean(block.text), theme)
+        return markdown(clean(block.text))
     if block.last:
         return None
     code = Syntax(
         clean(block.text),
         block.language or "text",
-        theme=f"ansi_{theme}",
+        theme=CODE,
         background_color="default",
     )
     return code if block.text.strip() else Text("")
 
 
-def markdown(text: str, theme: str = "dark") -> Markdown:
+class _Heading(Heading):
+    """A heading at the left: in the middle of a wide terminal nobody looks for it."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        self.text.justify = "left"
+        yield self.text
+
+
+class _Document(Markdown):
+    elements = Markdown.elements | {"heading_open": _Heading}
+
+
+def markdown(text: str) -> Markdown:
     """Markdown whose HTML stays text, whose links show their address and whose line breaks stay.
 
     Without that, rich leaves out tags and link definitions, and joins the lines of a poem.
     """
     parser = MarkdownIt("commonmark").enable(["strikethrough", "table"])
     parser.disable(["html_block", "html_inline", "reference", "image"])
-    document = Markdown("", hyperlinks=False, code_theme=f"ansi_{theme}")
+    document = _Document("", hyperlinks=False, code_theme=CODE)  # type: ignore[arg-type]
     document.markup, document.parsed = text, parser.parse(text)
     for token in document.parsed:
         for child in token.children or ():

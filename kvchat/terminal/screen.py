@@ -7,9 +7,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from time import perf_counter
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -24,9 +23,10 @@ from rich.text import Text
 
 from kvchat.engine import events
 from kvchat.errors import KvchatError
+from kvchat.terminal.colours import ERROR, FAINT, NOTICE, console
 from kvchat.terminal.live import away, shown
 from kvchat.terminal.log import LOG
-from kvchat.terminal.text import WORDS, clean, laid, size
+from kvchat.terminal.text import WORDS, clean, counted, laid, size
 
 R = TypeVar("R")
 Work = events.Loading | events.Progress | events.Smaller
@@ -34,6 +34,7 @@ W = TypeVar("W", bound=Work)
 Pause = Callable[[], AbstractContextManager[None]]
 LABEL = TextColumn("{task.description}", markup=False)
 FRAMES = 12  # a second, of what moves
+EXCERPT = 3  # lines of a text that is shown in part
 NARROW = 18  # columns that the last of several needs
 FRESH = 10.0  # seconds that the toolbar shows a notice
 LONG = 10.0  # seconds of work after which its end is announced
@@ -54,15 +55,9 @@ class Screen:
         notify: str = "off",
     ):
         dumb = os.environ.get("TERM") == "dumb" or WORDS.get(os.environ.get("KVCHAT_PLAIN", ""))
-        system: Literal["auto"] | None = "auto" if color != "never" else None
-        forced = True if color == "always" else None
-        self.err = Console(
-            stderr=True, highlight=False, markup=False, color_system=system, force_terminal=forced
-        )
+        self.err = console(color, stderr=True)
         self.err.soft_wrap = not self.err.is_terminal  # whole lines in a log
-        self.out = Console(
-            highlight=False, markup=False, color_system=system, force_terminal=forced
-        )
+        self.out = console(color)
         self.plain = bool(plain or dumb)
         self.live = sys.stderr.isatty() and not self.plain
         # block glyphs need UTF-8; plain mode leaves them out for screen readers
@@ -111,14 +106,22 @@ class Screen:
 
     def passage(self, place: str, text: str, words: Sequence[str] = ()) -> None:
         """A passage of a document below its place, with some words in bold."""
-        self.tell(f"  {place}", style="dim")
+        self.tell(f"  {place}", style=FAINT)
         shown = Text("\n".join(clean(line).strip() for line in text.split("\n")))
         shown.highlight_words([clean(word) for word in words], "bold", case_sensitive=False)
         self.err.print(Padding(shown, (0, 0, 0, 4)))
 
+    def excerpt(self, text: str) -> None:
+        """The first lines of a text that stands behind a mark, and how many follow."""
+        lines = [clean(line) for line in text.splitlines() if line.strip()]
+        for line in lines[:EXCERPT]:
+            self.err.print(Text(f"    {line}", style=FAINT), no_wrap=True, overflow="ellipsis")
+        if (more := len(lines) - EXCERPT) > 0:
+            self.tell(f"    … {counted(more, 'line')} more", style=FAINT)
+
     def whisper(self, text: str) -> None:
         """A piece of text beside the answer, as it comes: what the model thinks."""
-        self.err.print(Text(clean(text), style="dim"), end="", soft_wrap=True)
+        self.err.print(Text(clean(text), style=FAINT), end="", soft_wrap=True)
 
     def columns(self, rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> None:
         """Lines in columns for the person; the last column wraps inside itself.
@@ -182,7 +185,7 @@ class Screen:
         self.warnings.append(text)
         self.observer(text)
         if not self.quiet:
-            self._print(f"{'kvchat: ' if self.named else ''}{clean(text)}", "yellow")
+            self._print(f"{'kvchat: ' if self.named else ''}{clean(text)}", NOTICE)
 
     @property
     def fallback(self) -> str:
@@ -193,7 +196,7 @@ class Screen:
     def error(self, error: KvchatError) -> None:
         """What went wrong and the ways out."""
         LOG.error(clean(error.message))
-        self._print(f"kvchat: error: {clean(error.message)}", "red")
+        self._print(f"kvchat: error: {clean(error.message)}", ERROR)
         for way in error.tries:
             self._print(f"  try: {clean(way)}", "")
 

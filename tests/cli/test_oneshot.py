@@ -59,7 +59,8 @@ def test_prompts_from_a_file_and_system_text(story, tmp_path):
     plain = events(kvchat(*arguments))
     more = events(kvchat(*arguments, "--system-file", str(tmp_path / "system")))
     assert len(plain) == len(more) == 2
-    assert more[0]["usage"]["document_tokens"] > plain[0]["usage"]["document_tokens"]
+    assert more[0]["usage"]["prompt_tokens"] > plain[0]["usage"]["prompt_tokens"]
+    assert more[0]["usage"]["document_tokens"] == plain[0]["usage"]["document_tokens"]
     (tmp_path / "prompts").write_text("\n")
     assert kvchat(*arguments).returncode == 4
 

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from kvchat.documents import decode
-from kvchat.documents.document_ids import compose, ends
+from kvchat.documents.document_ids import compose
+from kvchat.documents.overflow import ends
 from kvchat.engine.text.tokenizer import Tokenizer
 from kvchat.errors import KvchatError
 
@@ -45,8 +46,8 @@ def test_the_error_has_numbers_and_every_way_out(tokenizer):
 def test_cuts_fill_the_room_and_say_what_is_gone(tokenizer, policy, limit):
     found = book(tokenizer, limit=limit, overflow=policy, system="Be brief.")
     room = limit - min(512, limit // 4)
-    assert 0.9 * room <= len(found.ids) <= room
-    text = tokenizer.decode(found.ids)
+    assert 0.9 * room <= len(found.ids) + found.dialogue.told_tokens <= room
+    text = tokenizer.decode([*found.ids, *found.dialogue.first("Why?")])
     assert "Be brief." in text and f"[{found.cut.characters:,} " in text
     assert ("word0 " in text) == (policy != "head")
     assert ("word2999" in text) == (policy != "tail")

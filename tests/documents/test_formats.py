@@ -19,8 +19,9 @@ NAMES = (
 )
 
 
-def odf(kind, body):
-    text = f"<office:document-content {NAMES}><office:body><office:{kind}>{body}</office:{kind}>"
+def odf(kind, body, styles=""):
+    inner = f"<office:{kind}>{body}</office:{kind}>"
+    text = f"<office:document-content {NAMES}>{styles}<office:body>{inner}"
     text += "</office:body></office:document-content>"
     mime = f"application/vnd.oasis.opendocument.{kind}"
     return zipped({"mimetype": mime.encode(), "content.xml": text.encode()}, stored=True)

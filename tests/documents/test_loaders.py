@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from kvchat import documents
+from kvchat.documents import ocr
 from kvchat.errors import KvchatError
 
 PAGE = """<!DOCTYPE html><html><head><title>T</title><style>p{}</style>
@@ -129,8 +130,9 @@ def test_pdf_pages():
     assert len(chosen.places) == 3 and "3 of 5" in chosen.notices[0]
 
 
-def test_a_scan_and_a_damaged_pdf():
+def test_a_scan_and_a_damaged_pdf(monkeypatch):
     pytest.importorskip("pypdfium2")
+    monkeypatch.setattr(ocr, "find_spec", lambda name: None)
     with pytest.raises(KvchatError, match=r"\b3 .*\b0 "):
         documents.decode("scan.pdf", pdf("", "", ""))
     with pytest.raises(KvchatError, match="pypdfium2"):
@@ -237,8 +239,8 @@ def test_soft_hyphens_and_ligatures_of_typeset_kinds_are_letters():
 def test_words_that_lines_of_a_pdf_break_are_joined(monkeypatch):
     from kvchat.documents import pdf as loader
 
-    pages = ["The har\ufffe\r\nbour has a light-\r\nhouse.\r\nIt is A-\r\n1 and twenty-\r\nOne."]
+    page = "The har\ufffe\r\nbour has a light-\r\nhouse.\r\nIt is A-\r\n1 and twenty-\r\nOne."
     monkeypatch.setattr(loader, "find_spec", lambda name: True)
-    monkeypatch.setattr(loader, "pages_of", lambda *given: pages)
+    monkeypatch.setattr(loader, "pages_of", lambda *given: [(page, False)])
     text = documents.decode("a.pdf", b"%PDF-1.7").text
     assert text == "The harbour has a lighthouse.\nIt is A-\n1 and twenty-\nOne."

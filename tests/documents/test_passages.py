@@ -29,6 +29,13 @@ def test_spans_are_sentences_and_no_longer_than_a_few_lines():
     assert "".join("".join(parts).split()) == "".join(text.split()), "nothing is lost"
 
 
+def test_an_abbreviation_ends_no_sentence():
+    text = "Fire it from 7 a.m. to 9 p.m. only. Ask Mr. Brown or P. Lee at St. Ives. Done!"
+    assert [text[a:b] for a, b in spans(text)] == [
+        "Fire it from 7 a.m. to 9 p.m. only.", "Ask Mr. Brown or P. Lee at St. Ives.", "Done!"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("form", ["[Page {}]", "--- page {} ---", "Page {} of 9", "p. {}",
                                   "<page {}>"])  # fmt: skip
 def test_marks_of_pages_stand_in_a_text(form):
@@ -43,6 +50,21 @@ def test_places_are_pages_then_headings_then_lines():
     assert named("# First\n\nOne.\n\n## Second part\n\nTwo.", "Two") == "Second part"
     assert named("CHAPTER I. The sea\n\nOne.\n\nCHAPTER II\n\nTwo.", "Two") == "CHAPTER II"
     assert named("One.\nTwo.\nThree.", "Three") == "line 3"
+
+
+def test_clauses_are_named_by_their_numbers():
+    law = "LEASE\n\n§ 1 Parties\n\nOne.\n\n§ 2a Rent\nTwo is as § 9\nsays here.\n\nThree."
+    assert named(law, "Two") == named(law, "Three") == "§ 2a Rent"
+    assert named("Article IV\n\nOne.\n\nArt. 5 Rent\n\nTwo.", "Two") == "Art. 5 Rent"
+    plain = "1. Parties\n\nOne.\n\n1.2 The rent\n\nTwo.\n\n3. Buy milk.\n4. Go\n\nThree."
+    assert named(plain, "Three") == "1.2 The rent", "a list is none"
+
+
+def test_remarks_of_code_are_no_headings():
+    code = "# Install\nOne\n\n# Use\nTwo\n"
+    assert named(code, "Two") == "Use" and named(code, "Two", "a.sh") == "line 5"
+    listing = f"# First\n\n```sh\n{code}```\n\nThree\n\n# Last\n"
+    assert named(listing, "Three") == "First"
 
 
 def test_the_best_passages_are_joined_with_their_neighbours():
@@ -77,6 +99,9 @@ def test_a_source_is_in_its_own_file_whatever_was_cut(chat_folder, overflow):
     book = compose(tokenizer, files, "Be brief.", 2000, overflow)
     assert book.cut is not None and len(book.begins) == len(book.ids)
     joined = f"# a.txt\n\n{files[0].text}\n\n# b.txt\n\n{files[1].text}"
+    nowhere = [i for i, at in zip(book.ids, book.begins, strict=True) if at == -1]
+    mark = f"[{book.cut.characters:,} characters left out]"
+    assert mark in tokenizer.decode(nowhere), "no file has it"
     wanted = {"head": ["b.txt"], "tail": ["a.txt"], "middle": ["a.txt", "b.txt"]}[overflow]
     for name in wanted:
         at = joined.index(FACT) if name == "a.txt" else joined.rindex(FACT)

@@ -52,6 +52,17 @@ def test_every_segment_that_keeps_all_tells_the_same(engine, spec):
     torch.testing.assert_close(found, exact, rtol=close, atol=close * float(exact.max()))
 
 
+def test_of_a_long_document_fewer_tokens_ask(engine, monkeypatch):
+    asked, rows = [], attribution.Queries.rows
+    note = lambda self, positions: asked.append(len(positions)) or rows(self, positions)  # noqa: E731
+    monkeypatch.setattr(attribution.Queries, "rows", note)
+    answer = IDS[50:70]
+    for pairs, most in ((10**6, 19), (12 * len(IDS), 12), (1, attribution.FEWEST)):
+        monkeypatch.setattr(attribution, "PAIRS", pairs)
+        found = weights(engine, parse_method("full"), answer)
+        assert asked[-1] == most and float(found.sum()) > 0
+
+
 def test_what_is_evicted_counts_nothing(engine):
     method = parse_method("streamingllm", Budget(fraction=0.3))
     found = weights(engine, method, IDS[50:60])
@@ -70,7 +81,7 @@ def test_attention_is_summed_over_heads_and_queries(engine):
     for number, each in zip(numbers, queries, strict=True):
         keys = cache.layers[number].segments[0].k.view(2, len(IDS), -1)
         for t in range(5):
-            q, lse = each.rows[len(IDS) + t]
+            q, lse = (found[0] for found in each.rows([len(IDS) + t]))
             for head in range(len(q)):
                 scores = keys[head // 2] @ q[head] * q.shape[1] ** -0.5
                 mass = torch.exp(scores - lse[head])

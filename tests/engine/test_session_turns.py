@@ -57,7 +57,7 @@ def test_more_goes_on_where_the_limit_cut(chat_folder, first, chat):
 def test_more_shows_only_what_is_new(folder):
     session = scripted_session(folder)
     with pytest.raises(KvchatError) as caught:
-        next(session.more())
+        session.more()  # at once: nothing of the answer is shown again
     assert caught.value.code == "usage"
     script = say(session, "Ships and stars.", "<|im_end|>")
     ask(session, "What?", max_tokens=5)
@@ -84,6 +84,29 @@ def test_another_document_under_the_same_conversation(folder, method):
     assert_same_answer(session, fresh)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_another_system_prompt_feeds_the_turns_and_no_document(folder, full):
+    """What is kept of the document stays; where the window has no room the oldest turns go."""
+    session, other = new_session(folder), new_session(folder)
+    drain(session.rephrase(session.dialogue.told("Be brief.")))
+    talk(session, *QUESTIONS)
+    if full:
+        session.limit = other.limit = session.cache.position + 8
+    kept = list(session.cache.segments())
+    long = session.dialogue.told("Be as brief as the sea is wide, and do not say so.")
+    drain(session.rephrase(long))
+    assert all(a is b for a, b in zip(session.cache.segments(), kept, strict=True))
+    assert tokens_in(session)[: len(session.document)] == other.document
+    assert (
+        tokens_in(session)[len(session.document) :][: long.told_tokens]
+        == (long.first("")[: long.told_tokens])
+    )
+    assert len(session.all_turns) == 3 and 0 < len(session.turns) < 4 - full
+    drain(other.rephrase(long))
+    drain(other.restore(session.turns))
+    assert_same_answer(session, other)
+
+
 def test_a_first_document_changes_what_opens_the_conversation(folder):
     session = new_session(folder)
     bare = Dialogue(session.dialogue.tokenizer, has_document=False)
@@ -91,7 +114,7 @@ def test_a_first_document_changes_what_opens_the_conversation(folder):
     drain(session.prefill(bare.document(""), FULL))
     ask(session, "What?", max_tokens=4)
     form = Dialogue(session.dialogue.tokenizer)
-    ids = form.document("A book.", "Be brief.")
+    ids = form.document("A book.")
     drain(session.recompress(FULL, document=ids, dialogue=form))
     turn = session.turns[0]
     assert turn.ids[: turn.asked] == tuple(form.first("What?"))

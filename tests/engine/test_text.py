@@ -198,10 +198,10 @@ def test_a_document_and_turns_are_the_template_s(case):
     assert got == rendered(dialogue, in_front, DOCUMENT), "without a system text"
     spaced = dialogue.tokenizer.hf.chat_template.find("' ' + ") >= 0
     lead = " " if spaced else ""
-    got = dialogue.document(DOCUMENT, SYSTEM) + dialogue.first(FIRST)
+    got = dialogue.document(DOCUMENT) + dialogue.told(SYSTEM).first(FIRST)
     got += answer_ids(dialogue, f"{lead}Ships.") + dialogue.following(SECOND)
     got += answer_ids(dialogue, f"{lead}Stars") + dialogue.following("Why?")
-    head = f"{SYSTEM}\n\n{DOCUMENT}"
+    head = f"{DOCUMENT}\n\n{SYSTEM}"
     first = rendered(dialogue, in_front, head)
     assert got[: len(first)] == first
     assert got == rendered(dialogue, in_front, head, "Ships.", SECOND, "Stars", "Why?")
@@ -226,10 +226,10 @@ def test_without_a_template_it_is_question_and_answer(tokenizer_folder, kind):
     tokenizer = Tokenizer.load(tokenizer_folder(kind))
     dialogue = Dialogue(tokenizer)
     assert not dialogue.form.is_template
-    got = dialogue.document("The sea was calm", "Read.") + dialogue.first(FIRST)
+    got = dialogue.document("The sea was calm") + dialogue.told("Read.").first(FIRST)
     got += answer_ids(dialogue, " Ships.") + dialogue.following(SECOND)
     text = (
-        f"Read.\n\nThe sea was calm\n\nQuestion: {FIRST}\nAnswer: Ships."
+        f"The sea was calm\n\nRead.\n\nQuestion: {FIRST}\nAnswer: Ships."
         f"\n\nQuestion: {SECOND}\nAnswer:"
     )
     assert tokenizer.decode(got) == text
@@ -245,11 +245,11 @@ def test_a_template_s_date_is_the_day_that_it_is_told(tokenizer_folder):
     monday, tuesday = date(2026, 11, 30), date(2026, 12, 1)
     on = [dialogue.on(day) for day in (monday, tuesday, monday)]
     assert [each.day for each in on] == [monday, tuesday, monday]
-    ids = [each.document(DOCUMENT, SYSTEM) + each.first(FIRST) for each in on]
+    ids = [each.document(DOCUMENT) + each.first(FIRST) for each in on]
     assert ids[0] == ids[2] != ids[1]
     texts = [dialogue.tokenizer.decode(each) for each in ids]
     assert "30 Nov 2026" in texts[0] and texts[0].replace("30 Nov", "01 Dec") == texts[1]
-    assert len({str(each.on(UNDATED).document(DOCUMENT, SYSTEM)) for each in on}) == 1
+    assert len({str(each.on(UNDATED).document(DOCUMENT)) for each in on}) == 1
     assert Dialogue(Tokenizer.load(tokenizer_folder("byte-level", "chatml"))).day is None
 
 

@@ -55,7 +55,7 @@ def require(codes: set[int], *there: int) -> None:
 CONFIG = {
     "defaults": {"model": "m", "temperature": 0.7, "seed": 3, "budget": "25%", "method": "adakv",
                  "max_tokens": 100, "ctx_size": "8k", "weights": "int4"},
-    "ui": {"color": "never", "theme": "dark", "markdown": True, "notify": "off", "stats": "long"},
+    "ui": {"color": "never", "markdown": True, "notify": "off", "stats": "long"},
     "models": {"m": {"path": ".", "temperature": 0.2}, "n": {"repo": "a/b", "top_k": 3}},
     "methods": {"adakv": {"window": 8}},
     "loaders": {".pdf": ["pdftotext", "{}", "-"]},

@@ -51,13 +51,22 @@ def test_the_second_start_maps_what_the_first_has_read(place):
     "change",
     [
         {"method": "adakv:budget=40%,window=8"},
-        {"system": "Be brief."},
+        {"system": "Be brief.", "tail_budget": 64},
         {"dtype": "bf16"},
     ],
 )
 def test_another_reading_is_another_file(place, change):
     place.opened()
     assert place.opened(**change).restored is None and len(place.files()) == 2
+
+
+def test_a_system_prompt_is_no_part_of_what_is_read(place):
+    before = place.opened()
+    chat = place.opened(system="Be brief.")
+    assert chat.restored and len(place.files()) == 1
+    assert chat.session.document == before.session.document
+    turn = chat.session.dialogue.tokenizer.decode(chat.session.dialogue.first("Who?"))
+    assert turn.count("Be brief.") == 1
 
 
 def test_policies(place, monkeypatch):

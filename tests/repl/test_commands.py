@@ -1,7 +1,9 @@
 """Every command with a good, a bad and no argument, with and without a document."""
 
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from prompt_toolkit.document import Document
 from kvchat.chat import chatlog
 from kvchat.chat.prepare import restored
 from kvchat.chat.sources import open_document
+from kvchat.engine.events import drain
 from kvchat.engine.methods import AUTO, METHODS
 from kvchat.errors import KvchatError
 from kvchat.repl import repl
@@ -38,6 +41,11 @@ def titles(scene):
 
 def document(scene):
     return scene.chat.session.dialogue.tokenizer.decode(scene.chat.session.document)
+
+
+def first(scene):
+    """What the first turn put into the cache."""
+    return scene.chat.session.dialogue.tokenizer.decode(scene.chat.session.turns[0].ids)
 
 
 # what a command shows, or the error it raises, without an argument
@@ -124,7 +132,7 @@ def test_names_may_be_shortened_and_old_ones_point_to_new_ones(scene):
         *((line, "usage") for line in (
             "/nonsense", "/s", "/", "/help nonsense", "/file 'open", "/set temprature 1",
             "/set temperature hot", "/set temperature -1", "/set stats loud", "/set max_tokens 0",
-            "/set theme blue", "/show weather", "/show memory now", "/show heads 99",
+            "/set stats blue", "/show weather", "/show memory now", "/show heads 99",
             "/show heads x", "/method adakw", "/method adakv:kernel=4", "/budget lots", "/undo 3",
             "/undo x", "/save ../up", "/rename ../up", "/drop 2", "/drop x", "/copy 1",
             "/compare adakv:window=8", "/compare full", "/export chat.doc", "/clear all",
@@ -293,18 +301,33 @@ def test_set_shows_and_changes_with_origin(scene):
     assert scene.chat.options.markdown is False
 
 
-def test_files_and_system_prompt(scene, home):
+def test_files_and_system_prompt(scene, home, folder):
     scene.ask("What?")
     (home / "a b.txt").write_text(MORE)
     scene.run("/file 'a b.txt'")
     assert "a b.txt" in scene.run("/file") and "a b.txt" in scene.run("/show window")
     assert scene.turns == [("What?", "Ships.")]
     assert "4711" in document(scene) and "ships" in document(scene)
+    read, kept = document(scene), scene.kept()
     scene.run("/system Be brief.")
     assert scene.run("/system").strip() == "Be brief."
-    assert document(scene).count("Be brief.") == 1
+    assert document(scene) == read and scene.kept() == kept and first(scene).count("Be brief.") == 1
+    again = Scene(folder)
+    drain(again.chat.session.restore(scene.chat.session.turns))
+    assert "Be brief." not in first(again), "a saved chat opens under the system prompt of now"
+    told = scene.chat.session.dialogue.told_tokens
+    assert re.search(rf"system prompt +{told} ", scene.run("/show window"))
     scene.run("/system -")
-    assert not scene.chat.book.system and "Be brief." not in document(scene)
+    assert not scene.chat.book.system and "Be brief." not in first(scene)
+    assert scene.turns == [("What?", "Ships.")]
+
+
+def test_a_system_prompt_stays_where_old_turns_are_compressed(scene):
+    scene.chat.options = replace(scene.chat.options, tail_budget=200)
+    scene.run("/system Be brief.")
+    assert document(scene).count("Be brief.") == 1
+    scene.ask("What?")
+    assert "Be brief." not in first(scene)
 
 
 def test_drop_takes_a_document_away(scene):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,8 @@ def test_the_breakdown_agrees_with_the_system(scene):
 SEEN = memory.Breakdown(
     "cpu AMD EPYC", weights=4560000, stored="f32", document=4980000, tail=52000, index=0,
     workspace=0, preallocated=995000, other=343600000, process=354300000, peak=365100000,
-    others=4434500000, free=20497700000, total=25275900000, full=19723700, host=9 * 2**20,
-    disk=2**30, read="10 %", captured=0.9,
+    others=4434500000, free=20497700000, total=25275900000, full=19723700,
+    document_full=19623700, host=9 * 2**20, disk=2**30, read="10 %", captured=0.9,
 )  # fmt: skip
 NUMBER = re.compile(r"[\d.]+ ?(B|KiB|MiB|GiB)\b")
 
@@ -61,6 +62,9 @@ NUMBER = re.compile(r"[\d.]+ ?(B|KiB|MiB|GiB)\b")
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_the_view_fits_and_has_one_unit_in_a_line(width):
     table, notes = memory.table(SEEN, True), memory.notes(SEEN)
+    assert "(25% of the full cache)" in table[1][-1]
+    whole = memory.table(replace(SEEN, document=19700000), True)
+    assert "%" not in whole[1][-1], "what is kept whole is no share, whatever stands beside it"
     assert ("KV cache", ["4.80 MiB", "4.75 MiB", "0.05 MiB"]) in [
         (name, [found[0] for found in NUMBER.finditer(f"{amount} {note}")])
         for _, name, amount, note in table

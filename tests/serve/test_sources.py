@@ -91,7 +91,7 @@ def test_a_long_answer_keeps_few_queries(client, monkeypatch):
 
     def push(self, token, is_thought):
         every(self, token, is_thought)
-        most.append(max(len(each.rows) for each in self._kept))
+        most.append(max(len(each.slots) for each in self._kept))
 
     monkeypatch.setattr(citing.Cited, "push", push)
     cited(client, QUESTION, max_tokens=300, temperature=50, ignore_eos=True, seed=1)

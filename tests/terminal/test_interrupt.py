@@ -31,7 +31,7 @@ def press(count: int = 1, number: int = signal.SIGINT) -> None:
 class Typed:
     """Lines that are typed one after the other, or what happens in place of one; then Ctrl-D."""
 
-    sent, shows_memory, is_paste = 0.0, False, False
+    sent, shows_memory, is_paste, pasted = 0.0, False, False, ()
 
     def __init__(self, *typed, early=False):
         self.typed, self.early = list(typed), early
@@ -50,7 +50,11 @@ class Typed:
 def scene(tmp_path, monkeypatch, chat_folder):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     before = signal.getsignal(signal.SIGINT)
+    ends = (signal.SIGTERM, signal.SIGHUP)  # nohup has those it starts ignore one
+    held = {number: signal.signal(number, signal.SIG_DFL) for number in ends}
     yield Scene(chat_folder("byte-level", "chatml"))
+    for number, handler in held.items():
+        signal.signal(number, handler)
     assert signal.getsignal(signal.SIGINT) is before
 
 

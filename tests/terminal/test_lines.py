@@ -110,6 +110,7 @@ def test_a_line_that_is_a_paste_and_nothing_else():
         for keys, alone in ((PASTE.format(LARGE), True), (f"About {PASTE.format(LARGE)}", False)):
             send(f"{keys}\r")
             assert LARGE in lines.read() and lines.is_paste == alone
+            assert lines.pasted == [LARGE]
 
 
 @pytest.mark.parametrize("end", ["", "\n"])

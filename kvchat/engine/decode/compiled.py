@@ -22,6 +22,8 @@ from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Block, RMSNorm
 from kvchat.kernels.cpu.layer import add, gate, norm, place
 
+NOTHING = torch.empty(0)
+
 
 class Turned(NamedTuple):
     """Where tokens stand: cosine and sine `[B, D/2]`, and what each one's queries are raised by."""
@@ -93,7 +95,9 @@ class LayerStep:
             layer.tail.accept(1)
             past.attend(layer, lane)
             if isinstance(layer, LayerCache):
-                for observer in layer.observers:
+                if layer.citing is not None:  # it copies what it keeps
+                    layer.citing.see(lane.seen_q, lane.seen_lse, layer, 0.0, NOTHING, NOTHING)
+                for observer in filter(None, (layer.observer, layer.asking)):
                     q, lse = lane.seen_q.clone(), lane.seen_lse.clone()
                     where = torch.from_numpy(cos)[None], torch.from_numpy(sin)[None]
                     observer.see(q, lse, layer, float(self.scale), *where)

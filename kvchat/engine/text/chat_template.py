@@ -2,6 +2,7 @@
 turn is spliced in as ids."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from datetime import date
 
@@ -9,6 +10,7 @@ from kvchat.engine.events import Turn
 from kvchat.engine.text.template_form import UNDATED, Form, template_forms
 from kvchat.engine.text.tokenizer import Tokenizer
 
+Piece = tuple[str, bool]  # a text, and whether special tokens in it are meant as such
 PLAIN_QUESTION, PLAIN_ANSWER = "\n\nQuestion: ", "\nAnswer:"
 
 # Question and Answer lines, for models without a chat template
@@ -24,8 +26,10 @@ class Dialogue:
         has_document: bool = True,
         day: date | None = None,
         thinks: bool | None = None,
+        system: str = "",
     ):
-        """`has_document`: there is a document or a system prompt; without, no place is made.
+        """`has_document`: there is a document, or a system prompt in its place; without, no place
+        is made. `system` is a system prompt behind the document: the first turn begins with it.
 
         `day` is the date that a template writes, today's by default; None afterwards if it writes
         none. Whoever keeps a document's KV keeps its day too: `on` that day the ids are the same.
@@ -33,6 +37,7 @@ class Dialogue:
         says afterwards why the template is not used, if it is not.
         """
         self.tokenizer, self._has_document, self._thinks = tokenizer, has_document, thinks
+        self.system = system
         day = day or date.today()
         forms, self.why_plain = template_forms(tokenizer, has_document, (day, UNDATED), thinks)
         self.form = forms[0] or PLAIN
@@ -40,7 +45,18 @@ class Dialogue:
 
     def on(self, day: date) -> "Dialogue":
         """The same dialogue on another day; `UNDATED` gives ids that no day changes."""
-        return Dialogue(self.tokenizer, self._has_document, day, self._thinks)
+        return Dialogue(self.tokenizer, self._has_document, day, self._thinks, self.system)
+
+    def told(self, system: str) -> "Dialogue":
+        """The same dialogue with another system prompt; the ids of a document are the same."""
+        other = copy(self)
+        other.system = system
+        return other
+
+    @property
+    def told_tokens(self) -> int:
+        """What the system prompt adds to the first turn."""
+        return len(self.first("")) - len(self.told("").first("")) if self.system else 0
 
     @property
     def end_tokens(self) -> set[int]:
@@ -49,17 +65,17 @@ class Dialogue:
         first = self.tokenizer.encode([(self.form.between, True)], continues=True)[:1]
         return ends | (set(first) & set(self.tokenizer.specials.values()))
 
-    def document(self, text: str, system: str = "") -> list[int]:
+    def document(self, text: str) -> list[int]:
         """Everything up to the end of the document: what is read once and compressed."""
         lead = [] if self.form.is_template else self.tokenizer.bos
-        return lead + self.tokenizer.encode(self._pieces(text, system))
+        return lead + self.tokenizer.encode([(self.form.lead, True), (text, False)])
 
-    def document_begins(self, text: str, system: str = "") -> list[int]:
+    def document_begins(self, text: str) -> list[int]:
         """Where each of these ids begins in `text`, in characters; below 0 in what precedes it."""
-        pieces = self._pieces(text, system)
-        before = sum(len(piece) for piece, _ in pieces[:-1])
+        before = len(self.form.lead)
+        found = self.tokenizer.begins([(self.form.lead, True), (text, False)])
         lead = [] if self.form.is_template else self.tokenizer.bos
-        return [-before] * len(lead) + [at - before for at in self.tokenizer.begins(pieces)]
+        return [-before] * len(lead) + [at - before for at in found]
 
     def added(self, text: str) -> list[int]:
         """Ids of a text that stands behind a document."""
@@ -68,10 +84,6 @@ class Dialogue:
     def added_begins(self, text: str) -> list[int]:
         """Where each of these ids begins in `text`."""
         return self.tokenizer.begins([(text, False)], continues=True)
-
-    def _pieces(self, text: str, system: str) -> list[tuple[str, bool]]:
-        joint = self.form.joint if system and text else ""
-        return [(self.form.lead, True), (system, False), (joint, True), (text, False)]
 
     def header(self, thinks: bool | None = None) -> str:
         """What follows a question: with room for a thought, with none, or as the template has it
@@ -91,30 +103,32 @@ class Dialogue:
 
     def first(self, question: str, thinks: bool | None = None) -> list[int]:
         """The first turn: from the document's end to where the answer (or its thought) begins."""
-        return self._turn(self.form.opening, question, self.header(thinks))
+        return self._turn(self._opening, question, self.header(thinks))
 
     def following(self, question: str, thinks: bool | None = None) -> list[int]:
         """A later turn: from the answer's end to where the next answer begins."""
-        return self._turn(self.form.between, question, self.header(thinks))
+        return self._turn(self._between, question, self.header(thinks))
 
     def exchange(self, question: str, answer: str) -> list[int]:
-        """A first turn that is over but for its end: the question, and the answer after it."""
-        return self._turn(self.form.opening, question, self.header(False), answer)
+        """A first turn that is over but for its end: the question, and the answer after it. It
+        has no system prompt: what is kept of a document does not depend on that."""
+        opening = [(self.form.opening, True)]
+        return self._turn(opening, question, self.header(False), answer)
 
     def conversation(
         self, turns: Sequence[tuple[str, str]], question: str, thinks: bool | None = None
     ) -> list[int]:
         """Questions with their answers, and one that is to be answered: from the document's end
         to where that answer (or its thought) begins."""
-        thoughts, before = self.form.thoughts, self.form.opening
+        thoughts, before = self.form.thoughts, self._opening
         answered = (
             self.header(False) if thoughts is None or thoughts.past is None else thoughts.bare
         )
         pieces: list[tuple[str, bool]] = []
         for asked, answer in turns:
-            pieces += [(before, True), (asked, False), (answered, True), (answer, False)]
-            before = self.form.between
-        pieces += [(before, True), (question, False), (self.header(thinks), True)]
+            pieces += [*before, (asked, False), (answered, True), (answer, False)]
+            before = self._between
+        pieces += [*before, (question, False), (self.header(thinks), True)]
         return self.tokenizer.encode(pieces, continues=True)
 
     def past(self, turn: Turn, is_first: bool) -> Turn:
@@ -125,9 +139,9 @@ class Dialogue:
         thoughts = self.form.thoughts
         if thoughts is None or thoughts.past is None or turn.whole is not None:
             return turn
-        before, header = self.form.between, self.header(turn.thinks)
+        before, header = self._between, self.header(turn.thinks)
         if is_first:
-            before = self.form.opening
+            before = self._opening
         gone = self._turn(before, turn.question, header)
         come = self._turn(before, turn.question, thoughts.past if turn.thought else thoughts.bare)
         same = common(gone, come)
@@ -147,8 +161,20 @@ class Dialogue:
             turn, ids=(*asked, *answer), asked=len(asked), pending=pending, thought=0, whole=turn
         )
 
-    def _turn(self, before: str, question: str, header: str, answer: str = "") -> list[int]:
-        pieces = [(before, True), (question, False), (header, True), (answer, False)]
+    @property
+    def _opening(self) -> list[Piece]:
+        """What stands between the document and the first question."""
+        told = [(self.form.joint, True), (self.system, False)] if self.system else []
+        return [*told, (self.form.opening, True)]
+
+    @property
+    def _between(self) -> list[Piece]:
+        return [(self.form.between, True)]
+
+    def _turn(
+        self, before: Sequence[Piece], question: str, header: str, answer: str = ""
+    ) -> list[int]:
+        pieces = [*before, (question, False), (header, True), (answer, False)]
         return self.tokenizer.encode(pieces, continues=True)
 
 

@@ -12,7 +12,7 @@ from kvchat.engine.text.tokenizer import Tokenizer
 # Private-use characters: no tokenizer merges across them and no template looks for them.
 SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT, THOUGHT = (f"\ue000{name}\ue001" for name in "sdqant")
 SWITCHES = ("enable_thinking", "thinking")  # variables that templates ask
-MARKS = (SYSTEM, DOCUMENT, QUESTION, ANSWER, NEXT)
+MARKS = (DOCUMENT, SYSTEM, QUESTION, ANSWER, NEXT)
 # Where the document and the system prompt can stand; the last is for templates without such a role.
 PLACES = ("nowhere", "system message", "first question")
 UNDATED = date(2000, 1, 1)  # a day for ids that are only compared
@@ -22,8 +22,8 @@ UNDATED = date(2000, 1, 1)  # a day for ids that are only compared
 class Form:
     """The text around the parts of a conversation.
 
-    `lead` precedes the system prompt, `joint` stands between it and the document, `opening` between
-    the document and the first question, `header` after a question, `between` after an answer.
+    `lead` precedes the document, `joint` stands between it and a system prompt, `opening` before
+    the first question, `header` after a question, `between` after an answer.
     """
 
     lead: str
@@ -98,7 +98,7 @@ class _Asked(NamedTuple):
         if self.thought is not None:
             begin, end = self.thought
             answer = f"{begin}\n{THOUGHT}\n{end}{GAP}{ANSWER}"
-        texts, head = [QUESTION, answer, NEXT], f"{SYSTEM}\n\n{DOCUMENT}"
+        texts, head = [QUESTION, answer, NEXT], f"{DOCUMENT}\n\n{SYSTEM}"
         if self.place == "first question":
             texts[0] = f"{head}\n\n{QUESTION}"
         roles = zip(("user", "assistant", "user"), texts, strict=True)

@@ -11,6 +11,7 @@ from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import AUTO, BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import switched, with_budget
+from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import method_options, name_of, options
 from kvchat.errors import KvchatError
 from kvchat.repl import comparing
@@ -19,6 +20,7 @@ from kvchat.settings.options import SAVED_CHAT
 from kvchat.terminal.text import first_line, ratio
 
 UNQUANTIZED = "full:bits=16"
+COMPARED = ("full", "kvzip", "snapkv", "streamingllm")  # what is named to compare with
 
 
 def method(context: Context, argument: str) -> None:
@@ -43,6 +45,8 @@ def method(context: Context, argument: str) -> None:
 
 def full_spec(chat: Chat) -> str:
     """The chat's method with its budget and all its options."""
+    if chat.method == Full():
+        return "full (every KV pair)"
     values = {"budget": chat.method.budget, **method_options(chat.method)}
     return f"{name_of(chat.method)}:{', '.join(f'{key}={value}' for key, value in values.items())}"
 
@@ -132,9 +136,9 @@ def compare(context: Context, argument: str) -> None:
         first, question = UNQUANTIZED, argument
     other = method_of(chat, first)
     if other == chat.method:
-        names = (name for name in METHODS if name != name_of(other))
+        names = [name for name in COMPARED if name != name_of(other)]
         ways = (f"/compare {name}" for name in names)
-        raise KvchatError("usage", f"{first} is what the chat uses", *ways)
+        raise KvchatError("usage", f"{first} is what the chat uses", *ways, "kvchat methods")
     comparing.run(chat, context.screen, other, question.strip())
 
 

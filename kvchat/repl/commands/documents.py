@@ -114,7 +114,9 @@ def search(context: Context, argument: str) -> None:
 def system(context: Context, argument: str) -> None:
     """show or change the system prompt
 
-    `/system TEXT` changes it, `/system -` removes it; both process the documents again.
+    `/system TEXT` changes it, `/system -` removes it. It stands behind the documents, so what was
+    read stays as it is and the turns alone are processed again. With `--tail` or `--tail-budget`
+    the documents are too.
     """
     chat = context.chat
     if not argument:

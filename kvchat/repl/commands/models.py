@@ -1,10 +1,12 @@
 """`/model`: which one answers."""
 
+import re
 from collections.abc import Iterable
 
 from kvchat.chat.chatlog import new_path
 from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.other_model import switch
+from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context
 from kvchat.repl.commands.show import PARTS
 from kvchat.terminal.text import counted
@@ -21,7 +23,12 @@ def model(context: Context, argument: str) -> None:
     if not argument:
         PARTS["model"](context, "")
         return
-    if not switch(chat, argument):
+    try:
+        done = switch(chat, argument)
+    except KvchatError as error:  # what is said at a start has another name here
+        ways = [re.sub(r"^(-m|--model)\b", "/model", way) for way in error.tries]
+        raise KvchatError(error.code, error.message, *ways, **error.details) from error
+    if not done:
         return
     context.writer.close()
     path = new_path() if chat.options.save else None

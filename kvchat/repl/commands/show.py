@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import accumulate, chain
 
 from kvchat.chat.citing import sources_begin
 from kvchat.documents import Place
@@ -113,7 +113,7 @@ def _places(context: Context) -> list[tuple[str, int]]:
 
 def _token_at(context: Context, character: int) -> int:
     """The first token of the documents that begins at a character of their text, or later."""
-    begins = context.chat.book.begins
+    begins = list(accumulate(context.chat.book.begins, max))
     return min(bisect_left(begins, character), len(begins) - 1)
 
 
@@ -123,11 +123,14 @@ def _window(context: Context, argument: str) -> None:
     turns = session.cache.position - len(session.document)
     saved, place = session.document_saved, session.cache.rotary
     turned = place - len(session.document) + saved
-    parts = [("system prompt, template", max(len(session.document) - sum(files), 0))]
+    told = session.dialogue.told_tokens if session.turns else 0  # it begins the first turn
+    head = max(len(session.document) - sum(files), 0)
+    parts = [("template" if told or not chat.book.system else "system prompt, template", head)]
     parts += [(f.title, count) for f, count in zip(chat.book.files, files, strict=True)]
-    parts.append((counted(len(session.turns), "turn"), turned))
+    parts += [("system prompt", told)] if told else []
+    parts.append((counted(len(session.turns), "turn"), turned - told))
     if saved:  # it takes fewer positions than it has tokens
-        parts = [(chat.book.title, len(session.document) - saved), (parts[-1])]
+        parts = [(chat.book.title, len(session.document) - saved), *parts[-1 - bool(told) :]]
     parts.append(("free", session.limit - place))
     screen.tell(f"context window: {session.limit:,} tokens")
     for line in views.bars(parts, session.limit, screen.width - 2, screen.glyphs):
