@@ -12,9 +12,15 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from kvchat.machine.ranks import follower, follows  # noqa: E402
 
-if __name__ == "__main__":
-    if follows():  # a rank beside the first one, which has the terminal
-        os._exit(follower())  # what libraries say at their end is nobody's business
-    from kvchat.cli.main import main
 
+def main() -> None:
+    """The program, or a rank beside the first one, which has the terminal."""
+    if follows():
+        os._exit(follower())  # what libraries say at their end is nobody's business
+    from kvchat.cli.main import main as program
+
+    program()
+
+
+if __name__ == "__main__":
     main()

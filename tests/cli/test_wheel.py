@@ -30,7 +30,7 @@ def test_wheel_has_the_demo_model_and_answers(tmp_path):
     subprocess.run([*PIP, "install", *offline, "--target", str(site), str(wheel)], check=True)
     away = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(site)}, "text": True}
     run = subprocess.run(
-        [sys.executable, "-m", "kvchat", "-p", "Who?", "-n", "4", "--json"],
+        [site / "bin" / "kvchat", "-p", "Who?", "-n", "4", "--json"],
         input="The mill stands by the river.",
         capture_output=True,
         **away,
