@@ -1,5 +1,6 @@
 """Documents that would stop us: each is read or refused, in bounded time and in one sentence."""
 
+import gc
 import time
 from html import unescape
 
@@ -14,12 +15,14 @@ from tests.documents.hostile import STUBBORN, flipped, repeated, zipped
 from tests.documents.test_loaders import DOCX, PAGE, W, docx, epub
 from tests.support.errors import refused
 
-SECONDS = 2.0  # of processor time for a megabyte
+SECONDS = 4.0  # of processor time for a megabyte; what is not linear takes minutes
 FUZZED = 400  # inputs of each kind
 
 
 @pytest.mark.parametrize("name", STUBBORN)
-def test_a_megabyte_of_anything_is_read_in_linear_time(name):
+def test_a_megabyte_of_anything_is_read_in_linear_time(name, request):
+    gc.freeze()  # what other tests left is not walked over again and again
+    request.addfinalizer(gc.unfreeze)
     data = STUBBORN[name]
     title = "a.html" if data.startswith(b"<") else "a.txt"
     began = time.process_time()
