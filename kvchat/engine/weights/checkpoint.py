@@ -195,7 +195,7 @@ def _finished(model: Decoder) -> Decoder:
     """The model once every tensor has its place."""
     lowbit.room.cache_clear()
     model.tie()
-    if model.device.type == "cuda":  # elsewhere weights stay where they are, mapped to a file
+    if model.device.type == "cuda":  # on a CPU a step reads them one by one
         for block in model.blocks:
             block.join()
     return model.eval()
