@@ -23,7 +23,7 @@ MASS = ("the attention that each entry gets from all queries",
 CHAT = ("the attention that entries of the conversation receive",
         "a second pass over the conversation's entries per token")  # fmt: skip
 REPLAYS = ("replays: the document is repeated by the model",
-           "a second prefill with three times the attention FLOPs")  # fmt: skip
+           "a second prefill; each of its tokens attends to its own part alone")  # fmt: skip
 FITTED = ("the attention that each entry gets, and maps fitted to the model", MASS[1])
 GATED = ("a gate: a linear map per layer, fitted to the model", "next to nothing")
 ASKING = ("replays: every sentence is put to the model as a question",

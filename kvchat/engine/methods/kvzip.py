@@ -96,8 +96,9 @@ class KVzip(KVzipOptions, Told):
     KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction,
     https://arxiv.org/abs/2505.23416. Different here: every head is sure of a part of an even share
     (`even`); attention is added to what KVzip+ makes of it (`weigh=both`); scores are computed
-    layer by layer during the one prefill, with one layer's entries alive; fp32 scores, chosen by
-    count. `paper` shares and weighs as the paper does.
+    layer by layer during the one prefill, with one layer's entries alive; a replay sees its own
+    part of the document (`tell`); fp32 scores, chosen by count. `paper` looks, shares and weighs as
+    the paper does.
     """
 
     @property
