@@ -21,7 +21,7 @@ from pairs import FOLDER
 from transformers import DynamicCache
 
 from kvchat import __version__
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.decode.loop import Writer
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from kvchat.engine.budget import Budget
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain

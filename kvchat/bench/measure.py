@@ -15,7 +15,7 @@ import torch
 
 from kvchat.bench.settings import Settings
 from kvchat.engine.budget import Budget
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, drain

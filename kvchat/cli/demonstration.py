@@ -12,7 +12,7 @@ from rich.text import Text
 from kvchat.chat.chat import Chat
 from kvchat.chat.open import open_chat
 from kvchat.chat.prepare import prepare
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.window import AdaKV

@@ -11,7 +11,7 @@ from kvchat.chat.chat import Chat
 from kvchat.chat.open import open_chat
 from kvchat.chat.prepare import prepare
 from kvchat.cli.demonstration import asked, sample
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.events import TurnDone
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of

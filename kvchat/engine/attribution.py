@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Entries
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.events import drain
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder

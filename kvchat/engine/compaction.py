@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.budget import Budget, Geometry
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Segment
 from kvchat.engine.methods.base import Method, Prefilled
 from kvchat.engine.methods.simple import Full

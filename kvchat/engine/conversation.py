@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from kvchat.engine.attribution import Queries
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.segment import Memory
 from kvchat.engine.compaction import folding
 from kvchat.engine.engine import Engine

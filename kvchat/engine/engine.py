@@ -11,7 +11,7 @@ from torch import Tensor
 from kvchat.engine import attribution, compaction, ops, selection
 from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.low_rank import Features
 from kvchat.engine.decode.loop import Writer, compile_beside
 from kvchat.engine.decode.sampler import Constraint, Sampler

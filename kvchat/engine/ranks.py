@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.peers import Group
 from kvchat.engine.prefill.prefill import Prefill
 from kvchat.errors import KvchatError

@@ -7,7 +7,7 @@ from dataclasses import replace
 from kvchat.engine.answering import (
     Answering,
 )
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.compaction import folding
 from kvchat.engine.conversation import Work, ids_of, require_fit, tokens_of
 from kvchat.engine.events import Progress, Smaller, drain

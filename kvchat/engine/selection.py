@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Archive, Exact
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.methods.base import Method

@@ -9,7 +9,7 @@ from kvchat.bench.measure import share_of
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book
 from kvchat.engine import attribution
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method

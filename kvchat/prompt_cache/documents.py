@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from kvchat.documents.document_ids import Book
 from kvchat.engine.cache.archive import Archive
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Restored, Smaller
 from kvchat.engine.methods.base import Method

@@ -12,7 +12,7 @@ from kvchat.chat.chat import Chat
 from kvchat.chat.citing import reported
 from kvchat.documents import Document
 from kvchat.documents.document_ids import PROBE, compose
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.decode.sampling import Leaning
 from kvchat.engine.sizes import MAX_TOKENS

@@ -8,7 +8,7 @@ from time import perf_counter
 from torch import Tensor
 
 from kvchat.engine.answering import fresh_answer
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.decode.repetition import Repetition
 from kvchat.engine.decode.sampler import Constraint, Sampler
 from kvchat.engine.decode.sampling import Leaning, Sampling

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kvchat.engine import attribution
 from kvchat.engine.attribution import Queries
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.engine import Engine
 
 

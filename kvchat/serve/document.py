@@ -14,7 +14,7 @@ from typing import Any
 
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress
 from kvchat.engine.methods.base import Method

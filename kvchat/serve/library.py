@@ -17,7 +17,7 @@ from kvchat.chat.open import chosen_method
 from kvchat.chat.prefill import require_room
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.events import Progress
 from kvchat.engine.methods.base import Method
 from kvchat.engine.prefill.prefill import Compression

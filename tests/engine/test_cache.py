@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kvchat.engine.cache import SEGMENTS
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment, Memory
 from kvchat.engine.cache.tail import Tail
 from tests.engine.scenes import freeze

@@ -9,7 +9,7 @@ import torch
 from kvchat.engine import ops
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.cache.cells import PENDING, Cells
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.lookup import Reads
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.segment import Memory

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvchat.engine.attention import backend
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.low_rank import Answers, Asks, Features
 from kvchat.engine.decode.loop import compile_beside
 from kvchat.engine.engine import Engine

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.decode.sampler import Sampler
 from kvchat.engine.model.decoder import Decoder
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.lookup import LookupSegment
 from kvchat.engine.decode.graph import Record, Step, Work, ahead, cuda_graph
 from kvchat.engine.decode.sampler import Sampler, checked

@@ -10,7 +10,8 @@ from collections.abc import Generator, Sequence
 import torch
 from torch import Tensor
 
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.events import Progress
 from kvchat.engine.model.decoder import Decoder

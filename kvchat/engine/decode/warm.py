@@ -9,7 +9,7 @@ import torch
 from kvchat.engine.attention.torch_backend import TorchBackend
 from kvchat.engine.cache.clusters import ClusterSegment, Level
 from kvchat.engine.cache.keys import KeySegment
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.lookup import Reads
 from kvchat.engine.cache.pq import PQSegment
 from kvchat.engine.cache.quantized import QuantizedSegment

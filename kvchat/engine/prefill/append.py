@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.gates import Scorer
 from kvchat.engine.methods.base import Method

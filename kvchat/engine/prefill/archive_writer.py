@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.homes import locked
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.needs import GATE, Needs, ReplayScore
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine import ops
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.model.layers import Rotation
 from kvchat.engine.prefill.observation import Observation

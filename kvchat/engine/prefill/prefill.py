@@ -12,7 +12,8 @@ from torch import Tensor
 from kvchat.engine.attention.entries import Backend
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.archive import Exact
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.tail import Tail
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.events import Progress, Smaller

@@ -11,7 +11,7 @@ from math import ceil
 
 from kvchat.engine.attention.entries import Backend
 from kvchat.engine.budget import Budget, Geometry
-from kvchat.engine.cache.layer import KVCache
+from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.low_rank import LowRankSegment, joined
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import Progress, Smaller

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kvchat.engine.attention.entries import Backend
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.events import Progress, Smaller
 from kvchat.engine.model.decoder import Decoder

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kvchat.engine.cache import HOMES, SEGMENTS
 from kvchat.engine.cache.homes import home_of, placed
-from kvchat.engine.cache.layer import KVCache, LayerCache
+from kvchat.engine.cache.kv_cache import KVCache
+from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import Segment
 from kvchat.engine.cache.window import WindowLayer
 from kvchat.engine.engine import Engine
