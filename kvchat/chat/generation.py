@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from kvchat.engine.model.hugging_face import read_json, token_ids
+from kvchat.engine.model.json_values import read_json, token_ids
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.settings.options import OPTIONS, SAMPLING, Options

@@ -10,7 +10,7 @@ from pathlib import Path
 from kvchat.engine.gguf import is_gguf
 from kvchat.engine.gguf.file import GGUF
 from kvchat.engine.model.config import ModelConfig
-from kvchat.engine.model.hugging_face import read_json
+from kvchat.engine.model.json_values import read_json
 from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import ITEM_BYTES
 from kvchat.engine.weights.bits import refused, weights_bytes

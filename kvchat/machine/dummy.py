@@ -6,7 +6,8 @@ from pathlib import Path
 from kvchat.engine.gguf import is_gguf
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.geometries import GEOMETRIES
-from kvchat.engine.model.hugging_face import interpret, read_json
+from kvchat.engine.model.hugging_face import interpret
+from kvchat.engine.model.json_values import read_json
 from kvchat.engine.model.read import load_config
 from kvchat.errors import KvchatError
 from kvchat.terminal.text import clean

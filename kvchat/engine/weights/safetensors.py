@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kvchat.engine.gguf.tensors import Packed
-from kvchat.engine.model.hugging_face import LFS_MARK, read_json
+from kvchat.engine.model.json_values import LFS_MARK, read_json
 from kvchat.engine.sizes import DTYPES, ITEM_BYTES
 from kvchat.errors import KvchatError
 from kvchat.files import MappedFile, is_regular
