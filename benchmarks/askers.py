@@ -25,8 +25,8 @@ from time import perf_counter, process_time, sleep
 import torch
 
 from kvchat.engine.decode.sampling import Sampling
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
@@ -37,7 +37,7 @@ Clock = Callable[[], float]
 
 def in_process(given: argparse.Namespace) -> tuple[dict[str, Way], Clock]:
     """Both ways by an engine here. What a way gives are its answers."""
-    engine = drain(Engine.load(given.model, load_config(given.model), "auto", "cpu", given.weights))
+    engine = drain(load_engine(given.model, load_config(given.model), "auto", "cpu", given.weights))
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, (given.tokens,), generator=generator).tolist()
     method = parse_method(

@@ -21,6 +21,7 @@ from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
@@ -204,7 +205,7 @@ def few_and_few(pairs: int) -> dict:
 def demo(pairs: int) -> dict:
     """The demo model at 8k: a step, and a whole prefill."""
     config = load_config(DEMO)
-    engine = drain(Engine.load(DEMO, config, "auto", "cpu"))
+    engine = drain(load_engine(DEMO, config, "auto", "cpu"))
     model = AutoModelForCausalLM.from_pretrained(DEMO, attn_implementation="sdpa").eval()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (8192,), generator=generator).tolist()

@@ -23,6 +23,7 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.compaction import watch
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.base import Prefilled
 from kvchat.engine.methods.cascade import SINKS, Cascade
 from kvchat.engine.methods.needs import Needs
@@ -78,7 +79,7 @@ def main() -> None:
     options.add_argument("--documents", type=int, default=3)
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    engine = drain(Engine.load(chosen.model, load_config(chosen.model), device="cpu"))
+    engine = drain(load_engine(chosen.model, load_config(chosen.model), device="cpu"))
     tokenizer, rows = Tokenizer.load(chosen.model), []
     lines = (chosen.texts / "stories.jsonl").read_text("utf-8").splitlines()
     texts = (json.loads(line)["text"] for line in lines)

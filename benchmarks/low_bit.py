@@ -13,6 +13,7 @@ from pairs import keep
 
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.model.read import load_config
 from kvchat.engine.text.tokenizer import Tokenizer
 
@@ -39,7 +40,7 @@ def errors(make: Callable[[str], Engine], ids: list[int], base: str) -> dict[str
 
 def demo(weights: str) -> Engine:
     """The demo model."""
-    return drain(Engine.load(DEMO, load_config(DEMO), "auto", "cpu", weights))
+    return drain(load_engine(DEMO, load_config(DEMO), "auto", "cpu", weights))
 
 
 def main() -> None:

@@ -27,15 +27,15 @@ def kvchat(path: str, weights: str, method: str, depth: int, threads: int) -> tu
     import torch
 
     from kvchat.engine.decode.loop import Writer, compile_beside
-    from kvchat.engine.engine import Engine
     from kvchat.engine.events import drain
+    from kvchat.engine.loading import load_engine
     from kvchat.engine.methods.build import parse_method
     from kvchat.engine.model.read import load_config
     from kvchat.engine.prefill.prefill import Compression
 
     torch.set_num_threads(threads)
     folder, found = Path(path), {}
-    engine = drain(Engine.load(folder, load_config(folder), "auto", "cpu", weights))
+    engine = drain(load_engine(folder, load_config(folder), "auto", "cpu", weights))
     compile_beside(engine.dtype).join()
     assert isinstance(engine.writer, Writer) and engine.writer.compiled
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from kvchat.engine.budget import Budget
 from kvchat.engine.cache.pq import PQSegment
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.read import load_config
@@ -114,7 +114,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = find_model("demo").path
     config = load_config(folder)
-    engine = drain(Engine.load(folder, config, "auto", "cpu"))
+    engine = drain(load_engine(folder, config, "auto", "cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     methods = {
         budget: parse_method(given.method, Budget.parse(budget))

@@ -92,8 +92,8 @@ def measured(model: str, texts: str, experiment: Experiment, number: int, place:
     """Measure one document and keep its records. Returns the seconds that took."""
     import torch
 
-    from kvchat.engine.engine import Engine
     from kvchat.engine.events import drain
+    from kvchat.engine.loading import load_engine
     from kvchat.engine.model.read import load_config
     from kvchat.engine.session import Session
     from kvchat.engine.text.chat_template import Dialogue
@@ -104,7 +104,7 @@ def measured(model: str, texts: str, experiment: Experiment, number: int, place:
 
     torch.set_num_threads(1)
     begin, folder = time.perf_counter(), Path(model)
-    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
+    engine = drain(load_engine(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     kind, _, file = experiment.source.partition(":")
     made = Source("", experiment.questions, SEED, (LENGTH,))

@@ -13,8 +13,8 @@ from time import perf_counter
 
 import torch
 
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.read import load_config
 from kvchat.engine.session import Session
@@ -38,7 +38,7 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     folder = demo_model().path
-    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
+    engine = drain(load_engine(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     text = TASKS["world"](Draw(10**12, chosen.tokens)).document
     ids = session.dialogue.document(text)

@@ -123,8 +123,8 @@ def code() -> str:
 def measured(experiment: Experiment, number: int) -> float:
     """Measure one document and keep its records. Returns the seconds that took."""
     from kvchat.engine.budget import Budget
-    from kvchat.engine.engine import Engine
     from kvchat.engine.events import drain
+    from kvchat.engine.loading import load_engine
     from kvchat.engine.methods.build import parse_method
     from kvchat.engine.session import Session
     from kvchat.engine.text.chat_template import Dialogue
@@ -136,7 +136,7 @@ def measured(experiment: Experiment, number: int) -> float:
 
     begin = time.perf_counter()
     folder = demo_model().path
-    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
+    engine = drain(load_engine(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     source = Source("world", experiment.questions, SEED, task=TASKS["world"])
     case = source.case(session.dialogue, experiment.length, number)

@@ -10,8 +10,8 @@ from statistics import mean
 
 import torch
 
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import TurnDone, drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.archive_writer import InMemory
@@ -36,7 +36,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=2 * 10**12)
     chosen = options.parse_args()
     folder = demo_model().path
-    engine = drain(Engine.load(folder, load_config(folder), device="cpu"))
+    engine = drain(load_engine(folder, load_config(folder), device="cpu"))
     dialogue = Dialogue(Tokenizer.load(folder))
     cases = [
         TASKS["world"](Draw(chosen.seed + number, chosen.tokens, chosen.questions))

@@ -10,6 +10,7 @@ from kvchat import documents
 from kvchat.bench.settings import Settings
 from kvchat.engine.devices import resolve_device, resolve_dtype
 from kvchat.engine.engine import Engine
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.read import load_config
 from kvchat.engine.weights.checkpoint import random_weights
@@ -76,7 +77,7 @@ def load(settings: Settings, screen: Screen) -> Subject:
         engine = Engine(weights, settings.attention, settings.kernels)
     else:
         wanted = settings.dtype, settings.device, settings.weights, settings.attention
-        loading = Engine.load(model.path, config, *wanted, settings.kernels)
+        loading = load_engine(model.path, config, *wanted, settings.kernels)
         engine = screen.watch(loading, "loading")
         for tensor in chain(engine.model.parameters(), engine.model.buffers()):
             tensor.flatten()[::1024].sum()  # or the first test would read a mapped file

@@ -17,6 +17,7 @@ from kvchat.engine import features, gates
 from kvchat.engine.engine import Engine
 from kvchat.engine.features import fit as maps
 from kvchat.engine.gates.fit import Fit
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.kvzip import KVzip
 from kvchat.engine.model.read import load_config
 from kvchat.engine.text.chat_template import Dialogue
@@ -42,7 +43,7 @@ def run(model: Model, texts: Sequence[str], settings: Settings) -> int:
     screen = Screen(verbose=True)
     given = _own(texts) if texts else [(name, text, name in HELD_OUT) for name, text in documents()]
     config = load_config(model.path)
-    loading = Engine.load(
+    loading = load_engine(
         model.path, config, settings.dtype, settings.device, settings.weights, kernels="torch"
     )
     engine = screen.watch(loading, "loading")

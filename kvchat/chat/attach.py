@@ -6,8 +6,8 @@ from time import perf_counter
 
 from kvchat.chat import auto
 from kvchat.chat.chat import Chat
-from kvchat.chat.open import chosen_method
 from kvchat.chat.prefill import Dropped, agreed, kept_line, recompress, require_room, run
+from kvchat.chat.setup import chosen_method
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine import sizes

@@ -3,12 +3,11 @@
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kvchat.engine import attribution, compaction, ops, selection
+from kvchat.engine import attribution, compaction, features, gates, ops, selection
 from kvchat.engine.attention.choice import choose
 from kvchat.engine.cache.archive import Archive
 from kvchat.engine.cache.kv_cache import KVCache
@@ -17,19 +16,13 @@ from kvchat.engine.decode.loop import Writer, compile_beside
 from kvchat.engine.decode.sampler import Constraint, Sampler
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.decode.together import together
-from kvchat.engine.decode.warm_card import Warming
-from kvchat.engine.devices import entry, on_its_card, resolve_device, resolve_dtype
-from kvchat.engine.events import Loading, Progress, Smaller, drain
-from kvchat.engine.features import find as find_features
-from kvchat.engine.gates import Gate, Scorer, find
+from kvchat.engine.devices import entry, on_its_card
+from kvchat.engine.events import Progress, Smaller, drain
+from kvchat.engine.gates import Gate, Scorer
 from kvchat.engine.kernels import kernels_on
 from kvchat.engine.methods.base import Method
-from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.needs import Needs
-from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
-from kvchat.engine.model.shard import Shard
-from kvchat.engine.peers import ALONE, Peers
 from kvchat.engine.prefill import prefill, walk
 from kvchat.engine.prefill.append import append
 from kvchat.engine.prefill.archive_writer import Archiving, Notes
@@ -38,12 +31,6 @@ from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.prefill.stream import stream
 from kvchat.engine.ranks import Lead
 from kvchat.engine.sizes import CHUNKS, Streamed
-from kvchat.engine.weights.checkpoint import load_weights
-from kvchat.engine.weights.linear import STORED, Embedding, Linear
-from kvchat.errors import KvchatError
-
-WARMED = ("full", "kvzip:budget=50%", "adakv:budget=50%", "pqcache:budget=30%")
-WAIT = 0.2  # seconds between two looks at what is compiled
 
 
 class Engine:
@@ -71,78 +58,10 @@ class Engine:
         ops.use(self.kernels)
         self.writer = Writer.on(model, self.device, self.kernels)
 
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        config: ModelConfig,
-        dtype: str = "auto",
-        device: str = "auto",
-        weights: str = "auto",
-        attention: str = "auto",
-        kernels: str = "auto",
-        lead: Lead | None = None,
-        peers: Peers = ALONE,
-    ) -> Generator[Loading, None, "Engine"]:
-        """Stream a checkpoint in; the generator's value is the engine.
-
-        With a `lead`, this is the first of several ranks, and the others load their parts beside;
-        those are told the same with their `peers`.
-        Kernels that have to be compiled are, beside it: those of a card are waited for. If they
-        cannot run there, and nobody asked for them by name, the engine does without and
-        `warnings` say why.
-        """
-        if lead is not None:
-            peers = lead.group
-            Shard(peers.rank, peers.count).of(config)  # refused before anybody begins
-        where, kind = resolve_device(device, peers), resolve_dtype(dtype, config, weights)
-        backend = choose(attention, where, config.attention_cap)  # refused now if it cannot run
-        compiled, warming = kernels_on(where.type, kernels), None
-        if compiled == "numba":
-            compile_beside(kind)
-        model = None
-        loading = load_weights(folder, config, kind, where, weights, peers)
-        begun = next(loading)  # names and shapes are checked by now
-        assert not isinstance(begun, Decoder), "load_weights begins with sizes"
-        yield Loading(*begun)
-        total = begun[1]
-        if lead is not None:
-            lead.load(folder, config, dtype, device, weights, attention, kernels)
-        for item in loading:
-            if isinstance(item, Decoder):
-                model = item
-                break
-            if warming is None and compiled == "triton":
-                methods = [parse_method(spec) for spec in WARMED]
-                warming = Warming(config, kind, where, weights, backend, methods)
-            yield Loading(*item)
-            total = item[1]
-        assert model is not None, "load_weights ends with the model"
-        while warming is not None and not warming.ended(WAIT):
-            yield Loading(total, total, "compiling kernels for this card: the first time only")
-        without = {"triton": warming.problem} if warming is not None and warming.problem else None
-        if without and "triton" in (attention, kernels):
-            raise KvchatError(
-                "device",
-                f"the kernels do not run here: {without['triton']}",
-                "--attention torch --kernels torch",
-                why=without["triton"],
-            )
-        engine = cls(model, attention, "torch" if without else kernels, without)
-        engine.lead, engine.number = lead, lead.loaded if lead is not None else 0
-        return engine
-
     def here(self) -> None:
         """Make the engine's card the one on which this thread starts kernels and records graphs."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-
-    @property
-    def warnings(self) -> list[str]:
-        """What should run here and does not, and what that costs."""
-        broken: dict[str, str] = getattr(self.backend, "broken", {})
-        slower = {"flash": "documents are read by our own kernels", "triton": "torch is slower"}
-        return [f"{name} does not run: {why} ({slower[name]})" for name, why in broken.items()]
 
     @property
     def weights_bytes(self) -> int:
@@ -152,50 +71,17 @@ class Engine:
     @cached_property
     def gate(self) -> Gate | None:
         """The gate of the model, if there is one."""
-        return find(self.model)
-
-    def required_gate(self) -> Gate:
-        """The gate of the model. Raises KvchatError("usage") if there is none."""
-        if self.gate is None:
-            raise KvchatError(
-                "usage",
-                "there is no gate for this model, and kvzap needs one",
-                "kvchat calibrate MODEL  (fits one: some minutes)",
-                "--method kvzip  (reads the document twice)",
-            )
-        return self.gate
+        return gates.find(self.model)
 
     @cached_property
     def features(self) -> list[Features] | None:
         """The maps of LESS of every layer that attends to all tokens, if they were fitted."""
-        return find_features(self.model)
-
-    def _fitted(self, needs: Sequence[Needs]) -> None:
-        """Give the blocks maps that are needed. Raises KvchatError("usage") if there are none."""
-        if not any(each.features for each in needs):
-            return
-        if self.features is None:
-            raise KvchatError(
-                "usage",
-                "there are no maps for this model, and less needs them",
-                "kvchat calibrate MODEL --for less  (fits them: some minutes)",
-                "--method h2o  (the same entries, without a state of the others)",
-            )
-        for block, features in zip(self.model.full_blocks, self.features, strict=True):
-            block.features = features
+        return features.find(self.model)
 
     @property
     def weights(self) -> str:
-        """How weights are stored: in few bits, the dtype that is computed in, or what of these a
-        GGUF file leads to, as in `int4 and bfloat16` (matrices; norms do not count)."""
-        stored = self.model.weights
-        if stored in STORED:
-            return stored
-        kinds = {type(module) for module in self.model.modules()}
-        plain = str(self.dtype).removeprefix("torch.")
-        few = [name for name, kind in STORED.items() if kind in kinds]
-        dense = [plain] if kinds & {Linear, Embedding} or not few else []
-        return " and ".join([*few, *dense])
+        """How weights are stored, as in `int4 and bfloat16`; see `Decoder.stored`."""
+        return self.model.stored
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes that so many tokens hold in an uncompressed cache."""
@@ -241,7 +127,7 @@ class Engine:
         replays: Sequence[Sequence[Replay]] = (),
     ) -> Generator[Progress | Smaller, None, Prefill]:
         """Read `ids` that are longer than the window, part by part; see `stream.stream`."""
-        gate = self._prepared([compression.method], [])
+        gate = self._prepared([compression.method])
         given = self.model, ids, compression, self.backend, self.chunk, streamed, probes, replays
         return (yield from stream(*given, gate))
 
@@ -250,17 +136,22 @@ class Engine:
         self, cache: KVCache, ids: Sequence[int], method: Method, replays: Sequence[Replay] = ()
     ) -> Generator[Progress | Smaller, None, float]:
         """Put a document behind those of a cache, compressed by itself; see `append.append`."""
-        gate = self._prepared([method], [])
+        gate = self._prepared([method])
         return (yield from append(self.model, cache, ids, method, self.chunk, replays, gate))
 
-    def _prepared(self, methods: Sequence[Method], needs: Sequence[Needs]) -> Gate | None:
-        """The gate, if methods or other needs ask for it; what their segments need is compiled."""
+    def _give_maps(self, needs: Sequence[Needs]) -> None:
+        if any(each.features for each in needs):
+            features.give(self.model, self.features)
+
+    def _prepared(self, methods: Sequence[Method], needs: Sequence[Needs] = ()) -> Gate | None:
+        """Compile what the methods' segments need, give the blocks the maps that are needed; the
+        gate, if one is. Raises KvchatError("usage") where gate or maps are not there."""
         for method in methods if self.kernels == "numba" else ():
             if method.kind:
                 compile_beside(self.dtype, method.kind)
         asked = [*needs, *(method.needs for method in methods)]
-        self._fitted(asked)
-        return self.required_gate() if any(each.gate for each in asked) else None
+        self._give_maps(asked)
+        return gates.required(self.gate) if any(each.gate for each in asked) else None
 
     @entry
     def extend(
@@ -282,38 +173,26 @@ class Engine:
     def extend_choosing(
         self, cache: KVCache, ids: Sequence[int], method: Method
     ) -> Generator[Progress | Smaller, None, tuple[Tensor, float]]:
-        """Append a question's `ids` and keep what it needs, from the cache's archive.
-
-        The generator's value are the last logits `[vocab]` and the seconds that choosing took; see
-        `selection.extend_choosing`.
-        """
-        self._fitted([method.needs])
+        """Append a question's `ids` and keep what it needs, see `selection.extend_choosing`. The
+        generator's value are the last logits `[vocab]` and the seconds that choosing took."""
+        self._give_maps([method.needs])
         steps = selection.extend_choosing(self.model, cache, ids, self.chunk, method)
         x, seconds = yield from steps
         return self.model.logits(x[-1:])[0], seconds
 
     @entry
     def chosen(self, archives: Sequence[Archive], method: Method) -> KVCache | None:
-        """The cache of a document whose archives are there, as a prefill would have left it.
-
-        None if they do not hold what the method wants to be shown, or if the model has sliding
-        layers: archives do not have their windows.
-        """
-        if len(self.config.full_layers) < self.config.num_layers:
-            return None
-        cache = self.empty_cache()
-        for layer, archive in zip(cache.layers, archives, strict=True):
-            layer.archive = archive
-        if not selection.can_choose(cache, method):
-            return None
-        self._fitted([method.needs])
-        selection.choose(self.model, cache, method)
+        """The cache of a document whose archives are there, as a prefill would have left it; None
+        if archives cannot tell: see `selection.archived`."""
+        cache = selection.archived(self.empty_cache(), archives, method)
+        if cache is not None:
+            self.choose(cache, method)
         return cache
 
     @entry
     def choose(self, cache: KVCache, method: Method) -> float:
         """Choose again what is kept, from the cache's archive; see `selection.choose`."""
-        self._fitted([method.needs])
+        self._give_maps([method.needs])
         return selection.choose(self.model, cache, method)
 
     @entry
@@ -341,10 +220,7 @@ class Engine:
     @entry
     def held(self, cache: KVCache, end: int) -> list[int]:
         """Bytes that each rank holds of the first `end` tokens."""
-        found = sum(layer.window_bytes for layer in cache.layers)
-        segments = (s for layer in cache.layers for s in layer.segments if s.span[0] < end)
-        found += sum(segment.memory().total for segment in segments)
-        return self.peers.joined(torch.tensor([found])).tolist()
+        return self.peers.joined(torch.tensor([cache.held(end)])).tolist()
 
     @entry
     def watch(self, cache: KVCache, method: Method, since: int) -> None:
@@ -376,11 +252,6 @@ class Engine:
         if self.device.type == "cuda" or self.peers.count > 1:
             return nullcontext([])
         return attribution.recorded(self.config, cache)
-
-    @on_its_card
-    def replayed(self, cache: KVCache, ids: Sequence[int]) -> list[attribution.Queries]:
-        """The same of the cache's newest tokens, which pass again; see `attribution.replayed`."""
-        return attribution.replayed(self.model, cache, ids)
 
     @entry
     def attended(

@@ -104,6 +104,19 @@ def choose(model: Decoder, cache: KVCache, method: Method) -> float:
     return perf_counter() - begin
 
 
+def archived(cache: KVCache, archives: Sequence[Archive], method: Method) -> KVCache | None:
+    """An empty cache with the archives of a document, for a method to choose from.
+
+    None if they do not hold what the method wants to be shown, or if the model has sliding layers:
+    archives do not have their windows.
+    """
+    if cache.windows:
+        return None
+    for layer, archive in zip(cache.layers, archives, strict=True):
+        layer.archive = archive
+    return cache if can_choose(cache, method) else None
+
+
 def extend_choosing(
     model: Decoder, cache: KVCache, ids: Sequence[int], chunk: int, method: Method
 ) -> Generator[Progress | Smaller, None, tuple[Tensor, float]]:

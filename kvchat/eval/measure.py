@@ -162,7 +162,7 @@ def cited(
     before = cache.position
     fed = [*prompt, *ids[:-1]]
     drain(session.engine.extend(cache, fed))
-    queries = session.engine.replayed(cache, fed)
+    queries = attribution.replayed(session.engine.model, cache, fed)
     following = dict(enumerate([*fed[1:], *ids[-1:]], before))
     weights = attribution.attended(queries, following, book.ids)
     cache.truncate(before)

@@ -15,6 +15,7 @@ from kvchat import __version__, process
 from kvchat.engine.budget import Budget
 from kvchat.engine.devices import resolve_device
 from kvchat.engine.engine import Engine
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.model.read import load_config
@@ -75,7 +76,7 @@ def run(settings: Settings) -> int:
     config = load_config(found.path)
     dialogue = Dialogue(Tokenizer.load(found.path))
     device = str(resolve_device(settings.device, peers))  # each has all of the model
-    loading = Engine.load(found.path, config, settings.dtype, device, settings.weights)
+    loading = load_engine(found.path, config, settings.dtype, device, settings.weights)
     session = Session(
         screen.watch(loading, "loading"), dialogue, streams=settings.overflow == "stream"
     )

@@ -185,7 +185,7 @@ class Others:
 def follower(load: Callable[..., Any] | None = None) -> int:
     """A rank beside the first one, from its beginning to its end. Returns the exit code.
 
-    `load` loads an engine where it is not `Engine.load`.
+    `load` loads an engine where it is not `load_engine`.
     """
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends it to all; the first decides
         signal.signal(number, signal.SIG_IGN)
@@ -193,15 +193,15 @@ def follower(load: Callable[..., Any] | None = None) -> int:
     parent = os.getppid()
     if STORE in os.environ:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    from kvchat.engine.engine import Engine
     from kvchat.engine.events import drain
+    from kvchat.engine.loading import load_engine
     from kvchat.engine.peers import Group
     from kvchat.engine.ranks import follow
 
     group = Group(rank, count, _join)
     _share_cores(count)
     try:
-        loading: Callable[..., Any] = load or Engine.load
+        loading: Callable[..., Any] = load or load_engine
         follow(group, lambda *how: drain(loading(*how, peers=group)))
     except KvchatError as error:
         if "ranks" in error.details:  # another has ended, and the first one says so

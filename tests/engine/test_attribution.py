@@ -22,7 +22,7 @@ def weights(engine, method, answer):
     """What `answer` attends to, from queries that pass once more, over a cache of one method."""
     cache, _ = read(engine, IDS, method)
     list(engine.extend(cache, answer))
-    found = engine.replayed(cache, answer)
+    found = attribution.replayed(engine.model, cache, answer)
     return attribution.attended(found, dict(enumerate(answer[1:], len(IDS))), IDS)
 
 
@@ -75,7 +75,7 @@ def test_attention_is_summed_over_heads_and_queries(engine):
     cache, _ = read(engine, IDS)
     list(engine.extend(cache, IDS[:5]))
     following = dict(enumerate([IDS[7], IDS[9], -1, -1, -1], len(IDS)))
-    queries = engine.replayed(cache, IDS[:5])
+    queries = attribution.replayed(engine.model, cache, IDS[:5])
     [numbers] = [attribution.numbers(engine.config)]
     every, copied = torch.zeros(5, len(IDS)), torch.zeros(len(IDS))
     for number, each in zip(numbers, queries, strict=True):

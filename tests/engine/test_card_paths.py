@@ -15,9 +15,9 @@ from kvchat.engine.attention.entries import Entries
 from kvchat.engine.attention.torch_backend import plain_attend, plain_causal
 from kvchat.engine.cache import homes
 from kvchat.engine.decode import warm_card
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
 from kvchat.engine.kernels import kernels_on
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.read import load_config
 from kvchat.engine.store.cached_document import Part
@@ -194,15 +194,15 @@ def test_kernels_that_do_not_run_are_done_without(checkpoint, monkeypatch):
         warming = warm_card.Warming(config, torch.float32, cpu, "auto", None, ())
         assert warming.ended(5.0) and warming.problem == why
     made = SimpleNamespace(problem="no libcuda.so", ended=lambda seconds: bool(said))
-    monkeypatch.setattr("kvchat.engine.engine.Warming", lambda *given: made)
+    monkeypatch.setattr("kvchat.engine.loading.Warming", lambda *given: made)
     stand_in = {"auto": "triton"}
     monkeypatch.setattr(
-        "kvchat.engine.engine.kernels_on", lambda device, name="auto": stand_in.get(name, name)
+        "kvchat.engine.loading.kernels_on", lambda device, name="auto": stand_in.get(name, name)
     )
-    monkeypatch.setattr("kvchat.engine.engine.WAIT", 0.0)
-    loading = Engine.load(folder, config, "f32", "cpu")
+    monkeypatch.setattr("kvchat.engine.loading.WAIT", 0.0)
+    loading = load_engine(folder, config, "f32", "cpu")
     engine = drain(loading, lambda event: said.append(event.note) if event.note else None)
     assert said and engine.kernels == "torch"
     with pytest.raises(KvchatError) as refused:
-        drain(Engine.load(folder, config, "f32", "cpu", kernels="triton"))
+        drain(load_engine(folder, config, "f32", "cpu", kernels="triton"))
     assert refused.value.details["why"] == "no libcuda.so"

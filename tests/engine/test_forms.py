@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kvchat.engine.decode.sampling import Sampling
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import TurnDone, drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.model.read import load_config
 from kvchat.engine.session import Session
 from kvchat.engine.text.chat_template import Dialogue
@@ -31,7 +31,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def engine():
-    return drain(Engine.load(DEMO, load_config(DEMO), "f32", "cpu"))
+    return drain(load_engine(DEMO, load_config(DEMO), "f32", "cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 
 from kvchat.engine.decode.loop import GRAPH, Writer
 from kvchat.engine.decode.sampling import Sampling
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods import METHODS
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.read import load_config
@@ -24,7 +24,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 192, "head_dim": 32}
 
 def loaded(folder, weights="auto", dtype="f32", attention="auto", where="cuda"):
     config = load_config(folder)
-    return drain(Engine.load(folder, config, dtype, where, weights, attention))
+    return drain(load_engine(folder, config, dtype, where, weights, attention))
 
 
 @pytest.mark.parametrize("name", METHODS)

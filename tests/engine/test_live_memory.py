@@ -66,7 +66,7 @@ def test_one_layer_s_dense_entries_are_alive_at_a_time(checkpoint, request, spec
 SCRIPT = """
 import sys
 from pathlib import Path
-from kvchat.engine.engine import Engine
+from kvchat.engine.loading import load_engine
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.read import load_config
 
@@ -78,7 +78,7 @@ def anonymous():
 folder, dtype, weights = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 config = load_config(folder)
 before = peak = anonymous()
-for event in Engine.load(folder, config, dtype, "cpu", weights, kernels="torch"):
+for event in load_engine(folder, config, dtype, "cpu", weights, kernels="torch"):
     peak = max(peak, anonymous())
 print(peak - before)
 """

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.read import load_config
 from kvchat.engine.store.identity import computation
@@ -33,7 +33,7 @@ def weight(outputs, inputs, seed=0):
 
 
 def engine_of(folder, weights, dtype="f32"):
-    return drain(Engine.load(folder, load_config(folder), dtype, "cpu", weights))
+    return drain(load_engine(folder, load_config(folder), dtype, "cpu", weights))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kvchat.engine import loading
 from kvchat.engine.attention import backend
 from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.low_rank import Answers, Asks, Features
@@ -86,7 +87,7 @@ def load_engine(
     folder: Path, dtype: str = "f32", chunk: int = 2048, weights: str = "auto"
 ) -> Engine:
     """Our engine over a checkpoint, on the CPU."""
-    engine = drain(Engine.load(folder, load_config(folder), dtype, "cpu", weights))
+    engine = drain(loading.load_engine(folder, load_config(folder), dtype, "cpu", weights))
     engine.chunk = chunk
     vars(engine)["gate"] = random_gate(engine)
     config = engine.config

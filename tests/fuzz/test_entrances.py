@@ -13,8 +13,8 @@ import torch
 
 from kvchat.chat import chatlog, resume
 from kvchat.chat.generation import with_model_defaults
-from kvchat.chat.open import chosen_method
 from kvchat.chat.prepare import prepare
+from kvchat.chat.setup import chosen_method
 from kvchat.engine.events import drain
 from kvchat.engine.gguf.file import GGUF
 from kvchat.engine.methods.build import parse_method

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kvchat.engine import gates
-from kvchat.engine.engine import Engine
 from kvchat.engine.events import drain
+from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.model.read import load_config
 from kvchat.engine.prefill.prefill import Compression
@@ -23,7 +23,7 @@ def test_a_gate_ships_for_the_folder_and_the_file(real):
 def test_it_keeps_what_matters(real):
     """A quarter of the entries: the document's next tokens lose less than by a gate that knows
     nothing, by the last queries, or by the keys alone."""
-    engine = drain(Engine.load(real.folder, load_config(real.folder), "bf16", "cpu"))
+    engine = drain(load_engine(real.folder, load_config(real.folder), "bf16", "cpu"))
     ids, told = real.ids[:320], real.ids[320:]
     full, _ = read(engine, ids, parse_method("full"))
     want = engine.score(full, told).float().log_softmax(-1)

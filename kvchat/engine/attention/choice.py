@@ -131,5 +131,12 @@ class Choice(JointBackend):
         return self._chosen[call]
 
 
+def warnings(backend: Backend) -> list[str]:
+    """What should run here and does not, and what that costs."""
+    broken = backend.broken if isinstance(backend, Choice) else {}
+    slower = {"flash": "documents are read by our own kernels", "triton": "torch is slower"}
+    return [f"{name} does not run: {why} ({slower[name]})" for name, why in broken.items()]
+
+
 def _reasons(reasons: dict[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

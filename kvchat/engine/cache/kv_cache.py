@@ -187,6 +187,11 @@ class KVCache:
         for layer in self.layers:
             yield from layer.segments
 
+    def held(self, end: int) -> int:
+        """Bytes that are held of the first `end` tokens, where segments begin."""
+        segments = sum(s.memory().total for s in self.segments() if s.span[0] < end)
+        return segments + sum(layer.window_bytes for layer in self.layers)
+
     def archived(self) -> Memory:
         """Exact bytes of the archives, which are no part of `memory`."""
         archives = (layer.archive for layer in self.layers)

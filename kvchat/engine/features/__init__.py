@@ -16,6 +16,7 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.sizes import RANK
 from kvchat.engine.store.atomic import NewFile
+from kvchat.errors import KvchatError
 
 SUFFIX = ".less"
 KIND = "kvchat maps"
@@ -42,6 +43,19 @@ def find(model: Decoder) -> list[Features] | None:
         every = [tensors[name].to(model.device) for name in NAMES]
         return [of([stack[layer] for stack in every]) for layer in range(len(every[0]))]
     return None
+
+
+def give(model: Decoder, found: list[Features] | None) -> None:
+    """Give the blocks of a model their maps. Raises KvchatError("usage") if there are none."""
+    if found is None:
+        raise KvchatError(
+            "usage",
+            "there are no maps for this model, and less needs them",
+            "kvchat calibrate MODEL --for less  (fits them: some minutes)",
+            "--method h2o  (the same entries, without a state of the others)",
+        )
+    for block, features in zip(model.full_blocks, found, strict=True):
+        block.features = features
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -21,6 +21,7 @@ from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.store.atomic import NewFile
 from kvchat.engine.weights.checkpoint import NORM, norms
+from kvchat.errors import KvchatError
 
 SHIPPED = Path(__file__).parent
 SUFFIX = ".gate"
@@ -93,6 +94,18 @@ def folder() -> Path:
 def find(model: Decoder) -> Gate | None:
     """The gate of a model: one that was fitted here, or one that ships; None if there is none."""
     return _found(model.whole, digest_of(model))
+
+
+def required(gate: Gate | None) -> Gate:
+    """The gate of a model. Raises KvchatError("usage") if there is none."""
+    if gate is None:
+        raise KvchatError(
+            "usage",
+            "there is no gate for this model, and kvzap needs one",
+            "kvchat calibrate MODEL  (fits one: some minutes)",
+            "--method kvzip  (reads the document twice)",
+        )
+    return gate
 
 
 def _found(config: ModelConfig, name: str) -> Gate | None:

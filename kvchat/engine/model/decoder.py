@@ -10,7 +10,7 @@ from kvchat.engine.model.layers import Block, RMSNorm, Rotation
 from kvchat.engine.model.rope import frequencies
 from kvchat.engine.model.shard import Shard
 from kvchat.engine.peers import ALONE, Peers
-from kvchat.engine.weights.linear import Embedding, Linear, held
+from kvchat.engine.weights.linear import STORED, Embedding, Linear, held
 
 
 class Stack(nn.Module):
@@ -54,6 +54,18 @@ class Decoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.norm.weight.device
+
+    @property
+    def stored(self) -> str:
+        """How weights are stored: in few bits, the dtype that is computed in, or what of these a
+        GGUF file leads to, as in `int4 and bfloat16` (matrices; norms do not count)."""
+        if self.weights in STORED:
+            return self.weights
+        kinds = {type(module) for module in self.modules()}
+        few = [name for name, kind in STORED.items() if kind in kinds]
+        plain = str(self.dtype).removeprefix("torch.")
+        dense = [plain] if kinds & {Linear, Embedding} or not few else []
+        return " and ".join([*few, *dense])
 
     def held(self) -> Iterator[tuple[int, Block]]:
         """Every block and its number, while a document passes it: on a card with room weights in
