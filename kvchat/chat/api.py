@@ -12,8 +12,8 @@ from kvchat.chat import citing
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog_writer import ChatLogWriter
 from kvchat.chat.open import open_chat
-from kvchat.chat.prefill import recompress
 from kvchat.chat.prepare import prepare
+from kvchat.chat.recompress import recompress
 from kvchat.documents.passages import Source
 from kvchat.engine.answering import TurnEvents
 from kvchat.engine.budget import Budget

@@ -6,12 +6,14 @@ from time import perf_counter
 
 from kvchat.chat import auto
 from kvchat.chat.chat import Chat
-from kvchat.chat.prefill import Dropped, agreed, kept_line, recompress, require_room, run
+from kvchat.chat.prefill import kept_line
+from kvchat.chat.recompress import agreed, recompress, require_room
 from kvchat.chat.setup import chosen_method
+from kvchat.chat.work import Dropped, run
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine import sizes
-from kvchat.engine.conversation import tokens_of
+from kvchat.engine.context_window import tokens_of
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full

@@ -6,11 +6,12 @@ from kvchat import process
 from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog import saved_day
 from kvchat.chat.planning import planned_chat
-from kvchat.chat.prefill import prefill_first, timed
+from kvchat.chat.prefill import prefill_first
 from kvchat.chat.prepare import Prepared
 from kvchat.chat.setup import Setup, settle
 from kvchat.chat.tails import cascade_of
 from kvchat.chat.thinking import how
+from kvchat.chat.work import timed
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine.attention.choice import warnings
 from kvchat.engine.engine import Engine

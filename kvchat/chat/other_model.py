@@ -7,8 +7,8 @@ from typing import Any
 from kvchat.chat.chat import Chat
 from kvchat.chat.generation import FILE
 from kvchat.chat.open import open_chat
-from kvchat.chat.prefill import Dropped, run
 from kvchat.chat.prepare import Prepared
+from kvchat.chat.work import Dropped, run
 from kvchat.engine.model.read import load_config
 from kvchat.hub.offer import model_of, with_text
 from kvchat.machine import resources as machine

@@ -9,11 +9,12 @@ from kvchat.chat.chat import Chat
 from kvchat.chat.chatlog_names import HeldName
 from kvchat.chat.chatlog_writer import ChatLogWriter, turn_of
 from kvchat.chat.open import open_chat
-from kvchat.chat.prefill import Dropped, restore, run, timed
+from kvchat.chat.prefill import restore
 from kvchat.chat.prepare import Prepared, restored
 from kvchat.chat.setup import chosen_method, context_limit
 from kvchat.chat.sources import open_document
 from kvchat.chat.tails import cascade_of
+from kvchat.chat.work import Dropped, run, timed
 from kvchat.documents.document_ids import compose
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.session import Session

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from kvchat.engine.conversation import Conversation, ids_of
+from kvchat.engine.context_window import ids_of
+from kvchat.engine.conversation import Conversation
 from kvchat.engine.decode.repetition import Repetition
 from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.decode.sampling import Sampling

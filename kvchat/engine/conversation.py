@@ -1,7 +1,7 @@
 """The turns of a conversation, in the cache behind a document: fed, taken back, compressed; the
 oldest are dropped where the context window is full."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -9,13 +9,12 @@ from kvchat.engine.attribution import Queries
 from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.cache.segment import Memory
 from kvchat.engine.compaction import folding
+from kvchat.engine.context_window import ids_of, require_room, tokens_of
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress, Smaller, Turn, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.cascade import Cascade
-from kvchat.engine.sizes import reserve_of
 from kvchat.engine.text.chat_template import Dialogue, common
-from kvchat.errors import KvchatError
 
 Work = Generator[Progress | Smaller, None, None]
 
@@ -289,45 +288,7 @@ class Conversation:
     # The window
 
     def _room(self, used: int, needed: int) -> int:
-        """Tokens for an answer after a question that needs some. Raises KvchatError("too_long")."""
-        room = self.window - used - needed
-        if room < 1:
-            ways = ["a shorter question or document"]
-            if used > len(self.document):
-                ways = ["/undo  (forgets the last turn)", "/clear  (keeps only the document)"]
-            raise KvchatError(
-                "too_long",
-                f"the question needs {needed:,} tokens and one for the answer; of the window's "
-                f"{self.limit:,} tokens {used - self.cache.saved:,} are used",
-                *ways,
-                needed=used + needed - self.cache.saved,
-                limit=self.limit,
-            )
-        return room
-
-
-def ids_of(turns: Iterable[Turn]) -> list[int]:
-    """What turns put into the cache, one after the other."""
-    return [i for turn in turns for i in turn.ids]
-
-
-def tokens_of(turns: Iterable[Turn]) -> int:
-    """How many tokens that is."""
-    return sum(len(turn.ids) for turn in turns)
-
-
-def require_fit(tokens: int, limit: int, name: str = "the document") -> None:
-    """Raise KvchatError("too_long") unless `tokens` leave room for a question in the window."""
-    reserve = reserve_of(limit)
-    if tokens + reserve > limit:
-        share = (limit - reserve) / tokens
-        raise KvchatError(
-            "too_long",
-            f"{name} needs {tokens:,} tokens; the model takes {limit:,} "
-            f"({reserve:,} are kept for questions and answers)",
-            f"give {tokens + reserve - limit:,} tokens less: about the first {share:.0%} fit",
-            "--model with a longer context window",
-            needed=tokens,
-            limit=limit,
-            reserve=reserve,
-        )
+        """Tokens for an answer behind `used` ones and a question that needs some. Raises
+        KvchatError("too_long")."""
+        turns = used > len(self.document)
+        return require_room(self.limit, self.cache.saved, used, needed, turns)

@@ -48,7 +48,7 @@ class Engine:
         without: Mapping[str, str] | None = None,
     ):
         """`without`: attention backends that are not asked, and why."""
-        self.model, self.attention = model, attention
+        self.model = model
         self.config, self.peers = model.whole, model.peers
         self.device, self.dtype = model.device, model.dtype
         self.here()
@@ -165,8 +165,8 @@ class Engine:
     def extend_all(
         self, caches: Sequence[KVCache], ids: Sequence[Sequence[int]]
     ) -> Generator[Progress, None, Tensor]:
-        """Append to each cache its `ids`, all at once; the generator's value are the last logits
-        `[B, vocab]`; see `together.together`."""
+        """Append to each cache its `ids`, all at once, see `together.together`; the generator's
+        value are the last logits `[B, vocab]`."""
         return (yield from together(self.model, caches, ids))
 
     @entry

@@ -9,7 +9,8 @@ from kvchat.engine.answering import (
 )
 from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.compaction import folding
-from kvchat.engine.conversation import Work, ids_of, require_fit, tokens_of
+from kvchat.engine.context_window import ids_of, require_fit, tokens_of
+from kvchat.engine.conversation import Work
 from kvchat.engine.events import Progress, Smaller, drain
 from kvchat.engine.gates.check import Check
 from kvchat.engine.methods.base import Method

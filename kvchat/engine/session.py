@@ -14,7 +14,7 @@ from kvchat.engine.answering import (
     until_cancelled,
 )
 from kvchat.engine.compaction import Level, levels_of
-from kvchat.engine.conversation import tokens_of
+from kvchat.engine.context_window import tokens_of
 from kvchat.engine.decode.sampler import Constraint
 from kvchat.engine.decode.sampling import Sampling
 from kvchat.engine.engine import Engine

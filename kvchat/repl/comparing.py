@@ -5,8 +5,9 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from kvchat.chat.chat import Chat
-from kvchat.chat.prefill import Dropped, agreed, require_room
-from kvchat.chat.prefill import run as watched
+from kvchat.chat.recompress import agreed, require_room
+from kvchat.chat.work import Dropped
+from kvchat.chat.work import run as watched
 from kvchat.engine.events import Turn, drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.specs import name_of

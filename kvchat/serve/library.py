@@ -13,7 +13,7 @@ from typing import Any
 
 from kvchat.chat.attach import first_method
 from kvchat.chat.chat import Chat
-from kvchat.chat.prefill import require_room
+from kvchat.chat.recompress import require_room
 from kvchat.chat.setup import chosen_method
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose

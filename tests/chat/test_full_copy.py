@@ -8,6 +8,7 @@ import pytest
 from kvchat.chat import prefill as reading
 from kvchat.chat.open import open_chat
 from kvchat.chat.prepare import prepare
+from kvchat.chat.work import Dropped
 from kvchat.cli import oneshot
 from kvchat.errors import KvchatError
 from kvchat.machine.plan import Plan, require_copy
@@ -174,7 +175,7 @@ def test_a_comparison_takes_the_other_cache_from_the_copy(place, monkeypatch):
 
 def test_a_document_that_is_dropped_leaves_the_system_text(place, monkeypatch):
     def dropped(*_):
-        raise reading.Dropped
+        raise Dropped
 
     monkeypatch.setattr(reading, "restore", dropped)
     chat = open_chat(

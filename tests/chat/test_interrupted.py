@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvchat.chat import prefill
+from kvchat.chat import work
 from kvchat.chat.open import open_chat
 from kvchat.chat.prepare import prepare
 from kvchat.repl.commands import Context, run
@@ -14,7 +14,7 @@ STORY = "The boat of Mara Voss is Endeavour. " + "The mill stands by the river. 
 QUESTION = "What is the boat of Mara Voss?"
 
 
-class Pressed(prefill.Interrupt):
+class Pressed(work.Interrupt):
     """Ctrl-C once, at the third step."""
 
     steps = 0
@@ -29,13 +29,13 @@ def chat(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     (tmp_path / "story.txt").write_text(STORY)
     Pressed.steps = 0
-    monkeypatch.setattr(prefill, "Interrupt", Pressed)
+    monkeypatch.setattr(work, "Interrupt", Pressed)
     screen = string_screen()
     options = Options(model=str(DEMO), files=[str(tmp_path / "story.txt")], method="adakv",
                       budget="60%", prompt_cache="off", save=False)  # fmt: skip
 
     def build(key):
-        monkeypatch.setattr(prefill, "choose", lambda *given: key)
+        monkeypatch.setattr(work, "choose", lambda *given: key)
         return open_chat(prepare(options, screen, piped=False), screen, interactive=True), screen
 
     return build

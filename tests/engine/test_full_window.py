@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvchat.engine.conversation import tokens_of
+from kvchat.engine.context_window import tokens_of
 from kvchat.engine.events import Forgotten, TurnDone, drain
 from kvchat.engine.methods.build import parse_method
 from kvchat.errors import KvchatError

@@ -9,7 +9,7 @@ from kvchat.chat import export as export_
 from kvchat.chat.chatlog_names import HeldName
 from kvchat.chat.chatlog_writer import ChatLogWriter, turn_event
 from kvchat.chat.export import Talk
-from kvchat.chat.prefill import Dropped
+from kvchat.chat.work import Dropped
 from kvchat.errors import KvchatError
 from kvchat.repl.commands.context import Context, number
 from kvchat.terminal import clipboard

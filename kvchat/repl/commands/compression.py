@@ -6,7 +6,7 @@ from dataclasses import replace
 from kvchat.chat import auto
 from kvchat.chat.attach import by_memory
 from kvchat.chat.chat import Chat
-from kvchat.chat.prefill import recompress
+from kvchat.chat.recompress import recompress
 from kvchat.engine.budget import FORMS, Budget
 from kvchat.engine.methods import AUTO, BY_QUESTION, METHODS
 from kvchat.engine.methods.base import Method
