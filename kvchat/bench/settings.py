@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvchat.engine.methods import BY_QUESTION, UNSEEN
+from kvchat.settings.chat_options import CACHE, DUMMY, MACHINE, MOST_THREADS
 from kvchat.settings.kinds import PATH, SWITCH, number, one_of, whole
 from kvchat.settings.lists import METHOD_SPECS, WORDS, counts
 from kvchat.settings.option import option, shared
-from kvchat.settings.options import CACHE, DUMMY, MACHINE, MOST_THREADS, SCREEN, Options
+from kvchat.settings.options import Options
+from kvchat.settings.program_options import SCREEN
 
 FORMATS = ("md", "csv", "jsonl")
 METHODS = ("full", BY_QUESTION, UNSEEN)

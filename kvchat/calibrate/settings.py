@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from kvchat.settings.chat_options import CACHE
 from kvchat.settings.kinds import PATH, SWITCH, one_of
 from kvchat.settings.option import option, shared
-from kvchat.settings.options import CACHE, SCREEN, Options
+from kvchat.settings.options import Options
+from kvchat.settings.program_options import SCREEN
 
 GATE, MAPS = "kvzap", "less"  # the methods that want something fitted
 

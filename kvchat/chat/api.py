@@ -21,15 +21,15 @@ from kvchat.engine.events import Delta, Forgotten, Thought, TurnDone
 from kvchat.engine.methods.build import switched, with_budget
 from kvchat.errors import KvchatError
 from kvchat.settings.config import Config, settle
-from kvchat.settings.options import CHATS, OPTIONS, SCREEN
+from kvchat.settings.option import options_of
+from kvchat.settings.options import OPTIONS
+from kvchat.settings.program_options import ProgramOptions
 from kvchat.terminal.screen import Screen
 
 __all__ = ["Answer", "Delta", "Forgotten", "OpenChat", "Source", "Thought", "TurnDone", "open"]
 
 # Options of the program around a chat: its questions, saved chats and what it prints.
-PROGRAM = {name for name, each in OPTIONS.items() if each.panel in (CHATS, SCREEN)} | {
-    *("prompts", "prompt_file", "system_file")
-}
+PROGRAM = {*options_of(ProgramOptions), "prompts", "prompt_file", "system_file"}
 
 
 @dataclass(frozen=True)

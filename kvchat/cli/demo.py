@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvchat.cli.flags import takes
+from kvchat.settings.chat_options import MODEL
 from kvchat.settings.kinds import one_of
 from kvchat.settings.option import option, read_all, shared
-from kvchat.settings.options import MODEL, Options
+from kvchat.settings.options import Options
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from kvchat.machine.dummy import dummy
 from kvchat.machine.fit import Room, room
 from kvchat.machine.plan import Plan, Workload, longest, make_plan, smaller_weights
 from kvchat.settings import config as config_file
+from kvchat.settings.chat_options import CACHE, DUMMY, MODEL
 from kvchat.settings.kinds import SIZE
 from kvchat.settings.lists import METHOD_SPECS, counts
 from kvchat.settings.option import option, read_all, shared
-from kvchat.settings.options import CACHE, DUMMY, MODEL, Options
+from kvchat.settings.options import Options
 from kvchat.terminal.colours import NOTICE, console
 from kvchat.terminal.text import alike, clean, size
 

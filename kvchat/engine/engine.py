@@ -48,7 +48,7 @@ class Engine:
         without: Mapping[str, str] | None = None,
     ):
         """`without`: attention backends that are not asked, and why."""
-        self.model = model
+        self.model, self.attention = model, attention
         self.config, self.peers = model.whole, model.peers
         self.device, self.dtype = model.device, model.dtype
         self.here()
@@ -105,7 +105,7 @@ class Engine:
         """Read `ids` once into one cache per compression; see `prefill.prefill`.
 
         The `gate` is the model's own if none is given. Raises KvchatError("usage") for a method
-        that needs one where there is none. What only the caches' segments need is compiled beside.
+        that needs one, or maps, where there are none.
         """
         assert ids, "an empty document has nothing to read"
         needs = [archiving.needs] if archiving is not None else []
@@ -113,8 +113,9 @@ class Engine:
             gate = self._prepared([each.method for each in compressions], needs)
         given = (self.model, ids, compressions, self.backend, self.chunk, probes, replays)
         found = yield from prefill.prefill(*given, archiving, gate)
-        for cache in found.caches if isinstance(archiving, Notes) else ():
-            archiving.add_to(cache)  # type: ignore[union-attr]
+        if isinstance(archiving, Notes):
+            for cache in found.caches:
+                archiving.add_to(cache)
         return found
 
     @entry
@@ -214,8 +215,9 @@ class Engine:
     def kept(self, cache: KVCache, end: int) -> list[list[int]]:
         """Entries of each layer's heads, those of all ranks, that are kept of the first `end`
         tokens, where segments begin."""
-        local = torch.tensor([layer.kept(end) for layer in cache.layers])
-        return self.peers.joined(local, 1).tolist()
+        return self.peers.joined(
+            torch.tensor([layer.kept(end) for layer in cache.layers]), 1
+        ).tolist()
 
     @entry
     def held(self, cache: KVCache, end: int) -> list[int]:
@@ -235,8 +237,7 @@ class Engine:
         by itself reads less than several do.
         """
         before = cache.position
-        singly = written if any(layer.sliding for layer in cache.layers) else 0
-        together = len(ids) - singly
+        together = len(ids) - (written if any(layer.sliding for layer in cache.layers) else 0)
         parts = [ids[:together], *([i] for i in ids[together:])]
         entries = [walk.extend(self.model, cache, part, self.chunk) for part in parts if part]
         x = torch.cat([drain(entry) for entry in entries])
@@ -284,9 +285,8 @@ class Engine:
         """Tokens after `logits [vocab]`, without end, or until a constraint lets nothing follow.
 
         `drawn` are the tokens that were drawn before: the random stream and the repetition penalty
-        go on after them.
-        A token is fed to the cache when the next one is asked for: the last one that was yielded
-        is *pending* and belongs to the next `extend`.
+        go on after them. A token is fed to the cache when the next one is asked for: the last one
+        that was yielded is *pending* and belongs to the next `extend`.
         """
         sampler = Sampler(sampling, self.device, drawn, constraint)
         feed = self.feed if self.peers.count > 1 else None

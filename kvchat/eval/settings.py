@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from kvchat.settings.chat_options import CACHE
 from kvchat.settings.kinds import PATH, one_of, whole
 from kvchat.settings.lists import METHOD_SPECS, WORDS, counts
 from kvchat.settings.option import option, shared
-from kvchat.settings.options import CACHE, SCREEN, Options
+from kvchat.settings.options import Options
+from kvchat.settings.program_options import SCREEN
 
 OUTPUTS = ("table", "md", "json")
 CASES = "Cases"

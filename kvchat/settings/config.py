@@ -15,9 +15,11 @@ from typing import Any
 from platformdirs import user_config_path
 
 from kvchat.errors import KvchatError
+from kvchat.settings.chat_options import FILE
 from kvchat.settings.kinds import TEXT
 from kvchat.settings.option import Option
-from kvchat.settings.options import FILE, OPTIONS, UI, Options
+from kvchat.settings.options import OPTIONS, Options
+from kvchat.settings.program_options import UI
 from kvchat.terminal.text import clean
 
 DEFAULTS = {name: each for name, each in OPTIONS.items() if each.table == FILE}

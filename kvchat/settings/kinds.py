@@ -16,7 +16,8 @@ from kvchat.terminal.text import WORDS, clean
 class Kind:
     """A kind of value: `parse` reads text or raises ValueError, `native` are further types.
 
-    With `listed`, `parse` reads all texts of a repeated flag together.
+    With `listed`, `parse` reads all texts of a repeated flag together. `unset` is the value where
+    nothing is given.
     """
 
     meaning: str
@@ -25,6 +26,7 @@ class Kind:
     native: tuple[type, ...] = ()
     choices: tuple[str, ...] = ()
     listed: bool = False
+    unset: Any = None
 
     def read(self, source: str, value: Any) -> Any:
         """A value from `source` (`--seed`, `KVCHAT_SEED`, …). Raises KvchatError("usage")."""
@@ -117,7 +119,9 @@ def _texts(text: str) -> tuple[str, ...]:
 TEXT = Kind("text", str)
 PATH = Kind("a path", str, "PATH")
 SIZE = Kind("a size (24GiB)", _bytes, "SIZE")
-SWITCH = Kind("on or off", lambda text: WORDS[text.lower()], "", (bool,), ("on", "off"))
+SWITCH = Kind(
+    "on or off", lambda text: WORDS[text.lower()], "", (bool,), ("on", "off"), unset=False
+)
 TAIL = Kind(
     "cascade:LEVELSxENTRIES, 2 to 16 levels of 16 entries or more, or off",
     _cascade,

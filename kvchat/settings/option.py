@@ -47,8 +47,8 @@ def option(
 ) -> Any:
     """A field of a settings dataclass that is an option: its flags, with spaces between, and what
     `Option` has; `default` is the field's."""
-    default = about.pop("default", () if kind.listed else None)
-    about.setdefault("many", kind.listed)
+    many = about.setdefault("many", kind.listed)
+    default = about.pop("default", () if many else kind.unset)
     metadata = {"option": Option(tuple(flags.split()), help, panel, kind, table, **about)}
     return field(default=default, metadata=metadata)
 

@@ -7,15 +7,8 @@ import torch
 
 from kvchat.engine.budget import Budget, Geometry
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.methods.kvmerger import (
-    KVMerger,
-    best_links,
-    free_links,
-    links_above,
-    merge,
-    run_of,
-    similarity,
-)
+from kvchat.engine.methods.kvmerger import KVMerger, merge
+from kvchat.engine.methods.links import best_links, free_links, links_above, run_of, similarity
 from kvchat.engine.methods.size_options import VALUES
 from kvchat.errors import KvchatError
 from kvchat.kernels.reference import dense_attention
