@@ -14,7 +14,6 @@ from kvchat.engine.model.hugging_face import interpret
 from kvchat.hub.places import Found
 
 LLAMA, APACHE = "Llama community", "Apache-2.0"
-GB = 10**9
 
 
 @dataclass(frozen=True)

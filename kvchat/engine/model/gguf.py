@@ -10,6 +10,7 @@ from typing import Any
 from kvchat.engine.gguf.file import GGUF, TensorInfo
 from kvchat.engine.model import hugging_face
 from kvchat.engine.model.config import ModelConfig
+from kvchat.engine.model.json_values import understood
 from kvchat.errors import KvchatError
 
 # what config.json calls each architecture
@@ -53,14 +54,8 @@ def config_of(gguf: GGUF) -> ModelConfig:
     if gguf.get("general.type") == "adapter":
         raise KvchatError("model", f"{gguf.path} is an adapter, not a model")
     about = _About(gguf, architecture)
-    try:
+    with understood(str(gguf.path)):
         raw, divisors = _raw(about), about.divisors("rope_freqs.weight")
-    except KeyError as error:
-        raise KvchatError("model", f"{gguf.path} has no {error.args[0]!r}") from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise KvchatError(
-            "model", f"{gguf.path}: a value is out of range or has the wrong type ({error})"
-        ) from None
     config = hugging_face.interpret(raw, str(gguf.path))
     names, (rope, *others) = gguf.tensors, config.ropes
     if divisors and len(divisors) != rope.dim // 2:

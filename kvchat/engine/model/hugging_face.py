@@ -10,7 +10,7 @@ from typing import Any
 from kvchat.engine.model import MODELS, NESTED
 from kvchat.engine.model.config import LayerKind, ModelConfig, Rope
 from kvchat.engine.model.families import Family, Fields, Raw
-from kvchat.engine.model.json_values import read_json, size_of, token_ids
+from kvchat.engine.model.json_values import read_json, size_of, token_ids, understood
 from kvchat.engine.model.rope_scaling import FULL, SLIDING, reach_of, ropes_of
 from kvchat.engine.sizes import ITEM_BYTES
 from kvchat.errors import KvchatError
@@ -65,16 +65,10 @@ def interpret(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
             f"{source}: quantized checkpoint ({kind}) is not supported",
             "use the original safetensors in bf16, f16 or f32, or a GGUF file of the model",
         )
-    try:
+    with understood(source):
         config = _read(dict(raw), source)
         _require_finite(config)
         return config
-    except KeyError as error:
-        raise KvchatError("model", f"{source} has no {error.args[0]!r}") from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise KvchatError(
-            "model", f"{source}: a value is out of range or has the wrong type ({error})"
-        ) from None
 
 
 def _read(given: dict[str, Any], source: str) -> ModelConfig:

@@ -1,6 +1,8 @@
 """What is read of the JSON files of a model: objects, sizes, token ids."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,19 @@ from kvchat.errors import KvchatError
 from kvchat.files import is_regular
 
 LFS_MARK = b"version https://git-lfs"
+
+
+@contextmanager
+def understood(source: str) -> Iterator[None]:
+    """What a value that is missing or makes no sense raises in here is a KvchatError("model")."""
+    try:
+        yield
+    except KeyError as error:
+        raise KvchatError("model", f"{source} has no {error.args[0]!r}") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise KvchatError(
+            "model", f"{source}: a value is out of range or has the wrong type ({error})"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -24,7 +24,6 @@ OPEN = frozenset(
     {"additionalProperties", "patternProperties", "unevaluatedProperties", "dependentSchemas",
      "allOf", "anyOf", "oneOf", "$ref", "if", "not"}
 )  # fmt: skip
-ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 LARGEST = 2**18  # characters of a schema or a grammar
 
 

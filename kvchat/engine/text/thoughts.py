@@ -63,11 +63,6 @@ class Splitter:
         self.place = "answer" if thoughts is None else "thought" if inside else "begin"
         self._held = ""
 
-    @property
-    def is_answer(self) -> bool:
-        """Whether the thought, if there was one, is over and its answer has begun."""
-        return self.place == "answer"
-
     def push(self, text: str, final: bool = False) -> tuple[str, str]:
         """What is certain of the thought and of the rest after another piece; all if `final`."""
         if self.place == "answer" or self._thoughts is None:
