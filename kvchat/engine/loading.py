@@ -33,25 +33,25 @@ def load_engine(
     kernels: str = "auto",
     lead: Lead | None = None,
     peers: Peers = ALONE,
+    kind: type[Engine] = Engine,
 ) -> Generator[Loading, None, Engine]:
     """Stream a checkpoint in; the generator's value is the engine.
 
     With a `lead`, this is the first of several ranks, and the others load their parts beside;
-    those are told the same with their `peers`.
-    Kernels that have to be compiled are, beside it: those of a card are waited for. If they
-    cannot run there, and nobody asked for them by name, the engine does without and
-    `warnings` say why.
+    those are told the same with their `peers`. Kernels that have to be compiled are, beside it:
+    those of a card are waited for. If they cannot run there, and nobody asked for them by name,
+    the engine does without and `choice.warnings` say why.
     """
     if lead is not None:
         peers = lead.group
         Shard(peers.rank, peers.count).of(config)  # refused before anybody begins
-    where, kind = resolve_device(device, peers), resolve_dtype(dtype, config, weights)
+    where, computed = resolve_device(device, peers), resolve_dtype(dtype, config, weights)
     backend = choose(attention, where, config.attention_cap)  # refused now if it cannot run
     compiled, warming = kernels_on(where.type, kernels), None
     if compiled == "numba":
-        compile_beside(kind)
+        compile_beside(computed)
     model = None
-    loading = load_weights(folder, config, kind, where, weights, peers)
+    loading = load_weights(folder, config, computed, where, weights, peers)
     begun = next(loading)  # names and shapes are checked by now
     assert not isinstance(begun, Decoder), "load_weights begins with sizes"
     yield Loading(*begun)
@@ -64,7 +64,7 @@ def load_engine(
             break
         if warming is None and compiled == "triton":
             methods = [parse_method(spec) for spec in WARMED]
-            warming = Warming(config, kind, where, weights, backend, methods)
+            warming = Warming(config, computed, where, weights, backend, methods)
         yield Loading(*item)
         total = item[1]
     assert model is not None, "load_weights ends with the model"
@@ -78,6 +78,6 @@ def load_engine(
             "--attention torch --kernels torch",
             why=without["triton"],
         )
-    engine = Engine(model, attention, "torch" if without else kernels, without)
+    engine = kind(model, attention, "torch" if without else kernels, without)
     engine.lead, engine.number = lead, lead.loaded if lead is not None else 0
     return engine

@@ -206,6 +206,14 @@ def test_several_threads_make_the_same(checkpoint, monkeypatch):
         torch.set_num_threads(before)
 
 
+def test_torch_keeps_its_threads(engine, monkeypatch):
+    """The pool of numba's threads gives its own number to torch when it begins."""
+    monkeypatch.setattr("numba.set_num_threads", lambda count: torch.set_num_threads(count + 1))
+    before = torch.get_num_threads()
+    CompiledStep(engine.model)
+    assert torch.get_num_threads() == before
+
+
 def test_queries_that_are_observed(checkpoint):
     """What compressing turns will need is gathered by either step."""
     engine = load_engine(checkpoint())

@@ -25,7 +25,7 @@ from kvchat.machine.plan import Workload, make_plan
 from tests.engine.test_families import CASES
 from tests.engine.tiny import random_ids, save_model
 from tests.support.models import ROOT
-from tests.support.ranked import PROGRAM, Shown
+from tests.support.ranked import PROGRAM, load_shown
 
 DEMO = ROOT / "models" / "demo"
 IDS = random_ids(140)
@@ -57,9 +57,9 @@ def pair(lead, checkpoint):
 def both(folder, lead, weights="auto", kernels="torch"):
     config = load_config(folder)
     how = folder, config, "auto", "cpu", weights, "auto", kernels
-    two = drain(Shown.load(*how, lead=lead))
+    two = drain(load_shown(*how, lead=lead))
     two.pace(64)
-    one = drain(Shown.load(*how))
+    one = drain(load_shown(*how))
     one.pace(64)
     return one, two
 

@@ -2,11 +2,13 @@
 second one."""
 
 import os
+from functools import partial
 
 import torch
 
 from kvchat.engine.devices import entry
 from kvchat.engine.engine import Engine
+from kvchat.engine.loading import load_engine
 from kvchat.machine import ranks
 
 PROGRAM = ("-m", "tests.support.ranked")
@@ -33,5 +35,8 @@ class Shown(Engine):
         return found
 
 
+load_shown = partial(load_engine, kind=Shown)
+
+
 if __name__ == "__main__":
-    os._exit(ranks.follower(Shown.load))
+    os._exit(ranks.follower(load_shown))

@@ -120,6 +120,7 @@ class CompiledStep:
         self.model, self.rows, threads = model, rows, torch.get_num_threads()
         self._fed = 0  # rows of the last step
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        torch.set_num_threads(threads)  # numba's pool gives its own number to torch when it begins
         self.room = Room(model.config, threads, rows)
         self.layers = [LayerStep(model, n, self.room, threads) for n in range(len(model.blocks))]
         self.head = maps.product([model.lm_head], self.room.rounded, threads)
