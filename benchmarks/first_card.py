@@ -61,12 +61,24 @@ def ran(command: list[str], seconds: float) -> dict[str, object]:
     return {"exit": code, "seconds": took, "said": said.splitlines()[-LINES:]}
 
 
+def missing() -> str:
+    """Why there is no card, if there is none."""
+    import torch  # not to show what would be run
+
+    if torch.cuda.is_available():
+        return ""
+    return "torch is a CPU build" if torch.version.cuda is None else "no device or driver"
+
+
 def main() -> int:
     """Run every part; the exit code is 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--try", action="store_true", dest="tries")
     asked = parser.parse_args()
+    if not asked.tries and (why := missing()):
+        print(f"first_card.py asks a CUDA card and there is none here: {why}", file=sys.stderr)
+        return 7
     found = {}
     for name, (share, arguments) in PARTS.items():
         command = [sys.executable, *arguments]

@@ -5,6 +5,9 @@ import re
 import subprocess
 import sys
 
+import pytest
+import torch
+
 from tests.support.models import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "first_card.py"
@@ -23,3 +26,12 @@ def test_its_parts_are_there(tmp_path):
     for name, rest in scripts:
         text = (ROOT / name).read_text("utf-8")
         assert all(json.dumps(flag) in text for flag in re.findall(r"--\w+", rest)), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_it_says_so_and_writes_nothing():
+    file = ROOT / "docs" / "bench" / "cards" / "first.json"
+    before = file.read_bytes() if file.exists() else None
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 7 and not done.stdout and len(done.stderr.splitlines()) == 1
+    assert before == (file.read_bytes() if file.exists() else None)
