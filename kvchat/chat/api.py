@@ -29,7 +29,7 @@ from kvchat.terminal.screen import Screen
 __all__ = ["Answer", "Delta", "Forgotten", "OpenChat", "Source", "Thought", "TurnDone", "open"]
 
 # Options of the program around a chat: its questions, saved chats and what it prints.
-PROGRAM = {*options_of(ProgramOptions), "prompts", "prompt_file", "system_file"}
+PROGRAM = {*options_of(ProgramOptions), "prompts", "prompt_file", "each", "system_file"}
 
 
 @dataclass(frozen=True)

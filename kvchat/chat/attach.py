@@ -6,10 +6,11 @@ from time import perf_counter
 
 from kvchat.chat import auto
 from kvchat.chat.chat import Chat
-from kvchat.chat.prefill import kept_line
+from kvchat.chat.planning import window_line
+from kvchat.chat.prefill import kept_line, prefill_first
 from kvchat.chat.recompress import agreed, recompress, require_room
 from kvchat.chat.setup import chosen_method
-from kvchat.chat.work import Dropped, run
+from kvchat.chat.work import Dropped, run, timed
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine import sizes
@@ -22,7 +23,7 @@ from kvchat.hub.find import longer_windows
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import left, workload
 from kvchat.machine.plan import Workload, make_plan
-from kvchat.terminal.text import alike, seconds
+from kvchat.terminal.text import alike, seconds, unicode
 
 
 def attach(chat: Chat, added: Sequence[Document]) -> bool:
@@ -107,6 +108,27 @@ def instruct(chat: Chat, system: str) -> bool:
         return False
     chat.book = book
     return True
+
+
+def turn_to(chat: Chat, document: Document) -> None:
+    """Let a chat that nobody talks to be about one other document; what it was about goes first.
+
+    Raises KvchatError; the chat is then without a document.
+    """
+    chat.cache.wait()  # or what is being saved of many documents would pile up
+    forget(chat)
+    session, screen, options = chat.session, chat.screen, chat.options
+    with timed(chat.timings, "tokenize"):
+        book = _book(chat, (document,), unicode(options.system))
+    wanted = first_method(chat, book)
+    why = auto.few(len(book.ids), wanted)
+    method = Full() if why else wanted
+    screen.say(window_line(len(book.ids), session.limit, book.streamed))
+    if why:
+        screen.say(f"      {why}")
+    require_room(chat, method, len(book.ids))
+    chat.book, chat.method, session.dialogue = book, method, book.dialogue
+    prefill_first(chat, wanted)
 
 
 def forget(chat: Chat) -> None:

@@ -8,7 +8,7 @@ from kvchat.chat.chatlog import saved_day
 from kvchat.chat.planning import planned_chat
 from kvchat.chat.prefill import prefill_first
 from kvchat.chat.prepare import Prepared
-from kvchat.chat.setup import Setup, settle
+from kvchat.chat.setup import Setup, parts, settle
 from kvchat.chat.tails import cascade_of
 from kvchat.chat.thinking import how
 from kvchat.chat.work import timed
@@ -76,8 +76,9 @@ def _checked_weights(setup: Setup) -> Generator[Loading, None, Engine]:
     options, prepared = setup.options, setup.prepared
     wanted = options.dtype, options.device, options.weights, options.attention, options.kernels
     config = prepared.config.within(setup.limit)
-    Shard(0, ranks.wanted(options.devices)).of(config)  # refused before others begin
-    lead = ranks.begin(options.devices)
+    count = parts(options)
+    Shard(0, count).of(config)  # refused before others begin
+    lead = ranks.begin(options.devices) if count > 1 else None
     loading = load_engine(prepared.model.path, config, *wanted, lead)
     next(loading)
     return loading

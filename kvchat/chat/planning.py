@@ -5,14 +5,14 @@ from dataclasses import replace
 import torch
 
 from kvchat.chat import auto
-from kvchat.chat.setup import Setup, gated
+from kvchat.chat.setup import Setup, gated, parts
 from kvchat.chat.tails import require_levels
 from kvchat.documents.document_ids import Book
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
 from kvchat.engine.methods.specs import name_of
 from kvchat.engine.sizes import Streamed
-from kvchat.machine import gpu_processes, ranks
+from kvchat.machine import gpu_processes
 from kvchat.machine import resources as machine
 from kvchat.machine.plan import (
     Plan,
@@ -98,7 +98,7 @@ def _introduce(setup: Setup, book: Book, plan: Plan, free: int, screen: Screen) 
     if streamed is not None:
         streamed = replace(streamed, replayed=bool(setup.method.needs.kinds))
     screen.say(window_line(len(book.ids), setup.limit, streamed))
-    count = ranks.wanted(setup.options.devices)
+    count = parts(setup.options)
     full, kept = alike(count * plan.kv_full, count * plan.kv_kept)
     compressed = f" in full → {kept} with {name_of(setup.method)} {setup.method.budget}{plan.reads}"
     what = "" if setup.method == Full() else compressed

@@ -40,7 +40,7 @@ class Setup:
     def free(self) -> int:
         """Bytes that are free for each part of the model."""
         free = machine.free(self.device, self.options.mem_limit)
-        return free if self.device.type == "cuda" else free // ranks.wanted(self.options.devices)
+        return free if self.device.type == "cuda" else free // parts(self.options)
 
     def workload(self, tokens: int) -> Workload:
         """What is planned for a document of so many tokens."""
@@ -55,7 +55,7 @@ class Setup:
             self.options.weights,
             self.options.streams,
             self.options.attention,
-            ranks.wanted(self.options.devices),
+            parts(self.options),
         )
 
 
@@ -81,11 +81,12 @@ def settle(prepared: Prepared) -> Setup:
             "-p QUESTION  (known before the prefill)",
         )
     require_tail(options, method)
-    if options.select == "question":
+    several = parts(options) > 1
+    if several and options.select == "question":
         ranks.refuse(options.devices, "--select question")
-    if options.full_copy == "disk":
+    if several and options.full_copy == "disk":
         ranks.refuse(options.devices, "--keep-full disk")
-    if options.prompt_cache != "off" and ranks.wanted(options.devices) > 1:
+    if several and options.prompt_cache != "off":
         options = options.changed("prompt_cache", "off", "--devices")
     options, ends = with_model_defaults(options, prepared.model)
     device = resolve_device(options.device)
@@ -99,6 +100,12 @@ def settle(prepared: Prepared) -> Setup:
         method,
         ends,
     )
+
+
+def parts(options: Options) -> int:
+    """How many processes hold a part of the model: one has all of it where each has documents of
+    its own."""
+    return 1 if options.each else ranks.wanted(options.devices)
 
 
 def chosen_method(options: Options, gated: bool) -> Method:

@@ -39,6 +39,7 @@ def report(chat: Chat, question: str, done: TurnDone, warnings: list[str]) -> di
     return {
         "schema": 1,
         "model": chat.model.name,
+        "documents": [file.name for file in chat.book.files],
         "question": question,
         "answer": done.answer,
         "reasoning": done.reasoning or None,

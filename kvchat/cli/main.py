@@ -99,6 +99,10 @@ def chat(
         raise KvchatError(
             "usage", "--json-schema and --grammar are for answers to -p", '-p "QUESTION"'
         )
+    if options.each and (not options.prompts or options.last or options.resume or options.session):
+        raise KvchatError(
+            "usage", "--each is for answers to -p, and keeps no chat", '-p "QUESTION"'
+        )
     if not all(prompt.strip() for prompt in options.prompts):
         raise KvchatError("usage", "-p has an empty question", '-p "QUESTION"')
     if not options.prompts and not talks:
@@ -116,7 +120,8 @@ def chat(
     with nullcontext() if options.prompts else unseen():
         prepared = prepare(options, screen)
         with screen.busy("loading torch"):
-            face = import_module("kvchat.cli.oneshot" if options.prompts else "kvchat.repl.repl")
+            asks = "kvchat.cli.each" if options.each else "kvchat.cli.oneshot"
+            face = import_module(asks if options.prompts else "kvchat.repl.repl")
         code: int = face.run(prepared, screen)
         return code
 

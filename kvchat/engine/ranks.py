@@ -93,6 +93,12 @@ class Lead:
         with self._in_step():
             self._say("load", *how)
 
+    def share(self, work: Callable[..., Any], *about: Any) -> Group:
+        """Let the others do `work(*about, peers)`, and be among them until it is done."""
+        with self._in_step():
+            self._say("share", work, *about)
+        return self.group
+
     def end(self) -> None:
         """Let the others go."""
         if self.lost is None:
@@ -198,7 +204,10 @@ def follow(group: Group, load: Callable[..., Any]) -> None:
         if what == "end":
             return
         try:
-            if what == "load":
+            if what == "share":
+                own, *given = about
+                own(*given, group)
+            elif what == "load":
                 engine = load(*about)
             elif what == "call":
                 name, args = about
@@ -220,6 +229,6 @@ def follow(group: Group, load: Callable[..., Any]) -> None:
                 name, (cache, *args) = about
                 getattr(cache, name)(*args)
         except KvchatError as error:
-            if what == "load" or "ranks" in error.details:
+            if what in ("load", "share") or "ranks" in error.details:
                 raise
             works.pop(about[0] if what == "next" else 0, None)  # the first rank met it too

@@ -42,8 +42,11 @@ Place = tuple[str, int, int]  # task, length, and number of a document
 VIEWS = {"unseen": False, "seen": True}
 
 
-def run(settings: Settings) -> int:
-    """Measure what is not measured yet, then print the table. Returns the exit code."""
+def run(settings: Settings, peers: Peers | None = None) -> int:
+    """Measure what is not measured yet, then print the table. Returns the exit code.
+
+    One of several `peers` measures its part and hands it to the first.
+    """
     process.interruptible()
     check(settings)
     if settings.plot:
@@ -59,7 +62,7 @@ def run(settings: Settings) -> int:
         Answers(Path(settings.out))
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    peers = ranks.team(settings.devices)
+    peers = peers or ranks.team(settings.devices, run, settings)
     screen = Screen(quiet=peers.rank > 0, verbose=True)
     for source in asked:
         for reason, count in source.given.left_out.items():

@@ -37,10 +37,8 @@ def placed() -> tuple[int, int]:
 
 
 def follows() -> bool:
-    """Whether this process does what the first rank says. Those of an evaluation know by
-    themselves."""
-    command = next((each for each in sys.argv[1:] if not each.startswith("-")), "")
-    return placed()[0] > 0 and command != "eval"
+    """Whether this process does what the first rank says."""
+    return placed()[0] > 0
 
 
 def wanted(devices: int | None) -> int:
@@ -101,20 +99,14 @@ def finish() -> None:
     _begun.clear()
 
 
-def team(devices: int | None) -> Any:
-    """This process among others that do the same command, each with all of the model; the others
-    are started by the first one. Raises KvchatError("usage")."""
-    from kvchat.engine.peers import ALONE, Group
+def team(devices: int | None, work: Callable[..., Any], *about: Any) -> Any:
+    """This process among others that share out what is to be done, each with all of the model: the
+    others do `work(*about, peers)`, this one its part when it wants. Raises KvchatError("usage").
+    """
+    from kvchat.engine.peers import ALONE
 
-    count, (rank, started) = wanted(devices), placed()
-    if count == 1:
-        return ALONE
-    _share_cores(count)
-    if started > 1:
-        return Group(rank, count, _join)
-    others = Others(count, ("-m", "kvchat", *sys.argv[1:]))
-    atexit.register(others.close, at_once=False)
-    return Group(0, count, others.connect, others.why)
+    lead = begin(devices)
+    return ALONE if lead is None else lead.share(work, *about)
 
 
 class Others:

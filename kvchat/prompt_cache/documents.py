@@ -90,7 +90,7 @@ class PromptCache:
         if kind is not None:  # the person or a signal wants to be gone
             for save in self._running:
                 save.stop()
-        self._wait()
+        self.wait()
 
     def open(
         self,
@@ -285,7 +285,7 @@ class PromptCache:
             "full_bytes": self._engine.kv_bytes(len(book.ids)),
         }
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Wait for what is being saved; Ctrl-C gives it up."""
         try:
             for save in self._running:

@@ -104,6 +104,13 @@ class ChatOptions:
     prompt_file: str | None = option(
         "--prompt-file", ASK, "Questions, one per line; - is stdin.", PATH
     )
+    each: bool = option(
+        "--each",
+        ASK,
+        "With -p: ask about every document by itself; --devices shares them out.",
+        kind=SWITCH,
+        default=False,
+    )
     system: str = option("-s --system", ASK, "System prompt.", table=FILE, default="")
     system_file: str | None = option("--system-file", ASK, "System prompt from a file.", PATH)
     max_tokens: int | None = option(

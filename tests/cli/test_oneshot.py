@@ -273,3 +273,39 @@ def test_a_saved_method_takes_no_other_method_s_defaults_and_drops_what_is_retir
     assert found["kv"]["options"]["window"] == 16 and any("refit" in w for w in found["warnings"])
     [found] = events(kvchat(*asked, "-O", "window=8", "--kv-bits", "4", **place))
     assert (found["kv"]["options"]["window"], found["kv"]["options"]["bits"]) == (8, 4)
+
+
+def test_each_document_by_itself_over_one_process_and_two(tmp_path):
+    """One that is too long is told in its place, and the others are answered."""
+    texts = {
+        "a": "The boat of Mara Voss is Albatross. ",
+        "b": "The valley is wide. " * 600,
+        "c": "The boat of Mara Voss is Dolphin. ",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text + "The mill stands by the river. " * 8)
+    how = [
+        str(tmp_path),
+        "--each",
+        "-p",
+        "What is the boat of Mara Voss?",
+        "-m",
+        "demo",
+        "-c",
+        "1k",
+    ]
+    found = [kvchat(*how, "--devices", count) for count in "12"]
+    for done in found:
+        said = done.stdout.decode().split("\n\n")
+        assert done.returncode == 5
+        assert [text.splitlines()[0] for text in said] == [
+            f"==> {tmp_path}/{name}.txt <==" for name in texts
+        ]
+        assert "Albatross" in said[0] and "Dolphin" in said[2] and "Albatross" not in said[2]
+        assert len(said[1].splitlines()) == 1 and done.stderr.count(b"kvchat: error") == 1
+    assert found[0].stdout == found[1].stdout and found[0].stderr == found[1].stderr
+    first, second, third = events(kvchat(*how, "--json"))
+    assert [first["documents"], third["documents"]] == [[f"{tmp_path}/{n}.txt"] for n in "ac"]
+    assert second["error"]["code"] == "too_long"
+    assert second["error"]["document"] == f"{tmp_path}/b.txt"
+    assert kvchat(*how[:2]).returncode == kvchat(*how, "--continue").returncode == 2

@@ -244,7 +244,7 @@ def test_a_method_that_was_used_before_needs_no_reading(scene):
     for line in ("/method adakv:budget=60%,window=8", "/method streamingllm"):
         scene.run(line)
         assert scene.chat.restored is None
-    scene.chat.cache._wait()
+    scene.chat.cache.wait()
     scene.run("/method adakv:budget=60%,window=8")
     assert scene.chat.restored
     assert scene.chat.session.cache.position == position and len(scene.chat.session.turns) == 1
