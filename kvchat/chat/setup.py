@@ -86,8 +86,6 @@ def settle(prepared: Prepared) -> Setup:
         ranks.refuse(options.devices, "--select question")
     if several and options.full_copy == "disk":
         ranks.refuse(options.devices, "--keep-full disk")
-    if several and options.prompt_cache != "off":
-        options = options.changed("prompt_cache", "off", "--devices")
     options, ends = with_model_defaults(options, prepared.model)
     device = resolve_device(options.device)
     return Setup(

@@ -1,8 +1,9 @@
 """`Engine`: a loaded model that reads and writes token ids. Knows nothing of text."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from kvchat.engine.prefill.replay import Replay
 from kvchat.engine.prefill.stream import stream
 from kvchat.engine.ranks import Lead
 from kvchat.engine.sizes import CHUNKS, Streamed
+
+R = TypeVar("R")
 
 
 class Engine:
@@ -205,6 +208,12 @@ class Engine:
     def pace(self, chunk: int) -> None:
         """Let so many tokens walk a layer at once."""
         self.chunk = chunk
+
+    @entry
+    def everywhere(self, work: Callable[..., R], *about: Any) -> R:
+        """What `work(engine, *about)` gives, which every rank does with its part; a cache in what
+        it gives is one of all ranks."""
+        return work(self, *about)
 
     @entry
     def weights_held(self) -> list[int]:

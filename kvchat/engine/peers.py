@@ -7,12 +7,14 @@ for bit, what one process alone would, and all decide alike.
 
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from kvchat.errors import KvchatError
+
+T = TypeVar("T")
 
 
 class Peers:
@@ -46,6 +48,19 @@ class Peers:
     def exchanged(self, value: Any) -> list[Any]:
         """What every rank has of something, in the order of ranks."""
         return [value]
+
+    def agreed(self, work: Callable[[], T], *errors: type[Exception]) -> T:
+        """What `work` gives here, if it gives something on every rank. Where one of these `errors`
+        ends it, all raise that of the first such rank."""
+        problem: Exception | None = None
+        try:
+            found = work()
+        except errors as error:
+            problem = error
+        for each in self.exchanged(problem):
+            if each is not None:
+                raise each
+        return found
 
 
 ALONE = Peers()

@@ -7,14 +7,20 @@ from kvchat.engine.store.tensors import Stopped
 
 
 class BackgroundSave:
-    """What a thread writes while the chat goes on; `outcome` says how it ended."""
+    """What a thread writes while the chat goes on; `outcome` says how it ended.
 
-    def __init__(self, work: Callable[[Callable[[], bool]], str]):
+    `at_once`: it is written now, and the chat waits.
+    """
+
+    def __init__(self, work: Callable[[Callable[[], bool]], str], at_once: bool = False):
         self._stop = threading.Event()
         self._work = work
         self.outcome: str | Exception | None = None
         self._thread = threading.Thread(target=self._run, name="save")
-        self._thread.start()
+        if at_once:
+            self._run()
+        else:
+            self._thread.start()
 
     @property
     def running(self) -> bool:
@@ -27,7 +33,8 @@ class BackgroundSave:
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until it has ended, or for some seconds."""
-        self._thread.join(seconds)
+        if self.running:
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         try:

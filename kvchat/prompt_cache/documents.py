@@ -3,6 +3,7 @@ that cannot be used or saved is told once and costs nothing else.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
@@ -23,14 +24,14 @@ from kvchat.engine.prefill.archive_writer import GATED, OBSERVED, InMemory
 from kvchat.engine.session import Session
 from kvchat.engine.store import Refused, header
 from kvchat.engine.store.archive import OnDisk, load_archives
-from kvchat.engine.store.cached_document import layers_of, load
-from kvchat.engine.store.cached_document import save as save_document
+from kvchat.engine.store.cached_document import layers_of
 from kvchat.engine.store.contents import Shape
 from kvchat.engine.store.identity import Identity, Parts, fingerprint
 from kvchat.errors import KvchatError
 from kvchat.hub.find import Model
 from kvchat.prompt_cache import files
 from kvchat.prompt_cache.background import BackgroundSave
+from kvchat.prompt_cache.parts import COUNT, opened, place, stored, written
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, size
 
@@ -39,7 +40,12 @@ Run = Callable[[Generator[Progress | Smaller, None, None]], None]
 # Parts of an identity that say which document it is meant to be; if they agree, another difference
 # means that it was made obsolete.
 ASKED = ("document", "method", "questions")
-NAMES = {"weights": "the weights", "config": "config.json", "kvchat": "the version of kvchat"}
+NAMES = {
+    "weights": "the weights",
+    "config": "config.json",
+    "kvchat": "the version of kvchat",
+    COUNT: "the number of devices",
+}
 
 
 @dataclass(frozen=True)
@@ -129,17 +135,23 @@ class PromptCache:
             return None
 
         def mapped(path: Path, name: str, dated: Book) -> KVCache:
-            return load(path, self._engine, dated.ids, name, dated.saved)
+            about = self.root, parts, dated.ids, dated.saved
+            found = self._engine.everywhere(opened, *about)
+            if isinstance(found, Exception):
+                raise found
+            return found
 
-        opened = self._opened(parts, book, mapped)
+        there = self._opened(parts, book, mapped)
         if self._copies(method) == "disk":
-            opened = self._with_archives(book, method, opened)
-        if opened is None:
+            there = self._with_archives(book, method, there)
+        if there is None:
             if others := files.differences(self.root, parts, ASKED):
+                if COUNT in others:  # each computes another part then
+                    others = [COUNT]
                 names = ", ".join(NAMES.get(part, f"the {part}") for part in others)
                 self._screen.say(f"this document is cached, but since then {names} changed")
             return None
-        cache, about, book = opened
+        cache, about, book = there
         created, seconds = datetime.fromisoformat(about["created"]), perf_counter() - begin
         layers, held = self._engine.config.num_layers, cache.memory().total
         self._screen.observer(Restored(len(book.ids), layers, held, seconds))
@@ -182,24 +194,32 @@ class PromptCache:
         layers = layers_of(session.cache, len(ids)) if self.saves and book.files else None
         if layers is None:
             return
+        count = engine.peers.count
         about = self._about(book) | {
             "method": spec_of(method),
             "budget": str(method.budget),
             "read_seconds": round(read_seconds, 3),
         }
-        held = session.memory().total
+        held, cache = session.memory().total, session.cache
 
         def work(stopped: Callable[[], bool]) -> str:
             parts = self._parts(book, method, questions)
-            path = files.place(self.root, fingerprint(parts))
-            files.require_space(self.root, held)
-            noted = about | {"parts": parts}
-            save_document(path, engine, layers, ids, path.stem, noted, stopped, book.saved)
+            where = self.root, parts, ids, about, book.saved
+            if count == 1:
+                took = written(engine, layers, held, *where, stopped)
+            else:
+                found = engine.everywhere(stored, cache, *where)
+                if isinstance(found, Exception):
+                    raise found
+                took = found
             archive = files.place(self.root, fingerprint(self._parts(book)))
-            files.prune(self.root, files.CAP, keep=(path, archive))
-            return f"cached for the next time: {size(path.stat().st_size)} (kvchat cache list)"
+            own = [place(self.root, parts, rank) for rank in range(count)]
+            files.prune(self.root, files.CAP, keep=(*own, archive))
+            return f"cached for the next time: {size(took)} (kvchat cache list)"
 
-        self._running.append(BackgroundSave(work))
+        with self._screen.busy("caching the document") if count > 1 else nullcontext():
+            # what several ranks do, they do one after the other
+            self._running.append(BackgroundSave(work, at_once=count > 1))
 
     def tell(self) -> None:
         """Say which savings have ended since the last time, where a person may read it."""
@@ -222,7 +242,9 @@ class PromptCache:
         """The identity of a book with a method, the same on every day."""
         undated = book.undated
         probes = [undated.dialogue.first(question) for question in questions]
-        return self._identity.parts(undated.ids, method, probes, undated.streamed)
+        parts = self._identity.parts(undated.ids, method, probes, undated.streamed)
+        count = self._engine.peers.count
+        return parts | {COUNT: str(count)} if count > 1 else parts
 
     def _opened(
         self, parts: Parts, book: Book, load: Callable[[Path, str, Book], T]
@@ -246,7 +268,7 @@ class PromptCache:
         return found, about, dated
 
     def _with_archives(
-        self, book: Book, method: Method, opened: tuple[KVCache, Any, Book] | None
+        self, book: Book, method: Method, there: tuple[KVCache, Any, Book] | None
     ) -> tuple[KVCache, Any, Book] | None:
         """A cache with its archives beside it, chosen from them if there is none."""
         parts, config = self._parts(book), self._engine.config
@@ -259,16 +281,16 @@ class PromptCache:
         if found is None:
             return None
         archives, about, dated = found
-        if opened is None:
+        if there is None:
             try:
                 cache = self._engine.chosen(archives, method)
             except KvchatError as error:
                 self._screen.warn(f"{error.message}; the document is prefilled again")
                 return None
             return None if cache is None else (cache, about, dated)
-        for layer, archive in zip(opened[0].layers, archives, strict=True):
+        for layer, archive in zip(there[0].layers, archives, strict=True):
             layer.archive = archive
-        return opened
+        return there
 
     def _copies(self, method: Method) -> str:
         """Where all entries stay with a method: one that keeps them needs no copy."""

@@ -40,8 +40,9 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """The documents' names."""
-        return ", ".join(map(str, self.about.get("documents", ()))) or "?"
+        """The documents' names, and which part it is of a document that several devices hold."""
+        names = ", ".join(map(str, self.about.get("documents", ()))) or "?"
+        return f"{names} ({part})" if (part := self.about.get("part")) else names
 
 
 def folder(given: str | None = None) -> Path:
@@ -136,5 +137,5 @@ def differences(root: Path, parts: dict[str, str], same: Sequence[str]) -> list[
         if its and its.get("document") == parts["document"] and its["kvchat"] != parts["kvchat"]:
             return ["kvchat"]  # another version may write down everything else in another way
         if its and all(its.get(name) == parts.get(name) for name in same):
-            return [name for name in parts if its.get(name) != parts[name]]
+            return [name for name in its | parts if its.get(name) != parts.get(name)]
     return []

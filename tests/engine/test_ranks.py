@@ -19,9 +19,11 @@ from kvchat.engine.model.shard import Shard
 from kvchat.engine.prefill.archive_writer import OBSERVED, InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.sizes import Streamed
+from kvchat.engine.store import Refused
 from kvchat.errors import KvchatError
 from kvchat.machine import ranks
 from kvchat.machine.plan import Workload, make_plan
+from kvchat.prompt_cache.parts import opened, place, stored
 from tests.engine.test_families import CASES
 from tests.engine.tiny import random_ids, save_model
 from tests.support.models import ROOT
@@ -148,6 +150,33 @@ def test_parts_and_more_documents(pair):
         drain(engine.append(cache, IDS[:40], method))
         found.append(engine.shown(cache))
     kept_alike(*found)
+
+
+CACHED = {"kvzip": "30%", "full bits=4": "", "pqcache dense_below=0 code_bits=4": "30%"}
+
+
+@pytest.mark.parametrize(("method", "budget"), CACHED.items())
+def test_each_caches_its_part_of_a_document(pair, tmp_path, method, budget):
+    """Both files together are the document; one that is damaged, gone or not written is no use."""
+    _, two = pair
+    (cache,) = drain(two.prefill(IDS, [Compression(method_of(method, budget))])).caches
+    where = tmp_path, {"document": "a story"}
+    paths = [place(*where, rank) for rank in range(2)]
+    took = two.everywhere(stored, cache, *where, IDS, {}, 0)
+    assert took == sum(path.stat().st_size for path in paths) and len(set(paths)) == 2
+    found = two.everywhere(opened, *where, IDS, 0)
+    kept_alike(two.shown(found), two.shown(cache), exact=True)
+    logits = [drain(two.extend(each, IDS[3:9])) for each in (found, cache)]
+    assert torch.equal(*logits)
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert isinstance(two.everywhere(opened, *where, IDS, 0), Refused)
+    paths[1].unlink()
+    gone = two.everywhere(opened, *where, IDS, 0)
+    assert isinstance(gone, Refused) and "2 of 2" in str(gone)
+    paths[1].mkdir()
+    assert isinstance(two.everywhere(stored, cache, *where, IDS, {}, 0), OSError)
+    kept_alike(two.shown(found), two.shown(cache), exact=True)
 
 
 def test_an_error_leaves_them_in_step(pair):

@@ -22,6 +22,7 @@ from kvchat.engine.store.tensors import Mapped, write
 from kvchat.engine.text import chat_template
 from kvchat.prompt_cache import documents as readings
 from kvchat.prompt_cache import files as library
+from kvchat.prompt_cache import parts as files_of
 from tests.support.scene import Place, Scene
 
 METHOD = "adakv:budget=50%,window=8"
@@ -146,14 +147,14 @@ def test_a_part_of_the_disk_stays_free(place, monkeypatch):
 
 def test_an_error_ends_a_save_and_a_clean_end_waits_for_it(place, monkeypatch):
     begun, go = threading.Event(), threading.Event()
-    save = readings.save_document
+    save = files_of.save
 
     def slow(*arguments):
         begun.set()
         go.wait(10)
         return save(*arguments)
 
-    monkeypatch.setattr(readings, "save_document", slow)
+    monkeypatch.setattr(files_of, "save", slow)
     for prompt_cache_dir, error, count in (
         (place.root / "a", True, 0),
         (place.root / "b", False, 1),

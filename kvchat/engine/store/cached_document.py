@@ -117,9 +117,29 @@ def load(
 
     It takes `saved` positions less than it has tokens.
 
-    Raises Refused with the reason if it is damaged, or is not what was saved for these ids and
-    this fingerprint, or does not answer as it did; OSError if it cannot be opened.
+    Of several ranks each has a file of its part. Raises Refused with the reason if one of them is
+    damaged, or is not what was saved for these ids and this fingerprint, or does not answer as it
+    did; OSError if it cannot be opened.
     """
+
+    def read() -> tuple[list[Layer], Tensor]:
+        return _read(path, engine, ids, fingerprint)
+
+    layers, then = engine.peers.agreed(read, Refused, OSError)
+    difference = _difference(probe(engine, layers, ids, saved), then)
+
+    def compared() -> None:
+        if not difference <= TOLERANCE[engine.dtype]:
+            raise Refused(f"the model's logits over it differ by {difference:.1%}")
+
+    engine.peers.agreed(compared, Refused)
+    return _cache(engine, layers, len(ids), saved)
+
+
+def _read(
+    path: Path, engine: Engine, ids: Sequence[int], fingerprint: str
+) -> tuple[list[Layer], Tensor]:
+    """The layers of a file, and the logits that were saved with them. Raises Refused, OSError."""
     mapped = Mapped(path)
     mapped.header.require(KIND, fingerprint)
     mapped.check()
@@ -130,10 +150,7 @@ def load(
     layers = _layers(mapped.header, contents, engine, len(ids))
     contents.end()
     _require_shape(layers, engine, len(ids))
-    difference = _difference(probe(engine, layers, ids, saved), then)
-    if not difference <= TOLERANCE[engine.dtype]:
-        raise Refused(f"the model's logits over it differ by {difference:.1%}")
-    return _cache(engine, layers, len(ids), saved)
+    return layers, then
 
 
 def probe(engine: Engine, layers: Sequence[Layer], ids: Sequence[int], saved: int = 0) -> Tensor:
@@ -159,7 +176,7 @@ def _cache(engine: Engine, layers: Sequence[Layer], tokens: int, saved: int) -> 
 
 def _layers(header: Header, contents: Contents, engine: Engine, tokens: int) -> list[Layer]:
     """The layers of a file, each of its tensors what it should be. Raises Refused."""
-    config, found = engine.config, []
+    config, found = engine.model.config, []
     if len(header.segments) != config.num_layers:
         raise Refused(f"it has {len(header.segments)} layers; the model has {config.num_layers}")
     shape = Shape(config.num_kv_heads, config.head_dim, engine.dtype)
@@ -186,7 +203,7 @@ def _layers(header: Header, contents: Contents, engine: Engine, tokens: int) -> 
 
 def _require_shape(layers: Sequence[Layer], engine: Engine, tokens: int) -> None:
     """Raise Refused unless these can be the layers of this model's cache of so many tokens."""
-    config = engine.config
+    config = engine.model.config
     full = len(config.full_layers)
     windows = [kind.window for kind in config.layers if kind.window]
     for layer, window in zip(layers[full:], windows, strict=True):

@@ -26,6 +26,7 @@ NOTED: dict[str, tuple[type, ...]] = {
     "budget": (str,),
     "created": (str,),
     "day": (str,),
+    "part": (str,),
     "tokens": (int,),
     "full_bytes": (int,),
     "read_seconds": (int, float),
