@@ -104,13 +104,15 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Exact attention over a union of entry sets from that over each of them; see the reference.
 
     Two parts, as most layers have, share by a sigmoid of the difference of their log-sum-exps.
+    In fp64, see there.
     """
     if len(parts) != 2:
         return reference.combine(parts)
     (o, lse), (other, other_lse) = parts
-    share = torch.sigmoid(other_lse - lse).nan_to_num_(0.0)  # both empty: 0
+    lse, other_lse = lse.double(), other_lse.double()
+    share = torch.sigmoid(other_lse - lse).nan_to_num_(0.0).float()  # both empty: 0
     joined = torch.lerp(o.float(), other.float(), share[..., None])
-    return joined, torch.logaddexp(lse, other_lse)
+    return joined, torch.logaddexp(lse, other_lse).float()
 
 
 def gather_entries(pool: Tensor, ids: Tensor) -> Tensor:

@@ -176,15 +176,17 @@ def combine(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Exact attention over a union of entry sets from the attention over each of them.
 
     `parts` are `(o [T, H*G, D], lse [T, H*G])`; with `s` the sets,
-    `o = sum_s softmax_s(lse_s) * o_s` and `lse = log sum_s exp(lse_s)`, in fp32.
+    `o = sum_s softmax_s(lse_s) * o_s` and `lse = log sum_s exp(lse_s)`, in fp32. The shares go by
+    fp64: torch takes the last few numbers of a tensor by another exponential, and which those are
+    depends on how many heads stand beside each other.
     """
     if len(parts) == 1:
         o, lse = parts[0]
         return o.float(), lse
-    lses = torch.stack([lse for _, lse in parts])  # [S, T, H*G]
-    lse = torch.logsumexp(lses, dim=0)
+    lses = torch.stack([lse for _, lse in parts]).double()  # [S, T, H*G]
+    lse = torch.logsumexp(lses, dim=0).float()
     o = torch.zeros_like(parts[0][0], dtype=torch.float32)
-    weights = torch.softmax(lses, dim=0).nan_to_num(0.0)  # all parts empty: 0
+    weights = torch.softmax(lses, dim=0).nan_to_num(0.0).float()  # all parts empty: 0
     for (part, _), weight in zip(parts, weights, strict=True):
         o.addcmul_(part.float(), weight[..., None])
     return o, lse

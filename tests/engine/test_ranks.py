@@ -186,12 +186,16 @@ def test_an_error_leaves_them_in_step(pair):
     same(told(one, method_of("adakv", "30%")), told(two, method_of("adakv", "30%")))
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 def test_few_bits_are_the_same_bits(lead, weights):
-    """A matrix is cut between its rows, and each row has its own scales."""
+    """A matrix is cut between its rows, and each row has its own scales; what a head attends to
+    depends on no head beside it."""
     one, two = both(DEMO, lead, weights, "auto")
-    ids = random_ids(90, 1200)
-    same(*(told(engine, method_of("adakv", "25%"), ids) for engine in (one, two)))
+    ids = random_ids(300, 1200)
+    for method in ("adakv", "kvzip"):
+        found = [told(engine, method_of(method, "25%"), ids) for engine in (one, two)]
+        same(*found)
+        assert torch.equal(*(logits for _, _, logits, _ in found))
     assert two.writer.way == one.writer.way == "compiled functions (numba)"
 
 

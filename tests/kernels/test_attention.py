@@ -88,15 +88,12 @@ WAYS = {
 CARD = pytest.param("card", marks=pytest.mark.gpu)
 
 
-@pytest.fixture(params=["twin", "torch", "ragged", "plain", "triton", CARD])
+@pytest.fixture(params=["twin", "torch", "plain", "triton", CARD])
 def way(request, monkeypatch):
-    """A few queries and heads at once on the plain path; no padding of short ones for `ragged`."""
+    """A few queries and heads at once on the plain path."""
     import tests.kernels.interpreted  # noqa: F401 - bfloat16 as a card has it
 
     monkeypatch.setattr(torch_backend, "PLAIN_VALUES", 700)
-    if request.param == "ragged":
-        monkeypatch.setattr(torch_backend, "PADDED", 0)
-        return WAYS["torch"]
     if request.param == "card":
         return lambda *given, **how: by_triton(*given, **how, device="cuda")
     return WAYS[request.param]

@@ -17,7 +17,6 @@ FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FEW = 16
 BLOCK = 32  # queries that the fused kernel takes in one block
 PIECE = 2**17  # values of keys that are worth a thread
-PADDED = 2**17  # values of keys that are sooner copied than attended to head by head
 
 
 class TorchBackend:
@@ -69,10 +68,8 @@ def _uniform(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]
 
 
 def _ragged(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
-    """Heads of other lengths: short ones together, padded, long ones one by one."""
-    counts = [n for _, n in entries.spans]
-    if min(counts) and max(counts) * len(counts) * q.shape[2] <= PADDED:
-        return _padded(q, entries, max(counts), scale)
+    """Heads of other lengths, one by one: what a head gives depends on no other, so a rank that has
+    some of the heads computes the same bits."""
     parts = []
     for own, (a, n) in zip(q, entries.spans, strict=True):
         if n == 0:  # the fused kernel divides by the number of entries
@@ -81,16 +78,6 @@ def _ragged(q: Tensor, entries: Entries, scale: float) -> tuple[Tensor, Tensor]:
         bias = None if entries.bias is None else entries.bias[a : a + n]
         parts.append(_one_head(own, entries.k[a : a + n], entries.v[a : a + n], bias, scale))
     return torch.stack([o for o, _ in parts]), torch.stack([lse.float() for _, lse in parts])
-
-
-def _padded(q: Tensor, entries: Entries, longest: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Heads copied side by side; a head's first entry, hidden, stands where it has no more."""
-    place = torch.arange(longest)
-    hidden = place >= entries.length[:, None]
-    at = entries.start[:, None] + place.where(~hidden, 0)
-    bias = torch.zeros(at.shape) if entries.bias is None else entries.bias[at]
-    bias = bias.masked_fill_(hidden, -torch.inf)
-    return (_products if _few(q) else _fused)(q, entries.k[at], entries.v[at], bias, scale)
 
 
 def _products(

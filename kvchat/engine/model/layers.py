@@ -119,7 +119,7 @@ class Attention(nn.Module):
 
     def projection(self, dtype: torch.dtype) -> Tensor:
         """The numbers of the output projection of this rank's heads, `[hidden, H*G*D]`."""
-        weight: Tensor = self.o_proj.dense(dtype)
+        weight: Tensor = self.o_proj.dense(dtype).contiguous()  # products of others are others
         return self.peers.own(self.peers.joined(weight, 0, self.cuts), 1)
 
 

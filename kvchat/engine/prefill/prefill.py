@@ -112,7 +112,7 @@ def prefill(
     coming = rotations_at(model, moves.end if moves else tokens, asked.future)
     scoring = {probe for compression in compressions for probe in compression.probes}
     room = tokens + max(map(len, asides), default=0)
-    pace = Pace(chunk, halved=model.peers.count > 1)
+    pace = Pace(chunk, fixed=model.peers.count > 1)
     pools = [Pool(c.method, k.layers, geometry) for c, k in zip(compressions, caches, strict=True)]
     kept = done = 0
     select = 0.0

@@ -57,15 +57,16 @@ def step(block: Block, layer: AnyLayer, x: Tensor, rotation: Rotation) -> Tensor
 
 @dataclass
 class Pace:
-    """Tokens that walk a layer at once; halved one time if memory does not suffice. Not where
-    several ranks walk in step: memory of one of them does not tell of the others."""
+    """Tokens that walk a layer at once; halved one time if memory does not suffice. It is `fixed`
+    where several ranks walk in step: memory of one of them does not tell of the others."""
 
     chunk: int
+    fixed: bool = False
     halved: bool = False
 
     def slow(self, error: Exception) -> Smaller:
         """Halve the chunk; raises `error` if it is something else or if that was done before."""
-        if self.halved or self.chunk < 2 or not is_out_of_memory(error):
+        if self.fixed or self.halved or self.chunk < 2 or not is_out_of_memory(error):
             raise error
         self.chunk, self.halved = self.chunk // 2, True
         return Smaller(self.chunk)
@@ -140,7 +141,7 @@ def extend(
     before, total = cache.position, len(ids) * model.config.num_layers
     x = model.embed(torch.tensor(ids, device=model.device))  # [T, hidden]
     every, layers = rotations_at(model, cache.rotary, len(ids)), cache.walked
-    pace, done = Pace(chunk, halved=model.peers.count > 1), 0
+    pace, done = Pace(chunk, fixed=model.peers.count > 1), 0
     try:
         for number, (block, layer) in enumerate(zip(model.blocks, layers, strict=True)):
             with around(number, block, layer):
