@@ -6,6 +6,7 @@ for bit, what one process alone would, and all decide alike.
 """
 
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -138,13 +139,13 @@ class Group(Peers):
         """A collective operation. Raises KvchatError("device") if a rank has ended."""
         import torch.distributed
 
-        if not self._connected:
-            self.connect()
-            self._connected = True
         try:
+            if not self._connected:
+                self.connect()
+                self._connected = True
             work(torch.distributed)
         except RuntimeError as error:
-            why = self.why() or str(error).splitlines()[0][:200]
+            why = self.why() or broken(error)
             raise KvchatError(
                 "device",
                 f"one of the {self.count} processes that hold the model has ended: {why}",
@@ -152,6 +153,13 @@ class Group(Peers):
                 "--devices 1",
                 ranks=self.count,
             ) from None
+
+
+def broken(error: RuntimeError) -> str:
+    """What libraries say of a connection that broke, without the place in their source and advice:
+    `Read error [10.0.0.2]:31928: Connection reset by peer`."""
+    text = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0])
+    return re.split(r"\. |$", text)[0][:200]
 
 
 def _gather(distributed: Any) -> Any:

@@ -1,6 +1,10 @@
 """One shot and scripting: JSON events, prompts from files, cuts, named chats, surroundings."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -309,3 +313,21 @@ def test_each_document_by_itself_over_one_process_and_two(tmp_path):
     assert second["error"]["code"] == "too_long"
     assert second["error"]["document"] == f"{tmp_path}/b.txt"
     assert kvchat(*how[:2]).returncode == kvchat(*how, "--continue").returncode == 2
+
+
+def test_processes_that_torchrun_has_started(story):
+    """As it sets the environment of each: the first answers, the other says nothing."""
+    asked = [sys.executable, "-m", "kvchat", story, "-p", QUESTION, "-m", "demo", "-n", "5"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    both = [
+        subprocess.Popen(
+            asked, env=os.environ | program.ONE_THREAD | about | {"RANK": rank}, **pipes
+        )
+        for rank in "01"
+    ]
+    (answer, notices), (silence, other) = (each.communicate(timeout=120) for each in both)
+    assert [each.returncode for each in both] == [0, 0], notices + other
+    assert answer == kvchat(*asked[3:]).stdout and not silence and not other

@@ -16,6 +16,7 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.read import load_config
 from kvchat.engine.model.shard import Shard
+from kvchat.engine.peers import broken
 from kvchat.engine.prefill.archive_writer import OBSERVED, InMemory
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.sizes import Streamed
@@ -229,6 +230,21 @@ def test_heads_that_cannot_be_shared_out(checkpoint):
         Shard(0, 3).of(config)
     assert caught.value.code == "device" and caught.value.details == {"heads": 2, "devices": 3}
     assert "--devices 2" in caught.value.tries
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "[/src/gloo/pair.cc:537] Read error [10.0.0.2]:3192: Connection reset by peer. This is",
+            "Read error [10.0.0.2]:3192: Connection reset by peer",
+        ),
+        ("Failed to recv, got 0 bytes. Did it crash?\nframe 0", "Failed to recv, got 0 bytes"),
+        ("", ""),
+    ],
+)
+def test_a_connection_that_breaks(said, told):
+    assert broken(RuntimeError(said)) == told
 
 
 @pytest.mark.parametrize(("outputs", "count"), [(896, 2), (576, 3), (100, 3), (192, 2), (64, 2)])
