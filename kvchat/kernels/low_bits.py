@@ -131,11 +131,12 @@ def int4_product(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None 
     outputs, group = _checked(packed, scales)
     assert x.stride(1) == 1 and 2 * packed.shape[1] == inputs, (x.shape, packed.shape)
     y = x.new_empty(tokens, outputs)
-    exact = x.element_size() == 4
+    exact, rows = x.element_size() == 4, _rows(tokens)
+    wide = 64 if rows == MAX_ROWS else 128  # bytes of a block: 128 and as many rows as can be spill
     _four[(triton.cdiv(outputs, 16),)](
         x, packed, scales, scales if bias is None else bias, y, tokens, outputs, inputs,
         x.stride(0), scales.stride(0), scales.stride(1), GROUP=group, BIAS=bias is not None,
-        BLOCK_M=_rows(tokens), BLOCK_N=16, BLOCK_B=16 if exact else 128, num_warps=4,
+        BLOCK_M=rows, BLOCK_N=16, BLOCK_B=16 if exact else wide, num_warps=4,
         num_stages=2 if exact else 3,
     )  # fmt: skip
     return y
