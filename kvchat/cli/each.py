@@ -39,8 +39,8 @@ def run(prepared: Prepared, screen: Screen) -> int:
     # what others print is seen here: control characters are for files alone
     options = replace(options, raw=options.raw and not sys.stdout.isatty())
     prepared = replace(prepared, options=options)
-    peers = ranks.team(options.devices, beside, prepared)
-    codes = 0, *asked(prepared, screen, peers)
+    with ranks.team(options.devices, beside, prepared) as peers:
+        codes = [*asked(prepared, screen, peers)]
     return next(filter(None, codes), 0)
 
 

@@ -93,11 +93,28 @@ class Lead:
         with self._in_step():
             self._say("load", *how)
 
-    def share(self, work: Callable[..., Any], *about: Any) -> Group:
-        """Let the others do `work(*about, peers)`, and be among them until it is done."""
+    @contextmanager
+    def sharing(self, work: Callable[..., Any], *about: Any) -> Iterator[Group]:
+        """Let the others do `work(*about, peers)`, and be among them in here, until it is done.
+
+        Who leaves before leaves them in the midst of it.
+        """
         with self._in_step():
             self._say("share", work, *about)
-        return self.group
+        try:
+            yield self.group
+        except BaseException:
+            self.lost = self.lost or self._apart("what was shared out was given up")
+            raise
+
+    def _apart(self, why: str) -> KvchatError:
+        """That the others are in the midst of something else."""
+        return KvchatError(
+            "device",
+            f"the processes that hold the model are out of step: {why}",
+            "start again",
+            ranks=self.group.count,
+        )
 
     def end(self) -> None:
         """Let the others go."""
@@ -139,12 +156,7 @@ class Lead:
                     self.lost = error
                 raise
             except BaseException as error:
-                self.lost = KvchatError(
-                    "device",
-                    f"the processes that hold the model are out of step: {type(error).__name__}",
-                    "start again",
-                    ranks=self.group.count,
-                )
+                self.lost = self._apart(type(error).__name__)
                 raise
             finally:
                 self._busy = False

@@ -42,27 +42,35 @@ Place = tuple[str, int, int]  # task, length, and number of a document
 VIEWS = {"unseen": False, "seen": True}
 
 
-def run(settings: Settings, peers: Peers | None = None) -> int:
-    """Measure what is not measured yet, then print the table. Returns the exit code.
-
-    One of several `peers` measures its part and hands it to the first.
-    """
+def run(settings: Settings) -> int:
+    """Measure what is not measured yet, then print the table. Returns the exit code."""
     process.interruptible()
     check(settings)
     if settings.plot:
         # matplotlib behind it is optional
         from kvchat.eval import pictures
 
-        folder = pictures.folder(settings.plot)
-    shares = tuple(depth / 100 for depth in settings.depths)
-    lengths = tuple(settings.lengths)
-    made = Source("", settings.per_document, settings.seed, lengths, shares)
-    asked = sources(settings.tasks, settings.data, made)
+        pictures.folder(settings.plot)
+    asked_in(settings)
     if settings.out:  # refused before anything is looked for or loaded
         Answers(Path(settings.out))
+    with ranks.team(settings.devices, part, settings) as peers:
+        return part(settings, peers)
+
+
+def asked_in(settings: Settings) -> list[Source]:
+    """Where the documents and questions are from. Raises KvchatError."""
+    shares = tuple(depth / 100 for depth in settings.depths)
+    made = Source("", settings.per_document, settings.seed, tuple(settings.lengths), shares)
+    return sources(settings.tasks, settings.data, made)
+
+
+def part(settings: Settings, peers: Peers) -> int:
+    """The part of one of `peers`; the first has the answers of all. Returns the exit code."""
+    process.interruptible()
+    asked = asked_in(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    peers = peers or ranks.team(settings.devices, run, settings)
     screen = Screen(quiet=peers.rank > 0, verbose=True)
     for source in asked:
         for reason, count in source.given.left_out.items():
@@ -104,7 +112,9 @@ def run(settings: Settings, peers: Peers | None = None) -> int:
     else:
         print(*tables(table), sep="\n")
     if settings.plot:
-        for path in pictures.render(table, folder):
+        from kvchat.eval import pictures
+
+        for path in pictures.render(table, pictures.folder(settings.plot)):
             screen.say(f"picture in {clean(str(path))}")
     return process.CTRL_C if interrupt.asked() else 0
 

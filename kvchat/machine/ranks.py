@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from shutil import rmtree
@@ -99,14 +99,16 @@ def finish() -> None:
     _begun.clear()
 
 
-def team(devices: int | None, work: Callable[..., Any], *about: Any) -> Any:
+@contextmanager
+def team(devices: int | None, work: Callable[..., Any], *about: Any) -> Iterator[Any]:
     """This process among others that share out what is to be done, each with all of the model: the
-    others do `work(*about, peers)`, this one its part when it wants. Raises KvchatError("usage").
+    others do `work(*about, peers)`, this one its part in here. Raises KvchatError("usage").
     """
     from kvchat.engine.peers import ALONE
 
     lead = begin(devices)
-    return ALONE if lead is None else lead.share(work, *about)
+    with nullcontext(ALONE) if lead is None else lead.sharing(work, *about) as peers:
+        yield peers
 
 
 class Others:

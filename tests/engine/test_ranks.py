@@ -5,6 +5,7 @@ import os
 import signal
 from itertools import islice
 from threading import Timer
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.specs import parse_spec
 from kvchat.engine.model.read import load_config
 from kvchat.engine.model.shard import Shard
-from kvchat.engine.peers import broken
+from kvchat.engine.peers import Group, broken
 from kvchat.engine.prefill.archive_writer import OBSERVED, InMemory
 from kvchat.engine.prefill.prefill import Compression
+from kvchat.engine.ranks import Lead
 from kvchat.engine.sizes import Streamed
 from kvchat.engine.store import Refused
 from kvchat.errors import KvchatError
@@ -230,6 +232,21 @@ def test_heads_that_cannot_be_shared_out(checkpoint):
         Shard(0, 3).of(config)
     assert caught.value.code == "device" and caught.value.details == {"heads": 2, "devices": 3}
     assert "--devices 2" in caught.value.tries
+
+
+def test_who_gives_up_what_is_shared_out_waits_for_nobody():
+    """The others are in the midst of it: to say anything to them would never end."""
+    group = Group(0, 2)
+    group.send = Mock()
+    first = Lead(group)
+    with first.sharing(print, "a"):
+        pass
+    first.end()
+    assert group.send.call_count == 2 and first.lost is None
+    with pytest.raises(KeyboardInterrupt), first.sharing(print):
+        raise KeyboardInterrupt
+    first.end()
+    assert group.send.call_count == 3 and first.lost.exit_code == 7
 
 
 @pytest.mark.parametrize(
