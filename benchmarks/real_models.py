@@ -6,8 +6,8 @@ FOLDER has stories.jsonl and meetings.jsonl: lines with `text` and `questions` w
 (SQuALITY and QMSum in this form; docs/eval.md says more). `less` wants its maps: `kvchat calibrate
 MODEL --for less` before. Facts are hidden in pieces of these texts
 by a seed on which nothing was tuned. A document is a piece of work of its own, kept under
-`.results/`; a run that was stopped goes on with what is missing. `--only` names experiments, and
-what is stored of others stays. `--page` writes the page alone.
+`.results/`; a run that was stopped goes on with the documents and cells that are missing. `--only`
+names experiments, and what is stored of others stays. `--page` writes the page alone.
 """
 
 import argparse
@@ -56,6 +56,7 @@ SYSTEMS_SEEN = (("kvcompress", "10%"), ("corm", "10%"), ("qaq", "10%"))
 LESS = (("h2o", "25%"), ("less", "25%"), ("h2o", "10%"), ("less", "10%"))
 DRAWN = ("facts", "facts-seen")
 SEEN = ("kvzap", "adakv", "snapkv", "pyramidkv")
+SHARES = ("adakv", "ada-pyramid", "snapkv", "pyramidkv")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ class Experiment:
     questions: int  # about each document
     seen: bool
     cells: tuple[tuple[str, str], ...]  # method spec, budget
+    length: int = LENGTH  # tokens of a document
+
+    def named(self) -> dict[str, tuple[str, str]]:
+        """Its cells by what a record calls them."""
+        return {
+            Cell(parse_method(spec, Budget.parse(budget)), False).name: (spec, budget)
+            for spec, budget in self.cells
+        }
 
 
 def cells(methods: tuple[str, ...], *budgets: str) -> tuple[tuple[str, str], ...]:
@@ -76,20 +85,26 @@ def cells(methods: tuple[str, ...], *budgets: str) -> tuple[tuple[str, str], ...
 
 
 EXPERIMENTS = (
-    Experiment("facts", "facts:stories.jsonl", 15, 10, False, cells(HEAD, "25%", "10%", "5%")),
-    Experiment("facts-seen", "facts:meetings.jsonl", 3, 10, True, cells(SEEN, "10%", "5%")),
-    Experiment("facts-rest", "facts:stories.jsonl", 3, 10, False, cells(REST, "50%", "25%")),
-    Experiment("facts-systems", "facts:stories.jsonl", 3, 10, False, SYSTEMS),
-    Experiment("facts-less", "facts:stories.jsonl", 3, 10, False, LESS),
-    Experiment("facts-systems-seen", "facts:meetings.jsonl", 3, 10, True, SYSTEMS_SEEN),
+    Experiment("facts", "facts:stories.jsonl", 15, 10, False,
+        cells(HEAD, "50%", "25%", "10%", "5%")),
     Experiment("facts-bytes", "facts:stories.jsonl", 15, 10, False, BYTES),
-    Experiment("stories-bytes", "references:stories.jsonl", 3, 3, False, BYTES),
+    Experiment("facts-rest", "facts:stories.jsonl", 9, 10, False, cells(REST, "50%", "35%", "25%")),
+    Experiment("facts-systems", "facts:stories.jsonl", 6, 10, False, SYSTEMS),
+    Experiment("facts-less", "facts:stories.jsonl", 3, 10, False, LESS),
+    Experiment("facts-seen", "facts:meetings.jsonl", 9, 10, True, cells(SEEN, "10%", "5%")),
+    Experiment("facts-systems-seen", "facts:meetings.jsonl", 9, 10, True, SYSTEMS_SEEN),
+    Experiment("facts-shares", "facts:meetings.jsonl", 4, 10, True,
+        cells(SHARES, "1024", "512", "256", "128"), 4000),
+    Experiment("facts-long", "facts:meetings.jsonl", 4, 10, True,
+        cells(("kvzap",), "10%", "3%"), 16000),
     Experiment("stories", "references:stories.jsonl", 3, 3, False, cells(HEAD, "25%", "10%")),
-)
+    Experiment("stories-bytes", "references:stories.jsonl", 3, 3, False, BYTES),
+    Experiment("meetings", "references:meetings.jsonl", 3, 3, False, cells(HEAD, "25%", "10%")),
+)  # fmt: skip
 
 
 def measured(model: str, texts: str, experiment: Experiment, number: int, place: str) -> float:
-    """Measure one document and keep its records. Returns the seconds that took."""
+    """Measure what is missing of a document and keep its records. Returns the seconds that took."""
     import torch
 
     from kvchat.engine.events import drain
@@ -107,22 +122,40 @@ def measured(model: str, texts: str, experiment: Experiment, number: int, place:
     engine = drain(load_engine(folder, load_config(folder), device="cpu"))
     session = Session(engine, Dialogue(Tokenizer.load(folder)))
     kind, _, file = experiment.source.partition(":")
-    made = Source("", experiment.questions, SEED, (LENGTH,))
+    made = Source("", experiment.questions, SEED, (experiment.length,))
     (source,) = sources([], [f"{kind}:{Path(texts) / file}"], made)
-    case = source.case(session.dialogue, LENGTH, number)
+    case = source.case(session.dialogue, experiment.length, number)
     assert case is not None, f"{file} has fewer than {experiment.documents} texts"
     if source.task is None:  # the beginning of the text, in whole words
         words, ids = case.document.split(), session.dialogue.document(case.document)
-        case = Case(" ".join(words[: len(words) * LENGTH // len(ids)]), case.questions)
+        case = Case(" ".join(words[: len(words) * experiment.length // len(ids)]), case.questions)
+    before = held(Path(place))
     asked = [
         Cell(parse_method(spec, Budget.parse(budget)), experiment.seen)
-        for spec, budget in experiment.cells
+        for spec, budget in lacking(experiment, before)
     ]
-    where = {"task": experiment.name, "length": LENGTH, "document": number}
+    where = {"task": experiment.name, "length": experiment.length, "document": number}
     records = [where | record for record in measure(session, case, asked)]
-    took = time.perf_counter() - begin
+    names = {record["cell"] for record in records}
+    records += [record for record in before["records"] if record["cell"] not in names]
+    order = ["full", *experiment.named()]
+    records.sort(key=lambda record: (record["question"], order.index(record["cell"])))
+    took = before["seconds"] + time.perf_counter() - begin
     write(Path(place), {"seconds": took, "records": records})
     return took
+
+
+def held(place: Path) -> dict[str, Any]:
+    """A piece of work as it is so far."""
+    nothing = {"seconds": 0.0, "records": []}
+    found: dict[str, Any] = json.loads(place.read_text("utf-8")) if place.exists() else nothing
+    return found
+
+
+def lacking(experiment: Experiment, found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The cells that a piece of work has no records of."""
+    there = {record["cell"] for record in found["records"]}
+    return [cell for name, cell in experiment.named().items() if name not in there]
 
 
 def piece(model: str, experiment: Experiment, number: int) -> Path:
@@ -131,13 +164,13 @@ def piece(model: str, experiment: Experiment, number: int) -> Path:
 
 
 def missing(models: list[str], only: list[str]) -> Iterator[tuple[str, Experiment, int]]:
-    """The documents that no finished piece of work holds."""
+    """The documents of which something is not measured."""
     for experiment in EXPERIMENTS:
         if only and experiment.name not in only:
             continue
         for model in models:
             for number in range(experiment.documents):
-                if not piece(model, experiment, number).exists():
+                if lacking(experiment, held(piece(model, experiment, number))):
                     yield model, experiment, number
 
 
@@ -150,10 +183,7 @@ def store(model: str) -> None:
     for experiment in EXPERIMENTS:
         paths = [piece(model, experiment, n) for n in range(experiment.documents)]
         pieces = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
-        given = {
-            Cell(parse_method(spec, Budget.parse(budget)), False).name: f"{spec} {budget}"
-            for spec, budget in experiment.cells
-        }  # kvzip@paper is called that
+        given = {name: " ".join(cell) for name, cell in experiment.named().items()}
         records: list[Record] = [
             record | {"cell": given.get(record["cell"], record["cell"])}
             for each in pieces

@@ -11,7 +11,7 @@ from kvchat.engine.budget import Budget
 from kvchat.engine.compaction import fold, folding, watch
 from kvchat.engine.events import drain
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.methods.simple import H2O, CaM, spill
+from kvchat.engine.methods.simple import H2O, CaM, merge_values
 from kvchat.engine.methods.specs import options
 from kvchat.engine.session import Session
 from kvchat.errors import KvchatError
@@ -119,14 +119,17 @@ def test_h2o_s_next_step():
 
 @pytest.mark.parametrize("mass, part", [(0.15, 0.25), (0.45, 0.5), (0.0, 0.0)])
 def test_cam(mass, part):
-    """m 2, targets .4 and .2: attention .15 gives a quarter of the value to each, .45 a half."""
-    values = torch.tensor([[[8.0, 4.0], [1.0, 1.0], [0.0, 2.0], [5.0, 5.0]]])
-    want = values + part * values[:, :1] * torch.tensor([0.0, 1, 1, 0])[:, None]
-    spill(values, torch.tensor([[mass, 0.4, 0.2, 9.0]]), entry=0, targets=2)
-    assert_close("values", values, want, 1e-6)
+    """m 2, targets .4 and .2: attention .15 gives a quarter of the value to each, .45 a half. What
+    lies between and goes too gets nothing, and gives its own part."""
+    values = torch.tensor([[8.0, 4.0], [1.0, 1.0], [3.0, 3.0], [0.0, 2.0], [5.0, 5.0]])
+    kept = torch.tensor([False, True, False, True, True])
+    got = merge_values(values, torch.tensor([mass, 0.4, 0.0, 0.2, 9.0]), kept, ~kept, targets=2)
+    want = values + part * values[:1] * torch.tensor([0.0, 1, 0, 1, 0])[:, None]
+    assert_close("values", got[kept], want[kept], 1e-6)
 
 
-def test_cam_spills_in_order_and_keeps_the_newest():
+def test_cam_keeps_what_h2o_does_and_merges_the_rest():
+    """One loop per entry that goes, as the equation says it; the newest have fewer targets."""
     generator = torch.Generator().manual_seed(0)
     scene = replace(
         prefilled(torch.randn(2, 12, 4, generator=generator), torch.zeros(1, 2, 4), 0.5),
@@ -135,18 +138,19 @@ def test_cam_spills_in_order_and_keeps_the_newest():
         position=torch.arange(50, 62, dtype=torch.int32).expand(2, -1),
         start=50,
     )
-    values = scene.values.clone()
-    for entry in range(4):
+    budget = Budget(entries_per_head=5)
+    plain = H2O(budget).compress(scene)
+    for name, folded in {"turns": scene, "a document": replace(scene, position=None)}.items():
+        segment = CaM(budget, targets=3).compress(folded)
+        assert torch.equal(segment.k, plain.k) and torch.equal(segment.position, plain.position)
         for head in range(2):
-            targets = scene.column_mass[head, entry + 1 : entry + 4]
-            p = min(1.0, float(scene.column_mass[head, entry] / targets.mean()))
-            values[head, entry + 1 : entry + 4] += p / 3 * values[head, entry]
-    segment = CaM(Budget(entries_per_head=8), targets=3).extend(scene)
-    assert_close("values", segment.v.view(2, 8, 4), values[:, 4:], 1e-5)
-    assert segment.position.tolist() == [*range(54, 62)] * 2
-    assert torch.equal(
-        CaM(Budget(entries_per_head=8)).compress(scene).v.view(2, 8, 4), scene.values[:, 4:]
-    )
+            stays = (plain.position[5 * head : 5 * head + 5] - 50).tolist()
+            values, mass = scene.values[head].clone(), scene.column_mass[head]
+            for entry in set(range(12)) - set(stays):
+                targets = [each for each in stays if each > entry][:3]
+                p = min(1.0, float(mass[entry] / mass[targets].mean()))
+                values[targets] += p / 3 * scene.values[head, entry]
+            assert_close(name, segment.v.view(2, 5, 4)[head], values[stays], 1e-5)
 
 
 def test_undo_into_folded_turns_reads_the_others_again(folder):

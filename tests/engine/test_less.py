@@ -16,7 +16,7 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.events import drain
 from kvchat.engine.features import fit
 from kvchat.engine.methods.build import parse_method
-from kvchat.engine.methods.less import Less, kept_of
+from kvchat.engine.methods.less import Less
 from kvchat.engine.prefill.prefill import Compression
 from kvchat.engine.sizes import RANK, Streamed
 from kvchat.errors import KvchatError
@@ -105,7 +105,7 @@ def test_what_stays_is_what_the_sparse_method_keeps():
     alone = method.inner.reduce(scene, entries)
     assert torch.equal(segment.entries.position, alone.position)
     assert sum(segment.lengths) == entries == 120 - -(-4 * RANK * 17 * 2 // (2 * 16 * 4 + 4))
-    gone = ~kept_of(scene, alone)
+    gone = ~method.inner.kept(scene, entries)
     assert int(gone.sum()) == 400 - entries
     want = State.of(scene.features, scene.keys, scene.values, gone)
     assert torch.equal(segment.state.total, want.total)

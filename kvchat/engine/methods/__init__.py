@@ -20,8 +20,6 @@ WINDOW = ("the last W queries: a window of the document, or the question", SCORE
 NORMS = (WINDOW[0], f"{SCORE}, and its output projection")
 MASS = ("the attention that each entry gets from all queries",
         "half of the attention FLOPs of the prefill")  # fmt: skip
-CHAT = ("the attention that entries of the conversation receive",
-        "a second pass over the conversation's entries per token")  # fmt: skip
 REPLAYS = ("replays: the document is repeated by the model",
            "a second prefill; each of its tokens attends to its own part alone")  # fmt: skip
 FITTED = ("the attention that each entry gets, and maps fitted to the model", MASS[1])
@@ -88,8 +86,8 @@ METHODS = {
         "merges neighbouring entries whose keys are similar"),
     "elastic": entry("elastic:Elastic", sizes.ElasticOptions, MASS, "arXiv 2407.18121",
         "every entry joins the nearest of those attended to most"),
-    "cam": entry("simple:CaM", declared.CaMOptions, CHAT, "ICML 2024 (CaM)",
-        "StreamingLLM; old turns merge values into later entries"),
+    "cam": entry("simple:CaM", declared.CaMOptions, MASS, "ICML 2024 (CaM)",
+        "H2O; evicted values are merged into the next entries that stay"),
     "less": entry("less:Less", sizes.LessOptions, FITTED, "arXiv 2402.09398",
         "H2O's entries, and a small state of all the others"),
     "qaq": entry("qaq:QAQ", sizes.QAQOptions, WINDOW, "arXiv 2403.04643",

@@ -67,10 +67,14 @@ class Eviction(EvictionOptions, Method):
         return self.reduce(prefilled, self.share(prefilled))
 
     def reduce(self, prefilled: Prefilled, total: int) -> FlatSegment:
-        """The best `total` entries of the layer, those that always stay among them."""
+        """The best `total` entries of the layer."""
+        return prefilled.keep(self.kept(prefilled, total))
+
+    def kept(self, prefilled: Prefilled, total: int) -> Tensor:
+        """Which `total` entries stay, `[H, T]` bool: those that always do, and the best."""
         heads, tokens = prefilled.heads, prefilled.shape[1]
         if total >= prefilled.entries:
-            return prefilled.keep_all()
+            return prefilled.exists
         recent = self.newest(self.budget.entries(self.priced(prefilled.geometry)) // heads)
         scorable, prefix = tokens - recent, total - heads * recent
         scores = self.score(prefilled, scorable, prefix // heads)
@@ -78,14 +82,12 @@ class Eviction(EvictionOptions, Method):
             scores[:, : min(self.sinks, prefix // heads)] = float("inf")
         scores.masked_fill_(~prefilled.exists[:, :scorable], budgets.ABSENT)
         counts = prefilled.counts(self.allocate(prefilled.every(scores), prefix))
-        return keep_ranked(prefilled, self.order(prefilled, scores, counts), counts, recent)
+        return first_of(prefilled, self.order(prefilled, scores, counts), counts, recent)
 
 
-def keep_ranked(
-    prefilled: Prefilled, order: Tensor, counts: Sequence[int], recent: int
-) -> FlatSegment:
-    """Keep the first `counts[h]` entries of `order [H, N]` in each head and the last `recent`
-    entries.
+def first_of(prefilled: Prefilled, order: Tensor, counts: Sequence[int], recent: int) -> Tensor:
+    """The first `counts[h]` entries of `order [H, N]` in each head and the last `recent` entries,
+    `[H, T]` bool.
 
     `order` lists entry numbers of the first `N = T - recent` entries, best first.
     """
@@ -95,4 +97,4 @@ def keep_ranked(
     kept = prefilled.exists
     first = rank < torch.tensor(counts, device=order.device)[:, None]
     kept[:, :scorable] = kept[:, :scorable].scatter(1, order, first)
-    return prefilled.keep(kept)
+    return kept

@@ -4,9 +4,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
-import torch
-from torch import Tensor
-
 from kvchat.engine.budget import Geometry
 from kvchat.engine.cache.low_rank import LowRankSegment, State
 from kvchat.engine.cache.segment import FlatSegment, Segment
@@ -55,14 +52,13 @@ class Less(LessOptions, Method):
 
     def compress(self, prefilled: Prefilled) -> LowRankSegment | FlatSegment:
         """What stays, and the state of the rest."""
-        segment = self.inner.reduce(prefilled, self.share(prefilled))
-        geometry = self.priced(prefilled.geometry)
+        kept = self.inner.kept(prefilled, self.share(prefilled))
+        segment, geometry = prefilled.keep(kept), self.priced(prefilled.geometry)
         total = self.inner.entries(geometry)[prefilled.layer]
         if not paid(total, geometry):
             return segment
         assert prefilled.features is not None, "the engine has refused the method without maps"
-        gone = ~kept_of(prefilled, segment)
-        state = State.of(prefilled.features, prefilled.keys, prefilled.values, gone)
+        state = State.of(prefilled.features, prefilled.keys, prefilled.values, ~kept)
         return LowRankSegment(segment, state)
 
     def stored(self, segment: Segment) -> Segment:
@@ -83,12 +79,3 @@ def paid(total: int, geometry: Geometry) -> int:
         return 0
     state = ceil(4 * RANK * (geometry.dim + 1) * geometry.heads / geometry.entry_bytes)
     return state if 2 * state <= total else 0
-
-
-def kept_of(prefilled: Prefilled, segment: FlatSegment) -> Tensor:
-    """Which entries of a document are in a segment of it, `[H, T]` bool."""
-    kept = torch.zeros_like(prefilled.exists)
-    lengths = torch.tensor(segment.lengths, device=kept.device)
-    head = torch.arange(len(lengths), device=kept.device).repeat_interleave(lengths)
-    kept[head, segment.position.long() - prefilled.start] = True
-    return kept

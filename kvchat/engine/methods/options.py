@@ -123,10 +123,10 @@ class H2OOptions(EvictionOptions):
 
 
 @dataclass(frozen=True)
-class CaMOptions(EvictionOptions):
-    """Of conversations whose old turns are compressed."""
+class CaMOptions(H2OOptions):
+    """H2O's, and where the values of what it evicts go."""
 
-    targets: int = option(32, "later entries that share an evicted entry's value", 1)
+    targets: int = option(32, "next kept entries that share an evicted entry's value", 1)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from kvchat.engine.cache.mixed import MixedSegment
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Method, Prefilled
-from kvchat.engine.methods.eviction import keep_ranked
+from kvchat.engine.methods.eviction import first_of
 from kvchat.engine.methods.needs import Needs
 from kvchat.engine.methods.scores import most_mass, ranked
 from kvchat.engine.methods.size_options import QAQOptions
@@ -92,7 +92,7 @@ class QAQ(QAQOptions, Method):
         existing = prefilled.every((scores != budgets.ABSENT).sum(dim=1)).tolist()
         every = budgets.uniform(min(total - heads * recent, sum(existing)), existing)
         counts = prefilled.counts(every)
-        return keep_ranked(prefilled, ranked(scores), counts, recent)
+        return prefilled.keep(first_of(prefilled, ranked(scores), counts, recent))
 
     def ranges(self, prefilled: Prefilled) -> Reaches:
         """What a layer's entries need bits for, those of all ranks."""

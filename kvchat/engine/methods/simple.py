@@ -52,42 +52,6 @@ class StreamingLLM(Eviction):
 
 
 @dataclass(frozen=True)
-class CaM(CaMOptions, StreamingLLM):
-    """StreamingLLM's entries; of compacted turns, evicted values are merged into later entries.
-
-    CaM: Cache Merging for Memory-efficient LLMs Inference (ICML 2024). An entry that leaves gives
-    `p / targets` of its value to each of the next `targets` entries, with
-    `p = min(1, its attention / the mean attention of these entries)`. Different here: p is the
-    coefficient and not the chance of a coin, attention is what an entry received so far, and a
-    document is only evicted: merging all of it at once diverges. So it shows in conversations whose
-    old turns are compressed (`--tail-budget`).
-    """
-
-    @property
-    def watches(self) -> Needs:
-        return Needs(column_mass=True)
-
-    def extend(self, prefilled: Prefilled) -> FlatSegment:
-        """Spill the oldest entries' values one after the other, then let them go."""
-        assert prefilled.column_mass is not None, "the prefill gives what `needs` names"
-        total = min(self.share(prefilled), prefilled.entries)
-        values = prefilled.values.clone()
-        leaving = (prefilled.entries - total) // prefilled.heads
-        first = 0 if prefilled.absent is None else int(prefilled.absent.max())
-        for entry in range(first, first + leaving):
-            spill(values, prefilled.column_mass, entry, self.targets)
-        return self.compress(replace(prefilled, values=values))
-
-
-def spill(values: Tensor, mass: Tensor, entry: int, targets: int) -> None:
-    """Add to the next `targets` entries of `values [H, T, D]` their part of `entry`, in place."""
-    ref = mass[:, entry + 1 : entry + 1 + targets].mean(dim=1)
-    part = (mass[:, entry] / ref).nan_to_num(0.0, posinf=1.0).clamp(0, 1) / targets  # [H]
-    given = part[:, None] * values[:, entry].float()
-    values[:, entry + 1 : entry + 1 + targets] += given[:, None].to(values.dtype)
-
-
-@dataclass(frozen=True)
 class Knorm(KnormOptions, Eviction):
     """Keeps the entries with the smallest key norms, which tend to be attended most.
 
@@ -145,3 +109,40 @@ class H2O(H2OOptions, Eviction):
             tokens = prefilled.shape[1]
             mass /= tokens - torch.arange(entries, device=mass.device)
         return mass
+
+
+@dataclass(frozen=True)
+class CaM(CaMOptions, H2O):
+    """H2O's entries; the values of the others are merged into those that stay.
+
+    CaM: Cache Merging for Memory-efficient LLMs Inference (ICML 2024). Each of the next `targets`
+    entries that stay gets `p / targets` of the value of an evicted one, with
+    `p = min(1, its attention / the mean attention of these entries)`. Different here: p is the
+    coefficient and not the chance of a coin, attention is what an entry received so far, and all of
+    a document is evicted at once.
+    """
+
+    def reduce(self, prefilled: Prefilled, total: int) -> FlatSegment:
+        kept, mass, values = self.kept(prefilled, total), prefilled.column_mass, prefilled.values
+        assert mass is not None, "the prefill gives what `needs` names"
+        gone = prefilled.exists & ~kept
+        heads = zip(values, mass, kept, gone, strict=True)
+        merged = [merge_values(*head, self.targets) for head in heads]
+        return replace(prefilled, values=torch.stack(merged)).keep(kept)
+
+
+def merge_values(values: Tensor, mass: Tensor, kept: Tensor, gone: Tensor, targets: int) -> Tensor:
+    """`values [T, D]` of a head; of every entry that is `gone [T]` a part is in the next `targets`
+    entries that are `kept [T]`. `mass [T]` is the attention that each has received."""
+    stays, leaves = kept.nonzero()[:, 0], gone.nonzero()[:, 0]
+    first = torch.searchsorted(stays, leaves)  # the next entry that stays
+    last = (first + targets).clamp(max=len(stays))
+    sums = torch.cat((mass.new_zeros(1), mass[stays])).double().cumsum(dim=0)
+    mean = (sums[last] - sums[first]) / (last - first)
+    part = (mass[leaves] / mean).nan_to_num(0.0, posinf=1.0).clamp(0, 1) / targets
+    given = part[:, None] * values[leaves].double()
+    steps = given.new_zeros(len(stays) + 1, values.shape[1])  # what begins and ends at an entry
+    steps.index_add_(0, first, given).index_add_(0, last, given, alpha=-1)
+    values = values.clone()
+    values[stays] += steps.cumsum(dim=0)[:-1].to(values.dtype)
+    return values
