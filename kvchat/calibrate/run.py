@@ -19,6 +19,7 @@ from kvchat.engine.features import fit as maps
 from kvchat.engine.gates.fit import Fit
 from kvchat.engine.loading import load_engine
 from kvchat.engine.methods.kvzip import KVzip
+from kvchat.engine.methods.options import WHOLE
 from kvchat.engine.model.read import load_config
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.errors import KvchatError
@@ -100,7 +101,8 @@ class GateJob:
     """The gate of kvzap."""
 
     def __init__(self, engine: Engine, dialogue: Dialogue, place: Path, again: bool):
-        self.fit = Fit(engine, dialogue, KVzip())
+        # Texts are short: replays that see all of one cost little more and tell a little better.
+        self.fit = Fit(engine, dialogue, KVzip(tell=WHOLE))
         self.place, self.part = place, place.with_suffix(".part")
         if again:
             self.part.unlink(missing_ok=True)
