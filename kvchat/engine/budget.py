@@ -25,8 +25,8 @@ class Geometry:
     """What a budget is shared out over: the entries of a document and the bytes of storing one.
 
     `heads` are KV heads of size `dim`, `itemsize` the bytes of a value of the model; entries are
-    stored in `bits` bits, 16 for as the model has them, but for the `residual` newest ones of a
-    head.
+    stored in `bits` bits, 16 for as the model has them, but for the last `residual` ones of a
+    head. With `biased` those that are stored as the model has them have a bias.
     """
 
     tokens: int
@@ -36,6 +36,7 @@ class Geometry:
     itemsize: int
     bits: int = 16
     residual: int = 0
+    biased: bool = False
 
     @property
     def full(self) -> int:
@@ -44,8 +45,8 @@ class Geometry:
 
     @property
     def plain_bytes(self) -> int:
-        """Key, value and int32 position of an entry as the model has it."""
-        return 2 * self.dim * self.itemsize + 4
+        """Key, value and int32 position of an entry as the model has it, and its bias in fp32."""
+        return 2 * self.dim * self.itemsize + 4 + 4 * self.biased
 
     @property
     def entry_bytes(self) -> float:

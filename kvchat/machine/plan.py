@@ -60,7 +60,7 @@ class Workload:
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits (16: plain), but for the `residual` newest of a head.
+    Kept entries are stored in `bits` bits (16: plain), but for the last `residual` of a head.
     `replayed` tokens are replayed for each of the document during prefill, `step` tokens in one go;
     then its layers compete, if they `pool` their budget. With a `lookup` every entry is kept, and
     the budget is what a decoded token attends to.
@@ -82,7 +82,7 @@ def planned(method: Chosen) -> Spec:
 def cost_of(spec: Spec) -> Cost:
     """What a method costs beside its budget."""
     entry, values = METHODS[spec.name], spec.values
-    bits, residual = values.get("bits", 16), values.get("residual", 0)
+    bits, residual = values.get("bits", 16), values.get("residual", 0) + values.get("means", 0)
     if entry.retrieves:
         return Cost(lookup=options_class(spec.name)(**values))
     if not entry.told:

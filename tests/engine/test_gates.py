@@ -76,7 +76,7 @@ def test_kvzap_keeps_what_the_gate_foretells(checkpoint, chunk):
     worth[:, :, -20:] += engine.gate.end
     worth = worth.exp()
     worth[:, :, -1] = float("inf")
-    method = KVzap(Budget(fraction=0.25), sinks=0, near=0.0)
+    method = KVzap(Budget(fraction=0.25), sinks=0, near=0.0, means=0)
     cache = drain(engine.prefill(IDS, [Compression(method)])).caches[0]
     order = worth.sort(dim=2, descending=True, stable=True).indices
     kept = [kept_tokens(segment) for segment in cache.segments()]

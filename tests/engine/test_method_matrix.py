@@ -19,6 +19,7 @@ from tests.engine.scenes import (
     EVICTING,
     KEEPING,
     RETRIEVING,
+    bare,
     compressed,
     kept_tokens,
     paired,
@@ -150,6 +151,7 @@ def test_a_method_does_not_write_into_what_it_reads():
 SMALL = [(4, 1, 16), (4, 2, 16), (4, 4, 16)]  # query heads, KV heads, head dim
 SHAPES = [*SMALL, (8, 1, 32), (8, 8, 64), (16, 2, 128)]
 TOKENS, NEXT = 140, 6
+HALF = Budget(fraction=0.5)
 IDS = random_ids(TOKENS + NEXT, seed=5)
 SPECS = {  # documents here are short
     "pqcache": "pqcache:dense_below=0,code_bits=4,sinks=3",
@@ -180,7 +182,7 @@ def test_entries_are_exact_in_every_layer(shaped, name, fraction, shape):
     total, kept = layers * round(method.budget.fraction * heads * TOKENS), list(cache.segments())
     assert sum(sum(segment.lengths) for segment in kept) == total
     assert all(segment.span == (0, TOKENS) for segment in kept)
-    if not METHODS[name].pools:
+    if not METHODS[name.partition(":")[0]].pools:
         assert [sum(segment.lengths) for segment in kept] == wanted
     assert (cache.position, cache.frozen) == (TOKENS, TOKENS)
     assert all(layer.tail.capacity == 0 for layer in cache.layers), "dense entries are gone"
@@ -234,7 +236,7 @@ def test_a_budget_for_everything_is_lossless(shaped, name, budget, shape):
     ]
     want, got = (drain(engine.extend(cache, IDS[TOKENS:])) for cache in caches)
     assert_close("logits", got, want, 1e-6)
-    half, _ = read(engine, IDS[:TOKENS], parse_method(spec, Budget(fraction=0.5)))
+    half, _ = read(engine, IDS[:TOKENS], parse_method(SPECS.get(name, bare(name)), HALF))
     assert name == "less" or half.kept in (caches[0].kept / 2, caches[0].kept)
     assert bool(torch.isfinite(drain(engine.extend(half, IDS[TOKENS:]))).all())
 
@@ -244,7 +246,7 @@ def test_bytes_that_are_used_stay_within_the_budget(shaped, name, shape):
     """Positions, entry ranges and whatever else `memory()` counts are paid from the budget."""
     engine = load_engine(shaped(shape))
     entry = 2 * 16 * 4 + 4
-    spec = f"{name}:window=4" if "window" in options(name) else name
+    spec = f"{name}:window=4" if "window" in options(name.partition(":")[0]) else name
     for size in [12000, *range(15000, 15000 + 2 * entry, 24), 20000]:
         cache, _ = read(engine, IDS[:TOKENS], parse_method(spec, Budget(bytes=size)))
         assert cache.memory().total <= size
@@ -316,7 +318,7 @@ def test_the_chunk_size_does_not_matter(checkpoint, name, chunk):
         assert torch.equal(mine.tensors()[part], other.tensors()[part])
 
 
-@pytest.mark.parametrize("name", [n for n in EVICTING if "window" in options(n)])
+@pytest.mark.parametrize("name", [n for n in EVICTING if "window" in options(n.partition(":")[0])])
 def test_a_budget_below_what_always_stays_is_refused_before_the_prefill(engine, name):
     spec = f"{name}:window=32"
     prefill = engine.prefill(IDS, [Compression(parse_method(spec, Budget(entries_per_head=30)))])

@@ -71,8 +71,9 @@ def numbers(segment: QuantizedSegment) -> list[tuple[torch.Tensor, ...]]:
     for h in range(len(segment.ends) - 1):
         own, more = slice(*segment.ends[h : h + 2]), slice(*rest.ends[h : h + 2])
         bias = None
-        if segment.bias is not None:
-            bias = torch.cat((segment.bias[own], rest.bias[more]))
+        if rest.bias is not None:
+            body = torch.zeros(own.stop - own.start) if segment.bias is None else segment.bias[own]
+            bias = torch.cat((body, rest.bias[more]))
         heads.append((torch.cat((k[own], rest.k[more])), torch.cat((v[own], rest.v[more])), bias))
     return heads
 
@@ -168,8 +169,8 @@ def test_the_newest_entries_stay_whole():
 def test_every_flat_method_takes_bits(checkpoint, name, bits):
     """The same entries in fewer bytes; logits are those of the entries turned back."""
     engine, ids = load_engine(checkpoint(head_dim=32)), random_ids(300, seed=8)
-    method = parse_method(f"{name}:bits={bits}", Budget(fraction=0.5))
-    assert name_of(method) == name and method_options(method)["bits"] == bits
+    method = parse_method(name, Budget(fraction=0.5), [f"bits={bits}"])
+    assert name_of(method) == name.partition(":")[0] and method_options(method)["bits"] == bits
     few, _ = read(engine, ids[:290], method)
     plain, _ = read(engine, ids[:290], parse_method(name, Budget(fraction=0.5)))
     twin, _ = read(engine, ids[:290], parse_method(name, Budget(fraction=0.5)))
@@ -189,7 +190,7 @@ def test_every_flat_method_takes_bits(checkpoint, name, bits):
 @pytest.mark.parametrize("name, bits", paired([*EVICTING, "kvmerger"], [4, 8, 2]))
 def test_a_budget_in_bytes_suffices_in_few_bits_too(name, bits):
     budget, scene = Budget(bytes=40_000), random_scene(4, 2, 900, 40, dim=32)
-    few, plain = (parse_method(f"{name}:bits={n}", budget) for n in (bits, 16))
+    few, plain = (parse_method(name, budget, [f"bits={n}"]) for n in (bits, 16))
     segment, geometry = compressed(few, scene), replace(scene.geometry, bits=bits)
     used = segment.memory().total + 2 * 4 * 4  # starts and lengths of the tail's heads
     assert 0 <= 40_000 - used < geometry.layer_bytes + 2 * geometry.entry_bytes + 1000

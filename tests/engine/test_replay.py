@@ -158,7 +158,7 @@ def test_the_best_entries_of_all_layers_stay(checkpoint, kind, even, near):
     """As if all layers' scores had been there at once, and never more entries than the budget."""
     engine, recorder = load_engine(checkpoint()), Recorder(NEEDS)
     drain(engine.prefill(IDS, [Compression(recorder)]))
-    method = kind(Budget(fraction=0.3), sinks=0, even=even, near=near)
+    method = kind(Budget(fraction=0.3), sinks=0, even=even, near=near, means=0)
     worth = whole(recorder.shown, method)
     within = worth + near * around(worth)
     worth[:, :, -1] = within[:, :, -1] = float("inf")
@@ -181,7 +181,7 @@ def test_the_best_entries_of_all_layers_stay(checkpoint, kind, even, near):
     entry, rounding = 2 * 16 * 4 + 4, layers * heads * (even > 0)
     bound = (total + rounding) * entry + 4 * 3 * layers
     assert max(event.kv_bytes for event in seen) <= bound
-    spec = f"{name_of(method)}:bits=8,sinks=0,even={even},near={near}"
+    spec = f"{name_of(method)}:bits=8,sinks=0,even={even},near={near},means=0"
     few = parse_method(spec, Budget(fraction=0.3))
     cache = drain(engine.prefill(IDS, [Compression(few)])).caches[0]
     assert [list(segment.lengths) for segment in cache.segments()] == lengths.tolist()

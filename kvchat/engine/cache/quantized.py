@@ -45,16 +45,22 @@ class QuantizedSegment:
     kind: ClassVar[str] = "quantized"
 
     @classmethod
-    def of(cls, flat: FlatSegment, bits: int, residual: int = 0) -> "QuantizedSegment":
+    def of(
+        cls, flat: FlatSegment, bits: int, residual: int = 0, whole: Tensor | None = None
+    ) -> "QuantizedSegment":
         """Quantize a flat segment, head by head, in the order in which its entries are stored.
 
-        At least the `residual` last entries of each head stay as they are.
+        At least the `residual` last entries of each head stay as they are, and those that are
+        `whole [R]` (bool).
         """
         dim, device = flat.k.shape[1], flat.k.device
         packed = torch.zeros(len(flat.k), dtype=torch.bool, device=device)
-        lengths = [max(0, n - residual) // GROUP * GROUP for n in flat.lengths]
-        for start, length in zip(flat.ends[:-1], lengths, strict=True):
-            packed[start : start + length] = True
+        for a, b in pairwise(flat.ends):
+            if whole is None:
+                packed[a : a + max(0, b - a - residual) // GROUP * GROUP] = True
+            else:
+                own = (~whole[a:b]).nonzero()[:, 0] + a
+                packed[own[: max(0, len(own) - residual) // GROUP * GROUP]] = True
         body = flat.where(packed)
         # keys: [R/32, 32, D] to groups of 32 entries of one channel; values: groups of channels
         keys = body.k.view(len(body.k) // GROUP, GROUP, dim).transpose(1, 2)
@@ -73,7 +79,7 @@ class QuantizedSegment:
             position=body.position,
             rest=flat.where(~packed),
             ends=body.ends,
-            bias=body.bias,
+            bias=None if body.bias is None or not bool(body.bias.any()) else body.bias,
             count=body.count,
         )
 

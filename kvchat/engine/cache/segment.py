@@ -170,6 +170,20 @@ class FlatSegment:
         span = self.span[0], later.span[1]
         return FlatSegment.of(k, v, lengths, position, span, both("bias"), both("count", 1.0))
 
+    def in_time(self) -> "FlatSegment":
+        """The same entries, those of each head in the order of their positions."""
+        parts = torch.split(self.position, list(self.lengths))
+        order = torch.cat([part.argsort() + a for part, a in zip(parts, self.ends, strict=False)])
+        return FlatSegment.of(
+            self.k[order],
+            self.v[order],
+            self.lengths,
+            self.position[order],
+            self.span,
+            None if self.bias is None else self.bias[order],
+            None if self.count is None else self.count[order],
+        )
+
     @classmethod
     def load(cls, tensors: dict[str, Tensor], span: tuple[int, int]) -> "FlatSegment":
         """The segment whose `tensors()` these are."""

@@ -163,9 +163,16 @@ class Method(ABC):
         """How many of the newest entries of a head stay as the model has them, whatever `bits`."""
         return 0
 
+    @property
+    def means(self) -> int:
+        """Entries of every head that stand for those that were evicted, where layers share a
+        budget, which pays for them. They stay as the model has its entries, whatever `bits`."""
+        return 0
+
     def priced(self, geometry: Geometry) -> Geometry:
         """The geometry with the price of an entry as it is stored."""
-        return replace(geometry, bits=self.bits, residual=self.residual)
+        whole = self.residual + self.means
+        return replace(geometry, bits=self.bits, residual=whole, biased=self.means > 0)
 
     @property
     def needs(self) -> Needs:
@@ -209,7 +216,8 @@ class Method(ABC):
         if self.bits == 16:
             return segment
         assert isinstance(segment, FlatSegment), f"{segment.kind} has no entries to quantize"
-        return QuantizedSegment.of(segment, self.bits, self.residual)
+        whole = segment.bias > 0 if self.means and segment.bias is not None else None
+        return QuantizedSegment.of(segment, self.bits, self.residual, whole)
 
     @property
     def watches(self) -> Needs:

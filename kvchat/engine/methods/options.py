@@ -225,6 +225,7 @@ class ToldOptions(PooledOptions):
     """Of what is told beforehand about every entry."""
 
     near: float = option(0.5, "weight of the mean score around an entry, within a head", 0)
+    means: int = option(4, "entries of each head that stand for what is evicted", 0, 64)
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,9 @@ class KVzipOptions(ToldOptions):
     tell: str = option(REPEAT, TELL, choices=TELLS)
     chunk: int = option(CHUNK, "tokens of the document that one replay is about", 32, REPLAY)
     weigh: str = option("both", WEIGH, choices=(*WEIGHINGS, "both"))
-    PRESETS: ClassVar = {"paper": {"tell": WHOLE, "weigh": "mass", "even": 0.0, "near": 0.0}}
+    PRESETS: ClassVar = {
+        "paper": {"tell": WHOLE, "weigh": "mass", "even": 0.0, "near": 0.0, "means": 0}
+    }
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ class KVzipPlusOptions(KVzipOptions):
     """Weighed by what an entry can change."""
 
     weigh: str = option("change", WEIGH, choices=(*WEIGHINGS, "both"))
-    PRESETS: ClassVar = {"paper": {"tell": WHOLE, "even": 0.0, "near": 0.0}}
+    PRESETS: ClassVar = {"paper": {"tell": WHOLE, "even": 0.0, "near": 0.0, "means": 0}}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from kvchat.engine.cache.layer import LayerCache
 from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods import budgets
 from kvchat.engine.methods.base import Method, Prefilled
+from kvchat.engine.prefill.evicted import Evicted
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Pool:
     entry that is not among the best of the layers so far cannot be among the best of all, and a
     head's share never grows: so the choice is the same as if all layers had been there at once, and
     never more than the budget and one layer is alive. Of equal entries those of an earlier layer
-    stay.
+    stay. With `method.means` a few entries of every head stand for those that went.
     """
 
     def __init__(self, method: Method, layers: Sequence[LayerCache], geometry: Geometry):
@@ -50,6 +51,13 @@ class Pool:
         self.heads = geometry.heads
         self.entries = method.together(geometry)
         self.known: list[Known] = []
+        self.evicted: list[Evicted] = []
+        self.within: list[Tensor] = []  # what the entries that stay are worth within their heads
+        self.means = 0
+        if self.entries is not None and self.entries < geometry.layers * geometry.full:
+            means = method.means * len(layers) * self.heads
+            if self.entries >= means + len(layers) * self.heads:  # or nothing else would stay
+                self.means, self.entries = method.means, self.entries - means
 
     def take(self, prefilled: Prefilled) -> None:
         """Compress the next layer and let it compete with those before."""
@@ -63,6 +71,9 @@ class Pool:
             return
         assert isinstance(segment, FlatSegment), segment.kind
         worth, within = self.method.worth(prefilled, segment)
+        if self.means:
+            self.evicted.append(Evicted(prefilled.keys, self.means, prefilled.peers))
+            self.within.append(within)
         heads = torch.arange(self.heads, device=worth.device)
         lengths = torch.tensor(segment.lengths, device=worth.device)
         ranks = _ranks(within, segment.lengths)
@@ -78,9 +89,14 @@ class Pool:
 
     def finish(self) -> None:
         """All layers are there: store what is left as the method does."""
-        if self.entries is not None:
-            for layer in self.layers:
-                layer.segments = [self.method.stored(layer.segments[0])]
+        if self.entries is None:
+            return
+        for number, layer in enumerate(self.layers):
+            (segment,) = layer.segments
+            if self.means:
+                assert isinstance(segment, FlatSegment), segment.kind
+                segment = self.evicted[number].among(segment)
+            layer.segments = [self.method.stored(segment)]
 
     def _drop(self, entries: int) -> None:
         every = torch.cat([each.worth for each in self.known])
@@ -98,6 +114,9 @@ class Pool:
             if not bool(stays.all()):
                 (segment,) = self.layers[number].segments
                 assert isinstance(segment, FlatSegment), segment.kind
+                if self.means:
+                    self.evicted[number].take(segment, stays, self.within[number])
+                    self.within[number] = self.within[number][stays]
                 self.layers[number].segments = [segment.where(stays)]
             known.held = kept
             self.known[number] = known.where(kept | among)
