@@ -37,7 +37,7 @@ STORE = ROOT / "docs" / "results"
 SEED = 23
 LENGTH = 2000
 HEAD = ("kvzap", "kvzip", "kvzip@paper", "pqcache", "adakv")
-REST = ("snapkv", "streamingllm", "h2o", "kvmerger", "expected-attention", "knorm")
+REST = ("snapkv", "streamingllm", "h2o", "cam", "kvmerger", "expected-attention", "knorm")
 SYSTEMS = (
     ("kvcompress", "25%"), ("kvcompress", "10%"),
     ("full:bits=4", "100%"), ("full:bits=2", "100%"),
@@ -92,10 +92,10 @@ EXPERIMENTS = (
     Experiment("facts-systems", "facts:stories.jsonl", 6, 10, False, SYSTEMS),
     Experiment("facts-less", "facts:stories.jsonl", 3, 10, False, LESS),
     Experiment("facts-seen", "facts:meetings.jsonl", 9, 10, True, cells(SEEN, "10%", "5%")),
-    Experiment("facts-systems-seen", "facts:meetings.jsonl", 9, 10, True, SYSTEMS_SEEN),
+    Experiment("facts-systems-seen", "facts:meetings.jsonl", 3, 10, True, SYSTEMS_SEEN),
     Experiment("facts-shares", "facts:meetings.jsonl", 4, 10, True,
         cells(SHARES, "1024", "512", "256", "128"), 4000),
-    Experiment("facts-long", "facts:meetings.jsonl", 4, 10, True,
+    Experiment("facts-long", "facts:meetings.jsonl", 2, 10, True,
         cells(("kvzap",), "10%", "3%"), 16000),
     Experiment("stories", "references:stories.jsonl", 3, 3, False, cells(HEAD, "25%", "10%")),
     Experiment("stories-bytes", "references:stories.jsonl", 3, 3, False, BYTES),
