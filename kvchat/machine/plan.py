@@ -60,10 +60,11 @@ class Workload:
 class Cost:
     """What a method costs beside its budget.
 
-    Kept entries are stored in `bits` bits (16: plain), but for the last `residual` of a head.
-    `replayed` tokens are replayed for each of the document during prefill, `step` tokens in one go;
-    then its layers compete, if they `pool` their budget. With a `lookup` every entry is kept, and
-    the budget is what a decoded token attends to.
+    Kept entries are stored in `bits` bits (16: plain), but for the last `residual` of a head;
+    plain ones have a bias if they are `biased`. `replayed` tokens are replayed for each of the
+    document during prefill, `step` tokens in one go; then its layers compete, if they `pool`
+    their budget. With a `lookup` every entry is kept, and the budget is what a decoded token
+    attends to.
     """
 
     bits: int = 16
@@ -72,6 +73,7 @@ class Cost:
     pool: bool = False
     lookup: LookupOptions | None = None
     residual: int = 0
+    biased: bool = False
 
 
 def planned(method: Chosen) -> Spec:
@@ -82,14 +84,15 @@ def planned(method: Chosen) -> Spec:
 def cost_of(spec: Spec) -> Cost:
     """What a method costs beside its budget."""
     entry, values = METHODS[spec.name], spec.values
-    bits, residual = values.get("bits", 16), values.get("residual", 0) + values.get("means", 0)
+    bits, means = values.get("bits", 16), values.get("means", 0)
+    residual, biased = values.get("residual", 0) + means, means > 0
     if entry.retrieves:
         return Cost(lookup=options_class(spec.name)(**values))
     if not entry.told:
-        return Cost(bits, pool=entry.pools, residual=residual)
+        return Cost(bits, pool=entry.pools, residual=residual, biased=biased)
     asks, chunk = values["tell"] == ASK, values["chunk"]
     replayed, step = (ASKED, REPLAY) if asks else (1 + REQUEST / chunk, chunk)
-    return Cost(bits, replayed, step, entry.pools, residual=residual)
+    return Cost(bits, replayed, step, entry.pools, residual=residual, biased=biased)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def make_plan(work: Workload) -> Plan:
     every = config.num_layers * config.layer_values_per_token * itemsize  # of turns, in the tails
     windows = config.kv_values(tokens) * itemsize - per_token * tokens
     geometry = geometry_of(config, itemsize, tokens)
-    geometry = replace(geometry, bits=cost.bits, residual=cost.residual)
+    geometry = replace(geometry, bits=cost.bits, residual=cost.residual, biased=cost.biased)
     whole = replace(geometry, heads=work.config.num_kv_heads)  # a budget is that of all devices
     entries = work.method.budget.entries(whole) // work.devices if tokens else 0
     streamed = Streamed.of(tokens, work.limit) if work.streams else None
