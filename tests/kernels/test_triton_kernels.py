@@ -46,8 +46,8 @@ def scene(window, heads, group, entries, dim, dtype):
     return q, k, lse, torch.arange(entries - window, entries) + 1, scale
 
 
-MASSES = [(1, 1, 4, 63, 32), (5, 2, 3, 100, 48), (37, 2, 1, 63, 80), (9, 1, 16, 200, 16),
-          (8, 1, 2, 2000, 16)]  # fmt: skip
+MASSES = [(1, 1, 4, 63, 32), (5, 2, 3, 100, 48), (37, 2, 1, 63, 80), (9, 1, 16, 100, 16),
+          (8, 1, 2, 500, 16)]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -220,7 +220,7 @@ def test_entries_come_out_of_pinned_host_memory():
 @pytest.mark.parametrize("parts, count", [(2, 64), (4, 70), (16, 3)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_assigned_codes(parts, count, dtype, device):
-    x, centroids = normal(2, 100, 48, dtype=dtype), normal(2, parts, count, 48 // parts, seed=1)
+    x, centroids = normal(2, 40, 48, dtype=dtype), normal(2, parts, count, 48 // parts, seed=1)
     centroids[:, :, 2] = centroids[:, :, 1]  # of equal ones the first
     got = run(pq.pq_assign, device, x, centroids)
     assert torch.equal(got, reference.pq_assign(x, centroids))
@@ -236,7 +236,7 @@ def test_scores_are_sums_of_table_entries(group, parts, count, device):
 
 
 @pytest.mark.parametrize(
-    "entries, count", [(63, 63), (100, 37), (2000, 1), (9000, 700), (9000, 8999), (5, 9)]
+    "entries, count", [(63, 63), (100, 37), (2000, 1), (9000, 700), (4200, 4199), (5, 9)]
 )
 def test_selected_rows_are_the_best_and_of_equal_ones_the_first(entries, count, device):
     """Signs, ties, zeros of both signs and entries of no worth at all."""
@@ -248,8 +248,8 @@ def test_selected_rows_are_the_best_and_of_equal_ones_the_first(entries, count, 
         assert torch.equal(got, reference.pq_select(worth, count))
 
 
-LISTS = [(1, 2, 8, 40, "softmax_sum"), (3, 1, 16, 7, "max"), (2, 3, 4, 150, "logit_sum"),
-         (1, 12, 2, 90, "softmax_sum")]  # fmt: skip
+LISTS = [(1, 2, 8, 40, "softmax_sum"), (3, 1, 16, 7, "max"), (2, 3, 4, 80, "logit_sum"),
+         (1, 12, 2, 50, "softmax_sum")]  # fmt: skip
 
 
 @pytest.mark.parametrize("group, parts, count, wanted, aggregate", LISTS)

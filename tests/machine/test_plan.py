@@ -162,20 +162,20 @@ print(machine.peak(machine.CPU) - baseline)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
 @pytest.mark.parametrize("spec", ["full", "adakv:budget=25%", "kvzip:budget=25%"])
 def test_planned_peak_is_within_ten_percent_of_what_is_measured(tmp_path, spec):
-    """Over 1 GiB: a large vocabulary and many KV heads weigh much and compute little."""
+    """Over 512 MiB, a third of them KV: a large vocabulary and many layers compute little."""
     shape = SHAPE | {
-        "model_type": "llama", "vocab_size": 1_280_000, "hidden_size": 128,
+        "model_type": "llama", "vocab_size": 640_000, "hidden_size": 128,
         "intermediate_size": 128, "num_hidden_layers": 48, "num_attention_heads": 16,
         "num_key_value_heads": 16, "head_dim": 64, "tie_word_embeddings": True,
         "dtype": "float32", "max_position_embeddings": 8192,
     }  # fmt: skip
-    path, tokens = tmp_path / "config.json", 800
+    path, tokens = tmp_path / "config.json", 600
     path.write_text(json.dumps(shape))
     command = [sys.executable, "-c", PEAK, str(path), str(tokens), spec]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     plan = make_plan(work(shape, spec, tokens, 8192, itemsize=4, chunk=512))
     measured = int(done.stdout)
-    assert spec != "full" or measured > 2**30
+    assert spec != "full" or measured > 2**29
     assert plan.prefill - PROCESS == pytest.approx(measured, rel=0.1)
 
 
