@@ -70,13 +70,14 @@ def usage(kernel, capability: int) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
-        text, code = (
-            subprocess.run([TOOL, what, cubin.name], capture_output=True, text=True).stdout
-            for what in ("-res-usage", "-sass")
-        )
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    assert found.keys() == {"REG", "STACK", "LOCAL"}, text
-    spilled = in_loops(code) if found["STACK"] or found["LOCAL"] else 0
+
+        def told(what: str) -> str:
+            return subprocess.run([TOOL, what, cubin.name], capture_output=True, text=True).stdout
+
+        text = told("-res-usage")
+        found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+        assert found.keys() == {"REG", "STACK", "LOCAL"}, text
+        spilled = in_loops(told("-sass")) if found["STACK"] or found["LOCAL"] else 0
     return Usage(kernel.metadata.name, capability, kernel.metadata.shared, found["REG"], spilled)
 
 
