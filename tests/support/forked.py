@@ -15,6 +15,7 @@ import termios
 import threading
 import traceback
 from collections.abc import Callable
+from functools import cache
 from typing import NoReturn
 
 import pexpect
@@ -25,12 +26,19 @@ from prompt_toolkit.output import create_output
 
 from kvchat.cli import main as cli
 from kvchat.cli import oneshot
+from kvchat.engine.decode.loop import compile_beside
 from kvchat.repl import repl
 from tests.support import scripted_program
 
 assert oneshot and repl, "imported once"
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
             signal.SIGHUP: signal.SIG_DFL, signal.SIGTSTP: signal.SIG_DFL}  # fmt: skip
+
+
+@cache
+def compiled() -> None:
+    """Have what tiny models decode with in this process, or every child would read it by itself."""
+    compile_beside(torch.float32).join()
 
 
 def become(arguments: list[str], environment: dict[str, str], prepare: Callable) -> NoReturn:
@@ -75,6 +83,7 @@ def kvchat(
         if script is not None:
             scripted_program.play(script)
 
+    compiled()
     given, out, err = os.pipe(), os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -140,6 +149,7 @@ class Child(pexpect.spawn):
         super().__init__(sys.executable, **options)
 
     def _spawnpty(self, args, env=None, dimensions=(24, 80), **_):
+        compiled()
         process, terminal = pty.fork()
         if not process:
             size = struct.pack("HHHH", *dimensions, 0, 0)
