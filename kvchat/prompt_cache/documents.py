@@ -45,6 +45,7 @@ NAMES = {
     "config": "config.json",
     "kvchat": "the version of kvchat",
     COUNT: "the number of devices",
+    "fitted": "what `kvchat calibrate` fitted",
 }
 
 

@@ -32,6 +32,7 @@ class Identity:
             "config": _digest(repr(engine.config).encode()),
             "tokenizer": tokenizer_digest(folder),
             "computation": computation(engine),
+            "fitted": fitted(engine),
         }
 
     def parts(
@@ -85,6 +86,13 @@ def computation(engine: Engine) -> str:
     described = [f"{name} {type(t).__name__} {t.dtype} {tuple(t.shape)}" for name, t in tensors]
     about = [engine.device.type, type(engine.backend).__qualname__, str(engine.dtype)]
     return _digest("\n".join([*about, *kinds, *described]).encode())
+
+
+def fitted(engine: Engine) -> str:
+    """What was fitted to the model: its gate and its maps, which choose or stand for entries."""
+    found = [] if engine.gate is None else [engine.gate.weight, engine.gate.end]
+    found += [tensor for each in engine.features or [] for part in each for tensor in part]
+    return _digest(b"".join(t.cpu().contiguous().numpy().tobytes() for t in found))
 
 
 def _digest(data: bytes) -> str:
