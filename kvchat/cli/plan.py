@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -10,7 +13,7 @@ from rich.text import Text
 
 from kvchat.cli.flags import takes
 from kvchat.engine.budget import Budget
-from kvchat.engine.methods import UNSEEN
+from kvchat.engine.methods import METHODS, UNSEEN
 from kvchat.engine.methods.specs import Spec, parse_spec
 from kvchat.engine.model.read import load_config
 from kvchat.engine.sizes import CHUNKS, DTYPES, ITEM_BYTES, Streamed, reserve_of
@@ -64,10 +67,20 @@ class Frame:
 
     name: str
     work: Workload
+    path: Path | None = None  # of the checkpoint
 
     def plan(self, method: Spec, tokens: int) -> Plan:
         """The plan of one row."""
         return make_plan(replace(self.work, method=method, tokens=tokens))
+
+    def lacks(self, method: str) -> bool:
+        """Whether a method wants something that was not fitted to the model."""
+        if not (fitted := METHODS[method].fitted):
+            return False
+        with suppress(KvchatError):  # a checkpoint without weights has no norms
+            found = import_module(fitted)
+            return self.path is None or not found.exists(self.path, self.work.config)
+        return True
 
 
 @takes(PlanOptions)
@@ -77,6 +90,7 @@ def plan(**given: Any) -> int:
     frame = settle(wanted)
     budget = Budget.parse(wanted.budget) if wanted.budget else None
     methods = {spec: parse_spec(spec, budget) for spec in wanted.methods}
+    unfitted = [spec for spec, method in methods.items() if frame.lacks(method.name)]
     if wanted.fit:
         reserve = reserve_of(frame.work.limit)
         rows = []
@@ -98,6 +112,7 @@ def plan(**given: Any) -> int:
         ]
         told = {"schema": 2, "model": frame.name, "window": frame.work.limit, "plans": plans}
         told |= {"too_long": [] if wanted.fit else too_long(wanted.tokens, frame)}
+        told |= {"unfitted": unfitted}
         print(json.dumps(told))
         return 0
     labels = {
@@ -105,9 +120,14 @@ def plan(**given: Any) -> int:
         for spec, method in methods.items()
     }
     show(frame, labels, rows, wanted.fit)
+    for spec in unfitted:
+        purpose = methods[spec].name
+        why = f"{labels[spec]}: kvchat calibrate MODEL --for {purpose} has to come before it"
+        console(stderr=True).print(Text(why, NOTICE))
     if not wanted.fit and room(wanted.device).device == wanted.device:
-        line = recommendation(labels, rows, room(wanted.device))
-        console().print(Text(line))
+        usable = [row for row in rows if row[0] not in unfitted]
+        if usable:
+            console().print(Text(recommendation(labels, usable, room(wanted.device))))
     if not wanted.fit and (beyond := too_long(wanted.tokens, frame)):
         console(stderr=True).print(Text(refusal(beyond, frame), NOTICE))
     return 0
@@ -137,10 +157,10 @@ def settle(wanted: PlanOptions) -> Frame:
         raise KvchatError("usage", f"--device {clean(wanted.device)!r}: there are cpu and cuda")
     asked = config_file.settle({"model": wanted.model}, config_file.load())
     if wanted.dummy is not None:
-        name, config = dummy(wanted.dummy)
+        (name, config), path = dummy(wanted.dummy), None
     else:
         model = find_model(asked.model, asked.aliases)
-        name, config = model.name, load_config(model.path)
+        name, path, config = model.name, model.path, load_config(model.path)
     kind = computes_in(wanted.dtype, wanted.weights)
     require_shapes(config, wanted.weights)
     dtype = config.dtype if kind == "auto" else DTYPES.get(kind, kind)
@@ -151,7 +171,7 @@ def settle(wanted: PlanOptions) -> Frame:
     itemsize = ITEM_BYTES[dtype]
     streams = wanted.overflow == "stream"
     given = config, itemsize, 0, parse_spec("full"), limit, chunk, cuda, wanted.weights, streams
-    return Frame(name, Workload(*given, devices=wanted.devices or 1))
+    return Frame(name, Workload(*given, devices=wanted.devices or 1), path)
 
 
 def lengths_of(found: Sequence[int], frame: Frame) -> list[int]:

@@ -151,6 +151,9 @@ def test_a_plan_of_several_lengths_shows_those_that_fit():
     assert found["too_long"] == [32500, 900000]
     none = kvchat("plan", "-m", "demo", "--tokens", "900k")
     assert none.returncode == 5 and not none.stdout
+    bare = kvchat("plan", "-m", "demo", "--tokens", "4k", "--method", "less,kvzip")
+    assert b"recommended here for 4,000 tokens: kvzip" in bare.stdout  # no maps were fitted
+    assert b"calibrate" in bare.stderr
     read = kvchat("plan", "-m", "demo", "--tokens", "900k", "--overflow", "stream", "--json")
     assert {plan["tokens"] for plan in json.loads(read.stdout)["plans"]} == {900_000}
 

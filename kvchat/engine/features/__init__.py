@@ -11,11 +11,12 @@ from safetensors.torch import save as packed
 from torch import Tensor
 
 from kvchat.engine.cache.low_rank import Answers, Asks, Features
-from kvchat.engine.gates import digest_of, folder
+from kvchat.engine.gates import digest, digest_of, folder
 from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.model.decoder import Decoder
 from kvchat.engine.sizes import RANK
 from kvchat.engine.store.atomic import NewFile
+from kvchat.engine.weights.checkpoint import norms
 from kvchat.errors import KvchatError
 
 SUFFIX = ".less"
@@ -34,14 +35,24 @@ def of(tensors: list[Tensor]) -> Features:
     return Features(Asks(*tensors[:3]), Answers(*tensors[3:]))
 
 
+def exists(path: Path, config: ModelConfig) -> bool:
+    """Whether a checkpoint has maps that are in order: of it nothing but its norms is read."""
+    return _found(config, digest(config, norms(path, config))) is not None
+
+
 def find(model: Decoder) -> list[Features] | None:
     """The maps of a model, of every layer that attends to all tokens; None if there are none."""
+    tensors = _found(model.config, digest_of(model))
+    if tensors is None:
+        return None
+    every = [tensors[name].to(model.device) for name in NAMES]
+    return [of([stack[layer] for stack in every]) for layer in range(len(every[0]))]
+
+
+def _found(config: ModelConfig, name: str) -> dict[str, Tensor] | None:
     with suppress(OSError, SafetensorError, KeyError):
-        tensors, _ = load(folder() / (digest_of(model) + SUFFIX))
-        if not _fit(tensors, model.config):
-            return None
-        every = [tensors[name].to(model.device) for name in NAMES]
-        return [of([stack[layer] for stack in every]) for layer in range(len(every[0]))]
+        tensors, _ = load(folder() / (name + SUFFIX))
+        return tensors if _fit(tensors, config) else None
     return None
 
 

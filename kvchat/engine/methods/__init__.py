@@ -38,6 +38,7 @@ class Entry(NamedTuple):
     `options` declares its options where that can be read without torch; else its class does.
     `told`: replayed tokens for each token of the document. `pools`: its layers share one budget.
     `retrieves`: every entry is kept, and the budget is what a decoded token reads of them.
+    `fitted`: the package whose `exists` tells whether what it wants was fitted to a model.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
     told: float = 0.0
     pools: bool = False
     retrieves: bool = False
+    fitted: str = ""
 
 
 def entry(
@@ -89,7 +91,7 @@ METHODS = {
     "cam": entry("simple:CaM", declared.CaMOptions, MASS, "ICML 2024 (CaM)",
         "H2O; evicted values are merged into the next entries that stay"),
     "less": entry("less:Less", sizes.LessOptions, FITTED, "arXiv 2402.09398",
-        "H2O's entries, and a small state of all the others"),
+        "H2O's entries, and a small state of all the others", fitted="kvchat.engine.features"),
     "qaq": entry("qaq:QAQ", sizes.QAQOptions, WINDOW, "arXiv 2403.04643",
         "bits of each entry by what an error of it would change"),
     "corm": entry("window:CORM", declared.CORMOptions, WINDOW, "arXiv 2404.15949",
@@ -105,7 +107,8 @@ METHODS = {
     "kvzip+": entry("kvzip:KVzipPlus", declared.KVzipPlusOptions, REPLAYS, "arXiv 2505.23416",
         "KVzip, weighed by what an entry can change in the output", told=1.0, pools=True),
     "kvzap": entry("kvzip:KVzap", declared.KVzapOptions, GATED, "arXiv 2601.07891",
-        "keeps what a gate foretells that kvzip would keep", pools=True),
+        "keeps what a gate foretells that kvzip would keep", pools=True,
+        fitted="kvchat.engine.gates"),
     "askall": entry("kvzip:Askall", declared.AskallOptions, ASKING, "ours, after arXiv 2505.23416",
         "keeps what the document's sentences, put as questions, need", told=ASKED, pools=True),
     "pqcache": entry("pqcache:PQCache", lookups.PQCacheOptions, CODES, "arXiv 2407.12820",
