@@ -25,7 +25,7 @@ FOLDING = [name for name in KEEPING if name != "full"]
 
 def small(name: str, **given):
     """A method whose window fits a small tail budget."""
-    short = ["window=4"] if "window" in options(name) else []
+    short = ["window=4"] if "window" in options(name.partition(":")[0]) else []
     return parse_method(name, extra=[*short, *(f"{k}={v}" for k, v in given.items())])
 
 

@@ -89,7 +89,7 @@ METHODS = {
     "elastic": entry("elastic:Elastic", sizes.ElasticOptions, MASS, "arXiv 2407.18121",
         "every entry joins the nearest of those attended to most"),
     "cam": entry("simple:CaM", declared.CaMOptions, MASS, "ICML 2024 (CaM)",
-        "H2O; evicted values are merged into the next entries that stay"),
+        "H2O; evicted values are merged into the next that stay"),
     "less": entry("less:Less", sizes.LessOptions, FITTED, "arXiv 2402.09398",
         "H2O's entries, and a small state of all the others", fitted="kvchat.engine.features"),
     "qaq": entry("qaq:QAQ", sizes.QAQOptions, WINDOW, "arXiv 2403.04643",
