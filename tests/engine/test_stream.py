@@ -157,6 +157,9 @@ def test_segments_join_head_by_head():
 
 def test_a_saved_long_document_is_the_same(engine, tmp_path):
     cache, path = streamed(engine, "kvzip:budget=40%"), tmp_path / "long.kv"
+    assert all(segment.bias is None for segment in cache.segments()), (
+        "no means of overlapping parts"
+    )
     expected = engine.score(cache, MORE)
     save(path, engine, layers_of(cache, 300), IDS, "f", {"created": ""}, saved=cache.saved)
     loaded = load(path, engine, IDS, "f", cache.saved)

@@ -71,7 +71,8 @@ def stream(
 def of_part(method: Method, geometry: Geometry, start: int, end: int) -> Method:
     """A method with the budget for tokens `start` to `end` of the document's.
 
-    Sinks are the first part's affair, and bits are for all parts together, later.
+    Sinks are the first part's affair, bits are for all parts together, later, and there are no
+    means of what is evicted: where parts overlap, they draw attention from what is kept.
 
     Raises KvchatError("usage") if the budget cannot be met, for the document or for a part.
     """
@@ -91,6 +92,8 @@ def of_part(method: Method, geometry: Geometry, start: int, end: int) -> Method:
         kept = budget.entries(method.priced(geometry)) / geometry.full
         budget = Budget(entries_per_head=max(1, round(kept * tokens)))
     found: Method = replace(method, budget=budget, bits=16)  # type: ignore[type-var]
+    if method.means:
+        found = replace(found, means=0)  # type: ignore[type-var]
     if start and hasattr(found, "sinks"):
         found = replace(found, sinks=0)  # type: ignore[type-var]
     try:
