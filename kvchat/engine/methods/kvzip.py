@@ -97,8 +97,8 @@ class KVzip(KVzipOptions, Told):
     https://arxiv.org/abs/2505.23416. Different here: every head is sure of a part of an even share
     (`even`); attention is added to what KVzip+ makes of it (`weigh=both`); scores are computed
     layer by layer during the one prefill, with one layer's entries alive; a replay sees its own
-    part of the document (`tell`); fp32 scores, chosen by count. `paper` looks, shares and weighs as
-    the paper does.
+    part of the document (`tell`); means stand for what is evicted (`means`); fp32 scores, chosen
+    by count. `paper` looks, shares and weighs as the paper does, without means.
     """
 
     @property
@@ -113,7 +113,8 @@ class KVzap(KVzapOptions, Told):
 
     KVzap, https://arxiv.org/abs/2601.07891: a linear map per layer from the attention block's
     normed input to the logarithm of the score, fitted to the model (`kvchat calibrate`). Different
-    here: the scores are kvzip's of this program, and the budget is shared out as kvzip's is.
+    here: the scores are kvzip's of this program, the budget is shared out as kvzip's is, and means
+    stand for what is evicted.
     """
 
     @property

@@ -20,7 +20,7 @@ class Evicted:
     cluster, all but `count` weighed by what an entry was worth: what matters most is least to be
     missed. `most [H, C]` is what the best of them was worth, `at [H, C]` its position. Clusters are
     found among all keys of the layer, so in whatever order entries go, the sums are the same but
-    for rounding.
+    for rounding. Ours; log.md has what was tried.
     """
 
     def __init__(self, keys: Tensor, means: int, peers: Peers):
