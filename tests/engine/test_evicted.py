@@ -11,7 +11,8 @@ from kvchat.engine.methods.build import parse_method
 from kvchat.engine.peers import ALONE
 from kvchat.engine.prefill import evicted
 from kvchat.engine.prefill.evicted import Evicted
-from tests.engine.scenes import kept_tokens
+from kvchat.errors import KvchatError
+from tests.engine.scenes import compressed, kept_tokens, random_scene
 from tests.engine.tiny import load_engine, random_ids, read, torch_backend
 from tests.support.closeness import assert_attention, assert_close
 
@@ -134,3 +135,22 @@ def test_a_budget_in_bytes_pays_for_the_biases(checkpoint):
             least = replace(method, means=0)
             bare, _ = read(engine, IDS, least)
             assert cache.memory().total <= size and cache.kept < bare.kept
+
+
+@pytest.mark.parametrize("form", ["1", "5", "6", "33", "3%", "99%", "300B", "1KiB", "2.5kB"])
+@pytest.mark.parametrize("name", ["kvzip", "kvzap", "kvzip:bits=4"])
+def test_every_budget_holds_or_is_an_error_with_a_way_out(name, form):
+    """Documents of 1 to 70 tokens: with few entries, with few to evict."""
+    method = parse_method(name, Budget.parse(form))
+    for tokens in (1, 4, 5, 6, 9, 33, 70):
+        layer = random_scene(2, 2, tokens, 1, dim=8)
+        try:
+            segment = compressed(method, layer)
+        except KvchatError as error:
+            (least,) = (text.split()[1] for text in error.tries if text.endswith("or more"))
+            assert min(compressed(parse_method(name, Budget.parse(least)), layer).lengths) >= 1
+            continue
+        most = min(method.budget.entries(method.priced(layer.geometry)), 2 * tokens)
+        assert min(segment.lengths) >= 1 and most - 8 <= sum(segment.lengths) <= most
+        if method.budget.bytes is not None:
+            assert segment.memory().total <= method.budget.bytes
