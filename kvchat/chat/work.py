@@ -40,6 +40,7 @@ def run(chat: Chat, work: Work[R], label: str, tokens: int, waits: bool = False)
                 interrupt.leave_if_told()
                 if not interrupt.asked():
                     return
+                interrupt.forget()
                 with pause(), interrupt.idle():
                     later, keys = (" / [l]ater", "cld") if waits else ("", "cd")
                     key = choose(
@@ -48,7 +49,6 @@ def run(chat: Chat, work: Work[R], label: str, tokens: int, waits: bool = False)
                         "c",
                         "d",
                     )
-                interrupt.forget()
                 if key != "c":
                     raise Dropped if key == "d" else Later
 

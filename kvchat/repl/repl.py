@@ -4,6 +4,7 @@ import shutil
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from time import monotonic
 
 from kvchat import process
@@ -15,7 +16,7 @@ from kvchat.errors import KvchatError
 from kvchat.repl import commands, memory
 from kvchat.repl.completion import SlashCompleter
 from kvchat.terminal.colours import ERROR
-from kvchat.terminal.interrupt import AGAIN_SECONDS, Interrupt
+from kvchat.terminal.interrupt import Interrupt, soon_after
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.line_editor import Lines
 from kvchat.terminal.log import LOG
@@ -45,13 +46,10 @@ def run(prepared: Prepared, screen: Screen) -> int:
 
 def talk(context: commands.Context, lines: Lines) -> int:
     """Line after line until the person leaves."""
-    screen, pressed = context.screen, -AGAIN_SECONDS
+    screen, pressed = context.screen, -inf
     screen.named = False
     with Interrupt() as calm:
         while True:
-            if calm.asked() and monotonic() - pressed < AGAIN_SECONDS:
-                raise KeyboardInterrupt  # between two prompts
-            calm.forget()
             context.chat.cache.tell()
             lines.sent = 0.0
             try:
@@ -61,12 +59,12 @@ def talk(context: commands.Context, lines: Lines) -> int:
             except EOFError:
                 return 0
             except KeyboardInterrupt:  # on an empty line; twice soon after each other leaves
-                if monotonic() - pressed < AGAIN_SECONDS:
+                if soon_after(pressed):
                     raise
                 pressed = monotonic()
                 screen.tell("Ctrl-C again, or Ctrl-D, to quit")
                 continue
-            pressed = -AGAIN_SECONDS  # a press before this line has nothing to do with the next
+            pressed = -inf  # a press before this line has nothing to do with the next
             calm.forget(before=lines.sent)
             for text in lines.pasted:
                 screen.excerpt(text)
@@ -76,6 +74,7 @@ def talk(context: commands.Context, lines: Lines) -> int:
                 obey(context, line, lines.is_paste)
             except commands.Quit:
                 return 0
+            calm.forget()  # it was for the answer that ended just now
 
 
 def obey(context: commands.Context, line: str, is_paste: bool = False) -> None:

@@ -33,7 +33,7 @@ class Interrupt:
     def press(self) -> None:
         """Take a press: Ctrl-C as a signal, or as a key that was read."""
         now = monotonic()
-        again = self._pressed is not None and now - self._pressed < AGAIN_SECONDS
+        again = self._pressed is not None and soon_after(self._pressed)
         if not self._done() if self._idle else again and not self._shielded:
             self._pressed = None  # a third press is a first one
             raise KeyboardInterrupt
@@ -57,11 +57,14 @@ class Interrupt:
     def idle(self, done: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Nothing can be lost in here: a signal that asks the process to end does so at once.
 
-        A press raises at once, until `done` says that what is waited for is there.
+        A press raises at once, until `done` says that what is waited for is there. So does one
+        that nobody has answered when it begins.
         """
         self._idle, self._done = True, done
         try:
             self.leave_if_told()
+            if self._pressed is not None:
+                self.press()
             yield
         finally:
             self._idle = False
@@ -102,6 +105,11 @@ class Interrupt:
         self._ended, self._pressed = number, monotonic()
         if self._idle:
             sys.exit(128 + number)
+
+
+def soon_after(press: float) -> bool:
+    """Whether a press now counts as the second of two; `press`: when the first was."""
+    return monotonic() - press < AGAIN_SECONDS
 
 
 def present() -> Interrupt | None:

@@ -28,6 +28,7 @@ from kvchat.cli import main as cli
 from kvchat.cli import oneshot
 from kvchat.engine.decode.loop import compile_beside
 from kvchat.repl import repl
+from kvchat.terminal import interrupt
 from tests.support import scripted_program
 
 assert oneshot and repl, "imported once"
@@ -45,6 +46,7 @@ def become(arguments: list[str], environment: dict[str, str], prepare: Callable)
     """In a child whose first three files are what they should be: run the command line and end."""
     code = 1
     torch.set_num_threads(1)  # a test may have set more, and those of the parent are not here
+    interrupt.AGAIN_SECONDS = 60.0  # on a busy machine two presses are not soon after each other
     try:
         os.environ.clear()
         os.environ.update(environment)

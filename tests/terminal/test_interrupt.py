@@ -98,6 +98,10 @@ def test_two_presses_at_the_prompt_leave_wherever_the_second_falls(scene, monkey
     for act in (cleared, press):  # nothing was sent yet
         with pytest.raises(KeyboardInterrupt):
             repl.talk(scene.context, Typed(act, act))
+    moments = iter((lambda: None, press))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(scene.chat.cache, "tell", lambda: next(moments)())
+        repl.talk(scene.context, Typed(cleared, "never read"))
     press_with_every_line(scene, monkeypatch)
     left = Typed(cleared, "never read")
     with pytest.raises(KeyboardInterrupt):

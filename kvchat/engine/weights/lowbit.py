@@ -15,6 +15,9 @@ from kvchat.engine.gguf.tensors import Packed
 # What the operators compute with, and what scales and zeros are stored in.
 WIDE = torch.bfloat16
 SLICE = {"cpu": 2**20, "cuda": 2**25}  # values of a weight that are turned back at once
+# Those that are stored at once: less, because what is worked with is freed between the codes that
+# stay, and the heap keeps it. It takes as long.
+STORED = {"cpu": 2**18, "cuda": 2**25}
 BLOCK = 32  # values of a group in GGUF
 ROWS = 64  # of which a slice is a multiple: operators pack so many together, or a divisor of it
 
@@ -61,7 +64,7 @@ def pack_groups(weight: Packed) -> tuple[Tensor, Tensor]:
     outputs, inputs = weight.shape
     scales = torch.empty(inputs // BLOCK, outputs, 2, dtype=WIDE, device=weight.device)
     parts = []
-    for a, b in slices(weight.shape, weight.device):
+    for a, b in slices(weight.shape, weight.device, STORED):
         codes, scale, low = weight.groups(slice(a, b))
         scales[:, a:b] = torch.stack((scale, low + 8 * scale), dim=2).transpose(0, 1)
         parts.append(_pack(codes.int()))
@@ -72,7 +75,7 @@ def fill(place: Tensor, weight: Tensor | Packed) -> Tensor:
     """Write the numbers of a weight into `place`; those of a matrix in blocks by slices."""
     if isinstance(weight, Tensor):
         return place.copy_(weight)
-    for a, b in slices(weight.shape, place.device):
+    for a, b in slices(weight.shape, place.device, STORED):
         place[a:b] = weight[a:b]
     return place
 
@@ -104,14 +107,14 @@ def halves_of(rows: int) -> bool:
 def _copied(weight: Tensor | Packed) -> Iterator[tuple[int, int, Tensor]]:
     """Slices `a, b` of rows with their numbers in f32, always in the same store."""
     wide = _store(weight, torch.float32)
-    for a, b in slices(weight.shape, weight.device):
+    for a, b in slices(weight.shape, weight.device, STORED):
         yield a, b, wide[: b - a].copy_(weight[a:b])
 
 
 def _store(weight: Tensor | Packed, dtype: torch.dtype) -> Tensor:
     """Room for a slice of rows of `weight`."""
-    rows, inputs = slices(weight.shape, weight.device)[0][1], weight.shape[1]
-    values = max(SLICE[weight.device.type], ROWS * inputs)
+    rows, inputs = slices(weight.shape, weight.device, STORED)[0][1], weight.shape[1]
+    values = max(STORED[weight.device.type], ROWS * inputs)
     own = room(values, dtype, weight.device, get_ident())
     return own[: rows * inputs].view(rows, inputs)
 
@@ -124,10 +127,13 @@ def room(values: int, dtype: torch.dtype, device: torch.device, thread: int) -> 
         return torch.empty(values, dtype=dtype, device=device)
 
 
-def slices(shape: tuple[int, ...], device: torch.device) -> list[tuple[int, int]]:
-    """Ranges of the rows of a weight of shape `[out, in]` that are worked on at once."""
+def slices(
+    shape: tuple[int, ...], device: torch.device, values: dict[str, int] = SLICE
+) -> list[tuple[int, int]]:
+    """Ranges of the rows of a weight of shape `[out, in]` that are worked on at once: about so many
+    `values` on a device."""
     outputs, inputs = shape
-    step = max(SLICE[device.type] // inputs // ROWS, 1) * ROWS
+    step = max(values[device.type] // inputs // ROWS, 1) * ROWS
     return [(a, min(a + step, outputs)) for a in range(0, outputs, step)]
 
 
