@@ -137,16 +137,8 @@ class FlatSegment:
 
     def where(self, chosen: Tensor) -> "FlatSegment":
         """The entries for which `chosen [R]` (bool) is true; the span stays."""
-        parts = torch.split(chosen, list(self.lengths))
-        return FlatSegment.of(
-            self.k[chosen],
-            self.v[chosen],
-            [int(part.sum()) for part in parts],
-            self.position[chosen],
-            self.span,
-            None if self.bias is None else self.bias[chosen],
-            None if self.count is None else self.count[chosen],
-        )
+        lengths = [int(part.sum()) for part in torch.split(chosen, list(self.lengths))]
+        return self._at(chosen.nonzero()[:, 0], lengths)
 
     def joined(self, later: "FlatSegment") -> "FlatSegment":
         """These entries and those of a `later` segment, which begins where this one ends."""
@@ -174,15 +166,16 @@ class FlatSegment:
         """The same entries, those of each head in the order of their positions."""
         parts = torch.split(self.position, list(self.lengths))
         order = torch.cat([part.argsort() + a for part, a in zip(parts, self.ends, strict=False)])
-        return FlatSegment.of(
-            self.k[order],
-            self.v[order],
-            self.lengths,
-            self.position[order],
-            self.span,
-            None if self.bias is None else self.bias[order],
-            None if self.count is None else self.count[order],
+        return self._at(order, self.lengths)
+
+    def _at(self, places: Tensor, lengths: Sequence[int]) -> "FlatSegment":
+        """The entries at `places [n]` of the store, head after head, `lengths[h]` of head h."""
+        k, v, position, bias, count = (
+            None if each is None else each.index_select(0, places)
+            for each in (self.k, self.v, self.position, self.bias, self.count)
         )
+        assert k is not None and v is not None and position is not None
+        return FlatSegment.of(k, v, lengths, position, self.span, bias, count)
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], span: tuple[int, int]) -> "FlatSegment":

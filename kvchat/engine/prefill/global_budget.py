@@ -31,7 +31,9 @@ class Known:
 
     def where(self, chosen: Tensor) -> "Known":
         """The entries for which `chosen [n]` is true."""
-        return Known(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+        at = chosen.nonzero()[:, 0]
+        every = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Known(*(each.index_select(0, at) for each in every))
 
 
 class Pool:
