@@ -8,7 +8,7 @@ from kvchat.engine.cache.segment import FlatSegment
 from kvchat.engine.methods.kmeans import summed, train
 from kvchat.engine.peers import Peers
 
-ITERS, SEED = 8, 0  # of K-means
+ITERS, SEED = 4, 0  # of K-means
 SLICE = 8192  # entries that are numbers in fp32 at a time
 LEAST = 1e-8  # of what an entry is worth, or a cluster could have no weight
 
