@@ -84,8 +84,12 @@ def _suspend(*_: object) -> None:
 
 
 def interruptible() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt: imports are done, work begins."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """From here on Ctrl-C raises KeyboardInterrupt: imports are done, work begins.
+
+    Whoever else listens goes on: the chat, or a program that has kvchat as a library.
+    """
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def failed(error: KvchatError, as_json: bool) -> int:

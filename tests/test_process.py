@@ -3,8 +3,11 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from kvchat.process import interruptible
 
 WAITS = """
 import sys
@@ -33,3 +36,15 @@ def test_a_signal_that_the_parent_ignores_does_not_end_us(number, ignored):
         child.send_signal(number)
         out, _ = child.communicate(timeout=60)
     assert (out, child.returncode) == ((b"alive\n", 0) if ignored else (b"", 128 + number))
+
+
+def test_whoever_listens_for_ctrl_c_goes_on_doing_so():
+    """A program that has kvchat as a library, also in a thread, where nobody may listen anew."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(interruptible).result()
+        interruptible()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -16,7 +16,8 @@ from kvchat.terminal.screen import Screen
 
 
 class ChatLogWriter:
-    """The file of one chat. It begins with the first turn; a disk that fails is said once.
+    """The file of one chat. It begins with the first turn, or a name, and with all that there is by
+    then; a disk that fails is said once.
 
     `problem` says why nothing is saved any more.
     """
@@ -92,8 +93,7 @@ class ChatLogWriter:
             with shielded():
                 if self._record is None:
                     self._record = saved.Record(self.path)
-                    turns = [turn_event(turn, None, 0) for turn in chat.session.all_turns[:-1]]
-                    events = (head_event(chat, self.name), *state_events(chat), *turns, *events)
+                    events = everything(chat, self.name)  # with what is to be written
                 self._record.append(*events)
                 self._let_go()
         except OSError as error:
@@ -103,6 +103,15 @@ class ChatLogWriter:
                 self._screen.tell(f"kvchat: {self.problem}", NOTICE)
             self.close()
             self.path = None
+
+
+def everything(chat: Chat, name: str) -> tuple[dict[str, Any], ...]:
+    """A whole chat as it is."""
+    turns, last = chat.session.all_turns, chat.last
+    events = [turn_event(turn, None, 0) for turn in turns]
+    if turns and last and last.answer == turns[-1].answer:
+        events[-1] = turn_event(turns[-1], last, 0)
+    return (head_event(chat, name), *state_events(chat), *events)
 
 
 def head_event(chat: Chat, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from kvchat.chat.chatlog_writer import ChatLogWriter, turn_of
 from kvchat.chat.open import open_chat
 from kvchat.chat.prefill import restore
 from kvchat.chat.prepare import Prepared, restored
-from kvchat.chat.setup import chosen_method, context_limit
+from kvchat.chat.setup import chosen_method
 from kvchat.chat.sources import open_document
 from kvchat.chat.tails import cascade_of
 from kvchat.chat.work import Dropped, run, timed
@@ -142,7 +142,8 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
         same_text(files, found, screen, interactive=False)
         method = chosen_method(options, chat.session.engine.gate is not None) if files else Full()
         present = chat.session
-        tokenizer, limit = present.dialogue.tokenizer, context_limit(present.engine.config, options)
+        tokenizer = present.dialogue.tokenizer
+        limit = present.engine.config.window(options.ctx_size)
         book = compose(
             tokenizer,
             files,

@@ -15,7 +15,6 @@ from kvchat.engine.methods import AUTO, UNSEEN
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.build import parse_method
 from kvchat.engine.methods.simple import Full
-from kvchat.engine.model.config import ModelConfig
 from kvchat.engine.sizes import CHUNKS
 from kvchat.errors import KvchatError
 from kvchat.machine import ranks
@@ -93,7 +92,7 @@ def settle(prepared: Prepared) -> Setup:
         options,
         device,
         resolve_dtype(options.dtype, config, options.weights),
-        context_limit(config, options),
+        config.window(options.ctx_size),
         options.prefill_chunk or CHUNKS[device.type],
         method,
         ends,
@@ -126,18 +125,3 @@ def chosen_method(options: Options, gated: bool) -> Method:
 def gated(prepared: Prepared) -> bool:
     """Whether there is a gate for the model, as its checkpoint says."""
     return gates.exists(prepared.model.path, prepared.config)
-
-
-def context_limit(config: ModelConfig, options: Options) -> int:
-    """The model's window, or that of `--ctx-size`: a smaller one, or one that its scaled positions
-    reach."""
-    if options.ctx_size is None:
-        return config.context_limit
-    most = config.stretched  # the window, or more
-    if not 1 <= options.ctx_size <= most:
-        raise KvchatError(
-            "usage",
-            f"--ctx-size {options.ctx_size:,} is outside 1–{most:,}, the model's window",
-            f"--ctx-size {most}",
-        )
-    return options.ctx_size

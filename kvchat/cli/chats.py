@@ -42,8 +42,9 @@ def rename(
     saved, new = chatlog.find(name), chatlog.checked_name(to)
     if any(chat.name == new and chat.path != saved.path for chat in chatlog.chats()):
         raise KvchatError("session", f"a chat is called {new!r} already", "another name")
-    record = chatlog.Record(saved.path)
+    record = chatlog.Record.of(saved.path)
     try:
+        record.cut(chatlog.read(saved.path).whole)  # a torn line would be one in the middle
         record.append({"event": "name", "name": new})
     except OSError as error:
         raise KvchatError("session", f"{saved.path}: {error.strerror}") from None

@@ -166,7 +166,7 @@ def settle(wanted: PlanOptions) -> Frame:
     dtype = config.dtype if kind == "auto" else DTYPES.get(kind, kind)
     if dtype not in ITEM_BYTES:
         raise KvchatError("usage", f"{clean(dtype)!r} is not a dtype", "--dtype bf16")
-    limit = min(wanted.ctx_size or config.context_limit, config.stretched)
+    limit = config.window(wanted.ctx_size)
     chunk, cuda = wanted.chunk or CHUNKS[wanted.device], wanted.device == "cuda"
     itemsize = ITEM_BYTES[dtype]
     streams = wanted.overflow == "stream"

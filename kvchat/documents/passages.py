@@ -97,8 +97,7 @@ def marks(document: Document) -> tuple[Place, ...]:
     Those that the file has, else marks of pages in the text, else headings.
     """
     if len(document.places) > 1:
-        unit = document.unit
-        return tuple(Place(_called(place.name, unit), place.start) for place in document.places)
+        return tuple(Place(_called(place.name), place.start) for place in document.places)
     pages = [(int(m[1] or m[2]), m.start(), m.end()) for m in PAGES.finditer(document.text)]
     if len(pages) > 1:
         number, begin, _ = pages[0]
@@ -146,7 +145,7 @@ def label_at(document: Document, known: Sequence[Place], offset: int) -> str:
     return f"line {document.text.count(chr(10), 0, offset) + 1:,}"
 
 
-def _called(name: str, unit: str) -> str:
+def _called(name: str) -> str:
     number = re.fullmatch(r"page (\d+)", name)
     return f"p. {number[1]}" if number else _short(name)
 

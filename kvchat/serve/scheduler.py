@@ -76,7 +76,7 @@ class Scheduler(threading.Thread):
         with self._changed:
             if self._stopping:
                 raise Refusal(503, "the server is stopping", after=5)
-            if len(self._waiting) >= self.queue and self.busy >= self.most:
+            if len(self._waiting) + self.busy >= self.queue + self.most:
                 raise Refusal(
                     429,
                     f"{self.busy} answers are being written and {len(self._waiting)} requests wait "

@@ -120,7 +120,11 @@ assert {"model", "stop", *SAMPLING} <= OPTIONS.keys()
 
 
 def live_option(name: str) -> Option:
-    """The option that `/set name` means: a name or the beginning of one. Raises KvchatError."""
+    """The option that `/set name` means: a name or the beginning of one, with - or _.
+
+    Raises KvchatError.
+    """
+    name = name.replace("-", "_")
     found = [key for key in LIVE if key == name] or [key for key in LIVE if key.startswith(name)]
     if len(found) == 1:
         return LIVE[found[0]]

@@ -97,7 +97,7 @@ class Lines:
         keys = KeyBindings()
         has_text = Condition(lambda: bool(get_app().current_buffer.text))
 
-        @keys.add("enter")
+        @keys.add("enter", filter=~is_searching)
         def _(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
             if buffer.text.lstrip().startswith(BLOCK) and buffer.text.count(BLOCK) % 2:

@@ -96,7 +96,11 @@ def saved_chat_commands(folder, place):
     assert [turn["question"] for turn in found["turns"]] == [QUESTION, "And?"]
     assert told("export", "mine", str(file))[0] == 4, "nothing is overwritten"
     assert told("export", "mine", "x.doc")[0] == 2
+    [saved] = Path(place["XDG_STATE_HOME"]).rglob("sessions/*.jsonl")
+    with saved.open("a") as chat:
+        chat.write('{"event": "turn", "quest')  # a process that died in the midst of a line
     assert told("rename", "mine", "yet another")[0] == 0
+    assert told("show", "yet another")[1].count("\n> ") == 2
     assert told("show", "mine")[0] == 8 and told("rename", "mine", "x")[0] == 8
     assert told("rename", "yet another", "/")[0] != 0
     assert told("rename", "yet another", "mine")[0] == 0

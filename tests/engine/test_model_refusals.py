@@ -195,6 +195,10 @@ def test_windows_of_scaled_positions(folder, scaling, more, window, most):
     config = interpret(raw)
     assert (config.context_limit, config.stretched) == (window, most)
     assert config.within(most).context_limit == most
+    assert (config.window(None), config.window(most), config.window(1)) == (window, most, 1)
+    for outside in (0, most + 1):
+        with pytest.raises(KvchatError, match=f"{most:,}"):
+            config.window(outside)
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])

@@ -21,6 +21,7 @@ from kvchat.repl import repl
 from kvchat.repl.commands import COMMANDS, MOVED, Quit, documents, find
 from kvchat.repl.completion import SlashCompleter
 from kvchat.settings.options import Options
+from kvchat.terminal.interrupt import Interrupt, present
 from tests.support.scene import STORY, Scene, shown, string_screen
 
 MORE = "The harbour has a number: 4711. " * 4
@@ -165,6 +166,24 @@ def test_another_model_goes_on_with_documents_and_turns(scene, chat_folder):
     told = session.dialogue.tokenizer.decode(ids)
     assert STORY.strip() in told and told.index("Ships.") < told.index("Why?") < told.index("Stars")
     assert scene.chat.options.model.endswith(scene.chat.model.path.name)
+
+
+@pytest.mark.parametrize("line", ["/rename mine", "/retry", "/undo"])
+def test_what_follows_another_model_is_saved_with_all_turns(scene, chat_folder, line):
+    """There a new file begins, in the midst of a chat; and signals are the chat's affair still."""
+    scene.ask("What?", "Ships.")
+    scene.ask("Why?", "Stars.")
+    with Interrupt() as calm:
+        scene.run(f"/model {chat_folder('sentencepiece', None)}")
+        assert present() is calm
+    scene.run("/set max-tokens 4")
+    scene.run(line)
+    turns = [(turn.question, turn.answer) for turn in scene.chat.session.all_turns]
+    assert len(turns) == (1 if line == "/undo" else 2)
+    writer = scene.context.writer
+    if line != "/undo":  # of which there is nothing to be written before the next turn
+        found = chatlog.read(writer.path).turns
+        assert [(turn["question"], turn["answer"]) for turn in found] == turns
 
 
 def test_a_second_document_is_read_behind_the_first(scene):

@@ -4,11 +4,14 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from kvchat.engine.text.chat_template import Dialogue
 from kvchat.serve import patience, wire
+from kvchat.serve.refusals import Refusal
+from kvchat.serve.scheduler import Scheduler
 from tests.serve.conftest import served
 from tests.serve.test_documents import form
 
@@ -227,6 +230,18 @@ def test_who_waits_and_who_is_too_many(tmp_path, book):
         waiting.close()
         client.until(lambda: client.metric("answering") == 0)
         assert client.metric("answers_cancelled_total") == 2
+
+
+def test_as_many_wait_where_memory_is_the_limit(monkeypatch):
+    """One is being answered, and who is first in the queue does not fit beside it."""
+    monkeypatch.setattr(Scheduler, "room", lambda scheduler: 10)
+    scheduler, large = Scheduler(None, most=4, queue=2), SimpleNamespace(planned=100)
+    scheduler._answering.append(large)
+    for _ in range(2 + 4 - 1):
+        scheduler.ask(large)
+    with pytest.raises(Refusal) as refused:
+        scheduler.ask(large)
+    assert refused.value.status == 429
 
 
 def test_memory_is_planned_for_each_request(tmp_path, book, monkeypatch):

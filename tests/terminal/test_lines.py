@@ -13,6 +13,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from kvchat.terminal.line_editor import Lines, private_history
+from tests.support.intime import in_time
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,12 @@ def test_history_is_private_and_forgets_lines_with_a_space_in_front(home):
     path.chmod(0o644)
     private_history()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_what_a_search_in_the_history_finds_is_taken_with_enter():
+    typed("Who is the captain?\r", history=True)
+    with in_time():
+        assert typed("\x12capt\r\r", history=True) == "Who is the captain?"
 
 
 def test_without_a_place_for_history_it_stays_in_memory(home, monkeypatch):

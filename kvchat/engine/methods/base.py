@@ -166,7 +166,8 @@ class Method(ABC):
     @property
     def means(self) -> int:
         """Entries of every head that stand for those that were evicted, where layers share a
-        budget, which pays for them. They stay as the model has its entries, whatever `bits`."""
+        budget, which pays for them. Those of several entries stay as the model has its entries,
+        whatever `bits`."""
         return 0
 
     def priced(self, geometry: Geometry) -> Geometry:

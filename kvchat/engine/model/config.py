@@ -6,6 +6,8 @@ How families and layers differ is data here; one decoder reads it.
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from kvchat.errors import KvchatError
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -172,6 +174,19 @@ class ModelConfig:
             else (range(dim // 2), range(dim // 2, dim))
         )
         return (*first, *rest[:half], *second, *rest[half:])
+
+    def window(self, asked: int | None) -> int:
+        """The context window, or the `asked` one: smaller, or as far as scaled positions reach.
+
+        Raises KvchatError("usage").
+        """
+        if asked is not None and not 1 <= asked <= self.stretched:
+            raise KvchatError(
+                "usage",
+                f"--ctx-size {asked:,} is outside 1–{self.stretched:,}, the model's window",
+                f"--ctx-size {self.stretched}",
+            )
+        return self.context_limit if asked is None else asked
 
     def within(self, limit: int) -> "ModelConfig":
         """The same model for contexts of up to `limit` tokens, where positions depend on that.

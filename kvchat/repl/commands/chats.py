@@ -36,10 +36,7 @@ def save(context: Context, argument: str) -> None:
         return
     with free_name(context, argument) as name:
         copy_ = ChatLogWriter(context.screen, chatlog.new_path(), name)
-        if chat.session.turns:
-            copy_.turn(chat)  # a file begins with all the turns there are
-        else:
-            copy_.rename(chat, name)
+        copy_.rename(chat, name)  # a file begins with all the turns there are
     if copy_.path is None:  # the disk failed, which has been said
         return
     writer.close()
