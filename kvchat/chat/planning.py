@@ -34,12 +34,12 @@ def planned_chat(setup: Setup, book: Book, screen: Screen) -> Setup:
     Raises KvchatError("memory") if the plan needs more than is free, KvchatError("usage") for a
     budget that is too small.
     """
-    options, device, wanted, why = setup.options, setup.device, setup.method, ""
+    options, device, wanted, why, whole = setup.options, setup.device, setup.method, "", ""
     if not book.files:  # a system prompt alone is not worth a choice
         setup = replace(setup, method=Full())
     elif auto.is_open(options):
         setup, why = _by_memory(setup, len(book.ids))
-    elif why := auto.few(len(book.ids), setup.method):
+    elif whole := auto.few(len(book.ids), setup.method):
         setup = replace(setup, method=Full())
     require_levels(options, len(book.ids) - book.saved, setup.limit)
     if book.ids:
@@ -50,6 +50,8 @@ def planned_chat(setup: Setup, book: Book, screen: Screen) -> Setup:
         _introduce(setup, book, plan, free, screen)
         if why:
             screen.say(f"      {why}")
+        if whole:  # another method was asked for
+            screen.warn(whole)
     require_memory(
         plan,
         free,

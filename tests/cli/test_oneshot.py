@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kvchat.engine import sizes
 from tests.support import program
 from tests.support.forked import kvchat
 
@@ -80,6 +81,17 @@ def test_a_cut_is_in_the_json_and_in_a_warning(tmp_path, policy):
     assert found["usage"]["document_tokens"] <= 750
     assert any("were cut" in warning for warning in found["warnings"])
     assert b"were cut" in kvchat(*arguments).stderr
+
+
+def test_a_short_document_is_kept_whole_and_that_is_said(tmp_path, monkeypatch):
+    """Another method was asked for: a script must see that it did not run."""
+    monkeypatch.setattr(sizes, "SMALL", 2000)
+    path = tmp_path / "short.txt"
+    path.write_text("The valley is wide. " * 20)
+    asked = [str(path), "-p", "Why?", "-n", "2", "--json"]
+    [plain], [found] = (events(kvchat(*asked, *more)) for more in ((), ("--budget", "10%")))
+    assert found["kv"]["method"] == plain["kv"]["method"] == "full"
+    assert not plain["warnings"] and len(found["warnings"]) == 1
 
 
 def saved_chat_commands(folder, place):
