@@ -14,7 +14,7 @@ from kvchat.chat.work import Dropped, run, timed
 from kvchat.documents import Document
 from kvchat.documents.document_ids import Book, compose
 from kvchat.engine import sizes
-from kvchat.engine.context_window import tokens_of
+from kvchat.engine.context_window import require_fit, tokens_of
 from kvchat.engine.events import drain
 from kvchat.engine.methods.base import Method
 from kvchat.engine.methods.simple import Full
@@ -23,7 +23,7 @@ from kvchat.hub.find import longer_windows
 from kvchat.machine import resources as machine
 from kvchat.machine.loaded import left, workload
 from kvchat.machine.plan import Workload, make_plan
-from kvchat.terminal.text import alike, seconds, unicode
+from kvchat.terminal.text import alike, counted, seconds, unicode
 
 
 def attach(chat: Chat, added: Sequence[Document]) -> bool:
@@ -68,8 +68,10 @@ def append(chat: Chat, added: Sequence[Document]) -> bool:
     try:
         run(chat, session.append(ids, method), "prefill", tokens)
     except Dropped:
-        screen.tell("interrupted: nothing has changed")
-        return False
+        if len(session.document) < len(book.ids):
+            screen.tell("interrupted: nothing has changed")
+            return False
+        screen.tell("interrupted: the turns follow with the next question")
     took = perf_counter() - begin
     chat.book = book
     if method != Full() or chat.method == Full():
@@ -98,15 +100,21 @@ def instruct(chat: Chat, system: str) -> bool:
     if not chat.book.files or chat.options.folds:
         book = _book(chat, chat.book.files, system)
         return recompress(chat, book=book, questions=chat.chosen_for)
-    book, talk = chat.book.told(system), tokens_of(chat.session.turns)
+    session, book = chat.session, chat.book.told(system)
+    talk, gone = tokens_of(session.turns), len(session.forgotten)
+    behind = len(session.document) + book.dialogue.told_tokens
+    require_fit(behind, session.limit, "it, with the documents,")
     if not agreed(chat, talk):
         return False
     try:
-        run(chat, chat.session.rephrase(book.dialogue), "restoring turns", talk)
+        run(chat, session.rephrase(book.dialogue), "restoring turns", talk)
     except Dropped:
         chat.screen.tell("interrupted: nothing has changed")
         return False
     chat.book = book
+    if left := len(session.forgotten) - gone:
+        oldest = f"the oldest {counted(left, 'turn')} dropped"
+        chat.screen.warn(f"context window full: {oldest}; the saved chat has all")
     return True
 
 
@@ -139,14 +147,14 @@ def forget(chat: Chat) -> None:
     session.dialogue = book.dialogue
     drain(session.prefill(book.ids, Full(), session.method))
     chat.book, chat.method, chat.in_view, chat.last = book, Full(), "", None
-    chat.restored = None
+    chat.restored = chat.waiting = None
 
 
 def _book(chat: Chat, files: Sequence[Document], system: str) -> Book:
     """The book of other files or another system prompt, for the same model."""
     session = chat.session
     tokenizer, limit = session.dialogue.tokenizer, session.limit
-    talk = sum(len(turn.ids) for turn in session.turns)
+    talk = 0 if session.cascade else tokens_of(session.turns)
     book = compose(
         tokenizer,
         files,

@@ -8,6 +8,7 @@ from time import perf_counter
 from kvchat.chat.chat import Chat, Waiting
 from kvchat.chat.work import Dropped, Later, Work, run, timed
 from kvchat.documents.document_ids import compose
+from kvchat.engine.context_window import tokens_of
 from kvchat.engine.events import drain
 from kvchat.engine.gates.check import lost, usual
 from kvchat.engine.methods.base import Method
@@ -90,7 +91,10 @@ def go_on(chat: Chat) -> bool:
     chat.cache.save(session, book, chat.method, chat.timings["prefill"], waiting.asked)
     screen.tell(prefill_line(chat, screen.line))
     turns = session.retold(talk)
-    run(chat, session.restore(turns), "restoring turns", sum(len(turn.ids) for turn in turns))
+    try:
+        run(chat, session.restore(turns), "restoring turns", tokens_of(turns))
+    except Dropped:
+        screen.tell("the document is there; the model no longer sees the turns before it")
     return True
 
 

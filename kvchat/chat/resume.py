@@ -169,9 +169,8 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
         )
         known = options.select == "instruction" and files and method.needs.sees
         questions = [*options.foreseen] if known else []
-        other = replace(
-            chat, options=options, session=session, method=method, book=book, timings={}, last=None
-        )
+        other = replace(chat, options=options, session=session, method=method, book=book)
+        other.timings, other.last, other.waiting = {}, None, None
         with timed(other.timings, "prefill"):
             restore(other, method, present.method, questions)
         recall(other, found)

@@ -91,7 +91,7 @@ def plan(**given: Any) -> int:
     budget = Budget.parse(wanted.budget) if wanted.budget else None
     methods = {spec: parse_spec(spec, budget) for spec in wanted.methods}
     unfitted = [spec for spec, method in methods.items() if frame.lacks(method.name)]
-    if wanted.fit:
+    if wanted.fit is not None:
         reserve = reserve_of(frame.work.limit)
         rows = []
         for spec, method in methods.items():
@@ -111,7 +111,7 @@ def plan(**given: Any) -> int:
             for spec, tokens, each in rows
         ]
         told = {"schema": 2, "model": frame.name, "window": frame.work.limit, "plans": plans}
-        told |= {"too_long": [] if wanted.fit else too_long(wanted.tokens, frame)}
+        told |= {"too_long": [] if wanted.fit is not None else too_long(wanted.tokens, frame)}
         told |= {"unfitted": unfitted}
         print(json.dumps(told))
         return 0
@@ -124,11 +124,11 @@ def plan(**given: Any) -> int:
         purpose = methods[spec].name
         why = f"{labels[spec]}: kvchat calibrate MODEL --for {purpose} has to come before it"
         console(stderr=True).print(Text(why, NOTICE))
-    if not wanted.fit and room(wanted.device).device == wanted.device:
+    if wanted.fit is None and room(wanted.device).device == wanted.device:
         usable = [row for row in rows if row[0] not in unfitted]
         if usable:
             console().print(Text(recommendation(labels, usable, room(wanted.device))))
-    if not wanted.fit and (beyond := too_long(wanted.tokens, frame)):
+    if wanted.fit is None and (beyond := too_long(wanted.tokens, frame)):
         console(stderr=True).print(Text(refusal(beyond, frame), NOTICE))
     return 0
 
@@ -230,10 +230,10 @@ def show(
         f"KV per token · weights {size(weights)}{stored_as}",
         soft_wrap=False,
     )
-    if fit:
+    if fit is not None:
         out.print(f"the longest document that fits into {size(fit)}:")
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    last = f"+ {reserve_of(work.limit):,} tokens" if fit else "window full"
+    last = f"+ {reserve_of(work.limit):,} tokens" if fit is not None else "window full"
     for column in ("method", "tokens", "KV full", "KV kept", "prefill", last):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for spec, tokens, each in rows:
@@ -244,7 +244,7 @@ def show(
         )
     out.print(table)
     where = "the CUDA context" if work.cuda else "the process"
-    if fit and not any(tokens for _, tokens, _ in rows):
+    if fit is not None and not any(tokens for _, tokens, _ in rows):
         out.print(f"nothing fits: the weights and {where} alone take more")
         for way in smaller_weights(rows[0][2], fit):
             out.print(f"  try: {way}")

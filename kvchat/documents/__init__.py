@@ -37,6 +37,7 @@ class Format(NamedTuple):
 # 2^n ways.
 HTML = rb"\s*(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*<(!doctype\s+html|html)\b"
 FB2 = rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<FictionBook\b"
+NUMBERED = re.compile(r"(?:page|slide) (\d+)")
 ZIP = rb"PK\x03\x04"  # names stand uncompressed in a zip file
 FORMATS = {
     "text": Format("kvchat.documents.plain"),
@@ -231,8 +232,15 @@ def require_pages(files: Sequence[Document], pages: str | None) -> None:
 
 
 def chosen(name: str, sections: Sections, pages: str) -> list[int]:
-    """The indices of the parts that `pages` names: `3`, `1-40`, `1-3,7,90-`. Raises KvchatError."""
-    total, picked = len(sections.parts), set()
+    """The indices of the parts that `pages` names: `3`, `1-40`, `1-3,7,90-`. Raises KvchatError.
+
+    Pages and slides go by their own numbers: those without text may be no parts.
+    """
+    named = [NUMBERED.fullmatch(part.name) for part in sections.parts]
+    numbers = [int(found[1]) for found in named if found]
+    if len(numbers) < len(named):
+        numbers = list(range(1, len(named) + 1))
+    total, picked = max(numbers), set()
     for piece in pages.split(","):
         match = re.fullmatch(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?", piece.strip())
         if match is None or not (match[1] or match[3]):
@@ -246,7 +254,10 @@ def chosen(name: str, sections: Sections, pages: str) -> list[int]:
                 f"--pages 1-{total}",
             )
         picked |= set(range(first, last + 1))
-    return [number - 1 for number in sorted(picked)]
+    found = [place for place, number in enumerate(numbers) if number in picked]
+    if not found:
+        raise KvchatError("input", f"{name} has no text on {sections.unit} {clean(pages)}")
+    return found
 
 
 def _similar(file: Path) -> list[str]:

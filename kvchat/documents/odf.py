@@ -13,6 +13,7 @@ MAIN = "content.xml"
 SILENT = {"tracked-changes", "annotation", "forms", "sequence-decls", "notes", "binary-data"}
 BREAKS = {"tab": "\t", "line-break": "\n", "soft-page-break": LAID}
 SPACES = 100  # the most that one element can stand for
+REPEATED, COPIED = 1000, 10**5  # the same of cells and rows, and characters of their copies
 PAGES = {"table": "sheets", "page": "slides"}
 
 
@@ -60,6 +61,13 @@ def _attribute(element: Element, end: str) -> str:
     return next((value for key, value in element.attrib.items() if key.endswith(end)), "")
 
 
+def _copies(element: Element, text: str, what: str) -> list[str]:
+    """The text of a cell or a row as often as it stands there: alike neighbours are stored once."""
+    count = _attribute(element, f"}}number-{what}-repeated") or "1"
+    times = int(count) if len(count) < 9 and count.isdecimal() else 1
+    return [text] * max(1, min(times, REPEATED, COPIED // max(len(text), 1)))
+
+
 def _name(page: Element) -> str:
     return _attribute(page, "}name")
 
@@ -86,10 +94,12 @@ def _block(element: Element) -> str:
     if kind == "list":
         return "\n".join(filter(None, map(_block, element)))
     if kind == "table-row":
-        cells = (" ".join(filter(None, map(_block, cell))) for cell in element)
-        return "\t".join(cells).rstrip("\t")
+        cells = ((cell, " ".join(filter(None, map(_block, cell)))) for cell in element)
+        every = (text for cell, said in cells for text in _copies(cell, said, "columns"))
+        return "\t".join(every).rstrip("\t")
     if kind == "table":
-        return "\n".join(filter(None, map(_block, element)))
+        rows = ((row, _block(row)) for row in element)
+        return "\n".join(line for row, text in rows if text for line in _copies(row, text, "rows"))
     return _blocks(element)
 
 

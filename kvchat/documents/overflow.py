@@ -1,5 +1,6 @@
 """A text that exceeds the context window: what is cut of it, or why it is refused, with numbers."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from kvchat.documents import Document
 from kvchat.engine.sizes import reserve_of
 from kvchat.errors import KvchatError
 
+WORD = 100  # characters within which a word ends; there are languages without spaces
 # The share of the text that stays in front of the cut, by the part that is cut.
 FRONT = {"head": 0.0, "tail": 1.0, "middle": 0.5}
 
@@ -41,14 +43,15 @@ class Cut:
 
 
 def ends(text: str, kept: int, front: float) -> tuple[str, str]:
-    """The first `front` share of `kept` characters and the rest from the end, whole words only."""
+    """The first `front` share of `kept` characters and the rest from the end, in whole words where
+    one ends within `WORD` characters."""
     head = text[: int(kept * front)]
-    if head:
-        head = head[: head.rfind(" ") + 1].rstrip() or head
+    if part := re.search(r"\s\S*\Z", head[-WORD:]):
+        head = head[: len(head) - len(part[0])].rstrip()
     count = kept - int(kept * front)
     tail = text[len(text) - count :] if count else ""
-    if tail and (space := tail.find(" ")) >= 0:
-        tail = tail[space + 1 :]
+    if part := re.match(r"\S*\s", tail[:WORD]):
+        tail = tail[len(part[0]) :]
     return head, tail
 
 

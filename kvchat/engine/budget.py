@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from math import ceil, gcd
+from math import ceil, gcd, isinf
 
 from kvchat.engine.cache import GROUP
 from kvchat.errors import KvchatError
@@ -87,8 +87,8 @@ class Budget:
     def parse(cls, text: str) -> "Budget":
         """`25%`, `2048`, `2k`, `2K`, `1.5GiB`. Raises KvchatError("usage") for anything else."""
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[kK]|[kKmMgG]i?[bB]|[bB])?\s*", text)
-        if match is None:
-            raise KvchatError("usage", f"{text!r} is not a budget", f"--budget with {FORMS}")
+        if match is None or isinf(float(match[1])):
+            raise KvchatError("usage", f"{text!r:.40} is not a budget", f"--budget with {FORMS}")
         number, unit = float(match[1]), match[2] or ""
         if unit == "%":
             if not 0 < number <= 100:

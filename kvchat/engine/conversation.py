@@ -128,6 +128,12 @@ class Conversation:
         self.forgotten += turns[: len(turns) - len(left)]
         self.dialogue = dialogue
 
+    def back(self, turns: Sequence[Turn], forgotten: Sequence[Turn]) -> Work:
+        """Be where the conversation was with these `turns` in the window and those before them
+        `forgotten`."""
+        yield from self._holding([*turns])
+        self.forgotten = [*forgotten]
+
     # Which turns there are
 
     def _past(self, turns: Sequence[Turn]) -> list[Turn]:

@@ -124,11 +124,13 @@ class Reading(Answering):
         """Read `ids` behind the document, which stays as it is kept, and compress them by a method;
         the turns follow.
 
-        If the consumer stops in between, the session is as it was. Raises KvchatError("too_long").
+        If the consumer stops in between, the session is as it was; or it has all of the document,
+        and the turns follow with the next question. Raises KvchatError("too_long").
         """
         self.require_window(method)
         before = len(self.document)
-        require_fit(before + len(ids) + tokens_of(self.turns), self.limit, "all of it")
+        talk = 0 if self.cascade else tokens_of(self.turns)
+        require_fit(before + len(ids) + talk, self.limit, "all of it")
         self._rewind(before)
         self._part = []  # the turns are fed again when they are wanted, now or later
         replays = replays_of(self.dialogue, ids, method.needs.kinds)

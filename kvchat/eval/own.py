@@ -13,6 +13,7 @@ from kvchat.eval.tasks.needles import joined
 from kvchat.terminal.text import clean
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
+MOST = 500  # facts of a document: there are some 1,100 that differ
 CHARACTERS = 4.4  # of a token of prose, about; lengths are made to fit afterwards
 SHORT, LONG = 24, 64  # tokens of an answer: a fact; some sentences
 
@@ -35,7 +36,7 @@ class Hidden:
         """Each question asks for one fact; all stand at places that the seed draws."""
         rng = Random(draw.seed)
         sentences = rng.choice(self.texts)
-        told = facts(rng, draw.questions)
+        told = facts(rng, min(draw.questions, MOST))
         left = draw.tokens * CHARACTERS - sum(len(sentence) + 1 for sentence, _, _ in told)
         at, prose = rng.randrange(len(sentences)), list[str]()
         while left > 0:
@@ -120,8 +121,8 @@ def referenced(path: Path) -> Given:
     cases = []
     for line in lines(path):
         asked = line.fields.get("questions")
-        if not isinstance(asked, list):
-            raise line.error("'questions' is not a list")
+        if not isinstance(asked, list) or not asked:
+            raise line.error("'questions' is no list, or an empty one")
         questions = []
         for each in asked:
             given = each if isinstance(each, dict) else {}

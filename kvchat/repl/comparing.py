@@ -34,6 +34,7 @@ def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
     beside = built(chat, screen, other, history)
     if beside is None:
         return
+    turns, forgotten = [*session.turns], [*session.forgotten]
     session.undo(len(last))
     before = len(session.all_turns)
     try:
@@ -41,6 +42,8 @@ def run(chat: Chat, screen: Screen, other: Method, question: str) -> None:
     finally:
         session.undo(len(session.all_turns) - before)
         drain(session.restore(last))
+        if len(session.forgotten) > len(forgotten):  # they made room for the one that is gone
+            drain(session.back(turns, forgotten))
     chat.session = beside
     try:
         theirs = trial(chat, screen, other, asked)

@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvchat.documents import Document
+from kvchat.documents import Document, Place
 from kvchat.documents.document_ids import Book
+from kvchat.documents.section import WHOLE
 from kvchat.engine.cache.kv_cache import KVCache
 from kvchat.engine.engine import Engine
 from kvchat.engine.events import Progress
@@ -151,6 +152,8 @@ def keep(folder: Path, served: Served) -> None:
         "size": served.document.size,
         "encoding": served.document.encoding,
         "text": served.document.text,
+        "unit": served.document.unit,
+        "places": [[place.name, place.start] for place in served.document.places],
         "method": served.method,
         "budget": served.budget,
         "created": served.created,
@@ -176,7 +179,9 @@ def kept(folder: Path) -> Iterator[Served]:
                 continue
             texts = (raw[name] for name in ("title", "text", "encoding", "name", "method"))
             title, text, encoding, name, method = map(str, texts)
-            document = Document(title, text, size=int(raw["size"]), encoding=encoding)
+            places = tuple(Place(str(name), int(start)) for name, start in raw.get("places", ()))
+            unit, size = str(raw.get("unit", WHOLE)), int(raw["size"])
+            document = Document(title, text, size, encoding, places=places, unit=unit)
             served = Served(path.stem, name, document, sent=True, method=method)
             served.budget, served.created = str(raw["budget"]), int(raw["created"])
             found.append(served)

@@ -90,7 +90,7 @@ class Library:
             raise Refusal(
                 429, f"documents have {held:,} characters by now; delete one first", code="too_many"
             )
-        taken = {each.name for each in self.documents.values()} | {self.chat.model.name}
+        taken = self._taken()
         found = Served(
             name, documents.slug(document.title, taken), document, listed, sent, method, budget,
             used=time.monotonic(),
@@ -98,11 +98,18 @@ class Library:
         self.documents[name] = found
         return found
 
+    def _taken(self) -> set[str]:
+        """Names that a request can ask for already: documents', and two of the model alone."""
+        return {each.name for each in self.documents.values()} | {self.chat.model.name, "default"}
+
     def recall(self) -> int:
         """Take in documents of earlier runs; how many."""
         count = 0
         for each in documents.kept(self.folder) if self.folder is not None else ():
-            taken = {one.name for one in self.documents.values()} | {self.chat.model.name}
+            taken = {one.name for one in self.documents.values()} | {
+                self.chat.model.name,
+                "default",
+            }
             if each.id not in self.documents and count < MOST:
                 if each.name in taken:
                     each.name = documents.slug(each.name, taken)

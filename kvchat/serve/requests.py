@@ -4,7 +4,6 @@ kind and within bounds, or the request is refused with its name."""
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 from kvchat.engine.decode.sampling import Leaning, Sampling
@@ -160,7 +159,7 @@ def _number(raw: Mapping[str, Any], name: str, least: int, most: int) -> float |
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise Refusal(400, f"{name} must be a number", name)
-    if not (isfinite(value) and least <= value <= most):
+    if not least <= value <= most:
         raise Refusal(400, f"{name} must be between {least} and {most}", name)
     return float(value)
 
@@ -258,6 +257,8 @@ def _content(content: Any, where: str) -> tuple[str, str | None]:
         if kind in ("text", "input_text", "output_text", "refusal") and isinstance(said, str):
             texts.append(sound(said))
         elif kind in ("file", "input_file"):
+            if file is not None:
+                raise Refusal(400, f"{where}: one file for a conversation", where)
             about = part.get("file", part)
             file = about.get("file_id") if isinstance(about, dict) else None
             if not isinstance(file, str):

@@ -152,7 +152,7 @@ class _Checker:
 
     def loader(self, suffix: str, command: Any) -> None:
         good = isinstance(command, list) and all(isinstance(part, str) for part in command)
-        if not (good and "{}" in command and suffix.startswith(".")):
+        if not (good and "{}" in command and re.fullmatch(r"\.[^.A-Z]+", suffix)):
             example = '".pdf" = ["pdftotext", "-layout", "{}", "-"]'
             raise self.error("loaders", suffix, f"a loader looks like {example}")
 

@@ -102,3 +102,9 @@ def test_special_tokens_in_a_document_stay_text(tokenizer):
 )
 def test_ends_are_whole_words(kept, front, want):
     assert ends("one two three four", kept, front) == want
+
+
+@pytest.mark.parametrize("text", [f"Chapter 1\n{'字' * 5000}", "Word list\n" + "stone\n" * 1000])
+def test_ends_of_a_text_without_spaces_are_as_long_as_asked(text):
+    for kept in (500, 3000):
+        assert all(len(each) > kept / 2 - 100 for each in ends(text, kept, 0.5))

@@ -163,6 +163,29 @@ def test_what_is_attached_is_said():
     assert "1 " in notice and "rent.pdf" in notice
 
 
+def test_cells_and_rows_that_are_stored_once_stand_as_often_as_they_do():
+    def cell(text, times):
+        said = f"<text:p>{text}</text:p>" if text else ""
+        return (
+            f'<table:table-cell table:number-columns-repeated="{times}">{said}</table:table-cell>'
+        )
+
+    rows = (
+        f"<table:table-row>{cell('rent', 1)}{cell('500', 2)}{cell('700', 1)}</table:table-row>",
+        f"<table:table-row>{cell('gas', 1)}{cell('', 2)}{cell('90', 1)}</table:table-row>",
+        f'<table:table-row table:number-rows-repeated="2">{cell("fee", 1)}{cell("1", 2)}'
+        "</table:table-row>",
+        f'<table:table-row table:number-rows-repeated="1048576">{cell("", 16384)}'
+        "</table:table-row>",
+    )
+    data = odf("spreadsheet", f'<table:table table:name="A">{"".join(rows)}</table:table>')
+    lines = documents.decode("a.ods", data).text.splitlines()
+    assert lines == ["rent\t500\t500\t700", "gas\t\t\t90", "fee\t1\t1", "fee\t1\t1"]
+    many = f"<table:table-row>{cell('x' * 1000, 99_999_999)}</table:table-row>"
+    data = odf("spreadsheet", f'<table:table table:name="A">{many}</table:table>')
+    assert len(documents.decode("a.ods", data).text) < 102_000
+
+
 def test_numbers_that_are_too_large_are_no_trouble(monkeypatch):
     spaces = '<text:p>a<text:s text:c="999999999"/><text:s text:c="9999"/>b</text:p>'
     assert documents.decode("a", odf("text", spaces)).text == f"a{' ' * 101}b"

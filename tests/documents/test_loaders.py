@@ -173,6 +173,16 @@ def test_pages_of_a_text_with_form_feeds(pages, want):
     assert "".join(found.text.split()) == want
 
 
+def test_pages_keep_their_numbers_beside_blank_ones():
+    text = b"one\f\fthree\ffour"
+    found = documents.decode("a.txt", text, pages="3")
+    assert (found.text, [place.name for place in found.places]) == ("three", ["page 3"])
+    assert documents.decode("a.txt", text, pages="2-4").text.split() == ["three", "four"]
+    with pytest.raises(KvchatError) as caught:
+        documents.decode("a.txt", text, pages="2")
+    assert caught.value.code == "input"
+
+
 @pytest.mark.parametrize("pages", ["0", "5", "3-2", "x", "1-9", "-"])
 def test_pages_that_are_not_there(pages):
     with pytest.raises(KvchatError) as caught:

@@ -11,9 +11,11 @@ import torch
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
+from kvchat.chat import attach as attaching
 from kvchat.chat import chatlog
 from kvchat.chat.prepare import restored
 from kvchat.chat.sources import open_document
+from kvchat.chat.work import Dropped
 from kvchat.engine.events import drain
 from kvchat.engine.methods import AUTO, METHODS
 from kvchat.errors import KvchatError
@@ -184,6 +186,74 @@ def test_what_follows_another_model_is_saved_with_all_turns(scene, chat_folder, 
     if line != "/undo":  # of which there is nothing to be written before the next turn
         found = chatlog.read(writer.path).turns
         assert [(turn["question"], turn["answer"]) for turn in found] == turns
+
+
+def test_a_system_prompt_that_takes_turns_says_so_and_one_that_leaves_no_room_is_refused(scene):
+    for number in range(20):
+        scene.ask(f"Q{number}?")
+    session, screen = scene.chat.session, scene.context.screen
+    assert scene.code(f"/system {'word ' * session.limit}") == "too_long" and len(scene.turns) == 20
+    session.limit = session.cache.position + 100
+    warned = len(screen.warnings)
+    scene.run(f"/system {'word ' * 40}")
+    assert session.forgotten and len(session.all_turns) == 20
+    assert len(screen.warnings) == warned + 1
+
+
+def test_a_file_that_is_there_is_in_the_book_whenever_it_is_interrupted(scene, monkeypatch):
+    scene.ask("What?")
+    before, real = len(scene.chat.session.document), attaching.run
+
+    def stopped(chat, work, label, tokens, **more):
+        for _ in work:
+            if len(chat.session.document) > before:
+                work.close()
+                raise Dropped
+
+    monkeypatch.setattr(attaching, "run", stopped)
+    scene.run("/file b.txt")
+    monkeypatch.setattr(attaching, "run", real)
+    assert len(scene.chat.session.document) == len(scene.chat.book.ids)
+    scene.ask("Why?")
+    assert len(scene.turns) == 2
+
+
+def test_a_conversation_without_end_takes_no_room_from_documents(scene, folder):
+    scene.chat.options = replace(scene.chat.options, tail="cascade:3x16", ctx_size=900)
+    scene.ask("What?")
+    scene.run("/save one")
+    scene.context.writer.close()
+    other = Scene(folder)
+    other.run("/load one")
+    for number in range(45):
+        other.ask(f"What of the ship number {number}?", "It is so.")
+    session = other.chat.session
+    assert sum(len(turn.ids) for turn in session.turns) > session.limit == 900
+    other.run("/file b.txt")
+    other.run("/system Be brief.")
+    assert titles(other) == ["story.txt", "b.txt"] and other.chat.book.system == "Be brief."
+
+
+def test_a_comparison_leaves_the_turns_as_they_were(scene):
+    """Also where the window has no room for one more."""
+    for number in range(6):
+        scene.ask(f"Q{number}?")
+    session, turns = scene.chat.session, scene.turns
+    session.limit = session.cache.position + 60
+    scene.script("Ships.")
+    scene.run("/compare full What is it that the keeper of the tower counted when nobody looked?")
+    assert scene.turns == turns and not session.forgotten
+
+
+def test_a_chat_is_known_by_its_former_name_and_its_seed_is_saved(scene):
+    scene.ask("What?")
+    scene.run("/save one")
+    scene.run("/rename two")
+    assert scene.code("/load one") == "usage", "it is this one"
+    scene.script("Stars.")
+    scene.run("/retry")
+    saved = chatlog.read(scene.context.writer.path)
+    assert saved.settings["seed"] == scene.chat.options.sampling.seed > 0
 
 
 def test_a_second_document_is_read_behind_the_first(scene):

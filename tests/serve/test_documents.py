@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kvchat.documents import decode
 from kvchat.serve import document as documents
 from tests.serve.conftest import Client, held, served, valley
 from tests.support.program import ONE_THREAD
@@ -217,6 +218,14 @@ def test_documents_of_earlier_runs_come_back_from_disk(tmp_path):
         assert client.read("kept")["restored"] is True
         client.send("DELETE", f"/v1/files/{found['id']}")
     assert not file.exists()
+
+
+def test_pages_of_documents_of_earlier_runs_come_back(tmp_path):
+    document = decode("a.txt", b"one\ftwo")
+    earlier = documents.Served(f"file-{'0' * 24}", "a", document, sent=True, method="auto")
+    documents.keep(tmp_path, earlier)
+    [found] = documents.kept(tmp_path)
+    assert (found.document.places, found.document.unit) == (document.places, "pages")
 
 
 def test_without_a_prompt_cache_nothing_is_kept(tmp_path):

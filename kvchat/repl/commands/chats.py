@@ -87,7 +87,7 @@ def load(context: Context, argument: str) -> None:
     if not argument:
         listing(context)
         return
-    if context.writer.path and argument in (context.writer.name, context.writer.path.stem):
+    if context.writer.path and chatlog.find(argument, former=True).path == context.writer.path:
         raise KvchatError("usage", f"{argument} is this chat")
     try:
         writer = resume.load(context.chat, context.screen, argument)

@@ -78,6 +78,8 @@ def retry(context: Context, argument: str) -> None:
     finally:
         if not answered:
             chat.options = before
+    if answered:
+        context.writer.changed(chat)  # the seed
 
 
 def edit(context: Context, argument: str) -> None:
