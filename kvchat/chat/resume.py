@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from kvchat import documents
 from kvchat.chat import chatlog
@@ -10,7 +11,7 @@ from kvchat.chat.chatlog_names import HeldName
 from kvchat.chat.chatlog_writer import ChatLogWriter, turn_of
 from kvchat.chat.open import open_chat
 from kvchat.chat.prefill import restore
-from kvchat.chat.prepare import Prepared, restored
+from kvchat.chat.prepare import DOCUMENT, Prepared, restored
 from kvchat.chat.setup import chosen_method
 from kvchat.chat.sources import open_document
 from kvchat.chat.tails import cascade_of
@@ -20,6 +21,7 @@ from kvchat.engine.methods.simple import Full
 from kvchat.engine.session import Session
 from kvchat.engine.store import tokenizer_digest
 from kvchat.errors import KvchatError
+from kvchat.settings.options import LIVE, SAVED_CHAT, Options
 from kvchat.terminal.key_prompt import choose
 from kvchat.terminal.screen import Screen
 from kvchat.terminal.text import clean, counted, first_line
@@ -122,6 +124,16 @@ def recall(chat: Chat, found: chatlog.Saved) -> None:
         )
 
 
+def _usual(options: Options) -> Options:
+    """Options for another chat: without documents, how they were read, and what was set meanwhile;
+    a saved chat that has no value for it was read, and talked, in the usual way."""
+    origins = options.origins
+    gone = [name for name in DOCUMENT if origins.get(name, "") in ("flag", SAVED_CHAT)]
+    gone += [name for name in LIVE if origins.get(name, "").startswith("/")]
+    usual: dict[str, Any] = {name: getattr(Options, name, None) for name in gone}
+    return replace(options, **usual, files=(), origins={})
+
+
 def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
     """Turn `chat` into a saved one, with the same model. Raises KvchatError, Dropped.
 
@@ -135,7 +147,7 @@ def load(chat: Chat, screen: Screen, name: str) -> ChatLogWriter:
             f"{found.title} was a chat with another chat template",
             f"kvchat --resume {found.title!r}",
         )
-    options = restored(replace(chat.options, files=(), origins={}), found)
+    options = restored(_usual(chat.options), found)
     writer, found = ChatLogWriter.of(screen, found)
     try:
         files = [open_document(path, options, screen) for path in options.files]

@@ -48,6 +48,20 @@ def test_saved_chats_come_back(scene, folder):
     assert other.code("/load night watch") == "usage", "it is this one"
 
 
+def test_another_chat_is_read_as_it_was_and_not_as_the_present_one(scene, folder):
+    scene.ask("One?")
+    scene.run("/save one")
+    scene.context.writer.close()
+    chosen = {"encoding": "latin-1", "ctx_size": 900}
+    other = Scene(folder, **chosen, origins=dict.fromkeys(chosen, "flag"))
+    other.run("/set temperature 1.7")
+    other.run("/load one")
+    options, session = other.chat.options, other.chat.session
+    assert (options.encoding, options.ctx_size) == (None, None)
+    assert session.limit == session.engine.config.context_limit
+    assert options.sampling.temperature == scene.chat.options.sampling.temperature
+
+
 def test_save_names_a_chat_or_goes_on_in_a_copy(scene):
     scene.run("/save empty")
     scene.run("/save a")  # a copy of a chat without turns
