@@ -94,6 +94,7 @@ def go_on(chat: Chat) -> bool:
     try:
         run(chat, session.restore(turns), "restoring turns", tokens_of(turns))
     except Dropped:
+        session.forgotten = turns  # they are of the chat still, and saved
         screen.tell("the document is there; the model no longer sees the turns before it")
     return True
 

@@ -106,10 +106,7 @@ class Library:
         """Take in documents of earlier runs; how many."""
         count = 0
         for each in documents.kept(self.folder) if self.folder is not None else ():
-            taken = {one.name for one in self.documents.values()} | {
-                self.chat.model.name,
-                "default",
-            }
+            taken = self._taken()
             if each.id not in self.documents and count < MOST:
                 if each.name in taken:
                     each.name = documents.slug(each.name, taken)

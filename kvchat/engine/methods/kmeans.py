@@ -50,15 +50,14 @@ def means(parts: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
     cluster = (codes.transpose(1, 2).long() + base).flatten()
     size = torch.bincount(cluster, minlength=every)
     order = torch.argsort(cluster, stable=True)  # the entries of one cluster after the other
-    sums = summed(parts.reshape(-1, dim)[order], size.cumsum(dim=0) - size)
+    sums = summed(parts.reshape(-1, dim), order, size.cumsum(dim=0) - size)
     mean = sums / size.clamp(min=1)[:, None]
     return torch.where(size[:, None] > 0, mean, centroids.reshape(-1, dim)).view_as(centroids)
 
 
-def summed(rows: Tensor, begins: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sums of `rows [n, D]` (fp32) from each of `begins [C]` to the next, times `weights [n]` if
-    there are any; 0 of no rows. Added up in order, on a card too."""
-    order = torch.arange(len(rows), device=rows.device)
+def summed(rows: Tensor, order: Tensor, begins: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sums `[C, D]` of `rows [N, D]` (fp32) at `order [n]`, from each of `begins [C]` to the next,
+    times `weights [n]` if there are any; 0 of no rows. Added up in order, on a card too."""
     return torch.nn.functional.embedding_bag(
         order, rows, begins, mode="sum", per_sample_weights=weights
     )

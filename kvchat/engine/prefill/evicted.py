@@ -52,10 +52,10 @@ class Evicted:
         """Add what stands at `entry [n]` of a segment to clusters `cluster [n]`."""
         size = torch.bincount(cluster, minlength=len(self.count))
         order = torch.argsort(cluster, stable=True)  # the entries of one cluster after the other
-        rows, weights, begins = entry[order], weight[order], size.cumsum(dim=0) - size
-        self.keys += summed(segment.k.index_select(0, rows).float(), begins, weights)
-        self.values += summed(segment.v.index_select(0, rows).float(), begins, weights)
-        self.weight += summed(weights[:, None], begins)[:, 0]
+        weights, begins = weight[order], size.cumsum(dim=0) - size
+        for sums, entries in ((self.keys, segment.k), (self.values, segment.v)):
+            sums += summed(entries.index_select(0, entry).float(), order, begins, weights)
+        self.weight += summed(weight[:, None], order, begins)[:, 0]
         self.count += size
         most = self.most.scatter_reduce(0, cluster, weight, "amax")
         best = weight == most[cluster]  # of equal ones the first
